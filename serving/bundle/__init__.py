@@ -1,0 +1,43 @@
+"""The contract between training and serving: what a published version of a model is, on disk and in pixels.
+
+Knows nothing of servers, engines or training. Importing it costs no gRPC, no ONNX Runtime and no torch.
+"""
+
+from serving.bundle.geometry import apply_geometry
+from serving.bundle.golden import Golden, read_golden, write_golden
+from serving.bundle.images import ImageLimits, check_pixels, decode_image
+from serving.bundle.manifest import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Calibration,
+    Description,
+    Estimate,
+    Evaluation,
+    Geometry,
+    Manifest,
+    Provenance,
+)
+from serving.bundle.repository import Bundle, Repository
+
+__all__ = [
+    "GOLDEN_FILE",
+    "MANIFEST_FILE",
+    "MODEL_FILE",
+    "Bundle",
+    "Calibration",
+    "Description",
+    "Estimate",
+    "Evaluation",
+    "Geometry",
+    "Golden",
+    "ImageLimits",
+    "Manifest",
+    "Provenance",
+    "Repository",
+    "apply_geometry",
+    "check_pixels",
+    "decode_image",
+    "read_golden",
+    "write_golden",
+]

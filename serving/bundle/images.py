@@ -1,0 +1,158 @@
+"""Encoded bytes -> decoded pixels, under limits on bytes and pixels. Knows no model.
+
+A decoded image is uint8 (height, width, channels): 1 grey, 2 grey + alpha, 3 RGB or 4 RGB + alpha.
+"""
+
+import io
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+from pydantic import Field
+
+from serving.bundle.manifest import Strict
+from serving.errors import EmptyImage, ImageTooLarge, InvalidPixels, UndecodableImage
+
+Pixels = npt.NDArray[np.uint8]
+
+# Hostile bytes reach these decoders and no others; Pillow knows dozens more.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+# Above this Pillow itself warns of decompression bombs, so no limit of ours may be higher.
+PILLOW_MAX_PIXELS = 89_478_485
+
+# JPEG can say no more, and resizing takes memory in proportion to the longer side: a thin image of few
+# pixels and fewer bytes would cost a gigabyte.
+MAX_SIDE = 65_535
+
+_WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+
+# EXIF 2.32, tag 0x0112: how the stored picture becomes upright.
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# TIFF 6.0, section 8.
+_BITS_PER_SAMPLE_TAG = 258
+_PHOTOMETRIC_TAG = 262
+_WHITE_IS_ZERO = 0
+
+
+class ImageLimits(Strict):
+    """What one image may cost."""
+
+    max_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = 50_000_000
+
+
+def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
+    """Decode the first frame, turned upright as EXIF says.
+
+    Returns: (H, W, C) uint8, C in 1..4.
+
+    Raises:
+        EmptyImage, ImageTooLarge, UndecodableImage: with the value and the limit.
+    """
+    if not encoded:
+        raise EmptyImage("the image is empty: 0 bytes")
+    if len(encoded) > limits.max_bytes:
+        raise ImageTooLarge(f"the image has {len(encoded)} bytes, the limit is {limits.max_bytes}")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _check_size(image.width, image.height, limits)
+            image.load()
+            return _upright_samples(image)
+    except ImageTooLarge:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # A warning only where warnings are errors; elsewhere the check of the size follows it.
+        raise ImageTooLarge(
+            f"the image has more pixels than the limit of {limits.max_pixels}: {error}"
+        ) from error
+    except Exception as error:  # Pillow's parsers raise whatever they trip over
+        detail = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UndecodableImage(f"the image cannot be decoded: {detail} ({len(encoded)} bytes)") from error
+
+
+def check_pixels(pixels: npt.NDArray[np.generic], limits: ImageLimits) -> Pixels:
+    """Accept raw pixels as a decoded image.
+
+    Args:
+        pixels: (H, W) or (H, W, C) uint8, C in 1..4.
+        limits: of which only max_pixels counts.
+
+    Returns: (H, W, C) uint8.
+
+    Raises:
+        EmptyImage, ImageTooLarge, InvalidPixels: with the value and the limit.
+    """
+    if pixels.dtype != np.uint8:
+        raise InvalidPixels(f"pixels are {pixels.dtype}, expected uint8")
+    if pixels.ndim == 2:  # noqa: PLR2004 - (H, W)
+        pixels = pixels[:, :, np.newaxis]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):  # noqa: PLR2004 - (H, W, C)
+        raise InvalidPixels(
+            f"pixels have shape {list(pixels.shape)}, expected [height, width] or [height, width, 1..4]"
+        )
+    height, width, _ = pixels.shape
+    if not height or not width:
+        raise EmptyImage(f"the image is empty: {width} x {height} pixels")
+    _check_size(width, height, limits)
+    return pixels.astype(np.uint8, copy=False)
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise ImageTooLarge(
+            f"the image has {width} x {height} = {width * height} pixels, the limit is {limits.max_pixels}"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageTooLarge(f"the image has {width} x {height} pixels, the limit of a side is {MAX_SIDE}")
+
+
+def _upright_samples(image: Image.Image) -> Pixels:
+    upright = _upright(image)
+    # A PNM of more than 8 bits arrives in mode I, scaled to 16.
+    if image.mode in _WIDE_GREY_MODES or (image.mode, image.format) == ("I", "PPM"):
+        return _narrow(np.asarray(upright), image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"samples of mode {image.mode} have no known range")
+    target = {"1": "L", "L": "L", "LA": "LA", "La": "LA"}.get(image.mode, "RGB")
+    if target == "RGB" and (image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info):
+        target = "RGBA"
+    elif target == "L" and "transparency" in image.info:
+        target = "LA"
+    samples = np.asarray(upright if upright.mode == target else upright.convert(target))
+    return samples if samples.ndim == 3 else samples[:, :, np.newaxis]  # noqa: PLR2004 - (H, W, C)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn as EXIF says. Pillow's own exif_transpose also rewrites the EXIF, and fails where it is broken."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - broken metadata does not spoil good pixels
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _narrow(wide: npt.NDArray[np.integer], image: Image.Image) -> Pixels:
+    """Scale grey samples of 12 or 16 bits (H, W) to 8, which Pillow's own conversion would clip."""
+    highest = 65535
+    if isinstance(image, TiffImageFile):
+        highest = 2 ** int(image.tag_v2[_BITS_PER_SAMPLE_TAG][0]) - 1
+        if image.tag_v2[_PHOTOMETRIC_TAG] == _WHITE_IS_ZERO:  # Pillow inverts 8 bits, but not 16
+            wide = highest - wide
+    grey = ((wide.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)  # (H, W)
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey[:, :, np.newaxis]  # (H, W, 1)
+    return np.stack([grey, np.where(wide == transparent, 0, 255).astype(np.uint8)], axis=2)  # (H, W, 2)

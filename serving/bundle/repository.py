@@ -1,0 +1,258 @@
+"""<repository>/<model>/<version>/ on disk: list, read, verify, publish atomically, alias.
+
+A version is written under a temporary name in its model's folder, synced, then renamed: whoever looks sees
+it whole or not at all. A publisher that dies leaves a `.staging-*` folder behind, which the next one removes:
+the lock on it died with its owner.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, RootModel, ValidationError
+
+from serving.bundle.golden import Golden, read_golden
+from serving.bundle.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    NAME_PATTERN,
+    Description,
+    FileDigest,
+    Manifest,
+    Strict,
+)
+from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
+
+ALIASES_FILE = "aliases.json"
+_STAGING_PREFIX = ".staging-"
+_VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
+
+
+class AliasTarget(Strict):
+    """What an alias points at."""
+
+    version: int = Field(ge=1)
+
+
+class _Aliases(RootModel[dict[str, AliasTarget]]):
+    """aliases.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One version on disk whose digests held when it was read."""
+
+    model: str
+    version: int
+    folder: Path
+    manifest: Manifest
+    digest: str  # SHA-256 of manifest.json, which holds the digests of everything else
+
+    @property
+    def model_file(self) -> Path:
+        """The ONNX file."""
+        return self.folder / MODEL_FILE
+
+    def golden(self) -> Golden:
+        """Read the golden examples."""
+        return read_golden(self.folder, self.manifest)
+
+
+class Repository:
+    """A folder of models. A class because every operation needs its root, and nothing else."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def models(self) -> list[str]:
+        """Names of the models that have at least one version, sorted."""
+        if not self.root.is_dir():
+            return []
+        names = (entry.name for entry in self.root.iterdir() if NAME_PATTERN.fullmatch(entry.name))
+        return sorted(name for name in names if self.versions(name))
+
+    def versions(self, model: str) -> list[int]:
+        """Versions of a model, oldest first; empty where there is no such model."""
+        folder = self._model_folder(model)
+        if not folder.is_dir():
+            return []
+        return sorted(
+            int(e.name) for e in folder.iterdir() if _VERSION_PATTERN.fullmatch(e.name) and e.is_dir()
+        )
+
+    def folder(self, model: str, version: int) -> Path:
+        """Where a version lies, whether or not it exists."""
+        return self._model_folder(model) / str(version)
+
+    def read(self, model: str, version: int) -> Bundle:
+        """Read a version and verify every digest of its manifest.
+
+        Raises:
+            UnknownModel: there is no such version.
+            InvalidManifest, DigestMismatch: it is there, but not as published.
+        """
+        folder = self.folder(model, version)
+        if not folder.is_dir():
+            raise UnknownModel(f"the repository has no version {version} of model {model!r}")
+        try:
+            text = (folder / MANIFEST_FILE).read_bytes()
+        except OSError as error:
+            raise InvalidManifest(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from error
+        try:
+            manifest = Manifest.from_json(text)
+        except InvalidManifest as error:
+            raise InvalidManifest(f"{folder / MANIFEST_FILE}: {error}") from error
+        for name, digest in manifest.files.items():
+            _verify(folder / name, digest)
+        return Bundle(model, version, folder, manifest, hashlib.sha256(text).hexdigest())
+
+    def publish(self, model: str, write: Callable[[Path], Description]) -> Bundle:
+        """Publish the next version of a model: all of it, or nothing.
+
+        Args:
+            model: 1..128 letters, digits, '.', '_' and '-', a letter or digit first.
+            write: fills the folder it is given and describes it. What it raises ends the publishing and
+                leaves no trace.
+
+        Raises:
+            BundleError: the name is no model name.
+        """
+        if not NAME_PATTERN.fullmatch(model):
+            raise BundleError(
+                f"{model!r} is no model name: 1..128 letters, digits, '.', '_' and '-', no sign first"
+            )
+        model_folder = self._model_folder(model)
+        model_folder.mkdir(parents=True, exist_ok=True)
+        with _staging(model_folder) as staging:
+            manifest = _seal(staging, write(staging))
+            with _locked(model_folder):
+                version = max(self.versions(model), default=0) + 1
+                staging.rename(self.folder(model, version))
+                _sync(model_folder)
+        digest = hashlib.sha256(manifest.to_json()).hexdigest()
+        return Bundle(model, version, self.folder(model, version), manifest, digest)
+
+    def aliases(self, model: str) -> Mapping[str, int]:
+        """Alias -> version.
+
+        Raises:
+            BundleError: aliases.json does not parse.
+        """
+        path = self._model_folder(model) / ALIASES_FILE
+        try:
+            aliases = _Aliases.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValidationError as error:
+            raise BundleError(f"{path}: {error.errors(include_url=False)[0]['msg']}") from error
+        return {alias: target.version for alias, target in aliases.root.items()}
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        """Point an alias at a version, replacing aliases.json atomically.
+
+        Raises:
+            BundleError: the alias is no name, or could be taken for a version.
+            UnknownModel: there is no such version.
+        """
+        if not NAME_PATTERN.fullmatch(alias) or alias.isdigit():
+            raise BundleError(f"{alias!r} is no alias: a name like a model's, but not a number")
+        if version not in self.versions(model):
+            raise UnknownModel(f"the repository has no version {version} of model {model!r}")
+        folder = self._model_folder(model)
+        temporary = folder / f".{ALIASES_FILE}"
+        with _locked(folder):
+            targets = {**self.aliases(model), alias: version}
+            aliases = _Aliases(
+                {name: AliasTarget(version=number) for name, number in sorted(targets.items())}
+            )
+            temporary.write_text(aliases.model_dump_json(indent=2) + "\n")
+            _sync(temporary)
+            temporary.rename(folder / ALIASES_FILE)
+            _sync(folder)
+
+    def _model_folder(self, model: str) -> Path:
+        if not NAME_PATTERN.fullmatch(model):
+            raise UnknownModel(f"{model!r} is no model name")
+        return self.root / model
+
+
+def _verify(path: Path, expected: FileDigest) -> None:
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise DigestMismatch(f"{path} cannot be read: {error.strerror}") from error
+    if found.size_bytes != expected.size_bytes:
+        raise DigestMismatch(f"{path} has {found.size_bytes} bytes, its manifest says {expected.size_bytes}")
+    if found.sha256 != expected.sha256:
+        raise DigestMismatch(f"{path} has SHA-256 {found.sha256}, its manifest says {expected.sha256}")
+
+
+def _digest(path: Path) -> FileDigest:
+    with path.open("rb") as file:
+        return FileDigest(
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size
+        )
+
+
+def _seal(staging: Path, description: Description) -> Manifest:
+    """Write the manifest with the digests of all files, and sync everything to disk."""
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    manifest = Manifest.seal(
+        description, {path.relative_to(staging).as_posix(): _digest(path) for path in files}
+    )
+    (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+    for path in (*staging.rglob("*"), staging):
+        _sync(path)
+    return manifest
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder, which the kernel releases when its owner dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _staging(model_folder: Path) -> Iterator[Path]:
+    """A locked folder beside the versions; gone at the end unless it was renamed to one of them."""
+    with ExitStack() as stack:
+        with _locked(model_folder):
+            _remove_abandoned(model_folder)
+            staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=model_folder))
+            stack.enter_context(_locked(staging))
+        staging.chmod(0o755)  # mkdtemp's 0700 would hide the version from a server that runs as another user
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(model_folder: Path) -> None:
+    for staging in model_folder.glob(_STAGING_PREFIX + "*"):
+        with suppress(OSError):  # its owner is alive and has the lock, or has just removed it himself
+            descriptor = os.open(staging, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(staging, ignore_errors=True)
+            finally:
+                os.close(descriptor)

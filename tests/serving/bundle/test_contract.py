@@ -1,0 +1,32 @@
+"""The door that training and serving share is light: importing it loads no heavy library."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = (
+    "grpc",
+    "onnxruntime",
+    "torch",
+    "torchvision",
+    "google.protobuf",
+    "prometheus_client",
+    "onnx",
+    "training",
+)
+PROGRAM = "import json, sys, serving.bundle; print(json.dumps(sorted(sys.modules)))"
+
+
+def test_importing_the_bundle_loads_nothing_heavy() -> None:
+    """A fresh interpreter that imports serving.bundle has neither gRPC nor an engine nor torch in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parents[3],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    modules = json.loads(done.stdout)
+    assert "serving.bundle.repository" in modules
+    assert [name for name in modules if name.startswith(HEAVY) and not name.startswith("onnx_")] == []

@@ -1,0 +1,239 @@
+"""The manifest: strict, frozen, and never anything but itself or a clear refusal."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from serving.bundle import Bundle, Description, Geometry, Manifest
+from serving.errors import InvalidManifest
+
+Publish = Callable[..., Bundle]
+
+# The fixture is a value that no example changes.
+fuzz = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def manifest(publish: Publish) -> Manifest:
+    """That of a published version."""
+    return publish().manifest
+
+
+@pytest.fixture
+def document(manifest: Manifest) -> dict[str, Any]:
+    """The same as JSON values, to be spoiled."""
+    document: dict[str, Any] = json.loads(manifest.to_json())
+    return document
+
+
+def parse(document: object) -> Manifest:
+    """Parse JSON values as manifest.json."""
+    return Manifest.from_json(json.dumps(document).encode())
+
+
+def at(document: Any, field: str) -> tuple[Any, str]:
+    """The object that holds a dotted field, and the last part of its name."""
+    *way, last = field.split("/")
+    for key in way:
+        document = document[key]
+    return document, last
+
+
+def test_json_round_trip(manifest: Manifest) -> None:
+    """Written and parsed, a manifest is equal, and written again it is the same bytes."""
+    text = manifest.to_json()
+    assert Manifest.from_json(text) == manifest
+    assert Manifest.from_json(text).to_json() == text
+    assert text.endswith(b"}\n")
+    assert "søl".encode() in text
+
+
+def test_a_manifest_is_frozen(manifest: Manifest) -> None:
+    """A version is immutable, and so is what it says of itself."""
+    with pytest.raises(ValidationError, match="frozen"):
+        manifest.embedding_size = 9  # type: ignore[misc]
+
+
+FIELDS = [
+    "schema_version",
+    "labels",
+    "geometry",
+    "embedding_size",
+    "calibration",
+    "evaluation",
+    "provenance",
+    "files",
+    "geometry/height",
+    "geometry/channels",
+    "calibration/temperature",
+    "evaluation/accuracy/low",
+    "provenance/recipe_digest",
+    "provenance/created_at",
+    "files/model.onnx/sha256",
+    "files/golden.npz/size_bytes",
+]
+
+
+@pytest.mark.parametrize("field", [name for name in FIELDS if name != "schema_version"])
+def test_a_missing_key_is_named(field: str, document: dict[str, Any]) -> None:
+    """What has no default must be there."""
+    holder, key = at(document, field)
+    del holder[key]
+    with pytest.raises(InvalidManifest, match=rf"^{field.replace('/', '.')}: Field required"):
+        parse(document)
+
+
+@pytest.mark.parametrize("place", ["", "geometry/", "calibration/", "evaluation/accuracy/", "provenance/"])
+def test_an_unknown_key_is_named(place: str, document: dict[str, Any]) -> None:
+    """A newer writer's fields are refused, not ignored."""
+    holder, key = at(document, place + "colour_space")
+    holder[key] = "sRGB"
+    with pytest.raises(InvalidManifest, match=rf"^{place.replace('/', '.')}colour_space: Extra inputs"):
+        parse(document)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema_version", 2),
+        ("schema_version", "one"),
+        ("labels", ["only one"]),
+        ("labels", ["a", "b", "a"]),
+        ("labels", ["a", "  "]),
+        ("geometry/height", 0),
+        ("geometry/width", 4097),
+        ("geometry/channels", 2),
+        ("geometry/fit", "squeeze"),
+        ("geometry/crop_fraction", 0),
+        ("geometry/background", 256),
+        ("calibration/temperature", 0),
+        ("calibration/temperature", math.inf),
+        ("calibration/temperature", math.nan),
+        ("calibration/ece_after", 1.1),
+        ("evaluation/images", 0),
+        ("evaluation/accuracy/value", math.nan),
+        ("provenance/recipe_digest", "abc"),
+        ("provenance/recipe_digest", "0" * 64 + "\n"),
+        ("provenance/created_at", "yesterday"),
+        ("golden_tolerance", 0),
+        ("golden_tolerance", 0.5),
+        ("files/model.onnx/sha256", "F" * 64),
+        ("files/model.onnx/size_bytes", -1),
+    ],
+)
+def test_an_impossible_value_is_refused_by_its_field(
+    field: str, value: object, document: dict[str, Any]
+) -> None:
+    """The message starts with the path to the field."""
+    holder, key = at(document, field)
+    holder[key] = value
+    with pytest.raises(InvalidManifest, match=rf"^{field.replace('/', '.')}: "):
+        parse(document)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.onnx",
+        "report/../../x",
+        "/etc/passwd",
+        "./model.onnx",
+        "report//a",
+        "report/",
+        "",
+        ".",
+        "..",
+        "manifest.json",
+        "a\0b",
+        "a\nb",
+    ],
+)
+def test_files_stay_inside_the_version(name: str, document: dict[str, Any]) -> None:
+    """Anything but a plain relative path, and the manifest itself, is refused by name."""
+    document["files"][name] = {"sha256": "0" * 64, "size_bytes": 0}
+    with pytest.raises(InvalidManifest, match="is not a plain path inside the version") as refused:
+        parse(document)
+    assert repr(name) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz"])
+def test_the_necessary_files_are_necessary(name: str, document: dict[str, Any]) -> None:
+    """A version has a network and golden examples."""
+    del document["files"][name]
+    with pytest.raises(InvalidManifest, match=f"files lack {name}"):
+        parse(document)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"null", b"[]", b"1", b"\xff\xfe", b"{}{}", b"[" * 100_000])
+def test_what_is_no_document_is_refused(text: bytes) -> None:
+    """Not JSON, not an object, not UTF-8, nested without end."""
+    with pytest.raises(InvalidManifest):
+        Manifest.from_json(text)
+
+
+def test_sealing_checks_too(description: Description) -> None:
+    """A manifest that could not be read back is never made."""
+    with pytest.raises(InvalidManifest, match=r"files lack golden\.npz, model\.onnx"):
+        Manifest.seal(description, {})
+
+
+def test_geometry_defaults_are_stated() -> None:
+    """A geometry of three numbers stretches, bilinearly, on white."""
+    geometry = Geometry(height=2, width=3, channels=1)
+    assert (geometry.fit, geometry.interpolation, geometry.background, geometry.crop_fraction) == (
+        "stretch",
+        "bilinear",
+        255,
+        1,
+    )
+
+
+@fuzz
+@given(text=st.binary(max_size=200))
+def test_random_bytes_are_refused(text: bytes) -> None:
+    """Nothing but InvalidManifest comes out."""
+    with pytest.raises(InvalidManifest):
+        Manifest.from_json(text)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def accepts_only_what_it_can_write(text: bytes) -> None:
+    """Either InvalidManifest, or a manifest that survives writing and reading."""
+    try:
+        manifest = Manifest.from_json(text)
+    except InvalidManifest:
+        return
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@fuzz
+@given(field=st.sampled_from(FIELDS), value=json_values)
+def test_a_mutated_value_is_refused_or_understood(field: str, value: object, manifest: Manifest) -> None:
+    """Any JSON value in any field, infinity and lone surrogates among them."""
+    document = json.loads(manifest.to_json())
+    holder, key = at(document, field)
+    holder[key] = value
+    accepts_only_what_it_can_write(json.dumps(document).encode())
+
+
+@fuzz
+@given(data=st.data())
+def test_mutated_bytes_are_refused_or_understood(data: st.DataObject, manifest: Manifest) -> None:
+    """Bytes replaced, inserted or removed anywhere."""
+    text = manifest.to_json()
+    start = data.draw(st.integers(0, len(text)))
+    removed = data.draw(st.integers(0, 20))
+    inserted = data.draw(st.binary(max_size=5))
+    accepts_only_what_it_can_write(text[:start] + inserted + text[start + removed :])

@@ -1,0 +1,457 @@
+"""The repository on disk: what is published is whole, what is damaged is refused, who dies leaves no mess."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.bundle import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Bundle, Description, Golden, Repository
+from serving.errors import BundleError, DigestMismatch, InvalidManifest, LenserveError, UnknownModel
+
+Write = Callable[[Path], Description]
+Publish = Callable[..., Bundle]
+Damage = Callable[[Path], object]
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+PROCESS_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+METRICS_FILE = "report/metrics.json"
+
+
+# Listing
+
+
+def test_no_repository_holds_no_models(repository: Repository) -> None:
+    """A folder that is not there is an empty repository, not an error."""
+    assert repository.models() == []
+    assert repository.versions("animals") == []
+    assert repository.aliases("animals") == {}
+
+
+def test_versions_count_up_from_one(repository: Repository, publish: Publish) -> None:
+    """Each model has its own numbers 1, 2, 3; names come sorted, versions oldest first."""
+    assert [publish("plants").version for _ in range(3)] == [1, 2, 3]
+    assert publish("animals").version == 1
+    assert repository.models() == ["animals", "plants"]
+    assert repository.versions("plants") == [1, 2, 3]
+
+
+def test_versions_are_ordered_as_numbers(repository: Repository, publish: Publish) -> None:
+    """10 is newer than 9, and a gap is never filled."""
+    publish()
+    for name in ("2", "9", "10"):
+        (repository.root / "animals" / name).mkdir()
+    assert repository.versions("animals") == [1, 2, 9, 10]
+    assert publish().version == 11
+
+
+@pytest.mark.parametrize(
+    "name", ["0", "01", "-1", "1.0", "1 ", "\u0661", "v1", ".staging-x", "9" * 19, "latest"]
+)
+def test_folders_that_are_no_versions_are_ignored(
+    name: str, repository: Repository, publish: Publish
+) -> None:
+    """Only plain positive integers are versions."""
+    publish()
+    (repository.root / "animals" / name).mkdir()
+    assert repository.versions("animals") == [1]
+    assert publish().version == 2
+
+
+def test_files_that_look_like_versions_are_ignored(repository: Repository, publish: Publish) -> None:
+    """A version is a folder."""
+    publish()
+    (repository.root / "animals" / "7").write_text("not a folder")
+    assert repository.versions("animals") == [1]
+
+
+@pytest.mark.parametrize("name", [".hidden", "-x", "a b", "a:b", "é", "x" * 129])
+def test_folders_that_are_no_models_are_ignored(name: str, repository: Repository, publish: Publish) -> None:
+    """lost+found and its like do not disturb the list."""
+    publish()
+    (repository.root / name / "1").mkdir(parents=True)
+    assert repository.models() == ["animals"]
+
+
+def test_models_without_versions_are_not_listed(repository: Repository, publish: Publish) -> None:
+    """An empty folder and a stray file are no models."""
+    publish()
+    (repository.root / "empty").mkdir()
+    (repository.root / "README").write_text("hello")
+    assert repository.models() == ["animals"]
+
+
+# Reading
+
+
+def test_what_was_published_is_read_back(
+    repository: Repository, publish: Publish, description: Description, golden: Golden
+) -> None:
+    """A fresh reader finds exactly the bundle that `publish` returned, with everything in it."""
+    published = publish()
+    found = Repository(repository.root).read("animals", 1)
+    assert found == published
+    assert Description.model_validate(found.manifest.model_dump(exclude={"files"})) == description
+    assert set(found.manifest.files) == {MODEL_FILE, GOLDEN_FILE, METRICS_FILE}
+    assert found.model_file.read_bytes().startswith(b"\x08\x0a a network")
+    assert found.golden().largest_difference(golden.probabilities) == 0
+    assert found.folder == repository.folder("animals", 1)
+
+
+def test_digest_tells_versions_apart(
+    repository: Repository, write: Write, publish: Publish, description: Description
+) -> None:
+    """Equal content has an equal digest, any difference shows in it."""
+
+    def write_other(folder: Path) -> Description:
+        write(folder)
+        return description.model_copy(update={"golden_tolerance": 1e-3})
+
+    assert publish().digest == publish().digest
+    assert repository.publish("animals", write_other).digest != repository.read("animals", 1).digest
+
+
+@pytest.mark.parametrize(("model", "version"), [("animals", 2), ("animals", 0), ("plants", 1), ("README", 1)])
+def test_reading_what_is_not_there_is_an_unknown_model(
+    model: str, version: int, repository: Repository, publish: Publish
+) -> None:
+    """The error names both the model and the version."""
+    publish()
+    (repository.root / "README").write_text("a file is no model")
+    with pytest.raises(UnknownModel, match=f"version {version} of model '{model}'"):
+        repository.read(model, version)
+
+
+@pytest.mark.parametrize("model", ["", ".", "..", "../animals", "animals/1", "a\0b", "a\n", "/etc"])
+def test_names_never_leave_the_repository(model: str, repository: Repository, publish: Publish) -> None:
+    """A name that is no model name reaches no path: not for reading, not for writing."""
+    publish()
+    with pytest.raises(UnknownModel, match="is no model name"):
+        repository.read(model, 1)
+    with pytest.raises(UnknownModel, match="is no model name"):
+        repository.versions(model)
+    with pytest.raises(UnknownModel, match="is no model name"):
+        repository.aliases(model)
+    with pytest.raises(BundleError, match="is no model name"):
+        publish(model)
+
+
+def _flip_first(path: Path) -> None:
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def _flip_last(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 0x80]))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _extend(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = [_flip_first, _flip_last, _truncate, _extend, _empty, Path.unlink, _replace_by_folder]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [MODEL_FILE, GOLDEN_FILE, METRICS_FILE])
+def test_a_damaged_file_is_refused_by_name(
+    name: str, damage: Damage, repository: Repository, publish: Publish
+) -> None:
+    """One bit, one byte less, one more, none, or no file: the version is refused and its file named."""
+    path = publish().folder / name
+    damage(path)
+    with pytest.raises(DigestMismatch) as refused:
+        repository.read("animals", 1)
+    assert str(path) in str(refused.value)
+
+
+def test_a_damaged_size_is_told_with_both_numbers(repository: Repository, publish: Publish) -> None:
+    """The message says how long the file is and how long it should be."""
+    path = publish().model_file
+    size_bytes = path.stat().st_size
+    _truncate(path)
+    with pytest.raises(DigestMismatch, match=f"{size_bytes - 1} bytes, its manifest says {size_bytes}"):
+        repository.read("animals", 1)
+
+
+@pytest.mark.parametrize("damage", [_flip_first, _empty, Path.unlink, _replace_by_folder])
+def test_a_damaged_manifest_is_refused_by_name(
+    damage: Damage, repository: Repository, publish: Publish
+) -> None:
+    """No manifest, no version: and the message says which file it was."""
+    path = publish().folder / MANIFEST_FILE
+    damage(path)
+    with pytest.raises(InvalidManifest) as refused:
+        repository.read("animals", 1)
+    assert str(path) in str(refused.value)
+
+
+def test_every_flipped_bit_of_a_manifest_shows(repository: Repository, publish: Publish) -> None:
+    """A bit flipped anywhere is refused with a file named, or changes the digest of the bundle."""
+    published = publish()
+    path = published.folder / MANIFEST_FILE
+    text = path.read_bytes()
+    complaints = []
+    for position in range(len(text)):
+        path.write_bytes(text[:position] + bytes([text[position] ^ 1]) + text[position + 1 :])
+        try:
+            assert repository.read("animals", 1).digest != published.digest
+        except BundleError as error:
+            complaints.append(str(error))
+    assert len(complaints) > len(text) / 2
+    assert all(str(published.folder) in complaint for complaint in complaints)
+    path.write_bytes(text)
+    assert repository.read("animals", 1) == published
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a\0b", ".", "report/../model.onnx", ""])
+def test_an_edited_manifest_cannot_reach_outside(name: str, repository: Repository, publish: Publish) -> None:
+    """Names of files that are no plain paths are refused before anything is opened."""
+    bundle = publish()
+    path = bundle.folder / MANIFEST_FILE
+    manifest = json.loads(path.read_bytes())
+    manifest["files"][name] = {"sha256": "0" * 64, "size_bytes": 1}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InvalidManifest, match="is not a plain path"):
+        repository.read("animals", 1)
+
+
+# Publishing
+
+
+def test_published_versions_can_be_read_by_others(publish: Publish) -> None:
+    """The server may run as another user than the training job: the folder is 0755."""
+    assert stat.S_IMODE(publish().folder.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), BundleError("a check failed")])
+def test_a_write_that_raises_leaves_nothing(
+    error: BaseException, repository: Repository, write: Write, publish: Publish
+) -> None:
+    """Its own exception comes out, and no version, no staging folder and no file of it stays."""
+    publish()
+    before = sorted(repository.root.rglob("*"))
+
+    def fail(folder: Path) -> Description:
+        write(folder)
+        raise error
+
+    with pytest.raises(type(error)):
+        repository.publish("animals", fail)
+    assert sorted(repository.root.rglob("*")) == before
+
+
+def test_a_first_write_that_raises_makes_no_model(repository: Repository) -> None:
+    """A model exists from its first version on, and not before."""
+
+    def fail(folder: Path) -> Description:
+        raise ValueError(folder.name)
+
+    with pytest.raises(ValueError, match="staging"):
+        repository.publish("animals", fail)
+    assert repository.models() == []
+    assert [path for path in repository.root.rglob("*") if path.name != "animals"] == []
+
+
+@pytest.mark.parametrize("missing", [MODEL_FILE, GOLDEN_FILE])
+def test_a_version_without_its_files_is_not_published(
+    missing: str, repository: Repository, write: Write
+) -> None:
+    """The network and the golden examples are not optional; the message says which is missing."""
+
+    def write_less(folder: Path) -> Description:
+        described = write(folder)
+        (folder / missing).unlink()
+        return described
+
+    with pytest.raises(InvalidManifest, match=f"files lack {missing}"):
+        repository.publish("animals", write_less)
+    assert repository.models() == []
+
+
+def test_a_writer_does_not_write_the_manifest(repository: Repository, write: Write) -> None:
+    """A manifest cannot hold its own digest: who writes one is told so."""
+
+    def write_more(folder: Path) -> Description:
+        (folder / MANIFEST_FILE).write_text("{}")
+        return write(folder)
+
+    with pytest.raises(InvalidManifest, match=MANIFEST_FILE):
+        repository.publish("animals", write_more)
+
+
+def test_abandoned_staging_folders_are_removed(repository: Repository, publish: Publish) -> None:
+    """What a dead publisher left goes with the next publishing."""
+    abandoned = publish().folder.parent / ".staging-dead"
+    (abandoned / "report").mkdir(parents=True)
+    (abandoned / MODEL_FILE).write_text("half a net")
+    publish()
+    assert not abandoned.exists()
+    assert repository.versions("animals") == [1, 2]
+
+
+def test_living_staging_folders_are_kept(repository: Repository, write: Write, publish: Publish) -> None:
+    """A publisher that overtakes another does not take its folder away: both versions are whole."""
+
+    def write_slowly(folder: Path) -> Description:
+        assert publish().version == 1
+        assert folder.is_dir()
+        return write(folder)
+
+    assert repository.publish("animals", write_slowly).version == 2
+    assert [repository.read("animals", version).version for version in (1, 2)] == [1, 2]
+
+
+def test_staging_folders_may_vanish_while_looked_at(repository: Repository, publish: Publish) -> None:
+    """A publisher that fails removes its own folder: another that has just listed it goes on."""
+    publish()
+    (repository.root / "animals" / ".staging-gone").symlink_to("nowhere")  # listed, and cannot be opened
+    assert publish().version == 2
+
+
+def _start(script: str, *arguments: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, HERE / script, *map(str, arguments)],
+        env=PROCESS_ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _write_description(description: Description, folder: Path) -> Path:
+    path = folder / "description.json"
+    path.write_text(description.model_dump_json())
+    return path
+
+
+def test_publishers_at_once_get_distinct_versions(
+    repository: Repository, description: Description, tmp_path: Path
+) -> None:
+    """Three real processes publish ten versions each: 1..30, each once, all of them valid."""
+    described = _write_description(description, tmp_path)
+    processes = [_start("publish_often.py", repository.root, described, 10) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    versions = []
+    for process in processes:
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        own = json.loads(output)
+        assert own == sorted(own)
+        versions += own
+    assert sorted(versions) == repository.versions("animals") == list(range(1, 31))
+    for version in versions:
+        repository.read("animals", version)
+    assert not list(repository.root.rglob(".staging-*"))
+
+
+# Dying
+
+
+@pytest.mark.parametrize(("operation", "fewest_points"), [("first", 80), ("next", 80), ("alias", 25)])
+def test_a_publisher_killed_at_any_line_leaves_the_old_state_or_the_new(
+    operation: str,
+    fewest_points: int,
+    description: Description,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """SIGKILL at every executed line: all that is listed verifies, and the next publisher works."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    process = _start("kill_points.py", folder, _write_description(description, tmp_path), operation)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    deaths = json.loads(output)
+    record_property("kill_points", deaths)
+    assert deaths["points"] > fewest_points
+    assert deaths["old"] > 0
+    assert deaths["new"] > 0
+
+
+# Aliases
+
+
+def test_aliases_point_at_versions(repository: Repository, publish: Publish) -> None:
+    """An alias is set, moved and joined by others; a fresh reader sees it."""
+    publish()
+    publish()
+    repository.set_alias("animals", "stable", 1)
+    repository.set_alias("animals", "canary", 2)
+    repository.set_alias("animals", "stable", 2)
+    assert Repository(repository.root).aliases("animals") == {"stable": 2, "canary": 2}
+
+
+def test_an_alias_needs_its_version(repository: Repository, publish: Publish) -> None:
+    """Nothing is written when the version is not there."""
+    publish()
+    repository.set_alias("animals", "stable", 1)
+    with pytest.raises(UnknownModel, match="version 2 of model 'animals'"):
+        repository.set_alias("animals", "stable", 2)
+    with pytest.raises(UnknownModel, match="version 1 of model 'plants'"):
+        repository.set_alias("plants", "stable", 1)
+    assert repository.aliases("animals") == {"stable": 1}
+    assert not (repository.root / "plants").exists()
+
+
+@pytest.mark.parametrize("alias", ["", "2", "007", "a/b", "..", "-x", "a b", "a\n", "x" * 129])
+def test_an_alias_is_a_name_and_no_number(alias: str, repository: Repository, publish: Publish) -> None:
+    """MODEL@2 is a version: an alias that could be taken for one is refused."""
+    publish()
+    with pytest.raises(BundleError, match="is no alias"):
+        repository.set_alias("animals", alias, 1)
+    assert repository.aliases("animals") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff",
+        b'{"stable": 1}',
+        b'{"stable": {"version": 0}}',
+        b'{"a": {"version": 1, "x": 1}}',
+    ],
+)
+def test_broken_aliases_are_refused_by_name(text: bytes, repository: Repository, publish: Publish) -> None:
+    """aliases.json is read as strictly as a manifest, and its versions stay readable without it."""
+    path = publish().folder.parent / "aliases.json"
+    path.write_bytes(text)
+    with pytest.raises(BundleError) as refused:
+        repository.aliases("animals")
+    assert str(path) in str(refused.value)
+    assert repository.read("animals", 1).version == 1
+
+
+def test_every_refusal_is_one_of_ours(repository: Repository, publish: Publish) -> None:
+    """A folder with nothing in it, as a copy that was begun and not finished, is a BundleError."""
+    publish()
+    (repository.root / "animals" / "2").mkdir()
+    with pytest.raises(LenserveError, match=MANIFEST_FILE):
+        repository.read("animals", 2)

@@ -1,0 +1,368 @@
+"""The manners of both programs: which option wins, what goes to which stream, which code comes out."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import Field, model_validator
+
+from serving.commandline import DONE, FAILED, WRONG_USAGE, Command, Commands, print_line, run_commands
+from serving.errors import UnknownModel, UsageError
+
+TRACEBACK = "Traceback"
+
+
+class Greet(Command):
+    """Greet [somebody] politely."""
+
+    name: str = Field(description="who")
+    max_count: int = Field(default=1, ge=1, le=9, description="how often")
+    loud: bool = Field(default=False, description="shout")
+    as_json: bool = Field(default=False, alias="json", description="for machines")
+
+    @model_validator(mode="after")
+    def _is_polite(self) -> "Greet":
+        if self.loud and self.max_count > 5:
+            raise ValueError("loud and often is impolite")
+        return self
+
+    def run(self) -> int:
+        """Greet on stdout."""
+        print_line(f"{self.name} {self.max_count} {self.loud} {self.as_json}")
+        return DONE
+
+
+class Fail(Command):
+    """Fail in one of several ways."""
+
+    how: str = Field(default="work", description="which")
+
+    def run(self) -> int:
+        """Raise."""
+        failures: dict[str, BaseException] = {
+            "work": UnknownModel("there is no model 'cats' [v1]"),
+            "usage": UsageError("one of --a and --b is needed"),
+            "interrupt": KeyboardInterrupt(),
+            "pipe": BrokenPipeError(),
+        }
+        raise failures[self.how]
+
+
+COMMANDS: Commands = {"greet": Greet, "more": {"greet": Greet, "fail": Fail}, "fail": Fail}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No LENSERVE_ variable of the person who runs the tests."""
+    for name in [name for name in os.environ if name.startswith("LENSERVE_")]:
+        monkeypatch.delenv(name)
+
+
+def run(*argv: str) -> int:
+    """Run the program of this test."""
+    return run_commands("program", "A program of two commands.", COMMANDS, argv)
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused command leaves on stderr, with nothing on stdout."""
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert TRACEBACK not in errors
+    assert errors.endswith("\n")
+    assert errors.count("\n") == 1
+    return errors.removesuffix("\n")
+
+
+def config(folder: Path, text: str) -> str:
+    """A config file."""
+    path = folder / "config.toml"
+    path.write_text(text)
+    return str(path)
+
+
+# Precedence
+
+
+def test_the_command_line_wins_over_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Command line, environment, TOML, default: each option comes from the first that speaks of it."""
+    path = config(tmp_path, 'name = "toml"\nmax_count = 2\nloud = true\n')
+    assert run("greet", "--config", path) == DONE
+    monkeypatch.setenv("LENSERVE_MAX_COUNT", "3")
+    assert run("greet", "--config", path) == DONE
+    assert run("greet", "--config", path, "--max-count", "4", "--no-loud") == DONE
+    assert run("greet", "--name", "line") == DONE
+    assert capsys.readouterr().out.splitlines() == [
+        "toml 2 True False",
+        "toml 3 True False",
+        "toml 4 False False",
+        "line 3 False False",
+    ]
+
+
+def test_defaults_hold_where_nobody_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not required has a default."""
+    assert run("greet", "--name", "you") == DONE
+    assert capsys.readouterr().out == "you 1 False False\n"
+
+
+def test_the_config_file_may_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--config is an option like any other."""
+    monkeypatch.setenv("LENSERVE_CONFIG", config(tmp_path, 'name = "toml"'))
+    assert run("greet") == DONE
+    assert capsys.readouterr().out == "toml 1 False False\n"
+
+
+@pytest.mark.parametrize("key", ["max_count", "max-count"])
+def test_keys_are_written_as_options_or_as_fields(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who copies an option's name into the file is understood."""
+    assert run("greet", "--config", config(tmp_path, f'name = "toml"\n{key} = 5\n')) == DONE
+    assert capsys.readouterr().out == "toml 5 False False\n"
+
+
+def test_renamed_options_have_the_same_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--json, LENSERVE_JSON and `json = true` are one option; a stranger's JSON variable is none."""
+    assert run("greet", "--name", "you", "--json") == DONE
+    assert run("greet", "--name", "you", "--config", config(tmp_path, "json = true")) == DONE
+    monkeypatch.setenv("JSON", "true")
+    assert run("greet", "--name", "you") == DONE
+    monkeypatch.setenv("LENSERVE_JSON", "true")
+    assert run("greet", "--name", "you") == DONE
+    said = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["True", "True", "False", "True"]
+
+
+def test_other_variables_of_ours_are_not_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One environment serves several commands: what belongs to another is no error."""
+    monkeypatch.setenv("LENSERVE_GRPC_PORT", "8001")
+    assert run("greet", "--name", "you") == DONE
+    assert capsys.readouterr().out == "you 1 False False\n"
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["greet"], "program greet: --name is required (or LENSERVE_NAME)"),
+        (["greet", "--name", "x", "--colour", "red"], "program greet: unrecognized arguments: --colour red"),
+        (["greet", "--name", "x", "stray"], "program greet: unrecognized arguments: stray"),
+        (["greet", "--nam", "x"], "program greet: unrecognized arguments: --nam x"),
+        (["greet", "--name"], "program greet: argument --name: expected one argument"),
+        (["more", "greet"], "program more greet: --name is required (or LENSERVE_NAME)"),
+        (
+            ["greet", "--name", "x", "--max-count", "10"],
+            "program greet: --max-count: Input should be less than or equal to 9 (got '10')",
+        ),
+        (
+            ["greet", "--name", "x", "--loud", "--max-count", "6"],
+            "program greet: Value error, loud and often is impolite",
+        ),
+        (["fail", "--how", "usage"], "program fail: one of --a and --b is needed"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, the command's name, the option's name, the value; no page of usage and no traceback."""
+    assert run(*argv) == WRONG_USAGE
+    assert refusal(capsys) == said
+
+
+def test_a_wrong_variable_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The environment is checked as the command line is."""
+    monkeypatch.setenv("LENSERVE_MAX_COUNT", "many")
+    assert run("greet", "--name", "x") == WRONG_USAGE
+    assert "--max-count: Input should be a valid integer" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "x"\ncolour = "red"\n', "--colour is no option of this command"),
+        ('name = "x"\nmax_count = 10\n', "--max-count: Input should be less than or equal to 9 (got 10)"),
+        ("name = \n", "is not TOML"),
+        ("name = 'x'\nname = 'y'\n", "is not TOML"),
+    ],
+)
+def test_a_wrong_config_file_is_wrong_usage(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unknown keys, impossible values and bad TOML are named."""
+    assert run("greet", "--config", config(tmp_path, text)) == WRONG_USAGE
+    assert said in refusal(capsys)
+
+
+@pytest.mark.parametrize("name", ["missing.toml", ".", "binary.toml"])
+def test_an_unreadable_config_file_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not there, a folder, or not text."""
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    path = tmp_path / name
+    assert run("greet", "--config", str(path)) == WRONG_USAGE
+    assert f"--config {path}" in refusal(capsys)
+
+
+def test_several_mistakes_are_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each gets its line, so that all can be mended at once."""
+    assert run("greet", "--max-count", "0") == WRONG_USAGE
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert {line.split()[2].rstrip(":") for line in lines} == {"--name", "--max-count"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "program: a command is missing"),
+        (["gret"], "program: there is no command 'gret'"),
+        (["more"], "program more: a command is missing"),
+        (["more", "gret"], "program more: there is no command 'gret'"),
+        (["--loud"], "program: there is no command '--loud'"),
+    ],
+)
+def test_no_command_shows_the_commands(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, and stderr lists what there is, ending in what was wrong; stdout stays clean."""
+    assert run(*argv) == WRONG_USAGE
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.splitlines()[-1] == said
+    assert "Greet [somebody] politely." in errors
+
+
+# Help
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("group", [[], ["more"]])
+def test_help_on_commands_is_no_failure(
+    group: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 0 and the list of commands."""
+    assert run(*group, option) == DONE
+    assert "Greet [somebody] politely." in capsys.readouterr().err
+
+
+def test_help_on_one_command_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0 by argparse's own way out; each option stands there with its description."""
+    with pytest.raises(SystemExit) as left:
+        run("greet", "--help")
+    assert left.value.code == DONE
+    output = capsys.readouterr().out
+    for word in (
+        "usage: program greet",
+        "--config",
+        "--name",
+        "--max-count",
+        "--loud",
+        "--json",
+        "how often",
+    ):
+        assert word in output
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("work", FAILED), ("usage", WRONG_USAGE), ("interrupt", 130), ("pipe", FAILED)]
+)
+def test_exit_codes(how: str, code: int) -> None:
+    """1 the work failed (or its pipe closed), 2 it was asked for wrongly, 130 Ctrl-C as shells have it."""
+    assert run("fail", "--how", how) == code
+
+
+def test_a_failure_is_one_line_with_its_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message is not read as markup."""
+    assert run("more", "fail") == FAILED
+    assert refusal(capsys) == "program more fail: there is no model 'cats' [v1]"
+
+
+def test_what_is_a_bug_is_not_hidden() -> None:
+    """Only expected failures become a line: anything else keeps its traceback."""
+    with pytest.raises(KeyError):
+        run("fail", "--how", "unforeseen")
+
+
+# The real streams
+
+PROGRAM = '''
+import sys
+from serving.commandline import Command, print_line, run_commands, stderr
+from serving.errors import UnknownModel
+
+class Count(Command):
+    """Count."""
+    def run(self):
+        stderr.print("progress")
+        for number in range(100_000):
+            print_line(str(number))
+        return 0
+
+class Fail(Command):
+    """Fail."""
+    def run(self):
+        raise UnknownModel("no such model")
+
+sys.exit(run_commands("program", "Counts.", {"count": Count, "fail": Fail}, sys.argv[1:]))
+'''
+
+
+def start(*argv: str) -> "subprocess.Popen[str]":
+    """The program above in a fresh interpreter."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *argv],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"), [(["fail"], 1), (["fail", "--colour"], 2), (["count", "--colour"], 2)]
+)
+def test_a_real_process_fails_in_one_line(argv: list[str], code: int) -> None:
+    """The codes reach the shell, stdout is empty, stderr is one line."""
+    process = start(*argv)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (code, "")
+    assert errors.count("\n") == 1
+    assert errors.startswith(f"program {argv[0]}: ")
+
+
+def test_results_and_progress_use_different_streams() -> None:
+    """Stdout holds results and nothing else."""
+    process = start("count")
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "progress\n")
+    assert output.splitlines() == [str(number) for number in range(100_000)]
+
+
+def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
+    """As in `lenserve classify ... | head -1`: exit code 1 and no traceback."""
+    process = start("count")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "progress\n"
+    assert process.wait(timeout=60) == FAILED
