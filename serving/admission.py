@@ -1,0 +1,31 @@
+"""The door: how much work may be inside at once. Knows nothing of what the work is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving.errors import Overloaded
+
+
+class Admission:
+    """Counts admitted images, and refuses at once what would pass the limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.pending = 0
+
+    @contextmanager
+    def permit(self, images: int) -> Iterator[None]:
+        """Hold places for a request while it is worked on.
+
+        Raises:
+            Overloaded: with the images inside, those that came, and the limit.
+        """
+        if self.pending + images > self.limit:
+            raise Overloaded(
+                f"{self.pending} images are pending, {images} more would pass the limit of {self.limit}"
+            )
+        self.pending += images
+        try:
+            yield
+        finally:
+            self.pending -= images

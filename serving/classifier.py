@@ -1,0 +1,270 @@
+"""The use case: images in, ranked labels out. Knows no gRPC and can be used from a script.
+
+admission -> decode and geometry (worker threads) -> batcher -> rank
+
+async with Models(...) as models, Classifier(models, ...) as classifier:
+    await models.scanned()
+    answer = await classifier.classify([Path("digit.png").read_bytes()], model="lenet5-digits")
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from serving.admission import Admission
+from serving.batching import NO_DEADLINE_S, Answer
+from serving.bundle import Geometry, ImageLimits, Manifest, apply_geometry, check_pixels, decode_image
+from serving.bundle.images import Pixels
+from serving.engine import Floats, Output
+from serving.errors import DeadlineExceeded, EngineError, ImageError, InvalidRequest, InvalidTensor
+from serving.metrics import Metrics
+from serving.models import Models, Revision, Version
+
+# An encoded file, decoded (H, W) or (H, W, C) uint8, or what was wrong with it already on the wire.
+Image = bytes | Pixels | ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class RankedLabel:
+    """One label of an image."""
+
+    label: str
+    index: int
+    probability: float
+
+
+Ranking = tuple[RankedLabel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for several images, each with its ranking or its own error."""
+
+    model: str
+    version: int
+    results: tuple[Ranking | ImageError, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The network's raw answer for several images."""
+
+    model: str
+    version: int
+    labels: tuple[str, ...]
+    output: Output
+
+
+def rank(probabilities: Floats, labels: Sequence[str], top_k: int) -> Ranking:
+    """The most probable labels first; of equal ones the lower index first.
+
+    Args:
+        probabilities: (K,) float32.
+        labels: K of them.
+        top_k: at least 1; more than K means K.
+    """
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return tuple(RankedLabel(labels[index], int(index), float(probabilities[index])) for index in order)
+
+
+class Classifier:
+    """Answers for images with what `Models` has loaded."""
+
+    def __init__(
+        self,
+        models: Models,
+        *,
+        metrics: Metrics,
+        limits: ImageLimits | None = None,
+        max_images: int = 128,
+        max_pending_images: int = 1024,
+        default_top_k: int = 5,
+        decode_threads: int = 1,
+    ) -> None:
+        self.limits = limits or ImageLimits()
+        self.max_images = max_images
+        self.default_top_k = default_top_k
+        self.admission = Admission(max_pending_images)
+        self._models = models
+        self._metrics = metrics
+        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        metrics.pending_images.set_function(lambda: self.admission.pending)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def classify(
+        self,
+        images: Sequence[Image],
+        *,
+        model: str,
+        revision: Revision = None,
+        top_k: int = 0,
+        deadline_s: float = NO_DEADLINE_S,
+    ) -> Classification:
+        """Rank the labels of every image.
+
+        Args:
+            images: 1..max_images.
+            model: its name.
+            revision: a version, an alias, or None for the one served by default.
+            top_k: labels an image gets; 0 means the default, more than there are means all.
+            deadline_s: on the clock of time.monotonic().
+
+        Raises:
+            InvalidRequest: no image, too many, or a negative top_k. Errors of single images are results.
+            UnknownModel, ModelUnavailable, Overloaded, DeadlineExceeded, EngineError: see there.
+        """
+        self._check_count(len(images))
+        if top_k < 0:
+            raise InvalidRequest(f"top_k is {top_k}, expected at least 0")
+        with self.admission.permit(len(images)), self._models.lease(model, revision) as version:
+            prepared = await self._prepare(images, version, deadline_s)
+            good = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
+            output = await self._run(np.stack(good), version, deadline_s) if good else None
+            labels = version.bundle.manifest.labels
+            rows = iter(output.probabilities if output else ())
+            results = tuple(
+                pixels
+                if isinstance(pixels, ImageError)
+                else rank(next(rows), labels, top_k or self.default_top_k)
+                for pixels in prepared
+            )
+            return Classification(model, version.number, results)
+
+    async def infer(
+        self,
+        images: Sequence[Image],
+        *,
+        model: str,
+        revision: Revision = None,
+        deadline_s: float = NO_DEADLINE_S,
+    ) -> Inference:
+        """Give the network's outputs for images of any size; one bad image fails them all.
+
+        Raises:
+            ImageError: names the first bad image by its place.
+            As `classify`.
+        """
+        self._check_count(len(images))
+        with self.admission.permit(len(images)), self._models.lease(model, revision) as version:
+            prepared = await self._prepare(images, version, deadline_s)
+            for place, pixels in enumerate(prepared):
+                if isinstance(pixels, ImageError):
+                    raise type(pixels)(f"image {place}: {pixels}")
+            good = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
+            return _inference(version, await self._run(np.stack(good), version, deadline_s))
+
+    async def infer_tensor(
+        self, tensor: Pixels, *, model: str, revision: Revision = None, deadline_s: float = NO_DEADLINE_S
+    ) -> Inference:
+        """Give the network's outputs for pixels that are already in its geometry.
+
+        Args:
+            tensor: (N, height, width, channels) uint8, 1 <= N <= max_images.
+            model: as in `classify`.
+            revision: as in `classify`.
+            deadline_s: as in `classify`.
+
+        Raises:
+            InvalidTensor: with the shape that came and the shape that is expected.
+            As `classify`.
+        """
+        with self._models.lease(model, revision) as version:
+            expected = _input_shape(version.bundle.manifest.geometry)
+            if tensor.shape[1:] != tuple(expected[1:]):
+                raise InvalidTensor(
+                    f"unexpected shape for input 'image' for model {model!r}. "
+                    f"Expected {expected}, got {list(tensor.shape)}"
+                )
+            self._check_count(len(tensor))
+            with self.admission.permit(len(tensor)):
+                return _inference(version, await self._run(tensor, version, deadline_s))
+
+    def describe(self, model: str, revision: Revision = None) -> tuple[int, Manifest]:
+        """The version that would answer now, and its manifest."""
+        with self._models.lease(model, revision) as version:
+            return version.number, version.bundle.manifest
+
+    def _check_count(self, count: int) -> None:
+        if not 1 <= count <= self.max_images:
+            raise InvalidRequest(f"the request has {count} images, expected 1 to {self.max_images}")
+
+    async def _prepare(
+        self, images: Sequence[Image], version: Version, deadline_s: float
+    ) -> Sequence[Pixels | ImageError]:
+        if time.monotonic() >= deadline_s:
+            raise DeadlineExceeded("the deadline had passed before the images were decoded")
+        loop = asyncio.get_running_loop()
+        geometry = version.bundle.manifest.geometry
+        timed = await asyncio.gather(
+            *(
+                loop.run_in_executor(self._decoders, _prepare_one, image, self.limits, geometry)
+                for image in images
+            )
+        )
+        model, number = version.bundle.model, str(version.number)
+        decode = self._metrics.stage_duration.labels(model, number, "decode")
+        for prepared, duration_s in timed:
+            decode.observe(duration_s)
+            if isinstance(prepared, ImageError):
+                self._metrics.images.labels(model, number, prepared.reason).inc()
+        return [prepared for prepared, _ in timed]
+
+    async def _run(self, images: Pixels, version: Version, deadline_s: float) -> Output:
+        """Run (n, H, W, C) uint8 of any n, in parts of at most the largest batch."""
+        size = version.batcher.policy.max_batch_size
+        parts = [images[at : at + size] for at in range(0, len(images), size)]
+        try:
+            answers = await asyncio.gather(*(version.batcher.submit(part, deadline_s) for part in parts))
+        except EngineError:
+            await self._models.check_engine(version)
+            raise
+        self._record(answers, version, len(images))
+        if len(answers) == 1:
+            return answers[0].output
+        return Output(
+            np.concatenate([answer.output.probabilities for answer in answers]),
+            np.concatenate([answer.output.embedding for answer in answers]),
+        )
+
+    def _record(self, answers: Sequence[Answer], version: Version, images: int) -> None:
+        served = (version.bundle.model, str(version.number))
+        self._metrics.images.labels(*served, "OK").inc(images)
+        queue = self._metrics.stage_duration.labels(*served, "queue")
+        for answer in answers:
+            queue.observe(answer.queue_s)
+
+
+def _prepare_one(image: Image, limits: ImageLimits, geometry: Geometry) -> tuple[Pixels | ImageError, float]:
+    """Decode one image and bring it into the model's geometry, in a worker thread.
+
+    Returns: the pixels or what is wrong with them, and how long it took in seconds.
+    """
+    started_s = time.perf_counter()
+    try:
+        if isinstance(image, ImageError):
+            raise image
+        pixels = decode_image(image, limits) if isinstance(image, bytes) else check_pixels(image, limits)
+        return apply_geometry(pixels, geometry), time.perf_counter() - started_s
+    except ImageError as error:
+        return error, time.perf_counter() - started_s
+
+
+def _input_shape(geometry: Geometry) -> list[int]:
+    return [-1, geometry.height, geometry.width, geometry.channels]
+
+
+def _inference(version: Version, output: Output) -> Inference:
+    return Inference(version.bundle.model, version.number, version.bundle.manifest.labels, output)

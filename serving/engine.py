@@ -1,0 +1,210 @@
+"""Runs a network on a batch of images. Knows nothing of requests, labels or gRPC.
+
+`Engine` is the project's one seam: tests put a fake behind it, everything else is real.
+"""
+
+import ctypes
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from serving.bundle import Golden
+from serving.bundle.images import Pixels
+from serving.errors import BundleError, DeviceUnavailable, EngineError, ProofFailed
+
+Floats = npt.NDArray[np.float32]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_ORT_ERRORS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a network says of N images."""
+
+    probabilities: Floats  # (N, K), calibrated
+    embedding: Floats  # (N, D), penultimate features
+
+    def __getitem__(self, rows: slice) -> "Output":
+        return Output(self.probabilities[rows], self.embedding[rows])
+
+
+class Engine(Protocol):
+    """A loaded network."""
+
+    def run(self, images: Pixels) -> Output:
+        """Run the network, in a worker thread.
+
+        Args:
+            images: (N, H, W, C) uint8, 1 <= N <= the largest batch it was loaded for.
+
+        Raises:
+            EngineError: the network failed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where networks run, and why there."""
+
+    kind: str  # cpu or cuda
+    index: int
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """cpu, or cuda:N."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name for it."""
+        return _CPU if self.kind == "cpu" else _CUDA
+
+
+def choose_device(requested: str, cuda_devices: int, why_none: str) -> Device:
+    """Decide where to run. Looks at nothing but its arguments.
+
+    Args:
+        requested: auto, cpu, cuda or cuda:N.
+        cuda_devices: how many there are.
+        why_none: the reason where there are none.
+
+    Raises:
+        DeviceUnavailable: CUDA was asked for and is not there. It never falls back in silence.
+    """
+    if requested == "cpu":
+        return Device("cpu", 0, "asked for")
+    if requested == "auto":
+        if cuda_devices:
+            return Device("cuda", 0, f"auto: {cuda_devices} CUDA device(s) found")
+        return Device("cpu", 0, f"auto: {why_none}")
+    index = int(requested.partition(":")[2] or 0)
+    if index >= cuda_devices:
+        found = why_none or f"there are {cuda_devices} CUDA device(s)"
+        raise DeviceUnavailable(f"device {requested} was asked for, but {found}")
+    return Device("cuda", index, "asked for")
+
+
+def find_cuda() -> tuple[int, str]:
+    """Count the CUDA devices that ONNX Runtime could use.
+
+    Returns: the number, and the reason where it is 0.
+    """
+    if _CUDA not in onnxruntime.get_available_providers():
+        return 0, f"this ONNX Runtime {onnxruntime.__version__} is built without CUDA"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0, "there is no NVIDIA driver (libcuda.so.1)"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return 0, "the NVIDIA driver finds no device"
+    return count.value, ""
+
+
+def batch_buckets(device: Device, max_batch_size: int) -> tuple[int, ...]:
+    """Batch sizes to pad to: powers of two on CUDA, where every new shape costs a search; none on a CPU."""
+    if device.kind == "cpu":
+        return ()
+    powers = itertools.takewhile(lambda size: size < max_batch_size, (2**n for n in itertools.count()))
+    return (*powers, max_batch_size)
+
+
+class OnnxEngine:
+    """One ONNX Runtime session."""
+
+    def __init__(self, session: Any, *, buckets: tuple[int, ...] = ()) -> None:  # noqa: ANN401 - untyped library
+        self._session = session
+        self._buckets = buckets
+
+    @classmethod
+    def load(cls, model_file: Path, device: Device, *, threads: int, max_batch_size: int) -> "OnnxEngine":
+        """Load an ONNX file on a device.
+
+        Raises:
+            BundleError: it is no graph of ours.
+            DeviceUnavailable: the session is not on the device.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ORT_ERRORS
+        # Spinning threads burn a core between requests.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = onnxruntime.InferenceSession(
+                model_file, sess_options=options, providers=_providers(device)
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no public base
+            raise BundleError(f"{model_file} cannot be loaded: {error}") from error
+        if session.get_providers()[0] != device.provider:
+            raise DeviceUnavailable(
+                f"{model_file} runs on {session.get_providers()[0]}, not on {device.name}"
+            )
+        session.disable_fallback()
+        inputs = {tensor.name: tensor.type for tensor in session.get_inputs()}
+        outputs = {tensor.name for tensor in session.get_outputs()}
+        if inputs != {"image": "tensor(uint8)"} or not {"probabilities", "embedding"} <= outputs:
+            raise BundleError(f"{model_file} maps {inputs} to {sorted(outputs)}: no graph of this project")
+        return cls(session, buckets=batch_buckets(device, max_batch_size))
+
+    def run(self, images: Pixels) -> Output:
+        """Run the network; see `Engine.run`."""
+        count = len(images)
+        try:
+            probabilities, embedding = self._session.run(
+                ("probabilities", "embedding"), {"image": self._padded(images)}
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no public base
+            raise EngineError(f"the network failed on {count} images: {error}") from error
+        return Output(probabilities, embedding)[:count]
+
+    def _padded(self, images: Pixels) -> Pixels:
+        bucket = next((size for size in self._buckets if size >= len(images)), len(images))
+        if bucket == len(images):
+            return images
+        return np.concatenate(
+            [images, np.zeros((bucket - len(images), *images.shape[1:]), np.uint8)]
+        )  # (B, H, W, C)
+
+
+def warm_and_prove(engine: Engine, golden: Golden, *, tolerance: float, sizes: tuple[int, ...]) -> None:
+    """Run every batch size once, then recompute the golden examples.
+
+    Raises:
+        ProofFailed: with the difference and the tolerance.
+        EngineError: the network failed.
+    """
+    for size in sizes:
+        engine.run(np.resize(golden.images, (size, *golden.images.shape[1:])))  # (size, H, W, C), repeating
+    largest = max(sizes)
+    parts = [
+        engine.run(golden.images[at : at + largest]).probabilities
+        for at in range(0, len(golden.images), largest)
+    ]
+    probabilities = np.concatenate(parts)  # (G, K)
+    if probabilities.shape != golden.probabilities.shape:
+        raise ProofFailed(
+            f"golden probabilities have shape {list(golden.probabilities.shape)}, "
+            f"the network gives {list(probabilities.shape)}"
+        )
+    difference = golden.largest_difference(probabilities)
+    if not difference <= tolerance:
+        raise ProofFailed(
+            f"golden probabilities differ by {difference:.2g}, the tolerance is {tolerance:.2g}"
+        )
+
+
+def _providers(device: Device) -> list[Any]:
+    if device.kind == "cpu":
+        return [_CPU]
+    onnxruntime.preload_dlls()  # finds CUDA and cuDNN inside the nvidia-* packages
+    # HEURISTIC: the default EXHAUSTIVE search costs hundreds of milliseconds for every new shape.
+    return [(_CUDA, {"device_id": str(device.index), "cudnn_conv_algo_search": "HEURISTIC"}), _CPU]

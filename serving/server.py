@@ -1,0 +1,159 @@
+"""The composition root: builds the server from its settings, runs it, and stops it gracefully."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from serving.batching import BatchPolicy
+from serving.bundle import Repository
+from serving.classifier import Classifier
+from serving.engine import Device, OnnxEngine, batch_buckets, choose_device, find_cuda
+from serving.errors import UsageError
+from serving.metrics import Metrics
+from serving.models import Models
+from serving.settings import ServerSettings
+from serving.transport import classifier_service, inference_service
+from serving.transport.around import Around
+from serving.transport.classifier_service import ClassifierService
+from serving.transport.grpc_server import GrpcServer
+from serving.transport.health import HealthService
+from serving.transport.http_server import HttpServer
+from serving.transport.inference_service import InferenceService
+from serving.transport.reflection import reflection_rpcs
+from serving.transport.table import Rpc, services
+from serving.transport.tokens import Tokens
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, for those who started it."""
+
+    settings: ServerSettings
+    device: Device
+    metrics: Metrics
+    models: Models
+    classifier: Classifier
+    around: Around
+    grpc: GrpcServer
+    http: HttpServer
+
+    async def stop(self) -> None:
+        """Not ready at once; serve on for lame_duck_s; then take nothing new and let what runs end."""
+        _log.info("stopping", extra={"lame_duck_s": self.settings.lame_duck_s})
+        self.models.drain()
+        await asyncio.sleep(self.settings.lame_duck_s)
+        await self.grpc.stop(until=self.around.drain, timeout_s=self.settings.drain_timeout_s)
+        _log.info("stopped")
+
+
+@asynccontextmanager
+async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
+    """Start a server; it listens when this yields, and is ready when its models say so.
+
+    Raises:
+        UsageError: the repository or the token file is not there.
+        DeviceUnavailable: CUDA was asked for and is not there.
+        AddressUnavailable: a port is taken.
+    """
+    if not settings.repository.is_dir():
+        raise UsageError(f"the repository {settings.repository} is no folder")
+    device = choose_device(settings.device, *find_cuda())
+    metrics = Metrics()
+    metrics.device.labels(device.name, device.provider).set(1)
+    tokens = Tokens.read(settings.token_file) if settings.token_file else None
+    around = Around(metrics, tokens)
+    async with (
+        _models(settings, device, metrics) as models,
+        _classifier(settings, models, metrics) as classifier,
+        HttpServer(
+            host=settings.host,
+            port=settings.http_port,
+            registry=metrics.registry,
+            live=lambda: not models.broken,
+            ready=lambda: models.ready,
+        ) as http,
+        GrpcServer(
+            [around.wrap(rpc) for rpc in build_table(classifier, models)],
+            host=settings.host,
+            port=settings.grpc_port,
+            max_message_bytes=settings.max_message_bytes,
+        ) as grpc,
+    ):
+        _log_choices(settings, device, grpc, http)
+        yield Server(settings, device, metrics, models, classifier, around, grpc, http)
+
+
+def build_table(classifier: Classifier, models: Models) -> Sequence[Rpc]:
+    """Every RPC that the server answers."""
+    ours = (classifier_service.SERVICE, inference_service.SERVICE)
+    rows = (
+        *ClassifierService(classifier).rpcs(),
+        *InferenceService(classifier, models).rpcs(),
+        *HealthService(models, ours).rpcs(),
+    )
+    return (*rows, *reflection_rpcs(services(rows)))
+
+
+async def serve(settings: ServerSettings) -> None:
+    """Run a server until SIGTERM or SIGINT; a second signal ends it at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else sys.exit(1))
+    async with run_server(settings) as server:
+        ready = asyncio.create_task(_log_ready(server))
+        await stop.wait()
+        ready.cancel()
+        await server.stop()
+
+
+def _models(settings: ServerSettings, device: Device, metrics: Metrics) -> Models:
+    size = settings.max_batch_size
+    return Models(
+        Repository(settings.repository),
+        partial(OnnxEngine.load, device=device, threads=settings.engine_threads, max_batch_size=size),
+        policy=BatchPolicy(size, settings.max_queue_delay_s),
+        warm_sizes=batch_buckets(device, size) or (1, size),
+        metrics=metrics,
+        poll_interval_s=settings.poll_interval_s,
+    )
+
+
+def _classifier(settings: ServerSettings, models: Models, metrics: Metrics) -> Classifier:
+    return Classifier(
+        models,
+        metrics=metrics,
+        limits=settings.image_limits,
+        max_images=settings.max_images,
+        max_pending_images=settings.max_pending_images,
+        default_top_k=settings.default_top_k,
+        decode_threads=settings.decoders,
+    )
+
+
+def _log_choices(settings: ServerSettings, device: Device, grpc: GrpcServer, http: HttpServer) -> None:
+    _log.info(
+        "device_chosen", extra={"device": device.name, "provider": device.provider, "reason": device.reason}
+    )
+    batching = {"max_batch_size": settings.max_batch_size, "max_queue_delay_s": settings.max_queue_delay_s}
+    _log.info("batching_chosen", extra={**batching, "engine_threads": settings.engine_threads})
+    if settings.token_file is None:
+        _log.info("tokens_off", extra={"reason": "no token_file"})
+    addresses = {"grpc": f"{grpc.host}:{grpc.port}", "http": f"{http.host}:{http.port}"}
+    _log.info("listening", extra={**addresses, "repository": str(settings.repository)})
+
+
+async def _log_ready(server: Server) -> None:
+    await server.models.scanned()
+    models = ", ".join(f"{each.model}@{each.version}" for each in server.models.statuses() if each.is_default)
+    if not server.models.ready:
+        _log.error("not_ready", extra={"reason": "no model of the repository can be served"})
+    else:
+        _log.info("ready", extra={"models": models or "none yet: the repository is empty"})

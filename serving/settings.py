@@ -1,0 +1,95 @@
+"""Every option of the server, in one frozen object that is built once and passed down."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
+from serving.bundle.manifest import Strict
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ServerSettings(Strict):
+    """What an operator can choose. Units are in the names: seconds, bytes, pixels, images."""
+
+    repository: Path = Field(description="folder of published models, <model>/<version>/")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
+    grpc_port: Port = Field(default=8001, description="gRPC; 0 takes a free port and says which")
+    http_port: Port = Field(default=8002, description="/metrics, /livez, /readyz; 0 takes a free port")
+
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N. auto says what it chose and why; cuda starts on nothing else",
+    )
+    engine_threads: int = Field(
+        default=1,
+        ge=0,
+        le=256,
+        description="ONNX Runtime threads per version; 0: one per core. Small networks want 1",
+    )
+    max_batch_size: int = Field(default=32, ge=1, le=1024, description="images the engine is given at once")
+    max_queue_delay_s: float = Field(
+        default=0.0, ge=0, le=1, description="how long an idle engine waits for a fuller batch; 0: not at all"
+    )
+
+    max_images: int = Field(default=128, ge=1, le=4096, description="images in one request")
+    max_image_bytes: int = Field(default=16 * 2**20, ge=1, description="length of one encoded image")
+    max_image_pixels: int = Field(
+        default=50_000_000,
+        ge=1,
+        le=PILLOW_MAX_PIXELS,
+        description="width times height, checked before decoding",
+    )
+    max_message_bytes: int = Field(
+        default=64 * 2**20,
+        ge=1024,
+        le=2**31 - 1,
+        description="length of one request; gRPC refuses longer ones unread",
+    )
+    max_pending_images: int = Field(
+        default=1024, ge=1, description="images admitted and not yet answered; more are refused at once"
+    )
+    default_top_k: int = Field(default=5, ge=1, description="labels an image gets where the request says 0")
+    decode_threads: int = Field(
+        default=0, ge=0, le=256, description="threads that decode and resize; 0: one per core"
+    )
+
+    poll_interval_s: float = Field(
+        default=1.0, gt=0, le=3600, description="how often the repository is looked at"
+    )
+    lame_duck_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="after SIGTERM: not ready but still serving, while routes are withdrawn",
+    )
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, le=3600, description="then: time for running requests to end"
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description='TOML of [tokens], "token" = ["model", ...] or ["*"]; without it nobody is asked',
+    )
+    log_json: bool = Field(default=False, description="one JSON object a line instead of text")
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.max_images > self.max_pending_images:
+            raise ValueError(
+                f"max_images is {self.max_images}, more than max_pending_images, {self.max_pending_images}"
+            )
+        return self
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What one image may cost."""
+        return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+
+    @property
+    def decoders(self) -> int:
+        """Number of threads that decode."""
+        return self.decode_threads or os.cpu_count() or 1

@@ -1,0 +1,74 @@
+"""lenserve.v1.Classifier: decode message -> one call -> encode message."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.bundle.images import Pixels
+from serving.classifier import Classifier, Image, Ranking
+from serving.errors import EmptyImage, ImageError, InvalidPixels
+from serving.models import Revision
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.transport.status import code_of
+from serving.transport.table import Call, Rpc, Unary
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
+
+
+class ClassifierService:
+    """Our own API over the classifier."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    def rpcs(self) -> Sequence[Rpc]:
+        """Its rows of the table."""
+        return (Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self.classify, model_field="model"),)
+
+    async def classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
+        """Rank the labels of every image; a request of one image fails as that image does."""
+        images = [_decode_image(image) for image in request.images]
+        answer = await self._classifier.classify(
+            images,
+            model=request.model,
+            revision=_revision(request),
+            top_k=request.top_k,
+            deadline_s=call.deadline_s,
+        )
+        if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
+            raise answer.results[0]
+        predictions = [_encode_result(result) for result in answer.results]
+        return pb.ClassifyResponse(model=answer.model, version=answer.version, predictions=predictions)
+
+
+def _revision(request: pb.ClassifyRequest) -> Revision:
+    kind = request.WhichOneof("revision")
+    return getattr(request, kind) if kind else None
+
+
+def _decode_image(image: pb.Image) -> Image:
+    kind = image.WhichOneof("content")
+    if kind == "pixels":
+        try:
+            return _decode_pixels(image.pixels)
+        except ImageError as error:
+            return error
+    return image.encoded if kind else EmptyImage("the image is empty: neither encoded bytes nor pixels")
+
+
+def _decode_pixels(pixels: pb.Pixels) -> Pixels:
+    shape = (pixels.height, pixels.width, pixels.channels)
+    if min(shape) < 1:
+        raise InvalidPixels(f"height, width and channels are {list(shape)}, expected at least 1 each")
+    expected = pixels.height * pixels.width * pixels.channels
+    if len(pixels.data) != expected:
+        raise InvalidPixels(f"pixels have {len(pixels.data)} bytes, {list(shape)} makes {expected}")
+    return np.frombuffer(pixels.data, np.uint8).reshape(shape)  # (H, W, C)
+
+
+def _encode_result(result: Ranking | ImageError) -> pb.Prediction:
+    if isinstance(result, ImageError):
+        error = pb.ImageError(code=code_of(result), reason=result.reason, message=str(result))
+        return pb.Prediction(error=error)
+    labels = [pb.Label(label=each.label, index=each.index, probability=each.probability) for each in result]
+    return pb.Prediction(ranking=pb.Ranking(labels=labels))

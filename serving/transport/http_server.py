@@ -1,0 +1,83 @@
+"""The operator's port: /metrics, /livez and /readyz over plain HTTP, in a thread of its own."""
+
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from types import TracebackType
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from serving.errors import AddressUnavailable
+
+_STOP_POLL_S = 0.05  # a stop waits for this thread: the library's half a second is felt
+
+StartResponse = Callable[[str, list[tuple[str, str]]], object]
+
+
+class HttpServer:
+    """Answers scrapes and probes. They read what the event loop writes, never the other way round."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        live: Callable[[], bool],
+        ready: Callable[[], bool],
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._metrics = make_wsgi_app(registry)
+        self._probes = {"/livez": live, "/readyz": ready}
+        self._server: _Server | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            server = make_server(self.host, self.port, self._answer, _Server, _QuietHandler)
+        except OSError as error:
+            raise AddressUnavailable(
+                f"HTTP cannot listen on {self.host}:{self.port}: {error.strerror}"
+            ) from error
+        self._server = server
+        self.port = server.server_port
+        threading.Thread(target=server.serve_forever, args=(_STOP_POLL_S,), name="http", daemon=True).start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return self._metrics(environ, start_response)  # type: ignore[no-any-return]
+        probe = self._probes.get(path)
+        if probe is None:
+            return _text(start_response, "404 Not Found", "there are /metrics, /livez and /readyz")
+        return (
+            _text(start_response, "200 OK", "ok")
+            if probe()
+            else _text(start_response, "503 Service Unavailable", "no")
+        )
+
+
+def _text(start_response: StartResponse, status: str, text: str) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [text.encode() + b"\n"]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True  # a scraper that hangs must not hold up a stop
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 30  # seconds a client may take over its request
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - the signature of the base class
+        """Probes come every second: they are counted, not logged."""

@@ -1,0 +1,161 @@
+"""inference.GRPCInferenceService, the Open Inference Protocol: decode message -> one call -> encode message.
+
+The tensor work lies in tensors.py.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version as distribution_version
+
+import numpy as np
+
+from serving.bundle import Manifest
+from serving.classifier import Classifier, Inference
+from serving.errors import InvalidTensor, ModelUnavailable, UnknownModel
+from serving.models import Models, Revision
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.pb.inference import model_config_pb2 as config_pb
+from serving.transport import tensors
+from serving.transport.table import Call, Rpc, Unary
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data")
+
+
+class InferenceService:
+    """What clients written for Triton and KServe expect, over the same classifier."""
+
+    def __init__(self, classifier: Classifier, models: Models) -> None:
+        self._classifier = classifier
+        self._models = models
+
+    def rpcs(self) -> Sequence[Rpc]:
+        """Its rows of the table."""
+        prefix = f"/{SERVICE}"
+        return (
+            Unary(f"{prefix}/ServerLive", pb.ServerLiveRequest, self.server_live, is_open=True),
+            Unary(f"{prefix}/ServerReady", pb.ServerReadyRequest, self.server_ready, is_open=True),
+            Unary(f"{prefix}/ModelReady", pb.ModelReadyRequest, self.model_ready, model_field="name"),
+            Unary(f"{prefix}/ServerMetadata", pb.ServerMetadataRequest, self.server_metadata),
+            Unary(
+                f"{prefix}/ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, model_field="name"
+            ),
+            Unary(f"{prefix}/ModelConfig", pb.ModelConfigRequest, self.model_config, model_field="name"),
+            Unary(f"{prefix}/ModelInfer", pb.ModelInferRequest, self.model_infer, model_field="model_name"),
+        )
+
+    async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
+        """Whether the process should go on."""
+        return pb.ServerLiveResponse(live=not self._models.broken)
+
+    async def server_ready(self, _request: pb.ServerReadyRequest, _call: Call) -> pb.ServerReadyResponse:
+        """Whether requests are welcome."""
+        return pb.ServerReadyResponse(ready=self._models.ready)
+
+    async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
+        """Whether a version can answer; a model that nobody knows is not ready, and no error."""
+        try:
+            self._classifier.describe(request.name, _revision(request.version))
+        except (UnknownModel, ModelUnavailable):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def server_metadata(
+        self, _request: pb.ServerMetadataRequest, _call: Call
+    ) -> pb.ServerMetadataResponse:
+        """Who answers, and which extensions of the protocol it speaks."""
+        return pb.ServerMetadataResponse(
+            name="lenserve", version=distribution_version("lenserve"), extensions=EXTENSIONS
+        )
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
+        """Tensors of a model, and all its served versions."""
+        number, manifest = self._classifier.describe(request.name, _revision(request.version))
+        served = (
+            [str(number)]
+            if request.version
+            else [str(each) for each in sorted(self._models.get(request.name).versions)]
+        )
+        metadata = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=served,
+            platform=PLATFORM,
+            inputs=[metadata(name=tensors.INPUT, datatype="UINT8", shape=[-1, *_input_dims(manifest)])],
+            # `embedding` is given to those who ask for it by name. It is not announced, because stock
+            # classification clients refuse models of more than one output.
+            outputs=[metadata(name=tensors.PROBABILITIES, datatype="FP32", shape=[-1, len(manifest.labels)])],
+            properties={
+                "encoded_images": "the input also takes BYTES of shape [-1]: a JPEG, PNG, ... file each",
+                "embedding": f"FP32 [-1, {manifest.embedding_size}], for those who ask for that output",
+                "recipe": manifest.provenance.recipe,
+                "recipe_digest": manifest.provenance.recipe_digest,
+            },
+        )
+
+    async def model_config(self, request: pb.ModelConfigRequest, _call: Call) -> pb.ModelConfigResponse:
+        """The part of Triton's configuration that its clients read."""
+        _, manifest = self._classifier.describe(request.name, _revision(request.version))
+        image = config_pb.ModelInput(
+            name=tensors.INPUT,
+            data_type=config_pb.TYPE_UINT8,
+            format=config_pb.ModelInput.FORMAT_NHWC,
+            dims=_input_dims(manifest),
+        )
+        probabilities = config_pb.ModelOutput(
+            name=tensors.PROBABILITIES,
+            data_type=config_pb.TYPE_FP32,
+            dims=[len(manifest.labels)],
+            label_filename="manifest.json",
+        )
+        config = config_pb.ModelConfig(
+            name=request.name,
+            platform=PLATFORM,
+            backend=BACKEND,
+            max_batch_size=self._classifier.max_images,
+            input=[image],
+            output=[probabilities],
+            dynamic_batching=config_pb.ModelDynamicBatching(),
+        )
+        return pb.ModelConfigResponse(config=config)
+
+    async def model_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
+        wanted = tensors.decode_outputs(request)
+        given = tensors.decode_input(request)
+        model, revision = request.model_name, _revision(request.model_version)
+        if isinstance(given, np.ndarray):
+            infer = self._classifier.infer_tensor(
+                given, model=model, revision=revision, deadline_s=call.deadline_s
+            )
+        else:
+            infer = self._classifier.infer(given, model=model, revision=revision, deadline_s=call.deadline_s)
+        inference = await infer
+        return _encode_inference(inference, wanted, request.id)
+
+
+def _encode_inference(
+    inference: Inference, wanted: Sequence[tensors.WantedOutput], request_id: str
+) -> pb.ModelInferResponse:
+    encoded = [tensors.encode_output(inference, output) for output in wanted]
+    return pb.ModelInferResponse(
+        model_name=inference.model,
+        model_version=str(inference.version),
+        id=request_id,
+        outputs=[tensor for tensor, _ in encoded],
+        raw_output_contents=[raw for _, raw in encoded],
+    )
+
+
+def _revision(text: str) -> Revision:
+    if text.isascii() and text.isdigit():
+        if len(text) > 18:  # noqa: PLR2004 - what fits into 64 bits
+            raise InvalidTensor(f"version {text[:32]} is no version number")
+        return int(text)
+    return text or None
+
+
+def _input_dims(manifest: Manifest) -> list[int]:
+    geometry = manifest.geometry
+    return [geometry.height, geometry.width, geometry.channels]

@@ -1,0 +1,74 @@
+"""Domain errors -> gRPC status codes, in one table. Imports no RPC library."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+
+from serving import errors
+
+REASON_DOMAIN = "lenserve"
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+class Code(IntEnum):
+    """The status codes that this server gives, as numbered in gRPC's doc/statuscodes.md."""
+
+    OK = 0
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+_CODES: dict[type[errors.LenserveError], Code] = {
+    errors.InvalidRequest: Code.INVALID_ARGUMENT,
+    errors.Unauthenticated: Code.UNAUTHENTICATED,
+    errors.PermissionDenied: Code.PERMISSION_DENIED,
+    errors.UnknownModel: Code.NOT_FOUND,
+    errors.ModelUnavailable: Code.UNAVAILABLE,
+    errors.Overloaded: Code.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a call ended."""
+
+    code: Code
+    reason: str
+    message: str
+
+    def details(self, request_id: str) -> bytes:
+        """A serialised google.rpc.Status with an ErrorInfo, for the trailer of DETAILS_KEY."""
+        info = error_details_pb2.ErrorInfo(
+            reason=self.reason, domain=REASON_DOMAIN, metadata={"request_id": request_id}
+        )
+        packed = AnyMessage()
+        packed.Pack(info)
+        status = status_pb2.Status(code=self.code, message=self.message, details=[packed])
+        serialized: bytes = status.SerializeToString()
+        return serialized
+
+
+def code_of(error: BaseException) -> Code:
+    """The code of the nearest class in the table; INTERNAL for everything that is not in it."""
+    return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), Code.INTERNAL)
+
+
+def status_of(error: BaseException, request_id: str) -> Status:
+    """What the caller is told. Of anything unforeseen that is a fixed sentence: the rest is for the log."""
+    code = code_of(error)
+    if code is Code.INTERNAL or not isinstance(error, errors.LenserveError):
+        return Status(
+            Code.INTERNAL, "INTERNAL", f"the server failed; its log has the reason under request {request_id}"
+        )
+    return Status(code, error.reason, str(error))

@@ -1,0 +1,53 @@
+"""Every RPC in one table: full name -> plain async function from message to message. No transport's types.
+
+A transport (grpc_server.py) serves what `around.wrap` makes of these rows, and knows no message at all.
+"""
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+
+@dataclass(slots=True)
+class Call:
+    """What a function may know of the call beside its message. Cancellation reaches it as CancelledError."""
+
+    metadata: Mapping[str, str]
+    deadline_s: float = math.inf  # on the clock of time.monotonic()
+    request_id: str = ""
+
+
+Answer = Callable[[Any, Call], Awaitable[Message]]
+AnswerStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """One message in, one message out."""
+
+    method: str  # /package.Service/Method
+    request: type[Message]
+    answer: Answer
+    model_field: str = ""  # where the request names a model: tokens are checked against it
+    is_open: bool = False  # answered without a token, for probes
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Messages in, messages out. One message in is a stream too: on the wire they are the same."""
+
+    method: str
+    request: type[Message]
+    answer: AnswerStream
+    is_open: bool = False
+
+
+Rpc = Unary | Stream
+
+
+def services(table: Sequence[Rpc]) -> list[str]:
+    """Full names of the services in a table, sorted."""
+    return sorted({rpc.method.split("/")[1] for rpc in table})
