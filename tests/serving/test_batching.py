@@ -1,0 +1,422 @@
+"""The batching policy as a pure function, and the Batcher around it."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.batching import Batcher, BatchPolicy, BatchRun, Decision, Waiting, take_batch
+from serving.bundle.images import Pixels
+from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
+
+LARGEST = 8
+# Multiples of 1/8: sums and differences of times are exact.
+TIMES_S = st.integers(0, 80).map(lambda eighths: eighths / 8)
+NOW_S = TIMES_S.map(lambda time_s: time_s + 10)  # nobody arrives later than now
+DEADLINES_S = st.integers(0, 200).map(lambda eighths: eighths / 8) | st.just(math.inf)
+SIZES = st.integers(1, LARGEST)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What hypothesis draws for one waiting request."""
+
+    size: int
+    arrived_s: float
+    deadline_s: float
+    gone: bool
+
+
+ENTRIES = st.lists(st.builds(Entry, SIZES, TIMES_S, DEADLINES_S, st.booleans()), max_size=12).map(
+    lambda entries: sorted(entries, key=lambda entry: entry.arrived_s)
+)
+POLICIES = st.builds(BatchPolicy, st.integers(LARGEST, 2 * LARGEST), TIMES_S.filter(bool) | st.just(0.0))
+
+Queue = Callable[..., list[Waiting]]
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[Queue]:
+    """Make a queue of entries."""
+    loop = asyncio.new_event_loop()
+
+    def make(*entries: Entry) -> list[Waiting]:
+        waiting = [
+            Waiting(_images(*[0] * each.size), each.arrived_s, each.deadline_s, asyncio.Future(loop=loop))
+            for each in entries
+        ]
+        for each, drawn in zip(waiting, entries, strict=True):
+            if drawn.gone:
+                each.answer.cancel()
+        return waiting
+
+    yield make
+    loop.close()
+
+
+class TestTakeBatch:
+    """The policy needs no clock and no event loop."""
+
+    @given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES)
+    def test_every_wanted_request_has_one_place_and_keeps_its_turn(
+        self, queue: Queue, entries: list[Entry], now_s: float, policy: BatchPolicy
+    ) -> None:
+        """Late, batch and rest share out who still waits; batch before rest is the order of arrival."""
+        waiting = queue(*entries)
+        decision = take_batch(waiting, now_s, policy)
+        wanted = [each for each in waiting if not each.gone]
+        assert decision.late == [each for each in wanted if each.deadline_s <= now_s]
+        assert decision.batch + decision.rest == [each for each in wanted if each.deadline_s > now_s]
+
+    @given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES)
+    def test_a_batch_is_as_large_as_its_turn_allows_and_never_too_large(
+        self, queue: Queue, entries: list[Entry], now_s: float, policy: BatchPolicy
+    ) -> None:
+        """A batch never exceeds max_batch_size, and the first request left behind would not have fitted."""
+        decision = take_batch(queue(*entries), now_s, policy)
+        assert _total(decision.batch) <= policy.max_batch_size
+        if decision.batch and decision.rest:
+            assert _total(decision.batch) + decision.rest[0].size > policy.max_batch_size
+
+    @given(entries=ENTRIES, now_s=NOW_S)
+    def test_without_a_delay_nobody_waits_for_company(
+        self, queue: Queue, entries: list[Entry], now_s: float
+    ) -> None:
+        """By default whoever is there runs now, however few they are."""
+        decision = take_batch(queue(*entries), now_s, BatchPolicy(LARGEST))
+        anyone = any(not entry.gone and entry.deadline_s > now_s for entry in entries)
+        assert bool(decision.batch) == anyone
+        assert decision.wait_s == 0
+
+    @given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES)
+    def test_a_delay_lasts_exactly_until_the_oldest_has_waited_for_it(
+        self, queue: Queue, entries: list[Entry], now_s: float, policy: BatchPolicy
+    ) -> None:
+        """It waits only for a batch that could grow, and until oldest + delay, not sooner and not later."""
+        waiting = queue(*entries)
+        decision = take_batch(waiting, now_s, policy)
+        alive = [each for each in waiting if not each.gone and each.deadline_s > now_s]
+        could_grow = _total(alive) < policy.max_batch_size
+        until_s = alive[0].arrived_s + policy.max_queue_delay_s if alive else now_s
+        if could_grow and until_s > now_s:
+            assert decision == Decision([], decision.late, alive, until_s - now_s)
+            assert take_batch(waiting, until_s, policy).wait_s == 0
+        else:
+            assert decision.wait_s == 0
+            assert bool(decision.batch) == bool(alive)
+
+    @given(
+        arrivals=st.lists(st.lists(SIZES, max_size=4), min_size=1, max_size=20),
+        policy=POLICIES,
+        steps_s=st.lists(TIMES_S, min_size=20, max_size=20),
+    )
+    def test_the_oldest_is_never_overtaken(
+        self, queue: Queue, arrivals: list[list[int]], policy: BatchPolicy, steps_s: list[float]
+    ) -> None:
+        """However others arrive, each decision takes the oldest or names the time at which it will."""
+        now_s, waiting = 0.0, []
+        for sizes, step_s in zip(arrivals, steps_s, strict=False):
+            waiting += queue(*[Entry(size, now_s, math.inf, gone=False) for size in sizes])
+            decision = take_batch(waiting, now_s, policy)
+            if decision.batch:
+                assert decision.batch[0] is waiting[0]
+            elif waiting:
+                assert 0 < decision.wait_s == waiting[0].arrived_s + policy.max_queue_delay_s - now_s
+            waiting = decision.rest
+            now_s += step_s
+
+    @given(sizes=st.lists(SIZES, min_size=1, max_size=30), policy=POLICIES)
+    def test_a_queue_empties_in_as_many_decisions_as_it_has_requests_or_fewer(
+        self, queue: Queue, sizes: list[int], policy: BatchPolicy
+    ) -> None:
+        """Every decision that is due makes progress."""
+        waiting = queue(*[Entry(size, 0, math.inf, gone=False) for size in sizes])
+        for _ in sizes:
+            waiting = take_batch(waiting, policy.max_queue_delay_s, policy).rest
+        assert not waiting
+
+    def test_a_full_batch_does_not_wait(self, queue: Queue) -> None:
+        """With a delay of 9 s, a batch that is full goes at once."""
+        waiting = queue(*[Entry(4, 0, math.inf, gone=False)] * 2)
+        assert take_batch(waiting, 0, BatchPolicy(8, 9.0)).batch == waiting
+
+    def test_a_batch_that_a_large_request_blocks_does_not_wait(self, queue: Queue) -> None:
+        """What stands behind cannot join, so waiting would help nobody."""
+        small, large, last = waiting = queue(*[Entry(size, 0, math.inf, gone=False) for size in (1, 8, 1)])
+        decision = take_batch(waiting, 0, BatchPolicy(8, 9.0))
+        assert decision == Decision([small], [], [large, last])
+
+    def test_a_deadline_that_is_now_is_late(self, queue: Queue) -> None:
+        """A deadline is the first moment at which the answer is worth nothing."""
+        waiting = queue(Entry(1, 0, 5.0, gone=False))
+        assert take_batch(waiting, 5.0, BatchPolicy(8)).late == waiting
+
+
+@dataclass(frozen=True)
+class Request:
+    """What hypothesis draws for one caller."""
+
+    size: int
+    pause: int  # turns of the event loop before it comes
+    poisoned: bool
+    late: bool
+    cancelled: bool
+
+
+REQUESTS = st.lists(
+    st.builds(
+        Request,
+        size=st.integers(1, 4),
+        pause=st.integers(0, 3),
+        poisoned=st.integers(0, 5).map(lambda n: n == 0),
+        late=st.integers(0, 5).map(lambda n: n == 0),
+        cancelled=st.integers(0, 3).map(lambda n: n == 0),
+    ),
+    max_size=40,
+)
+
+
+class TestBatcher:
+    """Who waits gets exactly their own answer, or their own failure."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(requests=REQUESTS, policy=st.builds(BatchPolicy, st.integers(4, 12), st.sampled_from([0.0, 1e-4])))
+    def test_everyone_gets_their_own_answer(
+        self, fake_engine: Any, requests: list[Request], policy: BatchPolicy
+    ) -> None:
+        """Under random arrivals, sizes, failures, cancellations and deadlines nothing gets mixed up."""
+        samples = _samples(requests)
+        poison = {own[0] for own, each in zip(samples, requests, strict=True) if each.poisoned}
+        engine = fake_engine(poison=poison)
+        reported: list[BatchRun] = []
+
+        async def everything() -> list[Any]:
+            async with Batcher(engine.run, policy, reported.append) as batcher:
+                calls = []
+                for own, each in zip(samples, requests, strict=True):
+                    for _ in range(each.pause):
+                        await asyncio.sleep(0)
+                    deadline_s = time.monotonic() - 1 if each.late else math.inf
+                    calls.append(asyncio.ensure_future(batcher.submit(_images(*own), deadline_s)))
+                    if each.cancelled:
+                        asyncio.get_running_loop().call_soon(calls[-1].cancel)
+                return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+
+        results = asyncio.run(everything())
+        ran = [sample for run in engine.runs for sample in run]
+        for own, each, result in zip(samples, requests, results, strict=True):
+            if each.cancelled and isinstance(result, asyncio.CancelledError):
+                continue
+            if each.late:
+                assert isinstance(result, DeadlineExceeded)
+                assert not set(own) & set(ran)
+            elif each.poisoned:
+                assert isinstance(result, EngineError)
+            else:
+                assert result.output.probabilities[:, 0].tolist() == own
+                assert result.output.embedding[:, 0].tolist() == [-sample for sample in own]
+                assert result.queue_s >= 0
+        assert all(len(run) <= policy.max_batch_size for run in engine.runs)
+        good = [len(run) for run in engine.runs if poison.isdisjoint(run)]
+        assert [run.images for run in reported] == good
+        assert not _engine_threads()
+
+    @settings(max_examples=40, deadline=None)
+    @given(requests=REQUESTS)
+    def test_what_waits_behind_a_busy_engine_runs_in_order_without_the_cancelled_and_the_late(
+        self, fake_engine: Any, requests: list[Request]
+    ) -> None:
+        """While the engine is busy a queue forms; what is cancelled or late in it is never run."""
+        engine = fake_engine()
+        samples = _samples(requests)
+
+        async def everything() -> None:
+            async with Batcher(engine.run, BatchPolicy(6)) as batcher:
+                async with _busy(engine, batcher):
+                    calls = []
+                    for own, each in zip(samples, requests, strict=True):
+                        deadline_s = 0.0 if each.late else math.inf
+                        calls.append(asyncio.ensure_future(batcher.submit(_images(*own), deadline_s)))
+                    await asyncio.sleep(0)
+                    for call, each in zip(calls, requests, strict=True):
+                        if each.cancelled:
+                            call.cancel()
+                await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+
+        asyncio.run(everything())
+        expected = [
+            sample
+            for own, each in zip(samples, requests, strict=True)
+            if not (each.late or each.cancelled)
+            for sample in own
+        ]
+        assert [sample for run in engine.runs[1:] for sample in run] == expected
+        for run, following in zip(engine.runs[1:], engine.runs[2:], strict=False):
+            first = next(own for own in samples if following[0] in own)
+            assert len(run) <= 6 < len(run) + len(first)
+
+    async def test_all_that_came_while_the_engine_was_busy_is_one_batch(self, fake_engine: Any) -> None:
+        """The engine is greedy: when it is free it takes everyone who is there."""
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(32)) as batcher:
+            async with _busy(engine, batcher):
+                calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in range(20)]
+                await asyncio.sleep(0)
+            await asyncio.gather(*calls)
+        assert engine.runs[1:] == [list(range(20))]
+
+    async def test_a_failing_image_fails_only_its_own_request(self, fake_engine: Any) -> None:
+        """A batch that fails is run again one request at a time."""
+        engine = fake_engine(poison=[2])
+        async with Batcher(engine.run, BatchPolicy(8)) as batcher:
+            async with _busy(engine, batcher):
+                calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in (1, 2, 3)]
+                await asyncio.sleep(0)
+            first, second, third = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(second, EngineError)
+        assert [each.output.probabilities.tolist() for each in (first, third)] == [[[1]], [[3]]]
+        assert engine.runs[1:] == [[1, 2, 3], [1], [2], [3]]
+
+    async def test_a_request_that_is_cancelled_during_a_failing_run_is_not_run_again(
+        self, fake_engine: Any
+    ) -> None:
+        """The isolating second run is for those who still wait."""
+        engine = fake_engine(poison=[1])
+        engine.gate.clear()
+        async with Batcher(engine.run, BatchPolicy(3)) as batcher:
+            calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in (1, 2, 3)]
+            await asyncio.to_thread(engine.entered.wait, 20)
+            calls[1].cancel()
+            await asyncio.sleep(0)
+            engine.gate.set()
+            await asyncio.gather(*calls, return_exceptions=True)
+        assert engine.runs == [[1, 2, 3], [1], [3]]
+
+    async def test_a_stranger_among_exceptions_becomes_an_engine_error_with_its_cause(self) -> None:
+        """Whatever the network raises, callers see one kind of error, and its log the first cause."""
+
+        def run(images: Pixels) -> Any:
+            raise ZeroDivisionError(f"{len(images)} images")
+
+        async with Batcher(run, BatchPolicy(8)) as batcher:
+            with pytest.raises(EngineError, match="1 images") as caught:
+                await batcher.submit(_images(1))
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    async def test_leaving_fails_what_waits_and_what_runs_and_leaves_nothing_behind(
+        self, fake_engine: Any
+    ) -> None:
+        """Nobody hangs: running, waiting and new requests get ModelUnavailable; task and thread end."""
+        engine = fake_engine()
+        engine.gate.clear()
+        async with Batcher(engine.run, BatchPolicy(1)) as batcher:
+            calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in range(3)]
+            await asyncio.to_thread(engine.entered.wait, 20)
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        assert all(isinstance(result, ModelUnavailable) for result in results)
+        assert "unloaded" in str(results[0])
+        with pytest.raises(ModelUnavailable, match="unloaded"):
+            await asyncio.wait_for(batcher.submit(_images(1)), 20)
+        engine.gate.set()
+        assert not _engine_threads()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert engine.runs == [[0]]
+
+    async def test_leaving_during_the_second_runs_fails_who_has_none_yet(self, fake_engine: Any) -> None:
+        """A batcher that is left while it isolates a failure still answers everyone."""
+        engine = fake_engine(poison=[0])
+        started = threading.Semaphore(0)
+        go_on = threading.Semaphore(0)
+
+        def step(images: Pixels) -> Any:
+            started.release()
+            assert go_on.acquire(timeout=20)
+            return engine.run(images)
+
+        async with Batcher(step, BatchPolicy(3)) as batcher:
+            calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in range(3)]
+            for _ in range(2):  # the batch, then its first request
+                await asyncio.to_thread(started.acquire)
+                go_on.release()
+            with pytest.raises(EngineError):
+                await asyncio.wait_for(calls[0], 20)
+            await asyncio.to_thread(started.acquire)
+        results = await asyncio.wait_for(asyncio.gather(*calls[1:], return_exceptions=True), 20)
+        go_on.release()
+        assert [type(result) for result in results] == [ModelUnavailable, ModelUnavailable]
+        assert not _engine_threads()
+
+    async def test_an_idle_engine_waits_for_a_fuller_batch_where_a_delay_is_set(
+        self, fake_engine: Any
+    ) -> None:
+        """With a delay of 30 s two requests run together as soon as they fill the batch."""
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(2, 30.0)) as batcher:
+            first = asyncio.ensure_future(batcher.submit(_images(1)))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not engine.runs
+            await asyncio.wait_for(asyncio.gather(first, batcher.submit(_images(2))), 20)
+        assert engine.runs == [[1, 2]]
+
+    async def test_a_delay_that_brings_nobody_ends(self, fake_engine: Any) -> None:
+        """A lonely request runs when it has waited max_queue_delay_s, and its answer says so."""
+        async with Batcher(fake_engine().run, BatchPolicy(2, 0.01)) as batcher:
+            answer = await asyncio.wait_for(batcher.submit(_images(1)), 20)
+        assert answer.queue_s >= 0.01
+
+    @pytest.mark.parametrize("count", [0, 5])
+    async def test_a_number_of_images_that_never_fits_is_a_bug_of_the_caller(
+        self, fake_engine: Any, count: int
+    ) -> None:
+        """It would block the queue for ever, so it never gets in."""
+        async with Batcher(fake_engine().run, BatchPolicy(4)) as batcher:
+            with pytest.raises(ValueError, match=rf"{count} images .* expected 1 to 4\. This is a bug\."):
+                await batcher.submit(_images(*[0] * count))
+
+
+class _busy:  # noqa: N801 - used as a statement
+    """Keep the engine of a batcher busy with one image of 255 inside the block."""
+
+    def __init__(self, engine: Any, batcher: Batcher) -> None:
+        self._engine = engine
+        self._batcher = batcher
+
+    async def __aenter__(self) -> None:
+        self._engine.gate.clear()
+        self._plug = asyncio.ensure_future(self._batcher.submit(_images(255)))
+        assert await asyncio.to_thread(self._engine.entered.wait, 20)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._engine.gate.set()
+        await self._plug
+
+
+def _images(*samples: int) -> Pixels:
+    return np.array(samples, np.uint8).reshape(-1, 1, 1, 1)  # (n, 1, 1, 1)
+
+
+def _samples(requests: list[Request]) -> list[list[int]]:
+    """Different samples for all images of all requests: at most 40 * 4 < 255."""
+    numbers = iter(range(255))
+    return [[next(numbers) for _ in range(each.size)] for each in requests]
+
+
+def _total(waiting: list[Waiting]) -> int:
+    return sum(each.size for each in waiting)
+
+
+def _engine_threads() -> list[threading.Thread]:
+    """Those that are still there when they have had time to end."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
+    for thread in threads:
+        thread.join(timeout=20)
+    return [thread for thread in threads if thread.is_alive()]

@@ -1,0 +1,342 @@
+"""The command line in real processes: outputs, exit codes, and one clear line for every mistake."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from serving.bundle import Repository
+
+ROOT = Path(__file__).parents[2]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def lenserve(tmp_path: Path) -> Run:
+    """Run `lenserve` in an empty folder and environment; keyword arguments are environment variables."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("LENSERVE_")}
+        return subprocess.run(
+            [sys.executable, "-m", "serving.cli", *map(str, arguments)],
+            env={**plain, "COLUMNS": "200", "PYTHONPATH": str(ROOT), **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of a red and a green picture, a text file, and a folder with a blue one inside."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(folder / "a.png")
+    Image.new("RGB", (9, 9), (0, 255, 0)).save(folder / "b.BMP")
+    Image.new("RGB", (9, 9), (0, 0, 255)).save(folder / "more" / "c.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_classify_prints_labels_for_people(
+    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+) -> None:
+    """File, model, version, and a line for each label with its percentage and a bar."""
+    publish()
+    server = start_server()
+
+    done = lenserve("classify", "--server", server.grpc, "--model", "colours", "--top-k", 2, images / "a.png")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{images / 'a.png'}  (colours version 1)"
+    assert lines[1].split() == ["red", "96.47%", "█" * 19]
+    assert lines[2].split() == ["green", "1.77%"]
+
+
+def test_classify_json_is_one_object_a_line_in_order(
+    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+) -> None:
+    """A folder is searched for pictures, deep and sorted; nothing but JSON is on stdout."""
+    publish()
+    server = start_server()
+
+    done = lenserve("classify", "--server", server.grpc, "--model", "colours@1", "--json", images)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = _lines(done.stdout)
+    files = [images / "a.png", images / "b.BMP", images / "more" / "c.jpg"]
+    assert [line["image"] for line in lines] == [str(file) for file in files]
+    assert [line["labels"][0]["label"] for line in lines] == ["red", "green", "blue"]
+    assert set(lines[0]) == {"image", "model", "version", "labels"}
+    assert (lines[0]["model"], lines[0]["version"]) == ("colours", 1)
+    assert [set(label) for label in lines[0]["labels"]] == [{"label", "index", "probability"}] * 3
+
+
+def test_a_file_that_is_no_image_is_a_line_with_an_error_and_exit_1(
+    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+) -> None:
+    """The others are still classified; the count of failures goes to stderr."""
+    publish()
+    server = start_server()
+    (images / "broken.png").symlink_to(images / "gone.png")
+    arguments = ("classify", "--server", server.grpc, "--model", "colours")
+
+    as_json = lenserve(*arguments, "--json", images / "notes.txt", images)
+    as_text = lenserve(*arguments, images / "notes.txt")
+
+    lines = _lines(as_json.stdout)
+    assert (as_json.returncode, as_text.returncode) == (1, 1)
+    assert lines[0] == {
+        "image": str(images / "notes.txt"),
+        "error": {
+            "code": "INVALID_ARGUMENT",
+            "message": "the image cannot be decoded: no known image format (10 bytes)",
+        },
+    }
+    assert [("error" in line) for line in lines] == [True, False, False, True, False]
+    assert "broken.png cannot be read: No such file" in lines[3]["error"]["message"]
+    assert as_json.stderr == "2 of 5 images could not be classified\n"
+    assert as_text.stdout.splitlines()[1].startswith("  INVALID_ARGUMENT: the image cannot be decoded")
+
+
+def test_options_come_from_the_command_line_then_the_environment_then_a_file(
+    publish: Callable[..., object],
+    start_server: Callable[..., Any],
+    lenserve: Run,
+    images: Path,
+    tmp_path: Path,
+) -> None:
+    """Every option of every command can be given in three ways, and the nearest one wins."""
+    publish()
+    server = start_server()
+    config = tmp_path / "lenserve.toml"
+    config.write_text(f'model = "colours"\nserver = "{server.grpc}"\ntop_k = 1\njson = true\n')
+    classify = ("classify", "--config", config, images / "a.png")
+
+    from_file = lenserve(*classify)
+    from_environment = lenserve(*classify, LENSERVE_TOP_K="2", LENSERVE_CONFIG=str(config))
+    from_command_line = lenserve(*classify, "--top-k", 3, LENSERVE_TOP_K="2")
+
+    for done, count in ((from_file, 1), (from_environment, 2), (from_command_line, 3)):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(_lines(done.stdout)[0]["labels"]) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "line"),
+    [
+        pytest.param(["fly"], {}, "lenserve: there is no command 'fly'", id="command"),
+        pytest.param([], {}, "lenserve: a command is missing", id="no-command"),
+        pytest.param(["models"], {}, "lenserve models: a command is missing", id="no-subcommand"),
+        pytest.param(
+            ["serve"], {}, "lenserve serve: --repository is required (or LENSERVE_REPOSITORY)", id="required"
+        ),
+        pytest.param(
+            ["serve", "--repository", "none"],
+            {},
+            "lenserve serve: the repository none is no folder",
+            id="repository",
+        ),
+        pytest.param(
+            ["serve", "--repository", ".", "--grpc-port", "70000"],
+            {},
+            "lenserve serve: --grpc-port: Input should be less than or equal to 65535 (got '70000')",
+            id="port",
+        ),
+        pytest.param(
+            ["serve", "--repository", "."],
+            {"LENSERVE_DEVICE": "tpu"},
+            "lenserve serve: --device: String should match pattern '^(auto|cpu|cuda(:\\d+)?)$' (got 'tpu')",
+            id="device",
+        ),
+        pytest.param(
+            ["serve", "--repository", ".", "--max-images", "9", "--max-pending-images", "8"],
+            {},
+            "lenserve serve: Value error, max_images is 9, more than max_pending_images, 8",
+            id="limits",
+        ),
+        pytest.param(
+            ["serve", "--config", "none.toml"],
+            {},
+            "lenserve serve: --config none.toml cannot be read: No such file or directory",
+            id="config",
+        ),
+        pytest.param(
+            ["classify", "--model", "m", "none.png"],
+            {},
+            "lenserve classify: there is no file or folder none.png",
+            id="file",
+        ),
+        pytest.param(
+            ["models", "list", "--repository", "none"],
+            {},
+            "lenserve models list: the repository none is no folder",
+            id="list",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_line_and_exit_2(
+    lenserve: Run, arguments: list[str], environment: dict[str, str], line: str
+) -> None:
+    """The option and the reason, no traceback, nothing on stdout."""
+    done = lenserve(*arguments, **environment)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    told = [each for each in done.stderr.splitlines() if each.startswith("lenserve")]
+    assert len(told) == 1
+    assert told[0] == line
+
+
+def test_an_unknown_option_and_an_unknown_key_are_exit_2(lenserve: Run, tmp_path: Path) -> None:
+    """The key of a file is refused like an option of the command line, by its name."""
+    config = tmp_path / "lenserve.toml"
+    config.write_text('repository = "."\ncolour = "red"\n')
+
+    option = lenserve("serve", "--repository", ".", "--colour", "red")
+    key = lenserve("serve", "--config", config)
+
+    assert (option.returncode, key.returncode) == (2, 2)
+    assert "--colour" in option.stderr
+    assert key.stderr == "lenserve serve: --colour is no option of this command\n"
+    assert "Traceback" not in option.stderr + key.stderr
+
+
+def test_help_lists_every_option_and_is_no_failure(lenserve: Run) -> None:
+    """--help of the program and of a command exit with 0."""
+    program = lenserve("--help")
+    command = lenserve("serve", "--help")
+
+    assert (program.returncode, command.returncode) == (0, 0)
+    assert all(name in program.stdout + program.stderr for name in ("serve", "classify", "models"))
+    assert all(option in command.stdout for option in ("--repository", "--max-queue-delay-s", "--token-file"))
+
+
+def test_what_fails_at_work_is_one_clear_line_and_exit_1(
+    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+) -> None:
+    """An unknown model, nobody at the address, a port that is taken, a device that is not there."""
+    publish()
+    server = start_server()
+    repository = server.event("listening")["repository"]
+    port = server.grpc.rpartition(":")[2]
+    classify = ("classify", images / "a.png", "--model")
+    serve = ("serve", "--repository", repository, "--http-port", 0)
+
+    failures = [
+        (lenserve(*classify, "shapes", "--server", server.grpc), "NOT_FOUND: there is no model 'shapes'"),
+        (lenserve(*classify, "colours", "--server", "127.0.0.1:1"), "UNAVAILABLE: failed to connect"),
+        (lenserve(*serve, "--grpc-port", port), f"gRPC cannot listen on 127.0.0.1:{port}"),
+        (lenserve(*serve, "--grpc-port", 0, "--device", "cuda:99"), "device cuda:99 was asked for, but "),
+    ]
+
+    for done, message in failures:
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert "Traceback" not in done.stderr
+        assert message in done.stderr.splitlines()[-1]
+
+
+def test_models_list_shows_every_version(
+    publish: Callable[..., object], repository: Repository, lenserve: Run
+) -> None:
+    """Newest first, with aliases and what its evaluation found."""
+    publish()
+    publish(rotate=1)
+    repository.set_alias("colours", "stable", 1)
+
+    as_text = lenserve("models", "list", "--repository", repository.root)
+    as_json = lenserve("models", "list", "--repository", repository.root, "--json")
+
+    assert (as_text.returncode, as_text.stderr, as_json.returncode, as_json.stderr) == (0, "", 0, "")
+    rows = [line.split() for line in as_text.stdout.splitlines()]
+    assert rows[0] == ["model", "version", "aliases", "classes", "accuracy", "recipe", "created", "digest"]
+    assert rows[1][:3] == ["colours", "2", "3"]
+    assert rows[2][:4] == ["colours", "1", "stable", "3"]
+    (line,) = _lines(as_json.stdout)
+    assert [(row["version"], row["aliases"], row["accuracy"]) for row in line["models"]] == [
+        (2, [], 1.0),
+        (1, ["stable"], 1.0),
+    ]
+
+
+def test_models_list_tells_a_version_that_cannot_be_trusted(
+    publish: Callable[..., Any], repository: Repository, lenserve: Run
+) -> None:
+    """A changed file is found by its digest: the row says so and the exit code is 1."""
+    bundle = publish()
+    bundle.model_file.chmod(0o644)
+    bundle.model_file.write_bytes(b"changed")
+
+    as_text = lenserve("models", "list", "--repository", repository.root)
+    as_json = lenserve("models", "list", "--repository", repository.root, "--json")
+
+    assert (as_text.returncode, as_json.returncode) == (1, 1)
+    assert "cannot be trusted" in as_text.stdout
+    assert "model.onnx" in _lines(as_json.stdout)[0]["models"][0]["error"]
+
+
+def test_models_list_of_an_empty_repository_says_so(repository: Repository, lenserve: Run) -> None:
+    """No rows, a sentence on stderr, and no failure."""
+    done = lenserve("models", "list", "--repository", repository.root)
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "holds no models yet" in done.stderr
+
+
+def test_serve_says_what_it_chose_and_stops_on_sigterm_with_exit_0(
+    publish: Callable[..., object], start_server: Callable[..., Any]
+) -> None:
+    """Device and provider with their reason, batching, addresses, readiness; then a graceful stop."""
+    publish()
+    server = start_server("--max-batch-size", "7")
+
+    device = server.event("device_chosen")
+    assert device["device"] in {"cpu", "cuda:0"}
+    assert str(device["reason"]).startswith("auto: ")
+    assert server.event("batching_chosen")["max_batch_size"] == 7
+    assert server.event("ready")["models"] == "colours@1"
+    assert server.stop() == 0
+    assert [event["event"] for event in server.log[-2:]] == ["stopping", "stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_logs_lines_for_people(
+    publish: Callable[..., object], repository: Repository, number: signal.Signals
+) -> None:
+    """Without --log-json events are text; both signals stop the server."""
+    publish()
+    command = [sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository.root)]
+    command += ["--grpc-port", "0", "--http-port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if " ready " in line:
+                process.send_signal(number)
+        assert process.wait(timeout=30) == 0
+
+    text = "".join(lines)
+    assert re.search(
+        r"INFO +device_chosen device=cpu provider=CPUExecutionProvider reason=\"?asked for", text
+    )
+    assert "Traceback" not in text
+    assert " stopped" in lines[-1]

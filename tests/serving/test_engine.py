@@ -1,0 +1,282 @@
+"""Devices, ONNX Runtime sessions, batch buckets, and the proof of a loaded network."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from serving.bundle import Bundle, Golden
+from serving.bundle.images import Pixels
+from serving.engine import (
+    Device,
+    OnnxEngine,
+    Output,
+    batch_buckets,
+    choose_device,
+    find_cuda,
+    warm_and_prove,
+)
+from serving.errors import BundleError, DeviceUnavailable, EngineError, ProofFailed
+
+CPU = Device("cpu", 0, "tests")
+CUDA = Device("cuda", 0, "tests")
+
+Publish = Callable[..., Bundle]
+
+
+class TestChooseDevice:
+    """The choice looks at nothing but its arguments, and always has a reason."""
+
+    def test_cpu_is_taken_where_it_is_asked_for(self) -> None:
+        """Even where there are GPUs."""
+        device = choose_device("cpu", 2, "")
+        assert (device.name, device.provider, device.reason) == ("cpu", "CPUExecutionProvider", "asked for")
+
+    def test_auto_takes_the_first_gpu(self) -> None:
+        """And says how many there are."""
+        device = choose_device("auto", 2, "")
+        assert (device.name, device.provider) == ("cuda:0", "CUDAExecutionProvider")
+        assert device.reason == "auto: 2 CUDA device(s) found"
+
+    def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why(self) -> None:
+        """The reason that none was found is the reason of the choice."""
+        device = choose_device("auto", 0, "there is no driver")
+        assert (device.name, device.reason) == ("cpu", "auto: there is no driver")
+
+    @pytest.mark.parametrize(
+        ("requested", "name"), [("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")]
+    )
+    def test_a_gpu_that_is_there_is_taken(self, requested: str, name: str) -> None:
+        """Without a number it is the first."""
+        assert choose_device(requested, 2, "").name == name
+
+    @pytest.mark.parametrize("requested", ["cuda", "cuda:0", "cuda:3"])
+    def test_cuda_without_a_gpu_is_refused_with_the_reason(self, requested: str) -> None:
+        """It never falls back in silence."""
+        with pytest.raises(
+            DeviceUnavailable, match=f"^device {requested} was asked for, but there is no driver$"
+        ):
+            choose_device(requested, 0, "there is no driver")
+
+    def test_a_number_past_the_last_gpu_is_refused_with_their_number(self) -> None:
+        """Both numbers are told."""
+        with pytest.raises(
+            DeviceUnavailable, match=r"device cuda:2 was asked for, but there are 2 CUDA device"
+        ):
+            choose_device("cuda:2", 2, "")
+
+    def test_none_found_comes_with_a_reason(self) -> None:
+        """On a machine without a GPU there is a sentence for the operator; with one there is none to give."""
+        count, why_none = find_cuda()
+        assert bool(why_none) == (count == 0)
+
+
+class TestBatchBuckets:
+    """Sizes that batches are padded to."""
+
+    @pytest.mark.parametrize(
+        ("largest", "buckets"),
+        [(1, (1,)), (2, (1, 2)), (32, (1, 2, 4, 8, 16, 32)), (48, (1, 2, 4, 8, 16, 32, 48))],
+    )
+    def test_on_cuda_they_are_powers_of_two_up_to_the_largest_batch(
+        self, largest: int, buckets: tuple[int, ...]
+    ) -> None:
+        """Few enough that each can be warmed, and the largest batch fits exactly."""
+        assert batch_buckets(CUDA, largest) == buckets
+
+    def test_on_a_cpu_there_are_none(self) -> None:
+        """There every size costs only itself."""
+        assert batch_buckets(CPU, 32) == ()
+
+    @given(largest=st.integers(1, 1024), count=st.integers(1, 1024))
+    def test_every_batch_fits_a_bucket_less_than_twice_its_size(self, largest: int, count: int) -> None:
+        """Padding never doubles the work."""
+        count = min(count, largest)
+        bucket = next(size for size in batch_buckets(CUDA, largest) if size >= count)
+        assert count <= bucket < 2 * count or bucket == count == 1
+
+
+class TestOnnxEngine:
+    """A real session of ONNX Runtime."""
+
+    def test_it_gives_probabilities_and_embeddings_row_by_row(self, publish: Publish) -> None:
+        """(N, K) probabilities that sum to 1 and (N, D) features, both float32."""
+        output = _load(publish().model_file).run(_noise(5))
+        assert output.probabilities.shape == output.embedding.shape == (5, 3)
+        assert output.probabilities.dtype == output.embedding.dtype == np.float32
+        np.testing.assert_allclose(output.probabilities.sum(axis=1), 1, rtol=1e-6)
+
+    def test_padding_to_buckets_changes_no_row(self, publish: Publish) -> None:
+        """A padded batch answers exactly as many rows as came, the same as without padding."""
+        file = publish().model_file
+        plain = _load(file)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        padded = OnnxEngine(session, buckets=(1, 4, 8))
+        for count in range(1, 9):
+            images = _noise(count)
+            expected, found = plain.run(images), padded.run(images)
+            assert found.probabilities.shape == (count, 3)
+            np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-6)
+            np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-6)
+
+    @pytest.mark.parametrize("content", [b"", b"junk", b"\x00" * 1000])
+    def test_a_file_that_is_no_graph_is_refused_by_name(self, tmp_path: Path, content: bytes) -> None:
+        """The message names the file."""
+        file = tmp_path / "model.onnx"
+        file.write_bytes(content)
+        with pytest.raises(BundleError, match=f"{file} cannot be loaded"):
+            _load(file)
+
+    def test_a_file_that_is_missing_is_refused(self, tmp_path: Path) -> None:
+        """It is no other kind of failure."""
+        with pytest.raises(BundleError, match="cannot be loaded"):
+            _load(tmp_path / "model.onnx")
+
+    def test_a_graph_that_takes_something_else_is_refused(self, publish: Publish) -> None:
+        """float32 images are another contract: what came is told."""
+        file = _changed(publish(), lambda graph: _set_input_type(graph, TensorProto.FLOAT))
+        with pytest.raises(BundleError, match=r"'image': 'tensor\(float\)'.*no graph of this project"):
+            _load(file)
+
+    def test_a_graph_with_another_input_name_is_refused(self, publish: Publish) -> None:
+        """The input is called image."""
+
+        def rename(graph: onnx.GraphProto) -> None:
+            graph.input[0].name = graph.node[0].input[0] = "x"
+
+        with pytest.raises(BundleError, match=r"'x': 'tensor\(uint8\)'.*no graph of this project"):
+            _load(_changed(publish(), rename))
+
+    def test_a_graph_without_an_embedding_is_refused(self, publish: Publish) -> None:
+        """Both outputs belong to the contract."""
+        file = _changed(publish(), lambda graph: graph.output.pop(1))
+        with pytest.raises(BundleError, match=r"\['probabilities'\]: no graph of this project"):
+            _load(file)
+
+    def test_a_failing_run_is_an_engine_error_with_the_number_of_images(self, publish: Publish) -> None:
+        """Whatever ONNX Runtime raises becomes one kind of error."""
+        with pytest.raises(EngineError, match="the network failed on 2 images"):
+            _load(publish().model_file).run(np.zeros((2, 5, 5, 1), np.uint8))
+
+    @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
+    @pytest.mark.filterwarnings("ignore:Specified provider")
+    def test_a_session_that_fell_back_to_the_cpu_is_refused(self, publish: Publish) -> None:
+        """ONNX Runtime falls back in silence; we do not."""
+        with pytest.raises(DeviceUnavailable, match=r"runs on CPUExecutionProvider, not on cuda:0"):
+            OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=4)
+
+
+class TestWarmAndProve:
+    """A version is served only after every batch size ran and the golden examples came out."""
+
+    def test_a_good_network_proves_itself_and_every_size_is_warmed(self) -> None:
+        """Each size runs once, then the golden images in parts of at most the largest."""
+        engine = _Scripted(np.full((5, 2), 0.5))
+        warm_and_prove(engine, _golden(5), tolerance=1e-3, sizes=(1, 2, 4))
+        assert engine.sizes == [1, 2, 4, 4, 1]
+
+    def test_a_difference_beyond_the_tolerance_is_refused_with_both_numbers(self) -> None:
+        """How far it is off, and how far it may be."""
+        engine = _Scripted(np.array([[0.5, 0.52]] * 3))
+        with pytest.raises(
+            ProofFailed, match=r"^golden probabilities differ by 0\.02, the tolerance is 0\.001$"
+        ):
+            warm_and_prove(engine, _golden(3), tolerance=1e-3, sizes=(4,))
+
+    def test_a_difference_within_the_tolerance_is_taken(self) -> None:
+        """Other hardware rounds in another way."""
+        warm_and_prove(_Scripted(np.full((3, 2), 0.5) + 5e-4), _golden(3), tolerance=1e-3, sizes=(4,))
+
+    def test_no_number_proves_nothing(self) -> None:
+        """NaN compares false with every tolerance, and is refused all the same."""
+        probabilities = np.full((3, 2), 0.5)
+        probabilities[1, 1] = np.nan
+        with pytest.raises(ProofFailed, match="differ by inf"):
+            warm_and_prove(_Scripted(probabilities), _golden(3), tolerance=0.1, sizes=(4,))
+
+    @pytest.mark.parametrize("classes", [1, 3])
+    def test_another_number_of_classes_is_refused_with_both_shapes(self, classes: int) -> None:
+        """Also a single column, which would otherwise be compared with all of them."""
+        message = rf"golden probabilities have shape \[3, 2\], the network gives \[3, {classes}\]"
+        with pytest.raises(ProofFailed, match=message):
+            warm_and_prove(_Scripted(np.full((3, classes), 0.5)), _golden(3), tolerance=0.1, sizes=(4,))
+
+
+@pytest.mark.gpu
+class TestOnCuda:
+    """The same on a GPU."""
+
+    @pytest.fixture(autouse=True)
+    def _gpu(self) -> None:
+        count, why_none = find_cuda()
+        if not count:
+            pytest.skip(f"no CUDA: {why_none}")
+
+    def test_the_golden_examples_come_out(self, publish: Publish) -> None:
+        """The network runs on cuda:0, padded and warmed, and proves itself there."""
+        bundle = publish()
+        device = choose_device("cuda", *find_cuda())
+        engine = OnnxEngine.load(bundle.model_file, device, threads=1, max_batch_size=8)
+        golden = bundle.golden()
+        warm_and_prove(
+            engine, golden, tolerance=bundle.manifest.golden_tolerance, sizes=batch_buckets(device, 8)
+        )
+        found = engine.run(golden.images).probabilities
+        np.testing.assert_allclose(found, golden.probabilities, atol=bundle.manifest.golden_tolerance)
+
+    def test_every_batch_size_answers_as_the_cpu_does(self, publish: Publish) -> None:
+        """Rows do not depend on the padding or the device."""
+        file = publish().model_file
+        cuda, cpu = OnnxEngine.load(file, CUDA, threads=1, max_batch_size=8), _load(file)
+        for count in range(1, 9):
+            images = _noise(count)
+            np.testing.assert_allclose(
+                cuda.run(images).probabilities, cpu.run(images).probabilities, atol=1e-4
+            )
+
+
+class _Scripted:
+    """Gives the rows it was given, in turn, and remembers the sizes of what it was asked."""
+
+    def __init__(self, probabilities: Any) -> None:
+        self._probabilities = np.asarray(probabilities, np.float32)  # (G, K)
+        self.sizes: list[int] = []
+
+    def run(self, images: Pixels) -> Output:
+        self.sizes.append(len(images))
+        rows = self._probabilities[images[:, 0, 0, 0]]  # (N, K)
+        return Output(rows, rows)
+
+
+def _golden(count: int) -> Golden:
+    """Images whose first sample is their place, each 0.5 : 0.5."""
+    images = np.zeros((count, 2, 2, 1), np.uint8)
+    images[:, 0, 0, 0] = range(count)
+    return Golden(images, np.full((count, 2), 0.5, np.float32))
+
+
+def _load(file: Path) -> OnnxEngine:
+    return OnnxEngine.load(file, CPU, threads=1, max_batch_size=8)
+
+
+def _noise(count: int) -> Pixels:
+    return np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)  # (N, H, W, C)
+
+
+def _changed(bundle: Bundle, change: Callable[[onnx.GraphProto], object]) -> Path:
+    model = onnx.load(bundle.model_file)
+    change(model.graph)
+    file = bundle.folder.parent / "changed.onnx"
+    onnx.save(model, file)
+    return file
+
+
+def _set_input_type(graph: onnx.GraphProto, kind: int) -> None:
+    graph.input[0].type.tensor_type.elem_type = kind

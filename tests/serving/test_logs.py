@@ -1,0 +1,53 @@
+"""Log lines, as a process writes them."""
+
+import json
+import re
+import subprocess
+import sys
+
+PROGRAM = """
+import logging
+from pathlib import Path
+from serving.logs import configure_logs
+configure_logs(as_json={as_json})
+log = logging.getLogger("serving.models")
+log.info("version_loaded", extra={{"model": "digits", "version": 3, "path": Path("/models")}})
+log.debug("nobody_sees_this")
+log.error("version_refused", extra={{"reason": 'two\\nlines, "quoted"', "empty": ""}})
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("call_failed", extra={{"request_id": "abc"}})
+"""
+
+
+def test_as_json_every_line_is_one_event_with_its_fields() -> None:
+    """A machine reads line by line: time in UTC, level, event, the fields, and perhaps a traceback."""
+    loaded, refused, failed = map(json.loads, _stderr(as_json=True).splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", loaded.pop("time"))
+    assert loaded == {
+        "level": "INFO",
+        "event": "version_loaded",
+        "model": "digits",
+        "version": 3,
+        "path": "/models",
+    }
+    assert refused["reason"] == 'two\nlines, "quoted"'
+    assert failed["request_id"] == "abc"
+    assert failed["traceback"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_as_text_an_event_is_one_line_whatever_its_fields_hold() -> None:
+    """People and grep read key=value; a value with spaces, quotes or line breaks is quoted."""
+    loaded, refused, failed, *traceback = _stderr(as_json=False).splitlines()
+    assert loaded.endswith(" INFO    version_loaded model=digits version=3 path=/models")
+    assert refused.endswith(r' ERROR   version_refused reason="two\nlines, \"quoted\"" empty=""')
+    assert failed.endswith(" ERROR   call_failed request_id=abc")
+    assert traceback[0] == "Traceback (most recent call last):"
+
+
+def _stderr(*, as_json: bool) -> str:
+    program = PROGRAM.format(as_json=as_json)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not done.stdout
+    return done.stderr

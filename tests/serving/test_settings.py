@@ -1,0 +1,126 @@
+"""Every option of the server: bounds, agreement, and no surprises."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from serving.bundle.images import PILLOW_MAX_PIXELS
+from serving.settings import ServerSettings
+
+HERE = Path()
+
+
+def test_the_repository_is_all_that_must_be_said() -> None:
+    """The defaults are the habits of the field: ports 8001 and 8002 on this machine alone, device auto."""
+    settings = ServerSettings(repository=HERE)
+    assert (settings.host, settings.grpc_port, settings.http_port) == ("127.0.0.1", 8001, 8002)
+    assert settings.device == "auto"
+    assert settings.token_file is None
+    with pytest.raises(ValidationError, match="repository"):
+        ServerSettings.model_validate({})
+
+
+def test_settings_cannot_be_changed() -> None:
+    """They are built once and passed down."""
+    settings = ServerSettings(repository=HERE)
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.grpc_port = 1  # type: ignore[misc]
+
+
+def test_an_unknown_key_is_refused_by_name() -> None:
+    """A misspelt option is a mistake, not a default."""
+    with pytest.raises(ValidationError, match=r"max_batch_sise\n.*not permitted"):
+        ServerSettings.model_validate({"repository": HERE, "max_batch_sise": 8})
+
+
+BAD = [
+    ("grpc_port", -1),
+    ("grpc_port", 65536),
+    ("http_port", 65536),
+    ("device", "gpu"),
+    ("device", "cuda:"),
+    ("device", "cuda:x"),
+    ("device", "CPU"),
+    ("device", "cpu\n"),
+    ("engine_threads", -1),
+    ("engine_threads", 257),
+    ("max_batch_size", 0),
+    ("max_batch_size", 1025),
+    ("max_queue_delay_s", -0.001),
+    ("max_queue_delay_s", 1.001),
+    ("max_queue_delay_s", float("nan")),
+    ("max_images", 0),
+    ("max_images", 4097),
+    ("max_image_bytes", 0),
+    ("max_image_pixels", 0),
+    ("max_image_pixels", PILLOW_MAX_PIXELS + 1),
+    ("max_message_bytes", 1023),
+    ("max_message_bytes", 2**31),
+    ("max_pending_images", 0),
+    ("default_top_k", 0),
+    ("decode_threads", -1),
+    ("decode_threads", 257),
+    ("poll_interval_s", 0),
+    ("poll_interval_s", 3601),
+    ("poll_interval_s", float("inf")),
+    ("lame_duck_s", -1),
+    ("lame_duck_s", 601),
+    ("drain_timeout_s", -1),
+    ("drain_timeout_s", 3601),
+]
+
+GOOD = [
+    ("grpc_port", 0),
+    ("http_port", 65535),
+    ("device", "cuda"),
+    ("device", "cuda:12"),
+    ("engine_threads", 0),
+    ("max_batch_size", 1),
+    ("max_batch_size", 1024),
+    ("max_queue_delay_s", 1.0),
+    ("max_image_pixels", PILLOW_MAX_PIXELS),
+    ("max_message_bytes", 1024),
+    ("poll_interval_s", 0.001),
+    ("lame_duck_s", 0.0),
+    ("drain_timeout_s", 0.0),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD)
+def test_a_value_outside_its_bounds_is_refused_by_name(option: str, value: Any) -> None:
+    """A value that cannot work is refused before anything starts."""
+    with pytest.raises(ValidationError, match=option):
+        ServerSettings.model_validate({"repository": HERE, option: value})
+
+
+@pytest.mark.parametrize(("option", "value"), GOOD)
+def test_a_value_on_its_bound_is_taken(option: str, value: Any) -> None:
+    """Bounds are part of what is allowed."""
+    assert getattr(ServerSettings.model_validate({"repository": HERE, option: value}), option) == value
+
+
+def test_a_request_that_could_never_be_admitted_is_refused_with_both_numbers() -> None:
+    """More images in one request than may ever be pending would be retried for ever."""
+    with pytest.raises(ValidationError, match="max_images is 11, more than max_pending_images, 10"):
+        ServerSettings(repository=HERE, max_images=11, max_pending_images=10)
+    assert ServerSettings(repository=HERE, max_images=10, max_pending_images=10).max_images == 10
+
+
+def test_every_option_says_what_it_is() -> None:
+    """The description is the help text of the command line."""
+    for name, field in ServerSettings.model_fields.items():
+        assert field.description, name
+
+
+def test_zero_decode_threads_means_one_for_each_core() -> None:
+    """0 is never zero threads."""
+    assert ServerSettings(repository=HERE, decode_threads=0).decoders >= 1
+    assert ServerSettings(repository=HERE, decode_threads=3).decoders == 3
+
+
+def test_the_limits_of_one_image_come_from_the_options() -> None:
+    """What the decoder is told is what the operator said."""
+    limits = ServerSettings(repository=HERE, max_image_bytes=5, max_image_pixels=6).image_limits
+    assert (limits.max_bytes, limits.max_pixels) == (5, 6)

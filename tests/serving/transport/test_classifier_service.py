@@ -1,0 +1,202 @@
+"""lenserve.v1.Classifier over a real channel: answers, places of errors, and what a bad image is told."""
+
+import io
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+
+CLASSIFY = "lenserve.v1.Classifier/Classify"
+MAX_BYTES = 3000
+MAX_PIXELS = 2000
+
+
+def _png(colour: tuple[int, int, int] = (0, 200, 0), size: tuple[int, int] = (10, 12)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _pixels(height: int, width: int, channels: int, data: bytes) -> pb.Image:
+    return pb.Image(pixels=pb.Pixels(height=height, width=width, channels=channels, data=data))
+
+
+def _request(*images: pb.Image, **fields: Any) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(**{"model": "colours", "images": images, **fields})
+
+
+@pytest.fixture
+async def stub(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+) -> AsyncIterator[Any]:
+    """A stub of a server with low limits, default_top_k 2."""
+    publish()
+    limits = {"max_image_bytes": MAX_BYTES, "max_image_pixels": MAX_PIXELS, "default_top_k": 2}
+    async with serve(**limits) as server:
+        yield connect(server.grpc.port)
+
+
+async def test_labels_are_ranked_with_index_and_probability(stub: Any) -> None:
+    """The most probable label comes first; model and version say who answered."""
+    answer = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png((10, 255, 50))), top_k=3))
+
+    assert (answer.model, answer.version, len(answer.predictions)) == ("colours", 1, 1)
+    labels = answer.predictions[0].ranking.labels
+    assert [(each.label, each.index) for each in labels] == [("green", 1), ("blue", 2), ("red", 0)]
+    # The network is softmax(4 * mean / 255), see conftest.py.
+    exponentials = np.exp(4 * np.array([255, 50, 10]) / 255)
+    expected = exponentials / exponentials.sum()
+    np.testing.assert_allclose([each.probability for each in labels], expected, atol=1e-6)
+
+
+async def test_equal_probabilities_are_ranked_by_index(stub: Any) -> None:
+    """A tie goes to the lower index, every time."""
+    grey = _pixels(2, 2, 1, bytes([7] * 4))
+
+    answer = await stub.call(CLASSIFY, _request(grey, grey, top_k=3))
+
+    for prediction in answer.predictions:
+        assert [each.index for each in prediction.ranking.labels] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(0, 2), (1, 1), (3, 3), (4, 3), (2**31 - 1, 3)])
+async def test_top_k_is_the_number_of_labels(stub: Any, top_k: int, count: int) -> None:
+    """0 means the server's default, more than there are classes means all."""
+    answer = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png()), top_k=top_k))
+
+    assert len(answer.predictions[0].ranking.labels) == count
+
+
+async def test_images_keep_their_order_and_errors_their_places(stub: Any) -> None:
+    """A bad image never spoils its neighbours: it has its own code, reason and message."""
+    answer = await stub.call(
+        CLASSIFY,
+        _request(
+            pb.Image(encoded=_png((255, 0, 0))),
+            pb.Image(encoded=b"no image"),
+            pb.Image(encoded=_png((0, 0, 255))),
+            pb.Image(),
+            _pixels(1, 1, 3, bytes([0, 9, 0])),
+        ),
+    )
+
+    tops = [each.ranking.labels[0].label if each.HasField("ranking") else None for each in answer.predictions]
+    assert tops == ["red", None, "blue", None, "green"]
+    errors = [each.error for each in answer.predictions if each.HasField("error")]
+    assert [(error.code, error.reason) for error in errors] == [(3, "UNDECODABLE_IMAGE"), (3, "EMPTY_IMAGE")]
+    assert errors[0].message == "the image cannot be decoded: no known image format (8 bytes)"
+
+
+async def test_a_request_of_nothing_but_bad_images_is_answered(stub: Any) -> None:
+    """Two bad images give two errors, and no call fails."""
+    answer = await stub.call(CLASSIFY, _request(pb.Image(), pb.Image(encoded=b"x")))
+
+    assert [each.error.reason for each in answer.predictions] == ["EMPTY_IMAGE", "UNDECODABLE_IMAGE"]
+
+
+def _bomb() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (600, 600)).save(buffer, "PNG")  # 360,000 pixels in a few hundred bytes
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "reason", "message"),
+    [
+        (pb.Image(), "EMPTY_IMAGE", "the image is empty: neither encoded bytes nor pixels"),
+        (pb.Image(encoded=b""), "EMPTY_IMAGE", "the image is empty: 0 bytes"),
+        (pb.Image(encoded=b"GIF89a"), "UNDECODABLE_IMAGE", "the image cannot be decoded: "),
+        (pb.Image(encoded=_png()[:-30]), "UNDECODABLE_IMAGE", "the image cannot be decoded: "),
+        (
+            pb.Image(encoded=bytes(MAX_BYTES + 1)),
+            "IMAGE_TOO_LARGE",
+            "the image has 3001 bytes, the limit is 3000",
+        ),
+        (
+            pb.Image(encoded=_bomb()),
+            "IMAGE_TOO_LARGE",
+            "the image has 600 x 600 = 360000 pixels, the limit is 2000",
+        ),
+        (
+            _pixels(50, 41, 1, bytes(2050)),
+            "IMAGE_TOO_LARGE",
+            "the image has 41 x 50 = 2050 pixels, the limit is 2000",
+        ),
+        (_pixels(2, 2, 3, bytes(11)), "INVALID_PIXELS", "pixels have 11 bytes, [2, 2, 3] makes 12"),
+        (
+            _pixels(2, 2, 5, bytes(20)),
+            "INVALID_PIXELS",
+            "pixels have shape [2, 2, 5], expected [height, width] or [height, width, 1..4]",
+        ),
+        (
+            _pixels(0, 2, 3, b""),
+            "INVALID_PIXELS",
+            "height, width and channels are [0, 2, 3], expected at least 1 each",
+        ),
+        (
+            _pixels(-1, -2, 3, bytes(6)),
+            "INVALID_PIXELS",
+            "height, width and channels are [-1, -2, 3], expected at least 1 each",
+        ),
+        (
+            _pixels(2**31 - 1, 2**31 - 1, 3, bytes(3)),
+            "INVALID_PIXELS",
+            "pixels have 3 bytes, [2147483647, 2147483647, 3] makes 13835058042397261827",
+        ),
+    ],
+    ids=[
+        "no-content",
+        "no-bytes",
+        "no-image",
+        "truncated",
+        "too-many-bytes",
+        "bomb",
+        "too-many-pixels",
+        "too-few-bytes",
+        "five-channels",
+        "zero-height",
+        "negative",
+        "huge-shape",
+    ],
+)
+async def test_a_bad_image_alone_fails_the_call_and_says_why(
+    stub: Any,
+    image: pb.Image,
+    reason: str,
+    message: str,
+) -> None:
+    """INVALID_ARGUMENT with both numbers; the same words stand in its place when it has neighbours."""
+    refusal = await stub.refusal(CLASSIFY, _request(image))
+    among_others = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png()), image))
+
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", reason)
+    assert refusal.message.startswith(message)
+    error = among_others.predictions[1].error
+    assert (error.code, error.reason, error.message) == (3, reason, refusal.message)
+
+
+async def test_a_version_and_an_alias_can_be_asked_for(
+    publish: Callable[..., Any],
+    serve: Callable[..., Any],
+    connect: Callable[..., Any],
+    repository: Any,
+) -> None:
+    """A number and a name each choose a version; without them `stable` answers."""
+    publish()
+    publish(rotate=1)
+    repository.set_alias("colours", "stable", 1)
+    repository.set_alias("colours", "canary", 2)
+    red = pb.Image(encoded=_png((255, 0, 0)))
+    async with serve() as server:
+        stub = connect(server.grpc.port)
+        answers = [
+            await stub.call(CLASSIFY, _request(red, **revision))
+            for revision in ({}, {"version": 2}, {"alias": "canary"}, {"alias": "stable"})
+        ]
+
+    said = [(each.version, each.predictions[0].ranking.labels[0].label) for each in answers]
+    assert said == [(1, "red"), (2, "green"), (2, "green"), (1, "red")]

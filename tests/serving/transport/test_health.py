@@ -1,0 +1,147 @@
+"""grpc.health.v1 over a real channel: the server and each model, now and as they change."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+CHECK = "grpc.health.v1.Health/Check"
+WATCH = "grpc.health.v1.Health/Watch"
+
+
+def _request(service: str) -> health_pb2.HealthCheckRequest:
+    return health_pb2.HealthCheckRequest(service=service)
+
+
+async def _next(watch: Any) -> int:
+    async with asyncio.timeout(10):
+        response = await watch.read()
+    assert response is not grpc.aio.EOF
+    return int(response.status)
+
+
+@pytest.mark.parametrize(
+    "service", ["", "lenserve.v1.Classifier", "inference.GRPCInferenceService", "colours"]
+)
+async def test_the_server_its_services_and_its_models_are_serving(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], service: str
+) -> None:
+    """The empty name and our services mean the server; a model has its own name."""
+    publish()
+    async with serve() as server:
+        answer = await connect(server.grpc.port).call(CHECK, _request(service))
+
+    assert answer.status == SERVING
+
+
+async def test_an_unknown_name_is_not_found(serve: Callable[..., Any], connect: Callable[..., Any]) -> None:
+    """Check of a name that means nothing here fails with NOT_FOUND, as the protocol says."""
+    async with serve() as server:
+        refusal = await connect(server.grpc.port).refusal(CHECK, _request("shapes"))
+
+    assert (refusal.code, refusal.message) == ("NOT_FOUND", "health knows no service or model 'shapes'")
+
+
+async def test_a_model_that_was_refused_is_not_serving(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """A model without a version that can answer is NOT_SERVING; its neighbour is not concerned."""
+    publish("colours")
+    publish("liars", lie=True)
+    async with serve() as server:
+        stub = connect(server.grpc.port)
+        statuses = [(await stub.call(CHECK, _request(name))).status for name in ("colours", "liars", "")]
+
+    assert statuses == [SERVING, NOT_SERVING, SERVING]
+
+
+async def test_a_starting_server_is_not_serving(
+    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """Until the repository has been read, nothing serves, and Watch tells when it does."""
+    publish()
+    async with serve_gated(scanned=False) as server:
+        stub = connect(server.grpc.port)
+        watch = stub.stream(WATCH, _request(""))
+        before = await _next(watch)
+        model = (await stub.call(CHECK, _request("colours"))).status
+        server.loads.set()
+        after = await _next(watch)
+
+    assert (before, model, after) == (NOT_SERVING, NOT_SERVING, SERVING)
+
+
+async def test_watch_tells_when_a_model_appears_and_when_it_is_gone(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], repository: Any
+) -> None:
+    """An unknown name is SERVICE_UNKNOWN in a stream that goes on; every change is told once."""
+    async with serve() as server:
+        watch = connect(server.grpc.port).stream(WATCH, _request("colours"))
+        told = [await _next(watch)]
+        publish()
+        told.append(await _next(watch))
+        if told[-1] == NOT_SERVING:  # seen while it is loaded
+            told[-1] = await _next(watch)
+        (repository.root / "colours").rename(repository.root.parent / "elsewhere")
+        told.append(await _next(watch))
+
+    assert told == [SERVICE_UNKNOWN, SERVING, SERVICE_UNKNOWN]
+
+
+async def test_a_new_version_in_the_background_changes_nothing(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """While versions come and go behind a model it stays SERVING: Watch is silent until the server drains."""
+    publish()
+    async with serve() as server:
+        stub = connect(server.grpc.port)
+        watch = stub.stream(WATCH, _request("colours"))
+        told = [await _next(watch)]
+        publish(rotate=1)
+        while server.models.get("colours").default != 2:
+            await server.models.change.wait()
+        server.models.drain()
+        told.append(await _next(watch))
+
+    assert told == [SERVING, NOT_SERVING]
+
+
+async def test_draining_ends_every_watch(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """A server that stops says NOT_SERVING first, then ends the stream with OK."""
+    publish()
+    async with serve() as server:
+        stub = connect(server.grpc.port)
+        watches = [stub.stream(WATCH, _request(name)) for name in ("", "colours", "shapes")]
+        first = [await _next(watch) for watch in watches]
+        server.models.drain()
+        last = [await _next(watches[0]), await _next(watches[1])]
+        ends = [await watch.read() for watch in watches]
+        codes = [await watch.code() for watch in watches]
+        after = (await stub.call(CHECK, _request("colours"))).status
+
+    assert first == [SERVING, SERVING, SERVICE_UNKNOWN]
+    assert last == [NOT_SERVING, NOT_SERVING]
+    assert ends == [grpc.aio.EOF] * 3
+    assert codes == [grpc.StatusCode.OK] * 3
+    assert after == NOT_SERVING
+
+
+async def test_a_stock_health_client_understands_it(
+    publish: Callable[..., object], serve: Callable[..., Any]
+) -> None:
+    """grpcio-health-checking's own stub, Check and Watch."""
+    publish()
+    async with serve() as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        checked = await stub.Check(_request("colours"))
+        watched = await _next(stub.Watch(_request("colours")))
+
+    assert (checked.status, watched) == (SERVING, SERVING)

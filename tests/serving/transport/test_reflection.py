@@ -1,0 +1,57 @@
+"""Server reflection, asked by grpcio-reflection's own client as grpcurl would."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+SERVICES = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1alpha.ServerReflection",
+    "inference.GRPCInferenceService",
+    "lenserve.v1.Classifier",
+]
+
+
+@pytest.fixture
+async def address(serve: Callable[..., Any]) -> AsyncIterator[str]:
+    """Where a server listens that has no model at all."""
+    async with serve() as server:
+        yield f"127.0.0.1:{server.grpc.port}"
+
+
+async def test_every_service_is_listed_and_described(address: str) -> None:
+    """All services are named, and each can be read down to the types of its methods."""
+
+    def explore() -> tuple[list[str], dict[str, list[str]]]:
+        with grpc.insecure_channel(address) as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            pool = DescriptorPool(database)
+            services = sorted(database.get_services())
+            described = {name: pool.FindServiceByName(name).methods for name in services}
+            return services, {name: [m.input_type.full_name for m in ms] for name, ms in described.items()}
+
+    services, methods = await asyncio.to_thread(explore)
+
+    assert services == SERVICES
+    assert methods["lenserve.v1.Classifier"] == ["lenserve.v1.ClassifyRequest"]
+    assert "inference.ModelInferRequest" in methods["inference.GRPCInferenceService"]
+
+
+async def test_an_unknown_symbol_is_an_answer_of_its_own(address: str) -> None:
+    """The stream goes on after a question that has no answer."""
+    questions = [
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.such.Thing"),
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+    ]
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answers = [answer async for answer in stub.ServerReflectionInfo(iter(questions))]
+
+    assert answers[0].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    assert sorted(each.name for each in answers[1].list_services_response.service) == SERVICES
