@@ -1,0 +1,82 @@
+"""What the tests of training share: real data where it lies, and one small run that everybody may look at."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from serving.bundle import Bundle, Repository
+from training.device import choose
+from training.display import Display
+from training.interrupts import Interrupts
+from training.job import Job, train_and_evaluate
+from training.recipe import Recipe, resolve
+from training.summary import RunSummary
+
+
+@pytest.fixture(scope="session")
+def display() -> Display:
+    """A display that nobody sees."""
+    return Display(Console(quiet=True))
+
+
+@pytest.fixture
+def job(tmp_path: Path, display: Display) -> Job:
+    """A job with its own repository and run folder."""
+    return _job(tmp_path, display)
+
+
+@pytest.fixture(scope="session")
+def digits_recipe() -> Recipe:
+    """lenet5-digits, cut to three epochs."""
+    return resolve("lenet5-digits", ["training.epochs=3", "gates.min_accuracy=0.9"])
+
+
+@pytest.fixture(scope="session")
+def digits_job(tmp_path_factory: pytest.TempPathFactory, display: Display) -> Job:
+    """Where the digits' run lies."""
+    return replace(_job(tmp_path_factory.mktemp("digits"), display), model="lenet5-digits")
+
+
+@pytest.fixture(scope="session")
+def digits_summary(digits_recipe: Recipe, digits_job: Job) -> RunSummary:
+    """How it ended."""
+    return train_and_evaluate(digits_recipe, digits_job)
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits_summary: RunSummary, digits_job: Job) -> Bundle:
+    """What it published."""
+    assert digits_summary.version == 1
+    return digits_job.repository.read("lenet5-digits", 1)
+
+
+@pytest.fixture(scope="session")
+def fake_recipe() -> Callable[..., Recipe]:
+    """lenet5-fake with overrides."""
+    return lambda *overrides: resolve("lenet5-fake", overrides)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The real data, where this machine has them."""
+    named = os.environ.get("LENSERVE_TEST_DATA")
+    root = Path(named) if named else Path(__file__).parents[3] / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip(f"no real data: neither LENSERVE_TEST_DATA nor {root} is there")
+    return root
+
+
+def _job(folder: Path, display: Display) -> Job:
+    return Job(
+        repository=Repository(folder / "repository"),
+        model="fake",
+        run_dir=folder / "run",
+        data_root=None,
+        device=choose("cpu"),
+        display=display,
+        interrupts=Interrupts(),
+    )

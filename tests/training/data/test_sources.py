@@ -1,0 +1,53 @@
+"""The sources that come with the package, and how they are divided."""
+
+import numpy as np
+import pytest
+
+from serving.bundle import Geometry
+from training.data import load, load_unchecked
+from training.errors import DataError
+from training.recipe import DataRecipe, resolve
+
+DIGITS = Geometry(height=28, width=28, channels=1, background=0)
+
+
+def test_digits_are_real_scans_in_model_geometry() -> None:
+    """1,797 digits, each in exactly one split, with full contrast, ten classes in each split."""
+    recipe = resolve("lenet5-digits")
+    dataset, report = load(recipe.data, recipe.geometry, None)
+    parts = dataset.parts().values()
+    assert sum(len(part) for part in parts) == 1_797
+    assert len({name for part in parts for name in part.names}) == 1_797
+    assert dataset.test.images.shape[1:] == (28, 28, 1)
+    assert (dataset.train.images.min(), dataset.train.images.max()) == (0, 255)
+    assert all(count > 0 for counts in report.counts.values() for count in counts.values())
+
+
+def test_the_test_split_does_not_depend_on_the_checks() -> None:
+    """What a bundle is evaluated on later is what training held out."""
+    recipe = resolve("lenet5-digits")
+    checked, _ = load(recipe.data, recipe.geometry, None)
+    assert np.array_equal(checked.test.images, load_unchecked(recipe.data, recipe.geometry, None).test.images)
+
+
+def test_fake_data_are_the_same_every_time() -> None:
+    """Made-up data follow from the recipe alone."""
+    recipe = DataRecipe(source="fake", fake_classes=3, fake_images_per_class=80)
+    first, _ = load(recipe, DIGITS, None)
+    again, _ = load(recipe, DIGITS, None)
+    assert first.digest() == again.digest()
+    assert first.labels == ("pattern-0", "pattern-1", "pattern-2")
+
+
+@pytest.mark.parametrize("source", ["mnist", "folder"])
+def test_sources_of_files_need_a_data_root(source: str) -> None:
+    """Without --data-root the message names the option."""
+    with pytest.raises(DataError, match=f"data source {source} needs --data-root"):
+        load(DataRecipe.model_validate({"source": source}), DIGITS, None)
+
+
+def test_too_few_images_to_divide_are_refused() -> None:
+    """A class that cannot be in every split is named with its count."""
+    recipe = DataRecipe(source="fake", fake_images_per_class=10, test_fraction=0.04)
+    with pytest.raises(DataError, match="has 10 images: 4% of them for the test split leaves one side empty"):
+        load(recipe, DIGITS, None)

@@ -1,0 +1,156 @@
+"""The command line, as people and programs use it: options, exit codes, one JSON object, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.cli import main
+
+PROGRAM = (sys.executable, "-m", "training")
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """The real program in a process of its own."""
+    return subprocess.Popen(
+        (*PROGRAM, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def stop_when(process: subprocess.Popen[str], said: str) -> tuple[str, str]:
+    """SIGTERM as soon as stderr holds a line that begins so; return stdout and what was said afterwards."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(said):
+            process.send_signal(signal.SIGTERM)
+            break
+    return process.communicate(timeout=60)
+
+
+def test_sigterm_saves_and_resume_publishes_once(tmp_path: Path) -> None:
+    """Stopped in training, then in export, then left alone: two clear lines, and one version at the end."""
+    options = (
+        "--repository",
+        str(tmp_path / "repository"),
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--json",
+        "--resume",
+    )
+    longer = ("--set", "training.epochs=40", "--set", "training.patience=40", "--set", "network.dropout=0.2")
+
+    stdout, stderr = stop_when(training := start("run", "lenet5-fake", *options, *longer), "epoch   2")
+    assert (training.returncode, stdout) == (1, "")
+    assert "stopped by SIGTERM: saved in epoch" in stderr
+    assert "--resume" in stderr.splitlines()[-1]
+
+    stdout, stderr = stop_when(
+        exporting := start("run", "lenet5-fake", *options, *longer), "export and proof"
+    )
+    assert (exporting.returncode, stdout) == (1, "")
+    assert "stopped by SIGTERM: training is finished and saved" in stderr
+    assert not list((tmp_path / "repository").glob("*/*"))
+
+    last = start("run", "lenet5-fake", *options, *longer)
+    stdout, stderr = last.communicate(timeout=60)
+    assert last.returncode == 0
+    assert "epoch" not in stderr, "training was finished and is not done again"
+    (line,) = stdout.splitlines()
+    result = json.loads(line)
+    assert set(result) == {"model", "version", "path", "verdict", "metrics", "seconds"}
+    assert (result["model"], result["version"], result["verdict"]) == ("lenet5-fake", 1, "published")
+    assert (Path(result["path"]) / "manifest.json").is_file()
+
+
+def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
+    """Every option is LENSERVE_...; a refused version ends in a JSON line, a clear error and exit code 1."""
+    process = start(
+        "run",
+        "lenet5-fake",
+        LENSERVE_REPOSITORY=str(tmp_path / "repository"),
+        LENSERVE_RUN_DIR=str(tmp_path / "run"),
+        LENSERVE_NAME="pattern",
+        LENSERVE_JSON="true",
+        LENSERVE_SET="training.epochs=1,gates.max_ece=1e-9",
+    )
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    result = json.loads(stdout)
+    assert (result["model"], result["version"], result["path"], result["verdict"]) == (
+        "pattern",
+        None,
+        None,
+        "refused",
+    )
+    assert "1 of 5 checks failed: calibration error on the test split" in stderr.splitlines()[-1]
+    assert str(tmp_path / "run" / "report") in stderr
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "a command is missing"),
+        (["rnu"], "there is no command 'rnu'"),
+        (["run"], "RECIPE"),
+        (["run", "lenet5-digit"], "did you mean lenet5-digits?"),
+        (["run", "lenet5-fake", "--set", "training.epoch=1"], "did you mean 'training.epochs'?"),
+        (["run", "lenet5-fake", "--set", "training.epochs=1", "--set", "training.seed=-1"], "training.seed"),
+        (["run", "lenet5-fake", "--device", "tpu"], "'tpu' is none of auto, cpu, cuda, cuda:N"),
+        (["run", "lenet5-fake", "--name", "../up"], "--name"),
+        (["run", "lenet5-fake", "--record", "--set", "training.epochs=1"], "takes no --set"),
+        (["evaluate", "."], "is no bundle's folder"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line_and_exit_code_2(
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No traceback, nothing on stdout, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as left:  # argparse leaves by itself
+        code = left.code
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, "")
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_are_a_failure_of_the_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Exit code 1, and the files that were looked for."""
+    options = ["--data-root", str(tmp_path), "--run-dir", str(tmp_path / "run")]
+    assert main(["run", "lenet5-mnist", *options]) == 1
+    assert "train-images-idx3-ubyte[.gz]" in capsys.readouterr().err
+
+
+def test_recipes_as_json_and_without_torch() -> None:
+    """One object with every recipe; torch is not loaded for it, so it is quick."""
+    program = (
+        "import sys; from training.cli import main; code = main(['recipes', '--json']); "
+        "sys.exit(code or ('torch' in sys.modules) or ('onnxruntime' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    recipes = {recipe["name"]: recipe for recipe in json.loads(line)["recipes"]}
+    assert set(recipes["lenet5-digits"]) == {"name", "summary", "stated", "measured"}
+    assert "98.0 %" in recipes["lenet5-digits"]["stated"]
+
+
+def test_recipes_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table on stdout that names every recipe."""
+    assert main(["recipes"]) == 0
+    assert "lenet5-mnist" in capsys.readouterr().out

@@ -1,0 +1,32 @@
+"""A device is chosen aloud and never replaced in silence."""
+
+import pytest
+import torch
+
+from serving.errors import DeviceUnavailable, UsageError
+from training.device import choose
+
+
+def test_auto_says_what_it_chose_and_why() -> None:
+    """The reason is there, and so is the machine's name."""
+    device = choose("auto")
+    assert device.torch_device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device.reason.startswith("auto: ")
+    assert device.machine
+
+
+@pytest.mark.parametrize("asked", ["cuda", "cuda:0", "cuda:7"])
+def test_cuda_that_is_not_there_is_refused(asked: str) -> None:
+    """Never a quiet fall back to the CPU: the message says how many devices there are."""
+    index = int(asked.partition(":")[2] or 0)
+    if torch.cuda.device_count() > index:
+        pytest.skip(f"this machine has {asked}")
+    with pytest.raises(DeviceUnavailable, match=f"device {asked} was asked for, but torch .* finds"):
+        choose(asked)
+
+
+@pytest.mark.parametrize("asked", ["gpu", "cuda:", "cuda:-1", "", "CPU"])
+def test_other_words_are_wrong_usage(asked: str) -> None:
+    """A misspelt device is the command line's fault."""
+    with pytest.raises(UsageError, match="is none of auto, cpu, cuda, cuda:N"):
+        choose(asked)

@@ -1,0 +1,77 @@
+"""Recipes: what is refused, and by which words."""
+
+from pathlib import Path
+
+import pytest
+
+from training.errors import RecipeError
+from training.recipe import resolve, shipped_names
+
+
+def test_shipped_recipes_all_resolve() -> None:
+    """Every recipe that is shipped is valid, carries its file's name and says what it is."""
+    recipes = {name: resolve(name) for name in shipped_names()}
+    assert {"lenet5-digits", "lenet5-mnist", "lenet5-folder", "lenet5-fake"} <= set(recipes)
+    assert all(recipe.name == name and recipe.summary for name, recipe in recipes.items())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.epoch=3", "there is no key 'training.epoch', did you mean 'training.epochs'?"),
+        ("epochs=3", "there is no key 'epochs', did you mean 'training.epochs'?"),
+        ("netwrok.dropout=0.1", "there is no key 'netwrok', did you mean 'network."),
+        ("geometry.heigth=32", "there is no key 'geometry.heigth', did you mean 'geometry.height'?"),
+        ("training.epochs=0", "training.epochs: input should be greater than or equal to 1, got 0"),
+        ("network.dropout=1.5", "network.dropout: input should be less than 1, got 1.5"),
+        ("network.dropout=much", "network.dropout: input should be a valid number"),
+        (
+            "data.source=mnits",
+            "data.source: input should be 'digits', 'mnist', 'folder' or 'fake', got 'mnits'",
+        ),
+        ("summary.more.less=1", "'summary' is no section"),
+        ("training.epochs", "is not of the form section.key=value"),
+    ],
+)
+def test_wrong_override_is_refused_with_key_value_and_bound(override: str, said: str) -> None:
+    """An override that cannot be meant names the nearest known key, or the value and its bound."""
+    with pytest.raises(RecipeError) as caught:
+        resolve("lenet5-digits", [override])
+    assert said in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    """A misspelt recipe is answered by the one that was probably meant."""
+    with pytest.raises(RecipeError, match=r"no recipe 'lenet5-digit': did you mean lenet5-digits\?"):
+        resolve("lenet5-digit")
+
+
+def test_recipe_file_says_only_what_differs(tmp_path: Path) -> None:
+    """A file with one section resolves, is named after itself, and keeps the other defaults of a section."""
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\nsource = "digits"\n[geometry]\nchannels = 3\n')
+    recipe = resolve(str(path))
+    assert (recipe.name, recipe.geometry.channels, recipe.geometry.height) == ("mine", 3, 28)
+
+
+@pytest.mark.parametrize("content", [b"[data", b"\xff\xfe", None])
+def test_unreadable_recipe_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """A file that is missing, no text or no TOML is a RecipeError that names it."""
+    path = tmp_path / "broken.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"broken\.toml"):
+        resolve(str(path))
+
+
+def test_digest_follows_what_decides_the_run() -> None:
+    """The digest changes with any setting, and not with prose."""
+    plain = resolve("lenet5-digits")
+    assert plain.digest() == resolve("lenet5-digits", ["summary=other words"]).digest()
+    assert plain.digest() != resolve("lenet5-digits", ["training.seed=1"]).digest()
+
+
+def test_last_override_wins() -> None:
+    """Overrides apply in order."""
+    recipe = resolve("lenet5-digits", ["training.epochs=3", "training.epochs=4", "network.batch_norm=false"])
+    assert (recipe.training.epochs, recipe.network.batch_norm) == (4, False)

@@ -1,0 +1,1 @@
+"""The training job: images in, a proven and published bundle out. Enters serving by its bundle alone."""

@@ -1,0 +1,182 @@
+"""`lenserve-train`: run, recipes, evaluate. Parses and calls; torch is imported by what is called."""
+
+import json
+import os
+import re
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
+from rich.console import Console
+
+from serving.bundle import Repository
+from serving.bundle.manifest import NAME_PATTERN
+from serving.commandline import DONE, Command, Commands, print_line, run_commands, stderr
+from serving.errors import UsageError
+from training.errors import GateRefused
+from training.interrupts import Interrupts
+from training.measured import Measured, read_measured, record
+from training.recipe import Recipe, resolve, shipped_names
+from training.summary import RunSummary
+from training.tables import describe_recipe, recipes_table, scores_table
+
+# The command line joins several --set by commas. A comma followed by `key=` starts the next one; any other
+# comma belongs to a value.
+_NEXT_OVERRIDE = re.compile(r",(?=\s*[A-Za-z_][A-Za-z0-9_.]*\s*=)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    commands: Commands = {"run": Run, "recipes": Recipes, "evaluate": Evaluate}
+    summary = "Train image classifiers and publish them as bundles."
+    return run_commands("lenserve-train", summary, commands, sys.argv[1:] if argv is None else argv)
+
+
+class _JsonCommand(Command):
+    """A command that can end in one JSON object on stdout."""
+
+    # `json` and `set` are taken names in Python: fields named by alias keep the environment's prefix too.
+    model_config = SettingsConfigDict(env_prefix_target="all")
+
+    as_json: bool = Field(default=False, alias="json", description="end in one JSON object on stdout")
+
+    @abstractmethod
+    def run(self) -> int:
+        """Do the work and return the exit code."""
+
+    def _end(self, result: dict[str, Any]) -> None:
+        if self.as_json:
+            print_line(json.dumps(result))
+
+
+class Run(_JsonCommand):
+    """Train by a recipe, prove the result, publish it."""
+
+    recipe: CliPositionalArg[str] = Field(description="name of a shipped recipe, or path of a .toml file")
+    repository: Path = Field(default=Path("repository"), description="where to publish")
+    name: str | None = Field(
+        default=None,
+        pattern=f"^{NAME_PATTERN.pattern}$",
+        description="of the model; default: the recipe's name",
+    )
+    data_root: Path | None = Field(
+        default=None, description="folder of the data, for sources that read files"
+    )
+    run_dir: Path | None = Field(
+        default=None, description="checkpoints and report of this run; default: runs/<recipe>"
+    )
+    resume: bool = Field(default=False, description="go on where an interrupted run stopped")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    overrides: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        alias="set",
+        description="section.key=value, instead of what the recipe says; may be repeated",
+    )
+    record: bool = Field(default=False, description="keep the result as the recipe's measured one")
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _split_overrides(cls, value: object) -> object:
+        return _NEXT_OVERRIDE.split(value) if isinstance(value, str) and value else value
+
+    def run(self) -> int:
+        """Do the work and return the exit code."""
+        recipe = resolve(self.recipe, self.overrides)
+        if self.record and (self.overrides or self.recipe not in shipped_names()):
+            raise UsageError(
+                "--record keeps the result of a shipped recipe as it is: it takes no --set and no file"
+            )
+        interrupts = Interrupts()
+        with interrupts.listening():
+            summary = self._train(recipe, interrupts)
+        self._end(summary.model_dump(exclude={"refusal"}))
+        if summary.refusal is not None:
+            raise GateRefused(f"{summary.refusal}; the report is in {self._run_dir(recipe) / 'report'}")
+        return DONE
+
+    def _train(self, recipe: Recipe, interrupts: Interrupts) -> RunSummary:
+        # OpenMP's threads would spin while they wait for each other. Beside one other busy process that makes
+        # training ten times slower; asleep they cost nothing measurable. Read once, when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # torch takes seconds to import, which `recipes` and a wrong option should not cost.
+        from training import device, job
+        from training.display import Display
+
+        display = Display(stderr)
+        summary = job.train_and_evaluate(
+            recipe,
+            job.Job(
+                repository=Repository(self.repository),
+                model=self.name or recipe.name,
+                run_dir=self._run_dir(recipe),
+                data_root=self.data_root,
+                device=device.choose(self.device),
+                display=display,
+                interrupts=interrupts,
+                resume=self.resume,
+            ),
+        )
+        if summary.path is not None:
+            display.published(Path(summary.path), self.repository, summary.metrics, summary.seconds)
+        if self.record and summary.verdict == "published":
+            self._record(recipe, summary.seconds)
+        return summary
+
+    def _record(self, recipe: Recipe, seconds: float) -> None:
+        from training.metrics import METRICS_FILE, Metrics
+
+        written = self._run_dir(recipe) / "report" / METRICS_FILE
+        metrics = Metrics.model_validate_json(written.read_text(encoding="utf-8"))
+        measured = Measured(
+            recipe_digest=metrics.recipe_digest,
+            accuracy=metrics.test.evaluation.accuracy,
+            images=metrics.test.evaluation.images,
+            seconds=seconds,
+            machine=metrics.machine,
+            framework=metrics.framework,
+            date=metrics.created_at.date(),
+        )
+        record(recipe.name, measured)
+
+    def _run_dir(self, recipe: Recipe) -> Path:
+        return self.run_dir or Path("runs") / recipe.name
+
+
+class Recipes(_JsonCommand):
+    """List the recipes, with the result that each states and the one that was measured."""
+
+    def run(self) -> int:
+        """Do the work and return the exit code."""
+        measured = read_measured()
+        recipes = [resolve(name) for name in shipped_names()]
+        if self.as_json:
+            self._end({"recipes": [describe_recipe(recipe, measured.get(recipe.name)) for recipe in recipes]})
+        else:
+            Console().print(recipes_table(recipes, measured))
+        return DONE
+
+
+class Evaluate(_JsonCommand):
+    """Measure a published bundle on a test split, through ONNX Runtime."""
+
+    bundle_dir: CliPositionalArg[Path] = Field(description="<repository>/<model>/<version>")
+    data: Literal["digits", "mnist", "folder", "fake"] | None = Field(
+        default=None, description="source whose test split is used; default: that of the bundle's recipe"
+    )
+    data_root: Path | None = Field(
+        default=None, description="folder of the data, for sources that read files"
+    )
+
+    def run(self) -> int:
+        """Do the work and return the exit code."""
+        from training.evaluate_bundle import evaluate_bundle
+
+        result = evaluate_bundle(self.bundle_dir, self.data, self.data_root)
+        self._end(result.model_dump(mode="json"))
+        if not self.as_json:
+            Console().print(scores_table(result.labels, result.metrics))
+        return DONE

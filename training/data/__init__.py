@@ -1,0 +1,49 @@
+"""Data sources: each yields images in model geometry, made by the very code that the server runs."""
+
+from pathlib import Path
+
+from serving.bundle import Geometry
+from training.data import digits, fake, folder, mnist
+from training.data.checks import DataReport, check
+from training.data.splits import Collected, Dataset, divide
+from training.errors import DataError
+from training.recipe import DataRecipe
+
+
+def load(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> tuple[Dataset, DataReport]:
+    """Collect, divide and check.
+
+    Raises:
+        DataError: the data are missing, broken, or too few.
+    """
+    collected = _collect(recipe, geometry, data_root)
+    return check(_divide(collected, recipe), collected, recipe)
+
+
+def load_unchecked(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> Dataset:
+    """The same test split as `load` gives, whether or not one could train with the rest."""
+    return _divide(_collect(recipe, geometry, data_root), recipe)
+
+
+def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
+    return divide(
+        collected,
+        test_fraction=recipe.test_fraction,
+        validation_fraction=recipe.validation_fraction,
+        seed=recipe.split_seed,
+    )
+
+
+def _collect(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> Collected:
+    if recipe.source == "digits":
+        return digits.collect(geometry)
+    if recipe.source == "fake":
+        return fake.collect(geometry, recipe)
+    if data_root is None:
+        raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
+    if recipe.source == "mnist":
+        return mnist.collect(geometry, data_root, download=recipe.download)
+    return folder.collect(geometry, data_root)
+
+
+__all__ = ["DataReport", "Dataset", "load", "load_unchecked"]

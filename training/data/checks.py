@@ -1,0 +1,136 @@
+"""Data are checked before the first step: a flaw found here costs seconds, one found later a result.
+
+Duplicates are images whose every pixel is the same once they are in model geometry. The test split is never
+changed: whatever repeats one of its images leaves training and validation.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from serving.bundle.manifest import Strict
+from training.data.splits import Collected, Dataset, Split
+from training.errors import DataError
+from training.recipe import DataRecipe
+
+MAX_NAMES = 20  # that a report or a message lists; the count is always whole
+
+
+class DataReport(Strict):
+    """What the checks found and what they did about it."""
+
+    counts: Mapping[str, Mapping[str, int]] = Field(description="split -> label -> images that are used")
+    undecodable: Mapping[str, str] = Field(description="file -> why; left out")
+    ignored_files: int = Field(description="files that are no images by their name")
+    repeated: Mapping[str, int] = Field(description="split -> images equal to an earlier one in it; kept")
+    removed: Mapping[str, tuple[str, ...]] = Field(
+        description="split -> images taken out because a later split holds them too"
+    )
+    conflicts: tuple[str, ...] = Field(description="pairs of equal images with different labels")
+
+    def warnings(self) -> list[str]:
+        """One line for everything that a person should look at."""
+        lines = []
+        if self.undecodable:
+            lines.append(
+                f"{len(self.undecodable)} undecodable files left out: {_listed(list(self.undecodable))}"
+            )
+        if self.ignored_files:
+            lines.append(f"{self.ignored_files} files are no images by their name and were ignored")
+        lines += [
+            f"{len(names)} images taken out of {split}, since a later split holds them too: {_listed(names)}"
+            for split, names in self.removed.items()
+            if names
+        ]
+        lines += [
+            f"{count} images of {split} repeat another one" for split, count in self.repeated.items() if count
+        ]
+        if self.conflicts:
+            lines.append(
+                f"{len(self.conflicts)} equal images with different labels: {_listed(self.conflicts)}"
+            )
+        return lines
+
+
+def check(dataset: Dataset, collected: Collected, recipe: DataRecipe) -> tuple[Dataset, DataReport]:
+    """Take out what would spoil the result, and refuse what cannot give one.
+
+    Raises:
+        DataError: names the split, the class or the file, with both numbers.
+    """
+    if recipe.strict and collected.undecodable:
+        listed = _listed([f"{name} ({why})" for name, why in collected.undecodable.items()])
+        raise DataError(f"{len(collected.undecodable)} undecodable files, data.strict allows 0: {listed}")
+    hashes = {name: _hashes(split) for name, split in dataset.parts().items()}
+    conflicts = _conflicts(dataset, hashes)
+    kept, removed = _without_leaks(dataset, hashes)
+    report = DataReport(
+        counts={name: _count(split, dataset.labels) for name, split in kept.parts().items()},
+        undecodable=collected.undecodable,
+        ignored_files=len(collected.ignored),
+        repeated={name: len(split) - len(set(_hashes(split))) for name, split in kept.parts().items()},
+        removed=removed,
+        conflicts=conflicts,
+    )
+    _refuse_gaps(report, recipe.min_validation_images_per_class)
+    return kept, report
+
+
+def _hashes(split: Split) -> list[bytes]:
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in split.images]
+
+
+def _without_leaks(
+    dataset: Dataset, hashes: Mapping[str, list[bytes]]
+) -> tuple[Dataset, dict[str, tuple[str, ...]]]:
+    test, validation = set(hashes["test"]), set(hashes["validation"])
+    kept_train, lost_train = _without(dataset.train, hashes["train"], test | validation)
+    kept_validation, lost_validation = _without(dataset.validation, hashes["validation"], test)
+    kept = replace(dataset, train=kept_train, validation=kept_validation)
+    return kept, {"train": lost_train, "validation": lost_validation}
+
+
+def _without(split: Split, hashes: list[bytes], unwanted: set[bytes]) -> tuple[Split, tuple[str, ...]]:
+    leaks = np.array([digest in unwanted for digest in hashes], dtype=bool)
+    if not leaks.any():
+        return split, ()
+    return split.take(np.flatnonzero(~leaks)), tuple(split.names[i] for i in np.flatnonzero(leaks))
+
+
+def _conflicts(dataset: Dataset, hashes: Mapping[str, list[bytes]]) -> tuple[str, ...]:
+    first: dict[bytes, tuple[str, int]] = {}
+    found = []
+    for name, split in dataset.parts().items():
+        for digest, item, label in zip(hashes[name], split.names, split.labels.tolist(), strict=True):
+            other, other_label = first.setdefault(digest, (item, label))
+            if other_label != label:
+                found.append(f"{other} is {dataset.labels[other_label]}, {item} is {dataset.labels[label]}")
+    return tuple(found)
+
+
+def _count(split: Split, labels: tuple[str, ...]) -> dict[str, int]:
+    counted = Counter(split.labels.tolist())
+    return {label: counted[index] for index, label in enumerate(labels)}
+
+
+def _refuse_gaps(report: DataReport, min_validation_images_per_class: int) -> None:
+    for split, counts in report.counts.items():
+        missing = [label for label, count in counts.items() if not count]
+        if missing:
+            raise DataError(f"the {split} split has 0 images of {_listed(missing)}, at least 1 is needed")
+    label, count = min(report.counts["validation"].items(), key=lambda item: item[1])
+    if count < min_validation_images_per_class:
+        raise DataError(
+            f"the validation split has {count} images of {label}, "
+            f"data.min_validation_images_per_class is {min_validation_images_per_class}: "
+            "too few to choose the best epoch with"
+        )
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

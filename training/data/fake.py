@@ -1,0 +1,33 @@
+"""Made-up patterns, one per class, that any network learns in seconds. Only for testing."""
+
+import numpy as np
+
+from serving.bundle import Geometry
+from serving.bundle.images import Pixels
+from training.data.splits import Collected, Split
+from training.recipe import DataRecipe
+
+_NOISE = 40.0  # grey levels
+
+
+def collect(geometry: Geometry, recipe: DataRecipe) -> Collected:
+    """A bright bar whose angle is the class, under noise; the same for the same recipe."""
+    random = np.random.default_rng(recipe.split_seed)
+    labels = np.repeat(np.arange(recipe.fake_classes), recipe.fake_images_per_class)
+    images = np.stack([_bar(label / recipe.fake_classes, geometry, random) for label in labels])
+    return Collected(
+        labels=tuple(f"pattern-{index}" for index in range(recipe.fake_classes)),
+        train=Split(images, labels.astype(np.int64), tuple(f"fake {i}" for i in range(len(labels)))),
+    )
+
+
+def _bar(half_turns: float, geometry: Geometry, random: np.random.Generator) -> Pixels:
+    angle = np.pi * half_turns
+    rows, columns = np.mgrid[: geometry.height, : geometry.width]
+    down = rows / geometry.height - 0.5 + random.uniform(-0.1, 0.1)
+    right = columns / geometry.width - 0.5 + random.uniform(-0.1, 0.1)
+    distance = np.abs(down * np.cos(angle) - right * np.sin(angle))  # from the bar's middle line
+    bright = 200 * (distance < 0.12)  # noqa: PLR2004 - half a bar's thickness, of the image's side
+    noise = random.normal(0, _NOISE, (geometry.height, geometry.width, geometry.channels))
+    image: Pixels = np.clip(bright[..., np.newaxis] + noise, 0, 255).astype(np.uint8)  # (H, W, C)
+    return image

@@ -1,0 +1,112 @@
+"""Image files in class folders: <root>/train|val|test/<class>/, or <root>/<class>/ to be split by a seed."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
+from serving.bundle.images import Pixels
+from serving.errors import ImageError
+from training.data.splits import Collected, Split
+from training.errors import DataError
+
+_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    path: Path
+    name: str  # below the root
+    label: int
+
+
+def collect(geometry: Geometry, root: Path) -> Collected:
+    """Decode every image file once, by the code that the server runs.
+
+    Raises:
+        DataError: there is no such folder, or it has another layout, or no image can be decoded.
+    """
+    folders = _split_folders(root)
+    labels = _labels(folders.values(), root)
+    undecodable: dict[str, str] = {}
+    ignored: list[str] = []
+    splits = {}
+    for name, folder in folders.items():
+        items = list(_items(folder, root, labels, ignored))
+        splits[name] = _decode_all(items, geometry, undecodable)
+    if not any(len(split) for split in splits.values()):
+        raise DataError(f"no image under {root} can be decoded: {len(undecodable)} tried")
+    return Collected(
+        labels=labels,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        undecodable=undecodable,
+        ignored=tuple(ignored),
+    )
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise DataError(f"the data root {root} is no folder")
+    found = {_SPLITS[name]: root / name for name in _SPLITS if (root / name).is_dir()}
+    if not found:
+        return {"train": root}
+    if "train" not in found:
+        raise DataError(f"{root} holds {', '.join(found)}, but no train folder")
+    return found
+
+
+def _labels(folders: Iterable[Path], root: Path) -> tuple[str, ...]:
+    labels = sorted({path.name for folder in folders for path in _class_folders(folder)})
+    if len(labels) < 2:  # noqa: PLR2004 - there is nothing to tell apart
+        raise DataError(f"{root} has {len(labels)} class folders, at least 2 are needed")
+    return tuple(labels)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _items(folder: Path, root: Path, labels: tuple[str, ...], ignored: list[str]) -> Iterable[_Item]:
+    for class_folder in _class_folders(folder):
+        for path in sorted(path for path in class_folder.rglob("*") if path.is_file()):
+            name = path.relative_to(root).as_posix()
+            if path.suffix.lower() in _SUFFIXES:
+                yield _Item(path, name, labels.index(class_folder.name))
+            else:
+                ignored.append(name)
+
+
+def _decode_all(items: list[_Item], geometry: Geometry, undecodable: dict[str, str]) -> Split:
+    # Pillow lets go of the interpreter lock while it decodes and resizes, so threads are enough.
+    with ThreadPoolExecutor() as pool:
+        decoded = list(pool.map(partial(_decode, geometry=geometry), items))
+    good = [
+        (item, pixels) for item, pixels in zip(items, decoded, strict=True) if not isinstance(pixels, str)
+    ]
+    undecodable.update(
+        {item.name: why for item, why in zip(items, decoded, strict=True) if isinstance(why, str)}
+    )
+    shape = (0, geometry.height, geometry.width, geometry.channels)
+    return Split(
+        np.stack([pixels for _, pixels in good]) if good else np.empty(shape, np.uint8),
+        np.array([item.label for item, _ in good], dtype=np.int64),
+        tuple(item.name for item, _ in good),
+    )
+
+
+def _decode(item: _Item, geometry: Geometry) -> Pixels | str:
+    """Pixels in model geometry, or why there are none."""
+    try:
+        return apply_geometry(decode_image(item.path.read_bytes(), _LIMITS), geometry)
+    except (ImageError, OSError) as error:
+        return str(error)

@@ -1,0 +1,107 @@
+"""Images with their labels, and how they are divided. Knows no source and no network."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle.images import Pixels
+from training.errors import DataError
+
+Labels = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Images in model geometry, whole in memory."""
+
+    images: Pixels  # (N, H, W, C) uint8
+    labels: Labels  # (N,) index into the dataset's labels
+    names: tuple[str, ...]  # N, for messages: a path below the data root, or a number in a file
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Indices) -> "Split":
+        """The part at these indices, in their order."""
+        return Split(self.images[indices], self.labels[indices], tuple(self.names[i] for i in indices))
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a source found: a split that it does not have by itself is None."""
+
+    labels: tuple[str, ...]
+    train: Split
+    validation: Split | None = None
+    test: Split | None = None
+    undecodable: Mapping[str, str] = field(default_factory=dict)  # name -> why
+    ignored: tuple[str, ...] = ()  # files that are no images by their name
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Three splits that share no image once they are checked."""
+
+    labels: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    def parts(self) -> dict[str, Split]:
+        """Name -> split, in the order in which they are used."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def digest(self) -> str:
+        """SHA-256 of every image and label that is used, and of the labels' names."""
+        sha = hashlib.sha256(repr(self.labels).encode())
+        for name, split in self.parts().items():
+            sha.update(f"{name} {split.images.shape}".encode())
+            sha.update(split.images.tobytes())
+            sha.update(split.labels.astype("<i8").tobytes())
+        return sha.hexdigest()
+
+
+def divide(collected: Collected, *, test_fraction: float, validation_fraction: float, seed: int) -> Dataset:
+    """Split off what the source does not have by itself, each class in proportion.
+
+    Raises:
+        DataError: a class has too few images to be in every split.
+    """
+    if collected.test is None:
+        train, test = _split_off(collected.train, test_fraction, seed, "test")
+        collected = replace(collected, train=train, test=test)
+    if collected.validation is None:
+        train, validation = _split_off(collected.train, validation_fraction, seed, "validation")
+        collected = replace(collected, train=train, validation=validation)
+    if collected.validation is None or collected.test is None:
+        raise AssertionError("all splits were just filled. This is a bug.")
+    return Dataset(collected.labels, collected.train, collected.validation, collected.test)
+
+
+def _split_off(split: Split, fraction: float, seed: int, name: str) -> tuple[Split, Split]:
+    """Divide into what stays and what is split off; the order of the images is kept in both."""
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(split), dtype=bool)
+    for label in np.unique(split.labels):
+        members = np.flatnonzero(split.labels == label)
+        count = round(len(members) * fraction)
+        if not 0 < count < len(members):
+            raise DataError(
+                f"class number {label} has {len(members)} images: "
+                f"{fraction:.0%} of them for the {name} split leaves one side empty"
+            )
+        chosen[random.choice(members, count, replace=False)] = True
+    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def join(splits: Sequence[Split]) -> Split:
+    """One split of several, one after the other."""
+    return Split(
+        np.concatenate([split.images for split in splits]),
+        np.concatenate([split.labels for split in splits]),
+        tuple(name for split in splits for name in split.names),
+    )

@@ -1,0 +1,81 @@
+"""Where the mathematics runs: asked for, found, and said aloud. A missing device is never replaced."""
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from serving.errors import DeviceUnavailable, UsageError
+
+# Small networks lose more to waking threads than they win by them.
+_MAX_THREADS = 8
+
+_CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What was chosen, and why."""
+
+    torch_device: torch.device
+    machine: str  # the name of the processor or GPU
+    reason: str
+
+
+def choose(asked: str) -> Device:
+    """Choose a device.
+
+    Args:
+        asked: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UsageError: it is none of these.
+        DeviceUnavailable: CUDA was asked for and is not there.
+    """
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return _cuda(0, "auto: CUDA is there")
+        return _cpu(
+            "auto: no CUDA device" if torch.version.cuda else "auto: this torch is built without CUDA"
+        )
+    if asked == "cpu":
+        return _cpu("asked for")
+    if not (match := re.fullmatch(r"cuda(?::(\d+))?", asked)):
+        raise UsageError(f"--device {asked!r} is none of auto, cpu, cuda, cuda:N")
+    index, count = int(match[1] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise DeviceUnavailable(
+            f"device {asked} was asked for, but torch {torch.__version__} finds {count} CUDA devices"
+        )
+    return _cuda(index, "asked for")
+
+
+def make_deterministic(device: Device) -> None:
+    """The same run twice gives the same bits on a CPU, and nearly so on a GPU.
+
+    Some CUDA kernels have no deterministic form, so torch may only warn of them there.
+    """
+    torch.set_num_threads(min(_MAX_THREADS, len(os.sched_getaffinity(0))))
+    torch.use_deterministic_algorithms(device.torch_device.type == "cpu")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def _cpu(reason: str) -> Device:
+    return Device(torch.device("cpu"), _cpu_name(), reason)
+
+
+def _cuda(index: int, reason: str) -> Device:
+    return Device(torch.device("cuda", index), torch.cuda.get_device_name(index), reason)
+
+
+def _cpu_name() -> str:
+    cores = len(os.sched_getaffinity(0))
+    try:
+        found = _CPU_NAME.search(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return f"{found[1] if found else platform.machine()}, {cores} cores"

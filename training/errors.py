@@ -1,0 +1,53 @@
+"""The training job's errors, in the order in which a run can fail. Knows no exit codes.
+
+LenserveError                    (serving.errors)
+    UsageError                   the command line or a config file is wrong
+        RecipeError                  a recipe, or one of its overrides, is wrong
+        RunFolderTaken               the run folder holds something that must not be lost or mixed
+    DeviceUnavailable            a device was asked for that is not there
+    TrainingError                the work itself failed
+        DataError                    the data are missing, broken, or too few to learn and to judge by
+        CheckpointError              a checkpoint does not belong to this run, or cannot be read
+        Diverged                     the loss is no longer a number
+        ExportError                  the network did not become a sound ONNX file
+        GateRefused                  the version is not good enough to be published
+        Interrupted                  somebody asked the job to stop, and it saved what it had
+"""
+
+from serving.errors import LenserveError, UsageError
+
+
+class RecipeError(UsageError):
+    """A recipe does not parse, has an unknown key, or a value out of bounds."""
+
+
+class RunFolderTaken(UsageError):
+    """The run folder holds something that must not be lost or mixed."""
+
+
+class TrainingError(LenserveError):
+    """The training job failed."""
+
+
+class DataError(TrainingError):
+    """The data are missing, broken, or too few to learn and to judge by."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint does not belong to this run, or cannot be read."""
+
+
+class Diverged(TrainingError):
+    """The loss is no longer a number."""
+
+
+class ExportError(TrainingError):
+    """The network did not become a sound ONNX file."""
+
+
+class GateRefused(TrainingError):
+    """A check failed, and nothing was published."""
+
+
+class Interrupted(TrainingError):
+    """Somebody asked the job to stop."""

@@ -1,0 +1,51 @@
+"""SIGTERM and Ctrl-C: the first asks the job to save and leave, the second ends it at once."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from training.errors import Interrupted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupts:
+    """A flag that signals set and the job looks at where it is safe to leave.
+
+    A class because the flag outlives any one call. An error raised by the signal handler itself would be
+    swallowed by libraries that catch everything, as the ONNX exporter does.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals in here; main thread only."""
+        previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def leave_if_asked(self, saved: str) -> None:
+        """Raise where somebody asked the job to stop.
+
+        Args:
+            saved: what is kept, for the message.
+
+        Raises:
+            Interrupted: by which the job leaves.
+        """
+        if self.received is not None:
+            raise Interrupted(
+                f"stopped by {self.received.name}: {saved}; go on with the same command and --resume"
+            )
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.received = signal.Signals(number)
+        for again in _SIGNALS:
+            signal.signal(again, signal.SIG_DFL)

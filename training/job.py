@@ -1,0 +1,155 @@
+"""The whole run as one callable: data, training, calibration, export, proof, report, publishing."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from serving.bundle import Calibration, Repository
+from training import data
+from training.calibrate import calibrate
+from training.data import DataReport, Dataset
+from training.device import Device, make_deterministic
+from training.display import Display
+from training.errors import GateRefused
+from training.export import Classifier, export
+from training.files import replace_file
+from training.interrupts import Interrupts
+from training.loop import Trained, train
+from training.metrics import Metrics
+from training.proof import Proof, prove
+from training.publish import publish
+from training.recipe import Recipe
+from training.report import write_report
+from training.runs import RunFolder, open_run
+from training.steps import predict
+from training.summary import RunSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run needs beside its recipe: where things lie, and who watches."""
+
+    repository: Repository
+    model: str
+    run_dir: Path
+    data_root: Path | None
+    device: Device
+    display: Display
+    interrupts: Interrupts
+    resume: bool = False
+
+
+def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
+    """Run a recipe to its verdict. A finished run that is resumed gives its summary again.
+
+    Raises:
+        LenserveError: by its kind, whatever went wrong; a failed gate is no error here but a verdict.
+    """
+    with open_run(job.run_dir, recipe, resume=job.resume) as (folder, said):
+        if said:
+            job.display.note(said)
+        if folder.summary.exists():
+            return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
+        summary = _run(recipe, job, folder)
+        replace_file(folder.summary, summary.model_dump_json(indent=2).encode() + b"\n")
+        return summary
+
+
+def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
+    began_s = time.perf_counter()
+    display, interrupts = job.display, job.interrupts
+    make_deterministic(job.device)
+    display.note(f"device: {job.device.torch_device} ({job.device.machine}), {job.device.reason}")
+
+    display.phase("data")
+    dataset, data_report = data.load(recipe.data, recipe.geometry, job.data_root)
+    display.data(data_report)
+    interrupts.leave_if_asked("nothing was trained yet")
+
+    display.phase("training")
+    trained = train(
+        recipe,
+        dataset,
+        device=job.device.torch_device,
+        checkpoint_path=folder.checkpoint,
+        display=display,
+        interrupts=interrupts,
+    )
+    interrupts.leave_if_asked("training is finished and saved, the export is to come")
+
+    display.phase("export and proof")
+    calibration = _calibrate(trained, dataset, job.device.torch_device)
+    classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
+    export(classifier, recipe.geometry, folder.model)
+    interrupts.leave_if_asked("training is finished and saved, the proof is to come")
+    proof = prove(classifier, folder.model, dataset, recipe.gates)
+    display.checks(proof.checks)
+    interrupts.leave_if_asked("training is finished and saved, nothing was published")
+
+    metrics = _metrics(recipe, job, trained, calibration, data_report, proof)
+    write_report(folder.report, metrics, trained.history, proof.mistakes)
+    interrupts.leave_if_asked("training is finished and saved, nothing was published")
+    return _publish(recipe, job, folder, dataset, metrics, began_s)
+
+
+def _calibrate(trained: Trained, dataset: Dataset, device: torch.device) -> Calibration:
+    images = torch.from_numpy(dataset.validation.images).to(device)
+    logits = torch.cat(list(predict(trained.network, images))).cpu().numpy()  # (N, K)
+    return calibrate(logits, dataset.validation.labels)
+
+
+def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
+    recipe: Recipe,
+    job: Job,
+    trained: Trained,
+    calibration: Calibration,
+    data_report: DataReport,
+    proof: Proof,
+) -> Metrics:
+    return Metrics(
+        model=job.model,
+        recipe=recipe.settings(),
+        recipe_digest=recipe.digest(),
+        data_digest=trained.data_digest,
+        data=data_report,
+        epochs=len(trained.history),
+        best_epoch=trained.best_epoch,
+        training_seconds=sum(record.seconds for record in trained.history),
+        machine=job.device.machine,
+        framework=f"torch {torch.__version__}",
+        parameters=trained.network.parameter_count(),
+        calibration=calibration,
+        test=proof.scores,
+        checks=proof.checks,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _publish(  # noqa: PLR0917 - the last step needs what all before it made
+    recipe: Recipe, job: Job, folder: RunFolder, dataset: Dataset, metrics: Metrics, began_s: float
+) -> RunSummary:
+    version, path, refusal = None, None, None
+    try:
+        bundle = publish(
+            job.repository,
+            recipe=recipe,
+            folder=folder,
+            metrics=metrics,
+            test=dataset.test,
+            labels=dataset.labels,
+        )
+        version, path = bundle.version, str(bundle.folder)
+    except GateRefused as refused:
+        refusal = str(refused)
+    return RunSummary(
+        model=job.model,
+        version=version,
+        path=path,
+        verdict="published" if refusal is None else "refused",
+        metrics=metrics.headline(),
+        seconds=round(time.perf_counter() - began_s, 1),
+        refusal=refusal,
+    )

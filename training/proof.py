@@ -1,0 +1,77 @@
+"""The exported file is judged: scored on the test split, and compared with the network it came from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle.images import Pixels
+from training.data import Dataset
+from training.evaluate import score
+from training.export import Classifier
+from training.gates import Check, at_least, at_most
+from training.onnx_session import open_session, run
+from training.parity import check_parity
+from training.recipe import GateRecipe
+from training.scores import Scores
+
+_MOST_MISTAKES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One test image whose predicted label is wrong."""
+
+    name: str
+    truth: str
+    predicted: str
+    probability: float
+    pixels: Pixels  # (H, W, C) uint8
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the exported file is worth."""
+
+    scores: Scores
+    checks: tuple[Check, ...]
+    mistakes: tuple[Mistake, ...]  # the most confident first
+
+
+def prove(classifier: Classifier, model_file: Path, dataset: Dataset, gates: GateRecipe) -> Proof:
+    """Run the file on the whole test split through ONNX Runtime.
+
+    Args:
+        classifier: what the file was made from; on the CPU, in evaluation mode.
+        model_file: the exported file.
+        dataset: of which the test split and the labels are used.
+        gates: limits of the checks.
+    """
+    session = open_session(model_file)
+    probabilities, _ = run(session, dataset.test.images)  # (N, K)
+    scores = score(probabilities, dataset.test.labels, dataset.labels)
+    evaluation = scores.evaluation
+    checks = (
+        at_least("accuracy on the test split", evaluation.accuracy.value, gates.min_accuracy),
+        at_most("calibration error on the test split", evaluation.ece, gates.max_ece),
+        *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
+    )
+    return Proof(scores, checks, _mistakes(dataset, probabilities))
+
+
+def _mistakes(dataset: Dataset, probabilities: npt.NDArray[np.float32]) -> tuple[Mistake, ...]:
+    test, labels = dataset.test, dataset.labels
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (N,)
+    wrong = np.flatnonzero(predicted != test.labels)
+    gravest = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MOST_MISTAKES]
+    return tuple(
+        Mistake(
+            name=test.names[index],
+            truth=labels[test.labels[index]],
+            predicted=labels[predicted[index]],
+            probability=float(confidence[index]),
+            pixels=test.images[index],
+        )
+        for index in gravest
+    )

@@ -1,0 +1,209 @@
+"""A recipe: everything that decides what a run learns and when its result is good enough. Knows no torch.
+
+A recipe file says only what differs from the defaults written here.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from serving.bundle import Geometry
+from serving.bundle.manifest import NAME_PATTERN, Strict
+from training.errors import RecipeError
+
+# Dark background: padding and shifts bring in what surrounds a handwritten digit.
+_GEOMETRY = Geometry(height=28, width=28, channels=1, background=0)
+
+_FOLDER = resources.files("training") / "recipes"
+
+
+class DataRecipe(Strict):
+    """Which images, and how they are divided."""
+
+    source: Literal["digits", "mnist", "folder", "fake"]
+    validation_fraction: float = Field(
+        default=0.15, gt=0, le=0.5, description="of the training images, where the source has no such split"
+    )
+    test_fraction: float = Field(
+        default=0.2, gt=0, le=0.5, description="of all images, where the source has no such split"
+    )
+    split_seed: int = Field(default=0, ge=0, lt=2**32, description="which images go where")
+    min_validation_images_per_class: int = Field(
+        default=10, ge=1, description="fewer cannot tell one epoch from another: the run is refused"
+    )
+    strict: bool = Field(default=False, description="refuse undecodable files instead of leaving them out")
+    download: bool = Field(default=False, description="let torchvision fetch missing files to the data root")
+    fake_images_per_class: int = Field(default=100, ge=10, le=10_000)
+    fake_classes: int = Field(default=4, ge=2, le=100)
+
+
+class NetworkRecipe(Strict):
+    """The architecture."""
+
+    name: Literal["lenet5"] = "lenet5"
+    batch_norm: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="probability after each hidden dense layer")
+
+
+class TrainingRecipe(Strict):
+    """The optimisation."""
+
+    epochs: int = Field(default=20, ge=1, le=10_000, description="at most; early stopping may end before")
+    batch_size: int = Field(default=64, ge=2, le=65_536, description="images a step")
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Adam's, at its highest")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="cosine", description="cosine: falls to zero over all epochs"
+    )
+    patience: int = Field(
+        default=5, ge=1, description="epochs without a lower validation loss before stopping"
+    )
+    max_shift_px: int = Field(
+        default=0, ge=0, le=64, description="training images move by up to this much, each axis, each time"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="weights, order, shifts and dropout")
+    checkpoint_interval_steps: int = Field(
+        default=500, ge=1, description="steps between checkpoints within an epoch; each epoch ends with one"
+    )
+
+
+class GateRecipe(Strict):
+    """What a version must show before it is published."""
+
+    min_accuracy: float = Field(default=0.0, ge=0, le=1, description="on the test split")
+    max_ece: float = Field(default=0.1, gt=0, le=1, description="calibration error on the test split")
+    max_parity_gap: float = Field(
+        default=1e-4, gt=0, le=0.1, description="of any probability between torch and ONNX Runtime"
+    )
+
+
+class Recipe(Strict):
+    """One frozen value from which a run follows."""
+
+    name: str = Field(pattern=f"^{NAME_PATTERN.pattern}$")
+    summary: str = ""
+    stated: str | None = Field(default=None, description="the result that this recipe claims")
+    data: DataRecipe
+    geometry: Geometry = _GEOMETRY
+    network: NetworkRecipe = NetworkRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    gates: GateRecipe = GateRecipe()
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the run, flat: dotted key -> plain value. Prose decides nothing."""
+        nested = self.model_dump(mode="json", exclude={"summary", "stated"})
+        return dict(_flatten(nested))
+
+    def digest(self) -> str:
+        """SHA-256 of the settings as canonical JSON."""
+        canonical = json.dumps(self.settings(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def shipped_names() -> list[str]:
+    """Names of the recipes that come with this package, sorted."""
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_path: a shipped recipe's name, or the path of a .toml file.
+        overrides: `section.key=value`, the value as TOML or as a bare word; the last one wins.
+
+    Raises:
+        RecipeError: there is no such recipe, or it is wrong; names the key, the value and the bound.
+    """
+    values: dict[str, Any] = {"name": Path(name_or_path).stem, **_read(name_or_path)}
+    for override in overrides:
+        _apply(override, values)
+    if isinstance(geometry := values.get("geometry", {}), dict):
+        values["geometry"] = {**_GEOMETRY.model_dump(), **geometry}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_describe(dict(problem)) for problem in error.errors(include_url=False))
+        raise RecipeError(f"recipe {name_or_path}: {problems}") from error
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    if name_or_path in shipped_names():
+        text = (_FOLDER / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    elif name_or_path.endswith(".toml"):
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {name_or_path} cannot be read: {error}") from error
+    else:
+        raise RecipeError(_no_such_recipe(name_or_path))
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
+
+
+def _no_such_recipe(name: str) -> str:
+    nearest = difflib.get_close_matches(name, shipped_names(), n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(shipped_names())}"
+    return f"there is no recipe {name!r}: {hint} (or give the path of a .toml file)"
+
+
+def _apply(override: str, values: dict[str, Any]) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"override {override!r} is not of the form section.key=value")
+    *sections, last = key.strip().split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"there is no key {key.strip()!r}: {section!r} is no section")
+    target[last] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: data.source=digits
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no key {key!r}, did you mean {_nearest_key(key)!r}?"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {problem['msg'].lower()}, got {problem['input']!r}"
+
+
+def _nearest_key(key: str) -> str:
+    known = list(_keys(Recipe))
+    last = key.rpartition(".")[2]
+    same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
+    return (same_name or difflib.get_close_matches(key, known, n=1, cutoff=0))[0]
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

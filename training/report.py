@@ -1,0 +1,95 @@
+"""What training knows of a version: metrics, history, pictures, and one HTML page for people."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from training.history import EpochRecord
+from training.metrics import METRICS_FILE, Metrics
+from training.page import render
+from training.proof import Mistake
+from training.scores import Scores
+
+_DOTS_PER_INCH = 120
+_MOST_LABELS_IN_CELLS = 20  # above that a confusion matrix's numbers can no longer be read
+
+
+def write_report(
+    folder: Path,
+    metrics: Metrics,
+    history: Sequence[EpochRecord],
+    mistakes: Sequence[Mistake],
+) -> None:
+    """Write metrics.json, history.json, history.png, confusion.png and a self-contained report.html.
+
+    Args:
+        folder: is made where it is missing.
+        metrics: of the run.
+        history: one record for each epoch.
+        mistakes: the most confident first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METRICS_FILE).write_text(metrics.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    records = [asdict(record) for record in history]
+    (folder / "history.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    pictures = {
+        "history.png": _png(draw_history(history, metrics.best_epoch)),
+        "confusion.png": _png(draw_confusion(metrics.test)),
+    }
+    for name, picture in pictures.items():
+        (folder / name).write_bytes(picture)
+    page = render(metrics, pictures, mistakes)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def draw_history(history: Sequence[EpochRecord], best_epoch: int) -> Figure:
+    """Loss of both splits and validation accuracy over the epochs, the best epoch marked."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    epochs = [record.epoch for record in history]
+    losses.plot(epochs, [record.train_loss for record in history], label="train", color="#8aa4c8")
+    losses.plot(epochs, [record.validation_loss for record in history], label="validation", color="#1f4e8c")
+    losses.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="loss")
+    accuracy.plot(epochs, [100 * record.validation_accuracy for record in history], color="#1f4e8c")
+    accuracy.set(xlabel="epoch", ylabel="% right", title="validation accuracy")
+    for axes in (losses, accuracy):
+        axes.axvline(best_epoch, color="#2a9d5c", linestyle=":", label=f"best epoch, {best_epoch}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    losses.legend(frameon=False)
+    return figure
+
+
+def draw_confusion(scores: Scores) -> Figure:
+    """True labels down, predicted labels across; colour is the part of the true label's images."""
+    counts = np.array(scores.confusion)  # (K, K)
+    # Matplotlib would take what stands between two dollar signs for mathematics.
+    labels = [entry.label.replace("$", r"\$") for entry in scores.labels]
+    side = min(14.0, max(4.0, 0.45 * len(labels) + 1.5))  # inches
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", title="confusion on the test split")
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 3 else 0)  # noqa: PLR2004
+    axes.set_yticks(range(len(labels)), labels)
+    if len(labels) <= _MOST_LABELS_IN_CELLS:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"  # noqa: PLR2004 - half of the scale
+            axes.text(
+                column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8
+            )
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    # Figures without pyplot: no window system, and no list of open figures that grows.
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    return buffer.getvalue()

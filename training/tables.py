@@ -1,0 +1,68 @@
+"""What `recipes` and `evaluate` print for people, and say to machines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from training.measured import Measured
+from training.recipe import Recipe
+from training.scores import LabelScore
+
+
+def describe_recipe(recipe: Recipe, measured: Measured | None) -> dict[str, Any]:
+    """One recipe for --json."""
+    return {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "stated": recipe.stated,
+        "measured": None
+        if measured is None
+        else {**measured.model_dump(mode="json"), "current": measured.recipe_digest == recipe.digest()},
+    }
+
+
+def recipes_table(recipes: Sequence[Recipe], measured: Mapping[str, Measured]) -> Table:
+    """All recipes for people."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("recipe", "what it is", "stated", "measured"):
+        table.add_column(column, overflow="fold", no_wrap=column == "recipe")
+    for recipe in recipes:
+        result = measured.get(recipe.name)
+        table.add_row(
+            recipe.name, recipe.summary, recipe.stated or "", _in_words(recipe, result) if result else ""
+        )
+    return table
+
+
+def _in_words(recipe: Recipe, measured: Measured) -> str:
+    accuracy = measured.accuracy
+    stale = "" if measured.recipe_digest == recipe.digest() else " (of an older form of the recipe)"
+    return (
+        f"{accuracy.value:.2%} of {measured.images:,} ({accuracy.low:.2%} to {accuracy.high:.2%}) "
+        f"in {measured.seconds:.0f} s on {measured.machine}, {measured.framework}, {measured.date}{stale}"
+    )
+
+
+def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float]) -> Table:
+    """An evaluation for people."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{metrics['accuracy']:.2%} of {metrics['images']:,} test images right "
+        f"(95 %: {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
+        f"calibration error {metrics['ece']:.4f}",
+    )
+    for column in ("label", "precision", "recall", "F1", "images"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for entry in labels:
+        table.add_row(
+            escape(entry.label),
+            f"{entry.precision:.2%}",
+            f"{entry.recall:.2%}",
+            f"{entry.f1:.4f}",
+            f"{entry.images:,}",
+        )
+    return table
