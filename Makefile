@@ -1,0 +1,48 @@
+# Five verbs; each does all of its own set-up in .venv.
+.PHONY: demo test check proto bench clean
+.DEFAULT_GOAL := demo
+
+PYTHON ?= python3
+DATA   ?= ../shared/data
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt
+
+demo: .venv/train.done
+	$(BIN)/python tests/system/demo.py
+
+test: .venv/dev.done
+	tests/system/fetch_peers.sh
+	LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/dev.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory proto
+	git diff --exit-code --stat -- serving/pb
+
+proto: .venv/dev.done
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=serving/pb --pyi_out=serving/pb \
+	  lenserve/v1/classifier.proto inference/grpc_service.proto inference/model_config.proto
+	@# protoc writes absolute imports from its own root; ours is serving.pb.
+	sed -i 's/^from inference import/from serving.pb.inference import/' serving/pb/inference/*_pb2.py serving/pb/inference/*_pb2.pyi
+
+bench: .venv/dev.done
+	test -d .demo/repository || $(BIN)/python tests/system/demo.py
+	$(BIN)/python tests/benchmarks/serving.py
+
+# torch is pinned in constraints.txt. Where pip finds a CPU build of it (a --find-links folder, PyTorch's own
+# CPU index) it is taken; elsewhere the default build is.
+.venv/train.done: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: about 1.5 minutes the first time"
+	$(PIP) -e '.[train]'
+	touch $@
+
+.venv/dev.done: .venv/train.done
+	$(PIP) -e '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .demo .peers

@@ -1,0 +1,189 @@
+"""Clients that were written for Triton, unchanged, against a real server. fetch_peers.sh brings them."""
+
+import csv
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.client import Client, Prediction
+from serving.pb.inference import grpc_service_pb2, model_config_pb2
+
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".peers"
+SCRIPTS = Path(__file__).parent / "peers"
+
+TOLERANCE = 1e-6
+
+
+@pytest.fixture
+def triton(tmp_path: Path) -> Callable[[str, str], Any]:
+    """Run a script of peers/ inside .peers/triton, with an image file and pixels, and read its report."""
+    python = PEERS / "triton" / "bin" / "python"
+    if not list(PEERS.glob("triton/*.done")):
+        pytest.skip("no .peers/triton: run tests/system/fetch_peers.sh")
+    Image.fromarray(_image()).save(tmp_path / "image.png")
+    np.save(tmp_path / "pixels.npy", _pixels())
+
+    def run(script: str, address: str) -> Any:
+        done = subprocess.run(
+            [python, SCRIPTS / script, address, tmp_path / "image.png", tmp_path / "pixels.npy"],
+            env={key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def _image() -> np.ndarray:
+    """A picture of another size than the network takes, (H, W, 3): mostly green, and the rest noise."""
+    pixels = np.random.default_rng(3).integers(0, 120, (50, 40, 3), np.uint8)
+    pixels[..., 1] += 100
+    return pixels
+
+
+def _pixels() -> np.ndarray:
+    """Three images in the network's geometry, (3, 8, 8, 3) uint8."""
+    return np.random.default_rng(4).integers(0, 256, (3, 8, 8, 3), np.uint8)
+
+
+def _ours(address: str) -> tuple[list[list[float]], list[list[float]]]:
+    """What our own client says of the picture and of the three images: probabilities by index."""
+    with Client(address) as client:
+        results = list(client.classify_all([_image(), *_pixels()], model="colours"))
+    rows = [
+        [each.probability for each in sorted(result.labels, key=lambda label: label.index)]
+        for result in results
+        if isinstance(result, Prediction)
+    ]
+    return rows[:1], rows[1:]
+
+
+def test_our_messages_are_tritons(triton: Callable[[str, str], Any]) -> None:
+    """Every field of ours has the number and type of the field of that name in NVIDIA's messages."""
+    theirs = triton("triton_messages.py", "")
+
+    for module in (grpc_service_pb2, model_config_pb2):
+        for message in _messages(module.DESCRIPTOR.message_types_by_name.values()):
+            ours = {field.name: [field.number, field.type] for field in message.fields}
+            ours.pop("properties", None)  # the protocol has it, Triton has not
+            assert ours.items() <= theirs[message.full_name].items(), message.full_name
+        for enum in module.DESCRIPTOR.enum_types_by_name.values():
+            values = {value.name: value.number for value in enum.values}
+            assert values.items() <= theirs[enum.full_name].items(), enum.full_name
+
+
+def _messages(messages: Iterable[Any]) -> Iterator[Any]:
+    """These and all that are nested in them, but for those that stand for maps."""
+    for message in messages:
+        if not message.GetOptions().map_entry:
+            yield message
+            yield from _messages(message.nested_types)
+
+
+def test_tritons_client_sees_what_ours_sees(
+    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
+) -> None:
+    """tritonclient.grpc: probes, metadata, tensors, encoded images, compression, classification."""
+    publish()
+    server = start_server()
+
+    report = triton("triton_sync.py", server.grpc)
+
+    encoded, pixels = _ours(server.grpc)
+    assert [report[key] for key in ("live", "ready", "model_ready", "unknown_ready")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert report["unknown"] == ["StatusCode.NOT_FOUND", "there is no model 'shapes'; known models: colours"]
+    assert report["server"]["name"] == "lenserve"
+    assert report["input"] == ["image", "UINT8", [-1, 8, 8, 3]]
+    assert report["output"] == ["probabilities", "FP32", [-1, 3]]
+    assert (report["max_batch_size"], report["format"]) == (128, 1)
+    assert report["embedding_shape"] == [3, 3]
+    np.testing.assert_allclose(report["encoded"], encoded, atol=TOLERANCE)
+    for way in ("pixels", "gzip", "deflate"):
+        np.testing.assert_allclose(report[way], pixels, atol=TOLERANCE)
+    _assert_classes(report["classes"], encoded)
+    _assert_classes(report["batch_classes"], pixels)
+
+
+def _assert_classes(classes: list[list[Any]], probabilities: list[list[float]]) -> None:
+    """Two classes an image: value with 6 decimals, index, label, the most probable first."""
+    expected = [
+        [round(row[index], 6), index, ("red", "green", "blue")[index]]
+        for row in probabilities
+        for index in sorted(range(3), key=lambda index, row=row: -row[index])[:2]
+    ]
+    assert [each[1:] for each in classes] == [each[1:] for each in expected]
+    np.testing.assert_allclose(
+        [each[0] for each in classes], [each[0] for each in expected], atol=2 * TOLERANCE
+    )
+
+
+def test_tritons_asyncio_client_sees_what_ours_sees(
+    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
+) -> None:
+    """tritonclient.grpc.aio: the same, and eight requests at once."""
+    publish()
+    server = start_server()
+
+    report = triton("triton_aio.py", server.grpc)
+
+    encoded, pixels = _ours(server.grpc)
+    assert [report[key] for key in ("live", "ready", "model_ready")] == [True, True, True]
+    assert (report["platform"], report["name"]) == ("onnxruntime_onnx", "colours")
+    np.testing.assert_allclose(report["pixels"], pixels, atol=TOLERANCE)
+    np.testing.assert_allclose(report["encoded"], encoded, atol=TOLERANCE)
+    np.testing.assert_allclose(report["together"], [pixels] * 8, atol=TOLERANCE)
+
+
+def test_perf_analyzer_completes_a_run(
+    publish: Callable[..., object], start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    """NVIDIA's load generator reads metadata and configuration, sends for seconds, reports throughput."""
+    if not list(PEERS.glob("perf_analyzer/*.done")):
+        pytest.skip("no .peers/perf_analyzer: run tests/system/fetch_peers.sh")
+    publish()
+    server = start_server()
+    report = tmp_path / "report.csv"
+    # Three windows of 200 requests, however they differ: the claim is that it works, not how fast.
+    bounds = [
+        "--measurement-mode",
+        "count_windows",
+        "--measurement-request-count",
+        "200",
+        "-s",
+        "999",
+        "-r",
+        "3",
+    ]
+
+    done = subprocess.run(
+        [
+            PEERS / "perf_analyzer" / "perf_analyzer",
+            *("-i", "grpc", "-u", server.grpc, "-m", "colours", "--concurrency-range", "2", "-b", "4"),
+            *(*bounds, "-f", report),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = csv.DictReader(report.read_text(encoding="utf-8").splitlines())
+    assert (row["Concurrency"], float(row["Inferences/Second"]) > 0) == ("2", True), done.stdout
