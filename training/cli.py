@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
+from pydantic_settings import CliPositionalArg, NoDecode
 from rich.console import Console
 
 from serving.bundle import Repository
@@ -38,9 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _JsonCommand(Command):
     """A command that can end in one JSON object on stdout."""
-
-    # `json` and `set` are taken names in Python: fields named by alias keep the environment's prefix too.
-    model_config = SettingsConfigDict(env_prefix_target="all")
 
     as_json: bool = Field(default=False, alias="json", description="end in one JSON object on stdout")
 

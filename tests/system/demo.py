@@ -16,7 +16,6 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from training.data import load_unchecked
 from training.recipe import resolve
@@ -54,7 +53,10 @@ def main() -> None:
 
     console.print(f"\n[bold green]Done[/] in {time.monotonic() - started_s:.0f} s. To go on by yourself:\n")
     console.print(f"  .venv/bin/lenserve serve --repository {REPOSITORY}")
-    console.print(f"  .venv/bin/lenserve classify --model {RECIPE} {images[0]}        (in another terminal)")
+    console.print(
+        f"  .venv/bin/lenserve classify --model {RECIPE} {images[0]}        (in another terminal)",
+        soft_wrap=True,
+    )
     console.print("  .venv/bin/lenserve-train recipes")
     console.print(f"  {REPOSITORY / RECIPE / '1' / 'report' / 'report.html'}        (open it in a browser)")
 
@@ -145,12 +147,10 @@ def counters(address: str) -> dict[str, float]:
 
 
 def show_moved(before: dict[str, float], after: dict[str, float]) -> None:
-    """A table of what changed."""
-    table = Table("metric", "before", "after", box=None)
+    """What changed, a line each: names are too long for a table."""
     for name, value in after.items():
         if value != before.get(name, 0):
-            table.add_row(name, f"{before.get(name, 0):.6g}", f"{value:.6g}")
-    console.print(table)
+            console.print(f"  {before.get(name, 0):.4g} → [bold]{value:<8.4g}[/] {name}", soft_wrap=True)
 
 
 if __name__ == "__main__":
