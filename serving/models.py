@@ -44,7 +44,6 @@ class State(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
-    DRAINING = "draining"
     REFUSED = "refused"
     BROKEN = "broken"
 
