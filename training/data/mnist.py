@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import struct
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -105,16 +106,27 @@ def _torchvision_datasets() -> ModuleType:
 
     The registry's torchvision is built for CUDA. Beside a CPU torch its compiled operators do not load, and
     its import ends in "operator torchvision::nms does not exist", because it registers fake kernels for
-    two of them. Declaring the two schemas first is enough: no operator is ever called here.
+    two of them. Declaring the two schemas then is enough: no operator is ever called here. They must not be
+    declared where the compiled operators do load: a second declaration aborts the process.
     """
-    import torch  # noqa: PLC0415 - only a download needs it
-
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-        _torchvision_libraries.append(library)
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    _declare_torchvision_operators()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]  # half imported
     return importlib.import_module("torchvision.datasets")
 
 
 _torchvision_libraries: list[object] = []  # a library's declarations last as long as it does
+
+
+def _declare_torchvision_operators() -> None:
+    import torch  # noqa: PLC0415 - only a download needs it
+
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    _torchvision_libraries.append(library)
