@@ -1,17 +1,28 @@
 """Every metric of the server, in one object that is passed in. Times are in seconds.
 
 Whoever does the work returns the facts; the classifier, the models and the layer around the RPC table
-record them here.
+record them here, through a `VersionMetrics` or an `RpcMetrics` that they take once. Where several processes
+serve, PROMETHEUS_MULTIPROC_DIR names the folder in which they count together, and each can be scraped.
 """
+
+import os
+import time
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    Metric,
     PlatformCollector,
     ProcessCollector,
+    Summary,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from serving.inference_statistics import SERVED, VersionStatistics, read_statistics, triton_families
 
 # 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, a queue at its limit in seconds.
 _DURATION_BUCKETS_S = (
@@ -42,64 +53,248 @@ class Metrics:
     """The metrics and the registry they live in: several servers in one process do not mix."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        counted = CollectorRegistry()
+        self._source: Collector = (
+            MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+            if "PROMETHEUS_MULTIPROC_DIR" in os.environ
+            else counted
+        )
+        self._versions: dict[tuple[str, str], VersionMetrics] = {}
+        self._rpcs: dict[str, RpcMetrics] = {}
+        self.registry = CollectorRegistry()  # what a scrape sees
+        self.registry.register(_WithTritonNames(self._source))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        served = ("model", "version")
 
         self.requests = Counter(
             "lenserve_requests",
             "Calls that ended, by gRPC status",
             ("method", "code"),
-            registry=self.registry,
+            registry=counted,
         )
         self.request_duration = Histogram(
             "lenserve_request_duration_seconds",
             "From the decoded call to the encoded answer",
             ("method",),
-            registry=self.registry,
+            registry=counted,
             buckets=_DURATION_BUCKETS_S,
         )
         self.images = Counter(
             "lenserve_images",
             "Images by outcome: OK or the reason of the error",
-            (*served, "outcome"),
-            registry=self.registry,
+            (*SERVED, "outcome"),
+            registry=counted,
         )
         self.stage_duration = Histogram(
             "lenserve_stage_duration_seconds",
-            "Time of one image (decode: with geometry) or batch (queue, infer) in one stage",
-            (*served, "stage"),
-            registry=self.registry,
+            "Time of an image (decode, with geometry), a request (queue, rank, total) or a run (infer)",
+            (*SERVED, "stage"),
+            registry=counted,
             buckets=_DURATION_BUCKETS_S,
         )
         self.batch_size = Histogram(
             "lenserve_batch_size",
             "Images in one engine run",
-            served,
-            registry=self.registry,
+            SERVED,
+            registry=counted,
             buckets=_BATCH_BUCKETS,
         )
+        self.run_duration = Summary(
+            "lenserve_run_duration_seconds",
+            "Engine runs by their exact number of images",
+            (*SERVED, "images"),
+            registry=counted,
+        )
+        self.request_infer = Counter(
+            "lenserve_request_infer_seconds",
+            "Time of engine runs, counted once for each request in the run",
+            SERVED,
+            registry=counted,
+        )
+        self.last_run = Gauge(
+            "lenserve_last_run_timestamp_seconds",
+            "When the engine last ran, Unix time",
+            SERVED,
+            registry=counted,
+            multiprocess_mode="max",
+        )
+        self.request_failures = Counter(
+            "lenserve_request_failures",
+            "Requests that a version failed, by reason",
+            (*SERVED, "reason"),
+            registry=counted,
+        )
+        self.request_failure_duration = Counter(
+            "lenserve_request_failure_seconds",
+            "Time of requests that failed",
+            SERVED,
+            registry=counted,
+        )
         self.pending_images = Gauge(
-            "lenserve_pending_images", "Images admitted and not yet answered", registry=self.registry
+            "lenserve_pending_images",
+            "Images admitted and not yet answered",
+            registry=counted,
+            multiprocess_mode="livesum",
         )
         self.version_state = Gauge(
             "lenserve_version_state",
             "1 for the state that each known version is in",
-            (*served, "state"),
-            registry=self.registry,
+            (*SERVED, "state"),
+            registry=counted,
+            multiprocess_mode="livemax",
         )
         self.load_duration = Histogram(
             "lenserve_version_load_duration_seconds",
             "Reading, verifying, loading, warming and proving a version",
             ("model",),
-            registry=self.registry,
+            registry=counted,
             buckets=_LOAD_BUCKETS_S,
         )
-        self.ready = Gauge("lenserve_ready", "1 while the server is ready", registry=self.registry)
+        self.ready = Gauge(
+            "lenserve_ready",
+            "1 while the server is ready",
+            registry=counted,
+            multiprocess_mode="livemin",
+        )
         self.device = Gauge(
             "lenserve_device",
             "1 for the device that was chosen",
             ("device", "provider"),
-            registry=self.registry,
+            registry=counted,
+            multiprocess_mode="livemax",
         )
+
+    def version(self, model: str, version: int) -> "VersionMetrics":
+        """The one recorder of a version: take it once, when the version is loaded."""
+        served = (model, str(version))
+        if served not in self._versions:
+            self._versions[served] = VersionMetrics(self, *served)
+        return self._versions[served]
+
+    def rpc(self, method: str) -> "RpcMetrics":
+        """The one recorder of a method: take it once, when its row is wrapped."""
+        if method not in self._rpcs:
+            self._rpcs[method] = RpcMetrics(self, method)
+        return self._rpcs[method]
+
+    def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
+        """What every version has done since the server started, by model and version."""
+        return read_statistics(self._source.collect())
+
+
+class VersionMetrics:
+    """Records what one version does. A class because finding a metric by its labels is what costs."""
+
+    __slots__ = (
+        "_batch_size",
+        "_decode",
+        "_failures",
+        "_images",
+        "_infer",
+        "_last_run",
+        "_metrics",
+        "_queue",
+        "_rank",
+        "_request_failure_duration",
+        "_request_infer",
+        "_runs",
+        "_served",
+        "_total",
+    )
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._metrics = metrics
+        self._served = served = (model, version)
+        stage = metrics.stage_duration
+        self._decode = stage.labels(*served, "decode")
+        self._queue = stage.labels(*served, "queue")
+        self._infer = stage.labels(*served, "infer")
+        self._rank = stage.labels(*served, "rank")
+        self._total = stage.labels(*served, "total")
+        self._batch_size = metrics.batch_size.labels(*served)
+        self._request_infer = metrics.request_infer.labels(*served)
+        self._last_run = metrics.last_run.labels(*served)
+        self._request_failure_duration = metrics.request_failure_duration.labels(*served)
+        self._runs: dict[int, Summary] = {}  # by number of images
+        self._images: dict[str, Counter] = {}  # by outcome
+        self._failures: dict[str, Counter] = {}  # by reason
+
+    def decoded(self, duration_s: float) -> None:
+        """One image was decoded and brought into geometry."""
+        self._decode.observe(duration_s)
+
+    def ran(self, images: int, infer_s: float, queue_s_of_each: Sequence[float]) -> None:
+        """The engine ran once.
+
+        Args:
+            images: in the run.
+            infer_s: of the run.
+            queue_s_of_each: how long each request in the run had waited.
+        """
+        run = self._runs.get(images)
+        if run is None:
+            run = self._runs[images] = self._metrics.run_duration.labels(*self._served, str(images))
+        run.observe(infer_s)
+        self._infer.observe(infer_s)
+        self._batch_size.observe(images)
+        self._request_infer.inc(infer_s * len(queue_s_of_each))
+        self._last_run.set(time.time())
+        for queue_s in queue_s_of_each:
+            self._queue.observe(queue_s)
+
+    def ranked(self, duration_s: float) -> None:
+        """The answers of one request were ranked and encoded."""
+        self._rank.observe(duration_s)
+
+    def request_ended(self, images: int, duration_s: float) -> None:
+        """One request succeeded, in which so many images have an answer: they count as OK."""
+        self._total.observe(duration_s)
+        self.image_outcome("OK", images)
+
+    def request_failed(self, reason: str, duration_s: float) -> None:
+        """One request failed."""
+        failures = self._failures.get(reason)
+        if failures is None:
+            failures = self._metrics.request_failures.labels(*self._served, reason)
+            self._failures[reason] = failures
+        failures.inc()
+        self._request_failure_duration.inc(duration_s)
+
+    def image_outcome(self, outcome: str, count: int = 1) -> None:
+        """So many images ended in an error of this reason. `request_ended` counts those that are OK."""
+        images = self._images.get(outcome)
+        if images is None:
+            images = self._images[outcome] = self._metrics.images.labels(*self._served, outcome)
+        images.inc(count)
+
+
+class RpcMetrics:
+    """Records the calls of one method."""
+
+    __slots__ = ("_codes", "_duration", "_method", "_requests")
+
+    def __init__(self, metrics: Metrics, method: str) -> None:
+        self._requests = metrics.requests
+        self._method = method
+        self._duration = metrics.request_duration.labels(method)
+        self._codes: dict[str, Counter] = {}
+
+    def ended(self, code: str, duration_s: float) -> None:
+        """One call ended with a gRPC status of this name."""
+        requests = self._codes.get(code)
+        if requests is None:
+            requests = self._codes[code] = self._requests.labels(self._method, code)
+        requests.inc()
+        self._duration.observe(duration_s)
+
+
+class _WithTritonNames(Collector):
+    """Our families, and Triton's that follow from them."""
+
+    def __init__(self, source: Collector) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        families = list(self._source.collect())
+        yield from families
+        yield from triton_families(read_statistics(families))
