@@ -4,6 +4,7 @@ Knows no command. Every option of a command is a field of a pydantic-settings cl
 line first, then from the environment (LENSERVE_...), then from the TOML file of --config.
 """
 
+import os
 import sys
 import tomllib
 from abc import abstractmethod
@@ -106,8 +107,9 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
     except LenserveError as error:
         stderr.print(f"{name}: {error}", markup=False)
         return FAILED
-    except BrokenPipeError:
-        return FAILED  # whoever read our stdout has gone
+    except BrokenPipeError:  # whoever read our stdout has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail at exit
+        return FAILED
     except KeyboardInterrupt:
         return 128 + 2
 
