@@ -1,8 +1,5 @@
 """The door: how much work may be inside at once. Knows nothing of what the work is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from serving.errors import Overloaded
 
 
@@ -13,9 +10,8 @@ class Admission:
         self.limit = limit
         self.pending = 0
 
-    @contextmanager
-    def permit(self, images: int) -> Iterator[None]:
-        """Hold places for a request while it is worked on.
+    def enter(self, images: int) -> None:
+        """Take places, which `leave` gives back.
 
         Raises:
             Overloaded: with the images inside, those that came, and the limit.
@@ -25,7 +21,7 @@ class Admission:
                 f"{self.pending} images are pending, {images} more would pass the limit of {self.limit}"
             )
         self.pending += images
-        try:
-            yield
-        finally:
-            self.pending -= images
+
+    def leave(self, images: int) -> None:
+        """Give places back."""
+        self.pending -= images

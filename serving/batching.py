@@ -1,15 +1,18 @@
 """Groups waiting requests into batches. Knows nothing about images' content, ONNX or gRPC.
 
 `take_batch` decides and touches nothing; `Batcher` waits, dispatches and answers. By default nobody is waited
-for: whenever the engine is free it takes what is there, up to the largest batch, oldest first.
+for: whenever the engine is free it takes what is there, up to the largest batch.
 """
 
 import asyncio
 import math
 import time
+from bisect import insort
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -21,21 +24,18 @@ from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
 
 NO_DEADLINE_S = math.inf
 
+# What a level of priority is worth in waiting. A request of a lower level is overtaken for that long and no
+# longer, so that nobody starves.
+PRIORITY_STEP_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """How batches are formed."""
 
     max_batch_size: int
-    max_queue_delay_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A request's part of a batch."""
-
-    output: Output
-    queue_s: float
+    max_queue_delay_s: float = 0.0  # how long a batch that could grow is held back
+    preferred_sizes: tuple[int, ...] = ()  # a batch of one of these is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +44,18 @@ class BatchRun:
 
     images: int
     duration_s: float
+    queued_s: Sequence[float]  # of each of its requests
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """One request in the queue. Times are those of one monotonic clock."""
 
     images: Pixels  # (n, H, W, C) uint8, n <= max_batch_size
     arrived_s: float
     deadline_s: float
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[Output]
+    turn_s: float  # the queue is in this order: arrival, made later by a lower priority
 
     @property
     def size(self) -> int:
@@ -68,7 +70,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with a queue now: every entry that is still wanted is in exactly one of the three lists."""
+    """What to do with a queue now. Entries that were looked at and are in none of the lists are gone."""
 
     batch: list[Waiting]
     late: list[Waiting]
@@ -79,29 +81,51 @@ class Decision:
 def take_batch(queue: Sequence[Waiting], now_s: float, policy: BatchPolicy) -> Decision:
     """Decide which requests run now.
 
-    1. Requests whose callers have gone are forgotten, those past their deadline are late.
-    2. The oldest others are taken in order while they fit; the first that does not fit ends the batch, so
-       that a large request is never overtaken for ever.
-    3. A batch that could still grow waits until its oldest request has waited max_queue_delay_s.
+    1. From the head of the queue, those whose callers have gone are forgotten and those past their deadline
+       are late.
+    2. The others are taken in order while they fit; the first that does not fit ends the batch, so that a
+       large request is never overtaken for ever. What stands behind it is not looked at.
+    3. A batch that could still grow waits until its oldest request has waited max_queue_delay_s, unless
+       its first requests make up a preferred size: then these go at once.
     """
-    wanted = [waiting for waiting in queue if not waiting.gone]
-    late = [waiting for waiting in wanted if waiting.deadline_s <= now_s]
-    alive = [waiting for waiting in wanted if waiting.deadline_s > now_s]
-    total, taken = 0, 0
-    for waiting in alive:
-        if total + waiting.size > policy.max_batch_size:
+    batch: list[Waiting] = []
+    late: list[Waiting] = []
+    total = seen = 0
+    for waiting in queue:
+        if waiting.gone:
+            pass
+        elif waiting.deadline_s <= now_s:
+            late.append(waiting)
+        elif total + waiting.size > policy.max_batch_size:
             break
-        total, taken = total + waiting.size, taken + 1
-    can_grow = taken == len(alive) and total < policy.max_batch_size
-    if alive and can_grow:
-        wait_s = alive[0].arrived_s + policy.max_queue_delay_s - now_s
-        if wait_s > 0:
-            return Decision([], late, alive, wait_s)
-    return Decision(alive[:taken], late, alive[taken:])
+        else:
+            batch.append(waiting)
+            total += waiting.size
+        seen += 1
+    rest = list(queue[seen:])
+    if not batch or rest or total == policy.max_batch_size or not policy.max_queue_delay_s:
+        return Decision(batch, late, rest)
+    wait_s = min(waiting.arrived_s for waiting in batch) + policy.max_queue_delay_s - now_s
+    if wait_s <= 0:
+        return Decision(batch, late, rest)
+    ready = _preferred_length(batch, policy.preferred_sizes)
+    if ready:
+        return Decision(batch[:ready], late, batch[ready:])
+    return Decision([], late, batch, wait_s)
+
+
+def _preferred_length(batch: Sequence[Waiting], preferred_sizes: Sequence[int]) -> int:
+    """How many of the first requests make up the largest preferred size; 0 where none do."""
+    longest = total = 0
+    for length, waiting in enumerate(batch, 1):
+        total += waiting.size
+        if total in preferred_sizes:
+            longest = length
+    return longest
 
 
 class Batcher:
-    """The queue of one engine, and the one thread that runs it.
+    """The queue of one engine. It decides when the event loop has started all that came in the same turn.
 
     A failing batch is run again one request at a time, so that each request fails or succeeds by itself.
     """
@@ -111,38 +135,51 @@ class Batcher:
         run: Callable[[Pixels], Output],
         policy: BatchPolicy,
         on_run: Callable[[BatchRun], None] = lambda _: None,
+        *,
+        loop_images: int = 0,
     ) -> None:
+        """Make an empty queue.
+
+        Args:
+            run: the engine.
+            policy: how batches are formed.
+            on_run: told of every run that succeeded.
+            loop_images: the largest batch that is run on the event loop itself, for networks that are
+                cheaper than the way to a thread and back; larger ones run in the engine's own thread.
+        """
         self.policy = policy
         self._run = run
         self._on_run = on_run
+        self._loop_images = loop_images
         self._queue: list[Waiting] = []
-        self._running: list[Waiting] = []
-        self._arrival = asyncio.Event()
+        self._alone: deque[Waiting] = deque()  # of a batch that failed: to be run one by one
+        self._running: list[Waiting] = []  # in the thread
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._soon = False  # whether a decision is due in this turn of the event loop
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._dispatch(), name="batcher")
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
+        self._stop_timer()
         self._thread.shutdown(wait=False)
-        for waiting in (*self._running, *self._queue):
+        for waiting in (*self._running, *self._alone, *self._queue):
             _fail(waiting, _unloaded())
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
-    async def submit(self, images: Pixels, deadline_s: float = NO_DEADLINE_S) -> Answer:
+    async def submit(self, images: Pixels, deadline_s: float = NO_DEADLINE_S, priority: int = 0) -> Output:
         """Wait for a turn and run.
 
         Args:
             images: (n, H, W, C) uint8, 1 <= n <= max_batch_size.
             deadline_s: on the clock of time.monotonic().
+            priority: each level above 0 lets those that come up to PRIORITY_STEP_S later go first.
 
         Raises:
             DeadlineExceeded: the deadline passed in the queue; the network was not run.
@@ -156,62 +193,102 @@ class Batcher:
             )
         if self._closed:
             raise _unloaded()
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._queue.append(Waiting(images, time.monotonic(), deadline_s, answer))
-        self._arrival.set()
+        now_s = time.monotonic()
+        answer: asyncio.Future[Output] = self._loop.create_future()
+        waiting = Waiting(images, now_s, deadline_s, answer, now_s + priority * PRIORITY_STEP_S)
+        if priority or (self._queue and self._queue[-1].turn_s > waiting.turn_s):
+            insort(self._queue, waiting, key=_turn)
+        else:
+            self._queue.append(waiting)
+        self._decide_soon()
         return await answer
 
-    async def _dispatch(self) -> None:
-        while True:
-            await self._arrival.wait()
-            decision = take_batch(self._queue, time.monotonic(), self.policy)
-            self._queue = decision.rest
-            for waiting in decision.late:
-                _fail(
-                    waiting, DeadlineExceeded("the deadline passed while the request waited for the network")
-                )
-            self._running = decision.batch
-            if decision.batch:
-                await self._run_batch(decision.batch)
-            elif decision.rest:
-                await self._wait_for_more(decision.wait_s)
-            else:
-                self._arrival.clear()
+    def _decide_soon(self) -> None:
+        if not self._soon and not self._running:
+            self._soon = True
+            self._loop.call_soon(self._decide)
 
-    async def _wait_for_more(self, wait_s: float) -> None:
-        self._arrival.clear()
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._arrival.wait()
-        except TimeoutError:
-            self._arrival.set()
+    def _decide(self) -> None:
+        self._soon = False
+        self._stop_timer()
+        if self._closed:
+            return
+        batch = self._next_batch()
+        if not batch:
+            return
+        if sum(waiting.size for waiting in batch) <= self._loop_images:
+            self._run_on_loop(batch)
+        else:
+            self._run_in_thread(batch)
 
-    async def _run_batch(self, batch: list[Waiting]) -> None:
+    def _next_batch(self) -> list[Waiting]:
+        while self._alone:
+            waiting = self._alone.popleft()
+            if not waiting.gone:
+                return [waiting]
+        decision = take_batch(self._queue, time.monotonic(), self.policy)
+        self._queue = decision.rest
+        for waiting in decision.late:
+            _fail(waiting, DeadlineExceeded("the deadline passed while the request waited for the network"))
+        if decision.rest and not decision.batch:
+            self._timer = self._loop.call_later(decision.wait_s, self._decide_soon)
+        return decision.batch
+
+    def _run_on_loop(self, batch: list[Waiting]) -> None:
         started_s = time.monotonic()
         try:
-            output = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_joined, batch)
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises belongs to its requests, not to the loop
-            if len(batch) == 1:
-                _fail(batch[0], _engine_error(error))
-                return
-            for waiting in batch:
-                if not waiting.gone:
-                    await self._run_batch([waiting])
-            return
-        self._on_run(BatchRun(sum(waiting.size for waiting in batch), time.monotonic() - started_s))
+            output = self._run_joined(batch)
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises belongs to its requests
+            self._fail_or_isolate(batch, error)
+        else:
+            self._answer(batch, output, started_s)
+        # The next batch has to wait for a turn: the answers go out first, and other versions run.
+        if self._queue or self._alone:
+            self._decide_soon()
+
+    def _run_in_thread(self, batch: list[Waiting]) -> None:
+        self._running = batch
+        run = self._loop.run_in_executor(self._thread, self._run_joined, batch)
+        run.add_done_callback(partial(self._end_run, batch, time.monotonic()))
+
+    def _end_run(self, batch: list[Waiting], started_s: float, run: asyncio.Future[Output]) -> None:
+        self._running = []
+        error = run.exception()
+        if error is None:
+            self._answer(batch, run.result(), started_s)
+        elif isinstance(error, Exception):
+            self._fail_or_isolate(batch, error)
+        if not self._closed:
+            self._decide()
+
+    def _answer(self, batch: Sequence[Waiting], output: Output, started_s: float) -> None:
         at = 0
         for waiting in batch:
             if not waiting.gone:
-                waiting.answer.set_result(
-                    Answer(output[at : at + waiting.size], started_s - waiting.arrived_s)
-                )
+                waiting.answer.set_result(output if len(batch) == 1 else output[at : at + waiting.size])
             at += waiting.size
+        queued_s = [started_s - waiting.arrived_s for waiting in batch]
+        self._on_run(BatchRun(at, time.monotonic() - started_s, queued_s))
+
+    def _fail_or_isolate(self, batch: list[Waiting], error: Exception) -> None:
+        if len(batch) == 1:
+            _fail(batch[0], _engine_error(error))
+        else:
+            self._alone.extend(batch)
 
     def _run_joined(self, batch: Sequence[Waiting]) -> Output:
-        """Copying megabytes of pixels is work for the engine's thread, not for the event loop."""
         if len(batch) == 1:
             return self._run(batch[0].images)
         return self._run(np.concatenate([waiting.images for waiting in batch]))  # (N, H, W, C)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _turn(waiting: Waiting) -> float:
+    return waiting.turn_s
 
 
 def _unloaded() -> ModelUnavailable:

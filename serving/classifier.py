@@ -12,19 +12,28 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from serving.admission import Admission
-from serving.batching import NO_DEADLINE_S, Answer
+from serving.batching import NO_DEADLINE_S
 from serving.bundle import Geometry, ImageLimits, Manifest, apply_geometry, check_pixels, decode_image
 from serving.bundle.images import Pixels
 from serving.engine import Floats, Output
-from serving.errors import DeadlineExceeded, EngineError, ImageError, InvalidRequest, InvalidTensor
+from serving.errors import (
+    DeadlineExceeded,
+    EngineError,
+    ImageError,
+    InvalidRequest,
+    InvalidTensor,
+    LenserveError,
+)
 from serving.metrics import Metrics
-from serving.models import Models, Revision, Version
+from serving.models import Models
+from serving.versions import Revision, Version
 
 # An encoded file, decoded (H, W) or (H, W, C) uint8, or what was wrong with it already on the wire.
 Image = bytes | Pixels | ImageError
@@ -92,7 +101,6 @@ class Classifier:
         self.default_top_k = default_top_k
         self.admission = Admission(max_pending_images)
         self._models = models
-        self._metrics = metrics
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         metrics.pending_images.set_function(lambda: self.admission.pending)
 
@@ -129,10 +137,13 @@ class Classifier:
         self._check_count(len(images))
         if top_k < 0:
             raise InvalidRequest(f"top_k is {top_k}, expected at least 0")
-        with self.admission.permit(len(images)), self._models.lease(model, revision) as version:
+        version = self._models.lease(model, revision)
+        with _Work(self.admission, version, len(images)) as work:
             prepared = await self._prepare(images, version, deadline_s)
             good = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
+            work.failed_images = len(images) - len(good)
             output = await self._run(np.stack(good), version, deadline_s) if good else None
+            started_s = time.perf_counter()
             labels = version.bundle.manifest.labels
             rows = iter(output.probabilities if output else ())
             results = tuple(
@@ -141,6 +152,7 @@ class Classifier:
                 else rank(next(rows), labels, top_k or self.default_top_k)
                 for pixels in prepared
             )
+            version.metrics.ranked(time.perf_counter() - started_s)
             return Classification(model, version.number, results)
 
     async def infer(
@@ -150,24 +162,39 @@ class Classifier:
         model: str,
         revision: Revision = None,
         deadline_s: float = NO_DEADLINE_S,
+        priority: int = 0,
     ) -> Inference:
         """Give the network's outputs for images of any size; one bad image fails them all.
+
+        Args:
+            images: as in `classify`.
+            model: as in `classify`.
+            revision: as in `classify`.
+            deadline_s: as in `classify`.
+            priority: levels below the most urgent, 0.
 
         Raises:
             ImageError: names the first bad image by its place.
             As `classify`.
         """
         self._check_count(len(images))
-        with self.admission.permit(len(images)), self._models.lease(model, revision) as version:
+        version = self._models.lease(model, revision)
+        with _Work(self.admission, version, len(images)):
             prepared = await self._prepare(images, version, deadline_s)
             for place, pixels in enumerate(prepared):
                 if isinstance(pixels, ImageError):
                     raise type(pixels)(f"image {place}: {pixels}")
             good = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
-            return _inference(version, await self._run(np.stack(good), version, deadline_s))
+            return _inference(version, await self._run(np.stack(good), version, deadline_s, priority))
 
     async def infer_tensor(
-        self, tensor: Pixels, *, model: str, revision: Revision = None, deadline_s: float = NO_DEADLINE_S
+        self,
+        tensor: Pixels,
+        *,
+        model: str,
+        revision: Revision = None,
+        deadline_s: float = NO_DEADLINE_S,
+        priority: int = 0,
     ) -> Inference:
         """Give the network's outputs for pixels that are already in its geometry.
 
@@ -176,21 +203,22 @@ class Classifier:
             model: as in `classify`.
             revision: as in `classify`.
             deadline_s: as in `classify`.
+            priority: as in `infer`.
 
         Raises:
             InvalidTensor: with the shape that came and the shape that is expected.
             As `classify`.
         """
-        with self._models.lease(model, revision) as version:
-            expected = _input_shape(version.bundle.manifest.geometry)
-            if tensor.shape[1:] != tuple(expected[1:]):
-                raise InvalidTensor(
-                    f"unexpected shape for input 'image' for model {model!r}. "
-                    f"Expected {expected}, got {list(tensor.shape)}"
-                )
-            self._check_count(len(tensor))
-            with self.admission.permit(len(tensor)):
-                return _inference(version, await self._run(tensor, version, deadline_s))
+        version = self._models.lease(model, revision)
+        geometry = version.bundle.manifest.geometry
+        if tensor.shape[1:] != geometry.shape:
+            raise InvalidTensor(
+                f"unexpected shape for input 'image' for model {model!r}. "
+                f"Expected {[-1, *geometry.shape]}, got {list(tensor.shape)}"
+            )
+        self._check_count(len(tensor))
+        with _Work(self.admission, version, len(tensor)):
+            return _inference(version, await self._run(tensor, version, deadline_s, priority))
 
     def describe(self, model: str, revision: Revision = None) -> tuple[int, Manifest]:
         """The version that would answer now, and its manifest."""
@@ -204,50 +232,87 @@ class Classifier:
     async def _prepare(
         self, images: Sequence[Image], version: Version, deadline_s: float
     ) -> Sequence[Pixels | ImageError]:
+        """Decode and bring into geometry: in worker threads, but for pixels that need nothing."""
         if time.monotonic() >= deadline_s:
             raise DeadlineExceeded("the deadline had passed before the images were decoded")
-        loop = asyncio.get_running_loop()
         geometry = version.bundle.manifest.geometry
-        timed = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._decoders, _prepare_one, image, self.limits, geometry)
-                for image in images
-            )
-        )
-        model, number = version.bundle.model, str(version.number)
-        decode = self._metrics.stage_duration.labels(model, number, "decode")
-        for prepared, duration_s in timed:
-            decode.observe(duration_s)
-            if isinstance(prepared, ImageError):
-                self._metrics.images.labels(model, number, prepared.reason).inc()
-        return [prepared for prepared, _ in timed]
+        prepare = partial(_prepare_one, limits=self.limits, geometry=geometry)
+        loop = asyncio.get_running_loop()
+        timed = [
+            prepare(image)
+            if isinstance(image, np.ndarray) and image.shape == geometry.shape
+            else loop.run_in_executor(self._decoders, prepare, image)
+            for image in images
+        ]
+        prepared = []
+        for each in timed:
+            pixels, duration_s = each if isinstance(each, tuple) else await each
+            version.metrics.decoded(duration_s)
+            if isinstance(pixels, ImageError):
+                version.metrics.image_outcome(pixels.reason)
+            prepared.append(pixels)
+        return prepared
 
-    async def _run(self, images: Pixels, version: Version, deadline_s: float) -> Output:
+    async def _run(self, images: Pixels, version: Version, deadline_s: float, priority: int = 0) -> Output:
         """Run (n, H, W, C) uint8 of any n, in parts of at most the largest batch."""
         size = version.batcher.policy.max_batch_size
-        parts = [images[at : at + size] for at in range(0, len(images), size)]
+        submit = version.batcher.submit
         try:
-            answers = await asyncio.gather(*(version.batcher.submit(part, deadline_s) for part in parts))
+            if len(images) <= size:
+                output = await submit(images, deadline_s, priority)
+            else:
+                parts = [images[at : at + size] for at in range(0, len(images), size)]
+                output = _joined(
+                    await asyncio.gather(*(submit(part, deadline_s, priority) for part in parts))
+                )
         except EngineError:
             await self._models.check_engine(version)
             raise
-        self._record(answers, version, len(images))
-        if len(answers) == 1:
-            return answers[0].output
-        return Output(
-            np.concatenate([answer.output.probabilities for answer in answers]),
-            np.concatenate([answer.output.embedding for answer in answers]),
-        )
-
-    def _record(self, answers: Sequence[Answer], version: Version, images: int) -> None:
-        served = (version.bundle.model, str(version.number))
-        self._metrics.images.labels(*served, "OK").inc(images)
-        queue = self._metrics.stage_duration.labels(*served, "queue")
-        for answer in answers:
-            queue.observe(answer.queue_s)
+        return output
 
 
-def _prepare_one(image: Image, limits: ImageLimits, geometry: Geometry) -> tuple[Pixels | ImageError, float]:
+class _Work:
+    """One request's places inside and its hold on a version, and the record of how it ended."""
+
+    __slots__ = ("_admission", "_images", "_started_s", "_version", "failed_images")
+
+    def __init__(self, admission: Admission, version: Version, images: int) -> None:
+        self._version = version
+        self.failed_images = 0
+        self._admission = admission
+        self._images = images
+
+    def __enter__(self) -> Self:
+        self._started_s = time.perf_counter()
+        self._admission.enter(self._images)
+        try:
+            self._version.__enter__()
+        except BaseException:
+            self._admission.leave(self._images)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._version.__exit__(kind, error, trace)
+        self._admission.leave(self._images)
+        duration_s = time.perf_counter() - self._started_s
+        if error is None:
+            self._version.metrics.request_ended(self._images - self.failed_images, duration_s)
+        else:
+            self._version.metrics.request_failed(_reason(error), duration_s)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, LenserveError):
+        return error.reason
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
+
+
+def _prepare_one(
+    image: Image, *, limits: ImageLimits, geometry: Geometry
+) -> tuple[Pixels | ImageError, float]:
     """Decode one image and bring it into the model's geometry, in a worker thread.
 
     Returns: the pixels or what is wrong with them, and how long it took in seconds.
@@ -262,8 +327,11 @@ def _prepare_one(image: Image, limits: ImageLimits, geometry: Geometry) -> tuple
         return error, time.perf_counter() - started_s
 
 
-def _input_shape(geometry: Geometry) -> list[int]:
-    return [-1, geometry.height, geometry.width, geometry.channels]
+def _joined(outputs: Sequence[Output]) -> Output:
+    return Output(
+        np.concatenate([output.probabilities for output in outputs]),
+        np.concatenate([output.embedding for output in outputs]),
+    )
 
 
 def _inference(version: Version, output: Output) -> Inference:

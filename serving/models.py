@@ -8,10 +8,9 @@ never takes the place of one that works. Knows nothing of images, requests or tr
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,72 +27,13 @@ from serving.errors import (
     ProofFailed,
     UnknownModel,
 )
-from serving.metrics import Metrics
-
-STABLE_ALIAS = "stable"
-
-Revision = int | str | None  # a version, an alias, or the default
+from serving.metrics import Metrics, VersionMetrics
+from serving.placement import RunCost, images_on_loop, measure_cost
+from serving.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 _log = logging.getLogger(__name__)
-
-
-class State(StrEnum):
-    """Where a version is in its life."""
-
-    LOADING = "loading"
-    READY = "ready"
-    REFUSED = "refused"
-    BROKEN = "broken"
-
-
-@dataclass(slots=True, eq=False)
-class Version:
-    """A loaded version, with its engine and queue."""
-
-    bundle: Bundle
-    engine: Engine
-    batcher: Batcher
-    stack: AsyncExitStack  # closes the batcher
-    leases: int = 0
-    broken: str = ""
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    check: asyncio.Task[None] | None = None  # one at a time, however many requests failed
-
-    @property
-    def number(self) -> int:
-        """The version's number."""
-        return self.bundle.version
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What is known of one model: replaced as a whole, so that a reader never sees half a swap."""
-
-    name: str
-    versions: Mapping[int, Version]
-    aliases: Mapping[str, int]
-    default: int | None
-    refused: Mapping[int, str]  # version -> why
-    problem: str = ""  # why its folder cannot be read: what was served before goes on
-
-    @property
-    def ready(self) -> bool:
-        """Whether the default version can answer."""
-        return self.default is not None and not self.versions[self.default].broken
-
-
-@dataclass(frozen=True, slots=True)
-class VersionStatus:
-    """One line of what an operator wants to know."""
-
-    model: str
-    version: int
-    state: State
-    reason: str = ""
-    is_default: bool = False
-    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +53,7 @@ class Models:
         policy: BatchPolicy,
         warm_sizes: tuple[int, ...],
         metrics: Metrics,
+        place: Callable[[RunCost], int] = images_on_loop,
         poll_interval_s: float = 1.0,
     ) -> None:
         self._repository = repository
@@ -120,6 +61,7 @@ class Models:
         self._policy = policy
         self._warm_sizes = warm_sizes
         self._metrics = metrics
+        self._place = place
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be, or still leased
@@ -149,25 +91,17 @@ class Models:
 
     # What others ask
 
-    @contextmanager
-    def lease(self, name: str, revision: Revision = None) -> Iterator[Version]:
-        """Hold a version while it is used: it is not unloaded before the lease ends.
+    def lease(self, name: str, revision: Revision = None) -> Version:
+        """The version that answers, to be held in a `with`.
 
         Raises:
             UnknownModel: the repository has no such model, version or alias.
             ModelUnavailable: it has, but nothing that can answer now.
         """
-        version = self._find(name, revision)
-        if version.broken:
-            raise ModelUnavailable(f"version {version.number} of model {name!r} is broken: {version.broken}")
-        version.leases += 1
-        version.idle.clear()
-        try:
-            yield version
-        finally:
-            version.leases -= 1
-            if not version.leases:
-                version.idle.set()
+        model = self._models.get(name)
+        if revision is None and model is not None and model.default is not None:
+            return model.versions[model.default]
+        return self._find(name, revision)
 
     def get(self, name: str) -> Model:
         """What is known of a model.
@@ -196,7 +130,7 @@ class Models:
         statuses = [
             status
             for model in self._models.values()
-            for status in _statuses(model)
+            for status in model.statuses()
             if (status.model, status.version) != self._loading  # refused before, and tried again
         ]
         if self._loading is not None:
@@ -365,7 +299,7 @@ class Models:
         self._announce()
         started_s = time.monotonic()
         try:
-            bundle, engine = await asyncio.to_thread(self._read_and_prove, name, number)
+            bundle, engine, cost = await asyncio.to_thread(self._read_and_prove, name, number)
         except Exception as error:  # noqa: BLE001 - whatever a version trips over refuses that version alone
             self._failures[name, number] = _Failure(fingerprint, str(error))
             _log.error(
@@ -379,27 +313,26 @@ class Models:
             self._announce()
         self._failures.pop((name, number), None)
         stack = AsyncExitStack()
-        batcher = Batcher(engine.run, self._policy, partial(self._record_run, name, str(number)))
-        version = Version(bundle, engine, await stack.enter_async_context(batcher), stack)
+        metrics = self._metrics.version(name, number)
+        batcher = Batcher(
+            engine.run, self._policy, partial(_record_run, metrics), loop_images=self._place(cost)
+        )
+        version = Version(bundle, engine, await stack.enter_async_context(batcher), metrics, stack)
         self._loaded.add(version)
         duration_s = time.monotonic() - started_s
         self._metrics.load_duration.labels(name).observe(duration_s)
         _log.info("version_loaded", extra=_fields(bundle, seconds=round(duration_s, 3)))
         return version
 
-    def _read_and_prove(self, name: str, number: int) -> tuple[Bundle, Engine]:
+    def _read_and_prove(self, name: str, number: int) -> tuple[Bundle, Engine, RunCost]:
         bundle = self._repository.read(name, number)
         engine = self._load_engine(bundle.model_file)
         self._prove(bundle, engine)
-        return bundle, engine
+        return bundle, engine, measure_cost(engine, bundle.golden(), max(self._warm_sizes))
 
     def _prove(self, bundle: Bundle, engine: Engine) -> None:
         tolerance = bundle.manifest.golden_tolerance
         warm_and_prove(engine, bundle.golden(), tolerance=tolerance, sizes=self._warm_sizes)
-
-    def _record_run(self, name: str, number: str, run: BatchRun) -> None:
-        self._metrics.batch_size.labels(name, number).observe(run.images)
-        self._metrics.stage_duration.labels(name, number, "infer").observe(run.duration_s)
 
     def _find(self, name: str, revision: Revision) -> Version:
         model = self.get(name)
@@ -427,8 +360,7 @@ class Models:
             self._start(self._unload(version))
 
     async def _unload(self, version: Version) -> None:
-        while version.leases:
-            await version.idle.wait()
+        await version.unused()
         await version.stack.aclose()
         self._loaded.discard(version)
         _log.info("version_unloaded", extra=_fields(version.bundle))
@@ -451,13 +383,8 @@ class Models:
         change.set()
 
 
-def _statuses(model: Model) -> Iterator[VersionStatus]:
-    for number, version in model.versions.items():
-        aliases = tuple(sorted(alias for alias, target in model.aliases.items() if target == number))
-        state = State.BROKEN if version.broken else State.READY
-        yield VersionStatus(model.name, number, state, version.broken, number == model.default, aliases)
-    for number, reason in model.refused.items():
-        yield VersionStatus(model.name, number, State.REFUSED, reason)
+def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
+    metrics.ran(run.images, run.duration_s, run.queued_s)
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:

@@ -49,6 +49,11 @@ class Geometry(Strict):
         default=255, ge=0, le=255, description="under transparent pixels and beside padded images"
     )
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.height, self.width, self.channels
+
 
 class Calibration(Strict):
     """Temperature scaling (Guo et al. 2017, arXiv:1706.04599), fitted on the validation split."""

@@ -4,15 +4,14 @@ A wrapped row goes from bytes to bytes, so that a transport only moves them.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -65,12 +64,14 @@ class Around:
         self._tokens = tokens
         self._running = 0
         self._idle = asyncio.Event()
-        self._idle.set()
         self._draining = False
+        self._ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())
 
     async def idle(self) -> None:
         """Wait until no unary call runs. Streams end when their clients or the transport end them."""
-        await self._idle.wait()
+        while self._running:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def drain(self) -> None:
         """Refuse new calls but probes, and wait until no unary call runs."""
@@ -84,26 +85,62 @@ class Around:
         return WireUnary(rpc.method, self._unary(rpc))
 
     def _unary(self, rpc: Unary) -> Callable[[bytes, Call], Awaitable[bytes]]:
+        # Written out in one piece: each layer more is a microsecond more for every call.
+        ended = self._metrics.rpc(rpc.method).ended
+        parse, compute = _parser(rpc), rpc.answer
+
         async def answer(message: bytes, call: Call) -> bytes:
-            with self._observed(rpc, call), self._counted():
+            started_s = time.perf_counter()
+            self._name(call)
+            self._running += 1
+            code = Code.OK
+            try:
                 self._admit(rpc)
-                request = _parse(rpc, message)
-                self._authorize(rpc, call, getattr(request, rpc.model_field) if rpc.model_field else "")
-                async with _deadline(call):
-                    return (await rpc.answer(request, call)).SerializeToString()
+                request = parse(message)
+                if self._tokens is not None:
+                    self._authorize(rpc, call, getattr(request, rpc.model_field) if rpc.model_field else "")
+                if call.deadline_s == math.inf:
+                    response = await compute(request, call)
+                else:
+                    response = await _in_time(compute(request, call), call.deadline_s)
+                return response.SerializeToString()
+            except BaseException as error:
+                code, failure = self._failure(rpc, call, error)
+                raise failure from error
+            finally:
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
+                ended(code.name, time.perf_counter() - started_s)
 
         return answer
 
     def _stream(self, rpc: Stream) -> Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]:
+        ended = self._metrics.rpc(rpc.method).ended
+        parse = _parser(rpc)
+
         async def answer(messages: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
-            with self._observed(rpc, call):
+            started_s = time.perf_counter()
+            self._name(call)
+            code = Code.OK
+            try:
                 self._admit(rpc)
                 self._authorize(rpc, call, "")
-                requests = (_parse(rpc, message) async for message in messages)
+                requests = (parse(message) async for message in messages)
                 async for response in rpc.answer(requests, call):
                     yield response.SerializeToString()
+            except BaseException as error:
+                code, failure = self._failure(rpc, call, error)
+                raise failure from error
+            finally:
+                ended(code.name, time.perf_counter() - started_s)
 
         return answer
+
+    def _name(self, call: Call) -> None:
+        """Give the call an id: its caller's, where that cannot forge a log line."""
+        given = call.metadata.get(REQUEST_ID_KEY)
+        call.request_id = given if given and _REQUEST_ID.fullmatch(given) else next(self._ids)
 
     def _admit(self, rpc: Rpc) -> None:
         if self._draining and not rpc.is_open:
@@ -113,63 +150,35 @@ class Around:
         if self._tokens is not None and not rpc.is_open:
             self._tokens.check(call.metadata.get("authorization", ""), model)
 
-    @contextmanager
-    def _observed(self, rpc: Rpc, call: Call) -> Iterator[None]:
-        given = call.metadata.get(REQUEST_ID_KEY, "")
-        call.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        started_s = time.perf_counter()
-        code = Code.OK
+    def _failure(self, rpc: Rpc, call: Call, error: BaseException) -> tuple[Code, BaseException]:
+        """How a call ended that raised, and what its transport is to see."""
+        if not isinstance(error, Exception) or isinstance(error, asyncio.CancelledError):
+            return Code.CANCELLED, error
+        status = status_of(error, call.request_id)
+        if status.code is Code.INTERNAL:
+            _log.error(
+                "call_failed", exc_info=error, extra={"method": rpc.method, "request_id": call.request_id}
+            )
+        return status.code, Failure(status)
+
+
+def _parser(rpc: Rpc) -> Callable[[bytes], Any]:
+    from_string = rpc.request.FromString
+
+    def parse(message: bytes) -> Any:  # noqa: ANN401 - each row has its own type of message
         try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit):
-            code = Code.CANCELLED
-            raise
-        except Exception as error:
-            status = status_of(error, call.request_id)
-            code = status.code
-            if code is Code.INTERNAL:
-                _log.exception("call_failed", extra={"method": rpc.method, "request_id": call.request_id})
-            raise Failure(status) from error
-        finally:
-            self._metrics.requests.labels(rpc.method, code.name).inc()
-            self._metrics.request_duration.labels(rpc.method).observe(time.perf_counter() - started_s)
+            return from_string(message)
+        except DecodeError as error:
+            raise InvalidRequest(
+                f"the request is no {rpc.request.DESCRIPTOR.full_name}: {len(message)} bytes"
+            ) from error
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._running += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+    return parse
 
 
-def _parse(rpc: Rpc, message: bytes) -> Any:  # noqa: ANN401 - each row has its own type of message
-    request: Message = rpc.request()
+async def _in_time(work: Awaitable[Message], deadline_s: float) -> Message:
     try:
-        request.ParseFromString(message)
-    except DecodeError as error:
-        raise InvalidRequest(
-            f"the request is no {rpc.request.DESCRIPTOR.full_name}: {len(message)} bytes"
-        ) from error
-    return request
-
-
-class _deadline:  # noqa: N801 - used as a statement
-    """Like asyncio.timeout_at, but a deadline that passes is a DeadlineExceeded."""
-
-    def __init__(self, call: Call) -> None:
-        self._timeout = asyncio.timeout_at(None if math.isinf(call.deadline_s) else call.deadline_s)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError as timeout:
-            raise DeadlineExceeded("the deadline passed before the answer was ready") from timeout
+        async with asyncio.timeout_at(deadline_s):
+            return await work
+    except TimeoutError as timeout:
+        raise DeadlineExceeded("the deadline passed before the answer was ready") from timeout

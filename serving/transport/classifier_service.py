@@ -7,10 +7,10 @@ import numpy as np
 from serving.bundle.images import Pixels
 from serving.classifier import Classifier, Image, Ranking
 from serving.errors import EmptyImage, ImageError, InvalidPixels
-from serving.models import Revision
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.transport.status import code_of
 from serving.transport.table import Call, Rpc, Unary
+from serving.versions import Revision
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 

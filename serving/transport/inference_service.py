@@ -11,11 +11,12 @@ import numpy as np
 from serving.bundle import Manifest
 from serving.classifier import Classifier, Inference
 from serving.errors import InvalidTensor, ModelUnavailable, UnknownModel
-from serving.models import Models, Revision
+from serving.models import Models
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference import model_config_pb2 as config_pb
 from serving.transport import tensors
 from serving.transport.table import Call, Rpc, Unary
+from serving.versions import Revision
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 PLATFORM = "onnxruntime_onnx"

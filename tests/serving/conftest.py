@@ -26,6 +26,7 @@ from serving.engine import Device, OnnxEngine, Output
 from serving.errors import EngineError
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.placement import RunCost
 from serving.server import build_table
 from serving.transport.around import Around
 from serving.transport.grpc_server import GrpcServer
@@ -111,6 +112,11 @@ async def connect() -> AsyncIterator[Callable[..., Stub]]:
         yield connect_to
 
 
+def in_thread(_: RunCost) -> int:
+    """Never on the event loop: a gate must not block it."""
+    return 0
+
+
 class GatedEngine:
     """A real network behind a gate: the fake of the engine's seam, to look at what happens while it runs."""
 
@@ -187,7 +193,13 @@ def serve_gated(repository: Repository) -> GatedServe:
         policy = BatchPolicy(max_batch_size)
         async with (
             Models(
-                repository, load, policy=policy, warm_sizes=(1,), metrics=metrics, poll_interval_s=0.02
+                repository,
+                load,
+                policy=policy,
+                warm_sizes=(1,),
+                metrics=metrics,
+                place=in_thread,
+                poll_interval_s=0.02,
             ) as models,
             Classifier(models, metrics=metrics, **options) as classifier,
             GrpcServer(
@@ -256,6 +268,7 @@ def open_models(repository: Repository) -> OpenModels:
             "load_engine": partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=max_batch_size),
             "policy": BatchPolicy(max_batch_size),
             "metrics": Metrics(),
+            "place": in_thread,
             "poll_interval_s": 3600,
             **options,
         }

@@ -11,24 +11,11 @@ from serving.errors import Overloaded
 def test_the_limit_is_exact_and_both_numbers_are_told() -> None:
     """What just fits is let in; one more image is refused with what is inside, what came and the limit."""
     admission = Admission(10)
-    with admission.permit(7), admission.permit(3):
-        assert admission.pending == 10
-        with (
-            pytest.raises(Overloaded, match=r"^10 images are pending, 1 more would pass the limit of 10$"),
-            admission.permit(1),
-        ):
-            pytest.fail("there is no room")
-        assert admission.pending == 10
-    assert admission.pending == 0
-
-
-def test_a_failure_gives_its_places_back() -> None:
-    """Whatever ends the work, its places are free again."""
-    admission = Admission(2)
-    with pytest.raises(ZeroDivisionError), admission.permit(2):
-        raise ZeroDivisionError
-    with admission.permit(2):
-        assert admission.pending == 2
+    admission.enter(7)
+    admission.enter(3)
+    with pytest.raises(Overloaded, match=r"^10 images are pending, 1 more would pass the limit of 10$"):
+        admission.enter(1)
+    assert admission.pending == 10
 
 
 @given(limit=st.integers(1, 20), sizes=st.lists(st.integers(1, 8), max_size=20))
@@ -37,17 +24,15 @@ def test_pending_is_the_sum_of_what_was_let_in_and_never_passes_the_limit(
 ) -> None:
     """A refused request takes no place, and a smaller one behind it still gets in."""
     admission = Admission(limit)
-    permits, inside = [], 0
+    inside: list[int] = []
     for size in sizes:
-        permit = admission.permit(size)
         try:
-            permit.__enter__()
+            admission.enter(size)
         except Overloaded:
-            assert inside + size > limit
+            assert sum(inside) + size > limit
         else:
-            permits.append(permit)
-            inside += size
-        assert admission.pending == inside <= limit
-    for permit in permits:
-        permit.__exit__(None, None, None)
+            inside.append(size)
+        assert admission.pending == sum(inside) <= limit
+    for size in inside:
+        admission.leave(size)
     assert admission.pending == 0

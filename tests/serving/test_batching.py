@@ -5,7 +5,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batching import Batcher, BatchPolicy, BatchRun, Decision, Waiting, take_batch
+from serving import batching
+from serving.batching import (
+    PRIORITY_STEP_S,
+    Batcher,
+    BatchPolicy,
+    BatchRun,
+    Decision,
+    Waiting,
+    take_batch,
+)
 from serving.bundle.images import Pixels
 from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
 
@@ -39,6 +49,7 @@ ENTRIES = st.lists(st.builds(Entry, SIZES, TIMES_S, DEADLINES_S, st.booleans()),
     lambda entries: sorted(entries, key=lambda entry: entry.arrived_s)
 )
 POLICIES = st.builds(BatchPolicy, st.integers(LARGEST, 2 * LARGEST), TIMES_S.filter(bool) | st.just(0.0))
+PREFERENCES = st.lists(SIZES, unique=True, max_size=3).map(tuple)
 
 Queue = Callable[..., list[Waiting]]
 
@@ -50,7 +61,13 @@ def queue() -> Iterator[Queue]:
 
     def make(*entries: Entry) -> list[Waiting]:
         waiting = [
-            Waiting(_images(*[0] * each.size), each.arrived_s, each.deadline_s, asyncio.Future(loop=loop))
+            Waiting(
+                _images(*[0] * each.size),
+                each.arrived_s,
+                each.deadline_s,
+                asyncio.Future(loop=loop),
+                each.arrived_s,
+            )
             for each in entries
         ]
         for each, drawn in zip(waiting, entries, strict=True):
@@ -69,12 +86,17 @@ class TestTakeBatch:
     def test_every_wanted_request_has_one_place_and_keeps_its_turn(
         self, queue: Queue, entries: list[Entry], now_s: float, policy: BatchPolicy
     ) -> None:
-        """Late, batch and rest share out who still waits; batch before rest is the order of arrival."""
+        """Late, batch and rest share out who still waits; batch before rest is the order of the queue."""
         waiting = queue(*entries)
         decision = take_batch(waiting, now_s, policy)
-        wanted = [each for each in waiting if not each.gone]
-        assert decision.late == [each for each in wanted if each.deadline_s <= now_s]
-        assert decision.batch + decision.rest == [each for each in wanted if each.deadline_s > now_s]
+        assert not any(each.gone for each in decision.batch + decision.late)
+        assert all(each.deadline_s <= now_s for each in decision.late)
+        assert all(each.deadline_s > now_s for each in decision.batch)
+        placed = decision.batch + decision.late + decision.rest
+        assert len({id(each) for each in placed}) == len(placed)
+        assert {each for each in waiting if not each.gone} <= set(placed)
+        places = [waiting.index(each) for each in decision.batch + decision.rest]
+        assert places == sorted(places)
 
     @given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES)
     def test_a_batch_is_as_large_as_its_turn_allows_and_never_too_large(
@@ -106,7 +128,7 @@ class TestTakeBatch:
         alive = [each for each in waiting if not each.gone and each.deadline_s > now_s]
         could_grow = _total(alive) < policy.max_batch_size
         until_s = alive[0].arrived_s + policy.max_queue_delay_s if alive else now_s
-        if could_grow and until_s > now_s:
+        if alive and could_grow and until_s > now_s:
             assert decision == Decision([], decision.late, alive, until_s - now_s)
             assert take_batch(waiting, until_s, policy).wait_s == 0
         else:
@@ -154,6 +176,26 @@ class TestTakeBatch:
         decision = take_batch(waiting, 0, BatchPolicy(8, 9.0))
         assert decision == Decision([small], [], [large, last])
 
+    @given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES, preferred=PREFERENCES)
+    def test_a_preferred_size_goes_at_once_and_changes_nothing_else(
+        self,
+        queue: Queue,
+        entries: list[Entry],
+        now_s: float,
+        policy: BatchPolicy,
+        preferred: tuple[int, ...],
+    ) -> None:
+        """Where others would wait, the first requests go if they make up a preferred size."""
+        waiting = queue(*entries)
+        plain = take_batch(waiting, now_s, policy)
+        decision = take_batch(waiting, now_s, replace(policy, preferred_sizes=preferred))
+        sums = [_total(plain.rest[:length]) for length in range(1, len(plain.rest) + 1)]
+        if plain.batch or set(sums).isdisjoint(preferred):
+            assert decision == plain
+        else:
+            assert _total(decision.batch) == max(set(sums) & set(preferred))
+            assert decision.batch + decision.rest == plain.rest
+
     def test_a_deadline_that_is_now_is_late(self, queue: Queue) -> None:
         """A deadline is the first moment at which the answer is worth nothing."""
         waiting = queue(Entry(1, 0, 5.0, gone=False))
@@ -188,9 +230,13 @@ class TestBatcher:
     """Who waits gets exactly their own answer, or their own failure."""
 
     @settings(max_examples=60, deadline=None)
-    @given(requests=REQUESTS, policy=st.builds(BatchPolicy, st.integers(4, 12), st.sampled_from([0.0, 1e-4])))
+    @given(
+        requests=REQUESTS,
+        policy=st.builds(BatchPolicy, st.integers(4, 12), st.sampled_from([0.0, 1e-4])),
+        loop_images=st.sampled_from([0, 3, 12]),
+    )
     def test_everyone_gets_their_own_answer(
-        self, fake_engine: Any, requests: list[Request], policy: BatchPolicy
+        self, fake_engine: Any, requests: list[Request], policy: BatchPolicy, loop_images: int
     ) -> None:
         """Under random arrivals, sizes, failures, cancellations and deadlines nothing gets mixed up."""
         samples = _samples(requests)
@@ -199,7 +245,7 @@ class TestBatcher:
         reported: list[BatchRun] = []
 
         async def everything() -> list[Any]:
-            async with Batcher(engine.run, policy, reported.append) as batcher:
+            async with Batcher(engine.run, policy, reported.append, loop_images=loop_images) as batcher:
                 calls = []
                 for own, each in zip(samples, requests, strict=True):
                     for _ in range(each.pause):
@@ -221,9 +267,8 @@ class TestBatcher:
             elif each.poisoned:
                 assert isinstance(result, EngineError)
             else:
-                assert result.output.probabilities[:, 0].tolist() == own
-                assert result.output.embedding[:, 0].tolist() == [-sample for sample in own]
-                assert result.queue_s >= 0
+                assert result.probabilities[:, 0].tolist() == own
+                assert result.embedding[:, 0].tolist() == [-sample for sample in own]
         assert all(len(run) <= policy.max_batch_size for run in engine.runs)
         good = [len(run) for run in engine.runs if poison.isdisjoint(run)]
         assert [run.images for run in reported] == good
@@ -282,7 +327,7 @@ class TestBatcher:
                 await asyncio.sleep(0)
             first, second, third = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(second, EngineError)
-        assert [each.output.probabilities.tolist() for each in (first, third)] == [[[1]], [[3]]]
+        assert [each.probabilities.tolist() for each in (first, third)] == [[[1]], [[3]]]
         assert engine.runs[1:] == [[1, 2, 3], [1], [2], [3]]
 
     async def test_a_request_that_is_cancelled_during_a_failing_run_is_not_run_again(
@@ -368,10 +413,98 @@ class TestBatcher:
         assert engine.runs == [[1, 2]]
 
     async def test_a_delay_that_brings_nobody_ends(self, fake_engine: Any) -> None:
-        """A lonely request runs when it has waited max_queue_delay_s, and its answer says so."""
-        async with Batcher(fake_engine().run, BatchPolicy(2, 0.01)) as batcher:
-            answer = await asyncio.wait_for(batcher.submit(_images(1)), 20)
-        assert answer.queue_s >= 0.01
+        """A lonely request runs when it has waited max_queue_delay_s, and the record of the run says so."""
+        runs: list[BatchRun] = []
+        async with Batcher(fake_engine().run, BatchPolicy(2, 0.01), runs.append) as batcher:
+            await asyncio.wait_for(batcher.submit(_images(1)), 20)
+        assert runs[0].images == 1
+        assert runs[0].queued_s[0] >= 0.01
+
+    async def test_an_urgent_request_goes_before_those_that_came_a_little_earlier(
+        self, fake_engine: Any
+    ) -> None:
+        """Behind a busy engine the order is that of priority, and within a priority that of arrival."""
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(1)) as batcher:
+            async with _busy(engine, batcher):
+                priorities = (2, 0, 1, 2, 0)
+                calls = [
+                    asyncio.ensure_future(batcher.submit(_images(n), priority=priority))
+                    for n, priority in enumerate(priorities)
+                ]
+                await asyncio.sleep(0)
+            await asyncio.gather(*calls)
+        assert engine.runs[1:] == [[1], [4], [2], [0], [3]]
+
+    async def test_no_priority_starves(self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In a line of urgent requests, one of level 2 is overtaken for two steps and no longer."""
+        clock = SimpleNamespace(now_s=100.0)
+        monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(1)) as batcher:
+            async with _busy(engine, batcher):
+                calls = [asyncio.ensure_future(batcher.submit(_images(200), priority=2))]
+                await asyncio.sleep(0)
+                for n in range(10):
+                    clock.now_s += PRIORITY_STEP_S / 2 - 1e-6
+                    calls.append(asyncio.ensure_future(batcher.submit(_images(n))))
+                    await asyncio.sleep(0)
+            await asyncio.gather(*calls)
+        assert engine.runs[1:] == [[0], [1], [2], [3], [200], [4], [5], [6], [7], [8], [9]]
+
+    async def test_a_cheap_network_runs_on_the_event_loop_with_all_that_came_in_one_turn(
+        self, fake_engine: Any
+    ) -> None:
+        """No thread is started, and requests that came together run together."""
+        engine = fake_engine()
+        threads: list[threading.Thread] = []
+
+        def run(images: Pixels) -> Any:
+            threads.append(threading.current_thread())
+            return engine.run(images)
+
+        async with Batcher(run, BatchPolicy(8), loop_images=8) as batcher:
+            answers = await asyncio.gather(*(batcher.submit(_images(n)) for n in range(11)))
+            assert not _engine_threads()
+        assert [answer.probabilities.tolist() for answer in answers] == [[[n]] for n in range(11)]
+        assert engine.runs == [list(range(8)), [8, 9, 10]]
+        assert set(threads) == {threading.main_thread()}
+
+    async def test_a_batch_that_would_hold_the_event_loop_up_runs_in_the_thread(
+        self, fake_engine: Any
+    ) -> None:
+        """loop_images is the largest batch that stays."""
+        engine = fake_engine()
+        threads: list[str] = []
+
+        def run(images: Pixels) -> Any:
+            threads.append(threading.current_thread().name.partition("_")[0])
+            return engine.run(images)
+
+        async with Batcher(run, BatchPolicy(8), loop_images=2) as batcher:
+            for count in (2, 3, 1):
+                await batcher.submit(_images(*range(count)))
+        assert threads == ["MainThread", "engine", "MainThread"]
+
+    async def test_two_busy_queues_on_one_event_loop_take_turns(self, fake_engine: Any) -> None:
+        """A hot version does not starve another: each has one run, then the other."""
+        order: list[str] = []
+        hot, cold = fake_engine(), fake_engine()
+
+        def noted(name: str, engine: Any) -> Callable[[Pixels], Any]:
+            def run(images: Pixels) -> Any:
+                order.append(name)
+                return engine.run(images)
+
+            return run
+
+        async with (
+            Batcher(noted("hot", hot), BatchPolicy(1), loop_images=1) as first,
+            Batcher(noted("cold", cold), BatchPolicy(1), loop_images=1) as second,
+        ):
+            calls = [first.submit(_images(n)) for n in range(9)] + [second.submit(_images(n)) for n in (1, 2)]
+            await asyncio.gather(*calls)
+        assert order[:4] == ["hot", "cold", "hot", "cold"]
 
     @pytest.mark.parametrize("count", [0, 5])
     async def test_a_number_of_images_that_never_fits_is_a_bug_of_the_caller(

@@ -167,7 +167,7 @@ class TestClassify:
         async with open_classifier() as (classifier, metrics):
             answer = await classifier.classify([b"", b"junk"], model=NAME)
             assert [type(result) for result in answer.results] == [EmptyImage, UndecodableImage]
-            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) is None
+            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
 
     @pytest.mark.parametrize(("top_k", "count"), [(0, 2), (1, 1), (3, 3), (4, 3), (10**9, 3)])
     async def test_top_k_is_how_many_labels_come(self, open_classifier: Open, top_k: int, count: int) -> None:
@@ -218,13 +218,11 @@ class TestClassify:
     async def test_what_would_pass_the_limit_is_refused_at_once(self, open_classifier: Open) -> None:
         """The door is before the model: both numbers are told, and nothing is decoded."""
         async with open_classifier(max_pending_images=3) as (classifier, metrics):
-            with (
-                classifier.admission.permit(2),
-                pytest.raises(Overloaded, match="2 images are pending, 2 more"),
-            ):
+            classifier.admission.enter(2)
+            with pytest.raises(Overloaded, match="2 images are pending, 2 more"):
                 await classifier.classify([_png("red")] * 2, model=NAME)
             assert _decoded(metrics) == 0
-            assert metrics.registry.get_sample_value("lenserve_pending_images") == 0
+            assert metrics.registry.get_sample_value("lenserve_pending_images") == 2
 
     async def test_places_are_given_back_whatever_happens(self, open_classifier: Open) -> None:
         """After an answer, an unknown model and a cancellation nothing is pending and nothing leased."""
@@ -270,7 +268,7 @@ class TestInfer:
         async with open_classifier() as (classifier, metrics):
             with pytest.raises(UndecodableImage, match=r"^image 1: the image cannot be decoded"):
                 await classifier.infer([_png("red"), b"junk", b""], model=NAME)
-            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) is None
+            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
 
     async def test_a_tensor_in_the_networks_geometry_is_run_as_it_is(self, open_classifier: Open) -> None:
         """The same rows as for images of that size, also over several batches."""
@@ -307,7 +305,7 @@ class TestInfer:
             tensor = np.zeros((1, 8, 8, 3), np.uint8)
             with pytest.raises(DeadlineExceeded):
                 await classifier.infer_tensor(tensor, model=NAME, deadline_s=time.monotonic())
-            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) is None
+            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
 
     async def test_describing_tells_the_version_that_would_answer(self, open_classifier: Open) -> None:
         """And its manifest, by number too."""

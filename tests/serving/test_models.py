@@ -29,7 +29,8 @@ from serving.classifier import Classifier
 from serving.engine import Device, OnnxEngine, Output
 from serving.errors import EngineError, ModelUnavailable, UnknownModel
 from serving.metrics import Metrics
-from serving.models import Models, State
+from serving.models import Models
+from serving.versions import State
 
 NAME = "colours"
 
@@ -296,7 +297,7 @@ class TestNewVersions:
                 publish(rotate=1)
                 await models.refresh()
                 assert _default(models) == 2
-                assert (await old.batcher.submit(image)).output.probabilities.shape == (1, 3)
+                assert (await old.batcher.submit(image)).probabilities.shape == (1, 3)
                 assert not log_events.named("version_unloaded")
             engine = weakref.ref(load.engines.pop(0))
             await log_events.wait_for("version_unloaded")

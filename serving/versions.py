@@ -1,0 +1,112 @@
+"""What is known of models and their versions: values that `Models` makes and everyone else reads."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from serving.batching import Batcher
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import ModelUnavailable
+from serving.metrics import VersionMetrics
+
+STABLE_ALIAS = "stable"
+
+Revision = int | str | None  # a version, an alias, or the default
+
+
+class State(StrEnum):
+    """Where a version is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    REFUSED = "refused"
+    BROKEN = "broken"
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """A loaded version, with its engine and queue. Held in a `with` it is not unloaded before the end."""
+
+    bundle: Bundle
+    engine: Engine
+    batcher: Batcher
+    metrics: VersionMetrics
+    stack: AsyncExitStack  # closes the batcher
+    leases: int = 0
+    broken: str = ""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    check: asyncio.Task[None] | None = None  # one at a time, however many requests failed
+
+    def __enter__(self) -> Self:
+        """Lease it.
+
+        Raises:
+            ModelUnavailable: it is broken.
+        """
+        if self.broken:
+            raise ModelUnavailable(
+                f"version {self.number} of model {self.bundle.model!r} is broken: {self.broken}"
+            )
+        self.leases += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leases -= 1
+        if not self.leases:
+            self.idle.set()
+
+    @property
+    def number(self) -> int:
+        """The version's number."""
+        return self.bundle.version
+
+    async def unused(self) -> None:
+        """Wait until nobody holds a lease."""
+        while self.leases:
+            self.idle.clear()
+            await self.idle.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of one model: replaced as a whole, so that a reader never sees half a swap."""
+
+    name: str
+    versions: Mapping[int, Version]
+    aliases: Mapping[str, int]
+    default: int | None
+    refused: Mapping[int, str]  # version -> why
+    problem: str = ""  # why its folder cannot be read: what was served before goes on
+
+    @property
+    def ready(self) -> bool:
+        """Whether the default version can answer."""
+        return self.default is not None and not self.versions[self.default].broken
+
+    def statuses(self) -> Iterator["VersionStatus"]:
+        """Every version that is served or was refused."""
+        for number, version in self.versions.items():
+            aliases = tuple(sorted(alias for alias, target in self.aliases.items() if target == number))
+            state = State.BROKEN if version.broken else State.READY
+            yield VersionStatus(self.name, number, state, version.broken, number == self.default, aliases)
+        for number, reason in self.refused.items():
+            yield VersionStatus(self.name, number, State.REFUSED, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """One line of what an operator wants to know."""
+
+    model: str
+    version: int
+    state: State
+    reason: str = ""
+    is_default: bool = False
+    aliases: tuple[str, ...] = ()
