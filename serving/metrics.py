@@ -79,6 +79,12 @@ class Metrics:
             registry=counted,
             buckets=_DURATION_BUCKETS_S,
         )
+        self.stream_messages = Counter(
+            "lenserve_stream_messages",
+            "Messages of streams that were answered, by gRPC status",
+            ("method", "code"),
+            registry=counted,
+        )
         self.images = Counter(
             "lenserve_images",
             "Images by outcome: OK or the reason of the error",
@@ -271,10 +277,12 @@ class VersionMetrics:
 class RpcMetrics:
     """Records the calls of one method."""
 
-    __slots__ = ("_codes", "_duration", "_method", "_requests")
+    __slots__ = ("_codes", "_duration", "_message_codes", "_messages", "_method", "_requests")
 
     def __init__(self, metrics: Metrics, method: str) -> None:
         self._requests = metrics.requests
+        self._messages = metrics.stream_messages
+        self._message_codes: dict[str, Counter] = {}
         self._method = method
         self._duration = metrics.request_duration.labels(method)
         self._codes: dict[str, Counter] = {}
@@ -286,6 +294,13 @@ class RpcMetrics:
             requests = self._codes[code] = self._requests.labels(self._method, code)
         requests.inc()
         self._duration.observe(duration_s)
+
+    def message_ended(self, code: str) -> None:
+        """One message of a stream was answered, with a gRPC status of this name."""
+        messages = self._message_codes.get(code)
+        if messages is None:
+            messages = self._message_codes[code] = self._messages.labels(self._method, code)
+        messages.inc()
 
 
 class _WithTritonNames(Collector):

@@ -10,7 +10,8 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,13 @@ from google.protobuf.message import DecodeError, Message
 
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable
 from serving.metrics import Metrics
+from serving.transport.pipeline import pipelined
 from serving.transport.status import Code, Status, status_of
-from serving.transport.table import Call, Rpc, Stream, Unary
+from serving.transport.table import Call, Pipeline, Rpc, Stream, Unary
 from serving.transport.tokens import Tokens
 
 REQUEST_ID_KEY = "x-request-id"
+DEFAULT_MAX_IN_FLIGHT = 64
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -59,22 +62,25 @@ WireRpc = WireUnary | WireStream
 class Around:
     """Wraps rows of the table. A class because it counts what runs, which a graceful stop waits for."""
 
-    def __init__(self, metrics: Metrics, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self, metrics: Metrics, tokens: Tokens | None = None, *, max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    ) -> None:
         self._metrics = metrics
         self._tokens = tokens
+        self._max_in_flight = max_in_flight
         self._running = 0
         self._idle = asyncio.Event()
         self._draining = False
         self._ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())
 
     async def idle(self) -> None:
-        """Wait until no unary call runs. Streams end when their clients or the transport end them."""
+        """Wait until no unary call runs and no message of a pipeline. The transport ends streams."""
         while self._running:
             self._idle.clear()
             await self._idle.wait()
 
     async def drain(self) -> None:
-        """Refuse new calls but probes, and wait until no unary call runs."""
+        """Refuse new calls but probes, also inside open pipelines, and wait until the others have ended."""
         self._draining = True
         await self.idle()
 
@@ -82,6 +88,8 @@ class Around:
         """Surround one row."""
         if isinstance(rpc, Stream):
             return WireStream(rpc.method, self._stream(rpc))
+        if isinstance(rpc, Pipeline):
+            return WireStream(rpc.method, self._pipeline(rpc))
         return WireUnary(rpc.method, self._unary(rpc))
 
     def _unary(self, rpc: Unary) -> Callable[[bytes, Call], Awaitable[bytes]]:
@@ -104,13 +112,15 @@ class Around:
                 else:
                     response = await _in_time(compute(request, call), call.deadline_s)
                 return response.SerializeToString()
-            except BaseException as error:
-                code, failure = self._failure(rpc, call, error)
-                raise failure from error
+            except (asyncio.CancelledError, GeneratorExit):
+                code = Code.CANCELLED
+                raise
+            except Exception as error:
+                status = self._status(rpc, call, error)
+                code = status.code
+                raise Failure(status) from error
             finally:
-                self._running -= 1
-                if not self._running:
-                    self._idle.set()
+                self._leave()
                 ended(code.name, time.perf_counter() - started_s)
 
         return answer
@@ -129,13 +139,79 @@ class Around:
                 requests = (parse(message) async for message in messages)
                 async for response in rpc.answer(requests, call):
                     yield response.SerializeToString()
-            except BaseException as error:
-                code, failure = self._failure(rpc, call, error)
-                raise failure from error
+            except (asyncio.CancelledError, GeneratorExit):
+                code = Code.CANCELLED
+                raise
+            except Exception as error:
+                status = self._status(rpc, call, error)
+                code = status.code
+                raise Failure(status) from error
             finally:
                 ended(code.name, time.perf_counter() - started_s)
 
         return answer
+
+    def _pipeline(self, rpc: Pipeline) -> Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]:
+        answer_one = self._answer_one(rpc)
+        ended = self._metrics.rpc(rpc.method).ended
+
+        async def answer(messages: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+            started_s = time.perf_counter()
+            self._name(call)
+            code = Code.OK
+            try:
+                self._admit(rpc)
+                self._authorize(rpc, call, "")
+                answers = pipelined(
+                    messages,
+                    lambda message: answer_one(message, call),
+                    max_in_flight=self._max_in_flight,
+                    deadline_s=call.deadline_s,
+                )
+                async with aclosing(answers):
+                    async for response in answers:
+                        yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                code = Code.CANCELLED
+                raise
+            except Exception as error:
+                status = self._status(rpc, call, error)
+                code = status.code
+                raise Failure(status) from error
+            finally:
+                ended(code.name, time.perf_counter() - started_s)
+
+        return answer
+
+    def _answer_one(self, rpc: Pipeline) -> Callable[[bytes, Call], Coroutine[Any, Any, bytes]]:
+        """One message of a pipeline: whatever happens is answered in its place."""
+        ended = self._metrics.rpc(rpc.method).message_ended
+        parse = _parser(rpc)
+
+        async def answer_one(message: bytes, call: Call) -> bytes:
+            request: Any = None
+            code = Code.OK
+            self._running += 1
+            try:
+                request = parse(message)  # first: a refusal says of which request it is
+                self._admit(rpc)
+                self._authorize(rpc, call, getattr(request, rpc.model_field))
+                response = await rpc.answer(request, call)
+            except Exception as error:  # noqa: BLE001 - one bad message never ends the stream
+                status = self._status(rpc, call, error)
+                code = status.code
+                response = rpc.refuse(rpc.request() if request is None else request, status)
+            finally:
+                self._leave()
+            ended(code.name)
+            return response.SerializeToString()
+
+        return answer_one
+
+    def _leave(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
 
     def _name(self, call: Call) -> None:
         """Give the call an id: its caller's, where that cannot forge a log line."""
@@ -150,16 +226,14 @@ class Around:
         if self._tokens is not None and not rpc.is_open:
             self._tokens.check(call.metadata.get("authorization", ""), model)
 
-    def _failure(self, rpc: Rpc, call: Call, error: BaseException) -> tuple[Code, BaseException]:
-        """How a call ended that raised, and what its transport is to see."""
-        if not isinstance(error, Exception) or isinstance(error, asyncio.CancelledError):
-            return Code.CANCELLED, error
+    def _status(self, rpc: Rpc, call: Call, error: Exception) -> Status:
+        """What the caller is told; of a failure that nobody foresaw, the log gets the rest."""
         status = status_of(error, call.request_id)
         if status.code is Code.INTERNAL:
             _log.error(
                 "call_failed", exc_info=error, extra={"method": rpc.method, "request_id": call.request_id}
             )
-        return status.code, Failure(status)
+        return status
 
 
 def _parser(rpc: Rpc) -> Callable[[bytes], Any]:

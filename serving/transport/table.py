@@ -10,6 +10,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from serving.transport.status import Status
+
 
 @dataclass(slots=True)
 class Call:
@@ -45,7 +47,22 @@ class Stream:
     is_open: bool = False
 
 
-Rpc = Unary | Stream
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A stream in which every message is a request of its own: answered in order, several at a time.
+
+    A request that fails, or is not even a message, is answered by `refuse`, and the stream goes on.
+    """
+
+    method: str
+    request: type[Message]
+    answer: Answer
+    refuse: Callable[[Any, Status], Message]  # of the request, empty where it could not be parsed
+    model_field: str
+    is_open: bool = False
+
+
+Rpc = Unary | Stream | Pipeline
 
 
 def services(table: Sequence[Rpc]) -> list[str]:
