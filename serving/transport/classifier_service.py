@@ -8,8 +8,8 @@ from serving.bundle.images import Pixels
 from serving.classifier import Classifier, Image, Ranking
 from serving.errors import EmptyImage, ImageError, InvalidPixels
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.transport.status import code_of
-from serving.transport.table import Call, Rpc, Unary
+from serving.transport.status import Status, code_of
+from serving.transport.table import Call, Pipeline, Rpc, Unary
 from serving.versions import Revision
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
@@ -23,10 +23,30 @@ class ClassifierService:
 
     def rpcs(self) -> Sequence[Rpc]:
         """Its rows of the table."""
-        return (Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self.classify, model_field="model"),)
+        return (
+            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self.classify, model_field="model"),
+            Pipeline(
+                f"/{SERVICE}/ClassifyStream",
+                pb.ClassifyRequest,
+                self.classify_in_stream,
+                _refuse,
+                model_field="model",
+            ),
+        )
 
     async def classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
         """Rank the labels of every image; a request of one image fails as that image does."""
+        response = pb.ClassifyResponse()
+        await self._classify(request, call, response)
+        return response
+
+    async def classify_in_stream(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyStreamResponse:
+        """The same for one request of a stream."""
+        response = pb.ClassifyStreamResponse(id=request.id)
+        await self._classify(request, call, response.response)
+        return response
+
+    async def _classify(self, request: pb.ClassifyRequest, call: Call, response: pb.ClassifyResponse) -> None:
         images = [_decode_image(image) for image in request.images]
         answer = await self._classifier.classify(
             images,
@@ -37,8 +57,10 @@ class ClassifierService:
         )
         if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
             raise answer.results[0]
-        predictions = [_encode_result(result) for result in answer.results]
-        return pb.ClassifyResponse(model=answer.model, version=answer.version, predictions=predictions)
+        response.model = answer.model
+        response.version = answer.version
+        for result in answer.results:
+            _encode_result(result, response.predictions.add())
 
 
 def _revision(request: pb.ClassifyRequest) -> Revision:
@@ -66,9 +88,17 @@ def _decode_pixels(pixels: pb.Pixels) -> Pixels:
     return np.frombuffer(pixels.data, np.uint8).reshape(shape)  # (H, W, C)
 
 
-def _encode_result(result: Ranking | ImageError) -> pb.Prediction:
+def _encode_result(result: Ranking | ImageError, prediction: pb.Prediction) -> None:
+    """Fill in a prediction, in place: a message that is built apart has to be copied."""
     if isinstance(result, ImageError):
-        error = pb.ImageError(code=code_of(result), reason=result.reason, message=str(result))
-        return pb.Prediction(error=error)
-    labels = [pb.Label(label=each.label, index=each.index, probability=each.probability) for each in result]
-    return pb.Prediction(ranking=pb.Ranking(labels=labels))
+        error = prediction.error
+        error.code, error.reason, error.message = code_of(result), result.reason, str(result)
+        return
+    add = prediction.ranking.labels.add
+    for each in result:
+        add(label=each.label, index=each.index, probability=each.probability)
+
+
+def _refuse(request: pb.ClassifyRequest, status: Status) -> pb.ClassifyStreamResponse:
+    error = pb.RequestError(code=status.code, reason=status.reason, message=status.message)
+    return pb.ClassifyStreamResponse(id=request.id, error=error)

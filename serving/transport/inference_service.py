@@ -9,13 +9,14 @@ from importlib.metadata import version as distribution_version
 import numpy as np
 
 from serving.bundle import Manifest
-from serving.classifier import Classifier, Inference
+from serving.classifier import Classifier
 from serving.errors import InvalidTensor, ModelUnavailable, UnknownModel
 from serving.models import Models
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference import model_config_pb2 as config_pb
 from serving.transport import tensors
-from serving.transport.table import Call, Rpc, Unary
+from serving.transport.status import Status
+from serving.transport.table import Call, Pipeline, Rpc, Unary
 from serving.versions import Revision
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -44,6 +45,13 @@ class InferenceService:
             ),
             Unary(f"{prefix}/ModelConfig", pb.ModelConfigRequest, self.model_config, model_field="name"),
             Unary(f"{prefix}/ModelInfer", pb.ModelInferRequest, self.model_infer, model_field="model_name"),
+            Pipeline(
+                f"{prefix}/ModelStreamInfer",
+                pb.ModelInferRequest,
+                self.model_infer_in_stream,
+                _refuse,
+                model_field="model_name",
+            ),
         )
 
     async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
@@ -123,6 +131,23 @@ class InferenceService:
 
     async def model_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
+        response = pb.ModelInferResponse()
+        await self._infer(request, call, response)
+        return response
+
+    async def model_infer_in_stream(
+        self, request: pb.ModelInferRequest, call: Call
+    ) -> pb.ModelStreamInferResponse:
+        """The same for one request of a stream."""
+        response = pb.ModelStreamInferResponse()
+        await self._infer(request, call, response.infer_response)
+        # Clients that also talk to models of many answers wait for the one that says it is the last.
+        response.infer_response.parameters["triton_final_response"].bool_param = True
+        return response
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, call: Call, response: pb.ModelInferResponse
+    ) -> None:
         wanted = tensors.decode_outputs(request)
         given = tensors.decode_input(request)
         model, revision = request.model_name, _revision(request.model_version)
@@ -133,20 +158,17 @@ class InferenceService:
         else:
             infer = self._classifier.infer(given, model=model, revision=revision, deadline_s=call.deadline_s)
         inference = await infer
-        return _encode_inference(inference, wanted, request.id)
+        response.model_name = inference.model
+        response.model_version = str(inference.version)
+        response.id = request.id
+        for output in wanted:
+            tensors.encode_output(inference, output, response)
 
 
-def _encode_inference(
-    inference: Inference, wanted: Sequence[tensors.WantedOutput], request_id: str
-) -> pb.ModelInferResponse:
-    encoded = [tensors.encode_output(inference, output) for output in wanted]
-    return pb.ModelInferResponse(
-        model_name=inference.model,
-        model_version=str(inference.version),
-        id=request_id,
-        outputs=[tensor for tensor, _ in encoded],
-        raw_output_contents=[raw for _, raw in encoded],
-    )
+def _refuse(request: pb.ModelInferRequest, status: Status) -> pb.ModelStreamInferResponse:
+    response = pb.ModelStreamInferResponse(error_message=status.message)
+    response.infer_response.id = request.id  # so that the client knows which one failed
+    return response
 
 
 def _revision(text: str) -> Revision:

@@ -70,18 +70,16 @@ def decode_input(request: pb.ModelInferRequest) -> Pixels | list[bytes]:
     )
 
 
-def encode_output(
-    inference: Inference, wanted: WantedOutput
-) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
-    """One output and its raw contents."""
+def encode_output(inference: Inference, wanted: WantedOutput, response: pb.ModelInferResponse) -> None:
+    """Add one output and its raw contents to a response."""
     values = inference.output.probabilities if wanted.name == PROBABILITIES else inference.output.embedding
-    tensor = pb.ModelInferResponse.InferOutputTensor(name=wanted.name, datatype="FP32", shape=values.shape)
     if not wanted.top_k:
-        return tensor, np.ascontiguousarray(values, dtype="<f4").tobytes()
+        response.outputs.add(name=wanted.name, datatype="FP32", shape=values.shape)
+        response.raw_output_contents.append(np.ascontiguousarray(values, dtype="<f4").tobytes())
+        return
     count, classes = values.shape
-    tensor.datatype = "BYTES"
-    tensor.shape[:] = [count, min(wanted.top_k, classes)]
-    return tensor, b"".join(_encode_classes(inference, wanted))
+    response.outputs.add(name=wanted.name, datatype="BYTES", shape=(count, min(wanted.top_k, classes)))
+    response.raw_output_contents.append(b"".join(_encode_classes(inference, wanted)))
 
 
 def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> WantedOutput:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,6 +65,13 @@ class Stub:
         """The answers to one message."""
         multicallable = self._channel.unary_stream(f"/{method}", _serialize, _response(method).FromString)
         return multicallable(request, **options)
+
+    def talk(
+        self, method: str, requests: AsyncIterable[Message | bytes] | None = None, **options: Any
+    ) -> Any:
+        """A stream in both directions: of these requests, or of what is written to it."""
+        multicallable = self._channel.stream_stream(f"/{method}", _serialize, _response(method).FromString)
+        return multicallable(requests, **options)
 
     async def refusal(self, method: str, request: Message | bytes, **options: Any) -> Refusal:
         """How a call failed that has to fail."""
@@ -175,10 +182,11 @@ def serve_gated(repository: Repository) -> GatedServe:
         tokens: Tokens | None = None,
         scanned: bool = True,
         max_batch_size: int = 4,
+        max_in_flight: int = 64,
         **options: Any,
     ) -> AsyncIterator[GatedServer]:
         metrics = Metrics()
-        around = Around(metrics, tokens)
+        around = Around(metrics, tokens, max_in_flight=max_in_flight)
         engines: list[GatedEngine] = []
         loads = threading.Event()
         if scanned:

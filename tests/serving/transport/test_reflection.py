@@ -39,7 +39,9 @@ async def test_every_service_is_listed_and_described(address: str) -> None:
     services, methods = await asyncio.to_thread(explore)
 
     assert services == SERVICES
-    assert methods["lenserve.v1.Classifier"] == ["lenserve.v1.ClassifyRequest"]
+    assert (
+        methods["lenserve.v1.Classifier"] == ["lenserve.v1.ClassifyRequest"] * 2
+    )  # Classify, ClassifyStream
     assert "inference.ModelInferRequest" in methods["inference.GRPCInferenceService"]
 
 

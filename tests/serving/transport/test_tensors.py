@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from serving.classifier import Inference
@@ -48,10 +48,18 @@ def _probabilities(*rows: list[float], labels: tuple[str, ...] = ("a", "b", "c")
     return Inference("colours", 1, labels, Output(values, values[:, :1] * 10))
 
 
+def _encoded(
+    inference: Inference, wanted: WantedOutput
+) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
+    """The one output of a response, and its raw contents."""
+    response = pb.ModelInferResponse()
+    encode_output(inference, wanted, response)
+    (tensor,), (raw,) = response.outputs, response.raw_output_contents
+    return tensor, raw
+
+
 def _classes(inference: Inference, top_k: int) -> list[str]:
-    return [
-        each.decode() for each in _unframed(encode_output(inference, WantedOutput("probabilities", top_k))[1])
-    ]
+    return [each.decode() for each in _unframed(_encoded(inference, WantedOutput("probabilities", top_k))[1])]
 
 
 @given(st.lists(st.binary(max_size=300)))
@@ -242,8 +250,8 @@ def test_an_output_is_little_endian_fp32_of_its_shape() -> None:
     """Probabilities and embeddings travel as raw FP32."""
     inference = _probabilities([0.5, 0.25, 0.25], [0, 1, 0])
 
-    tensor, raw = encode_output(inference, WantedOutput("probabilities"))
-    embedding, embedding_raw = encode_output(inference, WantedOutput("embedding"))
+    tensor, raw = _encoded(inference, WantedOutput("probabilities"))
+    embedding, embedding_raw = _encoded(inference, WantedOutput("embedding"))
 
     assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("probabilities", "FP32", [2, 3])
     np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(2, 3), inference.output.probabilities)
@@ -255,7 +263,7 @@ def test_classes_are_value_index_label_with_six_decimals() -> None:
     """`%f:index:label`, most probable first, image by image, as BYTES of [batch, k]."""
     inference = _probabilities([0.1, 0.7, 0.2], [1.0, 0.0, 1e-9])
 
-    tensor, raw = encode_output(inference, WantedOutput("probabilities", 2))
+    tensor, raw = _encoded(inference, WantedOutput("probabilities", 2))
 
     assert (tensor.datatype, list(tensor.shape)) == ("BYTES", [2, 2])
     assert _unframed(raw) == [b"0.700000:1:b", b"0.200000:2:c", b"1.000000:0:a", b"0.000000:2:c"]
@@ -266,7 +274,7 @@ def test_more_classes_than_there_are_means_all() -> None:
     inference = _probabilities([0.1, 0.7, 0.2])
     wanted = WantedOutput("probabilities", 2**63 - 1)
 
-    assert list(encode_output(inference, wanted)[0].shape) == [1, 3]
+    assert list(_encoded(inference, wanted)[0].shape) == [1, 3]
     assert _classes(inference, 2**63 - 1) == ["0.700000:1:b", "0.200000:2:c", "0.100000:0:a"]
 
 
@@ -326,6 +334,7 @@ _requests = st.builds(
 def test_any_request_is_decoded_or_refused(decode: Callable[[Any], Any]) -> None:
     """Whatever stands in a message, decoding gives a value or InvalidTensor: no other error exists."""
 
+    @settings(suppress_health_check=[HealthCheck.too_slow])  # drawing is slow where other tests run beside
     @given(_requests)
     def holds(request: pb.ModelInferRequest) -> None:
         try:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clenserve/v1/classifier.proto\x12\x0blenserve.v1\"\x83\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x12\"\n\x06images\x18\x04 \x03(\x0b\x32\x12.lenserve.v1.Image\x12\r\n\x05top_k\x18\x05 \x01(\x05\x42\n\n\x08revision\"L\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12%\n\x06pixels\x18\x02 \x01(\x0b\x32\x13.lenserve.v1.PixelsH\x00\x42\t\n\x07\x63ontent\"G\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"`\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12,\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x17.lenserve.v1.Prediction\"j\n\nPrediction\x12\'\n\x07ranking\x18\x01 \x01(\x0b\x32\x14.lenserve.v1.RankingH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.lenserve.v1.ImageErrorH\x00\x42\t\n\x07outcome\"-\n\x07Ranking\x12\"\n\x06labels\x18\x01 \x03(\x0b\x32\x12.lenserve.v1.Label\":\n\x05Label\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\";\n\nImageError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2U\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.lenserve.v1.ClassifyRequest\x1a\x1d.lenserve.v1.ClassifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clenserve/v1/classifier.proto\x12\x0blenserve.v1\"\x8f\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x12\"\n\x06images\x18\x04 \x03(\x0b\x32\x12.lenserve.v1.Image\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12\n\n\x02id\x18\x06 \x01(\tB\n\n\x08revision\"L\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12%\n\x06pixels\x18\x02 \x01(\x0b\x32\x13.lenserve.v1.PixelsH\x00\x42\t\n\x07\x63ontent\"G\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"`\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12,\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x17.lenserve.v1.Prediction\"\x8e\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1d.lenserve.v1.ClassifyResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.lenserve.v1.RequestErrorH\x00\x42\t\n\x07outcome\"j\n\nPrediction\x12\'\n\x07ranking\x18\x01 \x01(\x0b\x32\x14.lenserve.v1.RankingH\x00\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.lenserve.v1.ImageErrorH\x00\x42\t\n\x07outcome\"-\n\x07Ranking\x12\"\n\x06labels\x18\x01 \x03(\x0b\x32\x12.lenserve.v1.Label\":\n\x05Label\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\";\n\nImageError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"=\n\x0cRequestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\xae\x01\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.lenserve.v1.ClassifyRequest\x1a\x1d.lenserve.v1.ClassifyResponse\x12W\n\x0e\x43lassifyStream\x12\x1c.lenserve.v1.ClassifyRequest\x1a#.lenserve.v1.ClassifyStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,21 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lenserve.v1.classifier_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLASSIFYREQUEST']._serialized_start=46
-  _globals['_CLASSIFYREQUEST']._serialized_end=177
-  _globals['_IMAGE']._serialized_start=179
-  _globals['_IMAGE']._serialized_end=255
-  _globals['_PIXELS']._serialized_start=257
-  _globals['_PIXELS']._serialized_end=328
-  _globals['_CLASSIFYRESPONSE']._serialized_start=330
-  _globals['_CLASSIFYRESPONSE']._serialized_end=426
-  _globals['_PREDICTION']._serialized_start=428
-  _globals['_PREDICTION']._serialized_end=534
-  _globals['_RANKING']._serialized_start=536
-  _globals['_RANKING']._serialized_end=581
-  _globals['_LABEL']._serialized_start=583
-  _globals['_LABEL']._serialized_end=641
-  _globals['_IMAGEERROR']._serialized_start=643
-  _globals['_IMAGEERROR']._serialized_end=702
-  _globals['_CLASSIFIER']._serialized_start=704
-  _globals['_CLASSIFIER']._serialized_end=789
+  _globals['_CLASSIFYREQUEST']._serialized_end=189
+  _globals['_IMAGE']._serialized_start=191
+  _globals['_IMAGE']._serialized_end=267
+  _globals['_PIXELS']._serialized_start=269
+  _globals['_PIXELS']._serialized_end=340
+  _globals['_CLASSIFYRESPONSE']._serialized_start=342
+  _globals['_CLASSIFYRESPONSE']._serialized_end=438
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=441
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=583
+  _globals['_PREDICTION']._serialized_start=585
+  _globals['_PREDICTION']._serialized_end=691
+  _globals['_RANKING']._serialized_start=693
+  _globals['_RANKING']._serialized_end=738
+  _globals['_LABEL']._serialized_start=740
+  _globals['_LABEL']._serialized_end=798
+  _globals['_IMAGEERROR']._serialized_start=800
+  _globals['_IMAGEERROR']._serialized_end=859
+  _globals['_REQUESTERROR']._serialized_start=861
+  _globals['_REQUESTERROR']._serialized_end=922
+  _globals['_CLASSIFIER']._serialized_start=925
+  _globals['_CLASSIFIER']._serialized_end=1099
 # @@protoc_insertion_point(module_scope)
