@@ -21,12 +21,16 @@ from serving.transport import classifier_service, inference_service
 from serving.transport.around import Around
 from serving.transport.classifier_service import ClassifierService
 from serving.transport.grpc_server import GrpcServer
+from serving.transport.h2_server import H2Server
 from serving.transport.health import HealthService
 from serving.transport.http_server import HttpServer
 from serving.transport.inference_service import InferenceService
 from serving.transport.reflection import reflection_rpcs
 from serving.transport.table import Rpc, services
+from serving.transport.tls import TlsFiles
 from serving.transport.tokens import Tokens
+
+_TRANSPORTS: dict[str, type[GrpcServer | H2Server]] = {"h2": H2Server, "grpc": GrpcServer}
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ class Server:
     models: Models
     classifier: Classifier
     around: Around
-    grpc: GrpcServer
+    grpc: GrpcServer | H2Server
     http: HttpServer
 
     async def stop(self) -> None:
@@ -58,7 +62,7 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
     """Start a server; it listens when this yields, and is ready when its models say so.
 
     Raises:
-        UsageError: the repository or the token file is not there.
+        UsageError: the repository, the token file or a TLS file is not there, or is none.
         DeviceUnavailable: CUDA was asked for and is not there.
         AddressUnavailable: a port is taken.
     """
@@ -79,11 +83,12 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
             live=lambda: not models.broken,
             ready=lambda: models.ready,
         ) as http,
-        GrpcServer(
+        _TRANSPORTS[settings.transport](
             [around.wrap(rpc) for rpc in build_table(classifier, models)],
             host=settings.host,
             port=settings.grpc_port,
             max_message_bytes=settings.max_message_bytes,
+            tls=_tls(settings),
         ) as grpc,
     ):
         _log_choices(settings, device, grpc, http)
@@ -114,6 +119,14 @@ async def serve(settings: ServerSettings) -> None:
         await server.stop()
 
 
+def _tls(settings: ServerSettings) -> TlsFiles | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    files = TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    files.check()
+    return files
+
+
 def _models(settings: ServerSettings, device: Device, metrics: Metrics) -> Models:
     size = settings.max_batch_size
     return Models(
@@ -138,7 +151,9 @@ def _classifier(settings: ServerSettings, models: Models, metrics: Metrics) -> C
     )
 
 
-def _log_choices(settings: ServerSettings, device: Device, grpc: GrpcServer, http: HttpServer) -> None:
+def _log_choices(
+    settings: ServerSettings, device: Device, grpc: GrpcServer | H2Server, http: HttpServer
+) -> None:
     _log.info(
         "device_chosen", extra={"device": device.name, "provider": device.provider, "reason": device.reason}
     )
@@ -147,7 +162,8 @@ def _log_choices(settings: ServerSettings, device: Device, grpc: GrpcServer, htt
     if settings.token_file is None:
         _log.info("tokens_off", extra={"reason": "no token_file"})
     addresses = {"grpc": f"{grpc.host}:{grpc.port}", "http": f"{http.host}:{http.port}"}
-    _log.info("listening", extra={**addresses, "repository": str(settings.repository)})
+    wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
+    _log.info("listening", extra={**addresses, **wire, "repository": str(settings.repository)})
 
 
 async def _log_ready(server: Server) -> None:

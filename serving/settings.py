@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,15 @@ class ServerSettings(Strict):
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
     grpc_port: Port = Field(default=8001, description="gRPC; 0 takes a free port and says which")
     http_port: Port = Field(default=8002, description="/metrics, /livez, /readyz; 0 takes a free port")
+
+    transport: Literal["h2", "grpc"] = Field(
+        default="h2", description="h2: HTTP/2 by h2corn, the cheapest; grpc: by grpc.aio, the reference"
+    )
+    tls_cert_file: Path | None = Field(default=None, description="PEM chain; gRPC is in the clear without it")
+    tls_key_file: Path | None = Field(default=None, description="PEM key of the certificate, unencrypted")
+    tls_client_ca_file: Path | None = Field(
+        default=None, description="PEM; with it clients must show a certificate that one of these signed"
+    )
 
     device: str = Field(
         default="auto",
@@ -82,6 +91,10 @@ class ServerSettings(Strict):
             raise ValueError(
                 f"max_images is {self.max_images}, more than max_pending_images, {self.max_pending_images}"
             )
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
         return self
 
     @property

@@ -12,6 +12,7 @@ from serving.errors import AddressUnavailable
 from serving.transport.around import REQUEST_ID_KEY, Failure, WireRpc, WireStream, WireUnary
 from serving.transport.status import DETAILS_KEY
 from serving.transport.table import Call
+from serving.transport.tls import TlsFiles
 
 # When grpc stops, calls that it has received and not yet handed over end as CANCELLED, which clients do not
 # retry. So calls are refused as UNAVAILABLE first, for as long as clients need to hear it and turn elsewhere.
@@ -25,10 +26,19 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class GrpcServer:
     """A grpc.aio server. `async with` binds and starts it; `stop` ends it gracefully."""
 
-    def __init__(self, rpcs: Sequence[WireRpc], *, host: str, port: int, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        rpcs: Sequence[WireRpc],
+        *,
+        host: str,
+        port: int,
+        max_message_bytes: int,
+        tls: TlsFiles | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self._rpcs = rpcs
+        self._tls = tls
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -42,7 +52,7 @@ class GrpcServer:
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers((_Handlers(self._rpcs),))
         try:
-            self.port = self._server.add_insecure_port(f"{self.host}:{self.port}")
+            self.port = self._bind(f"{self.host}:{self.port}")
         except RuntimeError as error:
             raise AddressUnavailable(f"gRPC cannot listen on {self.host}:{self.port}") from error
         await self._server.start()
@@ -52,6 +62,11 @@ class GrpcServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._server.stop(None)
+
+    def _bind(self, address: str) -> int:
+        if self._tls is None:
+            return int(self._server.add_insecure_port(address))
+        return int(self._server.add_secure_port(address, _credentials(self._tls)))
 
     async def stop(self, *, until: Callable[[], Awaitable[None]], timeout_s: float) -> None:
         """End running calls gracefully, at most for timeout_s seconds, then close.
@@ -68,6 +83,12 @@ class GrpcServer:
             await self._server.stop(None)
         else:
             await self._server.stop(_CLOSING_S)
+
+
+def _credentials(tls: TlsFiles) -> Any:  # noqa: ANN401
+    chain = [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())]
+    client_ca = tls.client_ca_file.read_bytes() if tls.client_ca_file else None
+    return grpc.ssl_server_credentials(chain, client_ca, require_client_auth=client_ca is not None)
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types

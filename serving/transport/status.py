@@ -1,6 +1,6 @@
 """Domain errors -> gRPC status codes, in one table. Imports no RPC library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -10,6 +10,7 @@ from serving import errors
 
 REASON_DOMAIN = "lenserve"
 DETAILS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_LETTERS = 500  # a letter can take 12 bytes of one header, and 5 of another
 
 
 class Code(IntEnum):
@@ -46,6 +47,12 @@ class Status:
     code: Code
     reason: str
     message: str
+
+    def shortened(self) -> "Status":
+        """Itself, with a message that fits into headers, of which clients take 8 KiB."""
+        if len(self.message) <= MAX_MESSAGE_LETTERS:
+            return self
+        return replace(self, message=self.message[: MAX_MESSAGE_LETTERS - 1] + "…")
 
     def details(self, request_id: str) -> bytes:
         """A serialised google.rpc.Status with an ErrorInfo, for the trailer of DETAILS_KEY."""

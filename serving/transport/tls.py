@@ -1,0 +1,46 @@
+"""Certificates of a server, checked before it listens: a mistake is a sentence, and no failed handshake."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: the server's chain, its key, and who must have signed a client's certificate, if anybody."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+
+    def check(self) -> None:
+        """See that they are there and fit.
+
+        Raises:
+            UsageError: they do not, and which of them.
+        """
+        for file in filter(None, (self.cert_file, self.key_file, self.client_ca_file)):
+            try:
+                file.read_bytes()
+            except OSError as error:
+                raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Without a password for the key: nobody is there to be asked for one.
+            context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
+        except (ssl.SSLError, ValueError) as error:
+            raise UsageError(
+                f"TLS files {self.cert_file} and {self.key_file} are no certificate with its key: {error}"
+            ) from error
+        if self.client_ca_file is None:
+            return
+        try:
+            context.load_verify_locations(self.client_ca_file)
+        except ssl.SSLError as error:
+            raise UsageError(f"TLS file {self.client_ca_file} holds no certificates: {error}") from error
+
+
+def _no_password() -> bytes:
+    raise ValueError("the key is encrypted")
