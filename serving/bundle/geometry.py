@@ -8,36 +8,27 @@ from PIL import Image
 
 from serving.bundle.images import Pixels
 from serving.bundle.manifest import Geometry
-
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-
-Box = tuple[float, float, float, float]
-Size = tuple[int, int]
+from serving.bundle.resampling import Box, Size, resize
 
 
 def apply_geometry(pixels: Pixels, geometry: Geometry) -> Pixels:
-    """Colour, then crop or pad, then resize.
+    """Background under what is transparent, then crop or fit, then resize, then colour, then pad.
 
     Args:
         pixels: (H, W, C) uint8, C in 1..4, as `decode_image` gives them.
         geometry: what the network takes.
 
-    Returns: (geometry.height, geometry.width, geometry.channels) uint8.
+    Returns: (geometry.height, geometry.width, geometry.channels) uint8, perhaps a view of `pixels`.
     """
-    wanted = (geometry.height, geometry.width, geometry.channels)
-    if pixels.shape == wanted and geometry.crop_fraction == 1:
+    if pixels.shape == (geometry.height, geometry.width, geometry.channels) and geometry.crop_fraction == 1:
         return pixels
-    image = _in_colour(pixels, geometry)
-    box, size = frame(image.size, geometry)
-    resized = image.resize(size, _RESAMPLING[geometry.interpolation], box=box)
-    if size != (geometry.width, geometry.height):
-        resized = _on_background(resized, geometry)
-    return np.asarray(resized).reshape(wanted)
+    height, width, channels = pixels.shape
+    opaque = pixels if channels in (1, 3) else _opaque(pixels, geometry.background)  # (H, W, 1 or 3)
+    box, size = frame((width, height), geometry)
+    resized = resize(opaque, size, box=box, interpolation=geometry.interpolation)  # (h, w, 1 or 3)
+    # Colour after size: it costs a byte of each pixel of the network, not of the camera.
+    coloured = _in_colour(resized, geometry.channels)
+    return coloured if size == (geometry.width, geometry.height) else _on_background(coloured, geometry)
 
 
 def frame(size: Size, geometry: Geometry) -> tuple[Box, Size]:
@@ -67,19 +58,25 @@ def frame(size: Size, geometry: Geometry) -> tuple[Box, Size]:
     return (0, 0, width, height), (geometry.width, geometry.height)
 
 
-def _in_colour(pixels: Pixels, geometry: Geometry) -> Image.Image:
-    channels = pixels.shape[2]
-    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels, mode=_MODES[channels])
-    if channels in (2, 4):  # with alpha
-        opaque = image.convert("RGBA")
-        backdrop = Image.new("RGBA", image.size, (geometry.background,) * 3 + (255,))
-        image = Image.alpha_composite(backdrop, opaque)
-    wanted = _MODES[geometry.channels]
-    return image if image.mode == wanted else image.convert(wanted)
+def _opaque(pixels: Pixels, background: int) -> Pixels:
+    """Put a grey level under (H, W, 2 or 4), rounded: (H, W, 1 or 3)."""
+    colours, alpha = pixels[:, :, :-1], pixels[:, :, -1:].astype(np.uint16)
+    # 255 * 255 + 127 still fits 16 bits.
+    return ((colours * alpha + (255 - alpha) * np.uint16(background) + 127) // 255).astype(np.uint8)
 
 
-def _on_background(image: Image.Image, geometry: Geometry) -> Image.Image:
-    fill = geometry.background if geometry.channels == 1 else (geometry.background,) * 3
-    canvas = Image.new(image.mode, (geometry.width, geometry.height), fill)
-    canvas.paste(image, ((geometry.width - image.width) // 2, (geometry.height - image.height) // 2))
+def _in_colour(pixels: Pixels, channels: int) -> Pixels:
+    """Grey to three equal channels, or RGB to its luma (ITU-R BT.601)."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:  # noqa: PLR2004 - RGB
+        return pixels.repeat(3, axis=2)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, np.newaxis]
+
+
+def _on_background(pixels: Pixels, geometry: Geometry) -> Pixels:
+    height, width, channels = pixels.shape
+    canvas = np.full((geometry.height, geometry.width, channels), geometry.background, np.uint8)
+    top, left = (geometry.height - height) // 2, (geometry.width - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
     return canvas

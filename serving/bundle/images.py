@@ -9,9 +9,11 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 
+from serving.bundle.jpeg import decode_jpeg
 from serving.bundle.manifest import Strict
 from serving.errors import EmptyImage, ImageTooLarge, InvalidPixels, UndecodableImage
 
@@ -27,6 +29,7 @@ PILLOW_MAX_PIXELS = 89_478_485
 # pixels and fewer bytes would cost a gigabyte.
 MAX_SIDE = 65_535
 
+_JPEG_CHANNELS = {"L": 1, "RGB": 3}
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 
 # EXIF 2.32, tag 0x0112: how the stored picture becomes upright.
@@ -69,8 +72,7 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_size(image.width, image.height, limits)
-            image.load()
-            return _upright_samples(image)
+            return _upright(_samples(image, encoded), image)
     except ImageTooLarge:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -119,11 +121,16 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise ImageTooLarge(f"the image has {width} x {height} pixels, the limit of a side is {MAX_SIDE}")
 
 
-def _upright_samples(image: Image.Image) -> Pixels:
-    upright = _upright(image)
+def _samples(image: Image.Image, encoded: bytes) -> Pixels:
+    if isinstance(image, JpegImageFile) and image.mode in _JPEG_CHANNELS:
+        channels = _JPEG_CHANNELS[image.mode]
+        pixels = decode_jpeg(encoded, width=image.width, height=image.height, channels=channels)
+        if pixels is not None:
+            return pixels
+    image.load()
     # A PNM of more than 8 bits arrives in mode I, scaled to 16.
     if image.mode in _WIDE_GREY_MODES or (image.mode, image.format) == ("I", "PPM"):
-        return _narrow(np.asarray(upright), image)
+        return _narrow(np.asarray(image), image)
     if image.mode in ("I", "F"):
         raise ValueError(f"samples of mode {image.mode} have no known range")
     target = {"1": "L", "L": "L", "LA": "LA", "La": "LA"}.get(image.mode, "RGB")
@@ -131,17 +138,23 @@ def _upright_samples(image: Image.Image) -> Pixels:
         target = "RGBA"
     elif target == "L" and "transparency" in image.info:
         target = "LA"
-    samples = np.asarray(upright if upright.mode == target else upright.convert(target))
+    return _array(image if image.mode == target else image.convert(target))
+
+
+def _array(image: Image.Image) -> Pixels:
+    samples = np.asarray(image)
     return samples if samples.ndim == 3 else samples[:, :, np.newaxis]  # noqa: PLR2004 - (H, W, C)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
     """Turn as EXIF says. Pillow's own exif_transpose also rewrites the EXIF, and fails where it is broken."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 - broken metadata does not spoil good pixels
-        return image
-    return image if turn is None else image.transpose(turn)
+        return pixels
+    if turn is None:
+        return pixels
+    return _array(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).transpose(turn))
 
 
 def _narrow(wide: npt.NDArray[np.integer], image: Image.Image) -> Pixels:

@@ -1,0 +1,93 @@
+"""Antialiased resizing of pixels: triangle and cubic filters whose width grows with the scale, as in Pillow.
+
+fast_image_resize computes what Pillow computes, in SIMD. Where its package has no wheel (Linux on ARM),
+Pillow itself resizes: rounding may then differ by a level, and by more where a cubic overshoot is clipped,
+since the order of the two passes is Pillow's own affair.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+try:
+    import cykooz_resizer as fast
+except ImportError:  # pragma: no cover - one platform
+    FAST = False
+else:
+    FAST = True
+
+Pixels = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+if FAST:
+    _PIXEL_TYPES = {1: fast.PixelType.U8, 3: fast.PixelType.U8x3}
+    _ALGORITHMS = {
+        "bilinear": fast.ResizeAlg.convolution(fast.FilterType.bilinear),
+        "bicubic": fast.ResizeAlg.convolution(fast.FilterType.catmull_rom),
+    }
+
+# How many source pixels (or result pixels, whichever are larger) a filter reaches to each side.
+_REACH = 2
+
+
+def resize(pixels: Pixels, size: Size, *, box: Box, interpolation: str) -> Pixels:
+    """Resize a part of an image.
+
+    Args:
+        pixels: (H, W, C) uint8, C of 1 or 3.
+        size: width and height of the result.
+        box: left, top, right and bottom of the part, inside the image, fractions of pixels allowed.
+        interpolation: nearest, bilinear or bicubic (a = -0.5).
+
+    Returns: (size[1], size[0], C) uint8, perhaps a view of `pixels`.
+    """
+    left, top, right, bottom = box
+    if right - left == size[0] and bottom - top == size[1] and left % 1 == top % 1 == 0:
+        return pixels[int(top) : int(bottom), int(left) : int(right)]
+    if interpolation == "nearest" or not FAST:
+        return _resize_with_pillow(pixels, size, box, interpolation)
+    return _resize_fast(pixels, size, box, interpolation)
+
+
+def _resize_fast(pixels: Pixels, size: Size, box: Box, interpolation: str) -> Pixels:
+    left, top, right, bottom = box
+    rows = _needed(top, bottom, size[1], pixels.shape[0])
+    columns = _needed(left, right, size[0], pixels.shape[1])
+    needed = pixels[rows, columns]
+    height, width, channels = needed.shape
+    # One axis a call, down and then across as the library itself would do it. Given both axes and a part at
+    # once, fast_image_resize 6.1 reads beyond its buffer for cubic filters, and the process dies.
+    source = fast.ImageData(width, height, _PIXEL_TYPES[channels], needed.tobytes())
+    down = fast.ImageData(width, size[1], _PIXEL_TYPES[channels])
+    _pass(source, down, interpolation, fast.CropBox(0, top - rows.start, width, bottom - top))
+    across = fast.ImageData(*size, _PIXEL_TYPES[channels])
+    _pass(down, across, interpolation, fast.CropBox(left - columns.start, 0, right - left, size[1]))
+    return np.frombuffer(across.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
+
+
+def _needed(low: float, high: float, size: int, length: int) -> slice:
+    """Which of an axis' pixels have a part in the result: the part itself and the reach of the filter."""
+    reach = _REACH * max((high - low) / size, 1)
+    return slice(max(math.floor(low - reach), 0), min(math.ceil(high + reach), length))
+
+
+def _pass(
+    source: "fast.ImageData", result: "fast.ImageData", interpolation: str, part: "fast.CropBox"
+) -> None:
+    # A Resizer serves one thread at a time and keeps the memory of its largest image: none is kept.
+    fast.Resizer().resize(source, result, fast.ResizeOptions(_ALGORITHMS[interpolation], crop_box=part))
+
+
+def _resize_with_pillow(pixels: Pixels, size: Size, box: Box, interpolation: str) -> Pixels:
+    channels = pixels.shape[2]
+    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    resized = image.resize(size, _FILTERS[interpolation], box=box)
+    return np.asarray(resized).reshape(size[1], size[0], channels)

@@ -1,0 +1,140 @@
+"""JPEG: Pillow's pixels to the bit, and no opinion on anything that is not plainly a sound picture."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from serving.bundle import ImageLimits, decode_image
+from serving.bundle.jpeg import decode_jpeg
+from serving.errors import ImageTooLarge, UndecodableImage
+
+PHOTOGRAPH = Image.fromarray(load_sample_images().images[0])  # 640 x 427
+WIDTH, HEIGHT = PHOTOGRAPH.size
+
+
+def encode(image: Image.Image = PHOTOGRAPH, **options: object) -> bytes:
+    """A JPEG file by Pillow."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def by_pillow(encoded: bytes) -> np.ndarray:
+    """The reference: (H, W, C)."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
+
+
+def edited(encoded: bytes, place: int, value: int) -> bytes:
+    """The file with one byte of its frame header (ITU-T T.81, B.2.2) replaced."""
+    start = encoded.index(b"\xff\xc0")
+    return encoded[: start + place] + bytes([value]) + encoded[start + place + 1 :]
+
+
+@pytest.mark.parametrize("quality", [20, 75, 93, 100])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"optimize": True, "restart_marker_rows": 1},
+        {"keep_rgb": True},
+    ],
+)
+def test_photographs_are_pillows_to_the_bit(options: dict[str, object], quality: int) -> None:
+    """Each way of storing colour, at any quality."""
+    encoded = encode(quality=quality, **options)
+    pixels = decode_jpeg(encoded, width=WIDTH, height=HEIGHT, channels=3)
+    assert pixels is not None
+    np.testing.assert_array_equal(pixels, by_pillow(encoded))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 16), (17, 33), (1, 300), (300, 1)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_all_sizes_are_pillows_to_the_bit(mode: str, size: tuple[int, int]) -> None:
+    """Also where blocks of 8 or 16 do not fill the picture."""
+    encoded = encode(PHOTOGRAPH.resize(size).convert(mode))
+    pixels = decode_jpeg(encoded, width=size[0], height=size[1], channels=len(mode))
+    assert pixels is not None
+    np.testing.assert_array_equal(pixels, by_pillow(encoded))
+
+
+def test_a_damaged_file_is_no_sound_picture() -> None:
+    """Without its end, cut in the middle, or with a wrong byte in its data, the file is not this module's."""
+    whole = encode(quality=90)
+    flipped = whole[:20_000] + b"\xff\x00\xff\xd9" + whole[20_004:]
+    for damaged in (whole[:-2], whole[: len(whole) // 2], flipped, whole[:100], b"\xff\xd8\xff", b""):
+        assert decode_jpeg(damaged, width=WIDTH, height=HEIGHT, channels=3) is None
+
+
+def test_what_pillow_forgives_is_still_a_picture() -> None:
+    """Needless bytes before a marker warrant a warning: not a sound file, but Pillow decodes all of it."""
+    whole = encode(restart_marker_rows=1)
+    start = whole.index(b"\xff\xd1")  # the second restart marker
+    padded = whole[:start] + b"\x12\x34\x56" + whole[start:]
+    assert decode_jpeg(padded, width=WIDTH, height=HEIGHT, channels=3) is None
+    np.testing.assert_array_equal(decode_image(padded, ImageLimits()), by_pillow(whole))
+
+
+def test_a_missing_end_is_undecodable() -> None:
+    """A grey rectangle for the missing half would be classified as if it were there."""
+    half = encode()[: len(encode()) // 2]
+    with pytest.raises(UndecodableImage, match="truncated"):
+        decode_image(half, ImageLimits())
+
+
+def test_another_size_than_the_checked_one_is_refused() -> None:
+    """What was compared with the limits is what is decoded, or nothing is."""
+    assert decode_jpeg(encode(), width=WIDTH, height=HEIGHT + 1, channels=3) is None
+    assert decode_jpeg(encode(), width=WIDTH + 1, height=HEIGHT, channels=3) is None
+
+
+def test_a_file_that_claims_to_be_huge_is_refused_by_its_header() -> None:
+    """65,280 x 427 pixels, said by the frame header alone."""
+    huge = edited(encode(), 7, 0xFF)
+    with pytest.raises(ImageTooLarge, match="the limit is 1000000"):
+        decode_image(huge, ImageLimits(max_pixels=1_000_000))
+
+
+def test_a_second_frame_header_does_not_smuggle_another_size() -> None:
+    """Two headers, small and large, in either order: refused, or the size that was checked."""
+    whole = encode(PHOTOGRAPH.resize((64, 64)))
+    start = whole.index(b"\xff\xc0")
+    length = 2 + int.from_bytes(whole[start + 2 : start + 4], "big")
+    small, large = whole[start : start + length], bytearray(whole[start : start + length])
+    large[5:9] = b"\x20\x00\x20\x00"  # 8192 x 8192
+    for first, second in ((small, bytes(large)), (bytes(large), small)):
+        forged = whole[:start] + first + second + whole[start + length :]
+        with pytest.raises((ImageTooLarge, UndecodableImage)):
+            decode_image(forged, ImageLimits(max_pixels=64 * 64))
+
+
+@pytest.mark.parametrize("bits", [12, 16, 0])
+def test_other_depths_are_undecodable(bits: int) -> None:
+    """8 bits a sample is what either decoder reads."""
+    with pytest.raises(UndecodableImage):
+        decode_image(edited(encode(), 4, bits), ImageLimits())
+
+
+def test_ink_is_left_to_pillow() -> None:
+    """CMYK as Adobe writes it, and YCCK, need the inversion that Pillow knows."""
+    encoded = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
+    assert np.abs(decode_image(encoded, ImageLimits()).astype(int) - (255, 0, 0)).max() <= 4
+    ycck = encoded.replace(b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\x02")
+    assert ycck != encoded
+    np.testing.assert_array_equal(
+        decode_image(ycck, ImageLimits()), np.asarray(Image.open(io.BytesIO(ycck)).convert("RGB"))
+    )
+
+
+def test_several_pictures_in_one_file_give_the_first() -> None:
+    """Cameras append previews (MPO): the first picture counts, as in every format."""
+    buffer = io.BytesIO()
+    PHOTOGRAPH.save(buffer, "MPO", save_all=True, append_images=[PHOTOGRAPH.resize((64, 64))])
+    assert decode_image(buffer.getvalue(), ImageLimits()).shape == (HEIGHT, WIDTH, 3)

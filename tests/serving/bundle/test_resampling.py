@@ -1,0 +1,142 @@
+"""Resampling: what Pillow computes, whichever of the two computes it, from many threads at once."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from serving.bundle import resampling
+from serving.bundle.resampling import Box, Pixels, resize
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+PHOTOGRAPHS = load_sample_images().images  # two of (427, 640, 3) uint8
+
+sides = st.integers(1, 70)
+
+
+def pillow(pixels: Pixels, size: tuple[int, int], box: Box, interpolation: str) -> Pixels:
+    """The reference: (size[1], size[0], C) uint8."""
+    image = Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
+    return np.asarray(image.resize(size, FILTERS[interpolation], box=box)).reshape(*size[::-1], -1)
+
+
+def pillow_down_then_across(pixels: Pixels, size: tuple[int, int], box: Box, interpolation: str) -> Pixels:
+    """The same in a known order: Pillow's own depends on its version and on the sizes."""
+    width, (left, top, right, bottom) = pixels.shape[1], box
+    down = pillow(pixels, (width, size[1]), (0, top, width, bottom), interpolation)  # (size[1], W, C)
+    return pillow(down, size, (left, 0, right, size[1]), interpolation)
+
+
+def difference(ours: Pixels, reference: Pixels) -> np.ndarray:
+    """How many levels each sample is away."""
+    assert ours.shape == reference.shape
+    assert ours.dtype == np.uint8
+    return np.abs(ours.astype(int) - reference)
+
+
+@st.composite
+def boxes(draw: st.DrawFn, width: int, height: int) -> Box:
+    """Any part of an image, down to a hundredth of a side."""
+    shares = st.integers(0, 100).map(lambda percent: percent / 100)
+    left, right = sorted(draw(st.lists(shares, min_size=2, max_size=2, unique=True)))
+    top, bottom = sorted(draw(st.lists(shares, min_size=2, max_size=2, unique=True)))
+    return left * width, top * height, right * width, bottom * height
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    data=st.data(),
+    shape=st.tuples(sides, sides, st.sampled_from([1, 3])),
+    size=st.tuples(sides, sides),
+    interpolation=st.sampled_from(sorted(FILTERS)),
+    hard=st.booleans(),
+)
+def test_any_part_of_any_size_is_pillows_within_a_rounding(
+    data: st.DataObject, shape: tuple[int, int, int], size: tuple[int, int], interpolation: str, *, hard: bool
+) -> None:
+    """Noise, and black and white: one level, or two where cubic weights enlarge the first rounding."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    if hard:
+        pixels = (pixels > 127).astype(np.uint8) * np.uint8(255)
+    box = data.draw(boxes(shape[1], shape[0]))
+    ours = resize(pixels, size, box=box, interpolation=interpolation)
+    reference = pillow_down_then_across(pixels, size, box, interpolation)
+    assert difference(ours, reference).max() <= (1 if interpolation == "bilinear" else 2)
+    if interpolation == "bilinear":
+        assert difference(ours, pillow(pixels, size, box, interpolation)).max() <= 2
+
+
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS)
+@pytest.mark.parametrize("size", [(224, 224), (96, 96), (28, 28), (299, 299), (1000, 700)])
+@pytest.mark.parametrize(("interpolation", "most"), [("bilinear", 1), ("bicubic", 10)])
+def test_photographs_are_pillows(
+    photograph: Pixels, size: tuple[int, int], interpolation: str, most: int
+) -> None:
+    """Less than one sample in five differs, by one level; where cubic overshoots are clipped, by a few."""
+    box = (10.3, 20.7, 600.1, 401.9)
+    ours = resize(photograph, size, box=box, interpolation=interpolation)
+    found = difference(ours, pillow(photograph, size, box, interpolation))
+    assert found.max() <= most
+    assert found.mean() < 0.2
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_without_a_wheel_pillow_does_it(interpolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the SIMD package is missing, the answer is the same within one level."""
+    box = (10.3, 20.7, 600.1, 401.9)
+    fast = resize(PHOTOGRAPHS[0], (64, 48), box=box, interpolation=interpolation)
+    monkeypatch.setattr(resampling, "FAST", False)
+    slow = resize(PHOTOGRAPHS[0], (64, 48), box=box, interpolation=interpolation)
+    assert slow.shape == fast.shape == (48, 64, 3)
+    assert difference(fast, slow).max() <= {"nearest": 0, "bilinear": 1, "bicubic": 10}[interpolation]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_a_part_of_the_right_size_is_itself(interpolation: str) -> None:
+    """Whole pixels that need no resizing are a view, and cost nothing."""
+    part = resize(PHOTOGRAPHS[0], (30, 20), box=(5, 7, 35, 27), interpolation=interpolation)
+    np.testing.assert_array_equal(part, PHOTOGRAPHS[0][7:27, 5:35])
+    assert np.shares_memory(part, PHOTOGRAPHS[0])
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """Four threads resize sixty different pictures to different sizes, each as if it were alone."""
+    jobs = [(PHOTOGRAPHS[number % 2][number:], (30 + number, 90 - number)) for number in range(60)]
+
+    def one(job: tuple[Pixels, tuple[int, int]]) -> Pixels:
+        pixels, size = job
+        height, width, _ = pixels.shape
+        return resize(pixels, size, box=(0, 0, width, height), interpolation="bilinear")
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(one, jobs))
+    for job, result in zip(jobs, together, strict=True):
+        np.testing.assert_array_equal(result, one(job))
+
+
+def test_python_runs_on_while_an_image_is_resized() -> None:
+    """The interpreter's lock is released: another thread keeps ticking during most of a long resize."""
+    wide = np.zeros((3000, 4000, 3), np.uint8)
+    ticks = [time.perf_counter()]
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    started = time.perf_counter()
+    resize(wide, (3999, 2999), box=(0, 0, 4000, 3000), interpolation="bicubic")
+    elapsed = time.perf_counter() - started
+    done.set()
+    ticking.join()
+    blocked = max(later - earlier for earlier, later in pairwise(ticks))
+    assert blocked < elapsed / 2
