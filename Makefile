@@ -29,8 +29,8 @@ proto: .venv/dev.done
 	sed -i 's/^from inference import/from serving.pb.inference import/' serving/pb/inference/*_pb2.py serving/pb/inference/*_pb2.pyi
 
 bench: .venv/dev.done
-	test -d .demo/repository || $(BIN)/python tests/system/demo.py
-	$(BIN)/python tests/benchmarks/serving.py
+	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
+	$(BIN)/python -m tests.benchmarks $(ROWS) $(BENCH_ARGS)
 
 # torch is pinned in constraints.txt. Where pip finds a CPU build of it (a --find-links folder, PyTorch's own
 # CPU index) it is taken; elsewhere the default build is.
@@ -45,4 +45,4 @@ bench: .venv/dev.done
 	touch $@
 
 clean:
-	rm -rf .venv .demo .peers
+	rm -rf .venv .demo .bench .peers

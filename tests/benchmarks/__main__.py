@@ -1,0 +1,107 @@
+"""`make bench`: our server beside its peers, in one run, as a table of ratios.
+
+Servers run on the first core, the client on the last. Every contender is measured ROUNDS times, each time
+in another shuffled order. Ratios are taken within a round: what slows the machine then slows both sides.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+from pathlib import Path
+
+import grpc
+import onnxruntime
+from rich.console import Console
+from rich.progress import Progress
+
+from tests.benchmarks.contenders import Facts, Stage
+from tests.benchmarks.networks import FOLDER
+from tests.benchmarks.processes import calibration_ms
+from tests.benchmarks.table import CONTENDERS, ROWS, markdown
+
+SEED = 3
+ROUNDS = 5
+WINDOW_S = 2.0
+
+_stderr = Console(stderr=True)
+
+
+def main() -> None:
+    """Measure the rows that were asked for, print the table and keep everything in .bench/table.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", type=int, help="numbers of rows; none: all")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--window-s", type=float, default=WINDOW_S)
+    parser.add_argument("--write", type=Path, help="a Markdown file whose table is replaced")
+    options = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    rows = [row for row in ROWS if not options.rows or row.number in options.rows]
+    names = sorted({name for row in rows for name in row.contenders})
+    rounds = measure(names, options.rounds, options.window_s)
+    (FOLDER / "table.json").write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
+    text = f"{markdown(rows, rounds)}\n{described(rounds, options.window_s)}\n"
+    print(text)
+    if options.write:
+        replace_table(options.write, text)
+
+
+def measure(names: list[str], rounds: int, window_s: float) -> list[dict[str, Facts]]:
+    """Facts of every contender, round by round. Round 0 only warms, and is thrown away."""
+    measured: list[dict[str, Facts]] = []
+    order = random.Random(SEED)  # noqa: S311 - an order, no secret
+    with Stage() as stage, Progress(console=_stderr) as progress:
+        task = progress.add_task("starting servers", total=(rounds + 1) * len(names))
+        for number in range(rounds + 1):
+            facts: dict[str, Facts] = {}
+            for name in order.sample(names, len(names)):
+                progress.update(task, description=f"{'warming' if not number else f'round {number}'}: {name}")
+                calibration = {"calibration_ms": calibration_ms()}
+                facts[name] = calibration | dict(
+                    CONTENDERS[name](stage, window_s if number else window_s / 4)
+                )
+                progress.advance(task)
+            measured.append(facts)
+    return measured[1:]
+
+
+def machine() -> str:
+    """What a reader must know of it."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return (
+        f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, "
+        f"ONNX Runtime {onnxruntime.__version__}, grpcio {grpc.__version__}"
+    )
+
+
+def described(rounds: list[dict[str, Facts]], window_s: float) -> str:
+    """Under which circumstances the table was made."""
+    calibrations = [facts["calibration_ms"] for measured in rounds for facts in measured.values()]
+    return (
+        f"Medians [lowest, highest] of {len(rounds)} windows of {window_s:g} s; order shuffled, seed {SEED}. "
+        f"{machine()}. Calibration: {statistics.median(calibrations):.1f} ms "
+        f"[{min(calibrations):.1f}, {max(calibrations):.1f}]."
+    )
+
+
+def replace_table(file: Path, text: str) -> None:
+    """Put the table between its two marks."""
+    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
+    before, _, rest = file.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{file} has no {begin} and {end}")
+    file.write_text(f"{before}{begin}\n{text}{end}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Our server and its peers: how each is started, as a good engineer would configure it for one core."""
+
+import json
+import os
+import shutil
+import socket
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from serving.bundle import Bundle
+from tests.benchmarks.networks import FOLDER, peer_network
+from tests.benchmarks.processes import SERVER_CORES, Process
+
+_PEERS = Path(".peers/bench").resolve()
+_SCRIPTS = (Path(__file__).parent / "peers").resolve()
+_STARTING_TIMEOUT_S = 60
+_POLL_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    process: Process
+    port: int
+    http_port: int = 0
+
+
+Start = Callable[[Bundle], Server]
+
+
+def start_lenserve(bundle: Bundle, *options: str, cores: Sequence[int] = SERVER_CORES) -> Server:
+    """`lenserve serve`, ready to answer."""
+    repository = str(bundle.folder.parents[1])
+    command = [sys.executable, "-m", "serving.cli", "serve", "--repository", repository, "--log-json"]
+    log = FOLDER / f"lenserve-{bundle.model}.log"
+    process = Process([*command, "--grpc-port", "0", "--http-port", "0", *options], log=log, cores=cores)
+    wait_until(lambda: "ready" in _events(log), process)
+    listening = _events(log)["listening"]
+    return Server(process, _port(listening["grpc"]), _port(listening["http"]))
+
+
+@cache
+def lenserve_knows(option: str) -> bool:
+    """Whether this version of our server has an option."""
+    command = [sys.executable, "-m", "serving.cli", "serve", "--help"]
+    return option in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def start_tutorial(bundle: Bundle) -> Server:
+    """grpcio, eight threads, one ONNX Runtime run a request."""
+    port = _free_port()
+    command = [_python("tutorial"), str(_SCRIPTS / "tutorial.py"), str(peer_network(bundle).resolve())]
+    process = Process([*command, str(port)], log=FOLDER / f"tutorial-{bundle.model}.log")
+    return _listening(process, port)
+
+
+def start_mosec(bundle: Bundle) -> Server:
+    """HTTP, raw bytes, batches of up to 32 within 1 ms."""
+    port = _free_port()
+    environment = {"MODEL": str(peer_network(bundle).resolve()), "PYTHONPATH": str(_SCRIPTS)}
+    command = [_python("mosec"), str(_SCRIPTS / "mosec_server.py"), "--port", str(port)]
+    command += ["--address", "127.0.0.1", "--log-level", "warning"]
+    process = Process(command, log=FOLDER / f"mosec-{bundle.model}.log", environment=environment)
+    return _listening(process, port)
+
+
+def start_triton(bundle: Bundle) -> Server:
+    """Triton with its Python backend: dynamic batching of up to 32 within 1 ms."""
+    port = _free_port()
+    package = next((_PEERS / "triton").glob("lib/python3*/site-packages/pytriton/tritonserver"))
+    python_version = package.parents[2].name.removeprefix("python")
+    stub = package / "python_backend_stubs" / python_version / "triton_python_backend_stub"
+    backend = package / "backends" / "python"
+    shutil.copy2(stub, backend)  # where Triton looks for it
+    command = [str(package / "bin" / "tritonserver"), f"--model-repository={_triton_repository(bundle)}"]
+    command += [f"--backend-directory={package / 'backends'}", f"--grpc-port={port}"]
+    command += ["--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"]
+    command += ["--disable-auto-complete-config", "--log-verbose=0"]
+    environment = {
+        "PYTHONPATH": str(package.parents[1]),
+        "PATH": f"{_PEERS / 'triton' / 'bin'}:{os.environ['PATH']}",
+    }
+    process = Process(command, log=FOLDER / f"triton-{bundle.model}.log", environment=environment)
+    return _listening(process, port)
+
+
+def wait_until(is_true: Callable[[], object], process: Process) -> None:
+    """Ask again and again, while the process lives."""
+    end_s = time.monotonic() + _STARTING_TIMEOUT_S
+    while not is_true():
+        process.check_running()
+        if time.monotonic() > end_s:
+            raise SystemExit(f"a server was not ready after {_STARTING_TIMEOUT_S} s: see {process.log}")
+        time.sleep(_POLL_S)
+
+
+def _triton_repository(bundle: Bundle) -> Path:
+    root = (FOLDER / f"triton-{bundle.model}").resolve()
+    version = root / bundle.model / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    network, geometry = peer_network(bundle), bundle.manifest.geometry
+    shutil.copyfile(network, version / "network.onnx")
+    shutil.copyfile(_SCRIPTS / "triton_model.py", version / "model.py")
+    shutil.copy(_SCRIPTS / "preparation.py", version)
+    dims = f"[ {geometry.height}, {geometry.width}, {geometry.channels} ]"
+    is_bundle = network == bundle.model_file
+    template = string.Template((_SCRIPTS / "triton_config.pbtxt").read_text())
+    config = template.substitute(
+        NAME=bundle.model,
+        INPUT=f"data_type: TYPE_UINT8, dims: {dims}" if is_bundle else "data_type: TYPE_STRING, dims: [ 1 ]",
+        CLASSES=len(bundle.manifest.labels),
+    )
+    (version.parent / "config.pbtxt").write_text(config)
+    return root
+
+
+def _listening(process: Process, port: int) -> Server:
+    wait_until(lambda: _accepts(port), process)
+    return Server(process, port)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _events(log: Path) -> dict[str, dict[str, str]]:
+    events = {}
+    for line in log.read_text().splitlines(keepends=True):
+        if line.startswith("{") and line.endswith("\n"):
+            event = json.loads(line)
+            events[event["event"]] = event
+    return events
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _python(peer: str) -> str:
+    return str(_PEERS / peer / "bin" / "python")

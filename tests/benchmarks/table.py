@@ -1,0 +1,192 @@
+"""The rows of the table: which contenders are compared, by which fact, and what must come out."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.benchmarks.contenders import Contender, Facts, closed_loop, onnx_alone, parts_alone
+from tests.benchmarks.networks import LENET, TENSORS
+
+CONTENDERS: Mapping[str, Contender] = {
+    **{
+        f"{name}, {count} in flight": closed_loop(name, count)
+        for name, counts in {
+            "lenserve": (1, 16, 64),
+            "lenserve grpc": (16,),
+            "triton": (16,),
+            "tutorial": (1, 16),
+            "mosec": (64,),
+            "lenserve jpeg": (16,),
+            "triton jpeg": (16,),
+            "tutorial jpeg": (16,),
+            "mosec jpeg": (16,),
+            "lenserve resnet18": (16,),
+        }.items()
+        for count in counts
+    },
+    "decode, resize, normalise, run": parts_alone,
+    "ONNX Runtime, resnet18, batch 8": onnx_alone(TENSORS, 8),
+    "ONNX Runtime, LeNet-5, batch 8": onnx_alone(LENET, 8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measure: a fact of ours as a ratio to the best of some references, or alone without any."""
+
+    number: int
+    measure: str
+    fact: str
+    ours: str
+    references: tuple[str, ...]
+    must: float
+    aim: float
+    at_least: bool = False  # larger is better
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Everyone who must be measured for it."""
+        return (self.ours, *self.references)
+
+    def values(self, rounds: Sequence[Mapping[str, Facts]]) -> list[float]:
+        """The ratio of each round."""
+        reference = self.reference(rounds)
+        if reference is None:
+            return [facts[self.ours][self.fact] for facts in rounds]
+        return [facts[self.ours][self.fact] / facts[reference][self.fact] for facts in rounds]
+
+    def reference(self, rounds: Sequence[Mapping[str, Facts]]) -> str | None:
+        """The best of the references over all rounds."""
+        choose = max if self.at_least else min
+        return choose(
+            self.references,
+            key=lambda name: statistics.median(facts[name][self.fact] for facts in rounds),
+            default=None,
+        )
+
+    def verdict(self, value: float) -> str:
+        """How a ratio stands to what was asked."""
+        sign = -1 if self.at_least else 1
+        if sign * value <= sign * self.aim:
+            return "aim met"
+        return "must met" if sign * value <= sign * self.must else "**not met**"
+
+
+ROWS = (
+    Row(
+        1,
+        "LeNet-5, KServe v2, 16 in flight: server CPU a request, to Triton's Python backend",
+        "cpu_ms",
+        "lenserve, 16 in flight",
+        ("triton, 16 in flight",),
+        0.60,
+        0.35,
+    ),
+    Row(
+        2,
+        "the same, to the tutorial server",
+        "cpu_ms",
+        "lenserve, 16 in flight",
+        ("tutorial, 16 in flight",),
+        0.35,
+        0.20,
+    ),
+    Row(
+        3,
+        "the same over `--transport grpc`, to the tutorial server",
+        "cpu_ms",
+        "lenserve grpc, 16 in flight",
+        ("tutorial, 16 in flight",),
+        1.2,
+        0.8,
+    ),
+    Row(
+        4,
+        "one in flight: p50, to the tutorial server",
+        "p50_ms",
+        "lenserve, 1 in flight",
+        ("tutorial, 1 in flight",),
+        0.45,
+        0.25,
+    ),
+    Row(
+        5,
+        "64 in flight: CPU a request, to mosec (HTTP, raw bytes)",
+        "cpu_ms",
+        "lenserve, 64 in flight",
+        ("mosec, 64 in flight",),
+        2.0,
+        1.0,
+    ),
+    Row(
+        6,
+        "500x375 JPEG to mobilenet_v3_small, 16 in flight: CPU a request, to the best peer",
+        "cpu_ms",
+        "lenserve jpeg, 16 in flight",
+        ("triton jpeg, 16 in flight", "tutorial jpeg, 16 in flight", "mosec jpeg, 16 in flight"),
+        0.65,
+        0.55,
+    ),
+    Row(
+        7,
+        "the same, to the sum of its parts alone",
+        "cpu_ms",
+        "lenserve jpeg, 16 in flight",
+        ("decode, resize, normalise, run",),
+        1.15,
+        1.05,
+    ),
+    Row(
+        8,
+        "resnet18 from tensors: images/s, to ONNX Runtime alone at batch 8, one thread",
+        "requests_per_s",
+        "lenserve resnet18, 16 in flight",
+        ("ONNX Runtime, resnet18, batch 8",),
+        0.93,
+        0.98,
+        at_least=True,
+    ),
+)
+
+
+def markdown(rows: Sequence[Row], rounds: Sequence[Mapping[str, Facts]]) -> str:
+    """The table of ratios, and below it what each contender measured."""
+    lines = [
+        "| # | measure | ours | reference | ratio | must | aim | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [_line(row, rounds) for row in rows]
+    lines += ["", "| contender | CPU-ms | requests/s | p50 ms | p99 ms | calibration ms |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    names = dict.fromkeys(name for row in rows for name in row.contenders)
+    facts = ("cpu_ms", "requests_per_s", "p50_ms", "p99_ms", "calibration_ms")
+    for name in names:
+        cells = (_spread([each[name][fact] for each in rounds if fact in each[name]]) for fact in facts)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row, rounds: Sequence[Mapping[str, Facts]]) -> str:
+    reference, values = row.reference(rounds), row.values(rounds)
+    sign = ">=" if row.at_least else "<="
+    cells = (
+        str(row.number),
+        row.measure,
+        row.ours,
+        reference or "",
+        f"**{_number(statistics.median(values))}** [{_number(min(values))}, {_number(max(values))}]",
+        f"{sign} {row.must:g}",
+        f"{sign} {row.aim:g}",
+        row.verdict(statistics.median(values)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{_number(statistics.median(values))} [{_number(min(values))}, {_number(max(values))}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
