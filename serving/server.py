@@ -84,7 +84,7 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
             ready=lambda: models.ready,
         ) as http,
         _TRANSPORTS[settings.transport](
-            [around.wrap(rpc) for rpc in build_table(classifier, models)],
+            [around.wrap(rpc) for rpc in build_table(classifier, models, metrics)],
             host=settings.host,
             port=settings.grpc_port,
             max_message_bytes=settings.max_message_bytes,
@@ -95,12 +95,12 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
         yield Server(settings, device, metrics, models, classifier, around, grpc, http)
 
 
-def build_table(classifier: Classifier, models: Models) -> Sequence[Rpc]:
+def build_table(classifier: Classifier, models: Models, metrics: Metrics) -> Sequence[Rpc]:
     """Every RPC that the server answers."""
     ours = (classifier_service.SERVICE, inference_service.SERVICE)
     rows = (
         *ClassifierService(classifier).rpcs(),
-        *InferenceService(classifier, models).rpcs(),
+        *InferenceService(classifier, models, metrics).rpcs(),
         *HealthService(models, ours).rpcs(),
     )
     return (*rows, *reflection_rpcs(services(rows)))

@@ -5,16 +5,20 @@ The tensor work lies in tensors.py.
 
 from collections.abc import Sequence
 from importlib.metadata import version as distribution_version
+from typing import TypedDict
 
 import numpy as np
 
 from serving.bundle import Manifest
 from serving.classifier import Classifier
 from serving.errors import InvalidTensor, ModelUnavailable, UnknownModel
+from serving.metrics import Metrics
 from serving.models import Models
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference import model_config_pb2 as config_pb
 from serving.transport import tensors
+from serving.transport.model_statistics import model_statistics
+from serving.transport.request_parameters import decode_urgency
 from serving.transport.status import Status
 from serving.transport.table import Call, Pipeline, Rpc, Unary
 from serving.versions import Revision
@@ -22,15 +26,23 @@ from serving.versions import Revision
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
-EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data")
+EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+
+
+class _Options(TypedDict):
+    model: str
+    revision: Revision
+    deadline_s: float
+    priority: int
 
 
 class InferenceService:
     """What clients written for Triton and KServe expect, over the same classifier."""
 
-    def __init__(self, classifier: Classifier, models: Models) -> None:
+    def __init__(self, classifier: Classifier, models: Models, metrics: Metrics) -> None:
         self._classifier = classifier
         self._models = models
+        self._metrics = metrics
 
     def rpcs(self) -> Sequence[Rpc]:
         """Its rows of the table."""
@@ -44,6 +56,12 @@ class InferenceService:
                 f"{prefix}/ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, model_field="name"
             ),
             Unary(f"{prefix}/ModelConfig", pb.ModelConfigRequest, self.model_config, model_field="name"),
+            Unary(
+                f"{prefix}/ModelStatistics",
+                pb.ModelStatisticsRequest,
+                self.model_statistics,
+                model_field="name",
+            ),
             Unary(f"{prefix}/ModelInfer", pb.ModelInferRequest, self.model_infer, model_field="model_name"),
             Pipeline(
                 f"{prefix}/ModelStreamInfer",
@@ -129,6 +147,15 @@ class InferenceService:
         )
         return pb.ModelConfigResponse(config=config)
 
+    async def model_statistics(
+        self, request: pb.ModelStatisticsRequest, _call: Call
+    ) -> pb.ModelStatisticsResponse:
+        """What one or all models have done so far."""
+        statistics = model_statistics(
+            self._models, self._metrics, name=request.name, revision=_revision(request.version)
+        )
+        return pb.ModelStatisticsResponse(model_stats=statistics)
+
     async def model_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
         response = pb.ModelInferResponse()
@@ -150,13 +177,14 @@ class InferenceService:
     ) -> None:
         wanted = tensors.decode_outputs(request)
         given = tensors.decode_input(request)
+        deadline_s = decode_urgency(request, call.deadline_s).deadline_s
         model, revision = request.model_name, _revision(request.model_version)
         if isinstance(given, np.ndarray):
             infer = self._classifier.infer_tensor(
-                given, model=model, revision=revision, deadline_s=call.deadline_s
+                given, model=model, revision=revision, deadline_s=deadline_s
             )
         else:
-            infer = self._classifier.infer(given, model=model, revision=revision, deadline_s=call.deadline_s)
+            infer = self._classifier.infer(given, model=model, revision=revision, deadline_s=deadline_s)
         inference = await infer
         response.model_name = inference.model
         response.model_version = str(inference.version)

@@ -211,7 +211,7 @@ def serve_gated(repository: Repository) -> GatedServe:
             ) as models,
             Classifier(models, metrics=metrics, **options) as classifier,
             GrpcServer(
-                [around.wrap(rpc) for rpc in build_table(classifier, models)],
+                [around.wrap(rpc) for rpc in build_table(classifier, models, metrics)],
                 host="127.0.0.1",
                 port=0,
                 max_message_bytes=2**20,

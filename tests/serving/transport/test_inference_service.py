@@ -1,10 +1,12 @@
 """inference.GRPCInferenceService over a real channel: every method, field by field."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version as distribution_version
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from google.protobuf import json_format
@@ -103,13 +105,19 @@ async def test_a_model_is_ready_if_it_can_answer(
 
 
 async def test_server_metadata_announces_only_what_is_there(stub: Any) -> None:
-    """`statistics` would make perf_analyzer ask for them."""
+    """perf_analyzer asks for `statistics` where they are announced."""
     answer = await stub.call(f"{SERVICE}/ServerMetadata", pb.ServerMetadataRequest())
 
     assert json_format.MessageToDict(answer) == {
         "name": "lenserve",
         "version": distribution_version("lenserve"),
-        "extensions": ["classification", "model_configuration", "binary_tensor_data"],
+        "extensions": [
+            "classification",
+            "model_configuration",
+            "binary_tensor_data",
+            "parameters",
+            "statistics",
+        ],
     }
 
 
@@ -277,6 +285,12 @@ async def test_outputs_are_given_by_name_and_in_order(stub: Any) -> None:
             id="no-image",
         ),
         pytest.param(
+            _infer(parameters={"sequence_id": pb.InferParameter(int64_param=1)}),
+            "the parameter 'sequence_id' makes a request part of a sequence, "
+            "and model 'colours' keeps no state between requests",
+            id="sequence",
+        ),
+        pytest.param(
             _infer(outputs=[{"name": "logits"}]),
             "unexpected inference output 'logits' for model 'colours'",
             id="output",
@@ -304,6 +318,30 @@ async def test_mixed_up_requests_are_refused(
     refusal = await stub.refusal(INFER, request_)
 
     assert (refusal.code, refusal.message) == ("INVALID_ARGUMENT", message)
+
+
+async def test_a_timeout_ends_the_wait_for_the_network(
+    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """A request whose `timeout` passes in the queue is not run, however long its call may last."""
+    publish()
+    async with serve_gated() as server:
+        stub = connect(server.grpc.port)
+        server.engine.close()
+        running = stub.start(INFER, _infer())
+        await asyncio.to_thread(server.engine.entered.wait, 10)
+        late = stub.start(INFER, _infer(parameters={"timeout": pb.InferParameter(int64_param=1)}))
+        in_time = stub.start(INFER, _infer(parameters={"timeout": pb.InferParameter(int64_param=10**8)}))
+        async with asyncio.timeout(10):
+            while server.classifier.admission.pending < 3:  # noqa: ASYNC110 - nothing tells of an arrival
+                await asyncio.sleep(0)
+        server.engine.gate.set()
+        await asyncio.gather(running, in_time)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await late
+
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert server.engine.runs == [1, 1]
 
 
 async def test_metadata_lists_all_served_versions_or_the_one_asked_for(

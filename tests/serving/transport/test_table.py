@@ -22,7 +22,7 @@ async def test_the_table_has_every_method_of_every_service(
     """What the .proto files promise is answered, each method with its message and manner of streaming."""
     publish()
     async with serve() as server:
-        table = build_table(server.classifier, server.models)
+        table = build_table(server.classifier, server.models, server.metrics)
     pool = descriptor_pool.Default()
     promised = {
         f"/{service}/{method.name}": (method.input_type.full_name, method.server_streaming)
@@ -43,7 +43,7 @@ async def test_rows_name_the_model_that_tokens_are_for(
     """Every row of single requests either is open, or names no model, or says which field names it."""
     publish()
     async with serve() as server:
-        table = build_table(server.classifier, server.models)
+        table = build_table(server.classifier, server.models, server.metrics)
 
     for rpc in table:
         fields = set(rpc.request.DESCRIPTOR.fields_by_name) & {"model", "model_name", "name"}

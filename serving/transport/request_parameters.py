@@ -1,0 +1,65 @@
+"""Parameters of an inference request: priority and timeout are heeded, sequences refused, others ignored.
+
+As in Triton, whose clients send what they like in this map.
+"""
+
+import time
+from dataclasses import dataclass
+
+from serving.errors import InvalidRequest
+from serving.pb.inference import grpc_service_pb2 as pb
+
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+_US_PER_S = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """When a request wants to be run."""
+
+    deadline_s: float  # on the clock of time.monotonic(): it is not begun later
+    priority: int = 0  # 0 is the default; of others the lower goes first
+
+
+def decode_urgency(request: pb.ModelInferRequest, deadline_s: float) -> Urgency:
+    """Read the parameters of a request.
+
+    Args:
+        request: its `timeout` is in microseconds.
+        deadline_s: of the call.
+
+    Raises:
+        InvalidRequest: a parameter is of the wrong type or range, or makes the request part of a sequence.
+    """
+    if not request.parameters:  # nearly always
+        return Urgency(deadline_s)
+    for name in _SEQUENCE:
+        if name in request.parameters and _is_set(request.parameters[name]):
+            raise InvalidRequest(
+                f"the parameter {name!r} makes a request part of a sequence, and model "
+                f"{request.model_name!r} keeps no state between requests"
+            )
+    timeout_us = _whole_number(request, "timeout")
+    if timeout_us:
+        deadline_s = min(deadline_s, time.monotonic() + timeout_us / _US_PER_S)
+    return Urgency(deadline_s, _whole_number(request, "priority"))
+
+
+def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
+    if name not in request.parameters:
+        return 0
+    parameter = request.parameters[name]
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InvalidRequest(
+            f"invalid value type for {name!r} parameter, expected int64_param or uint64_param, got {kind}"
+        )
+    value: int = getattr(parameter, kind)
+    if value < 0:
+        raise InvalidRequest(f"invalid value for {name!r} parameter, expected >= 0, got {value}")
+    return value
+
+
+def _is_set(parameter: pb.InferParameter) -> bool:
+    kind = parameter.WhichOneof("parameter_choice")
+    return kind is not None and bool(getattr(parameter, kind))

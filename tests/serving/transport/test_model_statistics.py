@@ -1,0 +1,80 @@
+"""ModelStatistics over a real channel: the metrics' numbers, under Triton's names."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from serving.pb.inference import grpc_service_pb2 as pb
+
+STATISTICS = "inference.GRPCInferenceService/ModelStatistics"
+
+
+@pytest.fixture
+async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[Any]:
+    """A server of two models, of which one has done something."""
+    publish()
+    publish("shapes")
+    async with serve() as server:
+        version = server.metrics.version("colours", 1)
+        version.decoded(0.5)
+        version.ran(3, 0.25, [0.125, 0.125])
+        version.ran(3, 0.25, [0.0])
+        version.ran(1, 0.125, [0.0])
+        version.ranked(0.125)
+        version.request_ended(3, 1.0)
+        version.request_ended(1, 0.5)
+        version.request_failed("OVERLOADED", 0.25)
+        yield server
+
+
+async def test_statistics_are_the_metrics_in_nanoseconds(server: Any, connect: Callable[..., Any]) -> None:
+    """Counts of requests, images and runs; durations; every size of batch that was run."""
+    answer = await connect(server.grpc.port).call(STATISTICS, pb.ModelStatisticsRequest(name="colours"))
+
+    (statistics,) = answer.model_stats
+    assert statistics.last_inference > 1.7e12
+    told = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
+    del told["last_inference"]
+    assert told == {
+        "name": "colours",
+        "version": "1",
+        "inference_count": "7",
+        "execution_count": "3",
+        "inference_stats": {
+            "success": {"count": "2", "ns": "1500000000"},
+            "fail": {"count": "1", "ns": "250000000"},
+            "queue": {"count": "4", "ns": "250000000"},
+            "compute_input": {"count": "2", "ns": "500000000"},
+            "compute_infer": {"count": "4", "ns": "875000000"},
+            "compute_output": {"count": "2", "ns": "125000000"},
+        },
+        "batch_stats": [
+            {"batch_size": "1", "compute_infer": {"count": "1", "ns": "125000000"}},
+            {"batch_size": "3", "compute_infer": {"count": "2", "ns": "500000000"}},
+        ],
+    }
+
+
+async def test_statistics_of_all_models_of_one_and_of_a_version(
+    server: Any, connect: Callable[..., Any]
+) -> None:
+    """An empty name means all; a version that has done nothing has zeros."""
+    stub = connect(server.grpc.port)
+    asked = [{}, {"name": "shapes"}, {"name": "colours", "version": "1"}]
+
+    answers = [await stub.call(STATISTICS, pb.ModelStatisticsRequest(**each)) for each in asked]
+
+    told = [[(each.name, each.version, each.inference_count) for each in one.model_stats] for one in answers]
+    assert told == [[("colours", "1", 7), ("shapes", "1", 0)], [("shapes", "1", 0)], [("colours", "1", 7)]]
+
+
+@pytest.mark.parametrize("asked", [{"name": "sounds"}, {"name": "colours", "version": "7"}])
+async def test_statistics_of_what_is_not_served_are_not_found(
+    server: Any, connect: Callable[..., Any], asked: dict[str, str]
+) -> None:
+    """As everywhere."""
+    refusal = await connect(server.grpc.port).refusal(STATISTICS, pb.ModelStatisticsRequest(**asked))
+
+    assert refusal.code == "NOT_FOUND"
