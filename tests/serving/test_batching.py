@@ -470,6 +470,37 @@ class TestBatcher:
         assert engine.runs == [list(range(8)), [8, 9, 10]]
         assert set(threads) == {threading.main_thread()}
 
+    async def test_who_comes_alone_again_and_again_runs_at_once_until_company_is_seen(
+        self, fake_engine: Any
+    ) -> None:
+        """Lonely requests stop waiting for the end of the turn; in company they share runs again, soon."""
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(8), loop_images=8) as batcher:
+            for n in range(20):
+                await batcher.submit(_images(n))
+            at_once = batcher.submit(_images(20))
+            with pytest.raises(StopIteration) as ended:
+                at_once.send(None)
+            assert ended.value.value.probabilities.tolist() == [[20]]
+            await asyncio.gather(*(batcher.submit(_images(n)) for n in range(100, 164)))
+        sizes = [len(run) for run in engine.runs]
+        assert sizes[:21] == [1] * 21
+        assert sum(sizes) == 21 + 64
+        assert sizes[21:].count(1) <= 8
+        assert engine.runs == sorted(engine.runs)
+
+    async def test_a_lonely_request_that_fails_or_is_late_says_so(self, fake_engine: Any) -> None:
+        """Running at once changes no error."""
+        engine = fake_engine(poison=[77])
+        async with Batcher(engine.run, BatchPolicy(8), loop_images=8) as batcher:
+            for n in range(9):
+                await batcher.submit(_images(n))
+            with pytest.raises(DeadlineExceeded):
+                await batcher.submit(_images(1), deadline_s=0.0)
+            with pytest.raises(EngineError, match="poisoned"):
+                await batcher.submit(_images(77))
+        assert [77] in engine.runs
+
     async def test_a_batch_that_would_hold_the_event_loop_up_runs_in_the_thread(
         self, fake_engine: Any
     ) -> None:
