@@ -120,9 +120,16 @@ def batch_buckets(device: Device, max_batch_size: int) -> tuple[int, ...]:
 class OnnxEngine:
     """One ONNX Runtime session."""
 
-    def __init__(self, session: Any, *, buckets: tuple[int, ...] = ()) -> None:  # noqa: ANN401 - untyped library
+    def __init__(self, session: Any, *, threads: int, buckets: tuple[int, ...] = ()) -> None:  # noqa: ANN401 - untyped library
+        self.threads = threads
         self._session = session
         self._buckets = buckets
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self._session.get_inputs()[0].shape[1:]
+        return height, width, channels
 
     @classmethod
     def load(cls, model_file: Path, device: Device, *, threads: int, max_batch_size: int) -> "OnnxEngine":
@@ -153,7 +160,7 @@ class OnnxEngine:
         outputs = {tensor.name for tensor in session.get_outputs()}
         if inputs != {"image": "tensor(uint8)"} or not {"probabilities", "embedding"} <= outputs:
             raise BundleError(f"{model_file} maps {inputs} to {sorted(outputs)}: no graph of this project")
-        return cls(session, buckets=batch_buckets(device, max_batch_size))
+        return cls(session, threads=threads, buckets=batch_buckets(device, max_batch_size))
 
     def run(self, images: Pixels) -> Output:
         """Run the network; see `Engine.run`."""

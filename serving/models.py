@@ -28,7 +28,7 @@ from serving.errors import (
     UnknownModel,
 )
 from serving.metrics import Metrics, VersionMetrics
-from serving.placement import RunCost, images_on_loop, measure_cost
+from serving.tuning import RunCost, images_on_loop, measure_cost
 from serving.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -328,7 +328,7 @@ class Models:
         bundle = self._repository.read(name, number)
         engine = self._load_engine(bundle.model_file)
         self._prove(bundle, engine)
-        return bundle, engine, measure_cost(engine, bundle.golden(), max(self._warm_sizes))
+        return bundle, engine, measure_cost(engine, bundle.golden().images, max(self._warm_sizes))
 
     def _prove(self, bundle: Bundle, engine: Engine) -> None:
         tolerance = bundle.manifest.golden_tolerance

@@ -12,7 +12,7 @@ from functools import partial
 from serving.batching import BatchPolicy
 from serving.bundle import Repository
 from serving.classifier import Classifier
-from serving.engine import Device, OnnxEngine, batch_buckets, choose_device, find_cuda
+from serving.engine import Device, batch_buckets, choose_device, find_cuda
 from serving.errors import UsageError
 from serving.metrics import Metrics
 from serving.models import Models
@@ -29,6 +29,7 @@ from serving.transport.reflection import reflection_rpcs
 from serving.transport.table import Rpc, services
 from serving.transport.tls import TlsFiles
 from serving.transport.tokens import Tokens
+from serving.tuning import load_tuned
 
 _TRANSPORTS: dict[str, type[GrpcServer | H2Server]] = {"h2": H2Server, "grpc": GrpcServer}
 
@@ -131,7 +132,13 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics) -> Model
     size = settings.max_batch_size
     return Models(
         Repository(settings.repository),
-        partial(OnnxEngine.load, device=device, threads=settings.engine_threads, max_batch_size=size),
+        partial(
+            load_tuned,
+            device=device,
+            threads=settings.engine_threads,
+            cores=settings.cores,
+            max_batch_size=size,
+        ),
         policy=BatchPolicy(size, settings.max_queue_delay_s),
         warm_sizes=batch_buckets(device, size) or (1, size),
         metrics=metrics,

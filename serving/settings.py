@@ -34,11 +34,11 @@ class ServerSettings(Strict):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto, cpu, cuda or cuda:N. auto says what it chose and why; cuda starts on nothing else",
     )
-    engine_threads: int = Field(
-        default=1,
+    engine_threads: int | None = Field(
+        default=None,
         ge=0,
         le=256,
-        description="ONNX Runtime threads per version; 0: one per core. Small networks want 1",
+        description="ONNX Runtime threads per version; 0: one per core; not given: measured at load",
     )
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="images the engine is given at once")
     max_queue_delay_s: float = Field(
@@ -103,6 +103,11 @@ class ServerSettings(Strict):
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
 
     @property
+    def cores(self) -> int:
+        """That this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
     def decoders(self) -> int:
         """Number of threads that decode."""
-        return self.decode_threads or os.cpu_count() or 1
+        return self.decode_threads or self.cores

@@ -26,11 +26,11 @@ from serving.engine import Device, OnnxEngine, Output
 from serving.errors import EngineError
 from serving.metrics import Metrics
 from serving.models import Models
-from serving.placement import RunCost
 from serving.server import build_table
 from serving.transport.around import Around
 from serving.transport.grpc_server import GrpcServer
 from serving.transport.tokens import Tokens
+from serving.tuning import RunCost
 
 CPU = Device("cpu", 0, "tests")
 
