@@ -15,6 +15,9 @@ LenserveError
             UndecodableImage             truncated, corrupt, or no image at all
             InvalidPixels                raw pixels whose shape and bytes disagree
         InvalidTensor
+        Unsupported                  a part of the protocol that this server does not have, or that is off
+        UnknownRegion                no shared memory of that name was registered
+        RegionExists                 one was already
     Unauthenticated              no token, or a wrong one
     PermissionDenied             the token is not for this model
     UnknownModel                 no such model, version or alias
@@ -90,6 +93,18 @@ class InvalidPixels(ImageError):
 
 class InvalidTensor(InvalidRequest):
     """A tensor's name, shape, datatype or number of bytes is not what the model takes."""
+
+
+class Unsupported(InvalidRequest):
+    """The protocol has it, this server does not, or not as it was started."""
+
+
+class UnknownRegion(InvalidRequest):
+    """No shared memory of that name was registered."""
+
+
+class RegionExists(InvalidRequest):
+    """Shared memory of that name was registered already."""
 
 
 class Unauthenticated(LenserveError):

@@ -26,6 +26,8 @@ from serving.transport.health import HealthService
 from serving.transport.http_server import HttpServer
 from serving.transport.inference_service import InferenceService
 from serving.transport.reflection import reflection_rpcs
+from serving.transport.shared_memory import Regions
+from serving.transport.shared_memory_service import SharedMemoryService
 from serving.transport.table import Rpc, services
 from serving.transport.tls import TlsFiles
 from serving.transport.tokens import Tokens
@@ -75,6 +77,7 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
     around = Around(metrics, tokens)
     async with (
+        Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes) as regions,
         _models(settings, device, metrics) as models,
         _classifier(settings, models, metrics) as classifier,
         HttpServer(
@@ -85,7 +88,7 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
             ready=lambda: models.ready,
         ) as http,
         _TRANSPORTS[settings.transport](
-            [around.wrap(rpc) for rpc in build_table(classifier, models, metrics)],
+            [around.wrap(rpc) for rpc in build_table(classifier, models, metrics, regions)],
             host=settings.host,
             port=settings.grpc_port,
             max_message_bytes=settings.max_message_bytes,
@@ -96,12 +99,16 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
         yield Server(settings, device, metrics, models, classifier, around, grpc, http)
 
 
-def build_table(classifier: Classifier, models: Models, metrics: Metrics) -> Sequence[Rpc]:
+def build_table(
+    classifier: Classifier, models: Models, metrics: Metrics, regions: Regions | None = None
+) -> Sequence[Rpc]:
     """Every RPC that the server answers."""
+    regions = regions or Regions()
     ours = (classifier_service.SERVICE, inference_service.SERVICE)
     rows = (
         *ClassifierService(classifier).rpcs(),
-        *InferenceService(classifier, models, metrics).rpcs(),
+        *InferenceService(classifier, models, metrics, regions).rpcs(),
+        *SharedMemoryService(regions).rpcs(),
         *HealthService(models, ours).rpcs(),
     )
     return (*rows, *reflection_rpcs(services(rows)))

@@ -1,10 +1,11 @@
 """Every option of the server, in one frozen object that is built once and passed down."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
 from serving.bundle.manifest import Strict
@@ -83,7 +84,20 @@ class ServerSettings(Strict):
         default=None,
         description='TOML of [tokens], "token" = ["model", ...] or ["*"]; without it nobody is asked',
     )
+    shared_memory_pattern: str | None = Field(
+        default=None,
+        description="regular expression of keys of shared memory that clients may register; unset: none",
+    )
     log_json: bool = Field(default=False, description="one JSON object a line instead of text")
+
+    @field_validator("shared_memory_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return pattern
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

@@ -19,6 +19,7 @@ from serving.pb.inference import model_config_pb2 as config_pb
 from serving.transport import tensors
 from serving.transport.model_statistics import model_statistics
 from serving.transport.request_parameters import decode_urgency
+from serving.transport.shared_memory import Regions
 from serving.transport.status import Status
 from serving.transport.table import Call, Pipeline, Rpc, Unary
 from serving.versions import Revision
@@ -39,10 +40,11 @@ class _Options(TypedDict):
 class InferenceService:
     """What clients written for Triton and KServe expect, over the same classifier."""
 
-    def __init__(self, classifier: Classifier, models: Models, metrics: Metrics) -> None:
+    def __init__(self, classifier: Classifier, models: Models, metrics: Metrics, regions: Regions) -> None:
         self._classifier = classifier
         self._models = models
         self._metrics = metrics
+        self._regions = regions
 
     def rpcs(self) -> Sequence[Rpc]:
         """Its rows of the table."""
@@ -92,8 +94,9 @@ class InferenceService:
         self, _request: pb.ServerMetadataRequest, _call: Call
     ) -> pb.ServerMetadataResponse:
         """Who answers, and which extensions of the protocol it speaks."""
+        extensions = (*EXTENSIONS, "system_shared_memory") if self._regions.enabled else EXTENSIONS
         return pb.ServerMetadataResponse(
-            name="lenserve", version=distribution_version("lenserve"), extensions=EXTENSIONS
+            name="lenserve", version=distribution_version("lenserve"), extensions=extensions
         )
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
@@ -176,7 +179,7 @@ class InferenceService:
         self, request: pb.ModelInferRequest, call: Call, response: pb.ModelInferResponse
     ) -> None:
         wanted = tensors.decode_outputs(request)
-        given = tensors.decode_input(request)
+        given = tensors.decode_input(request, self._regions)
         deadline_s = decode_urgency(request, call.deadline_s).deadline_s
         model, revision = request.model_name, _revision(request.model_version)
         if isinstance(given, np.ndarray):
@@ -190,7 +193,7 @@ class InferenceService:
         response.model_version = str(inference.version)
         response.id = request.id
         for output in wanted:
-            tensors.encode_output(inference, output, response)
+            tensors.encode_output(inference, output, response, self._regions)
 
 
 def _refuse(request: pb.ModelInferRequest, status: Status) -> pb.ModelStreamInferResponse:

@@ -21,6 +21,7 @@ class Code(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    ALREADY_EXISTS = 6
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     UNIMPLEMENTED = 12
@@ -31,6 +32,9 @@ class Code(IntEnum):
 
 _CODES: dict[type[errors.LenserveError], Code] = {
     errors.InvalidRequest: Code.INVALID_ARGUMENT,
+    errors.Unsupported: Code.UNIMPLEMENTED,
+    errors.UnknownRegion: Code.NOT_FOUND,
+    errors.RegionExists: Code.ALREADY_EXISTS,
     errors.Unauthenticated: Code.UNAUTHENTICATED,
     errors.PermissionDenied: Code.PERMISSION_DENIED,
     errors.UnknownModel: Code.NOT_FOUND,

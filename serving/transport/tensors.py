@@ -4,7 +4,7 @@ Messages of errors keep the wording that users of Triton know.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from serving.bundle.images import Pixels
 from serving.classifier import Inference, rank
 from serving.errors import InvalidTensor
 from serving.pb.inference import grpc_service_pb2 as pb
+from serving.transport.shared_memory import Regions, Span
 
 INPUT = "image"
 PROBABILITIES = "probabilities"
@@ -24,10 +25,11 @@ _BATCH_AND_PIXELS = 4  # dimensions: N, height, width, channels
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output that a request asks for, as classes where top_k is not 0."""
+    """An output that a request asks for, as classes where top_k is not 0, and where it is to be written."""
 
     name: str
     top_k: int = 0
+    span: Span | None = None  # of shared memory; None: in the response
 
 
 def decode_outputs(request: pb.ModelInferRequest) -> list[WantedOutput]:
@@ -41,13 +43,14 @@ def decode_outputs(request: pb.ModelInferRequest) -> list[WantedOutput]:
     ]
 
 
-def decode_input(request: pb.ModelInferRequest) -> Pixels | list[bytes]:
+def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | list[bytes]:
     """The one input of a request.
 
     Returns: (N, H, W, C) uint8, or N encoded images.
 
     Raises:
         InvalidTensor: name, datatype, shape or number of bytes are wrong.
+        UnknownRegion: it lies in shared memory that nobody registered.
     """
     if len(request.inputs) != 1:
         found = len(request.inputs)
@@ -55,11 +58,7 @@ def decode_input(request: pb.ModelInferRequest) -> Pixels | list[bytes]:
     tensor = request.inputs[0]
     if tensor.name != INPUT:
         raise InvalidTensor(f"unexpected inference input {tensor.name!r} for model {request.model_name!r}")
-    if request.raw_input_contents and tensor.HasField("contents"):
-        raise InvalidTensor(f"input {INPUT!r} has both contents and raw_input_contents, expected one of them")
-    if len(request.raw_input_contents) > 1:
-        raise InvalidTensor(f"expected 1 raw_input_contents but got {len(request.raw_input_contents)}")
-    raw = request.raw_input_contents[0] if request.raw_input_contents else None
+    raw = _raw_content(request, tensor, regions)
     if tensor.datatype == "BYTES":
         return _decode_encoded_images(tensor, raw)
     if tensor.datatype == "UINT8":
@@ -70,12 +69,24 @@ def decode_input(request: pb.ModelInferRequest) -> Pixels | list[bytes]:
     )
 
 
-def encode_output(inference: Inference, wanted: WantedOutput, response: pb.ModelInferResponse) -> None:
-    """Add one output and its raw contents to a response."""
+def encode_output(
+    inference: Inference, wanted: WantedOutput, response: pb.ModelInferResponse, regions: Regions
+) -> None:
+    """Add one output to a response, and its raw contents there or to shared memory.
+
+    Raises:
+        InvalidTensor: the shared memory is too small for it.
+        UnknownRegion: it was unregistered meanwhile.
+    """
     values = inference.output.probabilities if wanted.name == PROBABILITIES else inference.output.embedding
     if not wanted.top_k:
-        response.outputs.add(name=wanted.name, datatype="FP32", shape=values.shape)
-        response.raw_output_contents.append(np.ascontiguousarray(values, dtype="<f4").tobytes())
+        tensor = response.outputs.add(name=wanted.name, datatype="FP32", shape=values.shape)
+        raw = np.ascontiguousarray(values, dtype="<f4").tobytes()
+        if wanted.span is not None:
+            regions.write(wanted.span, raw)
+            _encode_span(wanted.span, len(raw), tensor)
+            raw = b""  # contents stand in the order of outputs: its place stays, empty
+        response.raw_output_contents.append(raw)
         return
     count, classes = values.shape
     response.outputs.add(name=wanted.name, datatype="BYTES", shape=(count, min(wanted.top_k, classes)))
@@ -85,8 +96,11 @@ def encode_output(inference: Inference, wanted: WantedOutput, response: pb.Model
 def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> WantedOutput:
     if output.name not in (PROBABILITIES, EMBEDDING):
         raise InvalidTensor(f"unexpected inference output {output.name!r} for model {model!r}")
+    span = _decode_span(output.parameters)
     if "classification" not in output.parameters:
-        return WantedOutput(output.name)
+        return WantedOutput(output.name, span=span)
+    if span is not None:
+        raise InvalidTensor(f"output {output.name!r} cannot be given as classes in shared memory")
     if output.name != PROBABILITIES:
         raise InvalidTensor(
             f"class result not available for output {output.name!r}: only for {PROBABILITIES!r}"
@@ -99,6 +113,51 @@ def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, mode
             f"invalid value for 'classification' parameter, expected > 0, got {parameter.int64_param}"
         )
     return WantedOutput(output.name, parameter.int64_param)
+
+
+def _raw_content(
+    request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor, regions: Regions
+) -> bytes | None:
+    """The bytes of the input, from the request or from shared memory; None where it has typed contents."""
+    if request.raw_input_contents and tensor.HasField("contents"):
+        raise InvalidTensor(f"input {INPUT!r} has both contents and raw_input_contents, expected one of them")
+    if len(request.raw_input_contents) > 1:
+        raise InvalidTensor(f"expected 1 raw_input_contents but got {len(request.raw_input_contents)}")
+    span = _decode_span(tensor.parameters) if tensor.parameters else None
+    if span is None:
+        return request.raw_input_contents[0] if request.raw_input_contents else None
+    if request.raw_input_contents or tensor.HasField("contents"):
+        raise InvalidTensor(f"input {INPUT!r} has contents and shared memory, expected one of them")
+    return regions.read(span)
+
+
+def _decode_span(parameters: Mapping[str, pb.InferParameter]) -> Span | None:
+    if "shared_memory_region" not in parameters:
+        return None
+    region = parameters["shared_memory_region"]
+    if region.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidTensor("invalid value type for 'shared_memory_region' parameter, expected string_param")
+    if "shared_memory_byte_size" not in parameters:
+        raise InvalidTensor("'shared_memory_region' needs a 'shared_memory_byte_size' parameter beside it")
+    offset, byte_size = (_size(parameters, f"shared_memory_{name}") for name in ("offset", "byte_size"))
+    return Span(region.string_param, offset, byte_size)
+
+
+def _size(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
+    if name not in parameters:
+        return 0
+    parameter = parameters[name]
+    if parameter.WhichOneof("parameter_choice") != "int64_param" or parameter.int64_param < 0:
+        raise InvalidTensor(f"invalid value for {name!r} parameter, expected an int64_param of at least 0")
+    value: int = parameter.int64_param
+    return value
+
+
+def _encode_span(span: Span, byte_size: int, tensor: pb.ModelInferResponse.InferOutputTensor) -> None:
+    tensor.parameters["shared_memory_region"].string_param = span.region
+    tensor.parameters["shared_memory_byte_size"].int64_param = byte_size
+    if span.offset:
+        tensor.parameters["shared_memory_offset"].int64_param = span.offset
 
 
 def _decode_pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, model: str) -> Pixels:

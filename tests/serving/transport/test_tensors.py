@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 
 from serving.classifier import Inference
 from serving.engine import Output
-from serving.errors import InvalidTensor
+from serving.errors import InvalidTensor, UnknownRegion
 from serving.pb.inference import grpc_service_pb2 as pb
-from serving.transport.tensors import WantedOutput, decode_input, decode_outputs, encode_output
+from serving.transport import tensors
+from serving.transport.shared_memory import Regions
+from serving.transport.tensors import WantedOutput, decode_outputs
 
 InputTensor = pb.ModelInferRequest.InferInputTensor
 Contents = pb.InferTensorContents
 RequestedOutput = pb.ModelInferRequest.InferRequestedOutputTensor
+
+
+NO_REGIONS = Regions()
 
 
 def _request(
@@ -48,12 +53,17 @@ def _probabilities(*rows: list[float], labels: tuple[str, ...] = ("a", "b", "c")
     return Inference("colours", 1, labels, Output(values, values[:, :1] * 10))
 
 
+def decode_input(request: pb.ModelInferRequest) -> Any:
+    """Decode without any shared memory."""
+    return tensors.decode_input(request, NO_REGIONS)
+
+
 def _encoded(
     inference: Inference, wanted: WantedOutput
 ) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
     """The one output of a response, and its raw contents."""
     response = pb.ModelInferResponse()
-    encode_output(inference, wanted, response)
+    tensors.encode_output(inference, wanted, response, NO_REGIONS)
     (tensor,), (raw,) = response.outputs, response.raw_output_contents
     return tensor, raw
 
@@ -304,23 +314,27 @@ _contents = st.builds(
     bytes_contents=st.lists(st.binary(max_size=6), max_size=3),
     fp32_contents=st.lists(st.floats(width=32), max_size=3),
 )
-_inputs = st.builds(
-    InputTensor,
-    name=st.sampled_from(["image", "image", "data", ""]),
-    datatype=st.sampled_from(["UINT8", "BYTES", "FP32", ""]),
-    shape=st.lists(st.one_of(st.integers(-2, 4), st.integers(-(2**63), 2**63 - 1)), max_size=5),
-    contents=st.one_of(st.none(), _contents),
-)
 _parameters = st.one_of(
     st.builds(pb.InferParameter, int64_param=st.integers(-(2**63), 2**63 - 1)),
     st.builds(pb.InferParameter, string_param=st.text(max_size=3)),
     st.builds(pb.InferParameter, bool_param=st.booleans()),
     st.builds(pb.InferParameter),
 )
+_SHARED_MEMORY = ["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"]
+_inputs = st.builds(
+    InputTensor,
+    name=st.sampled_from(["image", "image", "data", ""]),
+    datatype=st.sampled_from(["UINT8", "BYTES", "FP32", ""]),
+    shape=st.lists(st.one_of(st.integers(-2, 4), st.integers(-(2**63), 2**63 - 1)), max_size=5),
+    contents=st.one_of(st.none(), _contents),
+    parameters=st.dictionaries(st.sampled_from(_SHARED_MEMORY), _parameters),
+)
 _outputs = st.builds(
     RequestedOutput,
     name=st.sampled_from(["probabilities", "embedding", ""]),
-    parameters=st.dictionaries(st.sampled_from(["classification", "binary_data"]), _parameters),
+    parameters=st.dictionaries(
+        st.sampled_from(["classification", "binary_data", *_SHARED_MEMORY]), _parameters
+    ),
 )
 _requests = st.builds(
     pb.ModelInferRequest,
@@ -332,14 +346,14 @@ _requests = st.builds(
 
 @pytest.mark.parametrize("decode", [decode_input, decode_outputs])
 def test_any_request_is_decoded_or_refused(decode: Callable[[Any], Any]) -> None:
-    """Whatever stands in a message, decoding gives a value or InvalidTensor: no other error exists."""
+    """Whatever stands in a message, decoding gives a value or an error of ours."""
 
     @settings(suppress_health_check=[HealthCheck.too_slow])  # drawing is slow where other tests run beside
     @given(_requests)
     def holds(request: pb.ModelInferRequest) -> None:
         try:
             decoded = decode(request)
-        except InvalidTensor:
+        except (InvalidTensor, UnknownRegion):
             return
         if isinstance(decoded, np.ndarray):
             assert (decoded.ndim, decoded.dtype) == (4, np.uint8)
