@@ -5,7 +5,6 @@ The tensor work lies in tensors.py.
 
 from collections.abc import Sequence
 from importlib.metadata import version as distribution_version
-from typing import TypedDict
 
 import numpy as np
 
@@ -28,13 +27,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
-
-
-class _Options(TypedDict):
-    model: str
-    revision: Revision
-    deadline_s: float
-    priority: int
 
 
 class InferenceService:
@@ -180,14 +172,17 @@ class InferenceService:
     ) -> None:
         wanted = tensors.decode_outputs(request)
         given = tensors.decode_input(request, self._regions)
-        deadline_s = decode_urgency(request, call.deadline_s).deadline_s
+        urgency = decode_urgency(request, call.deadline_s)
         model, revision = request.model_name, _revision(request.model_version)
+        deadline_s, priority = urgency.deadline_s, urgency.priority
         if isinstance(given, np.ndarray):
             infer = self._classifier.infer_tensor(
-                given, model=model, revision=revision, deadline_s=deadline_s
+                given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
             )
         else:
-            infer = self._classifier.infer(given, model=model, revision=revision, deadline_s=deadline_s)
+            infer = self._classifier.infer(
+                given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
+            )
         inference = await infer
         response.model_name = inference.model
         response.model_version = str(inference.version)

@@ -344,6 +344,33 @@ async def test_a_timeout_ends_the_wait_for_the_network(
     assert server.engine.runs == [1, 1]
 
 
+async def test_urgent_requests_go_first(
+    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """Of those that wait together, a request of priority 9 is answered after those of the default."""
+    publish()
+    answered: list[int] = []
+    async with serve_gated(max_batch_size=1) as server:
+        stub = connect(server.grpc.port)
+
+        async def ask(priority: int) -> None:
+            await stub.start(INFER, _infer(parameters={"priority": pb.InferParameter(uint64_param=priority)}))
+            answered.append(priority)
+
+        server.engine.close()
+        calls = [asyncio.create_task(ask(7))]
+        await asyncio.to_thread(server.engine.entered.wait, 10)
+        for waiting, priority in enumerate((9, 0, 0), 2):
+            calls.append(asyncio.create_task(ask(priority)))
+            async with asyncio.timeout(10):
+                while server.classifier.admission.pending < waiting:  # noqa: ASYNC110 - nothing tells of it
+                    await asyncio.sleep(0)
+        server.engine.gate.set()
+        await asyncio.gather(*calls)
+
+    assert answered == [7, 0, 0, 9]
+
+
 async def test_metadata_lists_all_served_versions_or_the_one_asked_for(
     publish: Callable[..., object],
     serve: Callable[..., Any],
