@@ -1,0 +1,66 @@
+"""Images of every kind that Python users have, as messages: bytes, paths, arrays, PIL images."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PilImage
+from PIL import ImageOps
+
+from serving.errors import InvalidPixels, InvalidRequest, UndecodableImage
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+
+ClientImage = bytes | str | os.PathLike[str] | npt.NDArray[np.uint8] | PilImage.Image
+
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # what raw pixels can say
+_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # with a transparent colour, which TIFF would lose
+
+
+def encode_image(image: ClientImage) -> pb.Image:
+    """Put an image into a message.
+
+    Raises:
+        ImageError: its file cannot be read, or its pixels are none.
+        InvalidRequest: it is of no type that is taken.
+    """
+    if isinstance(image, bytes):
+        return pb.Image(encoded=image)
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            return pb.Image(encoded=Path(image).read_bytes())
+        except OSError as error:
+            raise UndecodableImage(f"{image} cannot be read: {error.strerror}") from error
+    if isinstance(image, PilImage.Image):
+        return _encode_pil(image)
+    if isinstance(image, np.ndarray):
+        return _encode_pixels(image)
+    raise InvalidRequest(
+        f"{type(image).__name__} is no image: expected bytes, a path, an array or a PIL image"
+    )
+
+
+def _encode_pil(image: PilImage.Image) -> pb.Image:
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in _PLAIN_MODES and "transparency" not in upright.info:
+            return _encode_pixels(np.asarray(upright))
+        buffer = io.BytesIO()
+        if upright.mode in _PNG_MODES:
+            upright.save(buffer, "PNG", compress_level=1)
+        else:
+            upright.save(buffer, "TIFF", compression=None)  # else the one it came with, and that may be JPEG
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises, lazily, on broken files
+        raise UndecodableImage(f"the PIL image cannot be read: {error}") from error
+    return pb.Image(encoded=buffer.getvalue())
+
+
+def _encode_pixels(pixels: npt.NDArray[Any]) -> pb.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise InvalidPixels(
+            f"pixels are {pixels.dtype} {list(pixels.shape)}, expected uint8 [height, width, 1..4]"
+        )
+    height, width, channels = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)  # noqa: PLR2004 - (H, W, C)
+    return pb.Image(pixels=pb.Pixels(height=height, width=width, channels=channels, data=pixels.tobytes()))
