@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -151,14 +152,61 @@ def test_tritons_asyncio_client_sees_what_ours_sees(
     np.testing.assert_allclose(report["together"], [pixels] * 8, atol=TOLERANCE)
 
 
-def test_perf_analyzer_completes_a_run(
-    publish: Callable[..., object], start_server: Callable[..., Any], tmp_path: Path
+def test_tritons_clients_stream(
+    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
 ) -> None:
-    """NVIDIA's load generator reads metadata and configuration, sends for seconds, reports throughput."""
+    """Both clients, 200 requests over one stream: every answer in its order, an error in its place."""
+    publish()
+    server = start_server()
+
+    report = triton("triton_stream.py", server.grpc)
+
+    _, pixels = _ours(server.grpc)
+    for way, answers in report.items():
+        assert len(answers) == 200
+        for number, (request_id, answer) in enumerate(answers):
+            if (way, number) == ("sync", 100):
+                assert answer == "there is no model 'shapes'; known models: colours"
+            else:
+                assert request_id == str(number), way
+                np.testing.assert_allclose(answer, pixels[number % 3], atol=TOLERANCE)
+
+
+def test_tritons_client_shares_memory(
+    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
+) -> None:
+    """Input and output in regions that the client made: the same probabilities as over the wire."""
+    publish()
+    server = start_server("--shared-memory-pattern", "lenserve-peer-.*")
+
+    report = triton("triton_shared_memory.py", server.grpc)
+
+    _, pixels = _ours(server.grpc)
+    np.testing.assert_allclose(report["pixels"], pixels, atol=TOLERANCE)
+    assert (report["status"], report["left"]) == (["given", "wanted"], ["wanted"])
+    assert report["refused"] == ["StatusCode.ALREADY_EXISTS", "StatusCode.INVALID_ARGUMENT"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-b", "4"),
+        ("--streaming",),
+        ("-b", "4", "--shared-memory", "system", "--output-shared-memory-size", "64"),
+    ],
+    ids=["unary", "streaming", "shared-memory"],
+)
+def test_perf_analyzer_completes_a_run(
+    publish: Callable[..., object], start_server: Callable[..., Any], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """NVIDIA's load generator reads metadata, configuration and statistics, sends for seconds, and reports.
+
+    What it says of the server it has from ModelStatistics: every request ran, and none failed.
+    """
     if not list(PEERS.glob("perf_analyzer/*.done")):
         pytest.skip("no .peers/perf_analyzer: run tests/system/fetch_peers.sh")
     publish()
-    server = start_server()
+    server = start_server("--shared-memory-pattern", "[a-z_0-9]+")  # named after the tensors
     report = tmp_path / "report.csv"
     # Three windows of 200 requests, however they differ: the claim is that it works, not how fast.
     bounds = [
@@ -175,7 +223,7 @@ def test_perf_analyzer_completes_a_run(
     done = subprocess.run(
         [
             PEERS / "perf_analyzer" / "perf_analyzer",
-            *("-i", "grpc", "-u", server.grpc, "-m", "colours", "--concurrency-range", "2", "-b", "4"),
+            *("-i", "grpc", "-u", server.grpc, "-m", "colours", "--concurrency-range", "2", *options),
             *(*bounds, "-f", report),
         ],
         capture_output=True,
@@ -187,3 +235,7 @@ def test_perf_analyzer_completes_a_run(
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = csv.DictReader(report.read_text(encoding="utf-8").splitlines())
     assert (row["Concurrency"], float(row["Inferences/Second"]) > 0) == ("2", True), done.stdout
+    assert float(row["Server Compute Infer"]) > 0, row
+    assert float(row["Server Queue"]) >= 0, row
+    (inferences,) = re.findall(r"Server:\s+Inference count: (\d+)", done.stdout)
+    assert int(inferences) >= 600, done.stdout
