@@ -228,6 +228,8 @@ class Around:
 
     def _status(self, rpc: Rpc, call: Call, error: Exception) -> Status:
         """What the caller is told; of a failure that nobody foresaw, the log gets the rest."""
+        if isinstance(error, Failure):  # of the transport, through the messages of a stream
+            return error.status
         status = status_of(error, call.request_id)
         if status.code is Code.INTERNAL:
             _log.error(
