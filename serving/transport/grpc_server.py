@@ -124,12 +124,23 @@ def _stream(rpc: WireStream) -> Callable[[AsyncIterator[bytes], Any], AsyncItera
     async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ANN401
         call = _call(context)
         try:
-            async for answer in rpc.answer(messages, call):
+            async for answer in rpc.answer(_complete(messages), call):
                 yield answer
         except Failure as failure:
             await _abort(context, failure, call)
 
     return handle
+
+
+async def _complete(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The messages, and their end only where the client meant it.
+
+    Of a call that its client has cancelled grpc.aio ends the messages as if they were all, and cancels the
+    handler one turn of the loop later.
+    """
+    async for message in messages:
+        yield message
+    await asyncio.sleep(0)
 
 
 def _call(context: Any) -> Call:  # noqa: ANN401
@@ -141,6 +152,6 @@ def _call(context: Any) -> Call:  # noqa: ANN401
 
 
 async def _abort(context: Any, failure: Failure, call: Call) -> None:  # noqa: ANN401
-    status = failure.status
+    status = failure.status.shortened()
     trailers = ((REQUEST_ID_KEY, call.request_id), (DETAILS_KEY, status.details(call.request_id)))
     await context.abort(_CODES[status.code], status.message, trailers)
