@@ -31,8 +31,7 @@ from serving.transport.table import Call
 _TRAILERS = "http.response.trailers"
 _BODY = "http.response.body"
 _REQUEST_ID = REQUEST_ID_KEY.encode()
-_CONTENT_TYPE = (b"content-type", CONTENT_TYPE)
-_HEADERS = [_CONTENT_TYPE, (b"grpc-accept-encoding", b"identity, deflate, gzip")]
+_HEADERS = [(b"content-type", CONTENT_TYPE), (b"grpc-accept-encoding", b"identity, deflate, gzip")]
 # Sent again and again, and never changed.
 _START = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
 _START_GZIP = {**_START, "headers": [*_HEADERS, (b"grpc-encoding", b"gzip")]}
@@ -160,7 +159,7 @@ async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_st
         await send(_NO_BODY)
         await send({"type": _TRAILERS, "headers": pairs})
     else:
-        await send({"type": "http.response.start", "status": 200, "headers": [_CONTENT_TYPE, *pairs]})
+        await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *pairs]})
         await send(_NO_BODY)
 
 

@@ -56,7 +56,6 @@ class H2Server:
             runtime_threads=1,
             max_concurrent_streams=_MAX_STREAMS,
             h2_max_header_list_size=_MAX_HEADER_BYTES,
-            h2_max_header_block_size=_MAX_HEADER_BYTES,
             timeout_keep_alive=0,  # idle connections stay: they cost little, and a new one a round trip
             timeout_graceful_shutdown=_CLOSING_S,
             h2_timeout_response_stall=_STALL_S,

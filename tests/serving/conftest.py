@@ -28,7 +28,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.server import build_table
 from serving.transport.around import Around
-from serving.transport.grpc_server import GrpcServer
+from serving.transport.h2_server import H2Server
 from serving.transport.tokens import Tokens
 from serving.tuning import RunCost
 
@@ -155,7 +155,7 @@ class GatedEngine:
 class GatedServer:
     """A server of which a test holds the engines, in the order in which they were loaded."""
 
-    grpc: GrpcServer
+    grpc: H2Server
     metrics: Metrics
     models: Models
     classifier: Classifier
@@ -210,7 +210,7 @@ def serve_gated(repository: Repository) -> GatedServe:
                 poll_interval_s=0.02,
             ) as models,
             Classifier(models, metrics=metrics, **options) as classifier,
-            GrpcServer(
+            H2Server(
                 [around.wrap(rpc) for rpc in build_table(classifier, models, metrics)],
                 host="127.0.0.1",
                 port=0,

@@ -18,7 +18,7 @@ from serving.errors import InvalidPixels, InvalidRequest, UndecodableImage
 from serving.metrics import Metrics
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.transport.around import Around
-from serving.transport.grpc_server import GrpcServer
+from serving.transport.h2_server import H2Server
 from serving.transport.table import Call, Unary
 
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
@@ -449,7 +449,7 @@ async def test_a_server_that_starts_late_is_waited_for() -> None:
             assert not done
             reserved.close()
             row = Unary(CLASSIFY, pb.ClassifyRequest, _always_red)
-            async with GrpcServer(
+            async with H2Server(
                 [Around(Metrics()).wrap(row)], host="127.0.0.1", port=port, max_message_bytes=2**20
             ):
                 assert (await call).top.label == "red"

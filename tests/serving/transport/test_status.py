@@ -19,7 +19,7 @@ from serving import errors
 from serving.metrics import Metrics
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.transport.around import Around
-from serving.transport.grpc_server import GrpcServer
+from serving.transport.h2_server import H2Server
 from serving.transport.status import Code, Status, code_of, status_of
 from serving.transport.table import Call, Unary
 from serving.transport.tokens import Tokens
@@ -301,7 +301,7 @@ async def test_an_unforeseen_failure_stays_in_the_log(
     row = Unary("/inference.GRPCInferenceService/ServerLive", empty_pb2.Empty, fail)
     around = Around(Metrics())
     async with AsyncExitStack() as stack:
-        server = GrpcServer([around.wrap(row)], host="127.0.0.1", port=0, max_message_bytes=2**20)
+        server = H2Server([around.wrap(row)], host="127.0.0.1", port=0, max_message_bytes=2**20)
         await stack.enter_async_context(server)
         with caplog.at_level(logging.ERROR):
             refusal = await connect(server.port).refusal(

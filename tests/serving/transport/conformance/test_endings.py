@@ -1,0 +1,185 @@
+"""How calls and connections end: deadlines, clients that vanish, pings, and graceful stops."""
+
+import asyncio
+import json
+import struct
+import time
+from typing import Any
+
+import pytest
+from google.protobuf.wrappers_pb2 import BytesValue
+
+NO_ERROR = 0
+
+
+def _frame(message: bytes) -> bytes:
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+@pytest.mark.parametrize("told", ["1n", "50m"])
+@pytest.mark.parametrize("method", ["Wait", "WaitStream"])
+async def test_the_server_keeps_the_deadline_itself(served: Any, raw: Any, method: str, told: str) -> None:
+    """A client that only waits is told, and the function is stopped."""
+    async with raw(served.server.port) as connection:
+        reply = await connection.call(method, _frame(b""), ("grpc-timeout", told))
+    assert reply.code == "DEADLINE_EXCEEDED"
+    await asyncio.wait_for(served.around.idle(), 10)
+
+
+async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Any, raw: Any) -> None:
+    """A client that never sends the rest does not keep its call."""
+    async with raw(served.server.port) as connection:
+        stream = await connection.open("Say", ("grpc-timeout", "50m"))
+        await connection.send(stream, _frame(b"hello")[:7])
+        reply = await connection.reply(stream)
+    assert reply.code == "DEADLINE_EXCEEDED"
+    assert served.echo.calls["say"] == 0
+
+
+@pytest.mark.parametrize("method", ["Wait", "Each"])
+async def test_a_client_that_vanishes_cancels_what_it_began(served: Any, raw: Any, method: str) -> None:
+    """No goodbye, no reset: the connection is gone."""
+    async with raw(served.server.port) as connection:
+        stream = await connection.open(method)
+        await connection.send(stream, _frame(b""))
+        await asyncio.wait_for(served.echo.begun.acquire(), 10)
+        connection.drop()
+        await asyncio.wait_for(served.echo.cancelled.acquire(), 10)
+    await asyncio.wait_for(served.around.idle(), 10)
+
+
+async def test_a_client_that_vanishes_in_the_middle_of_a_message_is_no_call(
+    served: Any, methods: Any, raw: Any
+) -> None:
+    """Of a unary call: no function sees the half, and others are served."""
+    async with raw(served.server.port) as connection:
+        stream = await connection.open("Say")
+        await connection.send(stream, _frame(bytes(100))[:50])
+        connection.drop()
+    assert await methods.unary("Say")(BytesValue(value=b"1")) == BytesValue(value=b"1")
+    assert served.echo.calls["say"] == 1
+
+
+async def test_pings_are_answered_with_and_without_a_call(served: Any, raw: Any) -> None:
+    """Keepalive: clients find out that the server is there. Also before any call."""
+    async with raw(served.server.port) as connection:
+        connection.h2.ping(b"ping---0")
+        await connection.flush()
+        await connection.read_until(lambda: b"ping---0" in connection.pongs)
+        stream = await connection.open("Wait")
+        await connection.send(stream, _frame(b""), end=True)
+        await asyncio.wait_for(served.echo.begun.acquire(), 10)
+        for ping in (b"ping---1", b"ping---2"):
+            connection.h2.ping(ping)
+            await connection.flush()
+            await connection.read_until(lambda ping=ping: ping in connection.pongs)
+        served.echo.may_end.set()
+        assert (await connection.reply(stream)).code == "OK"
+
+
+class TestStop:
+    """A graceful stop."""
+
+    async def test_running_calls_end_in_full_and_connections_are_told(
+        self, served: Any, methods: Any, raw: Any
+    ) -> None:
+        """Answers arrive however large they are; then comes GOAWAY without an error."""
+        large = BytesValue(value=bytes(900_000))
+        calls = [methods.unary("Wait")(large) for _ in range(8)]
+        async with raw(served.server.port) as connection:
+            stream = await connection.open("Wait")
+            await connection.send(stream, _frame(b""), end=True)
+            for _ in range(9):
+                await asyncio.wait_for(served.echo.begun.acquire(), 10)
+            stopping = asyncio.create_task(served.server.stop(until=served.around.drain, timeout_s=20))
+            await asyncio.sleep(0)
+            assert not stopping.done()
+            served.echo.may_end.set()
+            assert await asyncio.gather(*calls) == [large] * 8
+            assert (await connection.reply(stream)).code == "OK"
+            await connection.read_until(lambda: bool(connection.goodbyes))
+            await stopping
+        assert connection.goodbyes[0] == NO_ERROR
+
+    async def test_new_calls_are_refused_so_that_clients_turn_elsewhere(
+        self, serve: Any, channels: Any
+    ) -> None:
+        """Two servers and a client that retries as ours do: one stops under load, and no call fails."""
+        async with serve() as staying, serve() as leaving:
+            policy = {
+                "maxAttempts": 5,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            }
+            config = {
+                "loadBalancingConfig": [{"round_robin": {}}],
+                "methodConfig": [{"name": [{"service": "tests.Echo"}], "retryPolicy": policy}],
+            }
+            both = f"ipv4:{staying.address},{leaving.address}"
+            options = (("grpc.service_config", json.dumps(config)), ("grpc.default_authority", "tests"))
+            say = channels(both, *options).unary("Say")
+            answered = asyncio.Semaphore(0)
+            is_over = False
+
+            async def call_on() -> None:
+                while not is_over:
+                    await say(BytesValue(value=b"1"), timeout=20)
+                    answered.release()
+
+            callers = [asyncio.create_task(call_on()) for _ in range(8)]
+            for _ in range(80):
+                await asyncio.wait_for(answered.acquire(), 20)
+            assert leaving.echo.calls["say"]
+            await leaving.server.stop(until=leaving.around.drain, timeout_s=20)
+            for _ in range(80):
+                await asyncio.wait_for(answered.acquire(), 20)
+            is_over = True
+            await asyncio.gather(*callers)
+
+    async def test_what_outlasts_the_time_is_cut(self, served: Any, methods: Any, failure_of: Any) -> None:
+        """A call that never ends cannot hold up a stop, and its client may try again."""
+        call = methods.unary("Wait")(BytesValue())
+        await asyncio.wait_for(served.echo.begun.acquire(), 10)
+        started_s = time.monotonic()
+        await served.server.stop(until=served.around.drain, timeout_s=0.1)
+        assert (await failure_of(call)).code().name == "UNAVAILABLE"
+        assert time.monotonic() - started_s < 5
+        await asyncio.wait_for(served.echo.cancelled.acquire(), 10)
+        await asyncio.wait_for(served.around.idle(), 10)
+
+    async def test_open_streams_are_cut_when_the_calls_are_done(self, served: Any, methods: Any) -> None:
+        """A stream that its client keeps open does not use up the whole time of a stop."""
+        call = methods.stream("Each")()
+        await call.write(BytesValue(value=b"1"))
+        assert (await call.read()).value == b"1"
+        started_s = time.monotonic()
+        await served.server.stop(until=served.around.drain, timeout_s=60)
+        assert time.monotonic() - started_s < 10
+        assert (await call.code()).name == "UNAVAILABLE"
+
+    async def test_a_stopped_server_accepts_no_connection(self, served: Any, raw: Any) -> None:
+        """Its port is free again."""
+        await served.server.stop(until=served.around.drain, timeout_s=20)
+        with pytest.raises(ConnectionRefusedError):
+            async with raw(served.server.port):
+                pass
+
+    async def test_it_leaves_no_task(self, serve: Any, channels: Any) -> None:
+        """With calls answered, cancelled and open; stopped, or left without a stop."""
+        before = asyncio.all_tasks()
+        for is_stopped in (True, False):
+            async with serve() as served:
+                methods = channels(served)
+                await methods.unary("Say")(BytesValue())
+                running = methods.unary("Wait")(BytesValue())
+                await asyncio.wait_for(served.echo.begun.acquire(), 10)
+                running.cancel()
+                if is_stopped:
+                    await served.server.stop(until=served.around.drain, timeout_s=5)
+            await methods.channel.close()
+        left = asyncio.all_tasks() - before
+        if left:
+            _, left = await asyncio.wait(left, timeout=10)
+        assert not left

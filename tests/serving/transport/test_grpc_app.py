@@ -1,0 +1,104 @@
+"""One call as an ASGI server sees it, with a fake of that server: what real clients cannot be made to do."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from serving.transport.around import WireUnary
+from serving.transport.grpc_app import GrpcApp
+from serving.transport.grpc_framing import frame
+from serving.transport.table import Call
+
+METHOD = "/tests.Echo/Say"
+HEADERS = {"content-type": "application/grpc", "te": "trailers"}
+
+
+class FakeServer:
+    """The fake of an ASGI server: gives the events that it is given, and keeps what it is sent."""
+
+    def __init__(self, *events: dict[str, Any], send_fails: Exception | None = None) -> None:
+        self._events = list(events)
+        self._send_fails = send_fails
+        self.sent: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        """The next event."""
+        return self._events.pop(0)
+
+    async def send(self, event: dict[str, Any]) -> None:
+        """Keep it, or fail."""
+        if self._send_fails:
+            raise self._send_fails
+        self.sent.append(dict(event))
+
+    @property
+    def types(self) -> Sequence[str]:
+        """What was sent, in a word each."""
+        return [event["type"].rpartition(".")[2] for event in self.sent]
+
+
+async def _echo(message: bytes, call: Call) -> bytes:
+    call.request_id = "id-7"
+    return message
+
+
+async def _call(server: FakeServer, app: GrpcApp | None = None, **scope: Any) -> None:
+    headers = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
+    usual = {"type": "http", "path": METHOD, "headers": headers, "extensions": {"http.response.trailers": {}}}
+    app = app or GrpcApp([WireUnary(METHOD, _echo)], max_message_bytes=100)
+    await app(usual | scope, server.receive, server.send)
+
+
+def _request(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> None:
+    """Most clients end their request in a frame of its own: nothing depends on it."""
+    server = FakeServer(_request(frame(b"hello"), more=True))
+    await _call(server)
+    assert server.types == ["start", "body", "trailers"]
+    assert server.sent[1]["body"] == frame(b"hello")
+    assert dict(server.sent[2]["headers"]) == {b"grpc-status": b"0", b"x-request-id": b"id-7"}
+
+
+async def test_a_client_that_has_gone_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is there to be told, and nothing is wrong here."""
+    await _call(FakeServer(_request(frame(b"hello")), send_fails=BrokenPipeError()))
+    assert not caplog.records
+
+
+async def test_without_trailers_there_is_no_grpc() -> None:
+    """A proxy that drops `te: trailers` is told, in headers alone."""
+    server = FakeServer(_request(frame(b"hello")))
+    await _call(server, extensions={})
+    assert server.types == ["start", "body"]
+    headers = dict(server.sent[0]["headers"])
+    assert headers[b"grpc-status"] == b"13"
+    assert b"trailers" in headers[b"grpc-message"]
+
+
+async def test_a_websocket_is_closed() -> None:
+    """It is no gRPC either."""
+    server = FakeServer()
+    await _call(server, type="websocket", headers=[])
+    assert server.types == ["close"]
+
+
+async def test_a_bug_of_the_transport_is_internal_and_its_traceback_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The client gets a fixed sentence."""
+
+    async def answer(_message: bytes, _call: Call) -> bytes:
+        raise ZeroDivisionError("secret")
+
+    server = FakeServer(_request(frame(b"hello")))
+    with caplog.at_level(logging.ERROR):
+        await _call(server, GrpcApp([WireUnary(METHOD, answer)], max_message_bytes=100))
+    assert dict(server.sent[0]["headers"])[b"grpc-status"] == b"13"
+    assert "secret" not in str(server.sent)
+    (record,) = caplog.records
+    assert (record.getMessage(), record.exc_info is not None) == ("transport_failed", True)
