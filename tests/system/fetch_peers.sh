@@ -1,10 +1,12 @@
 #!/bin/sh
-# Fetch the foreign clients that tests/system/test_triton_clients.py talks to us with, into .peers/ (git-ignored):
+# Fetch the foreign clients that tests/system/test_triton_clients.py and test_node_client.py talk to us with, into
+# .peers/ (git-ignored):
 #
 #   .peers/triton          a virtual environment with NVIDIA's tritonclient, which needs protobuf < 7: never in ours
 #   .peers/perf_analyzer   NVIDIA's load generator, with the two libraries that it wants beside it
+#   .peers/node            gRPC for Node, where node and npm are installed
 #
-# Uses pip and apt-get download, needs no root, and is quick when all is there. What cannot be had is named, and its
+# Uses pip, npm and apt-get download, needs no root, and is quick when all is there. What cannot be had is named, and its
 # tests skip: the exit code is 0, so that `make test` also works without a network.
 #
 #   PYTHON=python3.12 tests/system/fetch_peers.sh
@@ -16,6 +18,8 @@ PYTHON=${PYTHON:-python3}
 PEERS=$PWD/.peers
 TRITON_CLIENT=2.73.0
 PERF_ANALYZER=2.41.0   # the last tritonclient wheel with the binary inside; perf_analyzer's own wheel on PyPI is empty
+GRPC_JS=1.14.7
+PROTO_LOADER=0.8.1
 CUDA_RUNTIME=12.9.79   # libcudart.so.12, which the binary is linked with; no GPU is used
 
 fetch_triton() {
@@ -54,6 +58,17 @@ WRAPPER
     return "$fetched"
 }
 
+fetch_node() {
+    [ -e "$PEERS/node/$GRPC_JS.done" ] && return
+    command -v node >/dev/null && command -v npm >/dev/null || { echo "no node or no npm"; return 1; }
+    rm -rf "$PEERS/node"
+    mkdir -p "$PEERS/node" &&
+        echo '{"private": true}' >"$PEERS/node/package.json" &&
+        npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$PEERS/node" \
+            "@grpc/grpc-js@$GRPC_JS" "@grpc/proto-loader@$PROTO_LOADER" &&
+        touch "$PEERS/node/$GRPC_JS.done"
+}
+
 # Debian's own; where the machine has no package lists yet, private ones are fetched, which needs no root.
 fetch_libb64() {
     ldconfig -p 2>/dev/null | grep -q 'libb64\.so\.0d' && return
@@ -71,7 +86,7 @@ fetch_libb64() {
 
 missing=
 mkdir -p "$PEERS"
-for peer in triton perf_analyzer; do
+for peer in triton perf_analyzer node; do
     if ! problems=$("fetch_$peer" 2>&1); then
         missing="$missing $peer"
         printf '%s\n' "$problems" | tail -n 5 >&2
@@ -80,6 +95,6 @@ done
 if [ -n "$missing" ]; then
     echo "fetch_peers: missing, their tests will skip:$missing" >&2
 else
-    echo "fetch_peers: .peers/triton ($TRITON_CLIENT) and .peers/perf_analyzer ($PERF_ANALYZER) are there"
+    echo "fetch_peers: .peers/triton ($TRITON_CLIENT), perf_analyzer ($PERF_ANALYZER) and node ($GRPC_JS) are there"
 fi
 exit 0
