@@ -6,6 +6,7 @@ Messages of errors keep the wording that users of Triton know.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,15 +33,17 @@ class WantedOutput:
     span: Span | None = None  # of shared memory; None: in the response
 
 
+_DEFAULT_OUTPUTS = [WantedOutput(PROBABILITIES)]
+
+
 def decode_outputs(request: pb.ModelInferRequest) -> list[WantedOutput]:
     """Which outputs a request wants; probabilities where it names none.
 
     Raises:
         InvalidTensor: there is no such output, or its classification parameter is wrong.
     """
-    return [_decode_output(output, request.model_name) for output in request.outputs] or [
-        WantedOutput(PROBABILITIES)
-    ]
+    outputs = request.outputs
+    return [_decode_output(output, request.model_name) for output in outputs] if outputs else _DEFAULT_OUTPUTS
 
 
 def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | list[bytes]:
@@ -52,19 +55,22 @@ def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | li
         InvalidTensor: name, datatype, shape or number of bytes are wrong.
         UnknownRegion: it lies in shared memory that nobody registered.
     """
-    if len(request.inputs) != 1:
-        found = len(request.inputs)
-        raise InvalidTensor(f"expected 1 inputs but got {found} inputs for model {request.model_name!r}")
-    tensor = request.inputs[0]
+    inputs = request.inputs
+    if len(inputs) != 1:
+        raise InvalidTensor(
+            f"expected 1 inputs but got {len(inputs)} inputs for model {request.model_name!r}"
+        )
+    tensor = inputs[0]
     if tensor.name != INPUT:
         raise InvalidTensor(f"unexpected inference input {tensor.name!r} for model {request.model_name!r}")
     raw = _raw_content(request, tensor, regions)
-    if tensor.datatype == "BYTES":
+    datatype = tensor.datatype
+    if datatype == "BYTES":
         return _decode_encoded_images(tensor, raw)
-    if tensor.datatype == "UINT8":
+    if datatype == "UINT8":
         return _decode_pixels(tensor, raw, request.model_name)
     raise InvalidTensor(
-        f"inference input {INPUT!r} data-type is {tensor.datatype!r}, "
+        f"inference input {INPUT!r} data-type is {datatype!r}, "
         f"but model {request.model_name!r} expects 'UINT8', or 'BYTES' of encoded images"
     )
 
@@ -80,17 +86,25 @@ def encode_output(
     """
     values = inference.output.probabilities if wanted.name == PROBABILITIES else inference.output.embedding
     if not wanted.top_k:
-        tensor = response.outputs.add(name=wanted.name, datatype="FP32", shape=values.shape)
+        response.MergeFromString(_head(wanted.name, values.shape))
         raw = np.ascontiguousarray(values, dtype="<f4").tobytes()
         if wanted.span is not None:
             regions.write(wanted.span, raw)
-            _encode_span(wanted.span, len(raw), tensor)
+            _encode_span(wanted.span, len(raw), response.outputs[-1])
             raw = b""  # contents stand in the order of outputs: its place stays, empty
         response.raw_output_contents.append(raw)
         return
     count, classes = values.shape
     response.outputs.add(name=wanted.name, datatype="BYTES", shape=(count, min(wanted.top_k, classes)))
     response.raw_output_contents.append(b"".join(_encode_classes(inference, wanted)))
+
+
+@lru_cache(maxsize=256)
+def _head(name: str, shape: tuple[int, ...]) -> bytes:
+    """A response that only announces one FP32 output: merging its bytes is cheaper than adding a message."""
+    head = pb.ModelInferResponse()
+    head.outputs.add(name=name, datatype="FP32", shape=shape)
+    return head.SerializeToString()
 
 
 def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> WantedOutput:
@@ -119,14 +133,17 @@ def _raw_content(
     request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor, regions: Regions
 ) -> bytes | None:
     """The bytes of the input, from the request or from shared memory; None where it has typed contents."""
-    if request.raw_input_contents and tensor.HasField("contents"):
+    raw = request.raw_input_contents
+    raw_count = len(raw)
+    has_typed = tensor.HasField("contents")
+    if raw_count and has_typed:
         raise InvalidTensor(f"input {INPUT!r} has both contents and raw_input_contents, expected one of them")
-    if len(request.raw_input_contents) > 1:
-        raise InvalidTensor(f"expected 1 raw_input_contents but got {len(request.raw_input_contents)}")
+    if raw_count > 1:
+        raise InvalidTensor(f"expected 1 raw_input_contents but got {raw_count}")
     span = _decode_span(tensor.parameters) if tensor.parameters else None
     if span is None:
-        return request.raw_input_contents[0] if request.raw_input_contents else None
-    if request.raw_input_contents or tensor.HasField("contents"):
+        return raw[0] if raw_count else None
+    if raw_count or has_typed:
         raise InvalidTensor(f"input {INPUT!r} has contents and shared memory, expected one of them")
     return regions.read(span)
 
@@ -168,10 +185,11 @@ def _decode_pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | N
             f"Expected [batch, height, width, channels], got {list(shape)}"
         )
     values = _typed_values(tensor) if raw is None else np.frombuffer(raw, np.uint8)
-    if values.size != math.prod(shape):
+    expected = math.prod(shape)
+    if len(values) != expected:
         raise InvalidTensor(
             f"input byte size mismatch for input {INPUT!r} for model {model!r}. "
-            f"Expected {math.prod(shape)}, got {values.size}"
+            f"Expected {expected}, got {len(values)}"
         )
     return values.reshape(shape)  # (N, H, W, C)
 
