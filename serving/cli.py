@@ -1,6 +1,5 @@
 """`lenserve`: serve, classify, models. Only reads options and shows results; the work lies elsewhere."""
 
-import asyncio
 import ctypes
 import json
 import sys
@@ -35,13 +34,15 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
     def run(self) -> int:
         """Serve, and stop gracefully."""
+        import uvloop
+
         from serving.logs import configure_logs
         from serving.server import serve
 
         _give_back_large_buffers()
         configure_logs(as_json=self.log_json)
         options = {name: getattr(self, name) for name in ServerSettings.model_fields}
-        asyncio.run(serve(ServerSettings(**options)))
+        uvloop.run(serve(ServerSettings(**options)))
         return DONE
 
 
