@@ -55,6 +55,11 @@ class Classify(Command):
     top_k: int = Field(default=0, ge=0, description="labels an image gets; 0: the server's default")
     token: str | None = Field(default=None, description="better given as LENSERVE_TOKEN")
     timeout_s: float = Field(default=30.0, gt=0, description="seconds for one request, retries included")
+    tls_ca_file: Path | None = Field(
+        default=None, description="PEM; TLS, with servers that one of these signed"
+    )
+    tls_cert_file: Path | None = Field(default=None, description="PEM chain to show to a server that asks")
+    tls_key_file: Path | None = Field(default=None, description="PEM key of the certificate, unencrypted")
     json_lines: bool = Field(
         default=False, alias="json", description="one JSON object for each image on stdout"
     )
@@ -65,7 +70,14 @@ class Classify(Command):
 
         files = list(_image_files(self.images))
         failed = 0
-        with Client(self.server, token=self.token, timeout_s=self.timeout_s) as client:
+        with Client(
+            self.server,
+            token=self.token,
+            timeout_s=self.timeout_s,
+            tls_ca_file=self.tls_ca_file,
+            tls_cert_file=self.tls_cert_file,
+            tls_key_file=self.tls_key_file,
+        ) as client:
             results = client.classify_all(files, model=self.model, top_k=self.top_k)
             for file, result in zip(_with_progress(files), results, strict=True):
                 failed += not isinstance(result, Prediction)

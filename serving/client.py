@@ -8,12 +8,13 @@ never beyond the deadline. `AsyncClient` is the same with `await`.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 
-from serving.client_connection import Connection, channel_options
+from serving.client_connection import Connection, open_channel
 from serving.client_images import ClientImage, encode_image
 from serving.client_messages import (
     CallFailed,
@@ -46,7 +47,7 @@ DEFAULT_TIMEOUT_S = 30.0
 
 
 class Client(Connection):
-    """A connection to a server. Threads may share one."""
+    """A connection to a server, over TLS where an authority is given to trust. Threads may share one."""
 
     def __init__(
         self,
@@ -55,8 +56,18 @@ class Client(Connection):
         token: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         attempts: int = 5,
+        tls_ca_file: Path | str | None = None,
+        tls_cert_file: Path | str | None = None,
+        tls_key_file: Path | str | None = None,
     ) -> None:
-        channel = grpc.insecure_channel(server, options=channel_options(attempts))
+        channel = open_channel(
+            grpc,
+            server,
+            attempts=attempts,
+            tls_ca_file=tls_ca_file,
+            tls_cert_file=tls_cert_file,
+            tls_key_file=tls_key_file,
+        )
         super().__init__(channel, token=token, timeout_s=timeout_s)
 
     def __enter__(self) -> Self:
@@ -173,8 +184,18 @@ class AsyncClient(Connection):
         token: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         attempts: int = 5,
+        tls_ca_file: Path | str | None = None,
+        tls_cert_file: Path | str | None = None,
+        tls_key_file: Path | str | None = None,
     ) -> None:
-        channel = grpc.aio.insecure_channel(server, options=channel_options(attempts))
+        channel = open_channel(
+            grpc.aio,
+            server,
+            attempts=attempts,
+            tls_ca_file=tls_ca_file,
+            tls_cert_file=tls_cert_file,
+            tls_key_file=tls_key_file,
+        )
         super().__init__(channel, token=token, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:

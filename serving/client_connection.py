@@ -1,9 +1,13 @@
 """What both clients are made of: a channel that tries again, its methods, and what goes with every call."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import grpc
+
 from serving.client_messages import MAX_REQUEST_BYTES, PASSING
+from serving.errors import UsageError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 _SERVICE = "lenserve.v1.Classifier"
@@ -27,6 +31,38 @@ class Connection:
 
     def _options(self, timeout_s: float | None) -> dict[str, Any]:
         return {"timeout": self._timeout_s if timeout_s is None else timeout_s, "metadata": self._metadata}
+
+
+def open_channel(
+    library: Any,  # noqa: ANN401 - untyped library
+    server: str,
+    *,
+    attempts: int,
+    tls_ca_file: Path | str | None,
+    tls_cert_file: Path | str | None,
+    tls_key_file: Path | str | None,
+) -> Any:  # noqa: ANN401
+    """A channel of `grpc` or of `grpc.aio`: with TLS where an authority is given to trust.
+
+    Raises:
+        UsageError: the files of TLS cannot be read, or do not belong together.
+    """
+    options = channel_options(attempts)
+    if (tls_cert_file is None) != (tls_key_file is None) or (tls_cert_file and tls_ca_file is None):
+        raise UsageError("tls_cert_file and tls_key_file belong together, and need tls_ca_file")
+    if tls_ca_file is None:
+        return library.insecure_channel(server, options=options)
+    authority, key, chain = map(_read_pem, (tls_ca_file, tls_key_file, tls_cert_file))
+    return library.secure_channel(
+        server, grpc.ssl_channel_credentials(authority, key, chain), options=options
+    )
+
+
+def _read_pem(file: Path | str | None) -> bytes | None:
+    try:
+        return None if file is None else Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
 
 
 def channel_options(attempts: int) -> list[tuple[str, Any]]:
