@@ -63,6 +63,16 @@ class TestStart:
             async with run_server(settings):
                 pytest.fail("it asks nobody")
 
+    @pytest.mark.parametrize("transport", ["h2", "grpc"])
+    async def test_a_key_of_another_certificate_is_refused(
+        self, repository: Repository, certificates: Path, transport: str
+    ) -> None:
+        """Clients would only see handshakes that fail."""
+        files = {"tls_cert_file": certificates / "server.pem", "tls_key_file": certificates / "client.key"}
+        with pytest.raises(UsageError, match="are no certificate with its key"):
+            async with run_server(_settings(repository.root, transport=transport, **files)):
+                pytest.fail("it serves nobody")
+
     @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
     @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
     async def test_cuda_without_a_gpu_is_refused_with_the_reason(

@@ -39,6 +39,7 @@ BAD = [
     ("grpc_port", -1),
     ("grpc_port", 65536),
     ("http_port", 65536),
+    ("transport", "http"),
     ("device", "gpu"),
     ("device", "cuda:"),
     ("device", "cuda:x"),
@@ -124,3 +125,17 @@ def test_the_limits_of_one_image_come_from_the_options() -> None:
     """What the decoder is told is what the operator said."""
     limits = ServerSettings(repository=HERE, max_image_bytes=5, max_image_pixels=6).image_limits
     assert (limits.max_bytes, limits.max_pixels) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tls_cert_file": "a.pem"}, "tls_cert_file and tls_key_file belong together"),
+        ({"tls_key_file": "a.key"}, "tls_cert_file and tls_key_file belong together"),
+        ({"tls_client_ca_file": "ca.pem"}, "tls_client_ca_file needs tls_cert_file and tls_key_file"),
+    ],
+)
+def test_half_of_tls_is_none(files: dict[str, str], message: str) -> None:
+    """A server that was meant to be private never speaks in the clear."""
+    with pytest.raises(ValidationError, match=message):
+        ServerSettings.model_validate({"repository": HERE, **files})
