@@ -47,6 +47,7 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Handler = Callable[[RawHeaders, Receive, Send], Coroutine[Any, Any, None]]
+App = Callable[[Event, Receive, Send], Coroutine[Any, Any, None]]
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ _log = logging.getLogger(__name__)
 class GrpcApp:
     """An ASGI application. A class because it is its table of handlers."""
 
-    def __init__(self, rpcs: Sequence[WireRpc], *, max_message_bytes: int) -> None:
+    def __init__(self, rpcs: Sequence[WireRpc], *, max_message_bytes: int, other: App | None = None) -> None:
+        self._other = other or _refuse  # serves what is no gRPC
         self._max_message_bytes = max_message_bytes
         self._handlers = {rpc.method: self._handler(rpc) for rpc in rpcs}
 
@@ -62,7 +64,7 @@ class GrpcApp:
         """The coroutine that serves a request."""
         headers: RawHeaders = dict(scope.get("headers", ()))
         if not is_grpc(headers.get(b"content-type", b"")):
-            return _refuse(scope, send)
+            return self._other(scope, receive, send)
         if _TRAILERS not in scope["extensions"]:
             return _fail(send, _NO_TRAILERS)
         handler = self._handlers.get(scope["path"])
@@ -151,7 +153,7 @@ def _ending_well(call: Call) -> Event:
 
 async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_started: bool = False) -> None:
     """End a call with a status: in trailers, or in headers alone where nothing was sent yet."""
-    status = _status(error)
+    status = status_of_failure(error)
     if status is None:
         return
     pairs = ending(status, call.request_id if call else "")
@@ -163,7 +165,7 @@ async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_st
         await send(_NO_BODY)
 
 
-def _status(error: Exception) -> Status | None:
+def status_of_failure(error: Exception) -> Status | None:
     """How a call ends; None where there is nobody left to be told."""
     if isinstance(error, Failure):
         return error.status
@@ -175,12 +177,7 @@ def _status(error: Exception) -> Status | None:
     return Status(Code.INTERNAL, "INTERNAL", "the server failed; its log has the reason")
 
 
-async def _refuse(scope: Event, send: Send) -> None:
-    """Answer what is no gRPC: as its specification wants it, with 415."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close"})
-        return
-    text = b"this port speaks gRPC: content-type application/grpc\n"
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
-    await send({"type": "http.response.start", "status": _UNSUPPORTED_MEDIA_TYPE, "headers": headers})
-    await send({"type": _BODY, "body": text})
+async def _refuse(_scope: Event, _receive: Receive, send: Send) -> None:
+    """Answer what is no gRPC as its specification wants it."""
+    await send({"type": "http.response.start", "status": _UNSUPPORTED_MEDIA_TYPE, "headers": []})
+    await send(_NO_BODY)

@@ -18,6 +18,7 @@ from serving.errors import AddressUnavailable
 from serving.transport.around import WireRpc
 from serving.transport.grpc_app import GrpcApp
 from serving.transport.tls import TlsFiles
+from serving.transport.web_app import WebApp
 
 # After the last call has ended new ones are refused as UNAVAILABLE for as long as clients need to hear it.
 _REFUSING_S = 0.2
@@ -46,6 +47,8 @@ class H2Server:
     ) -> None:
         self.host = host
         self.port = port
+        web = WebApp(rpcs, max_message_bytes=max_message_bytes)
+        app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
         self._config = h2corn.Config(
             bind=("127.0.0.1:0",),  # not used: it is given a socket
             grpc=True,
@@ -61,7 +64,7 @@ class H2Server:
             h2_timeout_response_stall=_STALL_S,
             **({} if tls is None else _tls_options(tls)),
         )
-        self._server = h2corn.Server(GrpcApp(rpcs, max_message_bytes=max_message_bytes), self._config)
+        self._server = h2corn.Server(app, self._config)
         self._serving: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

@@ -80,11 +80,18 @@ async def test_without_trailers_there_is_no_grpc() -> None:
     assert b"trailers" in headers[b"grpc-message"]
 
 
-async def test_a_websocket_is_closed() -> None:
-    """It is no gRPC either."""
-    server = FakeServer()
-    await _call(server, type="websocket", headers=[])
-    assert server.types == ["close"]
+async def test_what_is_no_grpc_is_left_to_another_application() -> None:
+    """Where there is one; else HTTP says 415."""
+    server, others = FakeServer(), []
+
+    async def other(scope: Any, _receive: Any, _send: Any) -> None:
+        others.append(scope["path"])
+
+    headers = [(b"content-type", b"application/json")]
+    await _call(server, GrpcApp([], max_message_bytes=100, other=other), headers=headers)
+    assert others == [METHOD]
+    await _call(server, headers=headers)
+    assert [event.get("status") for event in server.sent] == [415, None]
 
 
 async def test_a_bug_of_the_transport_is_internal_and_its_traceback_is_in_the_log(

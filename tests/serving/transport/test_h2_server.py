@@ -1,7 +1,6 @@
 """h2corn as a transport: what only it does. What both transports do is in conformance/."""
 
 import asyncio
-import http.client
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -70,14 +69,6 @@ async def test_dead_peers_are_looked_for() -> None:
         await writer.wait_closed()
 
 
-async def test_http_1_is_told_what_this_port_speaks() -> None:
-    """A browser or curl gets a sentence."""
-    async with _server() as server:
-        status, text = await asyncio.to_thread(_get, server.port)
-    assert status == 415
-    assert text == "this port speaks gRPC: content-type application/grpc\n"
-
-
 def _channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address)
 
@@ -87,13 +78,3 @@ def _timers(port: int) -> list[str]:
     rows = [line.split() for line in _SOCKETS.read_text().splitlines()[1:]]
     ours = [row for row in rows if row[1].endswith(f":{port:04X}") and row[3] == _ESTABLISHED]
     return [row[5].partition(":")[0] for row in ours]
-
-
-def _get(port: int) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
