@@ -5,6 +5,7 @@ Pillow itself resizes: rounding may then differ by a level, and by more where a 
 since the order of the two passes is Pillow's own affair.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -63,14 +64,17 @@ def _resize_fast(pixels: Pixels, size: Size, box: Box, interpolation: str) -> Pi
     columns = _needed(left, right, size[0], pixels.shape[1])
     needed = pixels[rows, columns]
     height, width, channels = needed.shape
-    # One axis a call, down and then across as the library itself would do it. Given both axes and a part at
-    # once, fast_image_resize 6.1 reads beyond its buffer for cubic filters, and the process dies.
-    source = fast.ImageData(width, height, _PIXEL_TYPES[channels], needed.tobytes())
-    down = fast.ImageData(width, size[1], _PIXEL_TYPES[channels])
-    _pass(source, down, interpolation, fast.CropBox(0, top - rows.start, width, bottom - top))
-    across = fast.ImageData(*size, _PIXEL_TYPES[channels])
-    _pass(down, across, interpolation, fast.CropBox(left - columns.start, 0, right - left, size[1]))
-    return np.frombuffer(across.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
+    # One axis a call. Given both axes and a part at once, fast_image_resize 6.1 reads beyond its buffer for
+    # cubic filters, and the process dies. Across and then down, as Pillow does: the roundings are the same.
+    kind = _PIXEL_TYPES[channels]
+    source = fast.ImageData(width, height, kind, needed.tobytes())
+    across = fast.ImageData(size[0], height, kind)
+    # A Resizer serves one thread at a time, so it is not kept.
+    resizer = fast.Resizer()
+    resizer.resize(source, across, _part(interpolation, left - columns.start, 0, right - left, height))
+    down = fast.ImageData(*size, kind)
+    resizer.resize(across, down, _part(interpolation, 0, top - rows.start, size[0], bottom - top))
+    return np.frombuffer(down.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
 
 
 def _needed(low: float, high: float, size: int, length: int) -> slice:
@@ -79,11 +83,11 @@ def _needed(low: float, high: float, size: int, length: int) -> slice:
     return slice(max(math.floor(low - reach), 0), min(math.ceil(high + reach), length))
 
 
-def _pass(
-    source: "fast.ImageData", result: "fast.ImageData", interpolation: str, part: "fast.CropBox"
-) -> None:
-    # A Resizer serves one thread at a time and keeps the memory of its largest image: none is kept.
-    fast.Resizer().resize(source, result, fast.ResizeOptions(_ALGORITHMS[interpolation], crop_box=part))
+@functools.lru_cache(
+    maxsize=256
+)  # a camera sends one size, and making this costs as much as a digit's resize
+def _part(interpolation: str, left: float, top: float, width: float, height: float) -> "fast.ResizeOptions":
+    return fast.ResizeOptions(_ALGORITHMS[interpolation], crop_box=fast.CropBox(left, top, width, height))
 
 
 def _resize_with_pillow(pixels: Pixels, size: Size, box: Box, interpolation: str) -> Pixels:

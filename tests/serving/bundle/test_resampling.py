@@ -27,11 +27,11 @@ def pillow(pixels: Pixels, size: tuple[int, int], box: Box, interpolation: str) 
     return np.asarray(image.resize(size, FILTERS[interpolation], box=box)).reshape(*size[::-1], -1)
 
 
-def pillow_down_then_across(pixels: Pixels, size: tuple[int, int], box: Box, interpolation: str) -> Pixels:
-    """The same in a known order: Pillow's own depends on its version and on the sizes."""
-    width, (left, top, right, bottom) = pixels.shape[1], box
-    down = pillow(pixels, (width, size[1]), (0, top, width, bottom), interpolation)  # (size[1], W, C)
-    return pillow(down, size, (left, 0, right, size[1]), interpolation)
+def pillow_across_then_down(pixels: Pixels, size: tuple[int, int], box: Box, interpolation: str) -> Pixels:
+    """The same in a known order: Pillow goes down first where that is much cheaper, since version 13."""
+    height, (left, top, right, bottom) = pixels.shape[0], box
+    across = pillow(pixels, (size[0], height), (left, 0, right, height), interpolation)  # (H, size[0], C)
+    return pillow(across, size, (0, top, size[0], bottom), interpolation)
 
 
 def difference(ours: Pixels, reference: Pixels) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_any_part_of_any_size_is_pillows_within_a_rounding(
         pixels = (pixels > 127).astype(np.uint8) * np.uint8(255)
     box = data.draw(boxes(shape[1], shape[0]))
     ours = resize(pixels, size, box=box, interpolation=interpolation)
-    reference = pillow_down_then_across(pixels, size, box, interpolation)
+    reference = pillow_across_then_down(pixels, size, box, interpolation)
     assert difference(ours, reference).max() <= (1 if interpolation == "bilinear" else 2)
     if interpolation == "bilinear":
         assert difference(ours, pillow(pixels, size, box, interpolation)).max() <= 2
@@ -75,16 +75,16 @@ def test_any_part_of_any_size_is_pillows_within_a_rounding(
 
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS)
 @pytest.mark.parametrize("size", [(224, 224), (96, 96), (28, 28), (299, 299), (1000, 700)])
-@pytest.mark.parametrize(("interpolation", "most"), [("bilinear", 1), ("bicubic", 10)])
+@pytest.mark.parametrize(("interpolation", "most"), [("bilinear", 1), ("bicubic", 3)])
 def test_photographs_are_pillows(
     photograph: Pixels, size: tuple[int, int], interpolation: str, most: int
 ) -> None:
-    """Less than one sample in five differs, by one level; where cubic overshoots are clipped, by a few."""
+    """Less than one sample in fifty differs, by one level, and cubic ones rarely by more."""
     box = (10.3, 20.7, 600.1, 401.9)
     ours = resize(photograph, size, box=box, interpolation=interpolation)
     found = difference(ours, pillow(photograph, size, box, interpolation))
     assert found.max() <= most
-    assert found.mean() < 0.2
+    assert found.mean() < 0.02
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
