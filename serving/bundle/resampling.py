@@ -35,6 +35,9 @@ if FAST:
         "bicubic": fast.ResizeAlg.convolution(fast.FilterType.catmull_rom),
     }
 
+# A quarter of a common second-level cache. At twice that, a 500x375 photograph takes 1.4 times as long.
+_BAND_BYTES = 384 * 1024
+
 # How many source pixels (or result pixels, whichever are larger) a filter reaches to each side.
 _REACH = 2
 
@@ -63,18 +66,30 @@ def _resize_fast(pixels: Pixels, size: Size, box: Box, interpolation: str) -> Pi
     rows = _needed(top, bottom, size[1], pixels.shape[0])
     columns = _needed(left, right, size[0], pixels.shape[1])
     needed = pixels[rows, columns]
-    height, width, channels = needed.shape
+    height, _, channels = needed.shape
     # One axis a call. Given both axes and a part at once, fast_image_resize 6.1 reads beyond its buffer for
     # cubic filters, and the process dies. Across and then down, as Pillow does: the roundings are the same.
-    kind = _PIXEL_TYPES[channels]
-    source = fast.ImageData(width, height, kind, needed.tobytes())
-    across = fast.ImageData(size[0], height, kind)
-    # A Resizer serves one thread at a time, so it is not kept.
-    resizer = fast.Resizer()
-    resizer.resize(source, across, _part(interpolation, left - columns.start, 0, right - left, height))
-    down = fast.ImageData(*size, kind)
-    resizer.resize(across, down, _part(interpolation, 0, top - rows.start, size[0], bottom - top))
+    narrow = _across(needed, size[0], left - columns.start, right - left, interpolation)
+    source = fast.ImageData(size[0], height, _PIXEL_TYPES[channels], narrow)
+    down = fast.ImageData(*size, _PIXEL_TYPES[channels])
+    fast.Resizer().resize(source, down, _part(interpolation, 0, top - rows.start, size[0], bottom - top))
     return np.frombuffer(down.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
+
+
+def _across(pixels: Pixels, new_width: int, left: float, span: float, interpolation: str) -> bytes:
+    """Resize every row, a band of rows at a time: the copies stay in the cache, and Python waits for none."""
+    height, width, channels = pixels.shape
+    kind = _PIXEL_TYPES[channels]
+    resizer = fast.Resizer()
+    rows_a_band = math.ceil(height / math.ceil(pixels.nbytes / _BAND_BYTES))
+    bands = []
+    for first in range(0, height, rows_a_band):
+        band = pixels[first : first + rows_a_band]
+        source = fast.ImageData(width, len(band), kind, band.tobytes())
+        across = fast.ImageData(new_width, len(band), kind)
+        resizer.resize(source, across, _part(interpolation, left, 0, span, len(band)))
+        bands.append(across.get_buffer())
+    return b"".join(bands)
 
 
 def _needed(low: float, high: float, size: int, length: int) -> slice:
@@ -83,9 +98,8 @@ def _needed(low: float, high: float, size: int, length: int) -> slice:
     return slice(max(math.floor(low - reach), 0), min(math.ceil(high + reach), length))
 
 
-@functools.lru_cache(
-    maxsize=256
-)  # a camera sends one size, and making this costs as much as a digit's resize
+# A camera sends one size, and to make this costs as much as to resize a digit.
+@functools.lru_cache(maxsize=256)
 def _part(interpolation: str, left: float, top: float, width: float, height: float) -> "fast.ResizeOptions":
     return fast.ResizeOptions(_ALGORITHMS[interpolation], crop_box=fast.CropBox(left, top, width, height))
 
