@@ -66,6 +66,7 @@ class Models:
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be, or still leased
         self._failures: dict[tuple[str, int], _Failure] = {}
+        self._put_away: set[str] = set()  # unloaded on request, until they are loaded again
         self._loading: tuple[str, int] | None = None
         self._scanned = asyncio.Event()
         self._draining = False
@@ -146,7 +147,7 @@ class Models:
         """
         models = list(self._models.values())  # a copy: probes look from a thread of their own
         served = [model for model in models if model.default is not None]
-        nothing_works = bool(models) and not served
+        nothing_works = not served and any(model.name not in self._put_away for model in models)
         return (
             self._scanned.is_set()
             and not self._draining
@@ -198,6 +199,42 @@ class Models:
         except BundleError as error:  # the files went away: that says nothing of the engine
             _log.warning("version_unchecked", extra=_fields(version.bundle, reason=str(error)))
 
+    async def load(self, name: str) -> None:
+        """Look at one model now, whatever was decided of it before, and bring what is served in line.
+
+        Raises:
+            UnknownModel: the repository has no such model.
+            ModelUnavailable: it, or its newest version, cannot be served; what was served before goes on.
+            OSError: the repository cannot be read.
+        """
+        async with self._refreshing:
+            if name not in await asyncio.to_thread(self._repository.models):
+                raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
+            self._put_away.discard(name)
+            for failed in [each for each in self._failures if each[0] == name]:
+                del self._failures[failed]
+            await self._refresh_or_keep(name)
+            model = self._models[name]
+        newest = max(model.refused, default=0)
+        if model.problem or model.default is None or newest > model.default:
+            refused = (
+                f"version {newest} was refused: {model.refused[newest]}" if newest else "it has no version"
+            )
+            raise ModelUnavailable(f"failed to load {name!r}: {model.problem or refused}")
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more, until it is loaded again. Requests that hold it end first.
+
+        Raises:
+            UnknownModel, ModelUnavailable: as `get`.
+        """
+        async with self._refreshing:
+            model = self.get(name)
+            self._put_away.add(name)
+            self._models[name] = Model(name, {}, {}, None, {}, problem="it was unloaded on request")
+            self._announce()
+            self._retire(model.versions.values())
+
     async def refresh(self) -> None:
         """Look at the repository once, and bring what is served in line with it.
 
@@ -209,9 +246,11 @@ class Models:
             if not await asyncio.to_thread(self._repository.root.is_dir):
                 raise FileNotFoundError(f"the repository {self._repository.root} is no folder")
             for name in names:
-                await self._refresh_or_keep(name)
+                if name not in self._put_away:
+                    await self._refresh_or_keep(name)
             for name in set(self._models) - set(names):
                 gone = self._models.pop(name)
+                self._put_away.discard(name)
                 self._announce()
                 self._retire(gone.versions.values())
 

@@ -30,7 +30,7 @@ from serving.engine import Device, OnnxEngine, Output
 from serving.errors import EngineError, ModelUnavailable, UnknownModel
 from serving.metrics import Metrics
 from serving.models import Models
-from serving.versions import State
+from serving.versions import State, Version
 
 NAME = "colours"
 
@@ -633,6 +633,94 @@ class TestRepositoryChanges:
             publish()
             await asyncio.gather(*(models.refresh() for _ in range(5)))
             assert len(load.engines) == 1
+
+
+class TestLoadAndUnload:
+    """What operators ask for by name."""
+
+    async def test_an_unloaded_model_stays_so_until_it_is_loaded_again(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Looks at the repository, and new versions in it, do not bring it back; the others go on."""
+        publish()
+        publish("shapes")
+        async with open_models() as models:
+            with models.lease(NAME) as held:
+                await models.unload(NAME)
+                publish()
+                await models.refresh()
+
+                with pytest.raises(ModelUnavailable, match="it was unloaded on request"):
+                    models.lease(NAME)
+                assert models.ready
+                assert models.lease("shapes").number == 1
+                assert await _runs(held)
+            await models.load(NAME)
+
+            assert models.lease(NAME).number == 2
+
+    async def test_without_any_model_on_purpose_a_server_is_ready(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Readiness asks whether the server works, and it does as it was told."""
+        publish()
+        async with open_models() as models:
+            await models.unload(NAME)
+
+            assert models.ready
+            assert models.statuses() == []
+
+    async def test_a_load_looks_at_once(self, publish: Publish, open_models: OpenModels) -> None:
+        """A version that was published a moment ago is served when load returns."""
+        publish()
+        async with open_models() as models:
+            publish()
+            await models.load(NAME)
+
+            assert models.lease(NAME).number == 2
+
+    async def test_a_load_that_fails_says_why_and_the_old_version_goes_on(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Also the second time: a load tries again what was refused."""
+        publish()
+        async with open_models() as models:
+            publish(lie=True)
+            for _ in range(2):
+                with pytest.raises(
+                    ModelUnavailable, match="failed to load 'colours': version 2 was refused: "
+                ):
+                    await models.load(NAME)
+            assert models.lease(NAME).number == 1
+
+    async def test_a_model_that_cannot_be_read_cannot_be_loaded(
+        self, publish: Publish, open_models: OpenModels, repository: Repository
+    ) -> None:
+        """Damaged aliases say of no version that it is to be served."""
+        publish()
+        (repository.root / NAME / "aliases.json").write_text("[]")
+        async with open_models() as models:
+            with pytest.raises(ModelUnavailable, match=r"failed to load 'colours': .*aliases"):
+                await models.load(NAME)
+
+    async def test_a_model_that_nobody_knows_is_neither_loaded_nor_unloaded(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """The repository has no folder of that name."""
+        publish()
+        async with open_models() as models:
+            with pytest.raises(
+                UnknownModel, match="failed to load 'shapes': the repository has no such model"
+            ):
+                await models.load("shapes")
+            with pytest.raises(UnknownModel, match="there is no model 'shapes'"):
+                await models.unload("shapes")
+
+
+async def _runs(version: Version) -> bool:
+    """Whether a version that is held still answers."""
+    output = await version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+    return output.probabilities.shape == (1, 3)
 
 
 class TestEnd:
