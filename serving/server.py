@@ -26,6 +26,7 @@ from serving.transport.health import HealthService
 from serving.transport.http_server import HttpServer
 from serving.transport.inference_service import InferenceService
 from serving.transport.reflection import reflection_rpcs
+from serving.transport.repository_service import RepositoryService
 from serving.transport.shared_memory import Regions
 from serving.transport.shared_memory_service import SharedMemoryService
 from serving.transport.table import Rpc, services
@@ -88,7 +89,12 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
             ready=lambda: models.ready,
         ) as http,
         _TRANSPORTS[settings.transport](
-            [around.wrap(rpc) for rpc in build_table(classifier, models, metrics, regions)],
+            [
+                around.wrap(rpc)
+                for rpc in build_table(
+                    classifier, models, metrics, regions, model_control=settings.model_control
+                )
+            ],
             host=settings.host,
             port=settings.grpc_port,
             max_message_bytes=settings.max_message_bytes,
@@ -100,7 +106,12 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
 
 
 def build_table(
-    classifier: Classifier, models: Models, metrics: Metrics, regions: Regions | None = None
+    classifier: Classifier,
+    models: Models,
+    metrics: Metrics,
+    regions: Regions | None = None,
+    *,
+    model_control: bool = False,
 ) -> Sequence[Rpc]:
     """Every RPC that the server answers."""
     regions = regions or Regions()
@@ -108,6 +119,7 @@ def build_table(
     rows = (
         *ClassifierService(classifier).rpcs(),
         *InferenceService(classifier, models, metrics, regions).rpcs(),
+        *RepositoryService(models, model_control=model_control).rpcs(),
         *SharedMemoryService(regions).rpcs(),
         *HealthService(models, ours).rpcs(),
     )

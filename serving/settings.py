@@ -84,6 +84,9 @@ class ServerSettings(Strict):
         default=None,
         description='TOML of [tokens], "token" = ["model", ...] or ["*"]; without it nobody is asked',
     )
+    model_control: bool = Field(
+        default=False, description="whether clients may load and unload models by their names"
+    )
     shared_memory_pattern: str | None = Field(
         default=None,
         description="regular expression of keys of shared memory that clients may register; unset: none",

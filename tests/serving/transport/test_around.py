@@ -248,7 +248,8 @@ async def wired(publish: Callable[..., object], serve: Callable[..., Any]) -> As
     """Every unary row of a real server as a transport sees it: method -> function from bytes to bytes."""
     publish()
     async with serve() as server:
-        rows = map(server.around.wrap, build_table(server.classifier, server.models, server.metrics))
+        table = build_table(server.classifier, server.models, server.metrics, model_control=True)
+        rows = map(server.around.wrap, table)
         yield {row.method[1:]: row.answer for row in rows if isinstance(row, WireUnary)}
 
 

@@ -114,6 +114,7 @@ async def test_server_metadata_announces_only_what_is_there(stub: Any) -> None:
         "extensions": [
             "classification",
             "model_configuration",
+            "model_repository",
             "binary_tensor_data",
             "parameters",
             "statistics",

@@ -1,0 +1,121 @@
+"""RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload over a real channel."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.pb.inference import grpc_service_pb2 as pb
+
+SERVICE = "inference.GRPCInferenceService"
+INDEX, LOAD, UNLOAD = (f"{SERVICE}/Repository{name}" for name in ("Index", "ModelLoad", "ModelUnload"))
+
+Fixture = Callable[..., Any]
+
+
+def _infer(model: str = "colours") -> pb.ModelInferRequest:
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)  # (N, H, W, C)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": pixels.shape}
+    return pb.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[pixels.tobytes()])
+
+
+async def _index(stub: Any, *, ready: bool = False) -> list[tuple[str, str, str, str]]:
+    answer = await stub.call(INDEX, pb.RepositoryIndexRequest(ready=ready))
+    return [(each.name, each.version, each.state, each.reason) for each in answer.models]
+
+
+async def test_the_index_has_every_version_and_its_state(
+    publish: Fixture, serve: Fixture, connect: Fixture, repository: Any
+) -> None:
+    """Served, refused with the reason, and a model that cannot be read at all."""
+    publish()
+    publish(lie=True)
+    publish("damaged")
+    (repository.root / "damaged" / "aliases.json").write_text("[]")
+    async with serve() as server:
+        stub = connect(server.grpc.port)
+        every, ready = await _index(stub), await _index(stub, ready=True)
+
+    assert [each[:3] for each in every] == [
+        ("colours", "1", "READY"),
+        ("colours", "2", "UNAVAILABLE"),
+        ("damaged", "", "UNAVAILABLE"),
+    ]
+    assert every[1][3].startswith("golden probabilities differ by")
+    assert "aliases" in every[2][3]
+    assert ready == [("colours", "1", "READY", "")]
+
+
+async def test_a_model_is_unloaded_and_loaded(publish: Fixture, serve: Fixture, connect: Fixture) -> None:
+    """In between it is UNAVAILABLE, in the index and to requests; a load brings what is newest then."""
+    publish()
+    async with serve(model_control=True) as server:
+        stub = connect(server.grpc.port)
+        await stub.call(UNLOAD, pb.RepositoryModelUnloadRequest(model_name="colours"))
+        index = await _index(stub)
+        refusal = await stub.refusal(f"{SERVICE}/ModelInfer", _infer())
+        ready = await stub.call(f"{SERVICE}/ModelReady", pb.ModelReadyRequest(name="colours"))
+        publish()
+        await stub.call(LOAD, pb.RepositoryModelLoadRequest(model_name="colours"))
+        answer = await stub.call(f"{SERVICE}/ModelInfer", _infer())
+
+    assert index == [("colours", "", "UNAVAILABLE", "it was unloaded on request")]
+    assert (refusal.code, ready.ready) == ("UNAVAILABLE", False)
+    assert refusal.message == ("model 'colours' has no version that can answer: it was unloaded on request")
+    assert answer.model_version == "2"
+
+
+@pytest.mark.parametrize("method", ["Load", "Unload"])
+async def test_without_model_control_nothing_changes(
+    publish: Fixture, serve: Fixture, connect: Fixture, method: str
+) -> None:
+    """Off by default, in Triton's code and words."""
+    publish()
+    async with serve() as server:
+        stub = connect(server.grpc.port)
+        request = getattr(pb, f"RepositoryModel{method}Request")(model_name="colours")
+        refusal = await stub.refusal(f"{SERVICE}/RepositoryModel{method}", request)
+        index = await _index(stub)
+
+    assert refusal.code == "UNAVAILABLE"
+    assert refusal.message.startswith("explicit model load / unload is not allowed")
+    assert index == [("colours", "1", "READY", "")]
+
+
+async def test_what_cannot_be_loaded_says_why(publish: Fixture, serve: Fixture, connect: Fixture) -> None:
+    """A model that is not there, a version that is refused, and parameters that would bring a model along."""
+    publish()
+    async with serve(model_control=True) as server:
+        stub = connect(server.grpc.port)
+        publish(lie=True)
+        config = {"config": pb.ModelRepositoryParameter(string_param="{}")}
+        refusals = [
+            await stub.refusal(LOAD, pb.RepositoryModelLoadRequest(**fields))
+            for fields in (
+                {"model_name": "shapes"},
+                {"model_name": "colours"},
+                {"model_name": "colours", "parameters": config},
+                {"model_name": "colours", "repository_name": "other"},
+            )
+        ]
+
+    assert [each.code for each in refusals] == ["NOT_FOUND", "UNAVAILABLE", "UNIMPLEMENTED", "UNIMPLEMENTED"]
+    assert refusals[0].message == "failed to load 'shapes': the repository has no such model"
+    assert refusals[1].message.startswith("failed to load 'colours': version 2 was refused: ")
+    assert refusals[2].message.startswith("load parameter 'config' is not supported")
+
+
+async def test_a_token_loads_its_own_models_only(
+    publish: Fixture, serve: Fixture, connect: Fixture, tmp_path: Any
+) -> None:
+    """Model control is checked against the token as inference is."""
+    publish()
+    file = tmp_path / "tokens.toml"
+    file.write_text('[tokens]\n"abc" = ["shapes"]\n')
+    async with serve(model_control=True, token_file=file) as server:
+        stub = connect(server.grpc.port)
+        request = pb.RepositoryModelUnloadRequest(model_name="colours")
+        refusal = await stub.refusal(UNLOAD, request, metadata=(("authorization", "Bearer abc"),))
+
+    assert refusal.code == "PERMISSION_DENIED"
