@@ -10,7 +10,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +48,16 @@ class WireUnary:
     answer: Callable[[bytes, Call], Awaitable[bytes]]
 
 
+_Groups = AsyncGenerator[Sequence[bytes], None]
+_AnswerStream = Callable[[AsyncIterator[bytes], Call], _Groups]
+
+
 @dataclass(frozen=True, slots=True)
 class WireStream:
-    """A wrapped row: messages in, messages out, as bytes. Raises Failure."""
+    """A wrapped row: messages in, groups of messages out that are ready at once, as bytes. Raises Failure."""
 
     method: str
-    answer: Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]
+    answer: _AnswerStream
 
 
 WireRpc = WireUnary | WireStream
@@ -125,52 +129,48 @@ class Around:
 
         return answer
 
-    def _stream(self, rpc: Stream) -> Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]:
-        ended = self._metrics.rpc(rpc.method).ended
+    def _stream(self, rpc: Stream) -> _AnswerStream:
         parse = _parser(rpc)
 
-        async def answer(messages: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
-            started_s = time.perf_counter()
-            self._name(call)
-            code = Code.OK
-            try:
-                self._admit(rpc)
-                self._authorize(rpc, call, "")
-                requests = (parse(message) async for message in messages)
-                async for response in rpc.answer(requests, call):
-                    yield response.SerializeToString()
-            except (asyncio.CancelledError, GeneratorExit):
-                code = Code.CANCELLED
-                raise
-            except Exception as error:
-                status = self._status(rpc, call, error)
-                code = status.code
-                raise Failure(status) from error
-            finally:
-                ended(code.name, time.perf_counter() - started_s)
+        async def answers(
+            messages: AsyncIterator[bytes], call: Call
+        ) -> AsyncGenerator[Sequence[bytes], None]:
+            requests = (parse(message) async for message in messages)
+            async for response in rpc.answer(requests, call):
+                yield (response.SerializeToString(),)
 
-        return answer
+        return self._streaming(rpc, answers)
 
-    def _pipeline(self, rpc: Pipeline) -> Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]:
+    def _pipeline(self, rpc: Pipeline) -> _AnswerStream:
         answer_one = self._answer_one(rpc)
+
+        def answers(messages: AsyncIterator[bytes], call: Call) -> _Groups:
+            return pipelined(
+                messages,
+                lambda message: answer_one(message, call),
+                max_in_flight=self._max_in_flight,
+                deadline_s=call.deadline_s,
+            )
+
+        return self._streaming(rpc, answers)
+
+    def _streaming(
+        self,
+        rpc: Stream | Pipeline,
+        answers: Callable[[AsyncIterator[bytes], Call], _Groups],
+    ) -> _AnswerStream:
         ended = self._metrics.rpc(rpc.method).ended
 
-        async def answer(messages: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        async def answer(messages: AsyncIterator[bytes], call: Call) -> _Groups:
             started_s = time.perf_counter()
             self._name(call)
             code = Code.OK
             try:
                 self._admit(rpc)
                 self._authorize(rpc, call, "")
-                answers = pipelined(
-                    messages,
-                    lambda message: answer_one(message, call),
-                    max_in_flight=self._max_in_flight,
-                    deadline_s=call.deadline_s,
-                )
-                async with aclosing(answers):
-                    async for response in answers:
-                        yield response
+                async with aclosing(answers(messages, call)) as groups:
+                    async for group in groups:
+                        yield group
             except (asyncio.CancelledError, GeneratorExit):
                 code = Code.CANCELLED
                 raise

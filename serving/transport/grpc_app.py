@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from serving.transport.around import REQUEST_ID_KEY, Failure, WireRpc, WireStream, WireUnary
 from serving.transport.grpc_framing import (
@@ -96,13 +96,13 @@ class GrpcApp:
                 call = open_call(headers)
                 messages = self._messages(headers, receive)
                 compressed = takes_gzip(headers)
-                answers = cast("AsyncGenerator[bytes, None]", rpc.answer(messages, call))
+                answers = rpc.answer(messages, call)
                 async with _deadline(call), aclosing(messages), aclosing(answers):
-                    async for answer in answers:
+                    async for group in answers:
                         if not is_started:
                             await send(_START_GZIP if compressed else _START)
                             is_started = True
-                        body = frame(answer, compressed=compressed)
+                        body = b"".join([frame(answer, compressed=compressed) for answer in group])
                         await send({"type": _BODY, "body": body, "more_body": True})
                 if not is_started:
                     await send(_START)

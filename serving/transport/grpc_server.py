@@ -124,8 +124,9 @@ def _stream(rpc: WireStream) -> Callable[[AsyncIterator[bytes], Any], AsyncItera
     async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ANN401
         call = _call(context)
         try:
-            async for answer in rpc.answer(_complete(messages), call):
-                yield answer
+            async for answers in rpc.answer(_complete(messages), call):
+                for answer in answers:
+                    yield answer
         except Failure as failure:
             await _abort(context, failure, call)
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, Generic, TypeVar
 
 from serving.errors import DeadlineExceeded
 
@@ -17,8 +18,8 @@ async def pipelined(
     *,
     max_in_flight: int,
     deadline_s: float = math.inf,
-) -> AsyncGenerator[Response, None]:
-    """Give the answers to requests, in order.
+) -> AsyncGenerator[list[Response], None]:
+    """Give the answers to requests, in order, as many at once as are ready: sending them together is cheaper.
 
     While max_in_flight requests have no answer yet, or one that nobody has taken, no further one is read: a
     client that sends faster than it reads is stopped by the transport's flow control. Leaving early (aclose,
@@ -34,50 +35,80 @@ async def pipelined(
     Raises:
         DeadlineExceeded: it passed before the stream had ended.
     """
-    making: asyncio.Queue[asyncio.Future[Response] | None] = asyncio.Queue()
+    line: _Line[Response] = _Line()
     places = asyncio.Semaphore(max_in_flight)
-    reader = asyncio.create_task(_read(requests, answer, making, places))
+    reader = asyncio.create_task(_read(requests, answer, line, places))
+    reader.add_done_callback(lambda _: line.arrived.set())
     alarm = None
     if not math.isinf(deadline_s):
-        alarm = asyncio.get_running_loop().call_at(deadline_s, lambda: making.put_nowait(_late()))
+        alarm = asyncio.get_running_loop().call_at(deadline_s, lambda: line.append(_late()))
     try:
-        while (response := await making.get()) is not None:
-            yield await response
-            places.release()
+        while await line.wait(reader):
+            answers = await line.take()
+            yield answers
+            for _ in answers:
+                places.release()
         await reader  # raises what reading raised
     finally:
         if alarm is not None:
             alarm.cancel()
         await _cancel([reader])
-        await _cancel([each for each in _drained(making) if each is not None])
+        await _cancel(line.making)
+
+
+class _Line(Generic[Response]):
+    """Answers that are being made, in order, and a way to wait for more of them."""
+
+    def __init__(self) -> None:
+        self.making: deque[asyncio.Future[Response]] = deque()
+        self.arrived = asyncio.Event()
+
+    def append(self, response: asyncio.Future[Response]) -> None:
+        """One more at the end."""
+        self.making.append(response)
+        self.arrived.set()
+
+    async def wait(self, reader: asyncio.Task[None]) -> bool:
+        """Whether there is one, or none will ever be."""
+        while not self.making:
+            if reader.done():
+                return False
+            self.arrived.clear()
+            await self.arrived.wait()
+        return True
+
+    async def take(self) -> list[Response]:
+        """The first, once it is ready, with all behind it that are ready too. Of errors only the first's."""
+        answers = [await self.making[0]]
+        self.making.popleft()
+        while self.making and _succeeded(self.making[0]):
+            answers.append(self.making.popleft().result())
+        return answers
 
 
 async def _read(
     requests: AsyncIterator[Request],
     answer: Callable[[Request], Coroutine[Any, Any, Response]],
-    making: asyncio.Queue[asyncio.Future[Response] | None],
+    line: _Line[Response],
     places: asyncio.Semaphore,
 ) -> None:
-    try:
+    await places.acquire()
+    async for request in requests:
+        line.append(asyncio.create_task(answer(request)))
         await places.acquire()
-        async for request in requests:
-            making.put_nowait(asyncio.create_task(answer(request)))
-            await places.acquire()
-    finally:
-        making.put_nowait(None)
 
 
-def _late() -> "asyncio.Future[Any]":
+def _succeeded(response: asyncio.Future[Any]) -> bool:
+    return response.done() and not response.cancelled() and response.exception() is None
+
+
+def _late() -> asyncio.Future[Any]:
     late = asyncio.get_running_loop().create_future()
     late.set_exception(DeadlineExceeded("the deadline passed before the stream had ended"))
     return late
 
 
-def _drained(making: asyncio.Queue[asyncio.Future[Response] | None]) -> list[asyncio.Future[Response] | None]:
-    return [making.get_nowait() for _ in range(making.qsize())]
-
-
-async def _cancel(futures: "list[asyncio.Future[Any]]") -> None:
+async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
     for future in futures:
         future.cancel()
     await asyncio.gather(*futures, return_exceptions=True)

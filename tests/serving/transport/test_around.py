@@ -222,7 +222,7 @@ async def test_an_error_in_a_stream_ends_it_with_its_status() -> None:
     row = Around(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
     answers = row.answer(_messages("a", "full", "b"), Call({"x-request-id": "i"}))
 
-    first = await anext(answers)
+    (first,) = await anext(answers)
     with pytest.raises(Failure) as caught:
         await anext(answers)
 

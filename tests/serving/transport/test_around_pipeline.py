@@ -43,7 +43,8 @@ PIPELINE = Pipeline(METHOD, StringValue, _unless_full, _refuse, model_field="val
 
 
 async def _values(row: WireRpc, messages: AsyncIterator[bytes], call: Call) -> list[str]:
-    return [StringValue.FromString(answer).value async for answer in row.answer(messages, call)]
+    groups = row.answer(messages, call)
+    return [StringValue.FromString(answer).value async for group in groups for answer in group]
 
 
 async def test_a_message_that_fails_is_answered_and_the_stream_goes_on() -> None:
@@ -109,8 +110,10 @@ async def test_a_drain_waits_for_messages_and_refuses_those_that_come_later() ->
     assert not drained.done()
     may_end.set()
 
-    assert StringValue.FromString(await first).value == "a i"
+    (answer,) = await first
+    assert StringValue.FromString(answer).value == "a i"
     await asyncio.wait_for(drained, 1)
     sending.put_nowait(StringValue(value="b").SerializeToString())
-    assert StringValue.FromString(await anext(answers)).value == "'b' UNAVAILABLE"
+    (answer,) = await anext(answers)
+    assert StringValue.FromString(answer).value == "'b' UNAVAILABLE"
     await answers.aclose()

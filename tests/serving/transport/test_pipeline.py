@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -52,6 +53,19 @@ class Work:
         return place
 
 
+def _pipelined(*arguments: Any, **options: Any) -> AsyncGenerator[int, None]:
+    """The answers one by one."""
+
+    async def each() -> AsyncGenerator[int, None]:
+        async with aclosing(pipelined(*arguments, **options)) as groups:
+            async for group in groups:
+                assert group
+                for answer in group:
+                    yield answer
+
+    return each()
+
+
 async def _turns(number: int) -> None:
     for _ in range(number):
         await asyncio.sleep(0)
@@ -76,7 +90,7 @@ async def test_every_request_gets_its_own_answer_in_order(
 ) -> None:
     """None is lost or doubled; never more are at work, or done and not taken, than allowed."""
     work, read, taken = Work(), [], []
-    answers = pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+    answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     async for place in answers:
         assert len(read) - len(taken) <= max_in_flight
         taken.append(place)
@@ -95,7 +109,7 @@ async def test_leaving_early_cancels_what_is_at_work(
 ) -> None:
     """After aclose nothing runs and nothing more is read, wherever the stream was left."""
     work, read = Work(), []
-    answers = pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+    answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     async with aclosing(answers):
         for place in range(min(taken, len(requests))):
             assert await anext(answers) == place
@@ -114,7 +128,7 @@ async def test_a_cancelled_caller_cancels_what_is_at_work(
     work, read = Work(), []
 
     async def take() -> None:
-        answers = pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+        answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
         async with aclosing(answers):
             async for place in answers:
                 await _turns(requests[place].rest)
@@ -136,7 +150,7 @@ async def test_an_error_comes_at_its_turn(requests: list[Request], max_in_flight
     if bad < len(requests):
         requests[bad] = Request(requests[bad].pause, requests[bad].work, 0, fails=True)
     work, read, taken = Work(), [], []
-    answers = pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+    answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     try:
         async for place in answers:
             taken.append(place)  # noqa: PERF401 - what was taken before the error counts
@@ -160,7 +174,7 @@ async def test_requests_are_at_work_together() -> None:
             may_end.set()
         return place
 
-    answers = pipelined(_numbers(4), answer, max_in_flight=4)
+    answers = _pipelined(_numbers(4), answer, max_in_flight=4)
 
     assert [place async for place in answers] == [0, 1, 2, 3]
     assert ended == [1, 2, 3, 0]
@@ -171,6 +185,24 @@ async def _numbers(end: int | None = None) -> AsyncIterator[int]:
         yield number
 
 
+async def test_answers_that_are_ready_together_come_together() -> None:
+    """While the first is made, those behind it wait; then all of them are one group."""
+    may_end = asyncio.Event()
+
+    async def answer(place: int) -> int:
+        if place == 0:
+            await may_end.wait()
+        return place
+
+    groups = pipelined(_numbers(5), answer, max_in_flight=4)
+    first = asyncio.create_task(anext(groups))
+    await _turns(10)
+    may_end.set()
+
+    assert await first == [0, 1, 2, 3]
+    assert [group async for group in groups] == [[4]]
+
+
 async def test_reading_stops_where_nobody_takes_answers() -> None:
     """However fast answers are, an endless sender is not read beyond the limit."""
     read: list[int] = []
@@ -179,7 +211,7 @@ async def test_reading_stops_where_nobody_takes_answers() -> None:
         read.append(number)
         return number
 
-    answers = pipelined(_numbers(), answer, max_in_flight=3)
+    answers = _pipelined(_numbers(), answer, max_in_flight=3)
     async with aclosing(answers):
         assert await anext(answers) == 0
         await _turns(50)
@@ -201,7 +233,7 @@ async def test_an_error_of_reading_comes_after_the_answers() -> None:
         await asyncio.sleep(0)
         return number
 
-    answers = pipelined(broken(), answer, max_in_flight=4)
+    answers = _pipelined(broken(), answer, max_in_flight=4)
     taken = [await anext(answers), await anext(answers)]
 
     with pytest.raises(ConnectionResetError):
@@ -219,7 +251,7 @@ async def test_the_deadline_ends_a_stream_in_which_nothing_comes() -> None:
     async def answer(number: int) -> int:
         return number
 
-    answers = pipelined(silent(), answer, max_in_flight=4, deadline_s=time.monotonic() + 0.05)
+    answers = _pipelined(silent(), answer, max_in_flight=4, deadline_s=time.monotonic() + 0.05)
     assert await anext(answers) == 1
 
     with pytest.raises(DeadlineExceeded, match="before the stream had ended"):
