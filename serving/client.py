@@ -252,13 +252,24 @@ class AsyncClient(Connection):
                     settled = decode_only(await self._send(encode_request([settled], model, top_k), None))
                 yield settled
         except grpc.RpcError as error:
-            raise decode_error(error) from error
+            raise await self._why(decode_error(error), exchange) from error
         finally:
             call.cancel()
         for failure in exchange.failures():
             yield failure
         if exchange.error is not None:
             raise exchange.error
+
+    async def _why(self, failure: CallFailed, exchange: Exchange) -> CallFailed:
+        """grpc.aio forgets how a stream ended that was refused while a message was written: a call tells."""
+        request = exchange.oldest_request()
+        if failure.message != "Internal error from Core" or request is None:
+            return failure
+        try:
+            await self._send(request, None)
+        except CallFailed as reason:
+            return reason
+        return failure
 
     async def _ask(self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None) -> list[Result]:
         if not chunk.images:

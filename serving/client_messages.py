@@ -169,6 +169,11 @@ class Exchange:
             return None
         return encode_request([encoded], self._model, self._top_k)
 
+    def oldest_request(self) -> pb.ClassifyRequest | None:
+        """What was sent and is not settled for the longest time."""
+        images = [each for each in self._open if isinstance(each, pb.Image)]
+        return encode_request(images[:1], self._model, self._top_k) if images else None
+
     def failures(self) -> Iterator[ImageFailure]:
         """Those that come before the next answer."""
         while self._open and isinstance(failure := self._open[0], ImageFailure):
