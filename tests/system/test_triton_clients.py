@@ -172,6 +172,26 @@ def test_tritons_clients_stream(
                 np.testing.assert_allclose(answer, pixels[number % 3], atol=TOLERANCE)
 
 
+def test_tritons_client_loads_and_unloads(
+    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
+) -> None:
+    """Where the operator allows it; between the two the model is not ready, and the server is."""
+    publish()
+    server = start_server("--model-control")
+
+    report = triton("triton_repository.py", server.grpc)
+
+    ready = [{"name": "colours", "version": "1", "state": "READY"}]
+    away = [{"name": "colours", "state": "UNAVAILABLE", "reason": "it was unloaded on request"}]
+    assert report == {
+        "before": ready,
+        "unloaded": [away, False, True],
+        "loaded": [ready, True],
+        "unknown": ["StatusCode.NOT_FOUND", "failed to load 'shapes': the repository has no such model"],
+        "statistics": [["colours", "1"]],
+    }
+
+
 def test_tritons_client_shares_memory(
     publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
 ) -> None:
