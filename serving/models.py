@@ -282,7 +282,8 @@ class Models:
             if not self._scanned.is_set():
                 self._scanned.set()
                 self._announce()
-            await asyncio.sleep(self._poll_interval_s)
+            # At multiples of the clock that all processes share: a new version reaches every worker at once.
+            await asyncio.sleep(self._poll_interval_s - time.monotonic() % self._poll_interval_s)
 
     async def _refresh_model(self, name: str) -> None:
         numbers = await asyncio.to_thread(self._repository.versions, name)
