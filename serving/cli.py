@@ -1,6 +1,5 @@
 """`lenserve`: serve, classify, models. Only reads options and shows results; the work lies elsewhere."""
 
-import ctypes
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _BAR_WIDTH = 20
-# From malloc.h, for _give_back_large_buffers.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 8 * 2**20
 
 
 class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of model_config: the first wins
@@ -37,12 +32,19 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         import uvloop
 
         from serving.logs import configure_logs
-        from serving.server import serve
 
-        _give_back_large_buffers()
         configure_logs(as_json=self.log_json)
-        options = {name: getattr(self, name) for name in ServerSettings.model_fields}
-        uvloop.run(serve(ServerSettings(**options)))
+        settings = ServerSettings(**{name: getattr(self, name) for name in ServerSettings.model_fields})
+        if settings.processes > 1:
+            from serving.workers.supervisor import supervise
+
+            uvloop.run(supervise(settings))
+        else:
+            from serving.allocation import give_back_large_buffers
+            from serving.server import serve
+
+            give_back_large_buffers()
+            uvloop.run(serve(settings))
         return DONE
 
 
@@ -112,18 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `lenserve`; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     return run_commands("lenserve", "Serve image classifiers over gRPC, and ask them.", COMMANDS, arguments)
-
-
-def _give_back_large_buffers() -> None:
-    """Let glibc return buffers of 8 MiB and more to the system when they are freed; others lack the call.
-
-    Left alone it raises that threshold to the largest buffer seen (mallopt(3), M_MMAP_THRESHOLD), and the
-    arena of every decoding thread keeps its high-water mark: 190 MB after 8,000 odd images, now 110.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
 def _image_files(paths: Sequence[Path]) -> Iterator[Path]:

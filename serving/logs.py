@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from datetime import UTC, datetime
+from functools import partial
 
 # What every LogRecord has; the rest of a record's attributes are the event's own fields.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -11,11 +12,18 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _PLAIN = re.compile(r"[^\s\"=]+")
 
 
-def configure_logs(*, as_json: bool) -> None:
-    """Send all events to stderr."""
+def configure_logs(*, as_json: bool, worker: int | None = None) -> None:
+    """Send all events to stderr; those of a worker carry its number."""
     handler = logging.StreamHandler()
+    if worker is not None:
+        handler.addFilter(partial(_add_worker, worker))
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _add_worker(worker: int, record: logging.LogRecord) -> bool:
+    record.worker = worker
+    return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

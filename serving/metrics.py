@@ -8,6 +8,7 @@ serve, PROMETHEUS_MULTIPROC_DIR names the folder in which they count together, a
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,8 +19,9 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     Summary,
+    values,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from serving.inference_statistics import SERVED, VersionStatistics, read_statistics, triton_families
@@ -49,16 +51,25 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+# The environment variable that tells prometheus_client where processes count together.
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def count_as_worker(worker: int) -> None:
+    """Count, in this process, in the files of the worker of this number, where its predecessor stopped.
+
+    By process id every death would leave files behind that each scrape had to read.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+
+
 class Metrics:
     """The metrics and the registry they live in: several servers in one process do not mix."""
 
     def __init__(self) -> None:
         counted = CollectorRegistry()
-        self._source: Collector = (
-            MultiProcessCollector(None)  # type: ignore[no-untyped-call]
-            if "PROMETHEUS_MULTIPROC_DIR" in os.environ
-            else counted
-        )
+        self._shared = SHARED_FOLDER in os.environ
+        self._source: Collector = MultiProcessCollector(None) if self._shared else counted  # type: ignore[no-untyped-call]
         self._versions: dict[tuple[str, str], VersionMetrics] = {}
         self._rpcs: dict[str, RpcMetrics] = {}
         self.registry = CollectorRegistry()  # what a scrape sees
@@ -170,6 +181,13 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
+    def forget_state(self, model: str, version: str, state: str) -> None:
+        """A version is in this state no more. Files that processes share forget nothing: there it is 0."""
+        if self._shared:
+            self.version_state.labels(model, version, state).set(0)
+        else:
+            self.version_state.remove(model, version, state)
+
     def version(self, model: str, version: int) -> "VersionMetrics":
         """The one recorder of a version: take it once, when the version is loaded."""
         served = (model, str(version))
@@ -186,6 +204,35 @@ class Metrics:
     def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
         """What every version has done since the server started, by model and version."""
         return read_statistics(self._source.collect())
+
+
+class WorkerMetrics:
+    """What a supervisor shows: all that its workers count together, and how they are themselves."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.registry = CollectorRegistry()
+        self.registry.register(_WithTritonNames(MultiProcessCollector(None, str(folder))))  # type: ignore[no-untyped-call]
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._ready = Gauge(
+            "lenserve_worker_ready", "1 while the worker is ready", ("worker",), registry=self.registry
+        )
+        self._deaths = Counter(
+            "lenserve_worker_deaths",
+            "Workers that ended without being told to",
+            ("worker",),
+            registry=self.registry,
+        )
+
+    def is_ready(self, worker: int, *, ready: bool) -> None:
+        """How this worker is now."""
+        self._ready.labels(str(worker)).set(ready)
+
+    def died(self, worker: int) -> None:
+        """Count a death, and forget what was true only while the worker lived."""
+        self._deaths.labels(str(worker)).inc()
+        mark_process_dead(worker, str(self._folder))  # type: ignore[no-untyped-call]
 
 
 class VersionMetrics:

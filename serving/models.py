@@ -416,7 +416,7 @@ class Models:
         for labels in shown:
             self._metrics.version_state.labels(*labels).set(1)
         for labels in self._shown - shown:  # not clear(): a scrape in between would see nothing
-            self._metrics.version_state.remove(*labels)
+            self._metrics.forget_state(*labels)
         self._shown = shown
         self._metrics.ready.set(self.ready)
         change, self._change = self._change, asyncio.Event()

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.settings import ServerSettings
 from serving.transport import classifier_service, inference_service
-from serving.transport.around import Around
+from serving.transport.around import Around, WireRpc
 from serving.transport.classifier_service import ClassifierService
 from serving.transport.grpc_server import GrpcServer
 from serving.transport.h2_server import H2Server
@@ -50,13 +50,14 @@ class Server:
     classifier: Classifier
     around: Around
     grpc: GrpcServer | H2Server
-    http: HttpServer
+    http: HttpServer | None  # of several workers none has one: it is the supervisor's
 
-    async def stop(self) -> None:
+    async def stop(self, *, lame_duck: bool = True) -> None:
         """Not ready at once; serve on for lame_duck_s; then take nothing new and let what runs end."""
-        _log.info("stopping", extra={"lame_duck_s": self.settings.lame_duck_s})
+        lame_duck_s = self.settings.lame_duck_s if lame_duck else 0
+        _log.info("stopping", extra={"lame_duck_s": lame_duck_s})
         self.models.drain()
-        await asyncio.sleep(self.settings.lame_duck_s)
+        await asyncio.sleep(lame_duck_s)
         await self.grpc.stop(until=self.around.drain, timeout_s=self.settings.drain_timeout_s)
         _log.info("stopped")
 
@@ -64,6 +65,8 @@ class Server:
 @asynccontextmanager
 async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
     """Start a server; it listens when this yields, and is ready when its models say so.
+
+    One of several workers has no HTTP port, and looks at the repository once before it listens.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is not there, or is none.
@@ -77,30 +80,21 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
     metrics.device.labels(device.name, device.provider).set(1)
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
     around = Around(metrics, tokens)
-    async with (
-        Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes) as regions,
-        _models(settings, device, metrics) as models,
-        _classifier(settings, models, metrics) as classifier,
-        HttpServer(
-            host=settings.host,
-            port=settings.http_port,
-            registry=metrics.registry,
-            live=lambda: not models.broken,
-            ready=lambda: models.ready,
-        ) as http,
-        _TRANSPORTS[settings.transport](
-            [
-                around.wrap(rpc)
-                for rpc in build_table(
-                    classifier, models, metrics, regions, model_control=settings.model_control
-                )
-            ],
-            host=settings.host,
-            port=settings.grpc_port,
-            max_message_bytes=settings.max_message_bytes,
-            tls=_tls(settings),
-        ) as grpc,
-    ):
+    async with AsyncExitStack() as stack:
+        regions = await stack.enter_async_context(
+            Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)
+        )
+        models = await stack.enter_async_context(_models(settings, device, metrics))
+        classifier = await stack.enter_async_context(_classifier(settings, models, metrics))
+        http: HttpServer | None = None
+        if settings.processes == 1:
+            http = await stack.enter_async_context(_http(settings, models, metrics))
+        else:
+            await models.scanned()
+        table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
+        rpcs = [around.wrap(rpc) for rpc in table]
+        grpc = _grpc(settings, rpcs)
+        await stack.enter_async_context(grpc)
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, around, grpc, http)
 
@@ -177,8 +171,29 @@ def _classifier(settings: ServerSettings, models: Models, metrics: Metrics) -> C
     )
 
 
+def _http(settings: ServerSettings, models: Models, metrics: Metrics) -> HttpServer:
+    return HttpServer(
+        host=settings.host,
+        port=settings.http_port,
+        registry=metrics.registry,
+        live=lambda: not models.broken,
+        ready=lambda: models.ready,
+    )
+
+
+def _grpc(settings: ServerSettings, rpcs: Sequence[WireRpc]) -> GrpcServer | H2Server:
+    return _TRANSPORTS[settings.transport](
+        rpcs,
+        host=settings.host,
+        port=settings.grpc_port,
+        max_message_bytes=settings.max_message_bytes,
+        tls=_tls(settings),
+        listeners=settings.processes,
+    )
+
+
 def _log_choices(
-    settings: ServerSettings, device: Device, grpc: GrpcServer | H2Server, http: HttpServer
+    settings: ServerSettings, device: Device, grpc: GrpcServer | H2Server, http: HttpServer | None
 ) -> None:
     _log.info(
         "device_chosen", extra={"device": device.name, "provider": device.provider, "reason": device.reason}
@@ -187,7 +202,9 @@ def _log_choices(
     _log.info("batching_chosen", extra={**batching, "engine_threads": settings.engine_threads})
     if settings.token_file is None:
         _log.info("tokens_off", extra={"reason": "no token_file"})
-    addresses = {"grpc": f"{grpc.host}:{grpc.port}", "http": f"{http.host}:{http.port}"}
+    addresses = {"grpc": f"{grpc.host}:{grpc.port}"}
+    if http is not None:
+        addresses["http"] = f"{http.host}:{http.port}"
     wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
     _log.info("listening", extra={**addresses, **wire, "repository": str(settings.repository)})
 

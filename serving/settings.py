@@ -20,6 +20,12 @@ class ServerSettings(Strict):
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 in a container")
     grpc_port: Port = Field(default=8001, description="gRPC; 0 takes a free port and says which")
     http_port: Port = Field(default=8002, description="/metrics, /livez, /readyz; 0 takes a free port")
+    workers: int = Field(
+        default=1,
+        ge=0,
+        le=256,
+        description="processes that serve the gRPC port, each with networks of its own; 0: one per core",
+    )
 
     transport: Literal["h2", "grpc"] = Field(
         default="h2", description="h2: HTTP/2 by h2corn, the cheapest; grpc: by grpc.aio, the reference"
@@ -61,11 +67,16 @@ class ServerSettings(Strict):
         description="length of one request; gRPC refuses longer ones unread",
     )
     max_pending_images: int = Field(
-        default=1024, ge=1, description="images admitted and not yet answered; more are refused at once"
+        default=1024,
+        ge=1,
+        description="images admitted and not yet answered, in each worker; more are refused at once",
     )
     default_top_k: int = Field(default=5, ge=1, description="labels an image gets where the request says 0")
     decode_threads: int = Field(
-        default=0, ge=0, le=256, description="threads that decode and resize; 0: one per core"
+        default=0,
+        ge=0,
+        le=256,
+        description="threads that decode and resize, in each worker; 0: one per core",
     )
 
     poll_interval_s: float = Field(
@@ -121,10 +132,31 @@ class ServerSettings(Strict):
 
     @property
     def cores(self) -> int:
-        """That this process may use."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """The share of each process that serves, at least 1."""
+        return max(1, _cores() // self.processes)
 
     @property
     def decoders(self) -> int:
-        """Number of threads that decode."""
+        """Number of threads that decode, in each process."""
         return self.decode_threads or self.cores
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that serve."""
+        return self.workers or _cores()
+
+    def of_worker(self, grpc_port: int) -> Self:
+        """What each of several workers is told: the one port, and its share of the cores."""
+        return self.model_copy(
+            update={
+                "workers": self.processes,
+                "grpc_port": grpc_port,
+                "decode_threads": self.decoders,
+                "engine_threads": self.cores if self.engine_threads == 0 else self.engine_threads,
+            }
+        )
+
+
+def _cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -118,7 +118,8 @@ class ServerProcess:
 
     process: subprocess.Popen[str]
     log: list[dict[str, object]] = field(default_factory=list)
-    ready: threading.Event = field(default_factory=threading.Event)
+    grown: threading.Condition = field(default_factory=threading.Condition)
+    ended: bool = False  # there will be no more
     reader: threading.Thread | None = None
 
     @property
@@ -132,8 +133,25 @@ class ServerProcess:
         return str(self.event("listening")["http"])
 
     def event(self, name: str) -> dict[str, object]:
-        """The first event of that name in the log."""
-        return next(event for event in self.log if event.get("event") == name)
+        """The first event of that name in the log, of the server itself and not of one of its workers."""
+        return next(self.events(name, worker=None))
+
+    def events(self, name: str, **fields: object) -> Iterator[dict[str, object]]:
+        """Every event of that name with these fields so far."""
+        for event in list(self.log):
+            if event.get("event") == name and all(event.get(key) == fields[key] for key in fields):
+                yield event
+
+    def wait_for(self, name: str, *, times: int = 1, **fields: object) -> list[dict[str, object]]:
+        """Events of that name with these fields, once there are so many."""
+        with self.grown:
+            found = self.grown.wait_for(
+                lambda: self.ended or len(list(self.events(name, **fields))) >= times, timeout=60
+            )
+            events = list(self.events(name, **fields))
+        assert found, self.log
+        assert len(events) >= times, self.log
+        return events
 
     def read(self) -> None:
         """Keep what the process logs, to its end."""
@@ -143,10 +161,12 @@ class ServerProcess:
                 event = json.loads(line)
             except ValueError:
                 event = {"text": line}  # no event of ours: a traceback, say
-            self.log.append(event)
-            if event.get("event") == "ready":
-                self.ready.set()
-        self.ready.set()  # there will be no more
+            with self.grown:
+                self.log.append(event)
+                self.grown.notify_all()
+        with self.grown:
+            self.ended = True
+            self.grown.notify_all()
 
     def stop(self) -> int:
         """SIGTERM, wait, and the exit code."""
@@ -174,7 +194,7 @@ def start_server(repository: Repository) -> Iterator[Callable[..., ServerProcess
         started.append(server)
         server.reader = threading.Thread(target=server.read, daemon=True)
         server.reader.start()
-        assert server.ready.wait(timeout=60), server.log
+        server.wait_for("ready")
         assert process.poll() is None, server.log
         return server
 

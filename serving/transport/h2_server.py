@@ -17,6 +17,7 @@ from h2corn._server import load_tls_material
 from serving.errors import AddressUnavailable
 from serving.transport.around import WireRpc
 from serving.transport.grpc_app import GrpcApp
+from serving.transport.shared_port import share_port
 from serving.transport.tls import TlsFiles
 from serving.transport.web_app import WebApp
 
@@ -44,9 +45,21 @@ class H2Server:
         port: int,
         max_message_bytes: int,
         tls: TlsFiles | None = None,
+        listeners: int = 1,
     ) -> None:
+        """Store the options.
+
+        Args:
+            rpcs: what it answers.
+            host: to listen on.
+            port: 0 takes a free one.
+            max_message_bytes: of one request.
+            tls: without it calls are in the clear.
+            listeners: processes that share the port. That of one server alone is nobody else's.
+        """
         self.host = host
         self.port = port
+        self._listeners = listeners
         web = WebApp(rpcs, max_message_bytes=max_message_bytes)
         app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
         self._config = h2corn.Config(
@@ -68,7 +81,7 @@ class H2Server:
         self._serving: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        listener = _listen(self.host, self.port)
+        listener = _listen(self.host, self.port, self._listeners)
         self.port = listener.getsockname()[1]
         # What the workers of h2corn's own supervisor run: `serve` would print a banner among our logs.
         self._serving = asyncio.create_task(
@@ -104,7 +117,7 @@ class H2Server:
             self._serving = None
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, listeners: int) -> socket.socket:
     """Bind and listen. A port that is taken is an error, not half of the traffic; dead peers are found."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -120,6 +133,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S // _KEEPALIVE_PROBES)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+        if listeners > 1:
+            share_port(listener)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

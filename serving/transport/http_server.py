@@ -27,11 +27,23 @@ class HttpServer:
         registry: CollectorRegistry,
         live: Callable[[], bool],
         ready: Callable[[], bool],
+        problem: Callable[[], str] = lambda: "no",
     ) -> None:
+        """Store the options.
+
+        Args:
+            host: to listen on.
+            port: 0 takes a free one.
+            registry: what /metrics shows.
+            live: what /livez asks.
+            ready: what /readyz asks.
+            problem: what the body says where the answer is no.
+        """
         self.host = host
         self.port = port
         self._metrics = make_wsgi_app(registry)
         self._probes = {"/livez": live, "/readyz": ready}
+        self._problem = problem
         self._server: _Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -63,7 +75,7 @@ class HttpServer:
         return (
             _text(start_response, "200 OK", "ok")
             if probe()
-            else _text(start_response, "503 Service Unavailable", "no")
+            else _text(start_response, "503 Service Unavailable", self._problem())
         )
 
 

@@ -9,7 +9,7 @@ PROGRAM = """
 import logging
 from pathlib import Path
 from serving.logs import configure_logs
-configure_logs(as_json={as_json})
+configure_logs(as_json={as_json}, worker={worker})
 log = logging.getLogger("serving.models")
 log.info("version_loaded", extra={{"model": "digits", "version": 3, "path": Path("/models")}})
 log.debug("nobody_sees_this")
@@ -46,8 +46,14 @@ def test_as_text_an_event_is_one_line_whatever_its_fields_hold() -> None:
     assert traceback[0] == "Traceback (most recent call last):"
 
 
-def _stderr(*, as_json: bool) -> str:
-    program = PROGRAM.format(as_json=as_json)
+def test_every_line_of_a_worker_carries_its_number() -> None:
+    """Else nobody could tell which of several processes speaks."""
+    assert {json.loads(text)["worker"] for text in _stderr(as_json=True, worker=3).splitlines()} == {3}
+    assert _stderr(as_json=False, worker=3).splitlines()[0].endswith(" path=/models worker=3")
+
+
+def _stderr(*, as_json: bool, worker: int | None = None) -> str:
+    program = PROGRAM.format(as_json=as_json, worker=worker)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not done.stdout
     return done.stderr

@@ -1,5 +1,6 @@
 """Every option of the server: bounds, agreement, and no surprises."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ BAD = [
     ("device", "cpu\n"),
     ("engine_threads", -1),
     ("engine_threads", 257),
+    ("workers", -1),
+    ("workers", 257),
     ("max_batch_size", 0),
     ("max_batch_size", 1025),
     ("max_queue_delay_s", -0.001),
@@ -119,6 +122,23 @@ def test_zero_decode_threads_means_one_for_each_core() -> None:
     """0 is never zero threads."""
     assert ServerSettings(repository=HERE, decode_threads=0).decoders >= 1
     assert ServerSettings(repository=HERE, decode_threads=3).decoders == 3
+
+
+def test_workers_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where 0 means one per core, all workers together take so many, and each at least one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+    def of_worker(**options: int) -> tuple[int, int, int]:
+        told = ServerSettings.model_validate({"repository": HERE, **options}).of_worker(grpc_port=7)
+        assert told.grpc_port == 7
+        return told.workers, told.decode_threads, told.engine_threads
+
+    assert of_worker(workers=3, engine_threads=0) == (3, 2, 2)
+    assert of_worker(workers=0, engine_threads=0) == (8, 1, 1)
+    assert of_worker(workers=20, engine_threads=0) == (20, 1, 1)
+    assert of_worker(workers=2, decode_threads=7, engine_threads=5) == (2, 7, 5)
+    assert ServerSettings(repository=HERE, workers=0).processes == 8
+    assert ServerSettings(repository=HERE).decoders == 8
 
 
 def test_the_limits_of_one_image_come_from_the_options() -> None:

@@ -29,10 +29,12 @@ async def _get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
     return await asyncio.to_thread(fetch)
 
 
-def _http(*, port: int = 0, live: bool = True, ready: bool = True) -> HttpServer:
+def _http(*, port: int = 0, live: bool = True, ready: bool = True, problem: str = "") -> HttpServer:
     registry = CollectorRegistry()
     Counter("seen", "Things seen", registry=registry).inc(3)
-    return HttpServer(host="127.0.0.1", port=port, registry=registry, live=lambda: live, ready=lambda: ready)
+    options = {"problem": lambda: problem} if problem else {}
+    probes = {"live": lambda: live, "ready": lambda: ready, **options}
+    return HttpServer(host="127.0.0.1", port=port, registry=registry, **probes)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,13 @@ async def test_probes_answer_200_or_503(*, live: bool, ready: bool, codes: list[
     """Kubernetes looks at the code alone."""
     async with _http(live=live, ready=ready) as http:
         assert [(await _get(http.port, path))[0] for path in ("/livez", "/readyz")] == codes
+
+
+async def test_a_probe_that_fails_says_why_where_somebody_knows() -> None:
+    """For the people who look after Kubernetes did."""
+    async with _http(ready=False) as plain, _http(ready=False, problem="worker 2 is dead") as telling:
+        assert await _get(plain.port, "/readyz") == (503, "no\n")
+        assert await _get(telling.port, "/readyz") == (503, "worker 2 is dead\n")
 
 
 async def test_metrics_are_given_in_prometheus_own_format() -> None:

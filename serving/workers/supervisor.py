@@ -1,0 +1,163 @@
+"""Starts workers, replaces those that die, stops them, and answers over HTTP for all. Serves no request."""
+
+import asyncio
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from serving.metrics import WorkerMetrics
+from serving.settings import ServerSettings
+from serving.transport.http_server import HttpServer
+from serving.transport.shared_port import reserve_port
+from serving.workers.messages import Order
+from serving.workers.process import WorkerProcess
+
+# What a worker needs beyond lame_duck_s and drain_timeout_s to end, before it is killed.
+_ENDING_S = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+async def supervise(settings: ServerSettings) -> None:
+    """Run workers until SIGTERM or SIGINT; a second signal ends all of them at once.
+
+    Raises:
+        UsageError: the repository, the token file or a TLS file is not there, or is none.
+        DeviceUnavailable: CUDA was asked for and is not there.
+        AddressUnavailable: a port is taken.
+    """
+    async with open_supervisor(settings) as supervisor:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, supervisor.signalled)
+        await supervisor.run()
+
+
+@asynccontextmanager
+async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor"]:
+    """Take both ports and answer over HTTP; workers start when the supervisor runs.
+
+    Raises:
+        AddressUnavailable: a port is taken.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True) as folder,
+        reserve_port(settings.host, settings.grpc_port) as reserved,
+    ):
+        supervisor = Supervisor(settings.of_worker(reserved.getsockname()[1]), Path(folder))
+        async with HttpServer(
+            host=settings.host,
+            port=settings.http_port,
+            registry=supervisor.metrics.registry,
+            live=lambda: supervisor.live,
+            ready=lambda: not supervisor.problem,
+            problem=lambda: supervisor.problem,
+        ) as http:
+            supervisor.http_port = http.port
+            yield supervisor
+
+
+class Supervisor:
+    """The workers, all together. `run` starts them and returns when they have ended."""
+
+    def __init__(self, settings: ServerSettings, folder: Path) -> None:
+        """Store the options.
+
+        Args:
+            settings: of each worker.
+            folder: in which they count together.
+        """
+        self.metrics = WorkerMetrics(folder)
+        self.http_port = settings.http_port
+        self.workers: Sequence[WorkerProcess] = [
+            WorkerProcess(
+                Order(worker=number, settings=settings),
+                folder,
+                on_report=self._note,
+                on_death=self.metrics.died,
+            )
+            for number in range(1, settings.processes + 1)
+        ]
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self._has_started = False
+
+    @property
+    def live(self) -> bool:
+        """Whether every worker is a process whose engines work."""
+        return all(worker.live for worker in self.workers)
+
+    @property
+    def problem(self) -> str:
+        """Why requests are not welcome, worker by worker; empty if they are."""
+        if self._stop.is_set():
+            return "the server is stopping"
+        return "; ".join(worker.problem for worker in self.workers if worker.problem)
+
+    def signalled(self) -> None:
+        """Stop gracefully; the second time, at once."""
+        if not self._stop.is_set():
+            self._stop.set()
+            return
+        for worker in self.workers:
+            worker.kill()
+        sys.exit(1)
+
+    async def run(self) -> None:
+        """Start the workers, replace those that die, and stop them all when signalled.
+
+        Raises:
+            LenserveError: whatever kept a first worker from starting.
+        """
+        running = {asyncio.create_task(worker.keep_running()): worker for worker in self.workers}
+        stop = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait([stop, *running], return_when=asyncio.FIRST_COMPLETED)
+        if stop in done:
+            _log.info(
+                "stopping", extra={"workers": len(self.workers), "lame_duck_s": self._settings.lame_duck_s}
+            )
+        await self._end(running)
+        stop.cancel()
+        for task in running:
+            task.result()
+        _log.info("stopped")
+
+    async def _end(self, running: dict[asyncio.Task[None], WorkerProcess]) -> None:
+        for worker in self.workers:
+            worker.stop()
+        patience_s = self._settings.lame_duck_s + self._settings.drain_timeout_s + _ENDING_S
+        _, late = await asyncio.wait(running, timeout=patience_s)
+        for task in late:
+            _log.error(
+                "worker_killed", extra={"worker": running[task].number, "reason": "it did not end in time"}
+            )
+            running[task].kill()
+        await asyncio.wait(running)
+
+    def _note(self) -> None:
+        for worker in self.workers:
+            self.metrics.is_ready(worker.number, ready=not worker.problem)
+        if not self._has_started and all(worker.report for worker in self.workers):
+            self._has_started = True
+            self._log_start()
+
+    def _log_start(self) -> None:
+        settings = self._settings
+        addresses = {
+            "grpc": f"{settings.host}:{settings.grpc_port}",
+            "http": f"{settings.host}:{self.http_port}",
+        }
+        wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
+        more = {"repository": str(settings.repository), "workers": len(self.workers)}
+        _log.info("listening", extra={**addresses, **wire, **more})
+        if self.problem:
+            _log.error("not_ready", extra={"reason": self.problem})
+        else:
+            models = sorted(
+                {model for worker in self.workers if worker.report for model in worker.report.models}
+            )
+            _log.info("ready", extra={"models": ", ".join(models) or "none yet: the repository is empty"})
