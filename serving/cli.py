@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
 from serving.commandline import DONE, FAILED, Command, Commands, print_line, run_commands, stderr
 from serving.errors import BundleError, UsageError
@@ -107,7 +108,12 @@ class ListModels(Command):
         return FAILED if any("error" in row for row in rows) else DONE
 
 
-COMMANDS: Commands = {"serve": Serve, "classify": Classify, "models": {"list": ListModels}}
+COMMANDS: Commands = {
+    "serve": Serve,
+    "classify": Classify,
+    "models": {"list": ListModels},
+    "bench": Bench,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,74 @@
+"""`lenserve bench`: its options, and what it shows. The work lies beside it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from rich.console import Console
+
+from serving.bench.plan import SWEEP, Plan, loops
+from serving.commandline import DONE, FAILED, Command, print_line, stderr
+from serving.errors import UsageError
+
+
+class Bench(Command):
+    """Put load on a running server, and say how much it takes and where its knee lies."""
+
+    model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
+    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT")
+    concurrency: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
+        default=[], description="requests in flight (closed loop), such as 1,8,64; without --rate: 1 to 64"
+    )
+    rate: list[Annotated[float, Field(gt=0, le=1_000_000)]] = Field(
+        default=[], description="arrivals a second (open loop), timed from when each is due, such as 500,1000"
+    )
+    seconds: float = Field(default=3.0, gt=0, le=3600, description="measured at each load")
+    warm_up_seconds: float = Field(default=0.5, ge=0, le=600, description="before that, at each load")
+    image: list[Path] = Field(
+        default=[], description="files to send in turn; without any: noise of the network's own size"
+    )
+    processes: int = Field(default=1, ge=1, le=256, description="clients, each with a connection of its own")
+    p99_ms: float | None = Field(default=None, gt=0, description="advise how to hold this p99")
+    timeout_s: float = Field(default=10.0, gt=0, le=3600, description="for one request")
+    token: str | None = Field(default=None, description="better given as LENSERVE_TOKEN")
+    metrics_url: str | None = Field(
+        default=None, description="the server's http://HOST:8002/metrics, for advice on stages and batches"
+    )
+    picture: Path | None = Field(default=None, description="SVG file: latency against throughput")
+    as_json: bool = Field(default=False, alias="json", description="one JSON object on stdout")
+
+    def run(self) -> int:
+        """Measure every load; 1 if nothing was answered well."""
+        from serving.bench.advice import advise
+        from serving.bench.report import draw_report, to_json, to_table
+        from serving.bench.run import run_plan
+
+        if self.picture and not self.picture.parent.is_dir():  # before minutes of measuring
+            raise UsageError(f"--picture {self.picture}: there is no folder {self.picture.parent}")
+        p99_s = self.p99_ms / 1000 if self.p99_ms else None
+        report = run_plan(self._plan(), stderr)
+        answered = any(point.requests_per_s for point in report.points)
+        if self.picture and answered:
+            self.picture.write_text(draw_report(report, p99_s), encoding="utf-8")
+        if self.as_json:
+            print_line(json.dumps(to_json(report, self.server, p99_s)))
+        else:
+            Console().print(to_table(report))
+            print_line("\n".join(["", *advise(report.points, p99_s)]))
+        return DONE if answered else FAILED
+
+    def _plan(self) -> Plan:
+        concurrencies = self.concurrency or ([] if self.rate else SWEEP)
+        return Plan(
+            server=self.server,
+            model=self.model,
+            loops=loops(concurrencies, self.rate),
+            images=self.image,
+            processes=self.processes,
+            warm_up_s=self.warm_up_seconds,
+            window_s=self.seconds,
+            timeout_s=self.timeout_s,
+            token=self.token,
+            metrics_url=self.metrics_url,
+        )

@@ -1,0 +1,113 @@
+"""One worker's part of a load: asks over one connection, and counts what becomes of it.
+
+Latencies of an open loop run from the moment a request was *due*. Were they taken from when it was sent, a
+server that stalls would also stall the measurement of its stall (coordinated omission).
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from serving.bench.plan import ClosedLoop, Loop, OpenLoop
+from serving.bench.points import OK, UNSENT, Tally
+from serving.bench.target import METHOD, Target
+
+# Unanswered requests of one worker. Each takes some kilobytes; more arrivals are counted, and not sent.
+MOST_UNANSWERED = 4096
+
+Ask = Callable[[float], "asyncio.Future[str]"]
+
+
+async def run_load(
+    target: Target, loop: Loop, *, starts_at_s: float, warm_up_s: float, window_s: float, seed: int
+) -> Tally:
+    """Put a load on the server from a moment of time.monotonic() on, and count.
+
+    The window opens warm_up_s after the start. Of an open loop every request that is due in the window
+    counts, whenever it ends; of a closed loop every one that ends in it.
+    """
+    async with grpc.aio.insecure_channel(target.server, options=_CHANNEL_OPTIONS) as channel:
+        worker = _Worker(target, channel, opens_at_s=starts_at_s + warm_up_s, window_s=window_s)
+        await asyncio.sleep(starts_at_s - time.monotonic())
+        if isinstance(loop, ClosedLoop):
+            await worker.run_closed(loop)
+        else:
+            await worker.run_open(loop, starts_at_s, warm_up_s + window_s, seed)
+    return worker.tally
+
+
+# Every worker has a connection of its own, and an answer may have any length.
+_CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+
+
+class _Worker:
+    """A connection and a tally, and the two ways to use them."""
+
+    def __init__(
+        self, target: Target, channel: grpc.aio.Channel, *, opens_at_s: float, window_s: float
+    ) -> None:
+        self._target = target
+        self._call = channel.unary_unary(METHOD)  # bytes in, bytes out: the client's core is scarce
+        self._requests: Iterator[bytes] = itertools.cycle(target.requests)
+        self._opens_at_s = opens_at_s
+        self._closes_at_s = opens_at_s + window_s
+        self.tally = Tally()
+
+    async def run_closed(self, loop: ClosedLoop) -> None:
+        """Callers that ask again as soon as they are answered."""
+        cpu_s = time.process_time()
+        started_s = time.monotonic()
+        callers = [asyncio.create_task(self._call_again()) for _ in range(loop.concurrency)]
+        await asyncio.gather(*callers)
+        self.tally.busy = (time.process_time() - cpu_s) / (time.monotonic() - started_s)
+
+    async def _call_again(self) -> None:
+        while (sent_s := time.monotonic()) < self._closes_at_s:
+            code = await self._ask(self._target.timeout_s)
+            ended_s = time.monotonic()
+            if self._opens_at_s <= ended_s < self._closes_at_s:
+                self.tally.count(code, ended_s - sent_s)
+
+    async def run_open(self, loop: OpenLoop, starts_at_s: float, duration_s: float, seed: int) -> None:
+        """Requests that leave when they are due, however many are unanswered."""
+        unanswered: set[asyncio.Task[None]] = set()
+        cpu_s = time.process_time()
+        for offset_s in loop.arrivals_s(duration_s, seed):
+            due_s = starts_at_s + offset_s
+            if (early_s := due_s - time.monotonic()) > 0:
+                await asyncio.sleep(early_s)
+            elif not len(unanswered) % _BREATH:
+                await asyncio.sleep(0)  # late: answers must still be read
+            if len(unanswered) >= MOST_UNANSWERED:
+                self._count_due(due_s, UNSENT, 0.0)
+                continue
+            task = asyncio.create_task(self._call_when_due(due_s))
+            unanswered.add(task)
+            task.add_done_callback(unanswered.discard)
+        self.tally.busy = (time.process_time() - cpu_s) / max(time.monotonic() - starts_at_s, 1e-9)
+        await asyncio.gather(*unanswered)
+
+    async def _call_when_due(self, due_s: float) -> None:
+        sent_s = time.monotonic()
+        if self._opens_at_s <= due_s:
+            self.tally.send_delays.add(sent_s - due_s)
+        # The deadline counts from when it was due: who is late to send has the less time to wait.
+        code = await self._ask(max(self._target.timeout_s - (sent_s - due_s), 0.0))
+        self._count_due(due_s, code, time.monotonic() - due_s)
+
+    def _count_due(self, due_s: float, code: str, latency_s: float) -> None:
+        if self._opens_at_s <= due_s:
+            self.tally.count(code, latency_s)
+
+    async def _ask(self, timeout_s: float) -> str:
+        try:
+            await self._call(next(self._requests), timeout=timeout_s, metadata=self._target.metadata)
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return OK
+
+
+_BREATH = 8  # sends between two looks at answers, where sends are late

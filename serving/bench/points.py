@@ -1,0 +1,89 @@
+"""What one load measured: counts and latencies of every worker, added up. Pure values."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.bench.latencies import Latencies
+from serving.bench.plan import ClosedLoop, Loop, OpenLoop
+from serving.bench.server_facts import ServerFacts
+
+OK = "OK"
+UNSENT = "UNSENT"  # an arrival for which the client had no room left: it never became a request
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one worker saw in the measured window."""
+
+    latencies: Latencies = field(default_factory=Latencies)  # of good answers
+    outcomes: Counter[str] = field(default_factory=Counter)  # name of the status code -> requests
+    send_delays: Latencies = field(default_factory=Latencies)  # open loop: sent so much later than due
+    busy: float = 0.0  # CPU time by the clock: 1 is a core
+
+    def count(self, outcome: str, latency_s: float) -> None:
+        """One request has ended."""
+        self.outcomes[outcome] += 1
+        if outcome == OK:
+            self.latencies.add(latency_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One load and what became of it."""
+
+    loop: Loop
+    window_s: float
+    latencies: Latencies
+    outcomes: Counter[str]
+    send_delay_p99_s: float
+    busiest_client: float  # 0..1: CPU time of the busiest worker by the clock
+    server: ServerFacts | None = None  # where its metrics could be read
+
+    @property
+    def requests_per_s(self) -> float:
+        """Good answers."""
+        return self.outcomes[OK] / self.window_s
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Name of the status code -> requests, the most frequent first."""
+        return {code: count for code, count in self.outcomes.most_common() if code != OK}
+
+    @property
+    def failed(self) -> float:
+        """Fraction 0..1 of requests without a good answer."""
+        total = self.outcomes.total()
+        return 1 - self.outcomes[OK] / total if total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines. Times are milliseconds, and absent where there was no good answer."""
+        loop = self.loop
+        times = {f"p{100 * each:g}_ms": self.latencies.quantile_s(each) * 1000 for each in QUANTILES}
+        return {
+            "mode": "closed" if isinstance(loop, ClosedLoop) else "open",
+            "concurrency": loop.concurrency if isinstance(loop, ClosedLoop) else None,
+            "offered_per_s": loop.rate_per_s if isinstance(loop, OpenLoop) else None,
+            "requests_per_s": self.requests_per_s,
+            "requests": self.outcomes.total(),
+            **({"mean_ms": self.latencies.mean_s * 1000, **times} if self.latencies.count else {}),
+            "errors": self.errors,
+            "busiest_client": self.busiest_client,
+            "server": self.server.to_json() if self.server else None,
+        }
+
+
+QUANTILES = (0.5, 0.9, 0.99, 0.999)
+
+
+def join(loop: Loop, window_s: float, tallies: Iterable[Tally], server: ServerFacts | None = None) -> Point:
+    """Add up what the workers saw."""
+    latencies, delays, outcomes, busiest = Latencies(), Latencies(), Counter[str](), 0.0
+    for tally in tallies:
+        latencies.merge(tally.latencies)
+        delays.merge(tally.send_delays)
+        outcomes.update(tally.outcomes)
+        busiest = max(busiest, tally.busy)
+    delay_p99_s = delays.quantile_s(0.99) if delays.count else 0.0
+    return Point(loop, window_s, latencies, outcomes, delay_p99_s, busiest, server)

@@ -1,0 +1,73 @@
+"""What the server's own metrics say of a while: CPU, batch sizes, and the time of each stage."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.errors import UsageError
+
+_TIMEOUT_S = 5
+Sample = tuple[str, frozenset[tuple[str, str]]]  # name, labels
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """Means over a while."""
+
+    cores: float  # CPU time by the clock
+    batch_images: float  # images in one run of the network; 0 where none ran
+    stages_s: Mapping[str, float]  # decode, queue, infer, ... -> mean time
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+def read_metrics(url: str) -> dict[Sample, float]:
+    """Every sample of a /metrics page.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--metrics-url {url} is no http address, such as http://127.0.0.1:8002/metrics")
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - checked above
+            families = list(text_string_to_metric_families(response.read().decode()))
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise UsageError(f"--metrics-url {url} cannot be read: {error}") from error
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def facts_between(
+    before: Mapping[Sample, float], after: Mapping[Sample, float], *, model: str, duration_s: float
+) -> ServerFacts:
+    """What happened to one model between two readings. Other models' work counts in `cores` alone."""
+    moved = {sample: value - before.get(sample, 0.0) for sample, value in after.items()}
+
+    def total(name: str, **labels: str) -> float:
+        return sum(
+            value
+            for (each, has), value in moved.items()
+            if each == name and labels.items() <= dict(has).items()
+        )
+
+    stage_name = "lenserve_stage_duration_seconds"
+    stages = sorted({dict(labels)["stage"] for name, labels in moved if name == f"{stage_name}_sum"})
+    means = {
+        stage: total(f"{stage_name}_sum", model=model, stage=stage) / count
+        for stage in stages
+        if (count := total(f"{stage_name}_count", model=model, stage=stage))
+    }
+    batches = total("lenserve_batch_size_count", model=model)
+    images = total("lenserve_batch_size_sum", model=model)
+    cores = total("process_cpu_seconds_total") / duration_s
+    return ServerFacts(cores, images / batches if batches else 0.0, means)

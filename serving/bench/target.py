@@ -1,0 +1,81 @@
+"""Whom to ask, and what: requests are encoded once, and each is answered once before anything is measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from serving.client_images import encode_image
+from serving.client_messages import CallFailed, encode_request
+from serving.pb.inference import grpc_service_pb2 as inference_pb
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+
+METHOD = "/lenserve.v1.Classifier/Classify"
+_METADATA_METHOD = "/inference.GRPCInferenceService/ModelMetadata"
+_FIRST_TIMEOUT_S = 10.0
+_TOP_K = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server and what every worker asks it. Goes to other processes."""
+
+    server: str  # HOST:PORT
+    requests: tuple[bytes, ...]  # encoded, asked in turn
+    timeout_s: float
+    token: str | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What travels beside each request."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+
+def prepare(
+    server: str, model: str, images: Sequence[Path], *, timeout_s: float, token: str | None = None
+) -> tuple[Target, pb.ClassifyResponse]:
+    """Encode the requests, ask each once, and give the last answer, which says who answered.
+
+    Without images it is noise of the size that the network takes: then nothing is decoded or resized.
+
+    Raises:
+        ImageError: an image is no file.
+        CallFailed: nobody answers, the model is not there, or it refuses an image.
+    """
+    target = Target(server, (), timeout_s, token)
+    with grpc.insecure_channel(server) as channel:
+        contents = [encode_image(each) for each in images]
+        if not contents:
+            contents = [encode_image(_noise(_input_shape(channel, target, model)))]
+        messages = [encode_request([each], model, _TOP_K) for each in contents]
+        for message in messages:
+            answer = _ask(channel, METHOD, target, message, pb.ClassifyResponse)
+    requests = tuple(message.SerializeToString() for message in messages)
+    return Target(server, requests, timeout_s, token), answer
+
+
+def _noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)  # (H, W, C), always the same
+
+
+def _input_shape(channel: grpc.Channel, target: Target, model: str) -> tuple[int, int, int]:
+    name, _, revision = model.partition("@")
+    message = inference_pb.ModelMetadataRequest(name=name, version=revision)
+    answer = _ask(channel, _METADATA_METHOD, target, message, inference_pb.ModelMetadataResponse)
+    _, height, width, channels = answer.inputs[0].shape
+    return height, width, channels
+
+
+def _ask(channel: grpc.Channel, method: str, target: Target, message: Any, answer: Any) -> Any:  # noqa: ANN401 - of any kind
+    call = channel.unary_unary(method, type(message).SerializeToString, answer.FromString)
+    try:
+        return call(message, timeout=_FIRST_TIMEOUT_S, metadata=target.metadata)
+    except grpc.RpcError as error:
+        code, details = error.code().name, error.details() or "no details"
+        if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+            details = f"{target.server} does not answer: {details}"
+        raise CallFailed(code, details) from error

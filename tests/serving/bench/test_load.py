@@ -1,0 +1,175 @@
+"""One worker's loops against real gRPC servers: what is counted, and that no stall is overlooked."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+
+from serving.bench import load
+from serving.bench.load import run_load
+from serving.bench.plan import ClosedLoop, Loop, OpenLoop
+from serving.bench.points import OK, UNSENT, Tally
+from serving.bench.target import METHOD, Target, prepare
+from serving.server import Server
+
+Answer = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
+
+
+@asynccontextmanager
+async def _serving(answer: Answer) -> AsyncIterator[Target]:
+    """A real gRPC server with one method."""
+    _, service, method = METHOD.split("/")
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield Target(f"127.0.0.1:{port}", (b"first", b"second"), timeout_s=5.0)
+    finally:
+        await server.stop(None)
+
+
+async def _run(target: Target, loop: Loop, *, window_s: float = 0.3, warm_up_s: float = 0.0) -> Tally:
+    return await run_load(
+        target, loop, starts_at_s=time.monotonic(), warm_up_s=warm_up_s, window_s=window_s, seed=0
+    )
+
+
+async def test_a_closed_loop_keeps_its_callers_busy_and_no_more() -> None:
+    """The server sees exactly so many at once, and requests in turn; what it answered is what was counted."""
+    in_flight, most, seen = 0, 0, Counter[bytes]()
+
+    async def answer(request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        seen[request] += 1
+        await asyncio.sleep(0.001)
+        in_flight -= 1
+        return b""
+
+    async with _serving(answer) as target:
+        tally = await _run(target, ClosedLoop(7))
+    assert most == 7
+    assert abs(seen[b"first"] - seen[b"second"]) <= 1
+    assert set(tally.outcomes) == {OK}
+    assert seen.total() - 7 <= tally.outcomes[OK] <= seen.total()  # those that ended after the window
+    assert tally.latencies.count == tally.outcomes[OK]
+    assert tally.latencies.quantile_s(0.001) >= 0.001
+
+
+async def test_errors_are_counted_by_code_and_have_no_latency() -> None:
+    """A refusal is fast, and must not make the good answers look so."""
+    number = 0
+
+    async def answer(_request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        nonlocal number
+        number += 1
+        if number % 2:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        return b""
+
+    async with _serving(answer) as target:
+        tally = await _run(target, ClosedLoop(1))
+    assert set(tally.outcomes) == {OK, "RESOURCE_EXHAUSTED"}
+    assert abs(tally.outcomes[OK] - tally.outcomes["RESOURCE_EXHAUSTED"]) <= 1
+    assert tally.latencies.count == tally.outcomes[OK]
+
+
+async def test_a_stall_of_the_server_is_seen_by_everyone_who_was_due_during_it() -> None:
+    """Coordinated omission: a server that stops for half of the window cannot hide it from an open loop.
+
+    A closed loop of one caller sees the same stall once; of what is due in the open loop about half waits, a
+    quarter of it longer than half of the stall.
+    """
+    stall_s = 0.4
+
+    def stalling() -> Answer:
+        resumes_at_s = time.monotonic() + stall_s
+
+        async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+            await asyncio.sleep(resumes_at_s - time.monotonic())
+            return b""
+
+        return answer
+
+    async with _serving(stalling()) as target:
+        opened = await _run(target, OpenLoop(300.0), window_s=2 * stall_s)
+    async with _serving(stalling()) as target:
+        closed = await _run(target, ClosedLoop(1), window_s=2 * stall_s)
+    assert opened.latencies.quantile_s(0.80) > stall_s / 2
+    assert opened.latencies.quantile_s(0.99) > stall_s * 0.9
+    assert closed.latencies.quantile_s(0.80) < stall_s / 10
+
+
+async def test_an_open_loop_offers_its_rate_however_slow_the_server_is() -> None:
+    """As many requests as the schedule holds arrive, although none is answered within the window."""
+    release = asyncio.Event()
+    arrived = 0
+    expected = len(list(OpenLoop(200.0).arrivals_s(0.5, 0)))
+
+    async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+        nonlocal arrived
+        arrived += 1
+        if arrived == expected:
+            release.set()
+        await release.wait()
+        return b""
+
+    async with _serving(answer) as target:
+        tally = await _run(target, OpenLoop(200.0), window_s=0.5)
+    assert arrived == expected
+    assert tally.outcomes == {OK: expected}
+
+
+async def test_the_warm_up_does_not_count() -> None:
+    """What is due before the window opens is sent, and forgotten."""
+    arrived = 0
+
+    async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+        nonlocal arrived
+        arrived += 1
+        return b""
+
+    schedule = list(OpenLoop(300.0).arrivals_s(0.4, 0))
+    async with _serving(answer) as target:
+        tally = await _run(target, OpenLoop(300.0), warm_up_s=0.2, window_s=0.2)
+    assert arrived == len(schedule)
+    assert tally.outcomes[OK] == sum(due_s >= 0.2 for due_s in schedule)
+
+
+async def test_unanswered_requests_end_at_the_deadline_and_are_bounded() -> None:
+    """A server that never answers costs the client a bounded number of requests, and a bounded time."""
+
+    async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    most, load.MOST_UNANSWERED = load.MOST_UNANSWERED, 10
+    try:
+        async with _serving(answer) as target:
+            impatient = Target(target.server, target.requests, timeout_s=0.3)
+            tally = await _run(impatient, OpenLoop(200.0), window_s=0.2)
+    finally:
+        load.MOST_UNANSWERED = most
+    assert tally.outcomes["DEADLINE_EXCEEDED"] == 10
+    assert tally.outcomes[UNSENT] == len(list(OpenLoop(200.0).arrivals_s(0.2, 0))) - 10
+    assert OK not in tally.outcomes
+
+
+async def test_our_own_server_answers(serve: Callable[..., object], publish: Callable[..., object]) -> None:
+    """The encoded request is a good one: see test_cli.py for whole runs."""
+    publish()
+    async with serve() as server:  # type: ignore[attr-defined]
+        assert isinstance(server, Server)
+        address = f"127.0.0.1:{server.grpc.port}"
+        target, answered = await asyncio.to_thread(prepare, address, "colours", [], timeout_s=5.0)
+        tally = await _run(target, ClosedLoop(2))
+        done = server.metrics.images.labels("colours", "1", "OK")._value.get()
+    assert (answered.model, answered.version) == ("colours", 1)
+    assert set(tally.outcomes) == {OK}
+    assert done >= tally.outcomes[OK] > 0
