@@ -10,9 +10,7 @@ async with Models(...) as models, Classifier(models, ...) as classifier:
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +18,7 @@ import numpy as np
 
 from serving.admission import Admission
 from serving.batching import NO_DEADLINE_S
-from serving.bundle import Geometry, ImageLimits, Manifest, apply_geometry, check_pixels, decode_image
+from serving.bundle import ImageLimits, Manifest
 from serving.bundle.images import Pixels
 from serving.engine import Floats, Output
 from serving.errors import (
@@ -33,10 +31,8 @@ from serving.errors import (
 )
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.preparation import Image, Preparation
 from serving.versions import Revision, Version
-
-# An encoded file, decoded (H, W) or (H, W, C) uint8, or what was wrong with it already on the wire.
-Image = bytes | Pixels | ImageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +97,7 @@ class Classifier:
         self.default_top_k = default_top_k
         self.admission = Admission(max_pending_images)
         self._models = models
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._preparation = Preparation(self.limits, decode_threads)
         metrics.pending_images.set_function(lambda: self.admission.pending)
 
     async def __aenter__(self) -> Self:
@@ -110,7 +106,7 @@ class Classifier:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._preparation.close()
 
     async def classify(
         self,
@@ -232,26 +228,14 @@ class Classifier:
     async def _prepare(
         self, images: Sequence[Image], version: Version, deadline_s: float
     ) -> Sequence[Pixels | ImageError]:
-        """Decode and bring into geometry: in worker threads, but for pixels that need nothing."""
         if time.monotonic() >= deadline_s:
             raise DeadlineExceeded("the deadline had passed before the images were decoded")
-        geometry = version.bundle.manifest.geometry
-        prepare = partial(_prepare_one, limits=self.limits, geometry=geometry)
-        loop = asyncio.get_running_loop()
-        timed = [
-            prepare(image)
-            if isinstance(image, np.ndarray) and image.shape == geometry.shape
-            else loop.run_in_executor(self._decoders, prepare, image)
-            for image in images
-        ]
-        prepared = []
-        for each in timed:
-            pixels, duration_s = each if isinstance(each, tuple) else await each
-            version.metrics.decoded(duration_s)
-            if isinstance(pixels, ImageError):
-                version.metrics.image_outcome(pixels.reason)
-            prepared.append(pixels)
-        return prepared
+        prepared = await self._preparation.prepare(images, version.bundle.manifest.geometry)
+        for each in prepared:
+            version.metrics.decoded(each.duration_s)
+            if isinstance(each.pixels, ImageError):
+                version.metrics.image_outcome(each.pixels.reason)
+        return [each.pixels for each in prepared]
 
     async def _run(self, images: Pixels, version: Version, deadline_s: float, priority: int = 0) -> Output:
         """Run (n, H, W, C) uint8 of any n, in parts of at most the largest batch."""
@@ -308,23 +292,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, LenserveError):
         return error.reason
     return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
-
-
-def _prepare_one(
-    image: Image, *, limits: ImageLimits, geometry: Geometry
-) -> tuple[Pixels | ImageError, float]:
-    """Decode one image and bring it into the model's geometry, in a worker thread.
-
-    Returns: the pixels or what is wrong with them, and how long it took in seconds.
-    """
-    started_s = time.perf_counter()
-    try:
-        if isinstance(image, ImageError):
-            raise image
-        pixels = decode_image(image, limits) if isinstance(image, bytes) else check_pixels(image, limits)
-        return apply_geometry(pixels, geometry), time.perf_counter() - started_s
-    except ImageError as error:
-        return error, time.perf_counter() - started_s
 
 
 def _joined(outputs: Sequence[Output]) -> Output:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.bundle.images import Pixels
-from serving.classifier import Classifier, Image, Ranking
+from serving.classifier import Classifier, Ranking
 from serving.errors import EmptyImage, ImageError, InvalidPixels
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.preparation import Image
 from serving.transport.status import Status, code_of
 from serving.transport.table import Call, Pipeline, Rpc, Unary
 from serving.versions import Revision
