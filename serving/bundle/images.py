@@ -13,7 +13,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 
-from serving.bundle.jpeg import decode_jpeg
+from serving.bundle.jpeg import count_scans, decode_jpeg
 from serving.bundle.manifest import Strict
 from serving.errors import EmptyImage, ImageTooLarge, InvalidPixels, UndecodableImage
 
@@ -28,6 +28,9 @@ PILLOW_MAX_PIXELS = 89_478_485
 # JPEG can say no more, and resizing takes memory in proportion to the longer side: a thin image of few
 # pixels and fewer bytes would cost a gigabyte.
 MAX_SIDE = 65_535
+
+# The passes of a progressive JPEG: ten are usual, and each costs time, however few bytes it has.
+MAX_SCANS = 100
 
 _JPEG_CHANNELS = {"L": 1, "RGB": 3}
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -72,6 +75,8 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_size(image.width, image.height, limits)
+            if "progressive" in image.info:
+                _check_scans(encoded)
             return _upright(_samples(image, encoded), image)
     except ImageTooLarge:
         raise
@@ -119,6 +124,11 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
     if max(width, height) > MAX_SIDE:
         raise ImageTooLarge(f"the image has {width} x {height} pixels, the limit of a side is {MAX_SIDE}")
+
+
+def _check_scans(encoded: bytes) -> None:
+    if count_scans(encoded, most=MAX_SCANS) > MAX_SCANS:
+        raise ImageTooLarge(f"the image has more than {MAX_SCANS} scans, which is the limit")
 
 
 def _samples(image: Image.Image, encoded: bytes) -> Pixels:

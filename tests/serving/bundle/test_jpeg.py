@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from serving.bundle import ImageLimits, decode_image
-from serving.bundle.jpeg import decode_jpeg
+from serving.bundle.jpeg import count_scans, decode_jpeg
 from serving.errors import ImageTooLarge, UndecodableImage
 
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[0])  # 640 x 427
@@ -131,6 +131,33 @@ def test_ink_is_left_to_pillow() -> None:
     np.testing.assert_array_equal(
         decode_image(ycck, ImageLimits()), np.asarray(Image.open(io.BytesIO(ycck)).convert("RGB"))
     )
+
+
+def with_scans(count: int, hidden: bytes = b"") -> bytes:
+    """A small progressive picture whose second scan is sent again and again, perhaps behind other bytes."""
+    whole = encode(Image.new("RGB", (64, 64), "red"), progressive=True)
+    starts = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
+    second = whole[starts[1] : starts[2]]
+    second = second[: second.index(b"\xff\xc4")]  # without the next scan's Huffman table
+    return whole[: starts[1]] + (hidden + second) * (count - len(starts)) + whole[starts[1] :]
+
+
+@pytest.mark.parametrize("hidden", [b"", b"\xff\x01", b"\xff\xd3", b"\xff\xff", b"\xff\xfe\x00\x05abc"])
+def test_endless_scans_are_refused(hidden: bytes) -> None:
+    """Each pass over 50 million pixels takes 10 ms and 75 bytes. Stray markers and comments hide none."""
+    assert count_scans(with_scans(100, hidden), most=100) == 100
+    assert decode_image(with_scans(100), ImageLimits()).shape == (64, 64, 3)
+    with pytest.raises(ImageTooLarge, match="more than 100 scans"):
+        decode_image(with_scans(101, hidden), ImageLimits())
+
+
+def test_what_only_looks_like_scans_is_none() -> None:
+    """Cameras put previews into comments and films behind the picture: those are not decoded, nor counted."""
+    comment = b"\xff\xfe" + (2 + 1000).to_bytes(2, "big") + b"\xff\xda" * 500
+    whole = encode()
+    crowded = whole[:2] + comment + whole[2:] + b"\xff\xda" * 500
+    assert count_scans(crowded, most=100) == 1
+    np.testing.assert_array_equal(decode_image(crowded, ImageLimits()), by_pillow(whole))
 
 
 def test_several_pictures_in_one_file_give_the_first() -> None:
