@@ -40,7 +40,11 @@ def _numbers(models: Models, model: str, revision: Revision) -> list[int]:
 
 
 def _encode(model: str, number: int, done: VersionStatistics) -> pb.ModelStatistics:
-    requests = done.success.count
+    def of_requests(tally: Tally) -> pb.StatisticDuration:
+        # All parts and images of a request together: clients divide by the number of requests, and
+        # perf_analyzer ends where these counts differ, be it by a request that runs just now.
+        return _duration(Tally(done.success.count, tally.duration_s))
+
     return pb.ModelStatistics(
         name=model,
         version=str(number),
@@ -50,11 +54,10 @@ def _encode(model: str, number: int, done: VersionStatistics) -> pb.ModelStatist
         inference_stats=pb.InferStatistics(
             success=_duration(done.success),
             fail=_duration(done.failure),
-            queue=_duration(done.queue),
-            # Of all images of a request together: clients divide by the number of requests.
-            compute_input=_duration(Tally(requests, done.decode.duration_s)),
-            compute_infer=_duration(done.infer),
-            compute_output=_duration(Tally(requests, done.rank.duration_s)),
+            queue=of_requests(done.queue),
+            compute_input=of_requests(done.decode),
+            compute_infer=of_requests(done.infer),
+            compute_output=of_requests(done.rank),
         ),
         batch_stats=[
             pb.InferBatchStatistics(batch_size=images, compute_infer=_duration(run))
