@@ -198,7 +198,8 @@ async def test_a_stream_ends_at_its_deadline(
         await stub.call("lenserve.v1.Classifier/Classify", _classify("red", "red"))
 
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert (len(server.engine.runs), server.engine.runs[-1]) == (2, 2)
+    assert server.engine.runs[-1] == 2
+    assert sum(server.engine.runs[:-1]) <= 4  # what ran when the deadline passed, of a batch at most
 
 
 async def test_a_stop_answers_what_is_in_flight(
