@@ -33,7 +33,9 @@ class WantedOutput:
     span: Span | None = None  # of shared memory; None: in the response
 
 
-_DEFAULT_OUTPUTS = [WantedOutput(PROBABILITIES)]
+# What nearly every request wants, made once.
+_PLAIN_OUTPUTS = {name: WantedOutput(name) for name in (PROBABILITIES, EMBEDDING)}
+_DEFAULT_OUTPUTS = [_PLAIN_OUTPUTS[PROBABILITIES]]
 
 
 def decode_outputs(request: pb.ModelInferRequest) -> list[WantedOutput]:
@@ -108,8 +110,11 @@ def _head(name: str, shape: tuple[int, ...]) -> bytes:
 
 
 def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> WantedOutput:
-    if output.name not in (PROBABILITIES, EMBEDDING):
+    plain = _PLAIN_OUTPUTS.get(output.name)
+    if plain is None:
         raise InvalidTensor(f"unexpected inference output {output.name!r} for model {model!r}")
+    if not output.parameters:
+        return plain
     span = _decode_span(output.parameters)
     if "classification" not in output.parameters:
         return WantedOutput(output.name, span=span)

@@ -1,0 +1,156 @@
+"""Where the CPU time of one LeNet-5 ModelInfer goes, stage by stage, from bytes to bytes without a transport.
+
+Each stage is timed with all before it, one core, many requests in flight as tasks of one event loop; what a
+stage adds is the difference. Every line is the median of ROUNDS rounds, in which all lines take turns.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from serving.batching import Batcher, BatchPolicy
+from serving.bundle import Repository
+from serving.classifier import Classifier, Inference
+from serving.engine import Device, OnnxEngine, Output
+from serving.metrics import Metrics
+from serving.models import Models
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.transport.around import Around
+from serving.transport.inference_service import InferenceService
+from serving.transport.shared_memory import Regions
+from serving.transport.table import Call, Unary
+from tests.benchmarks.calls import infer_message
+from tests.benchmarks.networks import lenet
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+ROUNDS = 9
+REQUESTS = 1600
+MAX_BATCH_SIZE = 32
+CPU = Device("cpu", 0, "benchmark")
+
+Work = Callable[[], Awaitable[object]]
+
+
+async def measure(in_flight: int) -> dict[str, float]:
+    """CPU microseconds a request of every line."""
+    bundle = lenet()
+    metrics = Metrics()
+    repository = Repository(bundle.folder.parents[1])
+    load = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=MAX_BATCH_SIZE)
+    policy = BatchPolicy(MAX_BATCH_SIZE)
+    models = Models(repository, load, policy=policy, warm_sizes=(1, MAX_BATCH_SIZE), metrics=metrics)
+    async with models, Classifier(models, metrics=metrics) as classifier:
+        await models.scanned()
+        image = bundle.golden().images[:1]  # (1, 28, 28, 1)
+        engine = models.lease(bundle.model).engine
+        ready = Inference(bundle.model, bundle.version, bundle.manifest.labels, engine.run(image))
+        async with Batcher(
+            lambda images: _repeat(ready, len(images)), policy, loop_images=MAX_BATCH_SIZE
+        ) as idle:
+            lines = _lines(classifier, models, metrics, image, ready, idle)
+            medians = await _medians(lines, in_flight)
+    batch = np.repeat(image, max(1, min(in_flight, MAX_BATCH_SIZE)), axis=0)
+    medians["ONNX Runtime alone, a batch of those in flight"] = _cpu_us(lambda: engine.run(batch), len(batch))
+    return medians
+
+
+def _lines(  # noqa: PLR0917 - every stage of the path
+    classifier: Classifier, models: Models, metrics: Metrics, image: Any, ready: Inference, idle: Batcher
+) -> dict[str, Work]:
+    """What is timed, by name."""
+    regions = Regions()
+    message = infer_message(lenet(), image).SerializeToString()
+    service = InferenceService(classifier, models, metrics, regions)
+    instant = InferenceService(_Instant(ready), models, metrics, regions)  # type: ignore[arg-type]
+    answer = pb.ModelInferResponse()
+
+    async def nothing(_request: pb.ModelInferRequest, _call: Call) -> pb.ModelInferResponse:
+        return answer
+
+    def wrapped(function: Any) -> Work:
+        row = Around(Metrics()).wrap(Unary(METHOD, pb.ModelInferRequest, function, model_field="model_name"))
+        return lambda: row.answer(message, Call({}))
+
+    return {
+        "around: parse, id, counts, errors": wrapped(nothing),
+        "and the message <-> tensors": wrapped(instant.model_infer),
+        "batcher without a network": lambda: idle.submit(image),
+        "classifier: lease, admission, batcher, network, counts": lambda: classifier.infer_tensor(
+            image, model=ready.model
+        ),
+        "everything": wrapped(service.model_infer),
+    }
+
+
+class _Instant:
+    """A classifier that has the answer already."""
+
+    def __init__(self, ready: Inference) -> None:
+        self._ready = ready
+
+    async def infer_tensor(self, *_: object, **__: object) -> Inference:
+        return self._ready
+
+
+def _repeat(ready: Inference, images: Any) -> Output:
+    count = len(images)
+    return Output(
+        np.repeat(ready.output.probabilities, count, axis=0), np.repeat(ready.output.embedding, count, axis=0)
+    )
+
+
+async def _medians(lines: dict[str, Work], in_flight: int) -> dict[str, float]:
+    order = random.Random(3)  # noqa: S311 - an order, no secret
+    taken: dict[str, list[float]] = {name: [] for name in lines}
+    for _ in range(ROUNDS):
+        for name in order.sample(list(lines), len(lines)):
+            taken[name].append(await _load(lines[name], in_flight))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+async def _load(work: Work, in_flight: int) -> float:
+    async def client() -> None:
+        for _ in range(REQUESTS // in_flight):
+            await work()
+
+    started_s = time.process_time()
+    await asyncio.gather(*(client() for _ in range(in_flight)))
+    return (time.process_time() - started_s) / (REQUESTS // in_flight * in_flight) * 1e6
+
+
+def _cpu_us(run: Callable[[], object], images: int) -> float:
+    times = []
+    for _ in range(ROUNDS):
+        started_s = time.process_time()
+        for _ in range(REQUESTS // images):
+            run()
+        times.append((time.process_time() - started_s) / (REQUESTS // images * images) * 1e6)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Print one table for one request in flight and for sixteen."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    as_json = parser.parse_args().json
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    measured = {in_flight: asyncio.run(measure(in_flight)) for in_flight in (1, 16)}
+    if as_json:
+        print(json.dumps(measured))
+        return
+    print("| CPU microseconds a request | 1 in flight | 16 in flight |\n| --- | --- | --- |")
+    for name in measured[1]:
+        print(f"| {name} | {measured[1][name]:.1f} | {measured[16][name]:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
