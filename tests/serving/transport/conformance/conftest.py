@@ -36,6 +36,9 @@ class Differences:
     tells_compressions: bool = True
     # Whether a content type that is no gRPC is refused; the core answers as if it were.
     checks_content_type: bool = True
+    # Whether a connection that resets 200 calls in ten seconds is closed, with all its calls: h2corn's guard
+    # against CVE-2023-44487, which is not to be set.
+    closes_at_200_resets: bool = True
     # Whether calls may name anything as their authority. h2corn resets those that RFC 3986 forbids, such as
     # the list that a channel to ipv4:A,B names where it is not told another.
     takes_any_authority: bool = False
@@ -48,6 +51,7 @@ DIFFERENCES = {
         unknown_compression="INTERNAL",
         tells_compressions=False,
         checks_content_type=False,
+        closes_at_200_resets=False,
         takes_any_authority=True,
     ),
 }
