@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from serving.transport.around import REQUEST_ID_KEY, Failure, WireRpc, WireStream, WireUnary
@@ -38,6 +38,7 @@ _START_GZIP = {**_START, "headers": [*_HEADERS, (b"grpc-encoding", b"gzip")]}
 _NO_BODY = {"type": _BODY}
 _OK = (b"grpc-status", b"0")
 
+_PATIENCE_S = 0.1
 _UNSUPPORTED_MEDIA_TYPE = 415
 _NO_METHOD = Failure(Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "there is no such method"))
 _LATE = Status(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the answer was ready")
@@ -68,7 +69,7 @@ class GrpcApp:
         if _TRAILERS not in scope["extensions"]:
             return _fail(send, _NO_TRAILERS)
         handler = self._handlers.get(scope["path"])
-        return _fail(send, _NO_METHOD) if handler is None else handler(headers, receive, send)
+        return _no_method(receive, send) if handler is None else handler(headers, receive, send)
 
     def _handler(self, rpc: WireRpc) -> Handler:
         return self._stream(rpc) if isinstance(rpc, WireStream) else self._unary(rpc)
@@ -109,6 +110,8 @@ class GrpcApp:
                 await send(_NO_BODY)
                 await send(_ending_well(call))
             except Exception as error:  # noqa: BLE001 - every end of a call is told to its client
+                if isinstance(error, Failure) and not is_started:
+                    await _hear_out(receive)
                 await _fail(send, error, call, is_started=is_started)
 
         return handle
@@ -151,18 +154,35 @@ def _ending_well(call: Call) -> Event:
     return {"type": _TRAILERS, "headers": [_OK, (_REQUEST_ID, call.request_id.encode())]}
 
 
+async def _no_method(receive: Receive, send: Send) -> None:
+    await _hear_out(receive)
+    await _fail(send, _NO_METHOD)
+
+
+async def _hear_out(receive: Receive) -> None:
+    """Let a client begin its request before it is refused.
+
+    A client whose first message meets a stream that has already ended need not look why: grpc.aio told
+    INTERNAL every other time. One that says nothing waits a moment for its refusal.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            await receive()
+
+
 async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_started: bool = False) -> None:
     """End a call with a status: in trailers, or in headers alone where nothing was sent yet."""
     status = status_of_failure(error)
     if status is None:
         return
     pairs = ending(status, call.request_id if call else "")
-    if is_started:
-        await send(_NO_BODY)
-        await send({"type": _TRAILERS, "headers": pairs})
-    else:
-        await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *pairs]})
-        await send(_NO_BODY)
+    with suppress(OSError):  # the client has gone
+        if is_started:
+            await send(_NO_BODY)
+            await send({"type": _TRAILERS, "headers": pairs})
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *pairs]})
+            await send(_NO_BODY)
 
 
 def status_of_failure(error: Exception) -> Status | None:

@@ -64,9 +64,10 @@ async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> 
     assert dict(server.sent[2]["headers"]) == {b"grpc-status": b"0", b"x-request-id": b"id-7"}
 
 
-async def test_a_client_that_has_gone_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])
+async def test_a_client_that_has_gone_is_no_failure(caplog: pytest.LogCaptureFixture, path: str) -> None:
     """Nobody is there to be told, and nothing is wrong here."""
-    await _call(FakeServer(_request(frame(b"hello")), send_fails=BrokenPipeError()))
+    await _call(FakeServer(_request(frame(b"hello")), send_fails=BrokenPipeError()), path=path)
     assert not caplog.records
 
 

@@ -82,6 +82,7 @@ class Echo:
             Stream(f"/{SERVICE}/Sum", BytesValue, self.sum),
             Stream(f"/{SERVICE}/Count", StringValue, self.count),
             Stream(f"/{SERVICE}/WaitStream", BytesValue, self.wait_stream),
+            Stream(f"/{SERVICE}/Refuse", BytesValue, self.refuse),
             Stream(f"/{SERVICE}/FailAfterOne", StringValue, self.fail_after_one),
         )
 
@@ -149,6 +150,11 @@ class Echo:
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.release()
             raise
+
+    async def refuse(self, _requests: AsyncIterator[Any], _call: Call) -> AsyncIterator[BytesValue]:
+        """Fail before anything is read."""
+        raise errors.Unauthenticated("nobody is known here")
+        yield
 
     async def fail_after_one(
         self, requests: AsyncIterator[StringValue], call: Call

@@ -6,6 +6,7 @@ import struct
 import time
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
@@ -91,6 +92,24 @@ async def test_a_client_that_resets_its_calls(served: Any, raw: Any, differences
         await connection.read_until(lambda: bool(connection.goodbyes if is_closed else connection.pongs))
         assert connection.goodbyes == ([ENHANCE_YOUR_CALM] if is_closed else [])
         assert (await other.call("Say", _frame(b""))).code == "OK"
+
+
+async def test_a_stream_that_is_refused_at_once_is_told_why(methods: Any, failure_of: Any) -> None:
+    """Also where the client is still about to send its first message, time after time."""
+    unknown = methods.channel.stream_stream("/tests.Nobody/Each")
+    for _ in range(50):
+        error = await failure_of(unknown(iter([b"1"])))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    for _ in range(50):
+        call = methods.stream("Refuse")(iter([BytesValue(value=b"1")]))
+        assert (await failure_of(call)).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_client_that_says_nothing_is_refused_too(served: Any, raw: Any) -> None:
+    """It need not send anything to be told."""
+    async with raw(served.server.port) as connection:
+        for method, code in (("Refuse", "UNAUTHENTICATED"), ("Nowhere", "UNIMPLEMENTED")):
+            assert (await connection.reply(await connection.open(method))).code == code
 
 
 class TestStop:
