@@ -20,6 +20,9 @@ _REFUSING_S = 0.2
 # For the last answers to be written; streams that are still open are cut after it.
 _CLOSING_S = 0.5
 
+# So long the cancellation of a call may come after the end of its messages.
+_CANCELLATION_S = 0.005
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -148,11 +151,11 @@ async def _complete(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The messages, and their end only where the client meant it.
 
     Of a call that its client has cancelled grpc.aio ends the messages as if they were all, and cancels the
-    handler one turn of the loop later.
+    handler a turn of the loop later, or a few.
     """
     async for message in messages:
         yield message
-    await asyncio.sleep(0)
+    await asyncio.sleep(_CANCELLATION_S)
 
 
 def _call(context: Any) -> Call:  # noqa: ANN401
