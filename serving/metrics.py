@@ -153,6 +153,12 @@ class Metrics:
             registry=counted,
             multiprocess_mode="livesum",
         )
+        self.event_loop_tasks = Gauge(
+            "lenserve_event_loop_tasks",
+            "Tasks of the event loop that have not ended: calls, streams, and a few of the server's own",
+            registry=counted,
+            multiprocess_mode="livesum",
+        )
         self.version_state = Gauge(
             "lenserve_version_state",
             "1 for the state that each known version is in",

@@ -80,6 +80,8 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
     metrics.device.labels(device.name, device.provider).set(1)
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
     around = Around(metrics, tokens)
+    loop = asyncio.get_running_loop()
+    metrics.event_loop_tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
     async with AsyncExitStack() as stack:
         regions = await stack.enter_async_context(
             Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)

@@ -38,6 +38,11 @@ class Process:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
     def check_running(self) -> None:
         """End with the last lines of its log if it has stopped by itself."""
         if self._process.poll() is not None:
