@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     rows = [row for row in ROWS if not options.rows or row.number in options.rows]
-    names = sorted({name for row in rows for name in row.contenders})
+    names = sorted({name for row in rows if row.is_possible for name in row.contenders})
     rounds = measure(names, options.rounds, options.window_s)
     (FOLDER / "table.json").write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
     text = f"{markdown(rows, rounds)}\n{described(rounds, options.window_s)}\n"
@@ -58,8 +58,8 @@ def measure(names: list[str], rounds: int, window_s: float) -> list[dict[str, Fa
             facts: dict[str, Facts] = {}
             for name in order.sample(names, len(names)):
                 progress.update(task, description=f"{'warming' if not number else f'round {number}'}: {name}")
-                calibration = {"calibration_ms": calibration_ms()}
-                facts[name] = calibration | dict(
+                machine_now = {"calibration_ms": calibration_ms(), "load_average": os.getloadavg()[0]}
+                facts[name] = machine_now | dict(
                     CONTENDERS[name](stage, window_s if number else window_s / 4)
                 )
                 progress.advance(task)
@@ -85,11 +85,16 @@ def machine() -> str:
 
 def described(rounds: list[dict[str, Facts]], window_s: float) -> str:
     """Under which circumstances the table was made."""
-    calibrations = [facts["calibration_ms"] for measured in rounds for facts in measured.values()]
+    windows = [facts for measured in rounds for facts in measured.values()]
+    if not windows:
+        return machine()
+    calibrations = [facts["calibration_ms"] for facts in windows]
+    loads = [facts["load_average"] for facts in windows]
     return (
         f"Medians [lowest, highest] of {len(rounds)} windows of {window_s:g} s; order shuffled, seed {SEED}. "
         f"{machine()}. Calibration: {statistics.median(calibrations):.1f} ms "
-        f"[{min(calibrations):.1f}, {max(calibrations):.1f}]."
+        f"[{min(calibrations):.1f}, {max(calibrations):.1f}]. Load average: {statistics.median(loads):.1f} "
+        f"[{min(loads):.1f}, {max(loads):.1f}], where the benchmark alone makes up to 2."
     )
 
 

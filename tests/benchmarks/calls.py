@@ -21,8 +21,10 @@ Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes], Floats]
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _TUTORIAL = "/tutorial.Classifier/Classify"
 _ANSWERING_TIMEOUT_S = 30
+_STREAM_MESSAGES = 500
 _POLL_S = 0.05
 
 
@@ -42,6 +44,12 @@ def infer_message(bundle: Bundle, payload: Pixels | bytes) -> pb.ModelInferReque
 def infer_request(bundle: Bundle, payload: Pixels | bytes) -> Request:
     """KServe v2 as a request of h2load, for our server."""
     return Request(INFER, framed(infer_message(bundle, payload).SerializeToString()))
+
+
+def stream_request(bundle: Bundle, payload: Pixels | bytes) -> Request:
+    """KServe v2 over a stream of so many images that its start costs nothing beside them."""
+    message = framed(infer_message(bundle, payload).SerializeToString())
+    return Request(_STREAM, message * _STREAM_MESSAGES, messages=_STREAM_MESSAGES)
 
 
 def triton_request(bundle: Bundle, payload: Pixels | bytes) -> Request:
@@ -76,17 +84,20 @@ def proven(request: Request, port: int, expected: Floats) -> Request:
     Raises:
         SystemExit: nobody answers, or other probabilities than expected (N, K).
     """
-    answer = _ask_until_answered(request, port)
-    probabilities = _decode(request, answer).reshape(expected.shape)  # (N, K)
+    answers = _ask_until_answered(request, port)
     # Decoders of JPEG may differ by a level or two, which moves a probability by a few per cent of itself.
     tolerance = 0.05 * expected.max()
-    if np.abs(probabilities - expected).max() > tolerance:
-        raise SystemExit(f"{request.path} at port {port} gives other probabilities than ONNX Runtime")
+    for answer in answers:
+        probabilities = _decode(request, answer).reshape(expected.shape)  # (N, K)
+        if np.abs(probabilities - expected).max() > tolerance:
+            raise SystemExit(f"{request.path} at port {port} gives other probabilities than ONNX Runtime")
+    if len(answers) != request.messages:
+        raise SystemExit(f"{request.path} gives {len(answers)} answers to {request.messages} messages")
     framing = 0 if request.http1 else len(framed(b""))
-    return replace(request, answer_bytes=framing + len(answer))
+    return replace(request, answer_bytes=sum(framing + len(answer) for answer in answers))
 
 
-def _ask_until_answered(request: Request, port: int) -> bytes:
+def _ask_until_answered(request: Request, port: int) -> list[bytes]:
     end_s = time.monotonic() + _ANSWERING_TIMEOUT_S
     while True:
         try:
@@ -97,19 +108,24 @@ def _ask_until_answered(request: Request, port: int) -> bytes:
             time.sleep(_POLL_S)
 
 
-def _ask(request: Request, port: int) -> bytes:
+def _ask(request: Request, port: int) -> list[bytes]:
     if request.http1:
         url = f"http://127.0.0.1:{port}{request.path}"
         with urllib.request.urlopen(url, request.body, timeout=_ANSWERING_TIMEOUT_S) as response:
-            return bytes(response.read())
+            return [response.read()]
+    message = request.body[len(framed(b"")) : len(request.body) // request.messages]
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary(request.path)  # bytes in, bytes out
-        return bytes(call(request.body[len(framed(b"")) :], timeout=_ANSWERING_TIMEOUT_S))
+        if request.messages == 1:
+            return [channel.unary_unary(request.path)(message, timeout=_ANSWERING_TIMEOUT_S)]
+        call = channel.stream_stream(request.path)  # bytes in, bytes out
+        return list(call(iter([message] * request.messages), timeout=_ANSWERING_TIMEOUT_S))
 
 
 def _decode(request: Request, answer: bytes) -> Floats:
     if request.path == INFER:
         answer = pb.ModelInferResponse.FromString(answer).raw_output_contents[0]
+    elif request.path == _STREAM:
+        answer = pb.ModelStreamInferResponse.FromString(answer).infer_response.raw_output_contents[0]
     elif request.path == _TUTORIAL:
         answer = BytesValue.FromString(answer).value
     return np.frombuffer(answer, "<f4")

@@ -4,15 +4,19 @@ A contender is a function that measures itself once, for a while, and returns fa
 
     cpu_ms          CPU time of the server's whole process tree for a request (of streams: an image)
     requests_per_s  by the clock
+    apart_per_s     the same, had the client not shared cores with the server
     p50_ms, p99_ms  from sending a request to the end of its answer
 """
 
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,7 +25,7 @@ from tests.benchmarks import calls, networks, servers
 from tests.benchmarks.load import Load, Request, run_load
 from tests.benchmarks.networks import LENET, PHOTOGRAPHS, TENSORS
 from tests.benchmarks.peers.preparation import open_session
-from tests.benchmarks.processes import SERVER_CORES, pinned
+from tests.benchmarks.processes import CLIENT_CORES, CORES, SERVER_CORES, pinned
 from tests.benchmarks.servers import Server, lenserve_knows, start_lenserve
 
 Facts = Mapping[str, float]
@@ -75,8 +79,8 @@ def _payload(model: str) -> calls.Pixels | bytes:
     return networks.photograph() if model == PHOTOGRAPHS else _bundle(model).golden().images[:1]
 
 
-def _start_ours(bundle: Bundle, transport: str, *options: str) -> Server:
-    return start_lenserve(bundle, *lenserve_options(transport), *options)
+def _start_ours(bundle: Bundle, transport: str, *options: str, cores: Sequence[int] = SERVER_CORES) -> Server:
+    return start_lenserve(bundle, *lenserve_options(transport), *options, cores=cores)
 
 
 _OURS, _OURS_GRPC = partial(_start_ours, transport="h2"), partial(_start_ours, transport="grpc")
@@ -85,10 +89,22 @@ _OURS, _OURS_GRPC = partial(_start_ours, transport="h2"), partial(_start_ours, t
 ENTRANTS: dict[str, tuple[servers.Start, Callable[..., Request], str]] = {
     "lenserve": (_OURS, calls.infer_request, LENET),
     "lenserve grpc": (_OURS_GRPC, calls.infer_request, LENET),
+    "lenserve stream": (_OURS, calls.stream_request, LENET),
+    "lenserve two workers": (
+        lambda bundle: _start_ours(bundle, "h2", "--workers", "2", cores=CORES[:2]),
+        calls.infer_request,
+        LENET,
+    ),
     "triton": (servers.start_triton, calls.triton_request, LENET),
     "tutorial": (servers.start_tutorial, calls.tutorial_request, LENET),
     "mosec": (servers.start_mosec, calls.mosec_request, LENET),
     "lenserve jpeg": (_OURS, calls.infer_request, PHOTOGRAPHS),
+    # An operator who promises a latency bounds the queue: 16 photographs are about 100 ms.
+    "lenserve jpeg, 16 pending": (
+        lambda bundle: _start_ours(bundle, "h2", "--max-pending-images", "16", "--max-images", "16"),
+        calls.infer_request,
+        PHOTOGRAPHS,
+    ),
     "triton jpeg": (servers.start_triton, calls.triton_request, PHOTOGRAPHS),
     "tutorial jpeg": (servers.start_tutorial, calls.tutorial_request, PHOTOGRAPHS),
     "mosec jpeg": (servers.start_mosec, calls.mosec_request, PHOTOGRAPHS),
@@ -100,14 +116,17 @@ ENTRANTS: dict[str, tuple[servers.Start, Callable[..., Request], str]] = {
 }
 
 
-def closed_loop(name: str, in_flight: int) -> Contender:
-    """A fixed number of requests in flight, on at most four connections (HTTP/1.1: one each)."""
+def closed_loop(
+    name: str, in_flight: int, *, most_connections: int = 4, client_cores: Sequence[int] = CLIENT_CORES
+) -> Contender:
+    """A fixed number of requests in flight, on a few connections (HTTP/1.1: one each)."""
 
     def measure(stage: Stage, duration_s: float) -> Facts:
         server, request = stage.ask(name)
-        connections = in_flight if request.http1 else min(4, in_flight)
+        connections = in_flight if request.http1 else min(most_connections, in_flight)
+        streams = in_flight // connections
         load_it = partial(
-            run_load, request, server.port, connections=connections, streams=in_flight // connections
+            run_load, request, server.port, connections=connections, streams=streams, cores=client_cores
         )
         rate = stage.rates.get((name, in_flight)) or _first_rate(load_it, in_flight)
         requests = in_flight * max(_LEAST_TURNS, round(rate * duration_s / in_flight))
@@ -115,13 +134,57 @@ def closed_loop(name: str, in_flight: int) -> Contender:
         load = load_it(requests=requests)
         stage.rates[name, in_flight] = load.requests_per_s
         return {
-            "cpu_ms": (server.process.cpu_s() - cpu_s) * 1000 / requests,
-            "requests_per_s": load.requests_per_s,
+            "cpu_ms": (server.process.cpu_s() - cpu_s) * 1000 / (requests * request.messages),
+            "requests_per_s": load.requests_per_s * request.messages,
+            "apart_per_s": load.requests_per_s * _without_client(load, server, client_cores),
             "p50_ms": load.p50_ms,
             "p99_ms": load.p99_ms,
         }
 
     return measure
+
+
+def _without_client(load: Load, server: Server, client_cores: Sequence[int]) -> float:
+    """How much faster it would be if the client did not take its time from the server's cores."""
+    shared = len(set(server.cores) & set(client_cores)) / len(client_cores)
+    return len(server.cores) / (len(server.cores) - load.client_cores * shared)
+
+
+def start_up(_stage: Stage, _duration_s: float) -> Facts:
+    """From the command to ready with LeNet-5, and the memory it has then."""
+    started_s = time.perf_counter()
+    server = _OURS(_bundle(LENET))
+    start_s = time.perf_counter() - started_s
+    resident_mib = server.process.resident_mib()
+    server.process.stop()
+    return {"start_s": start_s, "resident_mib": resident_mib}
+
+
+def overload(stage: Stage, duration_s: float) -> Facts:
+    """An open loop of photographs by `lenserve bench`, at 80 % and at 200 % of what a closed loop reached."""
+    server, _ = stage.ask("lenserve jpeg, 16 pending")
+    window = ("--seconds", str(1.5 * duration_s), "--warm-up-seconds", str(duration_s / 4))
+    (full,) = _bench(server, *window, "--concurrency", "12")
+    capacity = full["requests_per_s"]
+    normal, over = _bench(server, *window, "--rate", f"{0.8 * capacity},{2 * capacity}")
+    return {
+        "requests_per_s": over["requests_per_s"],
+        "p50_ms": over["p50_ms"],
+        "p99_ms": over["p99_ms"],
+        "goodput": over["requests_per_s"] / capacity,
+        "p99_growth": over["p99_ms"] / normal["p99_ms"],
+    }
+
+
+def _bench(server: Server, *options: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "serving.cli", "bench", "--server", f"127.0.0.1:{server.port}", "--json"]
+    command += ["--model", PHOTOGRAPHS, "--image", str(networks.PHOTOGRAPH_FILE), *options]
+    with pinned(CLIENT_CORES):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"lenserve bench ended with {done.returncode}:\n{done.stderr}")
+    points: list[dict[str, Any]] = json.loads(done.stdout)["points"]
+    return points
 
 
 def _first_rate(load_it: Callable[..., Load], in_flight: int) -> float:

@@ -32,15 +32,15 @@ class Request:
     answer_bytes: int = 0  # length of the answer's body: that of an error is shorter
     headers: Mapping[str, str] = field(default_factory=lambda: GRPC_HEADERS)
     http1: bool = False
+    messages: int = 1  # equal ones in the body, each an image: more than one is a stream
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """What the client saw."""
 
-    requests: int
     requests_per_s: float
-    client_cpu_s: float
+    client_cores: float  # CPU time by the clock
     p50_ms: float
     p99_ms: float
 
@@ -89,7 +89,8 @@ def run_load(
         latencies_ms = np.loadtxt(log, usecols=2, ndmin=1) / 1000  # (requests,)
     requests_per_s = _checked_rate(done.stdout, request, requests)
     p50_ms, p99_ms = np.percentile(latencies_ms, [50, 99])
-    return Load(requests, requests_per_s, _children_cpu_s() - cpu_s, float(p50_ms), float(p99_ms))
+    client_cores = (_children_cpu_s() - cpu_s) * requests_per_s / requests
+    return Load(requests_per_s, client_cores, float(p50_ms), float(p99_ms))
 
 
 def _checked_rate(report: str, request: Request, requests: int) -> float:

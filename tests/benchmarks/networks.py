@@ -32,6 +32,7 @@ from training.data.mnist import _torchvision_datasets as import_torchvision
 from training.export import OPSET, Classifier, export
 
 FOLDER = Path(".bench")
+PHOTOGRAPH_FILE = FOLDER / "photograph.jpg"
 LENET = "lenet5-digits"
 PHOTOGRAPHS = "mobilenet_v3_small"
 TENSORS = "resnet18"
@@ -98,11 +99,12 @@ def peer_network(bundle: Bundle) -> Path:
 
 def photograph() -> bytes:
     """A JPEG file of 500x375 pixels and about 75 KB: a temple, from scikit-learn."""
-    file = FOLDER / "photograph.jpg"
-    if not file.exists():
+    if not PHOTOGRAPH_FILE.exists():
         china = Image.fromarray(load_sample_image("china.jpg"))  # 640x427
-        china.resize((562, 375), Image.Resampling.LANCZOS).crop((31, 0, 531, 375)).save(file, quality=90)
-    return file.read_bytes()
+        china.resize((562, 375), Image.Resampling.LANCZOS).crop((31, 0, 531, 375)).save(
+            PHOTOGRAPH_FILE, quality=90
+        )
+    return PHOTOGRAPH_FILE.read_bytes()
 
 
 def _write(name: str, folder: Path) -> Description:

@@ -29,7 +29,7 @@ class Server:
 
     process: Process
     port: int
-    http_port: int = 0
+    cores: Sequence[int] = tuple(SERVER_CORES)
 
 
 Start = Callable[[Bundle], Server]
@@ -43,7 +43,7 @@ def start_lenserve(bundle: Bundle, *options: str, cores: Sequence[int] = SERVER_
     process = Process([*command, "--grpc-port", "0", "--http-port", "0", *options], log=log, cores=cores)
     wait_until(lambda: "ready" in _events(log), process)
     listening = _events(log)["listening"]
-    return Server(process, _port(listening["grpc"]), _port(listening["http"]))
+    return Server(process, _port(listening["grpc"]), cores)
 
 
 @cache
@@ -78,7 +78,8 @@ def start_triton(bundle: Bundle) -> Server:
     python_version = package.parents[2].name.removeprefix("python")
     stub = package / "python_backend_stubs" / python_version / "triton_python_backend_stub"
     backend = package / "backends" / "python"
-    shutil.copy2(stub, backend)  # where Triton looks for it
+    if not (backend / stub.name).exists():  # where Triton looks for it; a running one cannot be replaced
+        shutil.copy2(stub, backend)
     command = [str(package / "bin" / "tritonserver"), f"--model-repository={_triton_repository(bundle)}"]
     command += [f"--backend-directory={package / 'backends'}", f"--grpc-port={port}"]
     command += ["--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"]

@@ -4,8 +4,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.contenders import Contender, Facts, closed_loop, onnx_alone, parts_alone
+from tests.benchmarks.contenders import (
+    Contender,
+    Facts,
+    closed_loop,
+    onnx_alone,
+    overload,
+    parts_alone,
+    start_up,
+)
 from tests.benchmarks.networks import LENET, TENSORS
+from tests.benchmarks.processes import CORES
+from tests.benchmarks.servers import lenserve_knows
 
 CONTENDERS: Mapping[str, Contender] = {
     **{
@@ -24,6 +34,13 @@ CONTENDERS: Mapping[str, Contender] = {
         }.items()
         for count in counts
     },
+    "lenserve stream, 1 in flight": closed_loop("lenserve stream", 1),
+    "lenserve, 64 in flight on 16 connections": closed_loop("lenserve", 64, most_connections=16),
+    "lenserve two workers, 64 in flight": closed_loop(
+        "lenserve two workers", 64, most_connections=16, client_cores=CORES[:2]
+    ),
+    "start": start_up,
+    "overload": overload,
     "decode, resize, normalise, run": parts_alone,
     "ONNX Runtime, resnet18, batch 8": onnx_alone(TENSORS, 8),
     "ONNX Runtime, LeNet-5, batch 8": onnx_alone(LENET, 8),
@@ -42,11 +59,17 @@ class Row:
     must: float
     aim: float
     at_least: bool = False  # larger is better
+    needs: str = ""  # an option of our server that this cannot do without
 
     @property
     def contenders(self) -> tuple[str, ...]:
         """Everyone who must be measured for it."""
         return (self.ours, *self.references)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether our server, as it is, can do this at all."""
+        return not self.needs or lenserve_knows(self.needs)
 
     def values(self, rounds: Sequence[Mapping[str, Facts]]) -> list[float]:
         """The ratio of each round."""
@@ -146,6 +169,39 @@ ROWS = (
         0.98,
         at_least=True,
     ),
+    Row(
+        9,
+        "streaming, CPU a LeNet-5 image, to ONNX Runtime alone at batch 8",
+        "cpu_ms",
+        "lenserve stream, 1 in flight",
+        ("ONNX Runtime, LeNet-5, batch 8",),
+        4.0,
+        2.0,
+    ),
+    Row(
+        10,
+        "two workers on two cores: requests/s, to one on one core, the client's cost apart",
+        "apart_per_s",
+        "lenserve two workers, 64 in flight",
+        ("lenserve, 64 in flight on 16 connections",),
+        1.6,
+        1.85,
+        at_least=True,
+        needs="--workers",
+    ),
+    Row(11, "`lenserve serve` to ready with LeNet-5, s", "start_s", "start", (), 1.5, 0.7),
+    Row(11, "resident memory then, MiB", "resident_mib", "start", (), 130, 90),
+    Row(
+        12,
+        "photographs, open loop at 200 % of capacity: good answers to capacity",
+        "goodput",
+        "overload",
+        (),
+        0.9,
+        0.97,
+        at_least=True,
+    ),
+    Row(12, "the same: p99 of what is accepted, to p99 at 80 %", "p99_growth", "overload", (), 3.0, 2.0),
 )
 
 
@@ -158,7 +214,7 @@ def markdown(rows: Sequence[Row], rounds: Sequence[Mapping[str, Facts]]) -> str:
     lines += [_line(row, rounds) for row in rows]
     lines += ["", "| contender | CPU-ms | requests/s | p50 ms | p99 ms | calibration ms |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
-    names = dict.fromkeys(name for row in rows for name in row.contenders)
+    names = dict.fromkeys(name for row in rows if row.is_possible for name in row.contenders)
     facts = ("cpu_ms", "requests_per_s", "p50_ms", "p99_ms", "calibration_ms")
     for name in names:
         cells = (_spread([each[name][fact] for each in rounds if fact in each[name]]) for fact in facts)
@@ -167,25 +223,25 @@ def markdown(rows: Sequence[Row], rounds: Sequence[Mapping[str, Facts]]) -> str:
 
 
 def _line(row: Row, rounds: Sequence[Mapping[str, Facts]]) -> str:
-    reference, values = row.reference(rounds), row.values(rounds)
     sign = ">=" if row.at_least else "<="
-    cells = (
-        str(row.number),
-        row.measure,
-        row.ours,
-        reference or "",
-        f"**{_number(statistics.median(values))}** [{_number(min(values))}, {_number(max(values))}]",
-        f"{sign} {row.must:g}",
-        f"{sign} {row.aim:g}",
-        row.verdict(statistics.median(values)),
-    )
-    return f"| {' | '.join(cells)} |"
+    reference, ratio, verdict = "", "", "not yet"
+    if row.is_possible:
+        values = row.values(rounds)
+        middle = statistics.median(values)
+        reference, ratio = row.reference(rounds) or "", f"**{_number(middle)}** [{_range(values)}]"
+        verdict = row.verdict(middle)
+    cells = (reference, ratio, f"{sign} {row.must:g}", f"{sign} {row.aim:g}", verdict)
+    return f"| {row.number} | {row.measure} | {row.ours} | {' | '.join(cells)} |"
 
 
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
-    return f"{_number(statistics.median(values))} [{_number(min(values))}, {_number(max(values))}]"
+    return f"{_number(statistics.median(values))} [{_range(values)}]"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{_number(min(values))}, {_number(max(values))}"
 
 
 def _number(value: float) -> str:
