@@ -7,7 +7,6 @@ server that stalls would also stall the measurement of its stall (coordinated om
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -18,7 +17,8 @@ from serving.bench.target import METHOD, Target
 # Unanswered requests of one worker. Each takes some kilobytes; more arrivals are counted, and not sent.
 MOST_UNANSWERED = 4096
 
-Ask = Callable[[float], "asyncio.Future[str]"]
+# Every worker has a connection of its own, and an answer may have any length.
+_CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 
 
 async def run_load(
@@ -39,10 +39,6 @@ async def run_load(
     return worker.tally
 
 
-# Every worker has a connection of its own, and an answer may have any length.
-_CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-
-
 class _Worker:
     """A connection and a tally, and the two ways to use them."""
 
@@ -51,7 +47,7 @@ class _Worker:
     ) -> None:
         self._target = target
         self._call = channel.unary_unary(METHOD)  # bytes in, bytes out: the client's core is scarce
-        self._requests: Iterator[bytes] = itertools.cycle(target.requests)
+        self._requests = itertools.cycle(target.requests)
         self._opens_at_s = opens_at_s
         self._closes_at_s = opens_at_s + window_s
         self.tally = Tally()
@@ -77,10 +73,8 @@ class _Worker:
         cpu_s = time.process_time()
         for offset_s in loop.arrivals_s(duration_s, seed):
             due_s = starts_at_s + offset_s
-            if (early_s := due_s - time.monotonic()) > 0:
-                await asyncio.sleep(early_s)
-            elif not len(unanswered) % _BREATH:
-                await asyncio.sleep(0)  # late: answers must still be read
+            # However late: answers must still be read.
+            await asyncio.sleep(max(due_s - time.monotonic(), 0.0))
             if len(unanswered) >= MOST_UNANSWERED:
                 self._count_due(due_s, UNSENT, 0.0)
                 continue
@@ -108,6 +102,3 @@ class _Worker:
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
         return OK
-
-
-_BREATH = 8  # sends between two looks at answers, where sends are late
