@@ -7,8 +7,10 @@ serve, PROMETHEUS_MULTIPROC_DIR names the folder in which they count together, a
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +27,9 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from serving.inference_statistics import SERVED, VersionStatistics, read_statistics, triton_families
+from serving.tallies import CountTally, HistogramTally, LastTally, SummaryTally, Tally
+
+AnyTally = TypeVar("AnyTally", bound=Tally)
 
 # 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, a queue at its limit in seconds.
 _DURATION_BUCKETS_S = (
@@ -70,10 +75,12 @@ class Metrics:
         counted = CollectorRegistry()
         self._shared = SHARED_FOLDER in os.environ
         self._source: Collector = MultiProcessCollector(None) if self._shared else counted  # type: ignore[no-untyped-call]
+        self._tallies: list[Tally] = []
+        self._telling = Lock()
         self._versions: dict[tuple[str, str], VersionMetrics] = {}
         self._rpcs: dict[str, RpcMetrics] = {}
         self.registry = CollectorRegistry()  # what a scrape sees
-        self.registry.register(_WithTritonNames(self._source))
+        self.registry.register(_WithTritonNames(self._source, self.tell))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -207,8 +214,21 @@ class Metrics:
             self._rpcs[method] = RpcMetrics(self, method)
         return self._rpcs[method]
 
+    def keep(self, tally: AnyTally) -> AnyTally:
+        """Remember to tell what this one counts."""
+        with self._telling:
+            self._tallies.append(tally)
+        return tally
+
+    def tell(self) -> None:
+        """Bring every metric up to date with what was counted."""
+        with self._telling:
+            for tally in self._tallies:
+                tally.tell()
+
     def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
         """What every version has done since the server started, by model and version."""
+        self.tell()
         return read_statistics(self._source.collect())
 
 
@@ -242,7 +262,7 @@ class WorkerMetrics:
 
 
 class VersionMetrics:
-    """Records what one version does. A class because finding a metric by its labels is what costs."""
+    """Records what one version does, in tallies: see tallies.py."""
 
     __slots__ = (
         "_batch_size",
@@ -252,6 +272,7 @@ class VersionMetrics:
         "_infer",
         "_last_run",
         "_metrics",
+        "_ok_images",
         "_queue",
         "_rank",
         "_request_failure_duration",
@@ -264,19 +285,20 @@ class VersionMetrics:
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._metrics = metrics
         self._served = served = (model, version)
-        stage = metrics.stage_duration
-        self._decode = stage.labels(*served, "decode")
-        self._queue = stage.labels(*served, "queue")
-        self._infer = stage.labels(*served, "infer")
-        self._rank = stage.labels(*served, "rank")
-        self._total = stage.labels(*served, "total")
-        self._batch_size = metrics.batch_size.labels(*served)
-        self._request_infer = metrics.request_infer.labels(*served)
-        self._last_run = metrics.last_run.labels(*served)
-        self._request_failure_duration = metrics.request_failure_duration.labels(*served)
-        self._runs: dict[int, Summary] = {}  # by number of images
-        self._images: dict[str, Counter] = {}  # by outcome
-        self._failures: dict[str, Counter] = {}  # by reason
+        stage, keep = metrics.stage_duration, metrics.keep
+        self._decode = keep(HistogramTally(stage.labels(*served, "decode")))
+        self._queue = keep(HistogramTally(stage.labels(*served, "queue")))
+        self._infer = keep(HistogramTally(stage.labels(*served, "infer")))
+        self._rank = keep(HistogramTally(stage.labels(*served, "rank")))
+        self._total = keep(HistogramTally(stage.labels(*served, "total")))
+        self._batch_size = keep(HistogramTally(metrics.batch_size.labels(*served)))
+        self._request_infer = keep(CountTally(metrics.request_infer.labels(*served)))
+        self._last_run = keep(LastTally(metrics.last_run.labels(*served)))
+        self._request_failure_duration = keep(CountTally(metrics.request_failure_duration.labels(*served)))
+        self._runs: dict[int, SummaryTally] = {}  # by number of images
+        self._images: dict[str, CountTally] = {}  # by outcome
+        self._failures: dict[str, CountTally] = {}  # by reason
+        self._ok_images = self._outcome("OK")
 
     def decoded(self, duration_s: float) -> None:
         """One image was decoded and brought into geometry."""
@@ -292,12 +314,13 @@ class VersionMetrics:
         """
         run = self._runs.get(images)
         if run is None:
-            run = self._runs[images] = self._metrics.run_duration.labels(*self._served, str(images))
+            summary = self._metrics.run_duration.labels(*self._served, str(images))
+            run = self._runs[images] = self._metrics.keep(SummaryTally(summary))
         run.observe(infer_s)
         self._infer.observe(infer_s)
         self._batch_size.observe(images)
-        self._request_infer.inc(infer_s * len(queue_s_of_each))
-        self._last_run.set(time.time())
+        self._request_infer.value += infer_s * len(queue_s_of_each)
+        self._last_run.value = time.time()
         for queue_s in queue_s_of_each:
             self._queue.observe(queue_s)
 
@@ -308,61 +331,66 @@ class VersionMetrics:
     def request_ended(self, images: int, duration_s: float) -> None:
         """One request succeeded, in which so many images have an answer: they count as OK."""
         self._total.observe(duration_s)
-        self.image_outcome("OK", images)
+        self._ok_images.value += images
 
     def request_failed(self, reason: str, duration_s: float) -> None:
         """One request failed."""
         failures = self._failures.get(reason)
         if failures is None:
-            failures = self._metrics.request_failures.labels(*self._served, reason)
-            self._failures[reason] = failures
-        failures.inc()
-        self._request_failure_duration.inc(duration_s)
+            counter = self._metrics.request_failures.labels(*self._served, reason)
+            failures = self._failures[reason] = self._metrics.keep(CountTally(counter))
+        failures.value += 1
+        self._request_failure_duration.value += duration_s
 
     def image_outcome(self, outcome: str, count: int = 1) -> None:
         """So many images ended in an error of this reason. `request_ended` counts those that are OK."""
-        images = self._images.get(outcome)
-        if images is None:
-            images = self._images[outcome] = self._metrics.images.labels(*self._served, outcome)
-        images.inc(count)
+        (self._images.get(outcome) or self._outcome(outcome)).value += count
+
+    def _outcome(self, outcome: str) -> CountTally:
+        counter = self._metrics.images.labels(*self._served, outcome)
+        tally = self._images[outcome] = self._metrics.keep(CountTally(counter))
+        return tally
 
 
 class RpcMetrics:
-    """Records the calls of one method."""
+    """Records the calls of one method, in tallies."""
 
-    __slots__ = ("_codes", "_duration", "_message_codes", "_messages", "_method", "_requests")
+    __slots__ = ("_codes", "_duration", "_message_codes", "_method", "_metrics")
 
     def __init__(self, metrics: Metrics, method: str) -> None:
-        self._requests = metrics.requests
-        self._messages = metrics.stream_messages
-        self._message_codes: dict[str, Counter] = {}
+        self._metrics = metrics
         self._method = method
-        self._duration = metrics.request_duration.labels(method)
-        self._codes: dict[str, Counter] = {}
+        self._duration = metrics.keep(HistogramTally(metrics.request_duration.labels(method)))
+        self._codes: dict[str, CountTally] = {}
+        self._message_codes: dict[str, CountTally] = {}
 
     def ended(self, code: str, duration_s: float) -> None:
         """One call ended with a gRPC status of this name."""
         requests = self._codes.get(code)
         if requests is None:
-            requests = self._codes[code] = self._requests.labels(self._method, code)
-        requests.inc()
+            counter = self._metrics.requests.labels(self._method, code)
+            requests = self._codes[code] = self._metrics.keep(CountTally(counter))
+        requests.value += 1
         self._duration.observe(duration_s)
 
     def message_ended(self, code: str) -> None:
         """One message of a stream was answered, with a gRPC status of this name."""
         messages = self._message_codes.get(code)
         if messages is None:
-            messages = self._message_codes[code] = self._messages.labels(self._method, code)
-        messages.inc()
+            counter = self._metrics.stream_messages.labels(self._method, code)
+            messages = self._message_codes[code] = self._metrics.keep(CountTally(counter))
+        messages.value += 1
 
 
 class _WithTritonNames(Collector):
     """Our families, and Triton's that follow from them."""
 
-    def __init__(self, source: Collector) -> None:
+    def __init__(self, source: Collector, tell: Callable[[], None] = lambda: None) -> None:
         self._source = source
+        self._tell = tell
 
     def collect(self) -> Iterator[Metric]:
+        self._tell()
         families = list(self._source.collect())
         yield from families
         yield from triton_families(read_statistics(families))

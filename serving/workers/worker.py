@@ -71,6 +71,7 @@ async def _sample(server: Server) -> None:
     while True:
         server.metrics.pending_images.set(server.classifier.admission.pending)
         server.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
+        server.metrics.tell()
         await asyncio.sleep(_SAMPLE_S)
 
 

@@ -183,6 +183,7 @@ metrics.pending_images.set(2)
 for state in ("loading", "ready"):
     metrics.version_state.labels("digits", "1", state).set(1)
 metrics.forget_state("digits", "1", "loading")
+metrics.tell()
 """
 
 
