@@ -11,7 +11,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -60,11 +60,11 @@ class Waiting:
     deadline_s: float
     answer: asyncio.Future[Output]
     turn_s: float  # the queue is in this order: arrival, made later by a lower priority
+    size: int = field(init=False)  # number of images
 
-    @property
-    def size(self) -> int:
-        """Number of images."""
-        return len(self.images)
+    def __post_init__(self) -> None:
+        """Count once: it is asked for again and again."""
+        self.size = len(self.images)
 
     @property
     def gone(self) -> bool:
