@@ -126,7 +126,8 @@ class WorkerProcess:
         try:
             return await self._listen_to(process)
         finally:
-            self._signal(signal.SIGKILL)  # only if we are cancelled there is something left to end
+            self._signal(signal.SIGKILL)  # if it has not ended, we are leaving it
+            await process.communicate(b"")  # closes its pipes
             self._process = self.report = None
             self._on_report()
 
