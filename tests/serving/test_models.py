@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -877,3 +878,26 @@ def _engine_threads(*, most: int = 0) -> list[threading.Thread]:
     for thread in threads[: len(threads) - most]:
         thread.join(timeout=20)
     return [thread for thread in threads if thread.is_alive()]
+
+
+async def test_the_repository_is_looked_at_when_every_process_looks(
+    repository: Repository, open_models: OpenModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At multiples of the interval on the machine's clock, though the watch begins in between."""
+    interval_s = 0.5
+    looked_s: list[float] = []
+    enough = threading.Event()
+
+    def models() -> list[str]:
+        looked_s.append(time.monotonic())
+        if len(looked_s) == 4:
+            enough.set()
+        return []
+
+    monkeypatch.setattr(repository, "models", models)
+    await asyncio.sleep(1.5 * interval_s - time.monotonic() % interval_s)
+    async with open_models(poll_interval_s=interval_s):
+        assert await asyncio.to_thread(enough.wait, 20)
+
+    assert looked_s[0] % interval_s >= interval_s / 2
+    assert min(at_s % interval_s for at_s in looked_s[1:]) < interval_s / 4
