@@ -116,13 +116,11 @@ class WorkerProcess:
 
     async def _run(self) -> str:
         """One process from its start to its end, and why it ended."""
-        self._process = process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_MAX_REPORT_BYTES,
-            env={**os.environ, SHARED_FOLDER: str(self._folder), "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        try:
+            process = await self._start()
+        except OSError as error:  # no memory, say, or too many processes: that may pass
+            return f"it cannot be started: {error}"
+        self._process = process
         try:
             return await self._listen_to(process)
         finally:
@@ -130,6 +128,15 @@ class WorkerProcess:
             await process.communicate(b"")  # closes its pipes
             self._process = self.report = None
             self._on_report()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_MAX_REPORT_BYTES,
+            env={**os.environ, SHARED_FOLDER: str(self._folder), "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
 
     async def _listen_to(self, process: asyncio.subprocess.Process) -> str:
         if process.stdin is None or process.stdout is None:
@@ -139,6 +146,8 @@ class WorkerProcess:
         process.stdin.write(line(self._order))
         reason = ""
         async for said in process.stdout:
+            if not said.endswith(b"\n"):  # it was killed in the middle of a word
+                break
             report = Report.model_validate_json(said)
             if report.error:
                 reason = self._refused(report)

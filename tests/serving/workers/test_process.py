@@ -23,13 +23,14 @@ def say(**report):
 GOOD = f"{REPORTING}say(ready=True, models=[str(order['worker'])]); sys.stdin.readline()"
 FAILING = f"{REPORTING}sys.exit(3)"
 BROKEN = f"{REPORTING}say(broken=True); signal.pause()"
+MUMBLING = f"{REPORTING}say(ready=True); print('{{\"rea', end='', flush=True)"
 REFUSING = f"{REPORTING}say(error='UsageError', message='no such folder')"
 
 
 class Place:
     """A worker that runs this code, and what it told its supervisor."""
 
-    def __init__(self, code: str, folder: Path) -> None:
+    def __init__(self, code: str, folder: Path, *, python: str = sys.executable) -> None:
         self.deaths: list[int] = []
         self.reports: list[Report | None] = []
         self._told = asyncio.Event()
@@ -38,7 +39,7 @@ class Place:
             folder,
             on_report=self._note,
             on_death=self._count,
-            command=(sys.executable, "-c", code),
+            command=(python, "-c", code),
         )
 
     def _note(self) -> None:
@@ -87,6 +88,32 @@ async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_ev
         (7, "exit code 3", 0.2),
         (7, "exit code 3", 0.4),
     ]
+
+
+async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
+    tmp_path: Path, log_events: Any
+) -> None:
+    """Half a report is none."""
+    place = Place(MUMBLING, tmp_path)
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: place.deaths)
+    place.worker.kill()
+    await asyncio.wait_for(running, 20)
+
+    assert place.reports[0] == Report(ready=True)
+    assert log_events.named("worker_died")[0].reason == "exit code 0"
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, log_events: Any) -> None:
+    """A machine that is out of processes or memory may recover, and the other workers carry on."""
+    place = Place(GOOD, tmp_path, python=str(tmp_path / "no-python"))
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: len(place.deaths) == 2)
+    place.worker.stop()
+    await asyncio.wait_for(running, 20)
+
+    assert "it cannot be started" in log_events.named("worker_died")[1].reason
+    assert "no-python" in log_events.named("worker_died")[1].reason
 
 
 async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_events: Any) -> None:
