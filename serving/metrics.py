@@ -8,7 +8,6 @@ serve, PROMETHEUS_MULTIPROC_DIR names the folder in which they count together, a
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
@@ -23,7 +22,7 @@ from prometheus_client import (
     Summary,
     values,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serving.inference_statistics import SERVED, VersionStatistics, read_statistics, triton_families
@@ -80,7 +79,7 @@ class Metrics:
         self._versions: dict[tuple[str, str], VersionMetrics] = {}
         self._rpcs: dict[str, RpcMetrics] = {}
         self.registry = CollectorRegistry()  # what a scrape sees
-        self.registry.register(_WithTritonNames(self._source, self.tell))
+        self.registry.register(WithTritonNames(self._source, self.tell))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -232,35 +231,6 @@ class Metrics:
         return read_statistics(self._source.collect())
 
 
-class WorkerMetrics:
-    """What a supervisor shows: all that its workers count together, and how they are themselves."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.registry = CollectorRegistry()
-        self.registry.register(_WithTritonNames(MultiProcessCollector(None, str(folder))))  # type: ignore[no-untyped-call]
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        self._ready = Gauge(
-            "lenserve_worker_ready", "1 while the worker is ready", ("worker",), registry=self.registry
-        )
-        self._deaths = Counter(
-            "lenserve_worker_deaths",
-            "Workers that ended without being told to",
-            ("worker",),
-            registry=self.registry,
-        )
-
-    def is_ready(self, worker: int, *, ready: bool) -> None:
-        """How this worker is now."""
-        self._ready.labels(str(worker)).set(ready)
-
-    def died(self, worker: int) -> None:
-        """Count a death, and forget what was true only while the worker lived."""
-        self._deaths.labels(str(worker)).inc()
-        mark_process_dead(worker, str(self._folder))  # type: ignore[no-untyped-call]
-
-
 class VersionMetrics:
     """Records what one version does, in tallies: see tallies.py."""
 
@@ -382,7 +352,7 @@ class RpcMetrics:
         messages.value += 1
 
 
-class _WithTritonNames(Collector):
+class WithTritonNames(Collector):
     """Our families, and Triton's that follow from them."""
 
     def __init__(self, source: Collector, tell: Callable[[], None] = lambda: None) -> None:
@@ -390,6 +360,7 @@ class _WithTritonNames(Collector):
         self._tell = tell
 
     def collect(self) -> Iterator[Metric]:
+        """What a scrape sees."""
         self._tell()
         families = list(self._source.collect())
         yield from families

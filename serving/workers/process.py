@@ -66,6 +66,11 @@ class WorkerProcess:
         self._has_listened = False
 
     @property
+    def pid(self) -> int | None:
+        """Of the process; none while there is none."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def live(self) -> bool:
         """Whether there is a process whose engines work."""
         return self._process is not None and not (self.report and self.report.broken)

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from serving.metrics import WorkerMetrics
 from serving.settings import ServerSettings
 from serving.transport.http_server import HttpServer
 from serving.transport.shared_port import reserve_port
 from serving.workers.messages import Order
+from serving.workers.metrics import WorkerMetrics
 from serving.workers.process import WorkerProcess
 
 # What a worker needs beyond lame_duck_s and drain_timeout_s to end, before it is killed.
@@ -71,7 +71,7 @@ class Supervisor:
             settings: of each worker.
             folder: in which they count together.
         """
-        self.metrics = WorkerMetrics(folder)
+        self.metrics = WorkerMetrics(folder, self._pids)
         self.http_port = settings.http_port
         self.workers: Sequence[WorkerProcess] = [
             WorkerProcess(
@@ -137,6 +137,9 @@ class Supervisor:
             )
             running[task].kill()
         await asyncio.wait(running)
+
+    def _pids(self) -> dict[int, int]:
+        return {worker.number: worker.pid for worker in self.workers if worker.pid is not None}
 
     def _note(self) -> None:
         for worker in self.workers:
