@@ -226,7 +226,7 @@ class Batcher:
             raise _late()
         try:
             output = self._run(images)
-        except EngineError:
+        except (EngineError, ModelUnavailable):
             raise
         except Exception as error:
             raise _engine_error(error) from error
@@ -330,8 +330,8 @@ def _unloaded() -> ModelUnavailable:
     return ModelUnavailable("the version was unloaded while the request waited")
 
 
-def _engine_error(error: Exception) -> EngineError:
-    if isinstance(error, EngineError):
+def _engine_error(error: Exception) -> EngineError | ModelUnavailable:
+    if isinstance(error, EngineError | ModelUnavailable):  # the latter: the process that runs it is gone
         return error
     wrapped = EngineError(f"the network failed: {error}")
     wrapped.__cause__ = error

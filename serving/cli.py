@@ -36,7 +36,7 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
         configure_logs(as_json=self.log_json)
         settings = ServerSettings(**{name: getattr(self, name) for name in ServerSettings.model_fields})
-        if settings.processes > 1:
+        if settings.supervised:
             from serving.workers.supervisor import supervise
 
             uvloop.run(supervise(settings))

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from serving.batching import BatchPolicy
 from serving.bundle import Repository
 from serving.classifier import Classifier
+from serving.device.remote_engine import RemoteEngine
 from serving.engine import Device, batch_buckets, choose_device, find_cuda
 from serving.errors import UsageError
 from serving.metrics import Metrics
@@ -32,7 +34,7 @@ from serving.transport.shared_memory_service import SharedMemoryService
 from serving.transport.table import Rpc, services
 from serving.transport.tls import TlsFiles
 from serving.transport.tokens import Tokens
-from serving.tuning import load_tuned
+from serving.tuning import images_on_loop, in_thread, load_tuned
 
 _TRANSPORTS: dict[str, type[GrpcServer | H2Server]] = {"h2": H2Server, "grpc": GrpcServer}
 
@@ -63,10 +65,14 @@ class Server:
 
 
 @asynccontextmanager
-async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
+async def run_server(settings: ServerSettings, *, owner: Path | None = None) -> AsyncIterator[Server]:
     """Start a server; it listens when this yields, and is ready when its models say so.
 
     One of several workers has no HTTP port, and looks at the repository once before it listens.
+
+    Args:
+        settings: what an operator chose.
+        owner: the Unix socket of the process that runs the networks, if that is not this one.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is not there, or is none.
@@ -86,10 +92,10 @@ async def run_server(settings: ServerSettings) -> AsyncIterator[Server]:
         regions = await stack.enter_async_context(
             Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)
         )
-        models = await stack.enter_async_context(_models(settings, device, metrics))
+        models = await stack.enter_async_context(_models(settings, device, metrics, owner))
         classifier = await stack.enter_async_context(_classifier(settings, models, metrics))
         http: HttpServer | None = None
-        if settings.processes == 1:
+        if not settings.supervised:
             http = await stack.enter_async_context(_http(settings, models, metrics))
         else:
             await models.scanned()
@@ -143,7 +149,7 @@ def _tls(settings: ServerSettings) -> TlsFiles | None:
     return files
 
 
-def _models(settings: ServerSettings, device: Device, metrics: Metrics) -> Models:
+def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: Path | None) -> Models:
     size = settings.max_batch_size
     return Models(
         Repository(settings.repository),
@@ -153,10 +159,13 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics) -> Model
             threads=settings.engine_threads,
             cores=settings.cores,
             max_batch_size=size,
-        ),
+        )
+        if owner is None
+        else partial(RemoteEngine.load, owner=owner),
         policy=BatchPolicy(size, settings.max_queue_delay_s),
         warm_sizes=batch_buckets(device, size) or (1, size),
         metrics=metrics,
+        place=images_on_loop if owner is None else in_thread,
         poll_interval_s=settings.poll_interval_s,
     )
 
@@ -190,7 +199,7 @@ def _grpc(settings: ServerSettings, rpcs: Sequence[WireRpc]) -> GrpcServer | H2S
         port=settings.grpc_port,
         max_message_bytes=settings.max_message_bytes,
         tls=_tls(settings),
-        listeners=settings.processes,
+        shares_port=settings.supervised,
     )
 
 

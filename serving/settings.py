@@ -41,6 +41,10 @@ class ServerSettings(Strict):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto, cpu, cuda or cuda:N. auto says what it chose and why; cuda starts on nothing else",
     )
+    device_process: bool = Field(
+        default=False,
+        description="one process more, which loads each network once and runs it for all workers",
+    )
     engine_threads: int | None = Field(
         default=None,
         ge=0,
@@ -144,6 +148,11 @@ class ServerSettings(Strict):
     def processes(self) -> int:
         """Number of processes that serve."""
         return self.workers or _cores()
+
+    @property
+    def supervised(self) -> bool:
+        """Whether there are several processes, and one that looks after them."""
+        return self.processes > 1 or self.device_process
 
     def of_worker(self, grpc_port: int) -> Self:
         """What each of several workers is told: the one port, and its share of the cores."""

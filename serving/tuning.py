@@ -103,6 +103,11 @@ def images_on_loop(cost: RunCost) -> int:
     return max(size for size in range(1, cost.largest + 1) if cost.seconds(size) <= _HELD_S)
 
 
+def in_thread(_: RunCost) -> int:
+    """For networks that another process runs: the event loop must not wait for it."""
+    return 0
+
+
 def _fastest_s(engine: Engine, images: Pixels) -> float:
     """Of a few runs: the others tell of the machine's other work."""
     fastest_s = math.inf

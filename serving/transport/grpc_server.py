@@ -37,7 +37,7 @@ class GrpcServer:
         port: int,
         max_message_bytes: int,
         tls: TlsFiles | None = None,
-        listeners: int = 1,
+        shares_port: bool = False,
     ) -> None:
         """Store the options.
 
@@ -47,7 +47,7 @@ class GrpcServer:
             port: 0 takes a free one.
             max_message_bytes: of one request.
             tls: without it calls are in the clear.
-            listeners: processes that share the port. That of one server alone is nobody else's.
+            shares_port: with other processes. Else a port that is taken is an error.
         """
         self.host = host
         self.port = port
@@ -56,7 +56,7 @@ class GrpcServer:
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(listeners > 1)),  # else a port that is taken is an error
+            ("grpc.so_reuseport", int(shares_port)),  # else a port that is taken is an error
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         )

@@ -45,7 +45,7 @@ class H2Server:
         port: int,
         max_message_bytes: int,
         tls: TlsFiles | None = None,
-        listeners: int = 1,
+        shares_port: bool = False,
     ) -> None:
         """Store the options.
 
@@ -55,11 +55,11 @@ class H2Server:
             port: 0 takes a free one.
             max_message_bytes: of one request.
             tls: without it calls are in the clear.
-            listeners: processes that share the port. That of one server alone is nobody else's.
+            shares_port: with other processes. Else a port that is taken is an error.
         """
         self.host = host
         self.port = port
-        self._listeners = listeners
+        self._shares_port = shares_port
         web = WebApp(rpcs, max_message_bytes=max_message_bytes)
         app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
         self._config = h2corn.Config(
@@ -81,7 +81,7 @@ class H2Server:
         self._serving: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        listener = _listen(self.host, self.port, self._listeners)
+        listener = _listen(self.host, self.port, shares_port=self._shares_port)
         self.port = listener.getsockname()[1]
         # What the workers of h2corn's own supervisor run: `serve` would print a banner among our logs.
         self._serving = asyncio.create_task(
@@ -117,7 +117,7 @@ class H2Server:
             self._serving = None
 
 
-def _listen(host: str, port: int, listeners: int) -> socket.socket:
+def _listen(host: str, port: int, *, shares_port: bool) -> socket.socket:
     """Bind and listen. A port that is taken is an error, not half of the traffic; dead peers are found."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -133,7 +133,7 @@ def _listen(host: str, port: int, listeners: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S // _KEEPALIVE_PROBES)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
-        if listeners > 1:
+        if shares_port:
             share_port(listener)
         listener.bind(address)
         listener.listen(_BACKLOG)

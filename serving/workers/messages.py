@@ -4,6 +4,8 @@ The supervisor says `Order` first and STOP at the end; that it has nothing to sa
 gone. The worker says `Report` at every change of what it reports, and ends when it is told to.
 """
 
+from pathlib import Path
+
 from serving.bundle.manifest import Strict
 from serving.settings import ServerSettings
 
@@ -15,6 +17,8 @@ class Order(Strict):
 
     worker: int  # its number, 1..workers: its successor after a death has the same
     settings: ServerSettings
+    owner: Path | None = None  # the Unix socket of the owner of the device, if that is not the worker itself
+    listener: int | None = None  # for the owner: the descriptor of that socket, inherited
 
 
 class Report(Strict):

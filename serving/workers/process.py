@@ -22,8 +22,10 @@ _LONGEST_PAUSE_S = 10.0
 
 _MAX_REPORT_BYTES = 2**24
 
-# It imports what its supervisor imports: from the same path, and from nowhere else (-P).
-_COMMAND = (sys.executable, "-P", "-m", "serving.workers.worker")
+# They import what their supervisor imports: from the same path, and from nowhere else (-P).
+_MODULE = (sys.executable, "-P", "-m")
+WORKER = (*_MODULE, "serving.workers.worker")
+OWNER = (*_MODULE, "serving.workers.owner")
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class WorkerProcess:
         *,
         on_report: Callable[[], None],
         on_death: Callable[[int], None],
-        command: Sequence[str] = _COMMAND,
+        on_break: Callable[[], None] = lambda: None,
+        command: Sequence[str] = WORKER,
     ) -> None:
         """Store the options.
 
@@ -52,14 +55,17 @@ class WorkerProcess:
             folder: in which the workers count together.
             on_report: told of every change of what the worker says.
             on_death: told the number of a worker that ended without being told to.
-            command: runs a worker.
+            on_break: told when an engine stopped working for good.
+            command: runs a worker, or the owner of the device.
         """
         self.number = order.worker
         self.report: Report | None = None  # none: it does not listen yet
+        self._name = f"worker {order.worker}" if order.listener is None else "the owner of the device"
         self._order = order
         self._folder = folder
         self._on_report = on_report
         self._on_death = on_death
+        self._on_break = on_break
         self._command = command
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
@@ -79,10 +85,10 @@ class WorkerProcess:
     def problem(self) -> str:
         """Why it is not ready; empty if it is."""
         if self._process is None:
-            return f"worker {self.number} is dead"
+            return f"{self._name} is dead"
         if self.report is None:
-            return f"worker {self.number} is starting"
-        return "" if self.report.ready else f"worker {self.number} is not ready"
+            return f"{self._name} is starting"
+        return "" if self.report.ready else f"{self._name} is not ready"
 
     async def keep_running(self) -> None:
         """Start a process, and another when it dies, until `stop`.
@@ -114,6 +120,10 @@ class WorkerProcess:
         else:
             self._process.stdin.write(STOP)
 
+    def replace(self) -> None:
+        """End the process at once: another will follow."""
+        self._signal(signal.SIGKILL)
+
     def kill(self) -> None:
         """End it at once, and start no other."""
         self._stopping.set()
@@ -140,6 +150,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_MAX_REPORT_BYTES,
+            pass_fds=() if self._order.listener is None else (self._order.listener,),
             env={**os.environ, SHARED_FOLDER: str(self._folder), "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
@@ -158,10 +169,12 @@ class WorkerProcess:
                 reason = self._refused(report)
                 continue
             self._has_listened = True
+            has_broken = report.broken and not (self.report and self.report.broken)
             self.report = report
             self._on_report()
-            if report.broken:
+            if has_broken:
                 self._signal(signal.SIGTERM)  # its successor may find the device mended
+                self._on_break()
         return reason or _how_it_ended(await process.wait())
 
     def _refused(self, report: Report) -> str:

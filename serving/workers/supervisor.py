@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import signal
+import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from serving.settings import ServerSettings
@@ -14,10 +16,12 @@ from serving.transport.http_server import HttpServer
 from serving.transport.shared_port import reserve_port
 from serving.workers.messages import Order
 from serving.workers.metrics import WorkerMetrics
-from serving.workers.process import WorkerProcess
+from serving.workers.process import OWNER, WorkerProcess
 
 # What a worker needs beyond lame_duck_s and drain_timeout_s to end, before it is killed.
 _ENDING_S = 3.0
+
+_OWNER_NUMBER = 0  # of the owner of the device among the workers
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +49,12 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         AddressUnavailable: a port is taken.
     """
     with (
+        ExitStack() as stack,
         tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True) as folder,
         reserve_port(settings.host, settings.grpc_port) as reserved,
     ):
-        supervisor = Supervisor(settings.of_worker(reserved.getsockname()[1]), Path(folder))
+        owner = stack.enter_context(_owner_socket(Path(folder))) if settings.device_process else None
+        supervisor = Supervisor(settings.of_worker(reserved.getsockname()[1]), Path(folder), owner)
         async with HttpServer(
             host=settings.host,
             port=settings.http_port,
@@ -61,27 +67,35 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
             yield supervisor
 
 
+def _owner_socket(folder: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "owner.sock"))
+    listener.listen()
+    return listener
+
+
 class Supervisor:
     """The workers, all together. `run` starts them and returns when they have ended."""
 
-    def __init__(self, settings: ServerSettings, folder: Path) -> None:
+    def __init__(self, settings: ServerSettings, folder: Path, owner: socket.socket | None = None) -> None:
         """Store the options.
 
         Args:
             settings: of each worker.
             folder: in which they count together.
+            owner: listens for the owner of the device, which inherits it, and stays when that dies.
         """
         self.metrics = WorkerMetrics(folder, self._pids)
         self.http_port = settings.http_port
-        self.workers: Sequence[WorkerProcess] = [
-            WorkerProcess(
-                Order(worker=number, settings=settings),
-                folder,
-                on_report=self._note,
-                on_death=self.metrics.died,
-            )
+        keep = partial(WorkerProcess, folder=folder, on_report=self._note, on_death=self.metrics.died)
+        address = None if owner is None else Path(owner.getsockname())
+        self.workers: list[WorkerProcess] = [
+            keep(Order(worker=number, settings=settings, owner=address), on_break=self._replace_owner)
             for number in range(1, settings.processes + 1)
         ]
+        if owner is not None:
+            order = Order(worker=_OWNER_NUMBER, settings=settings, listener=owner.fileno())
+            self.workers.append(keep(order, command=OWNER))
         self._settings = settings
         self._stop = asyncio.Event()
         self._has_started = False
@@ -138,6 +152,11 @@ class Supervisor:
             running[task].kill()
         await asyncio.wait(running)
 
+    def _replace_owner(self) -> None:
+        for worker in self.workers:
+            if worker.number == _OWNER_NUMBER:
+                worker.replace()
+
     def _pids(self) -> dict[int, int]:
         return {worker.number: worker.pid for worker in self.workers if worker.pid is not None}
 
@@ -155,7 +174,7 @@ class Supervisor:
             "http": f"{settings.host}:{self.http_port}",
         }
         wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
-        more = {"repository": str(settings.repository), "workers": len(self.workers)}
+        more = {"repository": str(settings.repository), "workers": settings.processes}
         _log.info("listening", extra={**addresses, **wire, **more})
         if self.problem:
             _log.error("not_ready", extra={"reason": self.problem})

@@ -7,77 +7,53 @@ stops when it is told to, at SIGTERM, and when its supervisor is gone.
 import asyncio
 import os
 import shutil
-import signal
 import sys
-from contextlib import suppress
 
-import uvloop
-
-from serving.allocation import give_back_large_buffers
-from serving.errors import LenserveError
-from serving.logs import configure_logs
 from serving.metrics import SHARED_FOLDER, count_as_worker
 from serving.server import Server, run_server
-from serving.workers.messages import Order, Report, line
+from serving.workers.messages import Report
+from serving.workers.orders import Orders, take_orders
 
-_SAMPLE_S = 0.5  # how often gauges are written that a scrape of this process would have asked for
+_TELL_S = 0.25  # how often others are let see what this worker has counted
 
 
 def main() -> int:
     """Serve until it is time to stop; 1 if it cannot start."""
-    # Whatever a library prints must not end up among the reports.
-    reports = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the supervisor decides
-    give_back_large_buffers()
-    try:
-        uvloop.run(_serve(reports))
-    except LenserveError as error:
-        _send(reports, Report(error=type(error).__name__, message=str(error)))
-        return 1
-    return 0
+    return take_orders(_serve)
 
 
-async def _serve(reports: int) -> None:
-    loop = asyncio.get_running_loop()
-    orders = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    order = Order.model_validate_json(await orders.readline())
-    configure_logs(as_json=order.settings.log_json, worker=order.worker)
+async def _serve(orders: Orders) -> None:
+    order = orders.order
     count_as_worker(order.worker)
-    async with run_server(order.settings) as server, asyncio.TaskGroup() as tasks:
-        told = asyncio.create_task(orders.readline())
-        loop.add_signal_handler(signal.SIGTERM, told.cancel)
-        telling = [tasks.create_task(_report(server, reports)), tasks.create_task(_sample(server))]
-        await asyncio.wait([told])
-        orphaned = not told.cancelled() and not told.result()
+    async with run_server(order.settings, owner=order.owner) as server, asyncio.TaskGroup() as tasks:
+        telling = [
+            tasks.create_task(_report(server, orders)),
+            tasks.create_task(_tell_counts(server)),
+        ]
+        orphaned = await orders.end()
         await server.stop(lame_duck=not orphaned)
         for task in telling:
             task.cancel()
+        server.metrics.tell()
     if orphaned:
         shutil.rmtree(os.environ[SHARED_FOLDER], ignore_errors=True)  # nobody else will
 
 
-async def _report(server: Server, reports: int) -> None:
+async def _report(server: Server, orders: Orders) -> None:
     models = server.models
     while True:
         change = models.change
         served = tuple(f"{each.model}@{each.version}" for each in models.statuses() if each.is_default)
-        _send(reports, Report(ready=models.ready, broken=models.broken, models=served))
+        orders.report(Report(ready=models.ready, broken=models.broken, models=served))
         await change.wait()
 
 
-async def _sample(server: Server) -> None:
+async def _tell_counts(server: Server) -> None:
     while True:
         server.metrics.pending_images.set(server.classifier.admission.pending)
         server.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         server.metrics.tell()
-        await asyncio.sleep(_SAMPLE_S)
-
-
-def _send(reports: int, report: Report) -> None:
-    with suppress(BrokenPipeError):  # nobody hears it: the end of stdin is noticed too
-        os.write(reports, line(report))
+        await asyncio.sleep(_TELL_S)
 
 
 if __name__ == "__main__":

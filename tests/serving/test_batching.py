@@ -584,3 +584,21 @@ def _engine_threads() -> list[threading.Thread]:
     for thread in threads:
         thread.join(timeout=20)
     return [thread for thread in threads if thread.is_alive()]
+
+
+@pytest.mark.parametrize("loop_images", [0, 4])
+async def test_an_engine_that_is_out_of_reach_is_unavailable_and_not_broken(loop_images: int) -> None:
+    """It runs in a process that is gone: that says nothing of the network, and another try may succeed."""
+
+    def run(_: Pixels) -> Any:
+        raise ModelUnavailable("the owner is gone")
+
+    images = np.zeros((1, 1, 1, 1), np.uint8)
+    async with Batcher(run, BatchPolicy(4), loop_images=loop_images) as batcher:
+        for count in (1, 3):
+            results = await asyncio.gather(
+                *(batcher.submit(images) for _ in range(count)), return_exceptions=True
+            )
+            assert [(type(each), str(each)) for each in results] == [
+                (ModelUnavailable, "the owner is gone")
+            ] * count

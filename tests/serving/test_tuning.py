@@ -15,7 +15,7 @@ from serving import tuning
 from serving.bundle import Bundle, Golden
 from serving.bundle.images import Pixels
 from serving.engine import Device
-from serving.tuning import RunCost, images_on_loop, load_tuned, measure_cost
+from serving.tuning import RunCost, images_on_loop, in_thread, load_tuned, measure_cost
 
 Publish = Callable[..., Bundle]
 
@@ -123,3 +123,8 @@ class _SlowAtFirst:
             time.sleep(self.slow_s)
         self.sizes.append(len(images))
         return np.zeros(len(images))
+
+
+def test_what_another_process_runs_never_holds_the_event_loop() -> None:
+    """However cheap it is there, here it would be waited for."""
+    assert in_thread(RunCost(1e-9, 32, 1e-9)) == 0

@@ -22,7 +22,7 @@ def say(**report):
 """
 GOOD = f"{REPORTING}say(ready=True, models=[str(order['worker'])]); sys.stdin.readline()"
 FAILING = f"{REPORTING}sys.exit(3)"
-BROKEN = f"{REPORTING}say(broken=True); signal.pause()"
+BROKEN = f"{REPORTING}say(broken=True); say(broken=True, models=['a']); signal.pause()"
 MUMBLING = f"{REPORTING}say(ready=True); print('{{\"rea', end='', flush=True)"
 REFUSING = f"{REPORTING}say(error='UsageError', message='no such folder')"
 
@@ -33,12 +33,14 @@ class Place:
     def __init__(self, code: str, folder: Path, *, python: str = sys.executable) -> None:
         self.deaths: list[int] = []
         self.reports: list[Report | None] = []
+        self.breaks = 0
         self._told = asyncio.Event()
         self.worker = WorkerProcess(
             Order(worker=7, settings=ServerSettings(repository=folder)),
             folder,
             on_report=self._note,
             on_death=self._count,
+            on_break=self._break,
             command=(python, "-c", code),
         )
 
@@ -49,6 +51,9 @@ class Place:
     def _count(self, number: int) -> None:
         self.deaths.append(number)
         self._told.set()
+
+    def _break(self) -> None:
+        self.breaks += 1
 
     async def until(self, reached: Callable[[], Any]) -> None:
         """Wait until something that it was told makes this true."""
@@ -127,6 +132,7 @@ async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_eve
     await asyncio.wait_for(running, 20)
 
     assert log_events.named("worker_died")[0].reason == "signal 15 (SIGTERM)"
+    assert place.breaks == 1
 
 
 async def test_what_keeps_a_first_worker_from_starting_is_raised(tmp_path: Path) -> None:

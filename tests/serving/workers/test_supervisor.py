@@ -223,6 +223,94 @@ class TestStop:
         assert [event["worker"] for event in server.events("worker_killed")] == [1]
 
 
+class TestOwner:
+    """One process more runs the networks of both workers."""
+
+    async def test_each_network_is_loaded_once_and_swapped_for_all(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Workers ask it for the new version, and when the last of them left the old one it is unloaded."""
+        publish()
+        server = await start_workers("--device-process")
+        async with _connections(server.grpc) as channels:
+            for channel in channels:
+                assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
+            publish(rotate=1)
+            await asyncio.to_thread(server.wait_for, "version_serving", times=2, version=2)
+            answers = [await _classify(channel) for channel in channels]
+        assert {each.predictions[0].ranking.labels[0].label for each in answers} == {"blue"}
+        await asyncio.to_thread(server.wait_for, "network_unloaded")
+        loaded = [Path(event["file"]).parent.name for event in server.events("network_loaded")]
+        assert loaded == ["1", "2"]
+
+    async def test_an_owner_that_is_killed_is_replaced_and_no_client_notices(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Calls wait for its successor, without being sent again by their clients; probes tell."""
+        publish()
+        server = await start_workers("--device-process")
+        done = asyncio.Event()
+
+        async def call_until_done(channel: grpc.aio.Channel) -> int:
+            calls = 0
+            while not done.is_set():
+                assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
+                calls += 1
+            return calls
+
+        async with _connections(server.grpc) as channels:
+            callers = [asyncio.ensure_future(call_until_done(channel)) for channel in channels]
+            os.kill(_workers(server)[2], signal.SIGKILL)
+            await asyncio.to_thread(server.wait_for, "worker_died", worker=0)
+            code, why = await _get(server.http, "/readyz")
+            assert code == 503
+            assert re.fullmatch("the owner of the device is (dead|starting)\n", why)
+            await asyncio.to_thread(server.wait_for, "network_loaded", times=2)
+            done.set()
+            assert min(await asyncio.wait_for(asyncio.gather(*callers), 30)) > 0
+        assert len(list(server.events("worker_died"))) == 1
+
+    async def test_a_worker_that_is_killed_leaves_nothing_with_the_owner(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Its socket and its memory go with it, and its successor's take their place."""
+        publish()
+        server = await start_workers("--device-process")
+        worker, _, owner = _workers(server)
+        async with _connections(server.grpc) as channels:
+            await asyncio.gather(*map(_classify, channels))
+        before = _held(owner)
+        os.kill(worker, signal.SIGKILL)
+        await asyncio.to_thread(server.wait_for, "listening", times=2, worker=1)
+        async with asyncio.timeout(20):
+            while await asyncio.to_thread(_held, owner) != before:
+                pass
+        assert len(list(server.events("network_loaded"))) == 1
+
+    async def test_all_stop_together_and_answer_what_they_took(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """The owner ends last, whether it is told to or its supervisor is killed."""
+        publish()
+        for kill in (False, True):
+            server = await start_workers("--device-process")
+            processes = [os.pidfd_open(pid) for pid in _workers(server)]
+            shared = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108 - names alone
+            async with _connections(server.grpc) as channels:
+                callers = [asyncio.ensure_future(_call_until_refused(channel)) for channel in channels]
+                if kill:
+                    server.process.kill()
+                else:
+                    assert await asyncio.to_thread(server.stop) == 0, server.log
+                ends = await asyncio.wait_for(asyncio.gather(*callers), 20)
+            assert set(ends) == {("UNAVAILABLE", "the server is stopping and takes no new calls")}
+            for process in processes:
+                assert await asyncio.to_thread(select.select, [process], [], [], 20) == ([process], [], [])
+                os.close(process)
+            assert set(os.listdir("/dev/shm")) <= shared  # noqa: PTH208, S108
+            assert not list(server.events("worker_killed"))
+
+
 @pytest.fixture
 def run_workers(repository: Any) -> Any:
     """Run `lenserve serve --workers 2` to its end: the exit code, and the lines on stderr."""
@@ -258,6 +346,14 @@ async def _classify(channel: grpc.aio.Channel) -> pb.ClassifyResponse:
     return await call(request)
 
 
+async def _call_until_refused(channel: grpc.aio.Channel) -> tuple[str, str]:
+    while True:
+        try:
+            await _classify(channel)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details()
+
+
 async def _statistics(channel: grpc.aio.Channel) -> inference.ModelStatisticsResponse:
     call = channel.unary_unary(
         STATISTICS,
@@ -280,10 +376,16 @@ async def _get(address: str, path: str) -> tuple[int, str]:
 
 
 def _workers(server: Any) -> list[int]:
-    """Process ids of worker 1 and worker 2."""
+    """Process ids of worker 1, worker 2, and the owner of the device if there is one."""
     pid = server.process.pid
     children = (int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return sorted(children)
+
+
+def _held(pid: int) -> tuple[int, int]:
+    """Descriptors and shared mappings of a process."""
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return descriptors, Path(f"/proc/{pid}/maps").read_text().count("memfd:lenserve")
 
 
 def _folder(server: Any) -> Path:

@@ -1,0 +1,177 @@
+"""Engines of workers, and the owner that runs them: real sockets and memory, and networks behind a gate."""
+
+import asyncio
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.batching import BatchPolicy
+from serving.bundle.images import Pixels
+from serving.device.remote_engine import RemoteEngine
+from serving.engine import Output
+from serving.errors import BundleError, EngineError, ModelUnavailable
+from serving.workers.owner import Owner
+
+LARGEST = 8
+
+
+class Rig:
+    """An owner whose engines echo, and the socket that outlives it."""
+
+    def __init__(self, folder: Path, engine: Any) -> None:
+        self.engine = engine
+        self.path = folder / "owner.sock"
+        self.file = folder / "model.onnx"
+        self.file.write_bytes(b"")
+        self.loads = 0
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.path))
+        self.listener.listen()
+        self.owner: Owner | None = None
+
+    def load(self, file: Path) -> Any:
+        """What the owner does for a file."""
+        if file.name == "broken.onnx":
+            raise BundleError(f"{file} cannot be loaded: it is broken")
+        self.loads += 1
+        return self.engine
+
+    @asynccontextmanager
+    async def owning(self) -> AsyncIterator[Owner]:
+        """Own, and at the end die: connections are cut."""
+        self.owner = Owner(self.load, BatchPolicy(LARGEST))
+        serving = asyncio.create_task(self.owner.serve(self.listener))
+        try:
+            yield self.owner
+        finally:
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    async def connect(self, file: Path | None = None) -> RemoteEngine:
+        """The engine of one worker."""
+        return await asyncio.to_thread(RemoteEngine.load, file or self.file, owner=self.path)
+
+
+@pytest.fixture
+def rig(tmp_path: Path, fake_engine: Callable[..., Any]) -> Any:
+    """An owner of engines that echo; those with 13 fail."""
+    rig = Rig(tmp_path, fake_engine(poison=[13]))
+    yield rig
+    rig.listener.close()
+
+
+def _images(*samples: int) -> Pixels:
+    return np.full((len(samples), 4, 5, 3), np.array(samples, np.uint8).reshape(-1, 1, 1, 1))
+
+
+def _said(output: Output) -> list[int]:
+    assert np.array_equal(output.embedding, -output.probabilities)
+    return output.probabilities[:, 0].astype(int).tolist()
+
+
+async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
+    """Six workers at once, batches of every size: whatever a batch is joined with."""
+    random = np.random.default_rng(0)
+    async with rig.owning() as owner:
+        engines = [await rig.connect() for _ in range(6)]
+
+        async def run_often(engine: RemoteEngine) -> None:
+            for _ in range(30):
+                samples = random.integers(20, 256, random.integers(1, LARGEST + 1)).tolist()
+                assert _said(await asyncio.to_thread(engine.run, _images(*samples))) == samples
+
+        await asyncio.wait_for(asyncio.gather(*map(run_often, engines)), 60)
+        assert rig.loads == 1
+        assert max(map(len, rig.engine.runs)) <= LARGEST
+        assert sum(map(len, rig.engine.runs)) > len(rig.engine.runs)
+        engines.clear()
+        gc.collect()
+        await asyncio.wait_for(owner.unused(), 20)
+
+
+async def test_a_batch_that_fails_fails_alone(rig: Rig) -> None:
+    """It was joined with that of another worker, which has its answer; the connection stays."""
+    async with rig.owning():
+        busy, good, bad = [await rig.connect() for _ in range(3)]
+        rig.engine.gate.clear()
+        first = asyncio.ensure_future(asyncio.to_thread(busy.run, _images(1)))
+        assert await asyncio.to_thread(rig.engine.entered.wait, 20)
+        others = [asyncio.to_thread(engine.run, _images(n)) for engine, n in ((good, 2), (bad, 13))]
+        waiting = asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)
+        rig.engine.gate.set()
+        assert _said(await first) == [1]
+        answered, failed = await asyncio.wait_for(waiting, 20)
+        assert _said(answered) == [2]
+        assert isinstance(failed, EngineError)
+        assert "is poisoned" in str(failed)
+        assert _said(await asyncio.to_thread(bad.run, _images(3))) == [3]
+
+
+async def test_what_cannot_be_loaded_is_refused_with_the_owners_reason(rig: Rig) -> None:
+    """As if the worker had tried itself."""
+    async with rig.owning() as owner:
+        broken = rig.file.with_name("broken.onnx")
+        with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: No such file"):
+            await rig.connect(broken)
+        broken.write_bytes(b"")
+        with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: it is broken"):
+            await rig.connect(broken)
+        assert not owner.loaded
+
+
+async def test_a_run_that_the_owner_dies_in_is_run_by_its_successor(rig: Rig) -> None:
+    """The images are still in the memory; workers that call meanwhile wait."""
+    async with rig.owning():
+        engine = await rig.connect()
+        rig.engine.gate.clear()
+        running = asyncio.ensure_future(asyncio.to_thread(engine.run, _images(5, 6)))
+        assert await asyncio.to_thread(rig.engine.entered.wait, 20)
+    assert not running.done()
+    rig.engine.gate.set()
+    async with rig.owning():
+        assert _said(await asyncio.wait_for(running, 20)) == [5, 6]
+    assert rig.loads == 2
+
+
+async def test_without_a_socket_the_model_is_unavailable(rig: Rig) -> None:
+    """No supervisor, no owner: a worker that drains says so at once."""
+    async with rig.owning():
+        engine = await rig.connect()
+        rig.listener.close()
+        rig.path.unlink()
+    with pytest.raises(ModelUnavailable, match="the process that owns the device does not answer"):
+        await asyncio.to_thread(engine.run, _images(1))
+
+
+async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
+    """No descriptor, no mapping, no network: as before the first came."""
+    async with rig.owning() as owner:
+        stays = await rig.connect()
+        await asyncio.to_thread(stays.run, _images(1))
+        gc.collect()
+        before = _held()
+        for _ in range(20):
+            engine = await rig.connect()
+            assert _said(await asyncio.to_thread(engine.run, _images(7))) == [7]
+            del engine
+        (loaded,) = owner.loaded.values()
+        async with asyncio.timeout(20):
+            while loaded.users > 1:
+                await asyncio.to_thread(gc.collect)
+        gc.collect()
+        assert _held() == before
+        assert _said(await asyncio.to_thread(stays.run, _images(9))) == [9]
+
+
+def _held() -> tuple[int, int]:
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return descriptors, Path("/proc/self/maps").read_text().count("memfd:lenserve")
