@@ -117,7 +117,7 @@ class WorkerProcess:
             return
         if self.report is None or self._process.stdin is None:
             self._signal(signal.SIGTERM)  # nobody waits for an answer
-        else:
+        elif not self._process.stdin.is_closing():
             self._process.stdin.write(STOP)
 
     def replace(self) -> None:
@@ -140,7 +140,7 @@ class WorkerProcess:
             return await self._listen_to(process)
         finally:
             self._signal(signal.SIGKILL)  # if it has not ended, we are leaving it
-            await process.communicate(b"")  # closes its pipes
+            await _close(process)
             self._process = self.report = None
             self._on_report()
 
@@ -188,6 +188,15 @@ class WorkerProcess:
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+
+async def _close(process: asyncio.subprocess.Process) -> None:
+    """Wait for the end of a process, and close its pipes."""
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.stdout is not None:
+        await process.stdout.read()
+    await process.wait()
 
 
 def _how_it_ended(code: int) -> str:
