@@ -24,6 +24,7 @@ from serving.pb.inference import grpc_service_pb2 as inference
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
+CLASSIFIED = f'lenserve_requests_total{{code="OK",method="{CLASSIFY}"}}'
 STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
 CONNECTIONS = 24  # dealt out at random: all of them to one of two workers once in eight million runs
 CALLERS = 8
@@ -54,11 +55,12 @@ class TestTogether:
         async with _connections(server.grpc) as channels:
             for channel in channels:
                 assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
+            await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+            await _until_scraped(
+                server, f'nv_inference_request_success{{model="colours",version="1"}} {CONNECTIONS}.0'
+            )
             statistics = [await _statistics(channel) for channel in channels[:4]]
 
-        lines = (await _get(server.http, "/metrics"))[1].splitlines()
-        assert f'lenserve_requests_total{{code="OK",method="{CLASSIFY}"}} {CONNECTIONS}.0' in lines
-        assert f'nv_inference_request_success{{model="colours",version="1"}} {CONNECTIONS}.0' in lines
         assert [each.model_stats[0].inference_count for each in statistics] == [CONNECTIONS] * 4
         shares = [_calls(_folder(server) / f"counter_{worker}.db") for worker in (1, 2)]
         assert sum(shares) == CONNECTIONS
@@ -116,6 +118,7 @@ class TestDeath:
         async with _connections(server.grpc) as channels:
             for channel in channels:
                 await _classify(channel)
+        await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
         pid = _workers(server)[1]
         assert await _get(server.http, "/readyz") == (200, "ok\n")
         os.kill(pid, signal.SIGKILL)
@@ -127,8 +130,7 @@ class TestDeath:
         while (await _get(server.http, "/readyz"))[0] != 200:  # its report is on its way
             pass
         assert await _get(server.http, "/livez") == (200, "ok\n")
-        counted = f'lenserve_requests_total{{code="OK",method="{CLASSIFY}"}} {CONNECTIONS}.0'
-        assert counted in (await _get(server.http, "/metrics"))[1].splitlines()
+        await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
 
     async def test_workers_outlive_their_supervisor_for_no_longer_than_their_calls(
         self, publish: Publish, start_workers: Any
@@ -373,6 +375,13 @@ async def _get(address: str, path: str) -> tuple[int, str]:
                 return error.code, error.read().decode()
 
     return await asyncio.to_thread(fetch)
+
+
+async def _until_scraped(server: Any, line: str) -> None:
+    """Scrape until the line is there: workers tell what they have counted a few times a second."""
+    async with asyncio.timeout(20):
+        while line not in (await _get(server.http, "/metrics"))[1].splitlines():
+            pass
 
 
 def _workers(server: Any) -> list[int]:
