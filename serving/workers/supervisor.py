@@ -136,8 +136,9 @@ class Supervisor:
             )
         await self._end(running)
         stop.cancel()
-        for task in running:
-            task.result()
+        failures = [failure for task in running if (failure := task.exception())]  # looked at, all of them
+        if failures:
+            raise failures[0]
         _log.info("stopped")
 
     async def _end(self, running: dict[asyncio.Task[None], WorkerProcess]) -> None:
