@@ -21,7 +21,6 @@ class Progress:
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch under way
-    loss_sum: float = 0.0  # over those steps
     epoch_seconds: float = 0.0  # spent on those steps
     best_loss: float = float("inf")
     best_epoch: int = 0
@@ -36,10 +35,10 @@ class Checkpoint:
     data_digest: str
     progress: State
     history: list[State]
-    network: State
-    optimizer: State
+    losses: Tensor  # (steps,) float32, of the epoch under way
+    learner: State
     best_weights: State
-    cpu_random: Tensor
+    cpu_random: Tensor  # (processes, state) uint8: each process's generator
     cuda_random: Tensor | None
 
 
@@ -50,11 +49,12 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def read(path: Path, *, recipe_digest: str, data_digest: str) -> Checkpoint | None:
+def read(path: Path, *, recipe_digest: str, data_digest: str, processes: int) -> Checkpoint | None:
     """Read a checkpoint of this very run; None where there is none.
 
     Raises:
-        CheckpointError: it cannot be read, or belongs to another recipe or to other data.
+        CheckpointError: it cannot be read, or belongs to another recipe, to other data, or to
+            another number of processes.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -71,4 +71,9 @@ def read(path: Path, *, recipe_digest: str, data_digest: str) -> Checkpoint | No
             raise CheckpointError(
                 f"checkpoint {path} is of other {what}: digest {found[:12]}, this run's is {expected[:12]}"
             )
+    if len(checkpoint.cpu_random) != processes:
+        raise CheckpointError(
+            f"checkpoint {path} is of a run by {len(checkpoint.cpu_random)} processes, "
+            f"this one has {processes}: it would not go on bit for bit"
+        )
     return checkpoint

@@ -73,6 +73,9 @@ class Run(_JsonCommand):
         alias="set",
         description="section.key=value, instead of what the recipe says; may be repeated",
     )
+    log: list[Literal["tensorboard", "mlflow"]] = Field(
+        default=[], description="write the history there too; may be repeated"
+    )
     record: bool = Field(default=False, description="keep the result as the recipe's measured one")
 
     @field_validator("overrides", mode="before")
@@ -90,33 +93,39 @@ class Run(_JsonCommand):
         interrupts = Interrupts()
         with interrupts.listening():
             summary = self._train(recipe, interrupts)
+        if summary is None:
+            return DONE  # another process of this run leads, and speaks
         self._end(summary.model_dump(exclude={"refusal"}))
         if summary.refusal is not None:
             raise GateRefused(f"{summary.refusal}; the report is in {self._run_dir(recipe) / 'report'}")
         return DONE
 
-    def _train(self, recipe: Recipe, interrupts: Interrupts) -> RunSummary:
+    def _train(self, recipe: Recipe, interrupts: Interrupts) -> RunSummary | None:
         # OpenMP's threads would spin while they wait for each other. Beside one other busy process that makes
         # training ten times slower; asleep they cost nothing measurable. Read once, when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # torch takes seconds to import, which `recipes` and a wrong option should not cost.
-        from training import device, job
+        from training import device, job, parallel
         from training.display import Display
 
-        display = Display(stderr)
-        summary = job.train_and_evaluate(
-            recipe,
-            job.Job(
+        with parallel.joined() as group:
+            display = Display(stderr if group.leads else Console(quiet=True))
+            task = job.Job(
                 repository=Repository(self.repository),
                 model=self.name or recipe.name,
                 run_dir=self._run_dir(recipe),
                 data_root=self.data_root,
-                device=device.choose(self.device),
+                device=device.choose(self.device, group.local_rank),
                 display=display,
                 interrupts=interrupts,
                 resume=self.resume,
-            ),
-        )
+                group=group,
+                loggers=tuple(self.log),
+            )
+            if not group.leads:
+                job.follow(recipe, task)
+                return None
+            summary = job.train_and_evaluate(recipe, task)
         if summary.path is not None:
             display.published(Path(summary.path), self.repository, summary.metrics, summary.seconds)
         if self.record and summary.verdict == "published":

@@ -25,11 +25,12 @@ class Device:
     reason: str
 
 
-def choose(asked: str) -> Device:
+def choose(asked: str, process: int = 0) -> Device:
     """Choose a device.
 
     Args:
         asked: auto, cpu, cuda or cuda:N.
+        process: number of this one on this machine; auto and cuda give each a GPU of its own.
 
     Raises:
         UsageError: it is none of these.
@@ -37,7 +38,7 @@ def choose(asked: str) -> Device:
     """
     if asked == "auto":
         if torch.cuda.is_available():
-            return _cuda(0, "auto: CUDA is there")
+            return _cuda(process % torch.cuda.device_count(), "auto: CUDA is there")
         return _cpu(
             "auto: no CUDA device" if torch.version.cuda else "auto: this torch is built without CUDA"
         )
@@ -45,7 +46,7 @@ def choose(asked: str) -> Device:
         return _cpu("asked for")
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", asked)):
         raise UsageError(f"--device {asked!r} is none of auto, cpu, cuda, cuda:N")
-    index, count = int(match[1] or 0), torch.cuda.device_count()
+    index, count = int(match[1] or process), torch.cuda.device_count()
     if index >= count:
         raise DeviceUnavailable(
             f"device {asked} was asked for, but torch {torch.__version__} finds {count} CUDA devices"
@@ -53,12 +54,17 @@ def choose(asked: str) -> Device:
     return _cuda(index, "asked for")
 
 
-def make_deterministic(device: Device) -> None:
+def make_deterministic(device: Device, processes: int = 1) -> None:
     """The same run twice gives the same bits on a CPU, and nearly so on a GPU.
 
     Some CUDA kernels have no deterministic form, so torch may only warn of them there.
+
+    Args:
+        device: that was chosen.
+        processes: that share this machine's cores.
     """
-    torch.set_num_threads(min(_MAX_THREADS, len(os.sched_getaffinity(0))))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, min(_MAX_THREADS, cores) // processes))
     torch.use_deterministic_algorithms(device.torch_device.type == "cpu")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

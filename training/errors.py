@@ -9,6 +9,7 @@ LenserveError                    (serving.errors)
         DataError                    the data are missing, broken, or too few to learn and to judge by
         CheckpointError              a checkpoint does not belong to this run, or cannot be read
         Diverged                     the loss is no longer a number
+        ProcessLost                  another process of the same run is gone
         ExportError                  the network did not become a sound ONNX file
         GateRefused                  the version is not good enough to be published
         Interrupted                  somebody asked the job to stop, and it saved what it had
@@ -39,6 +40,10 @@ class CheckpointError(TrainingError):
 
 class Diverged(TrainingError):
     """The loss is no longer a number."""
+
+
+class ProcessLost(TrainingError):
+    """Another process of the same run is gone."""
 
 
 class ExportError(TrainingError):

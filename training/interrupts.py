@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from training.errors import Interrupted
 
@@ -40,9 +41,12 @@ class Interrupts:
             Interrupted: by which the job leaves.
         """
         if self.received is not None:
-            raise Interrupted(
-                f"stopped by {self.received.name}: {saved}; go on with the same command and --resume"
-            )
+            self.leave(saved)
+
+    def leave(self, saved: str) -> NoReturn:
+        """Raise, asked here or, where several processes train together, at another one."""
+        by = "another process's signal" if self.received is None else self.received.name
+        raise Interrupted(f"stopped by {by}: {saved}; go on with the same command and --resume")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -17,8 +17,10 @@ from training.errors import GateRefused
 from training.export import Classifier, export
 from training.files import replace_file
 from training.interrupts import Interrupts
+from training.loggers import Logger, open_loggers
 from training.loop import Trained, train
 from training.metrics import Metrics
+from training.parallel import ALONE, Group
 from training.proof import Proof, prove
 from training.publish import publish
 from training.recipe import Recipe
@@ -40,6 +42,8 @@ class Job:
     display: Display
     interrupts: Interrupts
     resume: bool = False
+    group: Group = ALONE
+    loggers: tuple[str, ...] = ()
 
 
 def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
@@ -51,6 +55,7 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     with open_run(job.run_dir, recipe, resume=job.resume) as (folder, said):
         if said:
             job.display.note(said)
+        job.group.wait()  # the others may look at the folder now
         if folder.summary.exists():
             return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
         summary = _run(recipe, job, folder)
@@ -58,10 +63,33 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
         return summary
 
 
+def follow(recipe: Recipe, job: Job) -> None:
+    """Train as one of several processes of which another one leads, and leave the rest to that one.
+
+    Raises:
+        LenserveError: as above.
+    """
+    job.group.wait()
+    folder = RunFolder(job.run_dir)
+    if folder.summary.exists():
+        return
+    make_deterministic(job.device, job.group.local_size)
+    dataset, _ = data.load(recipe.data, recipe.geometry, job.data_root)
+    _train(recipe, job, folder, dataset)
+
+
 def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
+    with open_loggers(job.loggers, folder.path, run=job.model, settings=recipe.settings()) as loggers:
+        summary = _run_logged(recipe, job, folder, loggers)
+        for logger in loggers:
+            logger.result(summary.metrics)
+    return summary
+
+
+def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logger, ...]) -> RunSummary:
     began_s = time.perf_counter()
     display, interrupts = job.display, job.interrupts
-    make_deterministic(job.device)
+    make_deterministic(job.device, job.group.local_size)
     display.note(f"device: {job.device.torch_device} ({job.device.machine}), {job.device.reason}")
 
     display.phase("data")
@@ -70,14 +98,7 @@ def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
     interrupts.leave_if_asked("nothing was trained yet")
 
     display.phase("training")
-    trained = train(
-        recipe,
-        dataset,
-        device=job.device.torch_device,
-        checkpoint_path=folder.checkpoint,
-        display=display,
-        interrupts=interrupts,
-    )
+    trained = _train(recipe, job, folder, dataset, loggers)
     interrupts.leave_if_asked("training is finished and saved, the export is to come")
 
     display.phase("export and proof")
@@ -93,6 +114,21 @@ def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
     write_report(folder.report, metrics, trained.history, proof.mistakes)
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
     return _publish(recipe, job, folder, dataset, metrics, began_s)
+
+
+def _train(
+    recipe: Recipe, job: Job, folder: RunFolder, dataset: Dataset, loggers: tuple[Logger, ...] = ()
+) -> Trained:
+    return train(
+        recipe,
+        dataset,
+        device=job.device.torch_device,
+        checkpoint_path=folder.checkpoint,
+        display=job.display,
+        interrupts=job.interrupts,
+        group=job.group,
+        loggers=loggers,
+    )
 
 
 def _calibrate(trained: Trained, dataset: Dataset, device: torch.device) -> Calibration:

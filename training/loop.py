@@ -1,11 +1,11 @@
 """The bookkeeping of training: epochs, early stopping, the best weights, checkpoints, leaving when asked.
 
-The mathematics is in steps.py. Every random draw comes from torch's generators, whose state the checkpoint
-keeps, or is a pure function of seed and epoch: so a run that was killed goes on bit for bit.
+The mathematics is in learner.py and steps.py. Order and augmentation are pure functions of seed, epoch and
+step; what dropout draws comes from torch's generators, whose state the checkpoint keeps. So a run that was
+killed goes on bit for bit.
 """
 
 import copy
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,16 +16,20 @@ from torch import Tensor
 from training import checkpoint
 from training.checkpoint import Checkpoint, Progress
 from training.data import Dataset
-from training.data.augmentation import shift_randomly
-from training.data.splits import Split
+from training.data.batches import Batches
 from training.display import Display
-from training.errors import Diverged
+from training.errors import CheckpointError, Diverged
 from training.history import EpochRecord
 from training.interrupts import Interrupts
-from training.networks import Network, build
+from training.learner import Learner
+from training.loggers import Logger
+from training.networks import Network
+from training.parallel import ALONE, Group
 from training.recipe import Recipe
 from training.schedule import learning_rate
-from training.steps import epoch_order, measure, steps_per_epoch, train_step
+from training.steps import measure
+
+_LOOK_STEPS = 50  # between looks at the losses: on a GPU each look waits until it has caught up
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ def train(
     checkpoint_path: Path,
     display: Display,
     interrupts: Interrupts,
+    group: Group = ALONE,
+    loggers: tuple[Logger, ...] = (),
 ) -> Trained:
     """Train to the end, from the checkpoint where there is one.
 
@@ -53,128 +59,169 @@ def train(
         CheckpointError: the checkpoint is damaged, or of another run.
         Diverged: the loss is no longer a number.
         Interrupted: somebody asked the job to stop; the checkpoint is written.
+        ProcessLost: another process of the group is gone.
     """
-    loop = _Loop(recipe, dataset, device, checkpoint_path)
+    loop = _Loop(recipe, dataset, device, checkpoint_path, group)
     loop.restore()
-    with display.training(recipe.training.epochs * loop.steps, recipe.training.batch_size):
+    with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
         while not loop.progress.finished:
             loop.run_epoch(display, interrupts)
-    loop.network.load_state_dict(loop.best_weights)
-    loop.network.eval()
-    return Trained(loop.network, tuple(loop.history), loop.progress.best_epoch, loop.data_digest)
+            for logger in loggers:
+                logger.epoch(loop.history[-1])
+    network = loop.learner.judged
+    network.load_state_dict(loop.best_weights)
+    network.use_memory_format(torch.contiguous_format)  # as the exported file will have it
+    return Trained(network.eval(), tuple(loop.history), loop.progress.best_epoch, loop.data_digest)
 
 
 class _Loop:
     """The state of one run: a class because a checkpoint must see and restore all of it."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, path: Path) -> None:
-        torch.manual_seed(recipe.training.seed)
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, device: torch.device, path: Path, group: Group
+    ) -> None:
         self.recipe = recipe
         self.device = device
         self.path = path
+        self.group = group
         self.data_digest = dataset.digest()
-        self.network = build(recipe.network, recipe.geometry, len(dataset.labels)).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.training.learning_rate)
-        self.images, self.labels = _tensors(dataset.train, device)
-        self.validation = _tensors(dataset.validation, device)
-        self.steps = steps_per_epoch(len(dataset.train), recipe.training.batch_size)
+        torch.manual_seed(recipe.training.seed)  # weights are the same on every process
+        self.batches = Batches(recipe, dataset.train, len(dataset.labels), device, group)
+        self.learner = Learner(recipe, self.batches.images, self.batches.labels, len(dataset.labels), group)
+        if group.rank:  # dropout is not
+            torch.manual_seed(recipe.training.seed + group.rank)
+        self.validation = (
+            torch.from_numpy(dataset.validation.images).to(device),  # (N, H, W, C) uint8
+            torch.from_numpy(dataset.validation.labels).to(device),  # (N,) int64
+        )
         self.progress = Progress()
+        self.losses = torch.zeros(self.batches.steps, device=device)  # (steps,) of the epoch under way
         self.history: list[EpochRecord] = []
-        self.best_weights = copy.deepcopy(self.network.state_dict())
+        self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
+        self._clock_s = time.perf_counter()
 
     def run_epoch(self, display: Display, interrupts: Interrupts) -> None:
         """Finish the epoch under way, judge it, and save."""
-        self.network.train()
-        order = epoch_order(len(self.labels), self.recipe.training.seed, self.progress.epoch).to(self.device)
-        while self.progress.step < self.steps:
-            self._run_step(order)
-            display.step_done(self.progress.epoch * self.steps + self.progress.step)
+        interval = self.recipe.training.checkpoint_interval_steps
+        self._clock_s = time.perf_counter()
+        while self.progress.step < self.batches.steps:
+            self._run_step()
+            display.step_done(self.progress.epoch * self.batches.steps + self.progress.step)
             self._leave_if_asked(interrupts)
-            if self.progress.step % self.recipe.training.checkpoint_interval_steps == 0:
+            if self.progress.step % _LOOK_STEPS == 0:
+                self._look_at_losses()
+            if self.progress.step % interval == 0:
                 self.save()
+        self._look_at_losses()
         record = self._finish_epoch()
         display.epoch_done(record, is_best=self.progress.best_epoch == record.epoch)
         self.save()
 
-    def _run_step(self, order: Tensor) -> None:
-        recipe, progress = self.recipe.training, self.progress
-        began_s = time.perf_counter()
-        batch = order[progress.step * recipe.batch_size : (progress.step + 1) * recipe.batch_size]  # (B,)
-        images = shift_randomly(self.images[batch], recipe.max_shift_px, self.recipe.geometry.background)
-        loss = train_step(self.network, self.optimizer, images, self.labels[batch], self._rate())
-        progress.loss_sum += float(loss)
-        progress.step += 1
-        progress.epoch_seconds += time.perf_counter() - began_s
-        if not math.isfinite(progress.loss_sum):
+    def _run_step(self) -> None:
+        epoch, step = self.progress.epoch, self.progress.step
+        images, targets = self.batches.take(epoch, step)
+        done = epoch * self.batches.steps + step
+        rate = learning_rate(done, self.recipe.training.epochs * self.batches.steps, self.recipe.training)
+        self.losses[step] = self.learner.step(
+            images, targets, rate=rate, steps=done + 1, batch=self.batches.batch_size
+        )
+        self.progress.step += 1
+
+    def _look_at_losses(self) -> None:
+        losses = self.losses[: self.progress.step]
+        wrong = (~torch.isfinite(losses)).nonzero()
+        if len(wrong):
+            step = int(wrong[0])
             raise Diverged(
-                f"the loss is {float(loss)} in epoch {progress.epoch + 1}, step {progress.step}: "
-                f"training.learning_rate {recipe.learning_rate} may be too high"
+                f"the loss is {float(losses[step])} in epoch {self.progress.epoch + 1}, step {step + 1}: "
+                f"training.learning_rate {self.recipe.training.learning_rate} may be too high"
             )
 
-    def _rate(self) -> float:
-        done = self.progress.epoch * self.steps + self.progress.step
-        return learning_rate(done, self.recipe.training.epochs * self.steps, self.recipe.training)
+    def _stop_clock(self) -> None:
+        """Add what this epoch took since the clock was started."""
+        now_s = time.perf_counter()
+        self.progress.epoch_seconds += now_s - self._clock_s
+        self._clock_s = now_s
 
     def _finish_epoch(self) -> EpochRecord:
-        progress = self.progress
-        validation_loss, validation_accuracy = measure(self.network, *self.validation)
+        progress, recipe = self.progress, self.recipe.training
+        train_loss = float(self.losses.double().mean())
+        self._stop_clock()
+        validation_loss, validation_accuracy = measure(self.learner.judged, *self.validation, self.group)
         progress.epoch += 1
         record = EpochRecord(
             epoch=progress.epoch,
-            train_loss=progress.loss_sum / self.steps,
+            train_loss=train_loss,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
-            images_per_s=self.steps * self.recipe.training.batch_size / progress.epoch_seconds,
+            learning_rate=float(self.learner.optimizer.param_groups[0]["lr"]),
+            images_per_s=self.batches.steps * self.batches.batch_size / progress.epoch_seconds,
             seconds=progress.epoch_seconds,
         )
         self.history.append(record)
-        if validation_loss < progress.best_loss:
+        if recipe.keep == "last" or validation_loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = validation_loss, progress.epoch
-            self.best_weights = copy.deepcopy(self.network.state_dict())
-        progress.step, progress.loss_sum, progress.epoch_seconds = 0, 0.0, 0.0
-        patience_is_over = progress.epoch - progress.best_epoch >= self.recipe.training.patience
-        progress.finished = patience_is_over or progress.epoch == self.recipe.training.epochs
+            self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
+        progress.step, progress.epoch_seconds = 0, 0.0
+        self.losses.zero_()
+        patience_is_over = progress.epoch - progress.best_epoch >= recipe.patience
+        progress.finished = patience_is_over or progress.epoch == recipe.epochs
         return record
 
     def _leave_if_asked(self, interrupts: Interrupts) -> None:
-        if interrupts.received is not None:
-            self.save()
-            interrupts.leave_if_asked(
-                f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}"
-            )
+        """All processes leave after the same step, whichever was asked."""
+        asked = self.group.sum_(torch.tensor([float(interrupts.received is not None)]))
+        if not asked.item():
+            return
+        self.save()
+        interrupts.leave(f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}")
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; one process for all."""
+        self._stop_clock()
         on_cuda = self.device.type == "cuda"
-        state = Checkpoint(
-            recipe_digest=self.recipe.digest(),
-            data_digest=self.data_digest,
-            progress=asdict(self.progress),
-            history=[asdict(record) for record in self.history],
-            network=self.network.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            best_weights=self.best_weights,
-            cpu_random=torch.get_rng_state(),
-            cuda_random=torch.cuda.get_rng_state(self.device) if on_cuda else None,
-        )
-        checkpoint.save(state, self.path)
+        cpu_random = self.group.gather(torch.get_rng_state())
+        cuda_random = self.group.gather(torch.cuda.get_rng_state(self.device)) if on_cuda else None
+        if self.group.leads:
+            state = Checkpoint(
+                recipe_digest=self.recipe.digest(),
+                data_digest=self.data_digest,
+                progress=asdict(self.progress),
+                history=[asdict(record) for record in self.history],
+                losses=self.losses,
+                learner=self.learner.state(),
+                best_weights=self.best_weights,
+                cpu_random=cpu_random,
+                cuda_random=cuda_random,
+            )
+            checkpoint.save(state, self.path)
+        self._clock_s = time.perf_counter()
 
     def restore(self) -> None:
         """Take up the checkpoint, where there is one."""
-        found = checkpoint.read(self.path, recipe_digest=self.recipe.digest(), data_digest=self.data_digest)
-        if found is None:
-            return
-        self.progress = Progress(**found.progress)
-        self.history = [EpochRecord(**record) for record in found.history]
-        self.network.load_state_dict(found.network)
-        self.optimizer.load_state_dict(found.optimizer)
-        self.best_weights = found.best_weights
-        torch.set_rng_state(found.cpu_random)
-        if found.cuda_random is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(found.cuda_random, self.device)
+        self.group.wait()  # nobody reads while another one still writes
+        found = checkpoint.read(
+            self.path,
+            recipe_digest=self.recipe.digest(),
+            data_digest=self.data_digest,
+            processes=self.group.size,
+        )
+        if found is not None:
+            self.progress = Progress(**found.progress)
+            self.history = [EpochRecord(**record) for record in found.history]
+            self.losses = found.losses.to(self.device)
+            self.learner.restore(found.learner)
+            self.best_weights = found.best_weights
+            torch.set_rng_state(found.cpu_random[self.group.rank])
+            if found.cuda_random is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(found.cuda_random[self.group.rank], self.device)
+        self._agree()
 
-
-def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (N, H, W, C) uint8 and labels (N,) int64, whole on the device."""
-    return torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
+    def _agree(self) -> None:
+        position: Tensor = torch.tensor([self.progress.epoch, self.progress.step])
+        positions = self.group.gather(position)  # (processes, 2)
+        if not bool((positions == positions[0]).all()):
+            raise CheckpointError(
+                f"the processes of this run see different checkpoints in {self.path}: "
+                "the run folder must be one that all of them share"
+            )

@@ -10,77 +10,25 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from serving.bundle import Geometry
 from serving.bundle.manifest import NAME_PATTERN, Strict
 from training.errors import RecipeError
+from training.sections import (
+    AugmentationRecipe,
+    DataRecipe,
+    GateRecipe,
+    NetworkRecipe,
+    TrainingRecipe,
+)
 
 # Dark background: padding and shifts bring in what surrounds a handwritten digit.
 _GEOMETRY = Geometry(height=28, width=28, channels=1, background=0)
 
 _FOLDER = resources.files("training") / "recipes"
-
-
-class DataRecipe(Strict):
-    """Which images, and how they are divided."""
-
-    source: Literal["digits", "mnist", "folder", "fake"]
-    validation_fraction: float = Field(
-        default=0.15, gt=0, le=0.5, description="of the training images, where the source has no such split"
-    )
-    test_fraction: float = Field(
-        default=0.2, gt=0, le=0.5, description="of all images, where the source has no such split"
-    )
-    split_seed: int = Field(default=0, ge=0, lt=2**32, description="which images go where")
-    min_validation_images_per_class: int = Field(
-        default=10, ge=1, description="fewer cannot tell one epoch from another: the run is refused"
-    )
-    strict: bool = Field(default=False, description="refuse undecodable files instead of leaving them out")
-    download: bool = Field(default=False, description="let torchvision fetch missing files to the data root")
-    fake_images_per_class: int = Field(default=100, ge=10, le=10_000)
-    fake_classes: int = Field(default=4, ge=2, le=100)
-
-
-class NetworkRecipe(Strict):
-    """The architecture."""
-
-    name: Literal["lenet5"] = "lenet5"
-    batch_norm: bool = False
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="probability after each hidden dense layer")
-
-
-class TrainingRecipe(Strict):
-    """The optimisation."""
-
-    epochs: int = Field(default=20, ge=1, le=10_000, description="at most; early stopping may end before")
-    batch_size: int = Field(default=64, ge=2, le=65_536, description="images a step")
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Adam's, at its highest")
-    schedule: Literal["constant", "cosine"] = Field(
-        default="cosine", description="cosine: falls to zero over all epochs"
-    )
-    patience: int = Field(
-        default=5, ge=1, description="epochs without a lower validation loss before stopping"
-    )
-    max_shift_px: int = Field(
-        default=0, ge=0, le=64, description="training images move by up to this much, each axis, each time"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="weights, order, shifts and dropout")
-    checkpoint_interval_steps: int = Field(
-        default=500, ge=1, description="steps between checkpoints within an epoch; each epoch ends with one"
-    )
-
-
-class GateRecipe(Strict):
-    """What a version must show before it is published."""
-
-    min_accuracy: float = Field(default=0.0, ge=0, le=1, description="on the test split")
-    max_ece: float = Field(default=0.1, gt=0, le=1, description="calibration error on the test split")
-    max_parity_gap: float = Field(
-        default=1e-4, gt=0, le=0.1, description="of any probability between torch and ONNX Runtime"
-    )
 
 
 class Recipe(Strict):
@@ -92,6 +40,7 @@ class Recipe(Strict):
     data: DataRecipe
     geometry: Geometry = _GEOMETRY
     network: NetworkRecipe = NetworkRecipe()
+    augmentation: AugmentationRecipe = AugmentationRecipe()
     training: TrainingRecipe = TrainingRecipe()
     gates: GateRecipe = GateRecipe()
 
@@ -207,3 +156,15 @@ def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+__all__ = [
+    "AugmentationRecipe",
+    "DataRecipe",
+    "GateRecipe",
+    "NetworkRecipe",
+    "Recipe",
+    "TrainingRecipe",
+    "resolve",
+    "shipped_names",
+]

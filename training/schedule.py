@@ -4,6 +4,9 @@ import math
 
 from training.recipe import TrainingRecipe
 
+_RISE = 0.3  # one-cycle: of all steps (Smith and Topin 2017, arXiv:1708.07120)
+_START, _END = 1 / 25, 1 / 10_000  # one-cycle: of the highest rate
+
 
 def learning_rate(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
     """The rate of one step.
@@ -13,6 +16,27 @@ def learning_rate(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
         total_steps: what the run takes where early stopping does not end it.
         recipe: its schedule and highest rate.
     """
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    warmup_steps = recipe.warmup_epochs * total_steps / recipe.epochs
+    warm = min(1.0, (step + 1) / (warmup_steps + 1))
+    return recipe.learning_rate * warm * _share(step, total_steps, recipe)
+
+
+def _share(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
+    """Of the highest rate, warm-up aside."""
+    done = step / total_steps  # 0..1
+    if recipe.schedule == "cosine":
+        return _falling(done)
+    if recipe.schedule == "linear":
+        return 1 - done
+    if recipe.schedule == "one-cycle":
+        if done < _RISE:
+            return _START + (1 - _START) * _falling(1 - done / _RISE)
+        return _END + (1 - _END) * _falling((done - _RISE) / (1 - _RISE))
+    if recipe.schedule == "step":
+        return float(recipe.step_factor ** (step * recipe.epochs // total_steps // recipe.step_epochs))
+    return 1.0
+
+
+def _falling(done: float) -> float:
+    """Half a cosine, from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * done))

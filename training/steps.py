@@ -1,16 +1,20 @@
 """The mathematics of training: one step forward and back, and the forward pass over many images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
 from training.networks import Network
+from training.parallel import ALONE, Group
 
 _FORWARD_BATCH = 1000  # images; large enough to be fast, small enough for any memory
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
@@ -21,6 +25,42 @@ def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(images))
 
 
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """As many images as there are, drawn so that each class comes as often; a pure function, as above.
+
+    Each class is gone through in a random order, as often as it takes; no image comes twice as often as
+    another one of its class, give or take one time.
+
+    Args:
+        labels: (N,) int64.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns: (N,) int64 indices.
+    """
+    random = np.random.default_rng([seed, epoch])
+    truth = labels.cpu().numpy()
+    classes = np.unique(truth)
+    shares = np.full(len(classes), len(truth) // len(classes))
+    shares[random.permutation(len(classes))[: len(truth) % len(classes)]] += 1
+    drawn = [
+        _cycled(np.flatnonzero(truth == label), int(share), random)
+        for label, share in zip(classes, shares, strict=True)
+    ]
+    return torch.from_numpy(random.permutation(np.concatenate(drawn)))
+
+
+def _cycled(members: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    rounds = -(-count // len(members))
+    return np.concatenate([random.permutation(members) for _ in range(rounds)])[:count]
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """(K,) float32, inverse to how often a class comes; their mean over all images is 1."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return len(labels) / (classes * counts.float())
+
+
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Whole batches only: what is left over sits out, other images in every epoch.
 
@@ -29,26 +69,58 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def train_step(network: Network, optimizer: Optimizer, images: Tensor, labels: Tensor, rate: float) -> Tensor:
-    """One step of gradient descent on the mean cross-entropy.
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a step makes smaller, and how it is computed."""
+
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None  # (K,) float32
+    max_gradient_norm: float | None = None
+    autocast: torch.dtype | None = None  # of the forward pass
+    group: Group = ALONE
+
+
+def train_step(
+    forward: Forward,
+    optimizer: Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    *,
+    batch: int,
+) -> Tensor:
+    """One step of gradient descent on the mean cross-entropy of a batch.
 
     Args:
-        network: in training mode.
-        optimizer: of the network's parameters.
-        images: (B, H, W, C) uint8.
-        labels: (B,) int64.
-        rate: learning rate of this step.
+        forward: of the network in training mode.
+        optimizer: of the network's parameters, its rate set.
+        images: (b, H, W, C), this process's rows of the batch.
+        targets: (b,) int64 labels, or (b, K) float32 shares.
+        objective: what else there is to it.
+        batch: images of all processes in this step.
 
-    Returns: () float32, the mean loss before the step.
+    Returns: () float32, the mean loss of the whole batch before the step.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    logits, _ = network(images)  # (B, K)
-    loss = functional.cross_entropy(logits, labels)
+    with torch.autocast(images.device.type, objective.autocast, enabled=objective.autocast is not None):
+        logits, _ = forward(images)  # (b, K)
+    losses = functional.cross_entropy(
+        logits.float(),
+        targets,
+        weight=objective.class_weights,
+        reduction="none",
+        label_smoothing=objective.label_smoothing,
+    )  # (b,)
+    # By the whole batch's count and not by the class weights' sum: so the parts of several processes add up.
+    loss = losses.sum() / batch
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    total = loss.detach()
+    objective.group.sum_many_([*(value.grad for value in parameters if value.grad is not None), total])
+    if objective.max_gradient_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, objective.max_gradient_norm)
     optimizer.step()
-    return loss.detach()
+    return total
 
 
 @torch.no_grad()
@@ -68,9 +140,13 @@ def predict(network: Network, images: Tensor, batch_size: int = _FORWARD_BATCH) 
 
 
 @torch.no_grad()
-def measure(network: Network, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0..1) over all images, in evaluation mode."""
-    logits = torch.cat(list(predict(network, images)))  # (N, K)
-    loss = functional.cross_entropy(logits, labels)
-    correct = (logits.argmax(dim=1) == labels).sum()
-    return float(loss), float(correct) / len(labels)
+def measure(network: Network, images: Tensor, labels: Tensor, group: Group = ALONE) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (0..1) over all images; each process measures its part of them."""
+    mine = group.rows(len(labels))
+    sums = torch.zeros(2, dtype=torch.float64)
+    if len(labels[mine]):
+        logits = torch.cat(list(predict(network, images[mine])))  # (n, K)
+        sums[0] = functional.cross_entropy(logits, labels[mine], reduction="sum").double()
+        sums[1] = (logits.argmax(dim=1) == labels[mine]).sum()
+    loss, correct = (group.sum_(sums) / len(labels)).tolist()
+    return loss, correct

@@ -1,30 +1,56 @@
-"""Random changes to training images that leave their meaning. Draws from torch's global CPU generator."""
+"""Random changes to training images that leave their meaning: the order in which a recipe's changes apply."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from training.data import colour_changes, geometry_changes
+from training.data.trivial import augment_trivially
+from training.data.uniforms import Use
+from training.sections import AugmentationRecipe
 
 
-def shift_randomly(images: Tensor, max_shift_px: int, background: int) -> Tensor:
-    """Move each image by its own whole number of pixels along each axis.
-
-    The numbers are drawn on the CPU whatever the images' device, so that one generator's state is all that a
-    checkpoint has to keep.
+def augment(
+    images: Tensor,
+    uniforms: Tensor,
+    recipe: AugmentationRecipe,
+    *,
+    background: int,
+    epoch: int,
+    coins: Tensor,
+) -> Tensor:
+    """Change each image by its own row of uniform numbers.
 
     Args:
         images: (B, H, W, C) uint8.
-        max_shift_px: 0 gives the images back.
-        background: 0..255, what comes in at the edges.
+        uniforms: (B, len(Use)) float32, 0..1, on the images' device.
+        recipe: what may change, and by how much. All zero gives the images back.
+        background: 0..255, of the geometry.
+        epoch: from 0, for alternating flips.
+        coins: (B,) 0 or 1, each image's own through all epochs.
 
-    Returns: (B, H, W, C) uint8.
+    Returns: (B, H, W, C), uint8, or float32 0..255 where pixels were mixed.
     """
-    if not max_shift_px:
-        return images
-    count, height, width, _ = images.shape
-    reach = max_shift_px
-    padded = functional.pad(images, (0, 0, reach, reach, reach, reach), value=background)
-    offsets = torch.randint(0, 2 * reach + 1, (2, count, 1, 1)).to(images.device)
-    down = torch.arange(height, device=images.device)[None, :, None] + offsets[0]  # (B, H, 1)
-    right = torch.arange(width, device=images.device)[None, None, :] + offsets[1]  # (B, 1, W)
-    item = torch.arange(count, device=images.device)[:, None, None]  # (B, 1, 1)
-    return padded[item, down, right]  # (B, H, W, C)
+    if recipe.max_shift_px:
+        images = geometry_changes.shift(images, uniforms, recipe, background)
+    if recipe.flip != "none":
+        alternating = recipe.flip == "alternating"
+        mirrored = (coins + epoch) % 2 == 1 if alternating else uniforms[:, Use.FLIP] < 0.5  # noqa: PLR2004
+        images = geometry_changes.mirror(images, mirrored, axis=2)
+    if recipe.vertical_flip:
+        images = geometry_changes.mirror(images, uniforms[:, Use.VERTICAL_FLIP] < 0.5, axis=1)  # noqa: PLR2004
+    if geometry_changes.is_affine(recipe):
+        matrices = geometry_changes.affine(uniforms, recipe, images.shape)
+        images = geometry_changes.sample(images, matrices, recipe.edge, background)
+    if recipe.brightness or recipe.contrast or recipe.saturation:
+        images = colour_changes.recolour(images.float(), uniforms, recipe)
+    if recipe.trivial:
+        images = augment_trivially(images.float(), uniforms, background)
+    if recipe.erasing:
+        images = colour_changes.erase(images, uniforms, recipe)
+    return images
+
+
+def flip_coins(images: int, seed: int) -> Tensor:
+    """(images,) int64, 0 or 1: which images are mirrored in odd epochs."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (images,), generator=generator)

@@ -1,11 +1,23 @@
 """Networks by name."""
 
 from serving.bundle import Geometry
+from training.networks.alexnet import AlexNet
+from training.networks.allconv import AllConv
+from training.networks.conv2 import Conv2
+from training.networks.fast import Fast
 from training.networks.lenet5 import LeNet5
 from training.networks.network import Network
+from training.networks.pneumonia import Pneumonia
 from training.recipe import NetworkRecipe
 
-_NETWORKS = {"lenet5": LeNet5}
+_NETWORKS = {
+    "lenet5": LeNet5,
+    "conv2": Conv2,
+    "alexnet": AlexNet,
+    "allconv": AllConv,
+    "pneumonia": Pneumonia,
+    "fast": Fast,
+}
 
 
 def build(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> Network:
@@ -14,7 +26,7 @@ def build(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> Network:
     Raises:
         RecipeError: the network cannot take this geometry.
     """
-    return _NETWORKS[recipe.name](geometry, classes, batch_norm=recipe.batch_norm, dropout=recipe.dropout)
+    return _NETWORKS[recipe.name](recipe, geometry, classes)
 
 
 __all__ = ["Network", "build"]

@@ -1,22 +1,32 @@
 """What every network is: uint8 pixels -> features -> logits, with the scaling inside."""
 
-from abc import abstractmethod
+from collections.abc import Iterator
 
-from torch import Tensor, contiguous_format, float32, nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_SHIFT_PX = 1  # of moved views
+_MOVES = ((0, 0, 0.5), (-_SHIFT_PX, -_SHIFT_PX, 0.25), (_SHIFT_PX, _SHIFT_PX, 0.25))  # down, right, weight
+_MIRRORED, _MOVED = 2, 6  # views
 
 
 class Network(nn.Module):
-    """A classifier in two parts, so that the embedding between them can be published too.
+    """A classifier in two parts, trunk and head, so that the embedding between them can be published too.
 
-    A class with its own forward, because training, proof and export must scale pixels by the same line.
+    A class with its own forward, because training, proof and export must scale pixels by the same line, and
+    average the views of an image in the same way.
     """
 
-    def __init__(self, embedding_size: int, classes: int) -> None:
+    trunk: nn.Module
+
+    def __init__(self, embedding_size: int, classes: int, *, views: int = 1) -> None:
         super().__init__()
         self.embedding_size = embedding_size
+        self.views = views
+        self.memory_format = torch.contiguous_format
         self.head = nn.Linear(embedding_size, classes)
 
-    @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
         """The penultimate activations.
 
@@ -25,21 +35,60 @@ class Network(nn.Module):
 
         Returns: (N, embedding_size) float32.
         """
+        embedding: Tensor = self.trunk(pixels)  # (N, embedding_size)
+        return embedding
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify.
+    def logits(self, embedding: Tensor) -> Tensor:
+        """(N, embedding_size) -> (N, K); linear, so that the mean of embeddings gives the mean of logits."""
+        logits: Tensor = self.head(embedding)  # (N, K)
+        return logits
+
+    def prepare(self, images: Tensor) -> None:
+        """Learn what must be known before the first step.
 
         Args:
-            images: (N, H, W, C) uint8.
+            images: (N, H, W, C) uint8 of the training split.
+        """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify; in evaluation mode by all views.
+
+        Args:
+            images: (N, H, W, C) uint8, or float32 0..255 as augmentation leaves them.
 
         Returns: logits (N, K) and embedding (N, embedding_size), float32.
         """
-        # In the order (N, C, H, W) in memory too: kept as NHWC, batch norm takes twice as long on a CPU.
-        planes = images.permute(0, 3, 1, 2).to(float32, memory_format=contiguous_format)
+        planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
         pixels = planes / 255  # (N, C, H, W) float32, 0..1
-        embedding = self.features(pixels)
-        return self.head(embedding), embedding
+        if self.training or self.views == 1:
+            embedding = self.features(pixels)
+        else:
+            embedding = sum(
+                (weight * self.features(view) for view, weight in _views(pixels, self.views)),
+                start=pixels.new_zeros(()),
+            )  # (N, embedding_size)
+        return self.logits(embedding), embedding
+
+    def use_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Keep filters, and the images between them, in this order of memory.
+
+        Which one is faster differs by network and machine: batch norm alone takes twice as long in
+        channels_last on a CPU, wide convolutions half as long.
+        """
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def parameter_count(self) -> int:
         """Trainable numbers."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def _views(pixels: Tensor, views: int) -> Iterator[tuple[Tensor, float]]:
+    """Each view of the images, (N, C, H, W), and its weight in the mean."""
+    _, _, height, width = pixels.shape
+    padded = functional.pad(pixels, [_SHIFT_PX] * 4, mode="reflect") if views == _MOVED else pixels
+    for down, right, weight in _MOVES if views == _MOVED else ((0, 0, 1.0),):
+        top, left = (_SHIFT_PX + down, _SHIFT_PX + right) if views == _MOVED else (0, 0)
+        view = padded[:, :, top : top + height, left : left + width]
+        yield view, weight / 2
+        yield view.flip(3), weight / 2

@@ -1,33 +1,176 @@
-"""Shifts move images and nothing else."""
+"""Random changes to training images: what moves, what stays, and that each image has its own draw."""
 
+import pytest
 import torch
+from torch import Tensor
 
-from training.data.augmentation import shift_randomly
+from training.data.augmentation import augment, flip_coins
+from training.data.geometry_changes import affine, sample, shift
+from training.data.uniforms import Use, draw
+from training.sections import AugmentationRecipe
+
+BACKGROUND = 7
 
 
-def test_no_shift_gives_the_images_back() -> None:
-    """Zero pixels change nothing and draw nothing."""
-    images = torch.randint(0, 256, (4, 5, 6, 1), dtype=torch.uint8)
+def photographs(count: int = 4, height: int = 12, width: int = 10, channels: int = 3) -> Tensor:
+    """Random images."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=generator)
+
+
+def changed(images: Tensor, *, epoch: int = 0, coins: Tensor | None = None, **settings: object) -> Tensor:
+    """Augmented by these settings with the numbers of one step."""
+    recipe = AugmentationRecipe.model_validate(settings)
+    return augment(
+        images,
+        draw(len(images), seed=0, epoch=epoch, step=0),
+        recipe,
+        background=BACKGROUND,
+        epoch=epoch,
+        coins=torch.zeros(len(images), dtype=torch.int64) if coins is None else coins,
+    )
+
+
+def test_no_change_gives_the_very_images_back() -> None:
+    """Without settings nothing is touched."""
+    images = photographs()
+    assert changed(images) is images
+
+
+def test_numbers_follow_from_seed_epoch_and_step_alone() -> None:
+    """The same again, others elsewhere, and no generator's state moves."""
     before = torch.get_rng_state()
-    assert shift_randomly(images, 0, 0) is images
-    assert torch.equal(torch.get_rng_state(), before)
+    numbers = draw(5, seed=1, epoch=2, step=3)
+    assert torch.equal(numbers, draw(5, seed=1, epoch=2, step=3))
+    assert not torch.equal(numbers, draw(5, seed=1, epoch=2, step=4))
+    assert torch.equal(before, torch.get_rng_state())
+    assert numbers.shape == (5, len(Use))
+    assert 0 <= float(numbers.min()) <= float(numbers.max()) < 1
 
 
-def test_each_shift_is_one_of_the_possible_ones() -> None:
-    """Every result is its image moved by at most so many pixels, the background coming in."""
-    torch.manual_seed(0)
-    images = torch.randint(1, 256, (32, 6, 7, 3), dtype=torch.uint8)
-    moved = shift_randomly(images, 2, background=9)
+def test_shift_moves_each_image_by_whole_pixels_over_the_background() -> None:
+    """Every result is a window of the padded image, and the images do not all move alike."""
+    images = photographs(count=30)
+    moved = changed(images, max_shift_px=2)
+    padded = torch.nn.functional.pad(images, (0, 0, 2, 2, 2, 2), value=BACKGROUND)
     offsets = set()
-    for image, result in zip(images, moved, strict=True):
-        frame = torch.full((10, 11, 3), 9, dtype=torch.uint8)
-        frame[2:8, 2:9] = image
-        matching = [
+    for image, result in zip(padded, moved, strict=True):
+        fitting = {
             (down, right)
             for down in range(5)
             for right in range(5)
-            if torch.equal(frame[down : down + 6, right : right + 7], result)
-        ]
-        assert matching
-        offsets.update(matching)
+            if torch.equal(image[down : down + 12, right : right + 10], result)
+        }
+        assert len(fitting) == 1
+        offsets |= fitting
     assert len(offsets) > 10
+
+
+def test_reflected_edges_are_torchs_own() -> None:
+    """The window comes from torch's reflect padding."""
+    images = photographs(count=3)
+    recipe = AugmentationRecipe(max_shift_px=3, edge="reflect")
+    corner = torch.zeros(3, len(Use))
+    planes = images.permute(0, 3, 1, 2).float()
+    padded = torch.nn.functional.pad(planes, (3, 3, 3, 3), mode="reflect").permute(0, 2, 3, 1)
+    assert torch.equal(shift(images, corner, recipe, 0).float(), padded[:, :12, :10])
+
+
+def test_alternating_flips_show_each_side_every_other_epoch() -> None:
+    """In two epochs that follow each other, every image is seen once plain and once mirrored."""
+    images = photographs(count=20)
+    coins = flip_coins(20, seed=0)
+    assert 0 < int(coins.sum()) < 20
+    first = changed(images, epoch=0, coins=coins, flip="alternating")
+    second = changed(images, epoch=1, coins=coins, flip="alternating")
+    assert torch.equal(first, second.flip(2))
+    assert torch.equal(changed(images, epoch=2, coins=coins, flip="alternating"), first)
+
+
+def test_random_flips_mirror_some_images() -> None:
+    """Each image is itself or its mirror image, and both happen; the same up and down."""
+    images = photographs(count=40)
+    for settings, axis in (({"flip": "random"}, 2), ({"vertical_flip": True}, 1)):
+        results = changed(images, **settings)
+        same = [torch.equal(a, b) for a, b in zip(images, results, strict=True)]
+        mirrored = [torch.equal(a, b) for a, b in zip(images.flip(axis), results, strict=True)]
+        assert all(a != b for a, b in zip(same, mirrored, strict=True))
+        assert 5 < sum(same) < 35
+
+
+def test_the_identity_map_samples_the_image_itself() -> None:
+    """Without a turn, zoom or crop the affine map changes nothing."""
+    images = photographs()
+    matrices = affine(torch.full((4, len(Use)), 0.5), AugmentationRecipe(max_zoom=0.5), images.shape)
+    assert torch.allclose(sample(images, matrices, "background", 0), images.float(), atol=1e-3)
+
+
+def test_a_quarter_turn_turns_pixels() -> None:
+    """At the end of the range of 90 degrees a square image is rotated by torch.rot90, either way."""
+    images = photographs(height=9, width=9)
+    recipe = AugmentationRecipe(max_rotation_degrees=90)
+    for end, turns in ((0.0, -1), (1.0, 1)):
+        matrices = affine(torch.full((4, len(Use)), end), recipe, images.shape)
+        turned = sample(images, matrices, "background", 0)
+        assert torch.allclose(turned, torch.rot90(images, turns, (1, 2)).float(), atol=1e-2)
+
+
+def test_a_turn_keeps_distances_on_images_that_are_not_square() -> None:
+    """A dot four pixels right of the middle lands four pixels above or below it."""
+    images = torch.zeros((1, 21, 41, 1), dtype=torch.uint8)
+    images[0, 10, 24] = 255
+    matrices = affine(torch.zeros(1, len(Use)), AugmentationRecipe(max_rotation_degrees=90), images.shape)
+    turned = sample(images, matrices, "background", 0)[0, :, :, 0]
+    row, column = divmod(int(turned.argmax()), 41)
+    assert (abs(row - 10), column) == (4, 20)
+
+
+def test_a_crop_enlarges_a_part() -> None:
+    """A quarter of the area of a ramp spans about half of its values."""
+    ramp = torch.arange(0, 200, 2, dtype=torch.uint8).expand(8, 100, 100).unsqueeze(3)
+    cropped = changed(ramp, min_crop_area=0.2)
+    spans = cropped.amax(dim=(1, 2, 3)) - cropped.amin(dim=(1, 2, 3))
+    assert 70 < float(spans.min()) < float(spans.max()) <= 198
+    assert (spans < 190).sum() > 4
+
+
+@pytest.mark.parametrize("setting", ["brightness", "contrast", "saturation"])
+def test_colours_change_image_by_image_within_the_range(setting: str) -> None:
+    """Each image differs, and pixels stay within 0..255."""
+    images = photographs()
+    results = changed(images, **{setting: 0.5})
+    assert all(not torch.equal(a.float(), b) for a, b in zip(images, results, strict=True))
+    assert 0 <= float(results.min()) <= float(results.max()) <= 255
+
+
+def test_brightness_multiplies() -> None:
+    """Each image is scaled by one factor between 0.8 and 1.2."""
+    images = torch.full((20, 4, 4, 3), 100, dtype=torch.uint8)
+    results = changed(images, brightness=0.2)
+    factors = results[:, 0, 0, 0] / 100
+    assert torch.equal(results, results[:, :1, :1, :1].expand_as(results))
+    assert 0.8 <= float(factors.min()) < 0.9
+    assert 1.1 < float(factors.max()) <= 1.2
+
+
+def test_erasing_covers_one_rectangle_of_the_stated_area() -> None:
+    """About half of the images lose a grey rectangle of 2 to 20 per cent."""
+    images = torch.zeros((200, 40, 40, 1), dtype=torch.uint8)
+    results = changed(images, erasing=0.5, max_erased_area=0.2)
+    areas = (results > 0).float().mean(dim=(1, 2, 3))
+    erased = areas[areas > 0]
+    assert 70 < len(erased) < 130
+    assert 0.01 < float(erased.min()) < float(erased.max()) < 0.23
+
+
+def test_a_part_of_a_batch_is_changed_as_in_the_whole() -> None:
+    """Rows are independent: what another process computes for its rows is what one process would."""
+    images = photographs(count=8)
+    settings = AugmentationRecipe(
+        max_shift_px=2, max_rotation_degrees=20, max_zoom=0.2, flip="random", contrast=0.3, erasing=0.5
+    )
+    numbers = draw(8, seed=0, epoch=0, step=0)
+    coins = torch.zeros(8, dtype=torch.int64)
+    whole = augment(images, numbers, settings, background=0, epoch=0, coins=coins)
+    part = augment(images[5:], numbers[5:], settings, background=0, epoch=0, coins=coins[5:])
+    assert torch.equal(whole[5:], part)

@@ -47,7 +47,7 @@ def test_other_geometries_flow_through(geometry: Geometry, parameters: int | Non
 
 def test_too_small_an_image_is_refused_with_both_numbers() -> None:
     """Where nothing would be left after pooling, the recipe is at fault and says why."""
-    with pytest.raises(RecipeError, match=r"sides of 12 pixels or more, got 11"):
+    with pytest.raises(RecipeError, match=r"nothing is left of 10x1 pixels after pool2"):
         build(NetworkRecipe(), Geometry(height=28, width=11, channels=1), 10)
 
 

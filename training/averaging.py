@@ -1,0 +1,34 @@
+"""A moving average of the weights: what is judged and published, while the weights go on learning."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from training.networks import Network
+
+_YOUNG = 10  # steps; before them a slow average would still be mostly the first, random weights
+
+
+class Average:
+    """A copy of a network that follows it: a class because the copy outlives each step."""
+
+    def __init__(self, network: Network, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval()
+        self._decay = decay
+        pairs = list(zip(_values(self.network), _values(network), strict=True))
+        self._floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+        self._others = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
+
+    @torch.no_grad()
+    def follow(self, steps: int) -> None:
+        """Move towards the network after its step number `steps`, from 1; batch norm's statistics too."""
+        decay = min(self._decay, (1 + steps) / (_YOUNG + steps))
+        mine, theirs = zip(*self._floats, strict=True)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for counter, source in self._others:
+            counter.copy_(source)
+
+
+def _values(network: Network) -> list[Tensor]:
+    return list(network.state_dict(keep_vars=True).values())

@@ -1,0 +1,80 @@
+"""The batches of training, a pure function of epoch and step over images that are whole in memory."""
+
+import torch
+from torch import Tensor
+
+from training.data.augmentation import augment, flip_coins
+from training.data.mixing import draw_mixture, mix
+from training.data.splits import Split
+from training.data.uniforms import draw
+from training.parallel import Group
+from training.recipe import Recipe
+from training.steps import balanced_order, epoch_order, steps_per_epoch
+
+
+class Batches:
+    """A training split on the device: a class because the images are moved there once.
+
+    No worker decodes or changes single images: a batch is indexed, augmented and mixed as a whole.
+    """
+
+    def __init__(
+        self, recipe: Recipe, split: Split, classes: int, device: torch.device, group: Group
+    ) -> None:
+        self.images = torch.from_numpy(split.images).to(device)  # (N, H, W, C) uint8
+        self.labels = torch.from_numpy(split.labels).to(device)  # (N,) int64
+        self.steps = steps_per_epoch(len(split), recipe.training.batch_size)
+        self.batch_size = min(recipe.training.batch_size, len(split))
+        self._recipe = recipe
+        self._classes = classes
+        self._group = group
+        self._coins = flip_coins(len(split), recipe.training.seed).to(device)
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def take(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """This process's rows of one batch.
+
+        Args:
+            epoch: from 0.
+            step: 0..steps - 1.
+
+        Returns: images (b, H, W, C), and targets: (b,) int64 labels, or (b, K) float32 where they are mixed.
+        """
+        recipe, seed = self._recipe.augmentation, self._recipe.training.seed
+        batch = self._order_of(epoch)[step * self.batch_size : (step + 1) * self.batch_size]  # (B,)
+        mine = self._group.rows(len(batch))
+        uniforms = draw(len(batch), seed=seed, epoch=epoch, step=step).to(batch.device)  # (B, len(Use))
+        images = self._augmented(batch[mine], uniforms[mine], epoch)
+        mixture = draw_mixture(len(batch), recipe, seed=seed, epoch=epoch, step=step)
+        if mixture is None:
+            return images, self.labels[batch[mine]]
+        partners = torch.from_numpy(mixture.partners).to(batch.device)[mine]
+        if self._group.size == 1:
+            others = images[partners]
+        else:  # a partner may be another process's: it is made here again from the same numbers
+            others = self._augmented(batch[partners], uniforms[partners], epoch)
+        labels, other_labels = self.labels[batch[mine]], self.labels[batch[partners]]
+        return mix(images, labels, others, other_labels, mixture=mixture, classes=self._classes)
+
+    def _augmented(self, chosen: Tensor, uniforms: Tensor, epoch: int) -> Tensor:
+        return augment(
+            self.images[chosen],
+            uniforms,
+            self._recipe.augmentation,
+            background=self._recipe.geometry.background,
+            epoch=epoch,
+            coins=self._coins[chosen],
+        )
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            seed = self._recipe.training.seed
+            balanced = self._recipe.training.class_balance == "sampler"
+            order = (
+                balanced_order(self.labels, seed, epoch)
+                if balanced
+                else epoch_order(len(self.labels), seed, epoch)
+            )
+            self._order, self._epoch = order.to(self.labels.device), epoch
+        return self._order

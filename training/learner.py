@@ -1,0 +1,86 @@
+"""What learns: a network, its optimizer and its averaged weights, made by one recipe. Knows no epochs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving.bundle import Geometry
+from training.averaging import Average
+from training.networks import Network, build
+from training.optimizers import make_optimizer, set_rate
+from training.parallel import Group
+from training.recipe import Recipe
+from training.steps import Forward, Objective, class_weights, train_step
+from training.synced_norm import synchronise_norms
+
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class Learner:
+    """A class because a step changes all three together, and a checkpoint restores all three."""
+
+    def __init__(self, recipe: Recipe, images: Tensor, labels: Tensor, classes: int, group: Group) -> None:
+        self.network = _network(recipe, recipe.geometry, classes, images, group)
+        training = recipe.training
+        self.optimizer = make_optimizer(self.network, training)
+        self.average = Average(self.network, training.averaging) if training.averaging else None
+        # The network itself stays as it is: torch.compile's wrapper would change the names of its weights.
+        self._forward: Forward = torch.compile(self.network) if training.compile else self.network
+        weighted = training.class_balance == "weights"
+        self._objective = Objective(
+            label_smoothing=training.label_smoothing,
+            class_weights=class_weights(labels, classes) if weighted else None,
+            max_gradient_norm=training.max_gradient_norm,
+            autocast=_PRECISIONS[training.precision],
+            group=group,
+        )
+
+    @property
+    def judged(self) -> Network:
+        """The network that is measured and published."""
+        return self.network if self.average is None else self.average.network
+
+    def step(self, images: Tensor, targets: Tensor, *, rate: float, steps: int, batch: int) -> Tensor:
+        """One step.
+
+        Args:
+            images: (b, H, W, C), this process's rows.
+            targets: (b,) labels or (b, K) shares.
+            rate: learning rate.
+            steps: finished steps with this one, of the whole run.
+            batch: images of all processes.
+
+        Returns: () float32, the mean loss before the step.
+        """
+        self.network.train()
+        set_rate(self.optimizer, rate)
+        loss = train_step(self._forward, self.optimizer, images, targets, self._objective, batch=batch)
+        if self.average is not None:
+            self.average.follow(steps)
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.network.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.network.load_state_dict(state["average"])
+
+
+def _network(recipe: Recipe, geometry: Geometry, classes: int, images: Tensor, group: Group) -> Network:
+    network = build(recipe.network, geometry, classes)
+    network.prepare(images.cpu())
+    if recipe.training.channels_last:
+        network.use_memory_format(torch.channels_last)
+    if group.size > 1:
+        synchronise_norms(network, group)
+    return network.to(images.device)

@@ -1,0 +1,37 @@
+"""AlexNet in small, for CIFAR-10: 2,023,370 parameters at 32x32x3; plain, with batch norm, or residual."""
+
+from serving.bundle import Geometry
+from training.networks.network import Network
+from training.networks.residual import ResidualBlock
+from training.networks.stack import Stack, sizes
+from training.recipe import NetworkRecipe
+
+_MAPS = (48, 128, 192, 192, 128)
+_HIDDEN = (1024, 1024)
+_POOL = 3  # pixels: 32 -> 10 -> 3 -> 1
+_DROPOUT = 0.5
+
+
+class AlexNet(Network):
+    """Five 3x3 convolutions, three poolings by 3, two hidden dense layers with dropout between them.
+
+    Residual: each of the last three convolutions becomes a block of two with a shortcut around it.
+    """
+
+    def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
+        first, second, *last = sizes("maps", recipe.maps, _MAPS)
+        hidden = sizes("hidden", recipe.hidden, _HIDDEN)
+        stack = Stack(recipe, geometry)
+        stack.conv(first, 3).norm().activation().max_pool(_POOL)
+        stack.conv(second, 3).norm().activation().max_pool(_POOL)
+        for maps in last:
+            if recipe.residual:
+                block = ResidualBlock(stack.channels, maps, recipe.activation or "relu")
+                stack.block("residual", block, maps)
+            else:
+                stack.conv(maps, 3).norm().activation()
+        stack.max_pool(_POOL).flatten()
+        stack.dense(hidden[0]).activation().dropout(_DROPOUT)
+        stack.dense(hidden[1]).activation()
+        super().__init__(stack.size, classes, views=recipe.views)
+        self.trunk = stack.build()  # -> (N, 1024); (N, 128) after flatten1 at 32x32

@@ -1,0 +1,66 @@
+"""A network that learns in few epochs: fixed whitening filters, then wide blocks with batch norm.
+
+After the ideas of the CIFAR-10 speed records (Jordan 2024, arXiv:2404.00498): small patches are whitened by
+filters computed from the images, so that the first trained layer sees decorrelated input; convolutions start
+near the identity; the output is scaled down, so that early losses are mild.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from serving.bundle import Geometry
+from training.networks.network import Network
+from training.networks.stack import Stack, sizes
+from training.recipe import NetworkRecipe
+
+_MAPS = (64, 256, 256)
+_PATCH = 2  # pixels, a side of a whitened patch
+_IMAGES = 5000  # from which the filters are computed
+_FLOOR = 5e-4  # added to each variance: directions without signal must not become noise
+_NORM_MOMENTUM = 0.4  # few steps: the running statistics must follow quickly
+_LOGIT_SCALE = 1 / 9
+
+
+class Fast(Network):
+    """Whitening, then for each size a block of two convolutions that halves the sides, then a linear head."""
+
+    def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
+        maps_of_blocks = sizes("maps", recipe.maps, _MAPS)
+        filters = 2 * geometry.channels * _PATCH**2  # each direction and its negative
+        whitening = nn.Conv2d(geometry.channels, filters, _PATCH)
+        whitening.weight.requires_grad_(False)  # noqa: FBT003 - torch takes it by position alone
+        stack = Stack(recipe, geometry, batch_norm=True)
+        stack.block("whitening", whitening, filters, shrink_px=_PATCH - 1).activation("gelu")
+        for maps in maps_of_blocks:
+            stack.conv(maps, 3).max_pool(2).norm(momentum=_NORM_MOMENTUM).activation("gelu")
+            stack.conv(maps, 3).norm(momentum=_NORM_MOMENTUM).activation("gelu")
+        stack.max_pool(min(stack.height, stack.width)).flatten().dropout(0.0)
+        super().__init__(stack.size, classes, views=recipe.views)
+        self.trunk = stack.build()  # -> (N, 256); (N, 256, 3, 3) before the last pooling at 32x32
+        _begin_near_identity(self.trunk)
+
+    def logits(self, embedding: Tensor) -> Tensor:
+        """(N, 256) -> (N, K)."""
+        logits: Tensor = self.head(embedding) * _LOGIT_SCALE  # (N, K)
+        return logits
+
+    def prepare(self, images: Tensor) -> None:
+        """Set the whitening filters: the principal directions of small patches, each at unit variance."""
+        pixels = images[:_IMAGES].permute(0, 3, 1, 2).float() / 255  # (N, C, H, W)
+        channels = pixels.shape[1]
+        patches = pixels.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1)  # (N, C, h, w, P, P)
+        rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * _PATCH**2).double()  # (M, C * P * P)
+        covariance = torch.cov(rows.T)  # (C * P * P, C * P * P)
+        variances, directions = torch.linalg.eigh(covariance)  # ascending; directions are columns
+        scaled = (directions / torch.sqrt(variances + _FLOOR)).T.flip(0)  # one row a direction
+        filters = scaled.reshape(-1, channels, _PATCH, _PATCH)
+        weight = torch.cat([filters, -filters])  # (2 * C * P * P, C, P, P)
+        self.trunk.get_parameter("whitening1.weight").data.copy_(weight)
+
+
+def _begin_near_identity(trunk: nn.Module) -> None:
+    """Each trained convolution passes its input on through as many filters as there are channels."""
+    for name, layer in trunk.named_children():
+        if name.startswith("conv") and isinstance(layer, nn.Conv2d):
+            channels = min(layer.in_channels, layer.out_channels)
+            nn.init.dirac_(layer.weight.data[:channels])

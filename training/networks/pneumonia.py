@@ -1,0 +1,40 @@
+"""The pneumonia tutorial's network for chest X-rays: 2,892,993 parameters at 128x128x3, one output."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from serving.bundle import Geometry
+from training.errors import RecipeError
+from training.networks.network import Network
+from training.networks.stack import Stack, sizes
+from training.recipe import NetworkRecipe
+
+_MAPS = (512, 256, 128, 64)
+_HIDDEN = (256, 512, 1024, 512)
+_POOL = 3  # pixels: 128 -> 126 -> 42 -> 40 -> 13 -> 13 -> 11 -> 3
+
+
+class Pneumonia(Network):
+    """Four convolutions from wide to narrow and four hidden dense layers, for two classes.
+
+    The tutorial has nothing between its third and fourth convolution; nor has this.
+    """
+
+    def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
+        if classes != 2:  # noqa: PLR2004 - a sigmoid is one yes or no
+            raise RecipeError(f"network pneumonia tells 2 classes apart, the data have {classes}")
+        first, second, third, fourth = sizes("maps", recipe.maps, _MAPS)
+        stack = Stack(recipe, geometry)
+        stack.conv(first, 3, same=False).norm().max_pool(_POOL).activation()
+        stack.conv(second, 3, same=False).norm().max_pool(_POOL).activation()
+        stack.conv(third, 3).norm()
+        stack.conv(fourth, 3, same=False).norm().max_pool(_POOL).activation()
+        stack.flatten()
+        for units in sizes("hidden", recipe.hidden, _HIDDEN):
+            stack.dense(units).norm().activation().dropout(0.0)
+        super().__init__(stack.size, classes=1, views=recipe.views)
+        self.trunk = stack.build()  # -> (N, 512); (N, 576) after flatten1 at 128x128
+
+    def logits(self, embedding: Tensor) -> Tensor:
+        """(N, 512) -> (N, 2): zero and the one output, whose softmax is the sigmoid of that output."""
+        return functional.pad(self.head(embedding), (1, 0))

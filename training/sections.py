@@ -1,0 +1,156 @@
+"""The sections of a recipe: every setting with its unit, its bounds and its reason. Knows no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from serving.bundle.manifest import Strict
+
+Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "npz", "folder", "fake"]
+NetworkName = Literal["lenet5", "conv2", "alexnet", "allconv", "pneumonia", "fast"]
+Width = Annotated[int, Field(ge=1, le=8192)]
+Activation = Literal["relu", "leaky-relu", "elu", "gelu", "silu", "mish", "tanh", "sigmoid"]
+
+
+class DataRecipe(Strict):
+    """Which images, and how they are divided."""
+
+    source: Source
+    file: str | None = Field(
+        default=None, description="npz: the file below the data root; default: the only .npz in it"
+    )
+    labels: tuple[str, ...] = Field(
+        default=(), description="npz: names of the classes; default: their numbers"
+    )
+    validation_fraction: float = Field(
+        default=0.15, gt=0, le=0.5, description="of the training images, where the source has no such split"
+    )
+    test_fraction: float = Field(
+        default=0.2, gt=0, le=0.5, description="of all images, where the source has no such split"
+    )
+    split_seed: int = Field(default=0, ge=0, lt=2**32, description="which images go where")
+    group_pattern: str | None = Field(
+        default=None,
+        description="regular expression found in each image's name; images with an equal first group, "
+        "or whole match where it has none, stay in one split: those of one patient, say",
+    )
+    near_duplicates: Literal["ignore", "report", "remove"] = Field(
+        default="report",
+        description="of test images in training and validation, and within splits, by perceptual hash; "
+        "remove: from training and validation",
+    )
+    min_validation_images_per_class: int = Field(
+        default=10, ge=1, description="fewer cannot tell one epoch from another: the run is refused"
+    )
+    strict: bool = Field(default=False, description="refuse undecodable files instead of leaving them out")
+    download: bool = Field(default=False, description="let torchvision fetch missing files to the data root")
+    fake_images_per_class: int = Field(default=100, ge=10, le=10_000)
+    fake_classes: int = Field(default=4, ge=2, le=100)
+
+
+class NetworkRecipe(Strict):
+    """The architecture: what is not said here is the network's own."""
+
+    name: NetworkName = "lenet5"
+    activation: Activation | None = Field(default=None, description="after each layer that has one")
+    maps: tuple[Width, ...] | None = Field(default=None, description="filters of each convolution, in order")
+    hidden: tuple[Width, ...] | None = Field(default=None, description="units of each hidden dense layer")
+    kernel_size: int | None = Field(
+        default=None, ge=1, le=15, description="pixels a side, of every convolution that is not 1x1"
+    )
+    batch_norm: bool | None = Field(default=None, description="after each convolution and hidden dense layer")
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="probability, after each hidden dense layer that has one"
+    )
+    residual: bool = Field(default=False, description="alexnet: residual blocks for the last convolutions")
+    views: Literal[1, 2, 6] = Field(
+        default=1,
+        description="of each image whose predictions are averaged, inside the published graph: "
+        "2 adds the mirror image, 6 adds both moved by a pixel",
+    )
+
+
+class AugmentationRecipe(Strict):
+    """Random changes to training images that leave their meaning; each image draws its own, each time."""
+
+    max_shift_px: int = Field(default=0, ge=0, le=64, description="moved by up to this much, each axis")
+    max_rotation_degrees: float = Field(default=0.0, ge=0, le=180, description="either way")
+    max_zoom: float = Field(default=0.0, ge=0, lt=1, description="0.1: 0.9 to 1.1 times as large")
+    min_crop_area: float = Field(
+        default=1.0, gt=0, le=1, description="a random part of this share of the area or more, enlarged"
+    )
+    flip: Literal["none", "random", "alternating"] = Field(
+        default="none",
+        description="left to right; alternating: by a coin in the first epoch, then every other epoch",
+    )
+    vertical_flip: bool = Field(default=False, description="top to bottom, by a coin")
+    edge: Literal["background", "reflect"] = Field(
+        default="background", description="what comes in from outside"
+    )
+    brightness: float = Field(default=0.0, ge=0, lt=1, description="0.2: 0.8 to 1.2 times as bright")
+    contrast: float = Field(default=0.0, ge=0, lt=1, description="0.2: 0.8 to 1.2 times the contrast")
+    saturation: float = Field(default=0.0, ge=0, le=1, description="0.2: 0.8 to 1.2 times the colour")
+    erasing: float = Field(default=0.0, ge=0, le=1, description="probability of a grey rectangle")
+    max_erased_area: float = Field(default=0.2, gt=0, le=0.5, description="share of the image, 0.02 at least")
+    trivial: bool = Field(default=False, description="TrivialAugment: one operation of random strength each")
+    mixup: float = Field(default=0.0, ge=0, le=10, description="alpha of its beta distribution; 0: off")
+    cutmix: float = Field(default=0.0, ge=0, le=10, description="alpha; with mixup, a coin for each batch")
+
+
+class TrainingRecipe(Strict):
+    """The optimisation."""
+
+    epochs: int = Field(default=20, ge=1, le=10_000, description="at most; early stopping may end before")
+    batch_size: int = Field(default=64, ge=2, le=65_536, description="images a step, over all processes")
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
+        default="adam", description="sgd: with Nesterov momentum; muon: for filters, sgd for all else"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=100, description="at its highest")
+    bias_rate_factor: float = Field(
+        default=1.0, gt=0, le=1000, description="of biases and norms, times the learning rate"
+    )
+    head_rate_factor: float = Field(
+        default=1.0, gt=0, le=1000, description="of the head's weights, times the learning rate"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd and muon")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="of weights, not of biases and norms")
+    schedule: Literal["constant", "cosine", "linear", "one-cycle", "step"] = Field(
+        default="cosine", description="how the rate falls over all epochs; one-cycle: rises first"
+    )
+    warmup_epochs: float = Field(default=0.0, ge=0, description="in which the rate rises from near zero")
+    step_epochs: int = Field(default=10, ge=1, description="step: epochs between two falls")
+    step_factor: float = Field(default=0.1, gt=0, lt=1, description="step: what a fall leaves")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share given to all classes alike")
+    class_balance: Literal["none", "weights", "sampler"] = Field(
+        default="none", description="rare classes count more in the loss, or are drawn more often"
+    )
+    averaging: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the weights' moving average, a step; 0: off"
+    )
+    max_gradient_norm: float | None = Field(default=None, gt=0, description="longer ones are scaled down")
+    patience: int = Field(
+        default=5, ge=1, description="epochs without a lower validation loss before stopping"
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="weights of which epoch; last: validation chooses nothing, and stops nothing",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the passes forward and back; weights stay float32"
+    )
+    channels_last: bool = Field(default=False, description="memory order of images and filters")
+    compile: bool = Field(default=False, description="by torch.compile; costs minutes at the start")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="weights, order, augmentation and dropout")
+    checkpoint_interval_steps: int = Field(
+        default=500, ge=1, description="steps between checkpoints within an epoch; each epoch ends with one"
+    )
+
+
+class GateRecipe(Strict):
+    """What a version must show before it is published."""
+
+    min_accuracy: float = Field(default=0.0, ge=0, le=1, description="on the test split")
+    max_ece: float = Field(default=0.1, gt=0, le=1, description="calibration error on the test split")
+    max_parity_gap: float = Field(
+        default=1e-4, gt=0, le=0.1, description="of any probability between torch and ONNX Runtime"
+    )
