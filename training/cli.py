@@ -21,6 +21,7 @@ from training.errors import GateRefused
 from training.interrupts import Interrupts
 from training.measured import Measured, read_measured, record
 from training.recipe import Recipe, resolve, shipped_names
+from training.sections import Source
 from training.summary import RunSummary
 from training.tables import describe_recipe, recipes_table, scores_table
 
@@ -170,7 +171,7 @@ class Evaluate(_JsonCommand):
     """Measure a published bundle on a test split, through ONNX Runtime."""
 
     bundle_dir: CliPositionalArg[Path] = Field(description="<repository>/<model>/<version>")
-    data: Literal["digits", "mnist", "folder", "fake"] | None = Field(
+    data: Source | None = Field(
         default=None, description="source whose test split is used; default: that of the bundle's recipe"
     )
     data_root: Path | None = Field(

@@ -45,6 +45,11 @@ class Job:
     group: Group = ALONE
     loggers: tuple[str, ...] = ()
 
+    @property
+    def cache(self) -> Path:
+        """What took long to find out of the data, for the runs that lie beside this one."""
+        return self.run_dir.parent / ".cache"
+
 
 def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     """Run a recipe to its verdict. A finished run that is resumed gives its summary again.
@@ -74,7 +79,7 @@ def follow(recipe: Recipe, job: Job) -> None:
     if folder.summary.exists():
         return
     make_deterministic(job.device, job.group.local_size)
-    dataset, _ = data.load(recipe.data, recipe.geometry, job.data_root)
+    dataset, _ = data.load(recipe.data, recipe.geometry, job.data_root, job.cache)
     _train(recipe, job, folder, dataset)
 
 
@@ -93,7 +98,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.note(f"device: {job.device.torch_device} ({job.device.machine}), {job.device.reason}")
 
     display.phase("data")
-    dataset, data_report = data.load(recipe.data, recipe.geometry, job.data_root)
+    dataset, data_report = data.load(recipe.data, recipe.geometry, job.data_root, job.cache)
     display.data(data_report)
     interrupts.leave_if_asked("nothing was trained yet")
 

@@ -3,21 +3,29 @@
 from pathlib import Path
 
 from serving.bundle import Geometry
-from training.data import digits, fake, folder, mnist
+from training.data import cifar10, digits, fake, folder, mnist, npz
 from training.data.checks import DataReport, check
 from training.data.splits import Collected, Dataset, divide
 from training.errors import DataError
 from training.recipe import DataRecipe
 
 
-def load(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> tuple[Dataset, DataReport]:
+def load(
+    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
+) -> tuple[Dataset, DataReport]:
     """Collect, divide and check.
+
+    Args:
+        recipe: which data.
+        geometry: into which each image is brought.
+        data_root: for sources that read files.
+        cache: folder that keeps verdicts which take long, by the content that they judge; none: judged anew.
 
     Raises:
         DataError: the data are missing, broken, or too few.
     """
     collected = _collect(recipe, geometry, data_root)
-    return check(_divide(collected, recipe), collected, recipe)
+    return check(_divide(collected, recipe), collected, recipe, cache)
 
 
 def load_unchecked(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> Dataset:
@@ -31,6 +39,7 @@ def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
         test_fraction=recipe.test_fraction,
         validation_fraction=recipe.validation_fraction,
         seed=recipe.split_seed,
+        group_pattern=recipe.group_pattern,
     )
 
 
@@ -39,11 +48,16 @@ def _collect(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> 
         return digits.collect(geometry)
     if recipe.source == "fake":
         return fake.collect(geometry, recipe)
+    if recipe.source == "fashion-mnist":
+        return mnist.collect_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
         raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
     if recipe.source == "mnist":
         return mnist.collect(geometry, data_root, download=recipe.download)
-    return folder.collect(geometry, data_root)
+    if recipe.source == "folder":
+        return folder.collect(geometry, data_root)
+    collect = cifar10.collect if recipe.source == "cifar10" else npz.collect
+    return collect(geometry, data_root, recipe)
 
 
 __all__ = ["DataReport", "Dataset", "load", "load_unchecked"]

@@ -1,19 +1,21 @@
 """Data are checked before the first step: a flaw found here costs seconds, one found later a result.
 
-Duplicates are images whose every pixel is the same once they are in model geometry. The test split is never
-changed: whatever repeats one of its images leaves training and validation.
+Duplicates are images whose every pixel is the same once they are in model geometry; near duplicates look the
+same. The test split is never changed: whatever repeats one of its images leaves training and validation.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from serving.bundle.manifest import Strict
-from training.data.splits import Collected, Dataset, Split
+from training.data.near_duplicates import find_near_duplicates
+from training.data.splits import Collected, Dataset, Split, join
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -31,6 +33,13 @@ class DataReport(Strict):
         description="split -> images taken out because a later split holds them too"
     )
     conflicts: tuple[str, ...] = Field(description="pairs of equal images with different labels")
+    near_duplicates: tuple[str, ...] = Field(
+        default=(), description="pairs of images that look the same, in one split or in two"
+    )
+    near_leaks: Mapping[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="split -> images of it that look like one of a later split"
+    )
+    near_leaks_removed: bool = Field(default=False, description="whether those were taken out")
 
     def warnings(self) -> list[str]:
         """One line for everything that a person should look at."""
@@ -53,11 +62,29 @@ class DataReport(Strict):
             lines.append(
                 f"{len(self.conflicts)} equal images with different labels: {_listed(self.conflicts)}"
             )
+        if self.near_duplicates:
+            lines.append(
+                f"{len(self.near_duplicates)} pairs of images look the same: {_listed(self.near_duplicates)}"
+            )
+        done = "were taken out" if self.near_leaks_removed else "were left in (data.near_duplicates=remove)"
+        lines += [
+            f"{len(names)} images of {split} look like one of a later split and {done}: {_listed(names)}"
+            for split, names in self.near_leaks.items()
+            if names
+        ]
         return lines
 
 
-def check(dataset: Dataset, collected: Collected, recipe: DataRecipe) -> tuple[Dataset, DataReport]:
+def check(
+    dataset: Dataset, collected: Collected, recipe: DataRecipe, cache: Path | None = None
+) -> tuple[Dataset, DataReport]:
     """Take out what would spoil the result, and refuse what cannot give one.
+
+    Args:
+        dataset: to be checked.
+        collected: from which it was divided.
+        recipe: says what is refused and what is taken out.
+        cache: folder of verdicts by content; none: judged anew.
 
     Raises:
         DataError: names the split, the class or the file, with both numbers.
@@ -68,6 +95,10 @@ def check(dataset: Dataset, collected: Collected, recipe: DataRecipe) -> tuple[D
     hashes = {name: _hashes(split) for name, split in dataset.parts().items()}
     conflicts = _conflicts(dataset, hashes)
     kept, removed = _without_leaks(dataset, hashes)
+    pairs, near_leaks = _near_duplicates(kept, cache) if recipe.near_duplicates != "ignore" else ((), {})
+    removes = recipe.near_duplicates == "remove"
+    if removes:
+        kept = _without_names(kept, near_leaks)
     report = DataReport(
         counts={name: _count(split, dataset.labels) for name, split in kept.parts().items()},
         undecodable=collected.undecodable,
@@ -75,6 +106,9 @@ def check(dataset: Dataset, collected: Collected, recipe: DataRecipe) -> tuple[D
         repeated={name: len(split) - len(set(_hashes(split))) for name, split in kept.parts().items()},
         removed=removed,
         conflicts=conflicts,
+        near_duplicates=pairs,
+        near_leaks=near_leaks,
+        near_leaks_removed=removes,
     )
     _refuse_gaps(report, recipe.min_validation_images_per_class)
     return kept, report
@@ -92,6 +126,35 @@ def _without_leaks(
     kept_validation, lost_validation = _without(dataset.validation, hashes["validation"], test)
     kept = replace(dataset, train=kept_train, validation=kept_validation)
     return kept, {"train": lost_train, "validation": lost_validation}
+
+
+def _near_duplicates(
+    dataset: Dataset, cache: Path | None
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Pairs by name, and the images of train and validation that look like one of a later split."""
+    parts = dataset.parts()
+    together = join(list(parts.values()))
+    order = {name: number for number, name in enumerate(parts)}
+    split_of = [name for name, split in parts.items() for _ in split.labels]
+    pairs = find_near_duplicates(together.images, cache)
+    leaks: dict[str, list[str]] = {"train": [], "validation": []}
+    for first, second in pairs:  # the first is never of a later split than the second
+        if order[split_of[first]] < order[split_of[second]]:
+            leaks[split_of[first]].append(together.names[first])
+    named = tuple(f"{together.names[first]} and {together.names[second]}" for first, second in pairs)
+    return named, {name: tuple(dict.fromkeys(leaking)) for name, leaking in leaks.items()}
+
+
+def _without_names(dataset: Dataset, unwanted: Mapping[str, tuple[str, ...]]) -> Dataset:
+    def kept(split: Split, names: tuple[str, ...]) -> Split:
+        leaving = set(names)
+        return split.take(np.array([i for i, name in enumerate(split.names) if name not in leaving], np.intp))
+
+    return replace(
+        dataset,
+        train=kept(dataset.train, unwanted.get("train", ())),
+        validation=kept(dataset.validation, unwanted.get("validation", ())),
+    )
 
 
 def _without(split: Split, hashes: list[bytes], unwanted: set[bytes]) -> tuple[Split, tuple[str, ...]]:

@@ -1,49 +1,88 @@
-"""MNIST from its idx files, gzipped or plain, as torchvision keeps them: <data root>/MNIST/raw."""
+"""MNIST and Fashion-MNIST from their idx files, gzipped or plain, as torchvision or Debian keeps them."""
 
 import gzip
-import importlib
 import struct
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundle import Geometry, apply_geometry
-from serving.bundle.images import Pixels
+from serving.bundle import Geometry
+from training.data.arrays import fit
 from training.data.splits import Collected, Split
 from training.errors import DataError
+from training.torchvision_import import import_torchvision
 
-_FOLDER = Path("MNIST") / "raw"
 _TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 _TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _DIGITS = tuple(str(digit) for digit in range(10))
+_CLOTHES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+# Where Debian's package dataset-fashion-mnist lays the files.
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 _UNSIGNED_BYTES = 0x08  # idx: two zero bytes, the type, the number of axes, then each length, big-endian
 
 
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """One of the data sets that come as four idx files."""
+
+    name: str
+    torchvision: str  # the class, which is the folder too
+    labels: tuple[str, ...]
+    elsewhere: tuple[Path, ...] = ()
+
+
+_MNIST = _Published("MNIST", "MNIST", _DIGITS)
+_FASHION = _Published("Fashion-MNIST", "FashionMNIST", _CLOTHES, (_DEBIAN,))
+
+
 def collect(geometry: Geometry, data_root: Path, *, download: bool) -> Collected:
-    """The published train and test splits.
+    """MNIST's published train and test splits.
 
     Raises:
         DataError: a file is missing or damaged; names every file that was looked for.
     """
-    folder = data_root / _FOLDER
-    missing = [name for name in (*_TRAIN, *_TEST) if _find(folder, name) is None]
-    if missing and download:
-        _download(data_root)
+    return _collect(_MNIST, geometry, data_root, download=download)
+
+
+def collect_fashion(geometry: Geometry, data_root: Path | None, *, download: bool) -> Collected:
+    """The same of Fashion-MNIST; without a data root, from where Debian's package puts it.
+
+    Raises:
+        DataError: as above.
+    """
+    return _collect(_FASHION, geometry, data_root, download=download)
+
+
+def _collect(
+    published: _Published, geometry: Geometry, data_root: Path | None, *, download: bool
+) -> Collected:
+    roots = () if data_root is None else (data_root / published.torchvision / "raw", data_root)
+    folders = (*roots, *published.elsewhere)
+    folder = next((folder for folder in folders if not _missing(folder)), folders[0])
+    missing = _missing(folder)
+    if missing and download and data_root is not None:
+        _download(published, data_root)
     elif missing:
         files = ", ".join(f"{name}[.gz]" for name in missing)
         raise DataError(
-            f"MNIST is not in {folder}: {files} not found; name its folder by --data-root, "
+            f"{published.name} is not in {folder}: {files} not found; name its folder by --data-root, "
             "or let torchvision fetch it: --set data.download=true"
         )
     return Collected(
-        labels=_DIGITS,
+        labels=published.labels,
         train=_read_split(folder, *_TRAIN, "train", geometry),
         test=_read_split(folder, *_TEST, "test", geometry),
     )
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in (*_TRAIN, *_TEST) if _find(folder, name) is None]
 
 
 def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
@@ -79,7 +118,9 @@ def _find(folder: Path, name: str) -> Path | None:
 def _read_split(folder: Path, images_name: str, labels_name: str, name: str, geometry: Geometry) -> Split:
     images_path, labels_path = _find(folder, images_name), _find(folder, labels_name)
     if images_path is None or labels_path is None:
-        raise DataError(f"MNIST was fetched, but {images_name} or {labels_name} is still not in {folder}")
+        raise DataError(
+            f"the files were fetched, but {images_name} or {labels_name} is still not in {folder}"
+        )
     images = read_idx(images_path, axes=3)[..., np.newaxis]  # (N, 28, 28, 1)
     labels = read_idx(labels_path, axes=1)  # (N,)
     if len(images) != len(labels):
@@ -87,46 +128,12 @@ def _read_split(folder: Path, images_name: str, labels_name: str, name: str, geo
     if labels.size and labels.max() >= len(_DIGITS):
         raise DataError(f"{labels_path} holds label {labels.max()}, the highest is {len(_DIGITS) - 1}")
     names = tuple(f"{name} {number}" for number in range(len(labels)))
-    return Split(_fit(images, geometry), labels.astype(np.int64), names)
+    return Split(fit(images, geometry), labels.astype(np.int64), names)
 
 
-def _fit(images: Pixels, geometry: Geometry) -> Pixels:
-    return np.stack([apply_geometry(image, geometry) for image in images])  # (N, H, W, C)
-
-
-def _download(data_root: Path) -> None:
+def _download(published: _Published, data_root: Path) -> None:
     try:
-        _torchvision_datasets().MNIST(str(data_root), download=True)
+        datasets = import_torchvision("torchvision.datasets")
+        getattr(datasets, published.torchvision)(str(data_root), download=True)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"MNIST could not be fetched to {data_root}: {error}") from error
-
-
-def _torchvision_datasets() -> ModuleType:
-    """Import torchvision.datasets, also beside a CPU build of torch.
-
-    The registry's torchvision is built for CUDA. Beside a CPU torch its compiled operators do not load, and
-    its import ends in "operator torchvision::nms does not exist", because it registers fake kernels for
-    two of them. Declaring the two schemas then is enough: no operator is ever called here. They must not be
-    declared where the compiled operators do load: a second declaration aborts the process.
-    """
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    _declare_torchvision_operators()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # half imported
-    return importlib.import_module("torchvision.datasets")
-
-
-_torchvision_libraries: list[object] = []  # a library's declarations last as long as it does
-
-
-def _declare_torchvision_operators() -> None:
-    import torch  # noqa: PLC0415 - only a download needs it
-
-    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    _torchvision_libraries.append(library)
+        raise DataError(f"{published.name} could not be fetched to {data_root}: {error}") from error

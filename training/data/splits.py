@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.bundle.images import Pixels
+from training.data.groups import choose_groups, groups_of
+from training.data.labels import Indices, Labels
 from training.errors import DataError
-
-Labels = npt.NDArray[np.int64]
-Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +63,58 @@ class Dataset:
         return sha.hexdigest()
 
 
-def divide(collected: Collected, *, test_fraction: float, validation_fraction: float, seed: int) -> Dataset:
+def divide(
+    collected: Collected,
+    *,
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+    group_pattern: str | None = None,
+) -> Dataset:
     """Split off what the source does not have by itself, each class in proportion.
+
+    Args:
+        collected: what the source has.
+        test_fraction: of all images.
+        validation_fraction: of the training images.
+        seed: which images go where.
+        group_pattern: finds in a name what images of one group share; a group stays in one split.
 
     Raises:
         DataError: a class has too few images to be in every split.
+        RecipeError: the pattern is no regular expression.
     """
     if collected.test is None:
-        train, test = _split_off(collected.train, test_fraction, seed, "test")
+        train, test = _split_off(collected.train, test_fraction, seed, "test", group_pattern)
         collected = replace(collected, train=train, test=test)
     if collected.validation is None:
-        train, validation = _split_off(collected.train, validation_fraction, seed, "validation")
+        train, validation = _split_off(
+            collected.train, validation_fraction, seed, "validation", group_pattern
+        )
         collected = replace(collected, train=train, validation=validation)
     if collected.validation is None or collected.test is None:
         raise AssertionError("all splits were just filled. This is a bug.")
     return Dataset(collected.labels, collected.train, collected.validation, collected.test)
 
 
-def _split_off(split: Split, fraction: float, seed: int, name: str) -> tuple[Split, Split]:
+def _split_off(
+    split: Split, fraction: float, seed: int, name: str, group_pattern: str | None
+) -> tuple[Split, Split]:
     """Divide into what stays and what is split off; the order of the images is kept in both."""
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(split), dtype=bool)
+    if group_pattern is not None:
+        chosen[choose_groups(split.labels, groups_of(split.names, group_pattern), fraction, random)] = True
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
-        count = round(len(members) * fraction)
+        count = round(len(members) * fraction) if group_pattern is None else int(chosen[members].sum())
         if not 0 < count < len(members):
             raise DataError(
                 f"class number {label} has {len(members)} images: "
                 f"{fraction:.0%} of them for the {name} split leaves one side empty"
             )
-        chosen[random.choice(members, count, replace=False)] = True
+        if group_pattern is None:
+            chosen[random.choice(members, count, replace=False)] = True
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
 
@@ -105,3 +125,6 @@ def join(splits: Sequence[Split]) -> Split:
         np.concatenate([split.labels for split in splits]),
         tuple(name for split in splits for name in split.names),
     )
+
+
+__all__ = ["Collected", "Dataset", "Indices", "Labels", "Split", "divide", "join"]

@@ -92,3 +92,37 @@ def test_gaps_are_refused_with_both_numbers(train: Split, validation: Split, tes
     with pytest.raises(DataError) as caught:
         check(data, collected, RECIPE)
     assert said in str(caught.value)
+
+
+def drawn(name: str, *seeds: int, dark: int = 0) -> Split:
+    """Soft random pictures, a little darkened, of alternating labels."""
+    coarse = [np.random.default_rng(seed).integers(40, 256, (4, 4), dtype=np.uint8) for seed in seeds]
+    images = np.stack([np.kron(c, np.ones((8, 8), np.uint8)) - np.uint8(dark) for c in coarse])[..., None]
+    labels = np.arange(len(seeds)) % 2
+    return Split(images, labels.astype(np.int64), tuple(f"{name}/{number}" for number in range(len(seeds))))
+
+
+@pytest.mark.parametrize("removes", [False, True])
+def test_near_duplicates_across_splits_are_said_and_taken_out_where_asked(*, removes: bool) -> None:
+    """A darker copy of a test image leaves training only with data.near_duplicates=remove."""
+    train = drawn("train", 1, 2, 3, 4, 100, 101)
+    test = drawn("test", 100, 102, dark=20)
+    data, collected = dataset(train, drawn("validation", 10, 11, 12, 13), test)
+    recipe = RECIPE.model_copy(update={"near_duplicates": "remove" if removes else "report"})
+    kept, report = check(data, collected, recipe)
+    assert report.near_duplicates == ("train/4 and test/0",)
+    assert report.near_leaks["train"] == ("train/4",)
+    assert ("train/4" in kept.train.names) is not removes
+    assert len(kept.test) == 2
+    said = next(line for line in report.warnings() if "look like one of a later split" in line)
+    assert ("were taken out" if removes else "were left in") in said
+    assert ("train/4" in said, report.near_leaks_removed) == (True, removes)
+
+
+def test_near_duplicates_can_be_ignored() -> None:
+    """Then nobody looks for them."""
+    data, collected = dataset(
+        drawn("train", 1, 100), drawn("validation", 10, 11, 12, 13), drawn("test", 100, 2, dark=20)
+    )
+    _, report = check(data, collected, RECIPE.model_copy(update={"near_duplicates": "ignore"}))
+    assert report.near_duplicates == ()

@@ -87,3 +87,46 @@ def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="nothing"):
         load(DataRecipe(source="folder"), GEOMETRY, tmp_path)
+
+
+def test_a_class_only_in_test_is_refused_by_name(tmp_path: Path) -> None:
+    """What was never seen in training cannot be told: the class and the split are named."""
+    for seed, split in enumerate(("train", "val", "test")):
+        write_images(tmp_path / split / "ant", 12, seed)
+        write_images(tmp_path / split / "cat", 12, seed + 10)
+    write_images(tmp_path / "test" / "zebra", 3, 30)
+    with pytest.raises(DataError, match="the train split has 0 images of zebra, at least 1 is needed"):
+        load(DataRecipe(source="folder"), GEOMETRY, tmp_path)
+
+
+def test_repeats_across_folders_leave_training(tmp_path: Path) -> None:
+    """The same file in train and test: the copy in train is named and left out."""
+    for seed, split in enumerate(("train", "val", "test")):
+        write_images(tmp_path / split / "ant", 12, seed)
+        write_images(tmp_path / split / "cat", 12, seed + 10)
+    (tmp_path / "train" / "cat" / "copy.jpg").write_bytes((tmp_path / "test/cat/003.jpg").read_bytes())
+    dataset, report = load(DataRecipe(source="folder"), GEOMETRY, tmp_path)
+    assert report.removed["train"] == ("train/cat/copy.jpg",)
+    assert "train/cat/copy.jpg" not in dataset.train.names
+    assert any("train/cat/copy.jpg" in line and "taken out of train" in line for line in report.warnings())
+
+
+def test_unusual_images_are_used_as_the_server_would(tmp_path: Path) -> None:
+    """One pixel, 16 bits of grey, CMYK: each decodes to the geometry, with the right colours."""
+    for name, seed in (("a", 1), ("b", 2)):
+        write_images(tmp_path / name, 100, seed)
+    Image.new("RGB", (1, 1), (200, 10, 10)).save(tmp_path / "a" / "pixel.png")
+    Image.fromarray(np.full((9, 9), 200 * 257, np.uint16)).save(tmp_path / "a" / "sixteen.png")
+    Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(tmp_path / "b" / "cmyk.jpg")
+    dataset, report = load(DataRecipe(source="folder"), GEOMETRY, tmp_path)
+    pixels = {
+        name: image[8, 8].tolist()
+        for part in dataset.parts().values()
+        for name, image in zip(part.names, part.images, strict=True)
+    }
+    assert report.undecodable == {}
+    assert pixels["a/pixel.png"] == [200, 10, 10]
+    assert pixels["a/sixteen.png"] == [200, 200, 200]
+    red = pixels["b/cmyk.jpg"]
+    assert red[0] > 200
+    assert max(red[1:]) < 60

@@ -99,7 +99,13 @@ def test_real_mnist_has_its_published_counts(data_root: Path) -> None:
     assert report.counts["test"]["1"] == 1_135
 
 
-def test_torchvision_imports_beside_any_torch() -> None:
-    """The two declarations are enough for torchvision's datasets beside a CPU build of torch."""
-    pytest.importorskip("torch")
-    assert callable(mnist._torchvision_datasets().MNIST)
+def test_fashion_mnist_is_found_in_both_layouts(tmp_path: Path) -> None:
+    """Torchvision's folder and Debian's flat one hold the same four files; labels are clothes."""
+    write_mnist(tmp_path, packed=True)
+    (tmp_path / "MNIST").rename(tmp_path / "FashionMNIST")
+    nested = mnist.collect_fashion(DIGITS, tmp_path, download=False)
+    flat = mnist.collect_fashion(DIGITS, tmp_path / "FashionMNIST" / "raw", download=False)
+    assert np.array_equal(nested.train.images, flat.train.images)
+    assert nested.labels[9] == "ankle boot"
+    with pytest.raises(DataError, match=r"Fashion-MNIST is not in .*train-images-idx3-ubyte\[\.gz\]"):
+        mnist.collect_fashion(DIGITS, tmp_path / "nowhere", download=False)

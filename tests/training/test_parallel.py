@@ -1,0 +1,127 @@
+"""Two processes learn what one does; one publishes; a killed one ends the job, which then goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.parallel import ALONE, Group
+from training.synced_norm import SyncedNorm, synchronise_norms
+
+SETTINGS = (
+    "gates.max_ece=0.9",
+    "training.epochs=3",
+    "training.patience=3",
+    "training.checkpoint_interval_steps=2",
+    "training.averaging=0.9",
+    "network.batch_norm=true",
+    "augmentation.max_shift_px=2",
+    "augmentation.mixup=0.4",
+)
+
+
+def start(folder: Path, processes: int, *options: str, name: str = "run") -> subprocess.Popen[str]:
+    """The real command, by torchrun where there is more than one process."""
+    runner = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    overrides = [word for setting in SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-m", *(runner if processes > 1 else []), "training", "run", "lenet5-fake"]
+    where = ["--repository", str(folder / "repository"), "--run-dir", str(folder / name), "--json"]
+    return subprocess.Popen(
+        [*command, *where, *overrides, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+    """The summary of a run that ends well: one line on stdout, whatever the number of processes."""
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr[-3000:]
+    (line,) = stdout.splitlines()
+    return json.loads(line)
+
+
+def losses(folder: Path) -> np.ndarray:
+    """(epochs, 2): training and validation loss."""
+    history = json.loads((folder / "report" / "history.json").read_text())
+    return np.array([(record["train_loss"], record["validation_loss"]) for record in history])
+
+
+def kill_one(process: subprocess.Popen[str]) -> None:
+    """SIGKILL one of torchrun's processes once the first epoch is said."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch   1" in line:
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    """The best weights of a run's last checkpoint."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return list(state["best_weights"].values())
+
+
+def test_two_processes_learn_what_one_does_and_go_on_when_killed(tmp_path: Path) -> None:
+    """Same losses within rounding, one version each; a killed process ends the job, resumed to the bit."""
+    alone, pair = start(tmp_path, 1, name="alone"), start(tmp_path, 2, name="pair")
+    published = [finish(alone), finish(pair)]
+    assert sorted(result["version"] for result in published) == [1, 2]
+    assert np.allclose(losses(tmp_path / "alone"), losses(tmp_path / "pair"), rtol=2e-3, atol=2e-4)
+
+    broken = start(tmp_path, 2, name="broken")
+    kill_one(broken)
+    stdout, _ = broken.communicate(timeout=60)
+    assert broken.returncode != 0
+    assert stdout == ""
+    finish(start(tmp_path, 2, "--resume", name="broken"))
+    for unbroken, resumed in zip(weights(tmp_path / "pair"), weights(tmp_path / "broken"), strict=True):
+        assert torch.equal(unbroken, resumed)
+    assert len(list((tmp_path / "repository" / "lenet5-fake").glob("[0-9]*"))) == 3
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 4), (7, 1)])
+def test_rows_are_divided_without_gap_or_overlap(count: int, size: int) -> None:
+    """Each row belongs to exactly one process."""
+    taken = [row for rank in range(size) for row in range(count)[Group(rank, size).rows(count)]]
+    assert taken == list(range(count))
+
+
+def test_alone_nothing_is_sent() -> None:
+    """One process needs no group: sums are its own values."""
+    values = torch.tensor([1.0, 2.0])
+    assert ALONE.sum_(values) is values
+    assert torch.equal(ALONE.gather(values), values[None])
+    ALONE.wait()
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)])
+def test_a_synced_norm_of_one_process_is_torchs_batch_norm(shape: tuple[int, ...]) -> None:
+    """Outputs, gradients and statistics agree, in training and in evaluation."""
+    torch.manual_seed(0)
+    plain = nn.BatchNorm1d(5) if len(shape) == 2 else nn.BatchNorm2d(5)
+    nn.init.uniform_(plain.weight)
+    holder = nn.Sequential(type(plain)(5))
+    holder[0].load_state_dict(plain.state_dict())
+    synchronise_norms(holder, ALONE)
+    assert isinstance(holder[0], SyncedNorm)
+    values = torch.randn(shape)
+    ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    result, expected = holder(ours), plain(theirs)
+    (result**3).sum().backward()
+    (expected**3).sum().backward()
+    assert torch.allclose(result, expected, atol=1e-5)
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-3)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, holder[0].state_dict()[name], atol=1e-5), name
+    assert torch.allclose(holder.eval()(values), plain.eval()(values), atol=1e-5)

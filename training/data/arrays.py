@@ -1,0 +1,14 @@
+"""Whole arrays of images brought into model geometry, by the code that the server runs."""
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle import Geometry, apply_geometry
+from serving.bundle.images import Pixels
+
+
+def fit(images: npt.NDArray[np.uint8], geometry: Geometry) -> Pixels:
+    """(N, h, w, c) of any size -> (N, H, W, C)."""
+    if images.shape[1:] == geometry.shape:
+        return np.ascontiguousarray(images)  # geometry leaves such images as they are
+    return np.stack([apply_geometry(image, geometry) for image in images])

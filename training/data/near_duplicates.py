@@ -1,0 +1,107 @@
+"""Images that look the same though their pixels differ: scaled, compressed again, a little brighter.
+
+By a perceptual hash of 64 bits: the signs of the lowest frequencies of a small grey copy. Two images are near
+duplicates where few bits differ and the small copies correlate; the bits alone would take many a pair of
+handwritten ones for one.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.fft import dctn
+
+from serving.bundle.images import Pixels
+from training.files import replace_file
+
+MAX_BITS = 4  # of 64 that may differ
+MIN_CORRELATION = 0.985  # of the small copies: of 15,000 MNIST digits 33 pairs are so much alike
+
+_SIDE = 32  # pixels of the small copy
+_LEAST_CONTRAST = 2.0 * _SIDE  # two grey levels of deviation
+_FREQUENCIES = 8  # a side of the block of frequencies that makes the hash
+_BANDS = MAX_BITS + 1  # equal in at least one of so many parts, where only MAX_BITS bits differ
+_MOST_IN_BUCKET = 200  # images that share a part: more say nothing, and would take for ever
+_VERSION = 1  # of this method: an older verdict is not taken from the cache
+
+Pairs = list[tuple[int, int]]
+
+
+def find_near_duplicates(images: Pixels, cache: Path | None = None) -> Pairs:
+    """Pairs of indices, the lower one first, sorted; equal images are no near duplicates.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        cache: folder of verdicts by content; none: searched anew.
+    """
+    if cache is None:
+        return _search(images)
+    kept = cache / f"near-duplicates-{_digest(images)}.json"
+    try:
+        return [(first, second) for first, second in json.loads(kept.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        pairs = _search(images)
+    cache.mkdir(parents=True, exist_ok=True)
+    replace_file(kept, json.dumps(pairs).encode())
+    return pairs
+
+
+def _digest(images: Pixels) -> str:
+    sha = hashlib.sha256(f"{_VERSION} {images.shape}".encode())
+    sha.update(images.tobytes())
+    return sha.hexdigest()
+
+
+def _search(images: Pixels) -> Pairs:
+    if not len(images):
+        return []
+    copies = np.stack([_small_grey(image) for image in images])  # (N, 32, 32) float32
+    bits = _hash(copies)  # (N, 64) bool
+    found = {pair for pair in _candidates(bits) if _alike(pair, copies, bits)}
+    return sorted(pair for pair in found if not np.array_equal(images[pair[0]], images[pair[1]]))
+
+
+def _small_grey(image: Pixels) -> npt.NDArray[np.float32]:
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("L")
+    return np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), np.float32)
+
+
+def _hash(copies: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    frequencies = dctn(copies, axes=(1, 2))[:, :_FREQUENCIES, :_FREQUENCIES].reshape(len(copies), -1)
+    # The first one is the mean brightness, which says nothing of the picture.
+    middle = np.median(frequencies[:, 1:], axis=1, keepdims=True)
+    signs: npt.NDArray[np.bool_] = frequencies > middle
+    return signs
+
+
+def _candidates(bits: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Pairs that are equal in one of the parts: with MAX_BITS different bits at least one must be."""
+    for part in np.array_split(bits, _BANDS, axis=1):
+        keys = np.packbits(part, axis=1)  # (N, bytes)
+        order = np.lexsort(keys.T)
+        differs = (np.diff(keys[order], axis=0) != 0).any(axis=1)
+        for bucket in np.split(order, np.flatnonzero(differs) + 1):
+            if 1 < len(bucket) <= _MOST_IN_BUCKET:
+                yield from _pairs_of(sorted(bucket.tolist()), bits)
+
+
+def _pairs_of(bucket: Sequence[int], bits: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    members = bits[bucket]  # (M, 64)
+    distances = (members[:, np.newaxis] != members[np.newaxis]).sum(axis=2)  # (M, M)
+    for first, second in zip(*np.nonzero(np.triu(distances <= MAX_BITS, k=1)), strict=True):
+        yield bucket[first], bucket[second]
+
+
+def _alike(pair: tuple[int, int], copies: npt.NDArray[np.float32], bits: npt.NDArray[np.bool_]) -> bool:
+    first, second = pair
+    if (bits[first] != bits[second]).sum() > MAX_BITS:
+        return False
+    one, other = (copies[index].ravel() - copies[index].mean() for index in (first, second))
+    contrasts = float(np.linalg.norm(one)), float(np.linalg.norm(other))
+    if min(contrasts) < _LEAST_CONTRAST:
+        return False  # plain images show nothing that could be the same
+    return float(one @ other) >= MIN_CORRELATION * contrasts[0] * contrasts[1]
