@@ -1,4 +1,4 @@
-"""`lenserve-train`: run, recipes, evaluate. Parses and calls; torch is imported by what is called."""
+"""`lenserve-train`: run, recipes, layers, find-rate, evaluate. Parses and calls; what it calls brings torch."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,12 @@ from serving.errors import UsageError
 from training.errors import GateRefused
 from training.interrupts import Interrupts
 from training.measured import Measured, read_measured, record
-from training.recipe import Recipe, resolve, shipped_names
+from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
 from training.sections import Source
 from training.summary import RunSummary
-from training.tables import describe_recipe, recipes_table, scores_table
+from training.tables import describe_recipe, layers_tree, recipes_table, scores_table
+
+_USUAL_CLASSES = 10  # where nothing says how many there are
 
 # The command line joins several --set by commas. A comma followed by `key=` starts the next one; any other
 # comma belongs to a value.
@@ -32,7 +35,13 @@ _NEXT_OVERRIDE = re.compile(r",(?=\s*[A-Za-z_][A-Za-z0-9_.]*\s*=)")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    commands: Commands = {"run": Run, "recipes": Recipes, "evaluate": Evaluate}
+    commands: Commands = {
+        "run": Run,
+        "recipes": Recipes,
+        "layers": Layers,
+        "find-rate": FindRate,
+        "evaluate": Evaluate,
+    }
     summary = "Train image classifiers and publish them as bundles."
     return run_commands("lenserve-train", summary, commands, sys.argv[1:] if argv is None else argv)
 
@@ -51,10 +60,25 @@ class _JsonCommand(Command):
             print_line(json.dumps(result))
 
 
-class Run(_JsonCommand):
-    """Train by a recipe, prove the result, publish it."""
+class _RecipeCommand(_JsonCommand):
+    """A command that takes a recipe and overrides."""
 
     recipe: CliPositionalArg[str] = Field(description="name of a shipped recipe, or path of a .toml file")
+    overrides: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        alias="set",
+        description="section.key=value, instead of what the recipe says; may be repeated",
+    )
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _split_overrides(cls, value: object) -> object:
+        return _NEXT_OVERRIDE.split(value) if isinstance(value, str) and value else value
+
+
+class Run(_RecipeCommand):
+    """Train by a recipe, prove the result, publish it."""
+
     repository: Path = Field(default=Path("repository"), description="where to publish")
     name: str | None = Field(
         default=None,
@@ -69,20 +93,10 @@ class Run(_JsonCommand):
     )
     resume: bool = Field(default=False, description="go on where an interrupted run stopped")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    overrides: Annotated[list[str], NoDecode] = Field(
-        default=[],
-        alias="set",
-        description="section.key=value, instead of what the recipe says; may be repeated",
-    )
     log: list[Literal["tensorboard", "mlflow"]] = Field(
         default=[], description="write the history there too; may be repeated"
     )
     record: bool = Field(default=False, description="keep the result as the recipe's measured one")
-
-    @field_validator("overrides", mode="before")
-    @classmethod
-    def _split_overrides(cls, value: object) -> object:
-        return _NEXT_OVERRIDE.split(value) if isinstance(value, str) and value else value
 
     def run(self) -> int:
         """Do the work and return the exit code."""
@@ -164,6 +178,68 @@ class Recipes(_JsonCommand):
             self._end({"recipes": [describe_recipe(recipe, measured.get(recipe.name)) for recipe in recipes]})
         else:
             Console().print(recipes_table(recipes, measured))
+        return DONE
+
+
+class Layers(_RecipeCommand):
+    """List every layer of a recipe's network: name, output shape, parameters."""
+
+    classes: int | None = Field(
+        default=None, ge=2, le=100_000, description="labels; default: those of the recipe's data, or 10"
+    )
+
+    def run(self) -> int:
+        """Do the work and return the exit code."""
+        from training.layers import list_layers
+
+        recipe = resolve_network(self.recipe, self.overrides)
+        classes = self.classes or known_classes(recipe) or _USUAL_CLASSES
+        layers = list_layers(recipe.network, recipe.geometry, classes)
+        self._end(
+            {
+                "network": recipe.network.name,
+                "input": recipe.geometry.shape,
+                "classes": classes,
+                "parameters": sum(layer.parameters for layer in layers if "." not in layer.name),
+                "layers": [asdict(layer) for layer in layers],
+            }
+        )
+        if not self.as_json:
+            Console().print(layers_tree(recipe, classes, layers))
+        return DONE
+
+
+class FindRate(_RecipeCommand):
+    """Try rising learning rates on a recipe, and draw the loss over them."""
+
+    data_root: Path | None = Field(
+        default=None, description="folder of the data, for sources that read files"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    steps: int = Field(default=100, ge=20, le=10_000, description="of the sweep")
+    picture: Path = Field(default=Path("find-rate.png"), description="where to draw the loss over the rate")
+
+    def run(self) -> int:
+        """Do the work and return the exit code."""
+        recipe = resolve(self.recipe, self.overrides)
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from training import data, device, find_rate
+        from training.display import Display
+
+        chosen, display, interrupts = device.choose(self.device), Display(stderr), Interrupts()
+        device.make_deterministic(chosen)
+        dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root)
+        with interrupts.listening():
+            sweep = find_rate.find_rate(
+                recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps
+            )
+        current = recipe.training.learning_rate
+        find_rate.draw_sweep(sweep, current).savefig(self.picture, dpi=120)
+        self._end({"suggestion": sweep.suggestion, "rates": sweep.rates, "losses": sweep.losses})
+        display.note(
+            f"the loss falls fastest at {sweep.suggestion:.2g}, the recipe has {current:.2g}; "
+            f"see {self.picture}; try --set training.learning_rate={sweep.suggestion:.2g}"
+        )
         return DONE
 
 

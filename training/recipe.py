@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -21,12 +21,21 @@ from training.sections import (
     AugmentationRecipe,
     DataRecipe,
     GateRecipe,
+    NetworkName,
     NetworkRecipe,
     TrainingRecipe,
 )
 
 # Dark background: padding and shifts bring in what surrounds a handwritten digit.
 _GEOMETRY = Geometry(height=28, width=28, channels=1, background=0)
+
+# Of those networks whose usual images are not digits: height, width, channels.
+_USUAL_IMAGES = {
+    "alexnet": (32, 32, 3),
+    "allconv": (32, 32, 3),
+    "fast": (32, 32, 3),
+    "pneumonia": (128, 128, 3),
+}
 
 _FOLDER = resources.files("training") / "recipes"
 
@@ -82,6 +91,32 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         problems = "; ".join(_describe(dict(problem)) for problem in error.errors(include_url=False))
         raise RecipeError(f"recipe {name_or_path}: {problems}") from error
+
+
+def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """As `resolve`; and a network's own name gives a recipe with that network and the images it is made for.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    if name in shipped_names() or name.endswith(".toml"):
+        return resolve(name, overrides)
+    if name not in get_args(NetworkName):
+        raise RecipeError(f"{_no_such_recipe(name)}; networks are {', '.join(get_args(NetworkName))}")
+    height, width, channels = _USUAL_IMAGES.get(name, _GEOMETRY.shape)
+    made_for = [f"network.name={name}", f"geometry.height={height}", f"geometry.width={width}"]
+    return resolve(
+        "lenet5-fake", [*made_for, f"geometry.channels={channels}", "data.fake_classes=10", *overrides]
+    )
+
+
+def known_classes(recipe: Recipe) -> int | None:
+    """How many labels the data have, where their source alone says it."""
+    if recipe.network.name == "pneumonia":
+        return 2
+    if recipe.data.source in ("npz", "folder"):
+        return len(recipe.data.labels) or None
+    return recipe.data.fake_classes if recipe.data.source == "fake" else 10
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -165,6 +200,8 @@ __all__ = [
     "NetworkRecipe",
     "Recipe",
     "TrainingRecipe",
+    "known_classes",
     "resolve",
+    "resolve_network",
     "shipped_names",
 ]

@@ -1,15 +1,31 @@
 """What `recipes` and `evaluate` print for people, and say to machines."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from training.measured import Measured
 from training.recipe import Recipe
 from training.scores import LabelScore
+
+
+class LayerRow(Protocol):
+    """What is shown of a layer; the class itself comes with torch, which `recipes` should not load."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def output(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def parameters(self) -> int: ...  # noqa: D102
+    @property
+    def frozen(self) -> int: ...  # noqa: D102
 
 
 def describe_recipe(recipe: Recipe, measured: Measured | None) -> dict[str, Any]:
@@ -43,6 +59,28 @@ def _in_words(recipe: Recipe, measured: Measured) -> str:
     return (
         f"{accuracy.value:.2%} of {measured.images:,} ({accuracy.low:.2%} to {accuracy.high:.2%}) "
         f"in {measured.seconds:.0f} s on {measured.machine}, {measured.framework}, {measured.date}{stale}"
+    )
+
+
+def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Group:
+    """A network for people: each layer by its whole name, indented by its depth."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("layer", "kind", "output", "parameters"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
+    for layer in layers:
+        frozen = f" (+ {layer.frozen:,} frozen)" if layer.frozen else ""
+        table.add_row(
+            "  " * layer.name.count(".") + layer.name,
+            layer.kind,
+            " x ".join(map(str, layer.output)),
+            f"{layer.parameters:,}{frozen}" if layer.parameters or layer.frozen else "",
+        )
+    total = sum(layer.parameters for layer in layers if "." not in layer.name)
+    height, width, channels = recipe.geometry.shape
+    return Group(
+        f"{recipe.network.name}: {total:,} parameters; images {height} x {width} x {channels}, "
+        f"{classes} classes",
+        table,
     )
 
 

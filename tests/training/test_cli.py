@@ -108,6 +108,10 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         (["run", "lenet5-fake", "--name", "../up"], "--name"),
         (["run", "lenet5-fake", "--record", "--set", "training.epochs=1"], "takes no --set"),
         (["evaluate", "."], "is no bundle's folder"),
+        (["layers", "lenet"], "networks are lenet5, conv2, alexnet, allconv, pneumonia, fast"),
+        (["layers", "lenet5", "--set", "network.maps=[1]"], "network.maps: got 1 sizes, this network has 2"),
+        (["layers", "alexnet", "--set", "network.activation=rleu"], "network.activation"),
+        (["run", "lenet5-fake", "--log", "wandb"], "--log"),
     ],
 )
 def test_wrong_usage_is_one_clear_line_and_exit_code_2(
@@ -154,3 +158,26 @@ def test_recipes_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     """A table on stdout that names every recipe."""
     assert main(["recipes"]) == 0
     assert "lenet5-mnist" in capsys.readouterr().out
+
+
+def test_layers_of_a_recipe_as_json_and_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """By recipe or by network, with overrides; names can be copied."""
+    assert main(["layers", "alexnet-cifar10", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert (listed["network"], listed["classes"], listed["parameters"]) == ("alexnet", 10, 2_023_370)
+    assert {"name", "kind", "output", "parameters", "frozen"} == set(listed["layers"][0])
+    assert main(["layers", "conv2", "--set", "network.hidden=[7]", "--classes", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "trunk.dense1" in shown
+    assert "3 classes" in shown
+
+
+def test_find_rate_draws_and_suggests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture, one JSON line, and a hint on stderr that can be pasted."""
+    picture = tmp_path / "rate.png"
+    assert main(["find-rate", "lenet5-fake", "--steps", "40", "--picture", str(picture), "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert len(found["rates"]) == len(found["losses"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "--set training.learning_rate=" in captured.err

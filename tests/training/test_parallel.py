@@ -45,7 +45,7 @@ def start(folder: Path, processes: int, *options: str, name: str = "run") -> sub
 def finish(process: subprocess.Popen[str]) -> dict[str, object]:
     """The summary of a run that ends well: one line on stdout, whatever the number of processes."""
     stdout, stderr = process.communicate(timeout=200)
-    assert process.returncode == 0, stderr[-3000:]
+    assert process.returncode == 0, stderr
     (line,) = stdout.splitlines()
     return json.loads(line)
 
