@@ -1,4 +1,4 @@
-"""`lenserve-train`: run, recipes, layers, find-rate, evaluate. Parses and calls; what it calls brings torch."""
+"""`lenserve-train`: run, recipes, layers, find-rate, evaluate. Torch comes with what a command calls."""
 
 import json
 import os

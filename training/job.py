@@ -11,6 +11,7 @@ from serving.bundle import Calibration, Repository
 from training import data
 from training.calibrate import calibrate
 from training.data import DataReport, Dataset
+from training.data.examples import augmented_examples
 from training.device import Device, make_deterministic
 from training.display import Display
 from training.errors import GateRefused
@@ -116,7 +117,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
 
     metrics = _metrics(recipe, job, trained, calibration, data_report, proof)
-    write_report(folder.report, metrics, trained.history, proof.mistakes)
+    examples = augmented_examples(recipe, dataset.train)
+    write_report(folder.report, metrics, trained.history, proof.mistakes, examples)
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
     return _publish(recipe, job, folder, dataset, metrics, began_s)
 

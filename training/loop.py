@@ -212,9 +212,10 @@ class _Loop:
             self.losses = found.losses.to(self.device)
             self.learner.restore(found.learner)
             self.best_weights = found.best_weights
-            torch.set_rng_state(found.cpu_random[self.group.rank])
+            # A copy of its own: torch crashes on a state that is a part of a larger tensor.
+            torch.set_rng_state(found.cpu_random[self.group.rank].clone())
             if found.cuda_random is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(found.cuda_random[self.group.rank], self.device)
+                torch.cuda.set_rng_state(found.cuda_random[self.group.rank].clone(), self.device)
         self._agree()
 
     def _agree(self) -> None:

@@ -20,7 +20,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
 
     Args:
         metrics: of the run.
-        pictures: PNGs by file name, history.png and confusion.png.
+        pictures: PNGs by file name: history.png, confusion.png, and augmentation.png where there was any.
         mistakes: the most confident first.
     """
     evaluation = metrics.test.evaluation
@@ -52,6 +52,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         warnings="".join(f"<li>{html.escape(line)}</li>" for line in metrics.data.warnings()),
         history=_data_url(pictures["history.png"]),
         confusion=_data_url(pictures["confusion.png"]),
+        augmentation=_augmentation(pictures.get("augmentation.png")),
         mistakes="".join(map(_figure, mistakes)) or "<p>None.</p>",
         settings=_rows((key, json.dumps(value)) for key, value in metrics.recipe.items()),
         origin=html.escape(
@@ -65,6 +66,15 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
 def _rows(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+
+
+def _augmentation(png: bytes | None) -> str:
+    if png is None:
+        return ""
+    return (
+        "<h2>Augmentation</h2>\n"
+        f'<img src="{_data_url(png)}" alt="training images beside what augmentation makes of them">'
     )
 
 
@@ -116,6 +126,7 @@ _PAGE = Template("""\
 <table>$checks</table>
 <h2>Learning</h2>
 <img src="$history" alt="loss and accuracy over the epochs">
+$augmentation
 <h2>Labels</h2>
 <table><tr><th>label</th><th>precision</th><th>recall</th><th>F1</th><th>test images</th></tr>$labels</table>
 <h2>Confusion</h2>

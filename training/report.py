@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from training.history import EpochRecord
@@ -24,14 +25,17 @@ def write_report(
     metrics: Metrics,
     history: Sequence[EpochRecord],
     mistakes: Sequence[Mistake],
+    examples: npt.NDArray[np.uint8] | None = None,
 ) -> None:
-    """Write metrics.json, history.json, history.png, confusion.png and a self-contained report.html.
+    """Write metrics.json, history.json, the pictures and a self-contained report.html.
 
     Args:
         folder: is made where it is missing.
         metrics: of the run.
         history: one record for each epoch.
         mistakes: the most confident first.
+        examples: (rows, columns, H, W, C), each row an image and what augmentation made of it; none: there
+            was no augmentation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS_FILE).write_text(metrics.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -41,6 +45,8 @@ def write_report(
         "history.png": _png(draw_history(history, metrics.best_epoch)),
         "confusion.png": _png(draw_confusion(metrics.test)),
     }
+    if examples is not None:
+        pictures["augmentation.png"] = _png(draw_augmentation(examples))
     for name, picture in pictures.items():
         (folder / name).write_bytes(picture)
     page = render(metrics, pictures, mistakes)
@@ -63,6 +69,27 @@ def draw_history(history: Sequence[EpochRecord], best_epoch: int) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     losses.legend(frameon=False)
+    return figure
+
+
+def draw_augmentation(examples: npt.NDArray[np.uint8]) -> Figure:
+    """Each training image as it is, and beside it as the network saw it in several epochs.
+
+    Args:
+        examples: (rows, columns, H, W, C), the first of each row as it is.
+    """
+    rows, columns = examples.shape[:2]
+    figure = Figure(figsize=(columns, rows), layout="constrained")
+    for axes, image in zip(
+        figure.subplots(rows, columns, squeeze=False).flat,
+        examples.reshape(rows * columns, *examples.shape[2:]),
+        strict=True,
+    ):
+        grey = image.shape[2] == 1
+        axes.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
+        axes.set_axis_off()
+    figure.axes[0].set_title("as it is", fontsize=8)
+    figure.axes[1].set_title("as seen", fontsize=8)
     return figure
 
 

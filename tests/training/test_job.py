@@ -38,6 +38,7 @@ def test_the_bundle_is_whole_and_verified(
         "report/metrics.json",
         "report/history.json",
         "report/history.png",
+        "report/augmentation.png",
         "report/confusion.png",
         "report/report.html",
     }
@@ -86,7 +87,8 @@ def test_the_report_is_self_contained(digits_bundle: Bundle) -> None:
     report = digits_bundle.folder / "report"
     page = (report / "report.html").read_text()
     assert "$" not in page
-    assert page.count("data:image/png;base64,") >= 2
+    assert page.count("data:image/png;base64,") >= 3
+    assert "<h2>Augmentation</h2>" in page
     assert "http" not in page.replace("http-equiv", "")
     metrics = Metrics.model_validate_json((report / "metrics.json").read_text())
     assert metrics.test.evaluation == digits_bundle.manifest.evaluation
