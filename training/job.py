@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from serving.bundle import Calibration, Repository
+from serving.bundle import Calibration, Estimate, Repository
 from training import data
 from training.calibrate import calibrate
 from training.data import DataReport, Dataset
@@ -15,6 +17,7 @@ from training.data.examples import augmented_examples
 from training.device import Device, make_deterministic
 from training.display import Display
 from training.errors import GateRefused
+from training.evaluate import wilson
 from training.export import Classifier, export
 from training.files import replace_file
 from training.interrupts import Interrupts
@@ -108,7 +111,9 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.leave_if_asked("training is finished and saved, the export is to come")
 
     display.phase("export and proof")
-    calibration = _calibrate(trained, dataset, job.device.torch_device)
+    logits = _validation_logits(trained, dataset, job.device.torch_device)
+    calibration = calibrate(logits, dataset.validation.labels)
+    right = int((logits.argmax(axis=1) == dataset.validation.labels).sum())
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
     export(classifier, recipe.geometry, folder.model)
     interrupts.leave_if_asked("training is finished and saved, the proof is to come")
@@ -116,7 +121,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.checks(proof.checks)
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
 
-    metrics = _metrics(recipe, job, trained, calibration, data_report, proof)
+    validation = wilson(right, len(dataset.validation))
+    metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof)
     examples = augmented_examples(recipe, dataset.train)
     write_report(folder.report, metrics, trained.history, proof.mistakes, examples)
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
@@ -138,10 +144,10 @@ def _train(
     )
 
 
-def _calibrate(trained: Trained, dataset: Dataset, device: torch.device) -> Calibration:
+def _validation_logits(trained: Trained, dataset: Dataset, device: torch.device) -> npt.NDArray[np.float32]:
     images = torch.from_numpy(dataset.validation.images).to(device)
-    logits = torch.cat(list(predict(trained.network, images))).cpu().numpy()  # (N, K)
-    return calibrate(logits, dataset.validation.labels)
+    logits: npt.NDArray[np.float32] = torch.cat(list(predict(trained.network, images))).cpu().numpy()
+    return logits  # (N, K)
 
 
 def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
@@ -149,6 +155,7 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
     job: Job,
     trained: Trained,
     calibration: Calibration,
+    validation: Estimate,
     data_report: DataReport,
     proof: Proof,
 ) -> Metrics:
@@ -165,6 +172,7 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
         framework=f"torch {torch.__version__}",
         parameters=trained.network.parameter_count(),
         calibration=calibration,
+        validation=validation,
         test=proof.scores,
         checks=proof.checks,
         created_at=datetime.now(UTC),

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from serving.bundle import Calibration
+from pydantic import Field
+
+from serving.bundle import Calibration, Estimate
 from serving.bundle.manifest import Sha256, Strict
 from training.data.checks import DataReport
 from training.gates import Check
@@ -28,6 +30,9 @@ class Metrics(Strict):
     framework: str
     parameters: int
     calibration: Calibration
+    validation: Estimate = Field(
+        description="accuracy on the validation split; a fair one only with training.keep=last"
+    )
     test: Scores
     checks: tuple[Check, ...]
     created_at: datetime
@@ -36,6 +41,9 @@ class Metrics(Strict):
         """The figures that fit on one line."""
         return {
             **self.test.headline(),
+            "validation_accuracy": self.validation.value,
+            "validation_accuracy_low": self.validation.low,
+            "validation_accuracy_high": self.validation.high,
             "temperature": self.calibration.temperature,
             "epochs": self.epochs,
             "training_seconds": round(self.training_seconds, 2),

@@ -31,6 +31,8 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         accuracy=f"{evaluation.accuracy.value:.2%}",
         interval=f"{evaluation.accuracy.low:.2%} to {evaluation.accuracy.high:.2%}",
         counted=f"{evaluation.correct:,} of {evaluation.images:,}",
+        validation=f"{metrics.validation.value:.2%}",
+        validation_interval=f"{metrics.validation.low:.2%} to {metrics.validation.high:.2%}",
         ece=f"{evaluation.ece:.4f}",
         temperature=f"{metrics.calibration.temperature:.3f}",
         parameters=f"{metrics.parameters:,}",
@@ -119,6 +121,8 @@ _PAGE = Template("""\
 <div class="tiles">
   <div class="tile"><b>$accuracy</b>right on the test split<br><span class="soft">95 %: $interval</span></div>
   <div class="tile"><b>$counted</b>test images, through ONNX Runtime</div>
+  <div class="tile"><b>$validation</b>right on validation<br>
+    <span class="soft">95 %: $validation_interval</span></div>
   <div class="tile"><b>$ece</b>calibration error<br><span class="soft">temperature $temperature</span></div>
   <div class="tile"><b>$parameters</b>parameters</div>
 </div>

@@ -1,4 +1,4 @@
-"""CIFAR-10 as published, in binary or Python batches, or as .npz. No file can make this run code."""
+"""CIFAR-10 as published, in binary or Python batches, or as .npz. No file can get code to run."""
 
 import io
 import pickle
