@@ -42,12 +42,7 @@ def frame(size: Size, geometry: Geometry) -> tuple[Box, Size]:
     """
     width, height = size
     if geometry.fit == "crop":
-        scale = min(width / geometry.width, height / geometry.height) * geometry.crop_fraction
-        part_width, part_height = geometry.width * scale, geometry.height * scale
-        left, top = (width - part_width) / 2, (height - part_height) / 2
-        # Rounding may put a side beyond the image by 1e-15, which Pillow refuses.
-        box = (max(left, 0), max(top, 0), min(left + part_width, width), min(top + part_height, height))
-        return box, (geometry.width, geometry.height)
+        return _centred_part(width, height, geometry), (geometry.width, geometry.height)
     if geometry.fit == "pad":
         scale = min(geometry.width / width, geometry.height / height)
         fitted = (
@@ -56,6 +51,29 @@ def frame(size: Size, geometry: Geometry) -> tuple[Box, Size]:
         )
         return (0, 0, width, height), fitted
     return (0, 0, width, height), (geometry.width, geometry.height)
+
+
+def _centred_part(width: int, height: int, geometry: Geometry) -> Box:
+    scale = min(width / geometry.width, height / geometry.height) * geometry.crop_fraction
+    if geometry.crop_fraction == 1:
+        part_width, part_height = geometry.width * scale, geometry.height * scale
+        left, top = (width - part_width) / 2, (height - part_height) / 2
+        # Rounding may put a side beyond the image by 1e-15, which Pillow refuses.
+        return max(left, 0), max(top, 0), min(left + part_width, width), min(top + part_height, height)
+    left, right = _whole_pixels(width, geometry.width, scale)
+    top, bottom = _whole_pixels(height, geometry.height, scale)
+    return left, top, right, bottom
+
+
+def _whole_pixels(side: int, wanted: int, scale: float) -> tuple[float, float]:
+    """Where the crop begins and ends, so that it is one of whole pixels of the image resized as a whole.
+
+    Pretrained networks were judged on crops of that kind (resize to 256, cut out 224): a crop that lies half
+    a pixel beside changes the label of every thirtieth picture.
+    """
+    resized = max(wanted, int(side / scale + 1e-6))  # pixels of the whole side; what is over is cut off
+    begin = round((resized - wanted) / 2)
+    return begin * side / resized, min(float(side), (begin + wanted) * side / resized)
 
 
 def _opaque(pixels: Pixels, background: int) -> Pixels:

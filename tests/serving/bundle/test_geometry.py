@@ -99,7 +99,7 @@ def test_a_crop_is_the_largest_centred_part_of_the_right_shape(
     geometry: Geometry, height: int, width: int
 ) -> None:
     """The box lies inside the image, has the geometry's shape, is centred, and cannot grow."""
-    geometry = geometry.model_copy(update={"fit": "crop"})
+    geometry = geometry.model_copy(update={"fit": "crop", "crop_fraction": 1.0})
     (left, top, right, bottom), size = frame((width, height), geometry)
     assert size == (geometry.width, geometry.height)
     assert 0 <= left < right <= width
@@ -108,7 +108,37 @@ def test_a_crop_is_the_largest_centred_part_of_the_right_shape(
     assert (top + bottom) / 2 == pytest.approx(height / 2)
     assert (right - left) * geometry.height == pytest.approx((bottom - top) * geometry.width)
     largest = max((right - left) / width, (bottom - top) / height)
-    assert largest == pytest.approx(geometry.crop_fraction)
+    assert largest == pytest.approx(1)
+
+
+@settings(deadline=None, max_examples=200)
+@given(geometry=geometries, height=sides, width=sides, fraction=st.sampled_from([0.875, 0.5, 0.01]))
+def test_a_smaller_crop_is_centred_within_a_pixel_of_the_result(
+    geometry: Geometry, height: int, width: int, fraction: float
+) -> None:
+    """The box lies inside the image, half a pixel of the result off its middle at most."""
+    geometry = geometry.model_copy(update={"fit": "crop", "crop_fraction": fraction})
+    (left, top, right, bottom), size = frame((width, height), geometry)
+    assert size == (geometry.width, geometry.height)
+    scale = min(width / geometry.width, height / geometry.height) * fraction
+    for low, high, side, wanted in ((left, right, width, size[0]), (top, bottom, height, size[1])):
+        assert 0 <= low < high <= side
+        resized = max(wanted, int(side / scale + 1e-6))
+        assert high - low == pytest.approx(wanted * side / resized)
+        assert abs((low + high) / 2 - side / 2) <= 0.5 * side / resized + 1e-6
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (256, 300), (263, 376), (100, 90)])
+def test_crop_of_224_in_256_is_that_of_resizing_first(height: int, width: int) -> None:
+    """As torchvision prepares ImageNet: resize the shorter side to 256, cut out the middle 224."""
+    pixels = noise(height, width, 3)
+    geometry = Geometry(height=224, width=224, channels=3, fit="crop", crop_fraction=0.875)
+    shorter = min(height, width)
+    whole = int(256 * width / shorter), int(256 * height / shorter)
+    left, top = round((whole[0] - 224) / 2), round((whole[1] - 224) / 2)
+    reference = np.asarray(Image.fromarray(pixels).resize(whole, Image.Resampling.BILINEAR))
+    reference = reference[top : top + 224, left : left + 224]  # (224, 224, 3)
+    assert np.abs(apply_geometry(pixels, geometry).astype(int) - reference).max() <= 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
