@@ -28,8 +28,8 @@ from serving.bundle import (
     write_golden,
 )
 from training.cli import main as train
-from training.data.mnist import _torchvision_datasets as import_torchvision
 from training.export import OPSET, Classifier, export
+from training.torchvision_import import import_torchvision
 
 FOLDER = Path(".bench")
 PHOTOGRAPH_FILE = FOLDER / "photograph.jpg"
@@ -47,10 +47,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        import_torchvision()
-        from torchvision import models  # noqa: PLC0415 - only after the line above
-
-        self.network = models.get_model(name, weights=None)
+        self.network = import_torchvision("torchvision.models").get_model(name, weights=None)
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None])
         self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None])
 
