@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving.bundle import Geometry
 from training.averaging import Average
-from training.networks import Network, build
+from training.networks import Network
 from training.optimizers import make_optimizer, set_rate
 from training.parallel import Group
 from training.recipe import Recipe
@@ -20,8 +19,10 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 class Learner:
     """A class because a step changes all three together, and a checkpoint restores all three."""
 
-    def __init__(self, recipe: Recipe, images: Tensor, labels: Tensor, classes: int, group: Group) -> None:
-        self.network = _network(recipe, recipe.geometry, classes, images, group)
+    def __init__(
+        self, recipe: Recipe, network: Network, images: Tensor, labels: Tensor, group: Group
+    ) -> None:
+        self.network = _prepared(network, recipe, images, group)
         training = recipe.training
         self.optimizer = make_optimizer(self.network, training)
         self.average = Average(self.network, training.averaging) if training.averaging else None
@@ -30,7 +31,7 @@ class Learner:
         weighted = training.class_balance == "weights"
         self._objective = Objective(
             label_smoothing=training.label_smoothing,
-            class_weights=class_weights(labels, classes) if weighted else None,
+            class_weights=class_weights(labels, int(labels.max()) + 1) if weighted else None,
             max_gradient_norm=training.max_gradient_norm,
             autocast=_PRECISIONS[training.precision],
             group=group,
@@ -76,8 +77,7 @@ class Learner:
             self.average.network.load_state_dict(state["average"])
 
 
-def _network(recipe: Recipe, geometry: Geometry, classes: int, images: Tensor, group: Group) -> Network:
-    network = build(recipe.network, geometry, classes)
+def _prepared(network: Network, recipe: Recipe, images: Tensor, group: Group) -> Network:
     network.prepare(images.cpu())
     if recipe.training.channels_last:
         network.use_memory_format(torch.channels_last)

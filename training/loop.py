@@ -23,7 +23,7 @@ from training.history import EpochRecord
 from training.interrupts import Interrupts
 from training.learner import Learner
 from training.loggers import Logger
-from training.networks import Network
+from training.networks import Network, build
 from training.parallel import ALONE, Group
 from training.recipe import Recipe
 from training.schedule import learning_rate
@@ -46,6 +46,7 @@ def train(
     recipe: Recipe,
     dataset: Dataset,
     *,
+    network: Network | None = None,
     device: torch.device,
     checkpoint_path: Path,
     display: Display,
@@ -55,13 +56,24 @@ def train(
 ) -> Trained:
     """Train to the end, from the checkpoint where there is one.
 
+    Args:
+        recipe: what to learn, and how.
+        dataset: its images; or, for a network that takes them, features (N, D) float32 in their place.
+        network: to go on with; none: a fresh one by the recipe.
+        device: where the network and the data lie.
+        checkpoint_path: of this training.
+        display: shows the progress.
+        interrupts: may ask to stop.
+        group: the processes that train together.
+        loggers: are told of each epoch.
+
     Raises:
         CheckpointError: the checkpoint is damaged, or of another run.
         Diverged: the loss is no longer a number.
         Interrupted: somebody asked the job to stop; the checkpoint is written.
         ProcessLost: another process of the group is gone.
     """
-    loop = _Loop(recipe, dataset, device, checkpoint_path, group)
+    loop = _Loop(recipe, dataset, network, device, checkpoint_path, group)
     loop.restore()
     with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
         while not loop.progress.finished:
@@ -77,8 +89,14 @@ def train(
 class _Loop:
     """The state of one run: a class because a checkpoint must see and restore all of it."""
 
-    def __init__(
-        self, recipe: Recipe, dataset: Dataset, device: torch.device, path: Path, group: Group
+    def __init__(  # noqa: PLR0917 - as `train` was given them
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        network: Network | None,
+        device: torch.device,
+        path: Path,
+        group: Group,
     ) -> None:
         self.recipe = recipe
         self.device = device
@@ -87,7 +105,8 @@ class _Loop:
         self.data_digest = dataset.digest()
         torch.manual_seed(recipe.training.seed)  # weights are the same on every process
         self.batches = Batches(recipe, dataset.train, len(dataset.labels), device, group)
-        self.learner = Learner(recipe, self.batches.images, self.batches.labels, len(dataset.labels), group)
+        network = network or build(recipe.network, recipe.geometry, len(dataset.labels))
+        self.learner = Learner(recipe, network, self.batches.images, self.batches.labels, group)
         if group.rank:  # dropout is not
             torch.manual_seed(recipe.training.seed + group.rank)
         self.validation = (

@@ -9,10 +9,9 @@ from serving.bundle.images import Pixels
 from training.export import Classifier
 from training.gates import Check, at_most
 from training.onnx_session import run
+from training.steps import forward_batch
 
 BATCH_SIZES = (1, 3, 7, 64)  # alone, odd remainders, and the usual largest batch
-
-_TORCH_BATCH = 500
 
 
 def check_parity(classifier: Classifier, session: Any, images: Pixels, max_gap: float) -> list[Check]:  # noqa: ANN401
@@ -26,7 +25,8 @@ def check_parity(classifier: Classifier, session: Any, images: Pixels, max_gap: 
             its largest value.
     """
     with torch.no_grad():
-        outputs = [classifier(batch) for batch in torch.split(torch.from_numpy(images), _TORCH_BATCH)]
+        whole = torch.from_numpy(images)  # (N, H, W, C)
+        outputs = [classifier(batch) for batch in torch.split(whole, forward_batch(whole))]
     expected = torch.cat([output[0] for output in outputs]).numpy()  # (N, K)
     expected_embedding = torch.cat([output[1] for output in outputs]).numpy()  # (N, D)
     scale = max(1.0, float(np.abs(expected_embedding).max()))

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from training.networks import Network
 from training.parallel import ALONE, Group
 
-_FORWARD_BATCH = 1000  # images; large enough to be fast, small enough for any memory
+_MOST_AT_ONCE = 1000  # images; large enough to be fast
+_MOST_PIXELS_AT_ONCE = 64 * 224 * 224  # then the maps of the largest networks stay below 2 GB
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -123,20 +124,26 @@ def train_step(
     return total
 
 
+def forward_batch(images: Tensor) -> int:
+    """How many images (N, H, W, C), or features (N, D), go through a network at once without gradients."""
+    pixels = images.shape[1] * images.shape[2] if images.ndim == 4 else 1  # noqa: PLR2004 - (N, H, W, C)
+    return max(1, min(_MOST_AT_ONCE, _MOST_PIXELS_AT_ONCE // pixels))
+
+
 @torch.no_grad()
-def predict(network: Network, images: Tensor, batch_size: int = _FORWARD_BATCH) -> Iterator[Tensor]:
+def predict(network: Network, images: Tensor) -> Iterator[Tensor]:
     """Logits of all images, batch by batch, in evaluation mode.
 
     Args:
         network: left in evaluation mode.
-        images: (N, H, W, C) uint8 on the network's device.
-        batch_size: of each pass.
+        images: (N, H, W, C) uint8, on any device.
 
     Yields: (B, K) float32.
     """
     network.eval()
-    for batch in torch.split(images, batch_size):
-        yield network(batch)[0]
+    device = next(network.parameters()).device
+    for batch in torch.split(images, forward_batch(images)):
+        yield network(batch.to(device))[0]
 
 
 @torch.no_grad()
