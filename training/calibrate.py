@@ -31,6 +31,12 @@ def calibrate(logits: Floats, labels: Labels) -> Calibration:
     )
 
 
+def uncalibrated(logits: Floats, labels: Labels) -> Calibration:
+    """Temperature 1, and the error that it leaves."""
+    error = expected_calibration_error(softmax(logits, axis=1), labels)
+    return Calibration(temperature=1.0, ece_before=error, ece_after=error)
+
+
 def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
     """How far confidence is from accuracy, over 15 equal-width bins of confidence weighted by their images.
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from training.data.checks import DataReport
+from training.few_shot_curve import CurvePoint
 from training.gates import Check
 from training.history import EpochRecord
 
@@ -51,6 +52,24 @@ class Display:
         self._console.print(table)
         for warning in report.warnings():
             self._console.print(f"[yellow]![/yellow] {escape(warning)}")
+
+    def features_done(self, done: int, images: int) -> None:
+        """How many images have gone through the frozen layers: one line at the end, a moving one before."""
+        whole = done == images
+        if whole or self._console.is_terminal:
+            text = f"features of {done:,} of {images:,} images"
+            self._console.print(text, markup=False, end="\n" if whole else "\r")
+
+    def curve(self, points: Sequence[CurvePoint]) -> None:
+        """Accuracy by the number of examples."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("examples of each label", "accuracy", "95 %", "draws", "worst", "best"):
+            table.add_column(column, justify="right")
+        for point in points:
+            interval = f"{point.low:.1%} to {point.high:.1%}"
+            spread = f"{point.worst:.1%}", f"{point.best:.1%}"
+            table.add_row(point.examples(), f"{point.mean:.1%}", interval, str(point.draws), *spread)
+        self._console.print(table)
 
     @contextmanager
     def training(self, total_steps: int, batch_size: int) -> Iterator[None]:

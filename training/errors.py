@@ -7,6 +7,7 @@ LenserveError                    (serving.errors)
     DeviceUnavailable            a device was asked for that is not there
     TrainingError                the work itself failed
         DataError                    the data are missing, broken, or too few to learn and to judge by
+        WeightsError                 pretrained weights cannot be read, or belong to another network
         CheckpointError              a checkpoint does not belong to this run, or cannot be read
         Diverged                     the loss is no longer a number
         ProcessLost                  another process of the same run is gone
@@ -32,6 +33,10 @@ class TrainingError(LenserveError):
 
 class DataError(TrainingError):
     """The data are missing, broken, or too few to learn and to judge by."""
+
+
+class WeightsError(TrainingError):
+    """Pretrained weights cannot be read, or belong to another network."""
 
 
 class CheckpointError(TrainingError):

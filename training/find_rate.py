@@ -18,6 +18,7 @@ from training.display import Display
 from training.errors import Diverged
 from training.interrupts import Interrupts
 from training.learner import Learner
+from training.networks import build
 from training.parallel import ALONE
 from training.recipe import Recipe
 
@@ -54,7 +55,8 @@ def find_rate(
     """
     torch.manual_seed(recipe.training.seed)
     batches = Batches(recipe, dataset.train, len(dataset.labels), device, ALONE)
-    learner = Learner(recipe, batches.images, batches.labels, len(dataset.labels), ALONE)
+    network = build(recipe.network, recipe.geometry, len(dataset.labels))
+    learner = Learner(recipe, network, batches.images, batches.labels, ALONE)
     losses: list[float] = []
     with display.training(steps, batches.batch_size):
         for step in range(steps):

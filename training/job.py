@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from serving.bundle import Calibration, Estimate, Repository
 from training import data
-from training.calibrate import calibrate
+from training.calibrate import calibrate, uncalibrated
 from training.data import DataReport, Dataset
 from training.data.examples import augmented_examples
 from training.device import Device, make_deterministic
@@ -21,8 +19,8 @@ from training.evaluate import wilson
 from training.export import Classifier, export
 from training.files import replace_file
 from training.interrupts import Interrupts
+from training.learn import Learned, Surroundings, learn
 from training.loggers import Logger, open_loggers
-from training.loop import Trained, train
 from training.metrics import Metrics
 from training.parallel import ALONE, Group
 from training.proof import Proof, prove
@@ -84,7 +82,7 @@ def follow(recipe: Recipe, job: Job) -> None:
         return
     make_deterministic(job.device, job.group.local_size)
     dataset, _ = data.load(recipe.data, recipe.geometry, job.data_root, job.cache)
-    _train(recipe, job, folder, dataset)
+    learn(recipe, dataset, _surroundings(job, folder))
 
 
 def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
@@ -107,21 +105,18 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.leave_if_asked("nothing was trained yet")
 
     display.phase("training")
-    trained = _train(recipe, job, folder, dataset, loggers)
+    trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
     interrupts.leave_if_asked("training is finished and saved, the export is to come")
 
     display.phase("export and proof")
-    logits = _validation_logits(trained, dataset, job.device.torch_device)
-    calibration = calibrate(logits, dataset.validation.labels)
-    right = int((logits.argmax(axis=1) == dataset.validation.labels).sum())
+    calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
     export(classifier, recipe.geometry, folder.model)
     interrupts.leave_if_asked("training is finished and saved, the proof is to come")
-    proof = prove(classifier, folder.model, dataset, recipe.gates)
+    proof = prove(classifier, folder.model, dataset, recipe.gates, fitted_labels=trained.fitted_labels)
     display.checks(proof.checks)
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
 
-    validation = wilson(right, len(dataset.validation))
     metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof)
     examples = augmented_examples(recipe, dataset.train)
     write_report(folder.report, metrics, trained.history, proof.mistakes, examples)
@@ -129,33 +124,32 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     return _publish(recipe, job, folder, dataset, metrics, began_s)
 
 
-def _train(
-    recipe: Recipe, job: Job, folder: RunFolder, dataset: Dataset, loggers: tuple[Logger, ...] = ()
-) -> Trained:
-    return train(
-        recipe,
-        dataset,
-        device=job.device.torch_device,
-        checkpoint_path=folder.checkpoint,
-        display=job.display,
-        interrupts=job.interrupts,
-        group=job.group,
-        loggers=loggers,
-    )
+def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ()) -> Surroundings:
+    return Surroundings(folder, job.cache, job.device, job.display, job.interrupts, job.group, loggers)
 
 
-def _validation_logits(trained: Trained, dataset: Dataset, device: torch.device) -> npt.NDArray[np.float32]:
-    images = torch.from_numpy(dataset.validation.images).to(device)
-    logits: npt.NDArray[np.float32] = torch.cat(list(predict(trained.network, images))).cpu().numpy()
-    return logits  # (N, K)
+def _calibrate(
+    trained: Learned, dataset: Dataset, device: torch.device
+) -> tuple[Calibration, Estimate | None]:
+    """The temperature, and the accuracy on the validation split that it was fitted to.
+
+    Without a validation split there is nothing to fit to: it stays 1, and its error is told.
+    """
+    split = dataset.validation if len(dataset.validation) else dataset.test
+    images = torch.from_numpy(split.images)  # (N, H, W, C)
+    logits = torch.cat(list(predict(trained.network.to(device), images))).cpu().numpy()  # (N, K)
+    if not len(dataset.validation):
+        return uncalibrated(logits, split.labels), None
+    right = int((logits.argmax(axis=1) == split.labels).sum())
+    return calibrate(logits, split.labels), wilson(right, len(split))
 
 
 def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
     recipe: Recipe,
     job: Job,
-    trained: Trained,
+    trained: Learned,
     calibration: Calibration,
-    validation: Estimate,
+    validation: Estimate | None,
     data_report: DataReport,
     proof: Proof,
 ) -> Metrics:
@@ -171,6 +165,8 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
         machine=job.device.machine,
         framework=f"torch {torch.__version__}",
         parameters=trained.network.parameter_count(),
+        pretrained=trained.network.pretrained,
+        few_shot=trained.curve,
         calibration=calibration,
         validation=validation,
         test=proof.scores,

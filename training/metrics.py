@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import Field
 
-from serving.bundle import Calibration, Estimate
+from serving.bundle import Calibration, Estimate, Pretrained
 from serving.bundle.manifest import Sha256, Strict
 from training.data.checks import DataReport
+from training.few_shot_curve import CurvePoint
 from training.gates import Check
 from training.scores import Scores
 
@@ -29,9 +30,11 @@ class Metrics(Strict):
     machine: str
     framework: str
     parameters: int
+    pretrained: Pretrained | None = None
+    few_shot: tuple[CurvePoint, ...] = ()
     calibration: Calibration
-    validation: Estimate = Field(
-        description="accuracy on the validation split; a fair one only with training.keep=last"
+    validation: Estimate | None = Field(
+        default=None, description="accuracy on the validation split; a fair one only with training.keep=last"
     )
     test: Scores
     checks: tuple[Check, ...]
@@ -39,11 +42,15 @@ class Metrics(Strict):
 
     def headline(self) -> dict[str, int | float]:
         """The figures that fit on one line."""
+        validation = self.validation
+        of_validation = validation and {
+            "validation_accuracy": validation.value,
+            "validation_accuracy_low": validation.low,
+            "validation_accuracy_high": validation.high,
+        }
         return {
             **self.test.headline(),
-            "validation_accuracy": self.validation.value,
-            "validation_accuracy_low": self.validation.low,
-            "validation_accuracy_high": self.validation.high,
+            **(of_validation or {}),
             "temperature": self.calibration.temperature,
             "epochs": self.epochs,
             "training_seconds": round(self.training_seconds, 2),

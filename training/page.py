@@ -9,6 +9,8 @@ from string import Template
 
 from PIL import Image
 
+from serving.bundle import Estimate
+from training.few_shot_curve import CurvePoint
 from training.metrics import Metrics
 from training.proof import Mistake
 
@@ -20,7 +22,8 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
 
     Args:
         metrics: of the run.
-        pictures: PNGs by file name: history.png, confusion.png, and augmentation.png where there was any.
+        pictures: PNGs by file name: confusion.png, history.png where there are epochs, and augmentation.png
+            where there was any.
         mistakes: the most confident first.
     """
     evaluation = metrics.test.evaluation
@@ -31,8 +34,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         accuracy=f"{evaluation.accuracy.value:.2%}",
         interval=f"{evaluation.accuracy.low:.2%} to {evaluation.accuracy.high:.2%}",
         counted=f"{evaluation.correct:,} of {evaluation.images:,}",
-        validation=f"{metrics.validation.value:.2%}",
-        validation_interval=f"{metrics.validation.low:.2%} to {metrics.validation.high:.2%}",
+        validation=_validation(metrics.validation),
         ece=f"{evaluation.ece:.4f}",
         temperature=f"{metrics.calibration.temperature:.3f}",
         parameters=f"{metrics.parameters:,}",
@@ -52,7 +54,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
             for split, counts in metrics.data.counts.items()
         ),
         warnings="".join(f"<li>{html.escape(line)}</li>" for line in metrics.data.warnings()),
-        history=_data_url(pictures["history.png"]),
+        learning=_learning(pictures, metrics.few_shot),
         confusion=_data_url(pictures["confusion.png"]),
         augmentation=_augmentation(pictures.get("augmentation.png")),
         mistakes="".join(map(_figure, mistakes)) or "<p>None.</p>",
@@ -63,6 +65,41 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
             f"data {metrics.data_digest[:12]}"
         ),
     )
+
+
+def _validation(accuracy: Estimate | None) -> str:
+    if accuracy is None:
+        return ""
+    return (
+        f'<div class="tile"><b>{accuracy.value:.2%}</b>right on validation<br>'
+        f'<span class="soft">95 %: {accuracy.low:.2%} to {accuracy.high:.2%}</span></div>'
+    )
+
+
+def _learning(pictures: Mapping[str, bytes], points: Sequence[CurvePoint]) -> str:
+    """Nothing where nothing was learned."""
+    parts = []
+    if "history.png" in pictures:
+        url = _data_url(pictures["history.png"])
+        parts.append(f'<h2>Learning</h2>\n<img src="{url}" alt="loss and accuracy over the epochs">')
+    if points:
+        url = _data_url(pictures["few-shot.png"])
+        rows = _rows(
+            (
+                point.examples(),
+                f"{point.mean:.1%}",
+                f"{point.low:.1%} to {point.high:.1%}",
+                f"{point.draws}",
+                f"{point.worst:.1%} to {point.best:.1%}",
+            )
+            for point in points
+        )
+        parts.append(
+            f'<h2>Few examples</h2>\n<img src="{url}" alt="accuracy over the number of examples">\n'
+            "<table><tr><th>images of each label</th><th>accuracy</th><th>95 %</th><th>draws</th>"
+            f"<th>worst to best</th></tr>{rows}</table>"
+        )
+    return "\n".join(parts)
 
 
 def _rows(rows: Iterable[Sequence[str]]) -> str:
@@ -121,15 +158,13 @@ _PAGE = Template("""\
 <div class="tiles">
   <div class="tile"><b>$accuracy</b>right on the test split<br><span class="soft">95 %: $interval</span></div>
   <div class="tile"><b>$counted</b>test images, through ONNX Runtime</div>
-  <div class="tile"><b>$validation</b>right on validation<br>
-    <span class="soft">95 %: $validation_interval</span></div>
+  $validation
   <div class="tile"><b>$ece</b>calibration error<br><span class="soft">temperature $temperature</span></div>
   <div class="tile"><b>$parameters</b>parameters</div>
 </div>
 <h2>Checks</h2>
 <table>$checks</table>
-<h2>Learning</h2>
-<img src="$history" alt="loss and accuracy over the epochs">
+$learning
 $augmentation
 <h2>Labels</h2>
 <table><tr><th>label</th><th>precision</th><th>recall</th><th>F1</th><th>test images</th></tr>$labels</table>

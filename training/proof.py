@@ -1,5 +1,7 @@
 """The exported file is judged: scored on the test split, and compared with the network it came from."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy.typing as npt
 
 from serving.bundle.images import Pixels
 from training.data import Dataset
+from training.data.splits import Labels
 from training.evaluate import score
 from training.export import Classifier
 from training.gates import Check, at_least, at_most
@@ -39,7 +42,14 @@ class Proof:
     mistakes: tuple[Mistake, ...]  # the most confident first
 
 
-def prove(classifier: Classifier, model_file: Path, dataset: Dataset, gates: GateRecipe) -> Proof:
+def prove(
+    classifier: Classifier,
+    model_file: Path,
+    dataset: Dataset,
+    gates: GateRecipe,
+    *,
+    fitted_labels: Labels | None = None,
+) -> Proof:
     """Run the file on the whole test split through ONNX Runtime.
 
     Args:
@@ -47,6 +57,7 @@ def prove(classifier: Classifier, model_file: Path, dataset: Dataset, gates: Gat
         model_file: the exported file.
         dataset: of which the test split and the labels are used.
         gates: limits of the checks.
+        fitted_labels: (N,) what scikit-learn says of the test split, where it fitted the head.
     """
     session = open_session(model_file)
     probabilities, _ = run(session, dataset.test.images)  # (N, K)
@@ -54,10 +65,29 @@ def prove(classifier: Classifier, model_file: Path, dataset: Dataset, gates: Gat
     evaluation = scores.evaluation
     checks = (
         at_least("accuracy on the test split", evaluation.accuracy.value, gates.min_accuracy),
+        *_other_floors(scores, gates),
+        *_same_as_fitted(probabilities, fitted_labels),
         at_most("calibration error on the test split", evaluation.ece, gates.max_ece),
         *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
     )
     return Proof(scores, checks, _mistakes(dataset, probabilities))
+
+
+def _same_as_fitted(probabilities: npt.NDArray[np.float32], fitted: Labels | None) -> Iterator[Check]:
+    if fitted is not None:
+        same = int((probabilities.argmax(axis=1) == fitted).sum())
+        detail = f"{same:,} of {len(fitted):,}"
+        yield Check(name="same labels as scikit-learn", passed=same == len(fitted), detail=detail)
+
+
+def _other_floors(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
+    """Only those that were asked for: most recipes judge by accuracy alone."""
+    if gates.min_balanced_accuracy:
+        value = scores.balanced_accuracy.value if scores.balanced_accuracy else math.nan
+        yield at_least("balanced accuracy on the test split", value, gates.min_balanced_accuracy)
+    if gates.min_auc:
+        value = scores.auc.value if scores.auc else math.nan
+        yield at_least("area under the ROC curve on the test split", value, gates.min_auc)
 
 
 def _mistakes(dataset: Dataset, probabilities: npt.NDArray[np.float32]) -> tuple[Mistake, ...]:

@@ -60,6 +60,7 @@ def publish(
                 created_at=metrics.created_at,
                 framework=metrics.framework,
                 parameters=metrics.parameters,
+                pretrained=metrics.pretrained,
             ),
         )
 

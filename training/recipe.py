@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -21,8 +21,9 @@ from training.sections import (
     AugmentationRecipe,
     DataRecipe,
     GateRecipe,
-    NetworkName,
+    HeadRecipe,
     NetworkRecipe,
+    OwnNetwork,
     TrainingRecipe,
 )
 
@@ -46,9 +47,15 @@ class Recipe(Strict):
     name: str = Field(pattern=f"^{NAME_PATTERN.pattern}$")
     summary: str = ""
     stated: str | None = Field(default=None, description="the result that this recipe claims")
+    method: Literal["train", "few-shot", "as-is"] = Field(
+        default="train",
+        description="train: gradient descent; few-shot: a head fitted on frozen features; "
+        "as-is: a pretrained backbone with its own 1,000 classes",
+    )
     data: DataRecipe
     geometry: Geometry = _GEOMETRY
     network: NetworkRecipe = NetworkRecipe()
+    head: HeadRecipe = HeadRecipe()
     augmentation: AugmentationRecipe = AugmentationRecipe()
     training: TrainingRecipe = TrainingRecipe()
     gates: GateRecipe = GateRecipe()
@@ -101,8 +108,8 @@ def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     if name in shipped_names() or name.endswith(".toml"):
         return resolve(name, overrides)
-    if name not in get_args(NetworkName):
-        raise RecipeError(f"{_no_such_recipe(name)}; networks are {', '.join(get_args(NetworkName))}")
+    if name not in get_args(OwnNetwork):
+        raise RecipeError(f"{_no_such_recipe(name)}; networks are {', '.join(get_args(OwnNetwork))}")
     height, width, channels = _USUAL_IMAGES.get(name, _GEOMETRY.shape)
     made_for = [f"network.name={name}", f"geometry.height={height}", f"geometry.width={width}"]
     return resolve(

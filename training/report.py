@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from training.few_shot_curve import CurvePoint
 from training.history import EpochRecord
 from training.metrics import METRICS_FILE, Metrics
 from training.page import render
@@ -17,6 +18,7 @@ from training.proof import Mistake
 from training.scores import Scores
 
 _DOTS_PER_INCH = 120
+_MOST_NAMED_LABELS = 60  # above that their names would overlap
 _MOST_LABELS_IN_CELLS = 20  # above that a confusion matrix's numbers can no longer be read
 
 
@@ -41,10 +43,11 @@ def write_report(
     (folder / METRICS_FILE).write_text(metrics.model_dump_json(indent=2) + "\n", encoding="utf-8")
     records = [asdict(record) for record in history]
     (folder / "history.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-    pictures = {
-        "history.png": _png(draw_history(history, metrics.best_epoch)),
-        "confusion.png": _png(draw_confusion(metrics.test)),
-    }
+    pictures = {"confusion.png": _png(draw_confusion(metrics.test))}
+    if history:
+        pictures["history.png"] = _png(draw_history(history, metrics.best_epoch))
+    if metrics.few_shot:
+        pictures["few-shot.png"] = _png(draw_curve(metrics.few_shot))
     if examples is not None:
         pictures["augmentation.png"] = _png(draw_augmentation(examples))
     for name, picture in pictures.items():
@@ -93,19 +96,39 @@ def draw_augmentation(examples: npt.NDArray[np.uint8]) -> Figure:
     return figure
 
 
+def draw_curve(points: Sequence[CurvePoint]) -> Figure:
+    """Mean accuracy over the number of examples, its interval and the range of the draws."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(points))
+    worst, best = [100 * point.worst for point in points], [100 * point.best for point in points]
+    axes.fill_between(places, worst, best, color="#8aa4c8", alpha=0.25, label="worst to best draw")
+    below = [100 * (point.mean - point.low) for point in points]
+    above = [100 * (point.high - point.mean) for point in points]
+    means = [100 * point.mean for point in points]
+    axes.errorbar(places, means, (below, above), color="#1f4e8c", marker="o", capsize=4, label="mean, 95 %")
+    axes.set_xticks(places, [point.examples() for point in points])
+    axes.set(xlabel="training images of each label", ylabel="% right", title="accuracy from few examples")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def draw_confusion(scores: Scores) -> Figure:
     """True labels down, predicted labels across; colour is the part of the true label's images."""
     counts = np.array(scores.confusion)  # (K, K)
     # Matplotlib would take what stands between two dollar signs for mathematics.
     labels = [entry.label.replace("$", r"\$") for entry in scores.labels]
+    named = labels if len(labels) <= _MOST_NAMED_LABELS else []
     side = min(14.0, max(4.0, 0.45 * len(labels) + 1.5))  # inches
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title="confusion on the test split")
-    axes.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 3 else 0)  # noqa: PLR2004
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(named)), named, rotation=90 if max(map(len, labels)) > 3 else 0)  # noqa: PLR2004
+    axes.set_yticks(range(len(named)), named)
     if len(labels) <= _MOST_LABELS_IN_CELLS:
         for row, column in zip(*counts.nonzero(), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"  # noqa: PLR2004 - half of the scale

@@ -31,6 +31,16 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def head_checkpoint(self) -> Path:
+        """State of the epochs in which only a backbone's head learns."""
+        return self.path / "head-checkpoint.pt"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something that could be gone on with."""
+        return self.checkpoint.exists() or self.head_checkpoint.exists()
+
+    @property
     def model(self) -> Path:
         """The exported file."""
         return self.path / "model.onnx"
@@ -70,7 +80,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
     with _locked(path):
         if resume:
             said = _check_resumable(folder, recipe)
-        elif folder.checkpoint.exists():
+        elif folder.is_begun:
             raise RunFolderTaken(
                 f"{path} holds an unfinished run: go on with --resume, or choose another --run-dir"
             )
@@ -96,7 +106,7 @@ def _move_aside(path: Path) -> Path:
 
 
 def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
-    if not folder.checkpoint.exists():
+    if not folder.is_begun:
         return f"{folder.path} holds no checkpoint yet: the run starts at the beginning"
     try:
         earlier = Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8")).settings()

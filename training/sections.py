@@ -1,13 +1,16 @@
 """The sections of a recipe: every setting with its unit, its bounds and its reason. Knows no torch."""
 
-from typing import Annotated, Literal
+import difflib
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from serving.bundle.manifest import Strict
+from training.backbone_names import BACKBONES
 
-Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "npz", "folder", "fake"]
-NetworkName = Literal["lenet5", "conv2", "alexnet", "allconv", "pneumonia", "fast"]
+Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "npz", "folder", "imagenet", "fake"]
+OwnNetwork = Literal["lenet5", "conv2", "alexnet", "allconv", "pneumonia", "fast"]
+EMBEDDING = "embedding"  # head.layer: the network's own features before its head
 Width = Annotated[int, Field(ge=1, le=8192)]
 Activation = Literal["relu", "leaky-relu", "elu", "gelu", "silu", "mish", "tanh", "sigmoid"]
 
@@ -16,6 +19,9 @@ class DataRecipe(Strict):
     """Which images, and how they are divided."""
 
     source: Source
+    val_is_test: bool = Field(
+        default=False, description="folder: `val` is the test split; validation is split off training"
+    )
     file: str | None = Field(
         default=None, description="npz: the file below the data root; default: the only .npz in it"
     )
@@ -51,7 +57,13 @@ class DataRecipe(Strict):
 class NetworkRecipe(Strict):
     """The architecture: what is not said here is the network's own."""
 
-    name: NetworkName = "lenet5"
+    name: str = Field(default="lenet5", description="one of our own, or torchvision's name of a backbone")
+    weights: str = Field(
+        default="random", description="of a backbone: random, torchvision (its best ones), or a file"
+    )
+    train_from: str = Field(
+        default="all", description="of a backbone: all, head, or the first layer that is trained"
+    )
     activation: Activation | None = Field(default=None, description="after each layer that has one")
     maps: tuple[Width, ...] | None = Field(default=None, description="filters of each convolution, in order")
     hidden: tuple[Width, ...] | None = Field(default=None, description="units of each hidden dense layer")
@@ -68,6 +80,41 @@ class NetworkRecipe(Strict):
         description="of each image whose predictions are averaged, inside the published graph: "
         "2 adds the mirror image, 6 adds both moved by a pixel",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, name: str) -> str:
+        known = (*get_args(OwnNetwork), *BACKBONES)
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=3, cutoff=0)
+            raise ValueError(f"there is no such network, the nearest names are {', '.join(nearest)}")
+        return name
+
+    @model_validator(mode="after")
+    def _only_backbones_are_pretrained(self) -> Self:
+        if self.name not in BACKBONES and (self.weights, self.train_from) != ("random", "all"):
+            raise ValueError(f"weights and train_from are of backbones, {self.name} is none")
+        return self
+
+
+class HeadRecipe(Strict):
+    """Of method few-shot: what is fitted on the features of which layer."""
+
+    kind: Literal["linear-svm", "rbf-svm", "poly-svm", "logistic", "prototype"] = "linear-svm"
+    layer: str = Field(default=EMBEDDING, description="any layer's name, features.12 say; or embedding")
+    pooling: Literal["mean", "none"] = Field(
+        default="mean", description="of maps: their means, or every value"
+    )
+    scaling: Literal["none", "standard", "unit"] = Field(
+        default="none",
+        description="standard: each feature's mean 0 and deviation 1; unit: each image's length 1",
+    )
+    regularisation: float = Field(default=1.0, gt=0, description="scikit-learn's C: less is stronger")
+    degree: int = Field(default=3, ge=2, le=6, description="of poly-svm")
+    shots: tuple[int, ...] = Field(
+        default=(1, 2, 5, 10, 20), description="training images of each label at which the curve is drawn"
+    )
+    draws: int = Field(default=50, ge=2, le=10_000, description="random choices of images at each point")
 
 
 class AugmentationRecipe(Strict):
@@ -101,6 +148,15 @@ class TrainingRecipe(Strict):
     """The optimisation."""
 
     epochs: int = Field(default=20, ge=1, le=10_000, description="at most; early stopping may end before")
+    head_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="of a backbone: first the head alone, on features computed once",
+    )
+    head_learning_rate: float = Field(
+        default=3e-3, gt=0, le=100, description="of head_epochs, at its highest"
+    )
     batch_size: int = Field(default=64, ge=2, le=65_536, description="images a step, over all processes")
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
         default="adam", description="sgd: with Nesterov momentum; muon: for filters, sgd for all else"
@@ -150,6 +206,8 @@ class GateRecipe(Strict):
     """What a version must show before it is published."""
 
     min_accuracy: float = Field(default=0.0, ge=0, le=1, description="on the test split")
+    min_balanced_accuracy: float = Field(default=0.0, ge=0, le=1, description="mean recall of the labels")
+    min_auc: float = Field(default=0.0, ge=0, le=1, description="area under the ROC curve")
     max_ece: float = Field(default=0.1, gt=0, le=1, description="calibration error on the test split")
     max_parity_gap: float = Field(
         default=1e-4, gt=0, le=0.1, description="of any probability between torch and ONNX Runtime"

@@ -16,6 +16,7 @@ from serving.bundle.manifest import (
     Evaluation,
     Geometry,
     Manifest,
+    Pretrained,
     Provenance,
 )
 from serving.bundle.repository import Bundle, Repository
@@ -33,6 +34,7 @@ __all__ = [
     "Golden",
     "ImageLimits",
     "Manifest",
+    "Pretrained",
     "Provenance",
     "Repository",
     "apply_geometry",

@@ -66,7 +66,7 @@ class Calibration(Strict):
 
 
 class Estimate(Strict):
-    """A measured fraction with its 95 % interval (Wilson)."""
+    """A measured fraction with its 95 % interval: Wilson's, or the bootstrap's where there is no formula."""
 
     value: Fraction
     low: Fraction
@@ -82,6 +82,14 @@ class Evaluation(Strict):
     ece: Fraction
 
 
+class Pretrained(Strict):
+    """The weights that a network began with, or was taken over with."""
+
+    network: str = Field(description="torchvision's name of it")
+    file: str = Field(description="name of the file, without its folder")
+    sha256: Sha256 = Field(description="of the file")
+
+
 class Provenance(Strict):
     """Where the weights come from."""
 
@@ -91,6 +99,7 @@ class Provenance(Strict):
     created_at: datetime
     framework: str = Field(description="torch 2.13.0, say")
     parameters: int = Field(ge=0)
+    pretrained: Pretrained | None = Field(default=None, description="none: all was learned from the data")
 
 
 class FileDigest(Strict):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from serving.bundle import Geometry
-from training.data import cifar10, digits, fake, folder, mnist, npz
+from training.data import cifar10, digits, fake, folder, imagenet, mnist, npz
 from training.data.checks import DataReport, check
 from training.data.splits import Collected, Dataset, divide
 from training.errors import DataError
@@ -52,10 +52,16 @@ def _collect(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> 
         return mnist.collect_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
         raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
+    return _collect_below(data_root, recipe, geometry)
+
+
+def _collect_below(data_root: Path, recipe: DataRecipe, geometry: Geometry) -> Collected:
     if recipe.source == "mnist":
         return mnist.collect(geometry, data_root, download=recipe.download)
     if recipe.source == "folder":
-        return folder.collect(geometry, data_root)
+        return folder.collect(geometry, data_root, val_is_test=recipe.val_is_test)
+    if recipe.source == "imagenet":
+        return imagenet.collect(geometry, data_root)
     collect = cifar10.collect if recipe.source == "cifar10" else npz.collect
     return collect(geometry, data_root, recipe)
 

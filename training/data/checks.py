@@ -25,7 +25,9 @@ MAX_NAMES = 20  # that a report or a message lists; the count is always whole
 class DataReport(Strict):
     """What the checks found and what they did about it."""
 
-    counts: Mapping[str, Mapping[str, int]] = Field(description="split -> label -> images that are used")
+    counts: Mapping[str, Mapping[str, int]] = Field(
+        description="split -> label -> images that are used; of a set that only judges, its labels alone"
+    )
     undecodable: Mapping[str, str] = Field(description="file -> why; left out")
     ignored_files: int = Field(description="files that are no images by their name")
     repeated: Mapping[str, int] = Field(description="split -> images equal to an earlier one in it; kept")
@@ -99,8 +101,12 @@ def check(
     removes = recipe.near_duplicates == "remove"
     if removes:
         kept = _without_names(kept, near_leaks)
+    only_judges = not len(dataset.train)
+    counts = {name: _count(split, dataset.labels) for name, split in kept.parts().items()}
+    if only_judges:
+        counts = {"test": {label: count for label, count in counts["test"].items() if count}}
     report = DataReport(
-        counts={name: _count(split, dataset.labels) for name, split in kept.parts().items()},
+        counts=counts,
         undecodable=collected.undecodable,
         ignored_files=len(collected.ignored),
         repeated={name: len(split) - len(set(_hashes(split))) for name, split in kept.parts().items()},
@@ -110,7 +116,8 @@ def check(
         near_leaks=near_leaks,
         near_leaks_removed=removes,
     )
-    _refuse_gaps(report, recipe.min_validation_images_per_class)
+    if not only_judges:
+        _refuse_gaps(report, recipe.min_validation_images_per_class)
     return kept, report
 
 

@@ -22,26 +22,35 @@ _LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class Item:
+    """An image file that is not decoded yet."""
+
     path: Path
     name: str  # below the root
     label: int
 
 
-def collect(geometry: Geometry, root: Path) -> Collected:
+def collect(geometry: Geometry, root: Path, *, val_is_test: bool = False) -> Collected:
     """Decode every image file once, by the code that the server runs.
+
+    Args:
+        geometry: of the decoded images.
+        root: holds the split folders, or the class folders.
+        val_is_test: the folder `val` is the test split, for sets that were published with those two alone.
 
     Raises:
         DataError: there is no such folder, or it has another layout, or no image can be decoded.
     """
     folders = _split_folders(root)
+    if val_is_test:
+        folders = _with_val_as_test(folders, root)
     labels = _labels(folders.values(), root)
     undecodable: dict[str, str] = {}
     ignored: list[str] = []
     splits = {}
     for name, folder in folders.items():
         items = list(_items(folder, root, labels, ignored))
-        splits[name] = _decode_all(items, geometry, undecodable)
+        splits[name] = decode_all(items, geometry, undecodable)
     if not any(len(split) for split in splits.values()):
         raise DataError(f"no image under {root} can be decoded: {len(undecodable)} tried")
     return Collected(
@@ -65,6 +74,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
+def _with_val_as_test(folders: dict[str, Path], root: Path) -> dict[str, Path]:
+    if "test" in folders or "validation" not in folders:
+        raise DataError(f"data.val_is_test wants {root} to hold train and val, it holds {', '.join(folders)}")
+    return {"train": folders["train"], "test": folders["validation"]}
+
+
 def _labels(folders: Iterable[Path], root: Path) -> tuple[str, ...]:
     labels = sorted({path.name for folder in folders for path in _class_folders(folder)})
     if len(labels) < 2:  # noqa: PLR2004 - there is nothing to tell apart
@@ -76,17 +91,23 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _items(folder: Path, root: Path, labels: tuple[str, ...], ignored: list[str]) -> Iterable[_Item]:
+def _items(folder: Path, root: Path, labels: tuple[str, ...], ignored: list[str]) -> Iterable[Item]:
     for class_folder in _class_folders(folder):
         for path in sorted(path for path in class_folder.rglob("*") if path.is_file()):
             name = path.relative_to(root).as_posix()
-            if path.suffix.lower() in _SUFFIXES:
-                yield _Item(path, name, labels.index(class_folder.name))
+            if is_image(path):
+                yield Item(path, name, labels.index(class_folder.name))
             else:
                 ignored.append(name)
 
 
-def _decode_all(items: list[_Item], geometry: Geometry, undecodable: dict[str, str]) -> Split:
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def decode_all(items: list[Item], geometry: Geometry, undecodable: dict[str, str]) -> Split:
+    """Decode files to model geometry; what cannot be decoded is put into `undecodable` with its reason."""
     # Pillow lets go of the interpreter lock while it decodes and resizes, so threads are enough.
     with ThreadPoolExecutor() as pool:
         decoded = list(pool.map(partial(_decode, geometry=geometry), items))
@@ -104,7 +125,7 @@ def _decode_all(items: list[_Item], geometry: Geometry, undecodable: dict[str, s
     )
 
 
-def _decode(item: _Item, geometry: Geometry) -> Pixels | str:
+def _decode(item: Item, geometry: Geometry) -> Pixels | str:
     """Pixels in model geometry, or why there are none."""
     try:
         return apply_geometry(decode_image(item.path.read_bytes(), _LIMITS), geometry)

@@ -23,9 +23,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: Indices) -> "Split":
+    def take(self, indices: Indices | slice) -> "Split":
         """The part at these indices, in their order."""
-        return Split(self.images[indices], self.labels[indices], tuple(self.names[i] for i in indices))
+        positions = range(len(self))[indices] if isinstance(indices, slice) else indices
+        return Split(self.images[indices], self.labels[indices], tuple(self.names[i] for i in positions))
 
 
 @dataclass(frozen=True, slots=True)

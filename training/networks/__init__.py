@@ -1,8 +1,10 @@
-"""Networks by name."""
+"""Networks by name: our own, and torchvision's as backbones."""
 
 from serving.bundle import Geometry
+from training.backbone_names import BACKBONES
 from training.networks.alexnet import AlexNet
 from training.networks.allconv import AllConv
+from training.networks.backbones import build_backbone
 from training.networks.conv2 import Conv2
 from training.networks.fast import Fast
 from training.networks.lenet5 import LeNet5
@@ -25,7 +27,10 @@ def build(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> Network:
 
     Raises:
         RecipeError: the network cannot take this geometry.
+        WeightsError: pretrained weights cannot be read, or belong to another network.
     """
+    if recipe.name in BACKBONES:
+        return build_backbone(recipe, geometry, classes)
     return _NETWORKS[recipe.name](recipe, geometry, classes)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from serving.bundle import Pretrained  # noqa: TC001 - one way of importing everywhere
+
 _SHIFT_PX = 1  # of moved views
 _MOVES = ((0, 0, 0.5), (-_SHIFT_PX, -_SHIFT_PX, 0.25), (_SHIFT_PX, _SHIFT_PX, 0.25))  # down, right, weight
 _MIRRORED, _MOVED = 2, 6  # views
@@ -25,7 +27,8 @@ class Network(nn.Module):
         self.embedding_size = embedding_size
         self.views = views
         self.memory_format = torch.contiguous_format
-        self.head = nn.Linear(embedding_size, classes)
+        self.pretrained: Pretrained | None = None
+        self.head: nn.Module = nn.Linear(embedding_size, classes)
 
     def features(self, pixels: Tensor) -> Tensor:
         """The penultimate activations.

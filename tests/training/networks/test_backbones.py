@@ -1,0 +1,205 @@
+"""Backbones: every one is there by name, can be frozen in part, takes weights from files, and exports."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from serving.bundle import Geometry
+from training.backbone_names import BACKBONES
+from training.errors import RecipeError, WeightsError
+from training.export import Classifier, export
+from training.networks import build
+from training.networks.backbones import Backbone, build_classifier
+from training.onnx_session import open_session
+from training.parity import check_parity
+from training.recipe import NetworkRecipe
+from training.torchvision_import import import_torchvision
+
+GEOMETRY = Geometry(height=64, width=64, channels=3)
+TOO_LARGE_FOR_ONE_FILE = {"regnet_y_128gf", "vit_h_14"}
+
+# A few families that export in seconds; LENSERVE_EVERY_BACKBONE=1 takes all, in an hour and 20 GB of memory.
+SAMPLE = ("squeezenet1_1", "resnet18", "mobilenet_v3_small", "vgg11")
+EXPORTED = BACKBONES if os.environ.get("LENSERVE_EVERY_BACKBONE") else SAMPLE
+
+
+def network(**options: object) -> Backbone:
+    """A small backbone for 3 classes."""
+    torch.manual_seed(0)
+    built = build(NetworkRecipe.model_validate({"name": "squeezenet1_1", **options}), GEOMETRY, 3)
+    assert isinstance(built, Backbone)
+    return built
+
+
+def noise(count: int, geometry: Geometry = GEOMETRY) -> torch.Tensor:
+    """(count, H, W, C) uint8."""
+    return torch.randint(0, 256, (count, *geometry.shape), dtype=torch.uint8)
+
+
+def test_the_names_are_torchvision_s() -> None:
+    """Every classification network of torchvision is a backbone, but two that no ONNX file can hold."""
+    models = import_torchvision("torchvision.models")
+    assert set(BACKBONES) == set(models.list_models(module=models)) - TOO_LARGE_FOR_ONE_FILE
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.timeout(900)
+def test_a_backbone_exports_and_agrees_with_torch(name: str, tmp_path: Path) -> None:
+    """With a new head, its ONNX file gives torch's labels, probabilities and embedding."""
+    side = {"inception_v3": 96, "maxvit_t": 224}.get(name, 64)
+    geometry = Geometry(height=side, width=side, channels=3)
+    torch.manual_seed(0)
+    built = build(NetworkRecipe(name=name), geometry, 5).train()
+    with torch.no_grad():
+        built(noise(4, geometry))  # statistics that are not the initial ones
+    classifier = Classifier(built, temperature=1.3).eval()
+    export(classifier, geometry, tmp_path / "model.onnx")
+    checks = check_parity(
+        classifier, open_session(tmp_path / "model.onnx"), noise(9, geometry).numpy(), max_gap=1e-4
+    )
+    assert all(check.passed for check in checks), checks
+
+
+def test_parameter_counts_with_a_new_head() -> None:
+    """Torchvision's count, less the old head, plus the new one."""
+    assert network().parameter_count() == 1_235_496 - (512 * 1000 + 1000) + (512 * 3 + 3)
+    assert network(name="resnet18").parameter_count() == 11_689_512 - (512 * 1000 + 1000) + (512 * 3 + 3)
+
+
+def test_grey_images_are_taken_for_three_equal_channels() -> None:
+    """A grey geometry saves two thirds of the memory and changes no logit."""
+    torch.manual_seed(0)
+    grey = build(NetworkRecipe(name="squeezenet1_1"), GEOMETRY.model_copy(update={"channels": 1}), 3).eval()
+    images = noise(2)[..., :1]
+    with torch.no_grad():
+        torch.testing.assert_close(grey(images)[0], grey(images.expand(-1, -1, -1, 3))[0])
+
+
+@pytest.mark.parametrize(
+    ("train_from", "frozen"),
+    [
+        ("all", set()),
+        ("features.11", {f"features.{number}" for number in (0, 3, 4, 6, 7, 9, 10)}),
+        ("trunk.features.11", {f"features.{number}" for number in (0, 3, 4, 6, 7, 9, 10)}),
+        ("head", {f"features.{number}" for number in (0, 3, 4, 6, 7, 9, 10, 11, 12)}),
+    ],
+)
+def test_training_starts_at_the_named_layer(train_from: str, frozen: set[str]) -> None:
+    """What comes before it has no gradients, what comes from it on has; the head always."""
+    built = network(train_from=train_from)
+    still = {
+        ".".join(name.split(".")[1:3])
+        for name, parameter in built.trunk.named_parameters(prefix="trunk")
+        if not parameter.requires_grad
+    }
+    assert still == frozen
+    assert all(parameter.requires_grad for parameter in built.head.parameters())
+
+
+def test_an_unknown_layer_names_the_nearest() -> None:
+    """A misspelt layer is the recipe's fault, and the answer helps."""
+    with pytest.raises(
+        RecipeError, match=r"there is no layer 'feature.12': the nearest names are features\.12"
+    ):
+        network(train_from="feature.12")
+
+
+def test_statistics_of_frozen_batch_norms_are_kept() -> None:
+    """Training mode moves the statistics after the layer only, and training steps no frozen weight."""
+    built = network(name="resnet18", train_from="layer4").train()
+    before = {name: value.clone() for name, value in built.state_dict().items()}
+    optimizer = torch.optim.SGD((p for p in built.parameters() if p.requires_grad), lr=0.1)
+    loss = nn.functional.cross_entropy(built(noise(4))[0], torch.tensor([0, 1, 2, 0]))
+    loss.backward()
+    optimizer.step()
+    changed = {name for name, value in built.state_dict().items() if not torch.equal(value, before[name])}
+    assert "trunk.layer4.0.bn1.running_mean" in changed
+    assert "trunk.layer4.1.conv2.weight" in changed
+    assert not [name for name in changed if not name.startswith(("trunk.layer4.", "head."))]
+
+
+def test_weights_come_from_files_of_both_kinds(tmp_path: Path) -> None:
+    """torch.save and safetensors, plain, nested or wrapped by data parallelism: the same trunk and digest."""
+    state = import_torchvision("torchvision.models").squeezenet1_1().state_dict()
+    save_file(state, tmp_path / "plain.safetensors")
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "nested.pth"
+    )
+    plain = network(weights=str(tmp_path / "plain.safetensors"))
+    nested = network(weights=str(tmp_path / "nested.pth"))
+    assert torch.equal(plain.trunk.features[12].squeeze.weight, state["features.12.squeeze.weight"])
+    for name, value in plain.trunk.state_dict().items():
+        assert torch.equal(value, nested.trunk.state_dict()[name])
+    assert plain.pretrained is not None
+    assert (plain.pretrained.network, plain.pretrained.file) == ("squeezenet1_1", "plain.safetensors")
+
+
+def test_a_fine_tuned_file_with_another_head_gives_its_trunk(tmp_path: Path) -> None:
+    """Weights for 7 classes serve a network of 3: the head is new anyway."""
+    state = import_torchvision("torchvision.models").squeezenet1_1(num_classes=7).state_dict()
+    torch.save(state, tmp_path / "seven.pth")
+    built = network(weights=str(tmp_path / "seven.pth"))
+    assert torch.equal(built.trunk.features[0].weight, state["features.0.weight"])
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("a pickle ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        (_Hostile(), "cannot be read"),
+        ([1, 2], "hold no state dict, but list"),
+        ({"epoch": 3}, "hold something else than tensors: epoch"),
+        ({"a": torch.zeros(1)}, "are missing (features.0.bias"),
+    ],
+)
+def test_wrong_weights_are_refused(
+    content: object, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing file, a pickle that would run code, another kind of content, another network."""
+    if content is not None:
+        torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError) as refused:
+        network(weights=str(tmp_path / "weights.pth"))
+    assert said in str(refused.value)
+    assert "a pickle ran" not in capsys.readouterr().out
+
+
+def test_as_it_is_the_network_gives_torchvision_s_logits(tmp_path: Path) -> None:
+    """With its own head, SqueezeNet and a network with a linear head say what torchvision's say."""
+    for name in ("squeezenet1_1", "mobilenet_v3_small"):
+        torch.manual_seed(0)
+        reference = import_torchvision("torchvision.models").get_model(name).eval()
+        torch.save(reference.state_dict(), tmp_path / f"{name}.pth")
+        recipe = NetworkRecipe(name=name, weights=str(tmp_path / f"{name}.pth"))
+        built = build_classifier(recipe, GEOMETRY).eval()
+        images = noise(3)
+        pixels = images.permute(0, 3, 1, 2).float() / 255  # (N, C, H, W)
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        with torch.no_grad():
+            expected = reference((pixels - mean[:, None, None]) / deviation[:, None, None])
+            logits, embedding = built(images)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+        assert embedding.shape == (3, built.embedding_size)
+        assert np.isfinite(embedding.numpy()).all()
+
+
+def test_as_it_is_needs_weights() -> None:
+    """Without training, random weights would be published."""
+    with pytest.raises(RecipeError, match=r"network\.weights is random"):
+        build_classifier(NetworkRecipe(name="squeezenet1_1"), GEOMETRY)
+
+
+def test_a_geometry_that_is_too_small_is_the_recipe_s_fault() -> None:
+    """Where nothing is left after the pooling, the message says which images are too small."""
+    with pytest.raises(RecipeError, match=r"squeezenet1_1 cannot take images of 8x8x3"):
+        build(NetworkRecipe(name="squeezenet1_1"), Geometry(height=8, width=8, channels=3), 3)

@@ -1,0 +1,76 @@
+"""Features of frozen layers, computed once and kept on disk by the content of all that they depend on."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from serving.bundle.images import Pixels
+from training.files import replace_file
+from training.steps import forward_batch
+
+Features = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]  # images done, of how many
+
+
+@torch.no_grad()
+def features_of(
+    extractor: nn.Module, images: Pixels, *, name: str, device: torch.device, cache: Path, progress: Progress
+) -> Features:
+    """The features of images, from the cache where they are in it.
+
+    Args:
+        extractor: frozen; (N, H, W, C) uint8 -> (N, D) float32.
+        images: (N, H, W, C) uint8 in model geometry.
+        name: all that decides the features beside the extractor's weights: network, layer, pooling.
+        device: of the computation.
+        cache: folder of the cache, made where it is missing.
+        progress: called after every batch.
+
+    Returns: (N, D) float32.
+    """
+    path = cache / f"features-{_digest(extractor, images, name)[:32]}.npy"
+    found = _read(path, len(images))
+    if found is not None:
+        return found
+    whole = torch.from_numpy(images)  # (N, H, W, C)
+    extractor = extractor.to(device).eval()
+    parts: list[Tensor] = []
+    for batch in torch.split(whole, forward_batch(whole)):
+        parts.append(extractor(batch.to(device)).float().cpu())
+        progress(sum(map(len, parts)), len(whole))
+    features = torch.cat(parts).numpy()  # (N, D)
+    _write(path, features)
+    return features
+
+
+def _digest(extractor: nn.Module, images: Pixels, name: str) -> str:
+    sha = hashlib.sha256(f"{name} {images.shape}".encode())
+    for key, value in extractor.state_dict().items():
+        sha.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    sha.update(np.ascontiguousarray(images).data)
+    return sha.hexdigest()
+
+
+def _read(path: Path, count: int) -> Features | None:
+    """None where there is nothing, or where what is there is broken: then it is made afresh."""
+    try:
+        with path.open("rb") as file:
+            features = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    is_sound = features.dtype == np.float32 and features.ndim == 2 and len(features) == count  # noqa: PLR2004
+    return features if is_sound else None
+
+
+def _write(path: Path, features: Features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, features, allow_pickle=False)
+    replace_file(path, buffer.getvalue())

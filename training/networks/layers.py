@@ -1,0 +1,50 @@
+"""Features of any named layer of a network, as one vector an image."""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from training.networks.backbones import find_layer, pooled
+from training.networks.network import Network
+
+Pooling = Literal["mean", "none"]
+
+
+class LayerFeatures(nn.Module):
+    """The frozen part of a network up to a layer.
+
+    The layers after it run too while torch does the work; the exporter leaves them out of the graph, since
+    nothing depends on them.
+    """
+
+    def __init__(self, network: Network, layer: str | None, pooling: Pooling) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.name = layer or "embedding"
+        self.layer = None if layer is None else find_layer(network, layer)
+        self.pooling = pooling
+
+    def train(self, mode: bool = True) -> "LayerFeatures":  # noqa: ARG002, FBT001, FBT002 - torch's own signature
+        """Stay in evaluation mode: what is frozen is never trained."""
+        return super().train(mode=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, H, W, C) uint8 -> (N, D) float32; without a layer's name the network's own embedding."""
+        if self.layer is None:
+            embedding: Tensor = self.network(images)[1]  # (N, D)
+            return embedding
+        seen: list[Tensor] = []
+        handle = self.layer.register_forward_hook(
+            lambda _module, _inputs, output: seen.append(_tensor(output))
+        )
+        try:
+            self.network(images)
+        finally:
+            handle.remove()
+        activations = seen[-1]  # (N, D), (N, D, h, w), or (N, tokens, D) of a transformer
+        return (pooled(activations) if self.pooling == "mean" else activations).flatten(start_dim=1)
+
+
+def _tensor(output: Any) -> Tensor:  # noqa: ANN401 - attention gives a pair
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
