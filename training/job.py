@@ -24,12 +24,14 @@ from training.loggers import Logger, open_loggers
 from training.metrics import Metrics
 from training.parallel import ALONE, Group
 from training.proof import Proof, prove
-from training.publish import publish
+from training.publish import publish, spread
 from training.recipe import Recipe
 from training.report import write_report
 from training.runs import RunFolder, open_run
 from training.steps import predict
 from training.summary import RunSummary
+from training.variant_report import VariantReport
+from training.variants import as_check, make_variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,9 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.checks(proof.checks)
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
 
-    metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof)
-    examples = augmented_examples(recipe, dataset.train)
+    variants = _variants(recipe, folder, dataset, job)
+    metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof, variants)
+    examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
     write_report(folder.report, metrics, trained.history, proof.mistakes, examples)
     interrupts.leave_if_asked("training is finished and saved, nothing was published")
     return _publish(recipe, job, folder, dataset, metrics, began_s)
@@ -144,6 +147,24 @@ def _calibrate(
     return calibrate(logits, split.labels), wilson(right, len(split))
 
 
+def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> tuple[VariantReport, ...]:
+    reports = []
+    for precision in recipe.variants.precisions:
+        job.interrupts.leave_if_asked("training is finished and saved, nothing was published")
+        chosen = spread(dataset.train.labels, recipe.variants.calibration_images)
+        report = make_variant(
+            precision,
+            folder.model,
+            calibration=dataset.train.images[chosen],
+            test=dataset.test,
+            labels=dataset.labels,
+            recipe=recipe.variants,
+        )
+        job.display.checks([as_check(report)])
+        reports.append(report)
+    return tuple(reports)
+
+
 def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
     recipe: Recipe,
     job: Job,
@@ -152,6 +173,7 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
     validation: Estimate | None,
     data_report: DataReport,
     proof: Proof,
+    variants: tuple[VariantReport, ...],
 ) -> Metrics:
     return Metrics(
         model=job.model,
@@ -170,7 +192,8 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
         calibration=calibration,
         validation=validation,
         test=proof.scores,
-        checks=proof.checks,
+        checks=(*proof.checks, *map(as_check, variants)),
+        variants=variants,
         created_at=datetime.now(UTC),
     )
 

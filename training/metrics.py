@@ -12,6 +12,7 @@ from training.data.checks import DataReport
 from training.few_shot_curve import CurvePoint
 from training.gates import Check
 from training.scores import Scores
+from training.variant_report import VariantReport
 
 METRICS_FILE = "metrics.json"
 
@@ -38,6 +39,7 @@ class Metrics(Strict):
     )
     test: Scores
     checks: tuple[Check, ...]
+    variants: tuple[VariantReport, ...] = ()
     created_at: datetime
 
     def headline(self) -> dict[str, int | float]:

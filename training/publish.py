@@ -12,6 +12,7 @@ from serving.bundle import (
     Golden,
     Provenance,
     Repository,
+    variant_file,
     write_golden,
 )
 from serving.bundle.golden import MAX_GOLDEN_IMAGES
@@ -43,6 +44,9 @@ def publish(
     def write(staging: Path) -> Description:
         shutil.copyfile(folder.model, staging / MODEL_FILE)
         shutil.copytree(folder.report, staging / "report")
+        variants = {kept.precision: kept.variant for kept in metrics.variants if kept.kept and kept.variant}
+        for precision in variants:
+            shutil.copyfile(folder.path / variant_file(precision), staging / variant_file(precision))
         session = open_session(staging / MODEL_FILE)
         images = test.images[spread(test.labels, MAX_GOLDEN_IMAGES)]
         probabilities, embedding = run(session, images)
@@ -53,6 +57,7 @@ def publish(
             embedding_size=embedding.shape[1],
             calibration=metrics.calibration,
             evaluation=metrics.test.evaluation,
+            variants=variants,
             provenance=Provenance(
                 recipe=recipe.name,
                 recipe_digest=metrics.recipe_digest,

@@ -25,6 +25,7 @@ from training.sections import (
     NetworkRecipe,
     OwnNetwork,
     TrainingRecipe,
+    VariantRecipe,
 )
 
 # Dark background: padding and shifts bring in what surrounds a handwritten digit.
@@ -59,6 +60,7 @@ class Recipe(Strict):
     augmentation: AugmentationRecipe = AugmentationRecipe()
     training: TrainingRecipe = TrainingRecipe()
     gates: GateRecipe = GateRecipe()
+    variants: VariantRecipe = VariantRecipe()
 
     def settings(self) -> dict[str, Any]:
         """All that decides the run, flat: dotted key -> plain value. Prose decides nothing."""

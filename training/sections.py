@@ -202,6 +202,22 @@ class TrainingRecipe(Strict):
     )
 
 
+class VariantRecipe(Strict):
+    """Other precisions of the exported file: each is published with it, where it is nearly as good."""
+
+    precisions: tuple[Literal["int8", "fp16"], ...] = ("int8", "fp16")
+    max_accuracy_drop: float = Field(default=0.005, ge=0, le=1, description="on the test split")
+    min_same_labels: float = Field(
+        default=0.99, ge=0, le=1, description="as the exported file, on the test split"
+    )
+    min_int8_speedup: float = Field(
+        default=1.05, gt=0, description="in CPU time, at batch 1 and 32: small networks get slower by it"
+    )
+    calibration_images: int = Field(
+        default=256, ge=1, le=100_000, description="training images that tell int8 the range of every value"
+    )
+
+
 class GateRecipe(Strict):
     """What a version must show before it is published."""
 

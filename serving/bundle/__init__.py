@@ -18,6 +18,8 @@ from serving.bundle.manifest import (
     Manifest,
     Pretrained,
     Provenance,
+    Variant,
+    variant_file,
 )
 from serving.bundle.repository import Bundle, Repository
 
@@ -37,9 +39,11 @@ __all__ = [
     "Pretrained",
     "Provenance",
     "Repository",
+    "Variant",
     "apply_geometry",
     "check_pixels",
     "decode_image",
     "read_golden",
+    "variant_file",
     "write_golden",
 ]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from serving.errors import InvalidManifest
 
 MODEL_FILE = "model.onnx"
+Precision = Literal["int8", "fp16"]
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
 
@@ -82,6 +83,16 @@ class Evaluation(Strict):
     ece: Fraction
 
 
+class Variant(Strict):
+    """The same network in another precision, in a file of its own: faster or smaller, and nearly as good."""
+
+    evaluation: Evaluation = Field(description="on the same test split")
+    same_labels: Fraction = Field(description="of the test split, where it says what the exported file says")
+    golden_tolerance: float = Field(
+        gt=0, le=1, description="largest difference of any of its probabilities from the golden ones"
+    )
+
+
 class Pretrained(Strict):
     """The weights that a network began with, or was taken over with."""
 
@@ -123,6 +134,9 @@ class Description(Strict):
     calibration: Calibration
     evaluation: Evaluation
     provenance: Provenance
+    variants: Mapping[Precision, Variant] = Field(
+        default_factory=dict, description="precision -> what model.<precision>.onnx is worth; absent: none"
+    )
     golden_tolerance: float = Field(
         default=2e-3, gt=0, le=0.1, description="largest difference of any golden probability on any device"
     )
@@ -135,6 +149,11 @@ class Description(Strict):
         return labels
 
 
+def variant_file(precision: Precision) -> str:
+    """Where a variant lies in its version."""
+    return f"model.{precision}.onnx"
+
+
 class Manifest(Description):
     """manifest.json: a description, sealed with the digests of every other file of its version."""
 
@@ -145,7 +164,7 @@ class Manifest(Description):
         for name in self.files:
             if not _is_plain_path(name) or name == MANIFEST_FILE:
                 raise ValueError(f"file {name!r} is not a plain path inside the version")
-        missing = {MODEL_FILE, GOLDEN_FILE} - set(self.files)
+        missing = {MODEL_FILE, GOLDEN_FILE, *map(variant_file, self.variants)} - set(self.files)
         if missing:
             raise ValueError(f"files lack {', '.join(sorted(missing))}")
         return self

@@ -31,8 +31,8 @@ def job(tmp_path: Path, display: Display) -> Job:
 
 @pytest.fixture(scope="session")
 def digits_recipe() -> Recipe:
-    """lenet5-digits, cut to three epochs."""
-    return resolve("lenet5-digits", ["training.epochs=3", "gates.min_accuracy=0.9"])
+    """lenet5-digits, cut to three epochs and without variants."""
+    return resolve("lenet5-digits", ["training.epochs=3", "gates.min_accuracy=0.9", "variants.precisions=[]"])
 
 
 @pytest.fixture(scope="session")
