@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from serving.batching import Batcher, BatchPolicy, BatchRun
-from serving.bundle import Bundle, Repository
-from serving.engine import Engine, warm_and_prove
+from serving.bundle import Bundle, Precision, Repository
+from serving.engine import Engine
 from serving.errors import (
     BundleError,
     EngineError,
@@ -27,8 +27,9 @@ from serving.errors import (
     ProofFailed,
     UnknownModel,
 )
+from serving.loading import load_version, prove
 from serving.metrics import Metrics, VersionMetrics
-from serving.tuning import RunCost, images_on_loop, measure_cost
+from serving.tuning import RunCost, images_on_loop
 from serving.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -54,6 +55,7 @@ class Models:
         warm_sizes: tuple[int, ...],
         metrics: Metrics,
         place: Callable[[RunCost], int] = images_on_loop,
+        precision: Precision | None = None,
         poll_interval_s: float = 1.0,
     ) -> None:
         self._repository = repository
@@ -62,6 +64,7 @@ class Models:
         self._warm_sizes = warm_sizes
         self._metrics = metrics
         self._place = place
+        self._precision = precision
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be, or still leased
@@ -190,7 +193,7 @@ class Models:
 
     async def _check(self, version: Version) -> None:
         try:
-            await asyncio.to_thread(self._prove, version.bundle, version.engine)
+            await asyncio.to_thread(prove, version.loaded, self._warm_sizes)
         except (EngineError, ProofFailed) as error:
             if not version.broken:
                 version.broken = str(error)
@@ -339,7 +342,15 @@ class Models:
         self._announce()
         started_s = time.monotonic()
         try:
-            bundle, engine, cost = await asyncio.to_thread(self._read_and_prove, name, number)
+            loaded = await asyncio.to_thread(
+                load_version,
+                self._repository,
+                name,
+                number,
+                self._load_engine,
+                sizes=self._warm_sizes,
+                precision=self._precision,
+            )
         except Exception as error:  # noqa: BLE001 - whatever a version trips over refuses that version alone
             self._failures[name, number] = _Failure(fingerprint, str(error))
             _log.error(
@@ -355,24 +366,19 @@ class Models:
         stack = AsyncExitStack()
         metrics = self._metrics.version(name, number)
         batcher = Batcher(
-            engine.run, self._policy, partial(_record_run, metrics), loop_images=self._place(cost)
+            loaded.engine.run,
+            self._policy,
+            partial(_record_run, metrics),
+            loop_images=self._place(loaded.cost),
         )
-        version = Version(bundle, engine, await stack.enter_async_context(batcher), metrics, stack)
+        version = Version(loaded, await stack.enter_async_context(batcher), metrics, stack)
         self._loaded.add(version)
         duration_s = time.monotonic() - started_s
         self._metrics.load_duration.labels(name).observe(duration_s)
-        _log.info("version_loaded", extra=_fields(bundle, seconds=round(duration_s, 3)))
+        precision = loaded.precision or "fp32"
+        told = _fields(loaded.bundle, precision=precision, seconds=round(duration_s, 3))
+        _log.info("version_loaded", extra=told)
         return version
-
-    def _read_and_prove(self, name: str, number: int) -> tuple[Bundle, Engine, RunCost]:
-        bundle = self._repository.read(name, number)
-        engine = self._load_engine(bundle.model_file)
-        self._prove(bundle, engine)
-        return bundle, engine, measure_cost(engine, bundle.golden().images, max(self._warm_sizes))
-
-    def _prove(self, bundle: Bundle, engine: Engine) -> None:
-        tolerance = bundle.manifest.golden_tolerance
-        warm_and_prove(engine, bundle.golden(), tolerance=tolerance, sizes=self._warm_sizes)
 
     def _find(self, name: str, revision: Revision) -> Version:
         model = self.get(name)

@@ -51,6 +51,10 @@ class ServerSettings(Strict):
         le=256,
         description="ONNX Runtime threads per version; 0: one per core; not given: measured at load",
     )
+    precision: Literal["auto", "fp32", "int8", "fp16"] = Field(
+        default="auto",
+        description="of versions that carry others than the exported fp32; auto: what suits the device",
+    )
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="images the engine is given at once")
     max_queue_delay_s: float = Field(
         default=0.0, ge=0, le=1, description="how long an idle engine waits for a fuller batch; 0: not at all"

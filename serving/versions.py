@@ -12,6 +12,7 @@ from serving.batching import Batcher
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import ModelUnavailable
+from serving.loading import Loaded
 from serving.metrics import VersionMetrics
 
 STABLE_ALIAS = "stable"
@@ -32,8 +33,7 @@ class State(StrEnum):
 class Version:
     """A loaded version, with its engine and queue. Held in a `with` it is not unloaded before the end."""
 
-    bundle: Bundle
-    engine: Engine
+    loaded: Loaded
     batcher: Batcher
     metrics: VersionMetrics
     stack: AsyncExitStack  # closes the batcher
@@ -61,6 +61,16 @@ class Version:
         self.leases -= 1
         if not self.leases:
             self.idle.set()
+
+    @property
+    def bundle(self) -> Bundle:
+        """Its files."""
+        return self.loaded.bundle
+
+    @property
+    def engine(self) -> Engine:
+        """Its network."""
+        return self.loaded.engine
 
     @property
     def number(self) -> int:

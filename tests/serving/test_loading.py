@@ -1,0 +1,109 @@
+"""Which of a version's files is served, and what happens when it does not keep its promise."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.bundle import MODEL_FILE, Bundle, Description, Precision, Repository, variant_file
+from serving.bundle.manifest import Variant
+from serving.engine import Device, OnnxEngine
+from serving.errors import ProofFailed
+from serving.loading import Loaded, choose_precision, load_version, prove, read_cpu_flags
+
+CPU, CUDA = Device("cpu", 0, "tests"), Device("cuda", 0, "tests")
+VNNI = frozenset({"sse2", "avx512_vnni"})
+PLAIN = frozenset({"sse2"})
+SIZES = (1, 4)
+
+Publish = Callable[..., Bundle]
+load_engine = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "flags", "precision"),
+    [
+        ("auto", CPU, VNNI, "int8"),
+        ("auto", CPU, PLAIN, None),
+        ("auto", CUDA, VNNI, "fp16"),
+        ("fp32", CUDA, VNNI, None),
+        ("fp32", CPU, VNNI, None),
+        ("int8", CPU, PLAIN, "int8"),
+        ("fp16", CPU, PLAIN, "fp16"),
+    ],
+)
+def test_the_precision_follows_the_device_unless_asked_for(
+    requested: str, device: Device, flags: frozenset[str], precision: Precision | None
+) -> None:
+    """INT8 where the CPU multiplies bytes, FP16 on CUDA; whoever asks gets what they ask for."""
+    assert choose_precision(requested, device, flags) == precision
+
+
+def test_this_machines_cpu_says_what_it_can_do() -> None:
+    """On Linux on x86 there is at least SSE2; elsewhere nothing is known, and nothing is assumed."""
+    flags = read_cpu_flags()
+    assert "sse2" in flags or not Path("/proc/cpuinfo").exists() or not flags
+
+
+def test_a_variant_is_served_where_the_version_has_it(publish: Publish, repository: Repository) -> None:
+    """With its own tolerance; a version without one is served as it was exported."""
+    plain = publish()
+    bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.25)
+    loaded = _load(repository, bundle, "int8")
+    assert (loaded.precision, loaded.tolerance) == ("int8", 0.25)
+    assert _load(repository, bundle, None).precision is None
+    assert _load(repository, bundle, "fp16").precision is None
+    assert _load(repository, plain, "int8").precision is None
+    assert loaded.cost.one_s > 0
+    prove(loaded, SIZES)
+
+
+def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
+    publish: Publish, repository: Repository, log_events: Any
+) -> None:
+    """Another network under its name: the version is served all the same, and the log says so."""
+    plain = publish()
+    wrong = _with_variant(repository, plain, publish(rotate=1).model_file, tolerance=1e-6)
+    loaded = _load(repository, wrong, "int8")
+    assert loaded.precision is None
+    assert loaded.tolerance == plain.manifest.golden_tolerance
+    (told,) = log_events.named("variant_unfit")
+    assert (told.precision, told.version) == ("int8", wrong.version)
+
+
+def test_a_version_whose_exported_file_fails_is_refused_whatever_its_variant(
+    publish: Publish, repository: Repository
+) -> None:
+    """There is nothing left to give way to."""
+    plain = publish()
+    other = publish(rotate=1)
+    wrong = _with_variant(repository, plain, other.model_file, tolerance=1e-6, exported=other.model_file)
+    with pytest.raises(ProofFailed):
+        _load(repository, wrong, "int8")
+
+
+def _load(repository: Repository, bundle: Bundle, precision: Precision | None) -> Loaded:
+    return load_version(
+        repository, bundle.model, bundle.version, load_engine, sizes=SIZES, precision=precision
+    )
+
+
+def _with_variant(
+    repository: Repository, source: Bundle, variant: Path, *, tolerance: float, exported: Path | None = None
+) -> Bundle:
+    """Publish a version once more, with an int8 form beside it."""
+
+    def write(folder: Path) -> Description:
+        shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        shutil.copy(exported or source.model_file, folder / MODEL_FILE)
+        shutil.copy(variant, folder / variant_file("int8"))
+        manifest = source.manifest
+        told = {name: getattr(manifest, name) for name in Description.model_fields}
+        form = Variant(evaluation=manifest.evaluation, same_labels=1.0, golden_tolerance=tolerance)
+        return Description(**{**told, "variants": {"int8": form}})
+
+    return repository.publish(source.model, write)
