@@ -1,9 +1,9 @@
 """Which backbones there are, by torchvision's names. Knows no torch: a recipe is checked at once."""
 
 # torchvision's classification networks, less the two whose weights do not fit into one ONNX file:
-# regnet_y_128gf and vit_h_14 have more than 2 GB, protobuf's limit.
+# regnet_y_128gf and vit_h_14 have more than 2 GB, protobuf's limit; and less alexnet, a name of our own.
 BACKBONES = (
-    *("alexnet", "googlenet", "inception_v3", "maxvit_t"),
+    *("googlenet", "inception_v3", "maxvit_t"),
     *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
     *("densenet121", "densenet161", "densenet169", "densenet201"),
     *(f"efficientnet_b{size}" for size in range(8)),
