@@ -126,6 +126,13 @@ class AugmentationRecipe(Strict):
     min_crop_area: float = Field(
         default=1.0, gt=0, le=1, description="a random part of this share of the area or more, enlarged"
     )
+    affine_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="of the images that are turned, zoomed or cropped; that softens small images, and a "
+        "network that whitens them must see sharp ones too",
+    )
     flip: Literal["none", "random", "alternating"] = Field(
         default="none",
         description="left to right; alternating: by a coin in the first epoch, then every other epoch",

@@ -10,5 +10,6 @@ from serving.bundle.images import Pixels
 def fit(images: npt.NDArray[np.uint8], geometry: Geometry) -> Pixels:
     """(N, h, w, c) of any size -> (N, H, W, C)."""
     if images.shape[1:] == geometry.shape:
-        return np.ascontiguousarray(images)  # geometry leaves such images as they are
+        # Geometry leaves such images as they are. torch wants memory that it could write to.
+        return np.require(images, requirements=["C", "W"])
     return np.stack([apply_geometry(image, geometry) for image in images])

@@ -40,7 +40,9 @@ def augment(
         images = geometry_changes.mirror(images, uniforms[:, Use.VERTICAL_FLIP] < 0.5, axis=1)  # noqa: PLR2004
     if geometry_changes.is_affine(recipe):
         matrices = geometry_changes.affine(uniforms, recipe, images.shape)
-        images = geometry_changes.sample(images, matrices, recipe.edge, background)
+        sampled = geometry_changes.sample(images, matrices, recipe.edge, background)
+        chosen = uniforms[:, Use.AFFINE] < recipe.affine_share  # (B,)
+        images = torch.where(chosen[:, None, None, None], sampled, images.float())
     if recipe.brightness or recipe.contrast or recipe.saturation:
         images = colour_changes.recolour(images.float(), uniforms, recipe)
     if recipe.trivial:

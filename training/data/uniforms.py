@@ -18,6 +18,7 @@ class Use(IntEnum):
 
     SHIFT_Y = 0
     SHIFT_X = auto()
+    AFFINE = auto()
     ROTATION = auto()
     ZOOM = auto()
     CROP_AREA = auto()

@@ -125,6 +125,14 @@ def test_a_turn_keeps_distances_on_images_that_are_not_square() -> None:
     assert (abs(row - 10), column) == (4, 20)
 
 
+def test_a_share_of_the_images_stays_sharp() -> None:
+    """About half are turned, the others are as they were to the bit."""
+    images = photographs(count=60)
+    turned = changed(images, max_rotation_degrees=30, affine_share=0.5)
+    same = [torch.equal(a.float(), b) for a, b in zip(images, turned, strict=True)]
+    assert 15 < sum(same) < 45
+
+
 def test_a_crop_enlarges_a_part() -> None:
     """A quarter of the area of a ramp spans about half of its values."""
     ramp = torch.arange(0, 200, 2, dtype=torch.uint8).expand(8, 100, 100).unsqueeze(3)
