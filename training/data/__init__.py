@@ -19,12 +19,12 @@ def load(
         recipe: which data.
         geometry: into which each image is brought.
         data_root: for sources that read files.
-        cache: folder that keeps verdicts which take long, by the content that they judge; none: judged anew.
+        cache: folder that keeps by content what takes long, verdicts and decoded images; none: made anew.
 
     Raises:
         DataError: the data are missing, broken, or too few.
     """
-    collected = _collect(recipe, geometry, data_root)
+    collected = _collect(recipe, geometry, data_root, cache)
     return check(_divide(collected, recipe), collected, recipe, cache)
 
 
@@ -43,7 +43,9 @@ def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
     )
 
 
-def _collect(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> Collected:
+def _collect(
+    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
+) -> Collected:
     if recipe.source == "digits":
         return digits.collect(geometry)
     if recipe.source == "fake":
@@ -52,14 +54,14 @@ def _collect(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> 
         return mnist.collect_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
         raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
-    return _collect_below(data_root, recipe, geometry)
+    return _collect_below(data_root, recipe, geometry, cache)
 
 
-def _collect_below(data_root: Path, recipe: DataRecipe, geometry: Geometry) -> Collected:
+def _collect_below(data_root: Path, recipe: DataRecipe, geometry: Geometry, cache: Path | None) -> Collected:
     if recipe.source == "mnist":
         return mnist.collect(geometry, data_root, download=recipe.download)
     if recipe.source == "folder":
-        return folder.collect(geometry, data_root, val_is_test=recipe.val_is_test)
+        return folder.collect(geometry, data_root, val_is_test=recipe.val_is_test, cache=cache)
     if recipe.source == "imagenet":
         return imagenet.collect(geometry, data_root)
     collect = cifar10.collect if recipe.source == "cifar10" else npz.collect

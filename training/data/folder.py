@@ -1,16 +1,13 @@
 """Image files in class folders: <root>/train|val|test/<class>/, or <root>/<class>/ to be split by a seed."""
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
-from serving.bundle.images import Pixels
-from serving.errors import ImageError
+from serving.bundle import Geometry
+from training.data.decoded import decode_files
 from training.data.splits import Collected, Split
 from training.errors import DataError
 
@@ -18,7 +15,6 @@ _SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +26,16 @@ class Item:
     label: int
 
 
-def collect(geometry: Geometry, root: Path, *, val_is_test: bool = False) -> Collected:
+def collect(
+    geometry: Geometry, root: Path, *, val_is_test: bool = False, cache: Path | None = None
+) -> Collected:
     """Decode every image file once, by the code that the server runs.
 
     Args:
         geometry: of the decoded images.
         root: holds the split folders, or the class folders.
         val_is_test: the folder `val` is the test split, for sets that were published with those two alone.
+        cache: folder that keeps decoded images by their content; none: decoded anew.
 
     Raises:
         DataError: there is no such folder, or it has another layout, or no image can be decoded.
@@ -50,7 +49,7 @@ def collect(geometry: Geometry, root: Path, *, val_is_test: bool = False) -> Col
     splits = {}
     for name, folder in folders.items():
         items = list(_items(folder, root, labels, ignored))
-        splits[name] = decode_all(items, geometry, undecodable)
+        splits[name] = decode_all(items, geometry, undecodable, cache)
     if not any(len(split) for split in splits.values()):
         raise DataError(f"no image under {root} can be decoded: {len(undecodable)} tried")
     return Collected(
@@ -106,28 +105,15 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES
 
 
-def decode_all(items: list[Item], geometry: Geometry, undecodable: dict[str, str]) -> Split:
+def decode_all(
+    items: list[Item], geometry: Geometry, undecodable: dict[str, str], cache: Path | None = None
+) -> Split:
     """Decode files to model geometry; what cannot be decoded is put into `undecodable` with its reason."""
-    # Pillow lets go of the interpreter lock while it decodes and resizes, so threads are enough.
-    with ThreadPoolExecutor() as pool:
-        decoded = list(pool.map(partial(_decode, geometry=geometry), items))
-    good = [
-        (item, pixels) for item, pixels in zip(items, decoded, strict=True) if not isinstance(pixels, str)
-    ]
-    undecodable.update(
-        {item.name: why for item, why in zip(items, decoded, strict=True) if isinstance(why, str)}
+    images, reasons = decode_files([item.path for item in items], geometry, cache)
+    undecodable.update({items[index].name: why for index, why in reasons.items()})
+    whole = Split(
+        images, np.array([item.label for item in items], dtype=np.int64), tuple(item.name for item in items)
     )
-    shape = (0, geometry.height, geometry.width, geometry.channels)
-    return Split(
-        np.stack([pixels for _, pixels in good]) if good else np.empty(shape, np.uint8),
-        np.array([item.label for item, _ in good], dtype=np.int64),
-        tuple(item.name for item, _ in good),
-    )
-
-
-def _decode(item: Item, geometry: Geometry) -> Pixels | str:
-    """Pixels in model geometry, or why there are none."""
-    try:
-        return apply_geometry(decode_image(item.path.read_bytes(), _LIMITS), geometry)
-    except (ImageError, OSError) as error:
-        return str(error)
+    if not reasons:
+        return whole
+    return whole.take(np.array([index for index in range(len(items)) if index not in reasons], np.intp))
