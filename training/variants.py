@@ -28,15 +28,8 @@ Precision = Literal["int8", "fp16"]
 
 # Where whole numbers are as good as fractions: sums of products, and what passes values on. All else stays.
 _QUANTIZED = (
-    "Conv",
-    "Gemm",
-    "MatMul",
-    "Relu",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Concat",
-    "Add",
+    *("Conv", "Gemm", "MatMul", "Add", "Concat"),
+    *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
 )
 _SUMS_OF_PRODUCTS = ("Conv", "Gemm", "MatMul")
 _CALIBRATION_BATCH = 16
