@@ -31,7 +31,7 @@ from training.runs import RunFolder, open_run
 from training.steps import predict
 from training.summary import RunSummary
 from training.variant_report import VariantReport
-from training.variants import as_check, make_variant
+from training.variants import make_variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> 
             labels=dataset.labels,
             recipe=recipe.variants,
         )
-        job.display.checks([as_check(report)])
+        job.display.note(f"  {report.precision} {report.in_words()}")
         reports.append(report)
     return tuple(reports)
 
@@ -192,7 +192,7 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
         calibration=calibration,
         validation=validation,
         test=proof.scores,
-        checks=(*proof.checks, *map(as_check, variants)),
+        checks=proof.checks,
         variants=variants,
         created_at=datetime.now(UTC),
     )

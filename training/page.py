@@ -39,6 +39,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         temperature=f"{metrics.calibration.temperature:.3f}",
         parameters=f"{metrics.parameters:,}",
         checks=_rows((("✓" if c.passed else "✗"), c.name, c.detail) for c in metrics.checks),
+        variants=_rows((report.precision, report.in_words()) for report in metrics.variants),
         labels=_rows(
             (
                 entry.label,
@@ -164,6 +165,8 @@ _PAGE = Template("""\
 </div>
 <h2>Checks</h2>
 <table>$checks</table>
+<h2>Other precisions</h2>
+<table>$variants</table>
 $learning
 $augmentation
 <h2>Labels</h2>

@@ -19,7 +19,6 @@ from serving.bundle import Variant, variant_file
 from serving.bundle.images import Pixels
 from training.data.splits import Split
 from training.evaluate import score
-from training.gates import Check
 from training.onnx_session import Floats, open_session, run
 from training.sections import VariantRecipe
 from training.variant_report import VariantReport
@@ -179,8 +178,3 @@ def _quiet() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def as_check(report: VariantReport) -> Check:
-    """For the list of checks: a variant that is left out is no failure."""
-    return Check(name=f"{report.precision} variant", passed=True, detail=report.in_words())
