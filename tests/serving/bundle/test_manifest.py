@@ -170,6 +170,21 @@ def test_the_necessary_files_are_necessary(name: str, document: dict[str, Any]) 
         parse(document)
 
 
+def test_variants_may_be_absent_and_need_their_files(document: dict[str, Any]) -> None:
+    """A manifest from before there were variants has none; one that is named must be among the files."""
+    document.pop("variants", None)
+    assert parse(document).variants == {}
+    worth = {"evaluation": document["evaluation"], "same_labels": 0.995, "golden_tolerance": 0.05}
+    document["variants"] = {"int8": worth}
+    with pytest.raises(InvalidManifest, match=r"files lack model\.int8\.onnx"):
+        parse(document)
+    document["files"]["model.int8.onnx"] = {"sha256": "0" * 64, "size_bytes": 1}
+    assert parse(document).variants["int8"].same_labels == 0.995
+    document["variants"] = {"int4": worth}
+    with pytest.raises(InvalidManifest, match=r"^variants\.int4"):
+        parse(document)
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"null", b"[]", b"1", b"\xff\xfe", b"{}{}", b"[" * 100_000])
 def test_what_is_no_document_is_refused(text: bytes) -> None:
     """Not JSON, not an object, not UTF-8, nested without end."""
