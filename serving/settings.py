@@ -131,6 +131,11 @@ class ServerSettings(Strict):
             raise ValueError("tls_cert_file and tls_key_file belong together")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+        if self.workers != 1 and (self.model_control or self.shared_memory_pattern is not None):
+            raise ValueError(
+                f"model_control and shared_memory_pattern need one process, not {self.workers} workers: "
+                "such a call would reach only the worker that it happens to meet"
+            )
         return self
 
     @property

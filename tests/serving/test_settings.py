@@ -105,6 +105,14 @@ def test_a_value_on_its_bound_is_taken(option: str, value: Any) -> None:
     assert getattr(ServerSettings.model_validate({"repository": HERE, option: value}), option) == value
 
 
+@pytest.mark.parametrize("option", [{"model_control": True}, {"shared_memory_pattern": "/demo"}])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_reaches_one_worker_only_is_refused_with_several(option: dict[str, Any], workers: int) -> None:
+    """A load or a registration that half of the calls do not see is worse than none."""
+    with pytest.raises(ValidationError, match=f"need one process, not {workers} workers"):
+        ServerSettings.model_validate({"repository": HERE, "workers": workers, **option})
+
+
 def test_a_request_that_could_never_be_admitted_is_refused_with_both_numbers() -> None:
     """More images in one request than may ever be pending would be retried for ever."""
     with pytest.raises(ValidationError, match="max_images is 11, more than max_pending_images, 10"):
