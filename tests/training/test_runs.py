@@ -45,7 +45,7 @@ def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: Recipe
     changed = fake_recipe("training.epochs=9", "network.dropout=0.5")
     with (
         pytest.raises(
-            RunFolderTaken, match=r"network\.dropout was 0\.0, is 0\.5; training\.epochs was 3, is 9"
+            RunFolderTaken, match=r"network\.dropout was None, is 0\.5; training\.epochs was 3, is 9"
         ),
         open_run(tmp_path / "run", changed, resume=True),
     ):
