@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from training.learner import Learner
+from training.networks import build
 from training.parallel import ALONE
 from training.recipe import resolve
 
@@ -16,7 +17,8 @@ def learner(*overrides: str) -> Learner:
     """Of a small LeNet-5, on eight images."""
     torch.manual_seed(0)
     recipe = resolve("lenet5-fake", [*SMALL, *overrides])
-    return Learner(recipe, IMAGES, LABELS, 2, ALONE)
+    network = build(recipe.network, recipe.geometry, 2)
+    return Learner(recipe, network, IMAGES, LABELS, ALONE)
 
 
 IMAGES = torch.randint(0, 256, (8, 12, 12, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

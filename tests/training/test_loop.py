@@ -159,7 +159,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
         torch.nn.init.constant_(network.head.bias, float("nan"))
         return network
 
-    monkeypatch.setattr("training.learner.build", build_broken)
+    monkeypatch.setattr("training.loop.build", build_broken)
     with pytest.raises(
         Diverged, match=r"is nan in epoch 1, step 1: training\.learning_rate 0\.003 may be too high"
     ):
