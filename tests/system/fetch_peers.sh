@@ -64,7 +64,7 @@ fetch_node() {
     rm -rf "$PEERS/node"
     mkdir -p "$PEERS/node" &&
         echo '{"private": true}' >"$PEERS/node/package.json" &&
-        npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$PEERS/node" \
+        npm install --silent --fetch-retries=1 --fetch-timeout=20000 --no-audit --no-fund --ignore-scripts --prefix "$PEERS/node" \
             "@grpc/grpc-js@$GRPC_JS" "@grpc/proto-loader@$PROTO_LOADER" &&
         touch "$PEERS/node/$GRPC_JS.done"
 }
