@@ -61,16 +61,16 @@ def boxes(draw: st.DrawFn, width: int, height: int) -> Box:
 def test_any_part_of_any_size_is_pillows_within_a_rounding(
     data: st.DataObject, shape: tuple[int, int, int], size: tuple[int, int], interpolation: str, *, hard: bool
 ) -> None:
-    """Noise, and black and white: one level, or two where cubic weights enlarge the first rounding."""
+    """Noise, and black and white: a level for each of two roundings; cubic weights enlarge the first."""
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     if hard:
         pixels = (pixels > 127).astype(np.uint8) * np.uint8(255)
     box = data.draw(boxes(shape[1], shape[0]))
     ours = resize(pixels, size, box=box, interpolation=interpolation)
     reference = pillow_across_then_down(pixels, size, box, interpolation)
-    assert difference(ours, reference).max() <= (1 if interpolation == "bilinear" else 2)
+    assert difference(ours, reference).max() <= (2 if interpolation == "bilinear" else 3)
     if interpolation == "bilinear":
-        assert difference(ours, pillow(pixels, size, box, interpolation)).max() <= 2
+        assert difference(ours, pillow(pixels, size, box, interpolation)).max() <= 3
 
 
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS)
