@@ -16,6 +16,7 @@ from serving.classifier import Classifier
 from serving.device.remote_engine import RemoteEngine
 from serving.engine import Device, batch_buckets, choose_device, find_cuda
 from serving.errors import UsageError
+from serving.loading import choose_precision, read_cpu_flags
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.settings import ServerSettings
@@ -166,6 +167,7 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: P
         warm_sizes=batch_buckets(device, size) or (1, size),
         metrics=metrics,
         place=images_on_loop if owner is None else in_thread,
+        precision=choose_precision(settings.precision, device, read_cpu_flags()),
         poll_interval_s=settings.poll_interval_s,
     )
 

@@ -74,6 +74,18 @@ def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
     assert (told.precision, told.version) == ("int8", wrong.version)
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+async def test_a_server_takes_the_precision_that_it_is_told(
+    publish: Publish, repository: Repository, serve: Callable[..., Any], log_events: Any, precision: str
+) -> None:
+    """The setting reaches the version, and its log line says what is served."""
+    plain = publish()
+    _with_variant(repository, plain, plain.model_file, tolerance=0.25)
+    async with serve(precision=precision):
+        told = await log_events.wait_for("version_loaded")
+    assert (told.version, told.precision) == (2, precision)
+
+
 def test_a_version_whose_exported_file_fails_is_refused_whatever_its_variant(
     publish: Publish, repository: Repository
 ) -> None:
