@@ -16,8 +16,8 @@ from serving.errors import ImageError, ImageTooLarge
 # An encoded file, decoded (H, W) or (H, W, C) uint8, or what was wrong with it already on the wire.
 Image = bytes | Pixels | ImageError
 
-# A PNG of 28 x 28 pixels takes 50 us, a worker thread and back 60 to 100: what is no larger than this, and
-# comes in no larger number, is decoded on the event loop.
+# A small PNG takes less than a worker thread and back (tests/benchmarks/choices.py): what is no larger than
+# this, and comes in no larger number, is decoded on the event loop.
 _SMALL = ImageLimits(max_bytes=4096, max_pixels=4096)
 _FEW = 8
 
