@@ -32,10 +32,7 @@ class Loaded:
     @property
     def tolerance(self) -> float:
         """How far a golden probability may be off."""
-        manifest = self.bundle.manifest
-        if self.precision is None:
-            return manifest.golden_tolerance
-        return manifest.variants[self.precision].golden_tolerance
+        return _tolerance(self.bundle, self.precision)
 
 
 def choose_precision(requested: str, device: Device, cpu_flags: frozenset[str]) -> Precision | None:
@@ -110,7 +107,11 @@ def _load(
     bundle: Bundle, load_engine: Callable[[Path], Engine], sizes: tuple[int, ...], precision: Precision | None
 ) -> Loaded:
     file = bundle.folder / (MODEL_FILE if precision is None else variant_file(precision))
-    engine = load_engine(file)
-    unmeasured = Loaded(bundle, engine, precision, RunCost(0, 1, 0))
-    prove(unmeasured, sizes)
-    return Loaded(bundle, engine, precision, measure_cost(engine, bundle.golden().images, max(sizes)))
+    engine, golden = load_engine(file), bundle.golden()
+    warm_and_prove(engine, golden, tolerance=_tolerance(bundle, precision), sizes=sizes)
+    return Loaded(bundle, engine, precision, measure_cost(engine, golden.images, max(sizes)))
+
+
+def _tolerance(bundle: Bundle, precision: Precision | None) -> float:
+    manifest = bundle.manifest
+    return manifest.golden_tolerance if precision is None else manifest.variants[precision].golden_tolerance
