@@ -42,12 +42,16 @@ async def _run(target: Target, loop: Loop, *, window_s: float = 0.3, warm_up_s: 
 async def test_a_closed_loop_keeps_its_callers_busy_and_no_more() -> None:
     """The server sees exactly so many at once, and requests in turn; what it answered is what was counted."""
     in_flight, most, seen = 0, 0, Counter[bytes]()
+    all_have_come = asyncio.Event()
 
     async def answer(request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
         seen[request] += 1
+        if in_flight == 7:
+            all_have_come.set()
+        await all_have_come.wait()
         await asyncio.sleep(0.001)
         in_flight -= 1
         return b""
@@ -89,9 +93,12 @@ async def test_a_stall_of_the_server_is_seen_by_everyone_who_was_due_during_it()
     stall_s = 0.4
 
     def stalling() -> Answer:
-        resumes_at_s = time.monotonic() + stall_s
+        resumes_at_s: float | None = None
 
         async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+            nonlocal resumes_at_s
+            if resumes_at_s is None:
+                resumes_at_s = time.monotonic() + stall_s
             await asyncio.sleep(resumes_at_s - time.monotonic())
             return b""
 
