@@ -27,6 +27,6 @@ class VariantReport(Strict):
         """One line."""
         if self.accuracy is None or self.same_labels is None:
             return f"left out: {self.reason}"
-        faster = ", ".join(f"{times:.2f} times less CPU at {batch}" for batch, times in self.speedup.items())
-        figures = f"{self.accuracy.value:.2%} right, {self.same_labels:.2%} the same labels, {faster}"
+        cost = ", ".join(f"{1 / times:.2f} of the CPU at {batch}" for batch, times in self.speedup.items())
+        figures = f"{self.accuracy.value:.2%} right, {self.same_labels:.2%} the same labels, {cost}"
         return f"kept: {figures}" if self.kept else f"left out, {self.reason} ({figures})"
