@@ -10,6 +10,15 @@ class Admission:
         self.limit = limit
         self.pending = 0
 
+    def check(self) -> None:
+        """Whether there is a place at all: what is refused before it has come costs least.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        if self.pending >= self.limit:
+            raise Overloaded(f"{self.pending} images are pending, the limit is {self.limit}")
+
     def enter(self, images: int) -> None:
         """Take places, which `leave` gives back.
 

@@ -46,6 +46,8 @@ class WireUnary:
 
     method: str
     answer: Callable[[bytes, Call], Awaitable[bytes]]
+    # For a transport to call before it waits for the rest of a long message.
+    admit: Callable[[Call], None] = lambda _call: None
 
 
 _Groups = AsyncGenerator[Sequence[bytes], None]
@@ -94,7 +96,22 @@ class Around:
             return WireStream(rpc.method, self._stream(rpc))
         if isinstance(rpc, Pipeline):
             return WireStream(rpc.method, self._pipeline(rpc))
-        return WireUnary(rpc.method, self._unary(rpc))
+        return WireUnary(rpc.method, self._unary(rpc), self._early(rpc))
+
+    def _early(self, rpc: Unary) -> Callable[[Call], None]:
+        ended = self._metrics.rpc(rpc.method).ended
+
+        def admit(call: Call) -> None:
+            try:
+                if rpc.admit is not None:
+                    rpc.admit()
+            except Exception as error:
+                self._name(call)
+                status = self._status(rpc, call, error)
+                ended(status.code.name, 0.0)
+                raise Failure(status) from error
+
+        return admit
 
     def _unary(self, rpc: Unary) -> Callable[[bytes, Call], Awaitable[bytes]]:
         # Written out in one piece: each layer more is a microsecond more for every call.

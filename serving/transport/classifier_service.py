@@ -25,7 +25,13 @@ class ClassifierService:
     def rpcs(self) -> Sequence[Rpc]:
         """Its rows of the table."""
         return (
-            Unary(f"/{SERVICE}/Classify", pb.ClassifyRequest, self.classify, model_field="model"),
+            Unary(
+                f"/{SERVICE}/Classify",
+                pb.ClassifyRequest,
+                self.classify,
+                model_field="model",
+                admit=self._classifier.admission.check,
+            ),
             Pipeline(
                 f"/{SERVICE}/ClassifyStream",
                 pb.ClassifyRequest,

@@ -79,7 +79,7 @@ class GrpcApp:
             call = None
             try:
                 call = open_call(headers)
-                message = await self._only_message(headers, receive, call)
+                message = await self._only_message(headers, receive, call, rpc.admit)
                 body = frame(await rpc.answer(message, call), compressed=takes_gzip(headers))
                 await send(_START_GZIP if body[0] else _START)
                 await send({"type": _BODY, "body": body})
@@ -116,13 +116,20 @@ class GrpcApp:
 
         return handle
 
-    async def _only_message(self, headers: RawHeaders, receive: Receive, call: Call) -> bytes:
-        """The message of a unary call. Most often it is one chunk, and plain: then it is only cut off."""
+    async def _only_message(
+        self, headers: RawHeaders, receive: Receive, call: Call, admit: Callable[[Call], None]
+    ) -> bytes:
+        """The message of a unary call. Most often it is one chunk, and plain: then it is only cut off.
+
+        Of a longer one the rest is not even received when there is no place for it: while the server has more
+        to do than it can, what it refuses should cost it nothing.
+        """
         event = await receive()
         body: bytes = event.get("body", b"")
         length = len(body) - PREFIX.size
         if 0 <= length <= self._max_message_bytes and PREFIX.unpack_from(body) == (0, length):
             return body[PREFIX.size :]
+        admit(call)
         async with _deadline(call), aclosing(self._messages(headers, receive, event)) as messages:
             async for message in messages:
                 return message

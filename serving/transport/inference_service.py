@@ -63,7 +63,13 @@ class InferenceService:
                 self.model_statistics,
                 model_field="name",
             ),
-            Unary(f"{prefix}/ModelInfer", pb.ModelInferRequest, self.model_infer, model_field="model_name"),
+            Unary(
+                f"{prefix}/ModelInfer",
+                pb.ModelInferRequest,
+                self.model_infer,
+                model_field="model_name",
+                admit=self._classifier.admission.check,
+            ),
             Pipeline(
                 f"{prefix}/ModelStreamInfer",
                 pb.ModelInferRequest,

@@ -35,6 +35,7 @@ class Unary:
     answer: Answer
     model_field: str = ""  # where the request names a model: tokens are checked against it
     is_open: bool = False  # answered without a token, for probes
+    admit: Callable[[], None] | None = None  # raises where not even the smallest request would be taken
 
 
 @dataclass(frozen=True, slots=True)

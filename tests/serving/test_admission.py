@@ -18,6 +18,16 @@ def test_the_limit_is_exact_and_both_numbers_are_told() -> None:
     assert admission.pending == 10
 
 
+def test_check_refuses_only_where_not_even_one_image_is_taken() -> None:
+    """With the images inside, and the limit."""
+    admission = Admission(2)
+    admission.enter(1)
+    admission.check()
+    admission.enter(1)
+    with pytest.raises(Overloaded, match=r"^2 images are pending, the limit is 2$"):
+        admission.check()
+
+
 @given(limit=st.integers(1, 20), sizes=st.lists(st.integers(1, 8), max_size=20))
 def test_pending_is_the_sum_of_what_was_let_in_and_never_passes_the_limit(
     limit: int, sizes: list[int]

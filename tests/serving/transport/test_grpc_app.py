@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from serving.transport.around import WireUnary
+from serving.transport.around import Failure, WireUnary
 from serving.transport.grpc_app import GrpcApp
 from serving.transport.grpc_framing import frame
+from serving.transport.status import Code, Status
 from serving.transport.table import Call
 
 METHOD = "/tests.Echo/Say"
@@ -62,6 +63,25 @@ async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> 
     assert server.types == ["start", "body", "trailers"]
     assert server.sent[1]["body"] == frame(b"hello")
     assert dict(server.sent[2]["headers"]) == {b"grpc-status": b"0", b"x-request-id": b"id-7"}
+
+
+@pytest.mark.parametrize(("first", "received"), [(b"", 1), (frame(b"hello")[:7], 1), (frame(b"hello"), 0)])
+async def test_the_rest_of_a_message_is_not_received_where_there_is_no_place_for_it(
+    first: bytes, received: int
+) -> None:
+    """A message that is whole already is left to the function, which knows more of it."""
+    refused: list[Call] = []
+
+    def admit(call: Call) -> None:
+        refused.append(call)
+        raise Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "full"))
+
+    server = FakeServer(_request(first, more=True))
+    await _call(server, GrpcApp([WireUnary(METHOD, _echo, admit)], max_message_bytes=100))
+    assert len(refused) == received
+    assert dict(server.sent[-1 if not received else 0]["headers"])[b"grpc-status"] == (
+        b"8" if received else b"0"
+    )
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])

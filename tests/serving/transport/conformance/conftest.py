@@ -58,6 +58,10 @@ DIFFERENCES = {
 SERVERS = {"h2": H2Server, "grpc": GrpcServer}
 
 
+def _no_place() -> None:
+    raise errors.Overloaded("full")
+
+
 @dataclass
 class Echo:
     """The methods that the tests call, and what became of the calls."""
@@ -76,6 +80,7 @@ class Echo:
             Unary(f"/{SERVICE}/Nothing", Empty, self.say),
             Unary(f"/{SERVICE}/Say", BytesValue, self.say),
             Unary(f"/{SERVICE}/Fail", StringValue, self.fail),
+            Unary(f"/{SERVICE}/Full", BytesValue, self.full, admit=_no_place),
             Unary(f"/{SERVICE}/Metadata", Empty, self.metadata),
             Unary(f"/{SERVICE}/Wait", BytesValue, self.wait),
             Stream(f"/{SERVICE}/Each", BytesValue, self.each),
@@ -96,6 +101,10 @@ class Echo:
         """Raise the error that is named first, with the rest as its message."""
         kind, _, message = request.value.partition(" ")
         raise getattr(errors, kind)(message)
+
+    async def full(self, _request: BytesValue, _call: Call) -> BytesValue:
+        """Refuse, as a transport may do before it has all of the request."""
+        raise errors.Overloaded("full")
 
     async def metadata(self, _request: Empty, call: Call) -> StringValue:
         """Tell what the call brought."""

@@ -105,6 +105,20 @@ async def test_a_stream_that_is_refused_at_once_is_told_why(methods: Any, failur
         assert (await failure_of(call)).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("size", [10, 50_000, 900_000])
+async def test_a_full_server_tells_every_client_so_on_one_connection(
+    methods: Any, failure_of: Any, size: int
+) -> None:
+    """However much of the request it has not read: no call ends otherwise, and the connection stays."""
+    for _ in range(30):
+        errors = await asyncio.gather(
+            *(failure_of(methods.unary("Full")(BytesValue(value=bytes(size)))) for _ in range(10))
+        )
+        assert {(error.code(), error.details()) for error in errors} == {
+            (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        }
+
+
 async def test_a_client_that_says_nothing_is_refused_too(served: Any, raw: Any) -> None:
     """It need not send anything to be told."""
     async with raw(served.server.port) as connection:
