@@ -41,10 +41,10 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
             uvloop.run(supervise(settings))
         else:
-            from serving.allocation import give_back_large_buffers
+            from serving.allocation import settle_memory
             from serving.server import serve
 
-            give_back_large_buffers()
+            settle_memory()
             uvloop.run(serve(settings))
         return DONE
 

@@ -10,7 +10,7 @@ from typing import Self
 
 import uvloop
 
-from serving.allocation import give_back_large_buffers
+from serving.allocation import settle_memory
 from serving.errors import LenserveError
 from serving.logs import configure_logs
 from serving.workers.messages import Order, Report, line
@@ -53,7 +53,7 @@ def take_orders(serve: Callable[[Orders], Awaitable[None]]) -> int:
     reports = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the supervisor decides
-    give_back_large_buffers()
+    settle_memory()
 
     async def take_and_serve() -> None:
         orders = await Orders.take(reports)

@@ -36,8 +36,8 @@ CONTENDERS: Mapping[str, Contender] = {
     },
     "lenserve stream, 1 in flight": closed_loop("lenserve stream", 1),
     "lenserve, 64 in flight on 16 connections": closed_loop("lenserve", 64, most_connections=16),
-    "lenserve two workers, 64 in flight": closed_loop(
-        "lenserve two workers", 64, most_connections=16, client_cores=CORES[:2]
+    "lenserve two workers, 128 in flight on 32 connections": closed_loop(
+        "lenserve two workers", 128, most_connections=32, client_cores=CORES[:2]
     ),
     "start": start_up,
     "overload": overload,
@@ -182,7 +182,7 @@ ROWS = (
         10,
         "two workers on two cores: requests/s, to one on one core, the client's cost apart",
         "apart_per_s",
-        "lenserve two workers, 64 in flight",
+        "lenserve two workers, 128 in flight on 32 connections",
         ("lenserve, 64 in flight on 16 connections",),
         1.6,
         1.85,
