@@ -35,6 +35,7 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 ROUNDS = 9
 REQUESTS = 1600
 MAX_BATCH_SIZE = 32
+PAUSE_S = 1e-4
 CPU = Device("cpu", 0, "benchmark")
 
 Work = Callable[[], Awaitable[object]]
@@ -74,10 +75,15 @@ def _lines(  # noqa: PLR0917 - every stage of the path
     async def nothing(_request: pb.ModelInferRequest, _call: Call) -> pb.ModelInferResponse:
         return answer
 
+    async def paused() -> None:
+        time.sleep(PAUSE_S)  # noqa: ASYNC251 - the core idles, as it does while a lonely client thinks
+        await everything()
+
     def wrapped(function: Any) -> Work:
         row = Around(Metrics()).wrap(Unary(METHOD, pb.ModelInferRequest, function, model_field="model_name"))
         return lambda: row.answer(message, Call({}))
 
+    everything = wrapped(service.model_infer)
     return {
         "around: parse, id, counts, errors": wrapped(nothing),
         "and the message <-> tensors": wrapped(instant.model_infer),
@@ -85,7 +91,8 @@ def _lines(  # noqa: PLR0917 - every stage of the path
         "classifier: lease, admission, batcher, network, counts": lambda: classifier.infer_tensor(
             image, model=ready.model
         ),
-        "everything": wrapped(service.model_infer),
+        "everything": everything,
+        "everything, each time after a pause of 0.1 ms": paused,
     }
 
 
