@@ -34,7 +34,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         accuracy=f"{evaluation.accuracy.value:.2%}",
         interval=f"{evaluation.accuracy.low:.2%} to {evaluation.accuracy.high:.2%}",
         counted=f"{evaluation.correct:,} of {evaluation.images:,}",
-        validation=_validation(metrics.validation),
+        others=_other_figures(metrics),
         ece=f"{evaluation.ece:.4f}",
         temperature=f"{metrics.calibration.temperature:.3f}",
         parameters=f"{metrics.parameters:,}",
@@ -68,12 +68,21 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
     )
 
 
-def _validation(accuracy: Estimate | None) -> str:
-    if accuracy is None:
-        return ""
+def _other_figures(metrics: Metrics) -> str:
+    """A tile for each figure that this run has."""
+    figures = (
+        ("area under the ROC curve", metrics.test.auc, ".4f"),
+        ("balanced accuracy", metrics.test.balanced_accuracy, ".2%"),
+        ("right label among the first five", metrics.test.top5, ".2%"),
+        ("right on validation", metrics.validation, ".2%"),
+    )
+    return "".join(_tile(name, estimate, form) for name, estimate, form in figures if estimate is not None)
+
+
+def _tile(name: str, estimate: Estimate, form: str) -> str:
     return (
-        f'<div class="tile"><b>{accuracy.value:.2%}</b>right on validation<br>'
-        f'<span class="soft">95 %: {accuracy.low:.2%} to {accuracy.high:.2%}</span></div>'
+        f'<div class="tile"><b>{estimate.value:{form}}</b>{name}<br>'
+        f'<span class="soft">95 %: {estimate.low:{form}} to {estimate.high:{form}}</span></div>\n'
     )
 
 
@@ -159,7 +168,7 @@ _PAGE = Template("""\
 <div class="tiles">
   <div class="tile"><b>$accuracy</b>right on the test split<br><span class="soft">95 %: $interval</span></div>
   <div class="tile"><b>$counted</b>test images, through ONNX Runtime</div>
-  $validation
+  $others
   <div class="tile"><b>$ece</b>calibration error<br><span class="soft">temperature $temperature</span></div>
   <div class="tile"><b>$parameters</b>parameters</div>
 </div>
