@@ -17,11 +17,11 @@ from rich.console import Console
 from serving.bundle import Repository
 from serving.bundle.manifest import NAME_PATTERN
 from serving.commandline import DONE, Command, Commands, print_line, run_commands, stderr
-from serving.errors import UsageError
 from training.errors import GateRefused
 from training.interrupts import Interrupts
-from training.measured import Measured, read_measured, record
+from training.measured import read_measured, record, shipped_recipe
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
+from training.results import markdown_table
 from training.sections import Source
 from training.summary import RunSummary
 from training.tables import describe_recipe, layers_tree, recipes_table, scores_table
@@ -101,15 +101,14 @@ class Run(_RecipeCommand):
     def run(self) -> int:
         """Do the work and return the exit code."""
         recipe = resolve(self.recipe, self.overrides)
-        if self.record and (self.overrides or self.recipe not in shipped_names()):
-            raise UsageError(
-                "--record keeps the result of a shipped recipe as it is: it takes no --set and no file"
-            )
+        recorded = shipped_recipe(self.recipe, self.overrides) if self.record else None
         interrupts = Interrupts()
         with interrupts.listening():
             summary = self._train(recipe, interrupts)
         if summary is None:
             return DONE  # another process of this run leads, and speaks
+        if recorded is not None and summary.verdict == "published":
+            self._record(recorded, summary.seconds)
         self._end(summary.model_dump(exclude={"refusal"}))
         if summary.refusal is not None:
             raise GateRefused(f"{summary.refusal}; the report is in {self._run_dir(recipe) / 'report'}")
@@ -143,25 +142,14 @@ class Run(_RecipeCommand):
             summary = job.train_and_evaluate(recipe, task)
         if summary.path is not None:
             display.published(Path(summary.path), self.repository, summary.metrics, summary.seconds)
-        if self.record and summary.verdict == "published":
-            self._record(recipe, summary.seconds)
         return summary
 
-    def _record(self, recipe: Recipe, seconds: float) -> None:
+    def _record(self, shipped: Recipe, seconds: float) -> None:
         from training.metrics import METRICS_FILE, Metrics
 
-        written = self._run_dir(recipe) / "report" / METRICS_FILE
+        written = self._run_dir(shipped) / "report" / METRICS_FILE
         metrics = Metrics.model_validate_json(written.read_text(encoding="utf-8"))
-        measured = Measured(
-            recipe_digest=metrics.recipe_digest,
-            accuracy=metrics.test.evaluation.accuracy,
-            images=metrics.test.evaluation.images,
-            seconds=seconds,
-            machine=metrics.machine,
-            framework=metrics.framework,
-            date=metrics.created_at.date(),
-        )
-        record(recipe.name, measured)
+        record(shipped.name, metrics.as_measured(shipped, seconds))
 
     def _run_dir(self, recipe: Recipe) -> Path:
         return self.run_dir or Path("runs") / recipe.name
@@ -170,10 +158,15 @@ class Run(_RecipeCommand):
 class Recipes(_JsonCommand):
     """List the recipes, with the result that each states and the one that was measured."""
 
+    markdown: bool = Field(default=False, description="the measured results alone, as README's table")
+
     def run(self) -> int:
         """Do the work and return the exit code."""
         measured = read_measured()
         recipes = [resolve(name) for name in shipped_names()]
+        if self.markdown:
+            print_line(markdown_table(recipes, measured))
+            return DONE
         if self.as_json:
             self._end({"recipes": [describe_recipe(recipe, measured.get(recipe.name)) for recipe in recipes]})
         else:

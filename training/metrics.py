@@ -11,6 +11,8 @@ from serving.bundle.manifest import Sha256, Strict
 from training.data.checks import DataReport
 from training.few_shot_curve import CurvePoint
 from training.gates import Check
+from training.measured import Measured
+from training.recipe import Recipe
 from training.scores import Scores
 from training.variant_report import VariantReport
 
@@ -57,3 +59,26 @@ class Metrics(Strict):
             "epochs": self.epochs,
             "training_seconds": round(self.training_seconds, 2),
         }
+
+    def as_measured(self, shipped: Recipe, seconds: float) -> Measured:
+        """What is kept of this run as the result of a recipe.
+
+        Args:
+            shipped: the recipe of which it was a run; its digest counts, not that of the run's own settings.
+            seconds: of the whole run, publishing included.
+        """
+        return Measured(
+            recipe_digest=shipped.digest(),
+            accuracy=self.test.evaluation.accuracy,
+            balanced_accuracy=self.test.balanced_accuracy,
+            auc=self.test.auc,
+            top5=self.test.top5,
+            validation=self.validation,
+            few_shot=self.few_shot,
+            images=self.test.evaluation.images,
+            pretrained=self.pretrained,
+            seconds=seconds,
+            machine=self.machine,
+            framework=self.framework,
+            date=self.created_at.date(),
+        )

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from training.measured import Measured
 from training.recipe import Recipe
+from training.results import is_current, result_lines
 from training.scores import LabelScore
 
 
@@ -36,7 +37,7 @@ def describe_recipe(recipe: Recipe, measured: Measured | None) -> dict[str, Any]
         "stated": recipe.stated,
         "measured": None
         if measured is None
-        else {**measured.model_dump(mode="json"), "current": measured.recipe_digest == recipe.digest()},
+        else {**measured.model_dump(mode="json"), "current": is_current(recipe, measured)},
     }
 
 
@@ -47,19 +48,9 @@ def recipes_table(recipes: Sequence[Recipe], measured: Mapping[str, Measured]) -
         table.add_column(column, overflow="fold", no_wrap=column == "recipe")
     for recipe in recipes:
         result = measured.get(recipe.name)
-        table.add_row(
-            recipe.name, recipe.summary, recipe.stated or "", _in_words(recipe, result) if result else ""
-        )
+        shown = "\n".join(result_lines(recipe, result)) if result else ""
+        table.add_row(recipe.name, recipe.summary, recipe.stated or "", escape(shown))
     return table
-
-
-def _in_words(recipe: Recipe, measured: Measured) -> str:
-    accuracy = measured.accuracy
-    stale = "" if measured.recipe_digest == recipe.digest() else " (of an older form of the recipe)"
-    return (
-        f"{accuracy.value:.2%} of {measured.images:,} ({accuracy.low:.2%} to {accuracy.high:.2%}) "
-        f"in {measured.seconds:.0f} s on {measured.machine}, {measured.framework}, {measured.date}{stale}"
-    )
 
 
 def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Group:

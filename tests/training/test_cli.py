@@ -106,7 +106,10 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         (["run", "lenet5-fake", "--set", "training.epochs=1", "--set", "training.seed=-1"], "training.seed"),
         (["run", "lenet5-fake", "--device", "tpu"], "'tpu' is none of auto, cpu, cuda, cuda:N"),
         (["run", "lenet5-fake", "--name", "../up"], "--name"),
-        (["run", "lenet5-fake", "--record", "--set", "training.epochs=1"], "takes no --set"),
+        (
+            ["run", "lenet5-fake", "--record", "--set", "training.epochs=1"],
+            "no --set but network.weights=FILE",
+        ),
         (["evaluate", "."], "is no bundle's folder"),
         (["layers", "lenet"], "networks are lenet5, conv2, alexnet, allconv, pneumonia, fast"),
         (["layers", "lenet5", "--set", "network.maps=[1]"], "network.maps: got 1 sizes, this network has 2"),
