@@ -1,5 +1,5 @@
 # Five verbs; each does all of its own set-up in .venv.
-.PHONY: demo test check proto bench clean
+.PHONY: demo test check proto bench results clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -31,6 +31,11 @@ proto: .venv/dev.done
 bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(BENCH_ARGS)
+
+# README's table, from what `lenserve-train run --record` kept: all between its two marks is replaced.
+results: .venv/train.done
+	$(BIN)/lenserve-train recipes --markdown > .venv/results.md
+	sed -i -e '/^<!-- results -->$$/,/^<!-- end of results -->$$/{//!d}' -e '/^<!-- results -->$$/r .venv/results.md' README.md
 
 # torch is pinned in constraints.txt. Where pip finds a CPU build of it (a --find-links folder, PyTorch's own
 # CPU index) it is taken; elsewhere the default build is.

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from training.measured import read_measured
+from training.recipe import resolve, shipped_names
+from training.results import markdown_table
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -59,6 +63,14 @@ def test_every_verb_of_the_readme_is_a_target_of_the_makefile() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {verb.split()[1] for verb in re.findall(r"make \w+", README)} - {"it"} <= set(targets)
     assert all(verb in README for verb in MAKE_VERBS)
+
+
+def test_results_of_the_readme_are_those_that_were_recorded() -> None:
+    """Nobody types them: the table is what the records give now."""
+    table = re.search(r"<!-- results -->\n(.*?)<!-- end of results -->", README, re.DOTALL)
+    recipes = [resolve(name) for name in shipped_names()]
+    assert table is not None
+    assert table[1] == markdown_table(recipes, read_measured()) + "\n", "`make results` writes it"
 
 
 def test_tree_of_the_readme_names_every_file_with_its_purpose() -> None:
