@@ -142,11 +142,13 @@ class ServerProcess:
             if event.get("event") == name and all(event.get(key) == fields[key] for key in fields):
                 yield event
 
-    def wait_for(self, name: str, *, times: int = 1, **fields: object) -> list[dict[str, object]]:
+    def wait_for(
+        self, name: str, *, times: int = 1, timeout_s: float = 60, **fields: object
+    ) -> list[dict[str, object]]:
         """Events of that name with these fields, once there are so many."""
         with self.grown:
             found = self.grown.wait_for(
-                lambda: self.ended or len(list(self.events(name, **fields))) >= times, timeout=60
+                lambda: self.ended or len(list(self.events(name, **fields))) >= times, timeout=timeout_s
             )
             events = list(self.events(name, **fields))
         assert found, self.log
@@ -181,11 +183,12 @@ class ServerProcess:
 def start_server(repository: Repository) -> Iterator[Callable[..., ServerProcess]]:
     """Start `lenserve serve` on free ports in a process of its own, and wait until it is ready.
 
-    `code` is a Python program that runs instead of `-m serving.cli`, with the same arguments.
+    `code` is a Python program that runs instead of `-m serving.cli`, with the same arguments. A large
+    repository needs more than the usual `ready_within_s`.
     """
     started: list[ServerProcess] = []
 
-    def start(*options: str, code: str | None = None) -> ServerProcess:
+    def start(*options: str, code: str | None = None, ready_within_s: float = 60) -> ServerProcess:
         program = ["-m", "serving.cli"] if code is None else ["-c", code]
         arguments = ["serve", "--repository", str(repository.root), "--grpc-port", "0", "--http-port", "0"]
         command = [sys.executable, *program, *arguments, "--log-json", *options]
@@ -194,7 +197,7 @@ def start_server(repository: Repository) -> Iterator[Callable[..., ServerProcess
         started.append(server)
         server.reader = threading.Thread(target=server.read, daemon=True)
         server.reader.start()
-        server.wait_for("ready")
+        server.wait_for("ready", timeout_s=ready_within_s)
         assert process.poll() is None, server.log
         return server
 
