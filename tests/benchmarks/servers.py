@@ -30,6 +30,7 @@ class Server:
     process: Process
     port: int
     cores: Sequence[int] = tuple(SERVER_CORES)
+    http_port: int = 0  # of ours: /metrics and probes
 
 
 Start = Callable[[Bundle], Server]
@@ -43,7 +44,7 @@ def start_lenserve(bundle: Bundle, *options: str, cores: Sequence[int] = SERVER_
     process = Process([*command, "--grpc-port", "0", "--http-port", "0", *options], log=log, cores=cores)
     wait_until(lambda: "ready" in _events(log), process)
     listening = _events(log)["listening"]
-    return Server(process, _port(listening["grpc"]), cores)
+    return Server(process, _port(listening["grpc"]), cores, _port(listening["http"]))
 
 
 @cache

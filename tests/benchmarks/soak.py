@@ -192,10 +192,10 @@ async def soak(seconds: float) -> tuple[list[Sample], Sample, Counter[str]]:
     """Samples under load, one when all is quiet, and how the deeds ended."""
     ends: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        model = lenet().model
-        shutil.copytree(lenet().folder, Path(folder) / model / "1")
-        bundle = Repository(Path(folder)).read(model, 1)
-        server = start_lenserve(bundle)
+        bundle = lenet()  # what visitors know; the copies that are served come and go
+        versions = Path(folder) / bundle.model
+        shutil.copytree(bundle.folder, versions / "1")
+        server = start_lenserve(Repository(Path(folder)).read(bundle.model, 1))
         metrics_url = f"http://127.0.0.1:{server.http_port}/metrics"
         try:
             started_s = time.monotonic()
@@ -203,7 +203,7 @@ async def soak(seconds: float) -> tuple[list[Sample], Sample, Counter[str]]:
             address = f"127.0.0.1:{server.port}"
             work = [
                 *(visit(address, bundle, seed, until_s, ends) for seed in range(CLIENTS)),
-                refresh(bundle.folder.parent, until_s),
+                refresh(versions, until_s),
             ]
             load = asyncio.gather(*work)
             samples = []
