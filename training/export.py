@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from serving.bundle import Geometry
 from training.errors import ExportError
+from training.fold_scaling import fold_scaling
 from training.networks import Network
 
 # What torch's exporter writes by itself. Pinned: a new torch must not silently raise what a server needs.
@@ -66,6 +67,7 @@ def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
     if program is None:
         raise ExportError("the exporter gave no program. This is a bug.")
     model = program.model_proto
+    fold_scaling(model)
     _strip(model)
     _check(model, shape)
     path.write_bytes(model.SerializeToString(deterministic=True))
