@@ -17,6 +17,7 @@ import onnxruntime
 from rich.console import Console
 from rich.progress import Progress
 
+from tests.benchmarks.cells import replace_table
 from tests.benchmarks.contenders import Facts, Stage
 from tests.benchmarks.networks import FOLDER
 from tests.benchmarks.processes import calibration_ms
@@ -96,16 +97,6 @@ def described(rounds: list[dict[str, Facts]], window_s: float) -> str:
         f"[{min(calibrations):.1f}, {max(calibrations):.1f}]. Load average: {statistics.median(loads):.1f} "
         f"[{min(loads):.1f}, {max(loads):.1f}], where the benchmark alone makes up to 2."
     )
-
-
-def replace_table(file: Path, text: str) -> None:
-    """Put the table between its two marks."""
-    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
-    before, _, rest = file.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{file} has no {begin} and {end}")
-    file.write_text(f"{before}{begin}\n{text}{end}{after}")
 
 
 if __name__ == "__main__":

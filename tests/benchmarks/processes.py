@@ -51,15 +51,15 @@ class Process:
 
     def cpu_s(self) -> float:
         """User and system time so far, of all processes and of those that have ended and were waited for."""
-        return sum(_cpu_ticks(pid) for pid in self._tree()) / _TICKS_PER_S
+        return tree_cpu_s(self._process.pid)
 
     def resident_mib(self) -> float:
         """Resident memory; pages that several of its processes share count in each."""
-        return sum(_resident_kib(pid) for pid in self._tree()) / 1024
+        return sum(_resident_kib(pid) for pid in _tree(self._process.pid)) / 1024
 
     def stop(self) -> None:
         """SIGTERM as an operator would, then SIGKILL to all that is left."""
-        left = list(self._tree())
+        left = list(_tree(self._process.pid))
         self._process.terminate()
         try:
             self._process.wait(_STOP_TIMEOUT_S)
@@ -72,13 +72,10 @@ class Process:
             except ProcessLookupError:
                 continue
 
-    def _tree(self) -> Iterator[int]:
-        waiting = [self._process.pid]
-        while waiting:
-            pid = waiting.pop()
-            yield pid
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                waiting.extend(map(int, _read(children).split()))
+
+def tree_cpu_s(pid: int) -> float:
+    """User and system time so far of this process, of those below it, and of those that have ended."""
+    return sum(_cpu_ticks(each) for each in _tree(pid)) / _TICKS_PER_S
 
 
 @contextmanager
@@ -100,6 +97,15 @@ def calibration_ms() -> float:
         for number in range(200_000):
             total += number * number % 7
         return (time.thread_time() - started_s) * 1000
+
+
+def _tree(pid: int) -> Iterator[int]:
+    waiting = [pid]
+    while waiting:
+        each = waiting.pop()
+        yield each
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            waiting.extend(map(int, _read(children).split()))
 
 
 def _cpu_ticks(pid: int) -> int:

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tests.benchmarks.cells import between, number, spread
 from tests.benchmarks.contenders import (
     Contender,
     Facts,
@@ -217,7 +218,7 @@ def markdown(rows: Sequence[Row], rounds: Sequence[Mapping[str, Facts]]) -> str:
     names = dict.fromkeys(name for row in rows if row.is_possible for name in row.contenders)
     facts = ("cpu_ms", "requests_per_s", "p50_ms", "p99_ms", "calibration_ms")
     for name in names:
-        cells = (_spread([each[name][fact] for each in rounds if fact in each[name]]) for fact in facts)
+        cells = (spread([each[name][fact] for each in rounds if fact in each[name]]) for fact in facts)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -228,21 +229,7 @@ def _line(row: Row, rounds: Sequence[Mapping[str, Facts]]) -> str:
     if row.is_possible:
         values = row.values(rounds)
         middle = statistics.median(values)
-        reference, ratio = row.reference(rounds) or "", f"**{_number(middle)}** [{_range(values)}]"
+        reference, ratio = row.reference(rounds) or "", f"**{number(middle)}** [{between(values)}]"
         verdict = row.verdict(middle)
     cells = (reference, ratio, f"{sign} {row.must:g}", f"{sign} {row.aim:g}", verdict)
     return f"| {row.number} | {row.measure} | {row.ours} | {' | '.join(cells)} |"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    return f"{_number(statistics.median(values))} [{_range(values)}]"
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{_number(min(values))}, {_number(max(values))}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

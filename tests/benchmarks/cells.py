@@ -1,0 +1,32 @@
+"""What the tables of the benchmarks share: how a number is written, and how a page's table is replaced."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median [lowest, highest]; empty without values."""
+    if not values:
+        return ""
+    return f"{number(statistics.median(values))} [{between(values)}]"
+
+
+def between(values: Sequence[float]) -> str:
+    """Lowest, highest."""
+    return f"{number(min(values))}, {number(max(values))}"
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def replace_table(file: Path, text: str) -> None:
+    """Put the table between the two marks of a Markdown file."""
+    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
+    before, _, rest = file.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{file} has no {begin} and {end}")
+    file.write_text(f"{before}{begin}\n{text}{end}{after}")
