@@ -1,5 +1,5 @@
 # Five verbs; each does all of its own set-up in .venv.
-.PHONY: demo test check proto bench results clean
+.PHONY: demo test check proto bench bench-training results clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -36,6 +36,9 @@ bench: .venv/dev.done
 results: .venv/train.done
 	$(BIN)/lenserve-train recipes --markdown > .venv/results.md
 	sed -i -e '/^<!-- results -->$$/,/^<!-- end of results -->$$/{//!d}' -e '/^<!-- results -->$$/r .venv/results.md' README.md
+
+bench-training: .venv/dev.done
+	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)
 
 # torch is pinned in constraints.txt. Where pip finds a CPU build of it (a --find-links folder, PyTorch's own
 # CPU index) it is taken; elsewhere the default build is.
