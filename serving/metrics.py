@@ -1,4 +1,4 @@
-"""Every metric of the server, in one object that is passed in. Times are in seconds.
+"""What the server counts, in one object that is passed in. Times are in seconds.
 
 Whoever does the work returns the facts; the classifier, the models and the layer around the RPC table
 record them here, through a `VersionMetrics` or an `RpcMetrics` that they take once. Where several processes
@@ -13,47 +13,19 @@ from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
     Metric,
     PlatformCollector,
     ProcessCollector,
-    Summary,
     values,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from serving.inference_statistics import SERVED, VersionStatistics, read_statistics, triton_families
+from serving.inference_statistics import VersionStatistics, read_statistics, triton_families
+from serving.metric_families import MetricFamilies
 from serving.tallies import CountTally, HistogramTally, LastTally, SummaryTally, Tally
 
 AnyTally = TypeVar("AnyTally", bound=Tally)
-
-# 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, a queue at its limit in seconds.
-_DURATION_BUCKETS_S = (
-    1e-4,
-    2.5e-4,
-    5e-4,
-    1e-3,
-    2.5e-3,
-    5e-3,
-    1e-2,
-    2.5e-2,
-    5e-2,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-)
-# 1 .. 1024 images, the bounds of max_batch_size.
-_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# 0.1 s .. 60 s: reading, verifying, loading, warming and proving a version.
-_LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
 
 # The environment variable that tells prometheus_client where processes count together.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -67,11 +39,12 @@ def count_as_worker(worker: int) -> None:
     values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
 
 
-class Metrics:
+class Metrics(MetricFamilies):
     """The metrics and the registry they live in: several servers in one process do not mix."""
 
     def __init__(self) -> None:
         counted = CollectorRegistry()
+        super().__init__(counted)
         self._shared = SHARED_FOLDER in os.environ
         self._source: Collector = MultiProcessCollector(None) if self._shared else counted  # type: ignore[no-untyped-call]
         self._tallies: list[Tally] = []
@@ -82,116 +55,6 @@ class Metrics:
         self.registry.register(WithTritonNames(self._source, self.tell))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-
-        self.requests = Counter(
-            "lenserve_requests",
-            "Calls that ended, by gRPC status",
-            ("method", "code"),
-            registry=counted,
-        )
-        self.request_duration = Histogram(
-            "lenserve_request_duration_seconds",
-            "From the decoded call to the encoded answer",
-            ("method",),
-            registry=counted,
-            buckets=_DURATION_BUCKETS_S,
-        )
-        self.stream_messages = Counter(
-            "lenserve_stream_messages",
-            "Messages of streams that were answered, by gRPC status",
-            ("method", "code"),
-            registry=counted,
-        )
-        self.images = Counter(
-            "lenserve_images",
-            "Images by outcome: OK or the reason of the error",
-            (*SERVED, "outcome"),
-            registry=counted,
-        )
-        self.stage_duration = Histogram(
-            "lenserve_stage_duration_seconds",
-            "Time of an image (decode, with geometry), a request (queue, rank, total) or a run (infer)",
-            (*SERVED, "stage"),
-            registry=counted,
-            buckets=_DURATION_BUCKETS_S,
-        )
-        self.batch_size = Histogram(
-            "lenserve_batch_size",
-            "Images in one engine run",
-            SERVED,
-            registry=counted,
-            buckets=_BATCH_BUCKETS,
-        )
-        self.run_duration = Summary(
-            "lenserve_run_duration_seconds",
-            "Engine runs by their exact number of images",
-            (*SERVED, "images"),
-            registry=counted,
-        )
-        self.request_infer = Counter(
-            "lenserve_request_infer_seconds",
-            "Time of engine runs, counted once for each request in the run",
-            SERVED,
-            registry=counted,
-        )
-        self.last_run = Gauge(
-            "lenserve_last_run_timestamp_seconds",
-            "When the engine last ran, Unix time",
-            SERVED,
-            registry=counted,
-            multiprocess_mode="max",
-        )
-        self.request_failures = Counter(
-            "lenserve_request_failures",
-            "Requests that a version failed, by reason",
-            (*SERVED, "reason"),
-            registry=counted,
-        )
-        self.request_failure_duration = Counter(
-            "lenserve_request_failure_seconds",
-            "Time of requests that failed",
-            SERVED,
-            registry=counted,
-        )
-        self.pending_images = Gauge(
-            "lenserve_pending_images",
-            "Images admitted and not yet answered",
-            registry=counted,
-            multiprocess_mode="livesum",
-        )
-        self.event_loop_tasks = Gauge(
-            "lenserve_event_loop_tasks",
-            "Tasks of the event loop that have not ended: calls, streams, and a few of the server's own",
-            registry=counted,
-            multiprocess_mode="livesum",
-        )
-        self.version_state = Gauge(
-            "lenserve_version_state",
-            "1 for the state that each known version is in",
-            (*SERVED, "state"),
-            registry=counted,
-            multiprocess_mode="livemax",
-        )
-        self.load_duration = Histogram(
-            "lenserve_version_load_duration_seconds",
-            "Reading, verifying, loading, warming and proving a version",
-            ("model",),
-            registry=counted,
-            buckets=_LOAD_BUCKETS_S,
-        )
-        self.ready = Gauge(
-            "lenserve_ready",
-            "1 while the server is ready",
-            registry=counted,
-            multiprocess_mode="livemin",
-        )
-        self.device = Gauge(
-            "lenserve_device",
-            "1 for the device that was chosen",
-            ("device", "provider"),
-            registry=counted,
-            multiprocess_mode="livemax",
-        )
 
     def forget_state(self, model: str, version: str, state: str) -> None:
         """A version is in this state no more. Files that processes share forget nothing: there it is 0."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from serving.batching import Batcher, BatchPolicy, BatchRun
+from serving.batch_policy import BatchPolicy
+from serving.batching import Batcher, BatchRun
 from serving.bundle import Bundle, Precision, Repository
 from serving.engine import Engine
 from serving.errors import (

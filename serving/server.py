@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from serving.batching import BatchPolicy
+from serving.batch_policy import BatchPolicy
 from serving.bundle import Repository
 from serving.classifier import Classifier
 from serving.device.remote_engine import RemoteEngine

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from serving.batching import Batcher, BatchPolicy
+from serving.batch_policy import BatchPolicy
+from serving.batching import Batcher
 from serving.device.link import MAX_WORDS_BYTES, Answer, Memory, Run
 from serving.engine import Engine, choose_device, find_cuda
 from serving.errors import BundleError, LenserveError

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serving.batching import Batcher, BatchPolicy
+from serving.batch_policy import BatchPolicy
+from serving.batching import Batcher
 from serving.bundle.images import Pixels
 from serving.engine import Output
 

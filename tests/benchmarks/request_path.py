@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.batching import Batcher, BatchPolicy
+from serving.batch_policy import BatchPolicy
+from serving.batching import Batcher
 from serving.bundle import Repository
 from serving.classifier import Classifier, Inference
 from serving.engine import Device, OnnxEngine, Output

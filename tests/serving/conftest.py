@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from serving.batching import BatchPolicy
+from serving.batch_policy import BatchPolicy
 from serving.bundle import Repository
 from serving.bundle.images import Pixels
 from serving.classifier import Classifier

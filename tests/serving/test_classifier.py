@@ -49,7 +49,7 @@ SCRIPT = """
 import asyncio, sys
 from functools import partial
 from pathlib import Path
-from serving.batching import BatchPolicy
+from serving.batch_policy import BatchPolicy
 from serving.bundle import Repository
 from serving.classifier import Classifier
 from serving.engine import Device, OnnxEngine

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batching import BatchPolicy
+from serving.batch_policy import BatchPolicy
 from serving.bundle.images import Pixels
 from serving.device.remote_engine import RemoteEngine
 from serving.engine import Output
