@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from serving.bundle.images import Pixels
+from training.data.placed import Placed
+from training.data.stored import Images, feed
 from training.files import replace_file
-from training.steps import forward_batch
+from training.steps import forward_batches
 
 Features = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # images done, of how many
@@ -20,7 +21,7 @@ Progress = Callable[[int, int], None]  # images done, of how many
 
 @torch.no_grad()
 def features_of(
-    extractor: nn.Module, images: Pixels, *, name: str, device: torch.device, cache: Path, progress: Progress
+    extractor: nn.Module, images: Images, *, name: str, device: torch.device, cache: Path, progress: Progress
 ) -> Features:
     """The features of images, from the cache where they are in it.
 
@@ -38,23 +39,22 @@ def features_of(
     found = _read(path, len(images))
     if found is not None:
         return found
-    whole = torch.from_numpy(images)  # (N, H, W, C)
     extractor = extractor.to(device).eval()
     parts: list[Tensor] = []
-    for batch in torch.split(whole, forward_batch(whole)):
+    for batch in forward_batches(Placed(images, torch.device("cpu"))):
         parts.append(extractor(batch.to(device)).float().cpu())
-        progress(sum(map(len, parts)), len(whole))
+        progress(sum(map(len, parts)), len(images))
     features = torch.cat(parts).numpy()  # (N, D)
     _write(path, features)
     return features
 
 
-def _digest(extractor: nn.Module, images: Pixels, name: str) -> str:
+def _digest(extractor: nn.Module, images: Images, name: str) -> str:
     sha = hashlib.sha256(f"{name} {images.shape}".encode())
     for key, value in extractor.state_dict().items():
         sha.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().numpy().tobytes())
-    sha.update(np.ascontiguousarray(images).data)
+    feed(sha.update, [images])
     return sha.hexdigest()
 
 

@@ -12,6 +12,7 @@ from training import data
 from training.calibrate import calibrate, uncalibrated
 from training.data import DataReport, Dataset
 from training.data.examples import augmented_examples
+from training.data.placed import Placed
 from training.device import Device, make_deterministic
 from training.display import Display
 from training.errors import GateRefused
@@ -83,7 +84,7 @@ def follow(recipe: Recipe, job: Job) -> None:
     if folder.summary.exists():
         return
     make_deterministic(job.device, job.group.local_size)
-    dataset, _ = data.load(recipe.data, recipe.geometry, job.data_root, job.cache)
+    dataset, _ = load_data(recipe, job)
     learn(recipe, dataset, _surroundings(job, folder))
 
 
@@ -102,7 +103,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.note(f"device: {job.device.torch_device} ({job.device.machine}), {job.device.reason}")
 
     display.phase("data")
-    dataset, data_report = data.load(recipe.data, recipe.geometry, job.data_root, job.cache)
+    dataset, data_report = load_data(recipe, job)
     display.data(data_report)
     interrupts.leave_if_asked("nothing was trained yet")
 
@@ -127,6 +128,12 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     return _publish(recipe, job, folder, dataset, metrics, began_s)
 
 
+def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
+    """The checked data of a run, from its cache where they are in it."""
+    processes = job.group.local_size
+    return data.load(recipe.data, recipe.geometry, job.data_root, job.cache, processes=processes)
+
+
 def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ()) -> Surroundings:
     return Surroundings(folder, job.cache, job.device, job.display, job.interrupts, job.group, loggers)
 
@@ -139,7 +146,7 @@ def _calibrate(
     Without a validation split there is nothing to fit to: it stays 1, and its error is told.
     """
     split = dataset.validation if len(dataset.validation) else dataset.test
-    images = torch.from_numpy(split.images)  # (N, H, W, C)
+    images = Placed(split.images, torch.device("cpu"))  # (N, H, W, C)
     logits = torch.cat(list(predict(trained.network.to(device), images))).cpu().numpy()  # (N, K)
     if not len(dataset.validation):
         return uncalibrated(logits, split.labels), None

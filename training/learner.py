@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from training.averaging import Average
+from training.data.placed import Placed
 from training.networks import Network
 from training.optimizers import make_optimizer, set_rate
 from training.parallel import Group
@@ -20,7 +21,7 @@ class Learner:
     """A class because a step changes all three together, and a checkpoint restores all three."""
 
     def __init__(
-        self, recipe: Recipe, network: Network, images: Tensor, labels: Tensor, group: Group
+        self, recipe: Recipe, network: Network, images: Tensor | Placed, labels: Tensor, group: Group
     ) -> None:
         self.network = _prepared(network, recipe, images, group)
         training = recipe.training
@@ -77,8 +78,8 @@ class Learner:
             self.average.network.load_state_dict(state["average"])
 
 
-def _prepared(network: Network, recipe: Recipe, images: Tensor, group: Group) -> Network:
-    network.prepare(images.cpu())
+def _prepared(network: Network, recipe: Recipe, images: Tensor | Placed, group: Group) -> Network:
+    network.prepare(lambda count: images[:count].cpu())
     if recipe.training.channels_last:
         network.use_memory_format(torch.channels_last)
     if group.size > 1:

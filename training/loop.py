@@ -17,6 +17,7 @@ from training import checkpoint
 from training.checkpoint import Checkpoint, Progress
 from training.data import Dataset
 from training.data.batches import Batches
+from training.data.placed import Placed
 from training.display import Display
 from training.errors import CheckpointError, Diverged
 from training.history import EpochRecord
@@ -110,7 +111,7 @@ class _Loop:
         if group.rank:  # dropout is not
             torch.manual_seed(recipe.training.seed + group.rank)
         self.validation = (
-            torch.from_numpy(dataset.validation.images).to(device),  # (N, H, W, C) uint8
+            Placed(dataset.validation.images, device),  # (N, H, W, C) uint8
             torch.from_numpy(dataset.validation.labels).to(device),  # (N,) int64
         )
         self.progress = Progress()

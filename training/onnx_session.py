@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from serving.bundle.images import Pixels
+from training.data.stored import Images
 
 _ERRORS_ONLY = 3
 _BATCH = 64
@@ -23,7 +23,7 @@ def open_session(model_file: Path) -> Any:  # noqa: ANN401 - ONNX Runtime ships 
     return onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
 
 
-def run(session: Any, images: Pixels, batch_size: int = _BATCH) -> tuple[Floats, Floats]:  # noqa: ANN401 - as above
+def run(session: Any, images: Images, batch_size: int = _BATCH) -> tuple[Floats, Floats]:  # noqa: ANN401 - as above
     """Run all images, batch by batch.
 
     Args:

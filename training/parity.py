@@ -5,16 +5,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.bundle.images import Pixels
+from training.data.placed import Placed
+from training.data.stored import Images
 from training.export import Classifier
 from training.gates import Check, at_most
 from training.onnx_session import run
-from training.steps import forward_batch
+from training.steps import forward_batches
 
 BATCH_SIZES = (1, 3, 7, 64)  # alone, odd remainders, and the usual largest batch
 
 
-def check_parity(classifier: Classifier, session: Any, images: Pixels, max_gap: float) -> list[Check]:  # noqa: ANN401
+def check_parity(classifier: Classifier, session: Any, images: Images, max_gap: float) -> list[Check]:  # noqa: ANN401
     """Compare ONNX Runtime with torch.
 
     Args:
@@ -25,8 +26,8 @@ def check_parity(classifier: Classifier, session: Any, images: Pixels, max_gap: 
             its largest value.
     """
     with torch.no_grad():
-        whole = torch.from_numpy(images)  # (N, H, W, C)
-        outputs = [classifier(batch) for batch in torch.split(whole, forward_batch(whole))]
+        placed = Placed(images, torch.device("cpu"))  # (N, H, W, C)
+        outputs = [classifier(batch) for batch in forward_batches(placed)]
     expected = torch.cat([output[0] for output in outputs]).numpy()  # (N, K)
     expected_embedding = torch.cat([output[1] for output in outputs]).numpy()  # (N, D)
     scale = max(1.0, float(np.abs(expected_embedding).max()))

@@ -63,8 +63,10 @@ class Recipe(Strict):
     variants: VariantRecipe = VariantRecipe()
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the run, flat: dotted key -> plain value. Prose decides nothing."""
-        nested = self.model_dump(mode="json", exclude={"summary", "stated"})
+        """All that decides the run, flat: dotted key -> plain value. Prose and memory decide nothing."""
+        nested = self.model_dump(
+            mode="json", exclude={"summary": True, "stated": True, "data": {"memory_limit_gib"}}
+        )
         return dict(_flatten(nested))
 
     def digest(self) -> str:

@@ -49,6 +49,12 @@ class DataRecipe(Strict):
         default=10, ge=1, description="fewer cannot tell one epoch from another: the run is refused"
     )
     strict: bool = Field(default=False, description="refuse undecodable files instead of leaving them out")
+    memory_limit_gib: float | None = Field(
+        default=None,
+        ge=0,
+        description="folder, imagenet: decoded images of more than this are streamed from disk; "
+        "default: half of the available memory. It changes no result",
+    )
     download: bool = Field(default=False, description="let torchvision fetch missing files to the data root")
     fake_images_per_class: int = Field(default=100, ge=10, le=10_000)
     fake_classes: int = Field(default=4, ge=2, le=100)

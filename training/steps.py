@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from training.data.placed import Placed
 from training.networks import Network
 from training.parallel import ALONE, Group
 
@@ -124,35 +125,46 @@ def train_step(
     return total
 
 
-def forward_batch(images: Tensor) -> int:
-    """How many images (N, H, W, C), or features (N, D), go through a network at once without gradients."""
-    pixels = images.shape[1] * images.shape[2] if images.ndim == 4 else 1  # noqa: PLR2004 - (N, H, W, C)
-    return max(1, min(_MOST_AT_ONCE, _MOST_PIXELS_AT_ONCE // pixels))
+def forward_batches(images: Tensor | Placed, rows: range | None = None) -> Iterator[Tensor]:
+    """As many as go through a network at once without gradients, of images (N, H, W, C) or features (N, D).
+
+    Args:
+        images: of which nothing is read before its turn.
+        rows: of them, one after the other; none: all.
+    """
+    rows = range(len(images)) if rows is None else rows
+    pixels = images.shape[1] * images.shape[2] if len(images.shape) == 4 else 1  # noqa: PLR2004 - (N, H, W, C)
+    count = max(1, min(_MOST_AT_ONCE, _MOST_PIXELS_AT_ONCE // pixels))
+    for start in rows[::count] or [rows.start]:  # of none at all, one batch that is empty
+        yield images[start : min(start + count, rows.stop)]
 
 
 @torch.no_grad()
-def predict(network: Network, images: Tensor) -> Iterator[Tensor]:
-    """Logits of all images, batch by batch, in evaluation mode.
+def predict(network: Network, images: Tensor | Placed, rows: range | None = None) -> Iterator[Tensor]:
+    """Logits of images, batch by batch, in evaluation mode.
 
     Args:
         network: left in evaluation mode.
         images: (N, H, W, C) uint8, on any device.
+        rows: of the images, one after the other; none: all.
 
     Yields: (B, K) float32.
     """
     network.eval()
     device = next(network.parameters()).device
-    for batch in torch.split(images, forward_batch(images)):
+    for batch in forward_batches(images, rows):
         yield network(batch.to(device))[0]
 
 
 @torch.no_grad()
-def measure(network: Network, images: Tensor, labels: Tensor, group: Group = ALONE) -> tuple[float, float]:
+def measure(
+    network: Network, images: Tensor | Placed, labels: Tensor, group: Group = ALONE
+) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (0..1) over all images; each process measures its part of them."""
     mine = group.rows(len(labels))
     sums = torch.zeros(2, dtype=torch.float64)
     if len(labels[mine]):
-        logits = torch.cat(list(predict(network, images[mine])))  # (n, K)
+        logits = torch.cat(list(predict(network, images, range(len(labels))[mine])))  # (n, K)
         sums[0] = functional.cross_entropy(logits, labels[mine], reduction="sum").double()
         sums[1] = (logits.argmax(dim=1) == labels[mine]).sum()
     loss, correct = (group.sum_(sums) / len(labels)).tolist()

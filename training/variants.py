@@ -18,6 +18,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from serving.bundle import Variant, variant_file
 from serving.bundle.images import Pixels
 from training.data.splits import Split
+from training.data.stored import Images
 from training.evaluate import score
 from training.onnx_session import Floats, open_session, run
 from training.sections import VariantRecipe
@@ -113,9 +114,9 @@ def _tolerance(whole: Floats, variant: Floats) -> float:
     return min(1.0, 1.5 * float(np.abs(whole - variant).max()) + 2e-3)
 
 
-def _speedup(sessions: tuple[Any, Any], images: Pixels, batch: int) -> float:
+def _speedup(sessions: tuple[Any, Any], images: Images, batch: int) -> float:
     """How many times less CPU the second one takes: the median of runs that take turns."""
-    feed = {"image": np.resize(images, (batch, *images.shape[1:]))}
+    feed = {"image": np.resize(images[:batch], (batch, *images.shape[1:]))}
     times = np.empty((_TIMED_RUNS + 1, len(sessions)))
     for turn in range(len(times)):
         for which, session in enumerate(sessions):

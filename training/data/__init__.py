@@ -5,13 +5,19 @@ from pathlib import Path
 from serving.bundle import Geometry
 from training.data import cifar10, digits, fake, folder, imagenet, mnist, npz
 from training.data.checks import DataReport, check
+from training.data.memory import image_limit_bytes
 from training.data.splits import Collected, Dataset, divide
 from training.errors import DataError
 from training.recipe import DataRecipe
 
 
 def load(
-    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
+    recipe: DataRecipe,
+    geometry: Geometry,
+    data_root: Path | None,
+    cache: Path | None = None,
+    *,
+    processes: int = 1,
 ) -> tuple[Dataset, DataReport]:
     """Collect, divide and check.
 
@@ -20,17 +26,20 @@ def load(
         geometry: into which each image is brought.
         data_root: for sources that read files.
         cache: folder that keeps by content what takes long, verdicts and decoded images; none: made anew.
+        processes: that share this machine's memory.
 
     Raises:
         DataError: the data are missing, broken, or too few.
     """
-    collected = _collect(recipe, geometry, data_root, cache)
+    collected = _collect(recipe, geometry, data_root, cache, processes)
     return check(_divide(collected, recipe), collected, recipe, cache)
 
 
-def load_unchecked(recipe: DataRecipe, geometry: Geometry, data_root: Path | None) -> Dataset:
+def load_unchecked(
+    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
+) -> Dataset:
     """The same test split as `load` gives, whether or not one could train with the rest."""
-    return _divide(_collect(recipe, geometry, data_root), recipe)
+    return _divide(_collect(recipe, geometry, data_root, cache), recipe)
 
 
 def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
@@ -44,7 +53,7 @@ def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
 
 
 def _collect(
-    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
+    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None, processes: int = 1
 ) -> Collected:
     if recipe.source == "digits":
         return digits.collect(geometry)
@@ -54,16 +63,22 @@ def _collect(
         return mnist.collect_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
         raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
-    return _collect_below(data_root, recipe, geometry, cache)
+    return _collect_below(
+        data_root, recipe, geometry, cache, image_limit_bytes(recipe.memory_limit_gib, processes)
+    )
 
 
-def _collect_below(data_root: Path, recipe: DataRecipe, geometry: Geometry, cache: Path | None) -> Collected:
+def _collect_below(
+    data_root: Path, recipe: DataRecipe, geometry: Geometry, cache: Path | None, limit_bytes: int
+) -> Collected:
     if recipe.source == "mnist":
         return mnist.collect(geometry, data_root, download=recipe.download)
     if recipe.source == "folder":
-        return folder.collect(geometry, data_root, val_is_test=recipe.val_is_test, cache=cache)
+        return folder.collect(
+            geometry, data_root, val_is_test=recipe.val_is_test, cache=cache, limit_bytes=limit_bytes
+        )
     if recipe.source == "imagenet":
-        return imagenet.collect(geometry, data_root)
+        return imagenet.collect(geometry, data_root, cache=cache, limit_bytes=limit_bytes)
     collect = cifar10.collect if recipe.source == "cifar10" else npz.collect
     return collect(geometry, data_root, recipe)
 

@@ -1,10 +1,11 @@
-"""The batches of training, a pure function of epoch and step over images that are whole in memory."""
+"""The batches of training, a pure function of epoch and step, wherever the images lie."""
 
 import torch
 from torch import Tensor
 
 from training.data.augmentation import augment, flip_coins
 from training.data.mixing import draw_mixture, mix
+from training.data.placed import Placed
 from training.data.splits import Split
 from training.data.uniforms import draw
 from training.parallel import Group
@@ -13,15 +14,15 @@ from training.steps import balanced_order, epoch_order, steps_per_epoch
 
 
 class Batches:
-    """A training split on the device: a class because the images are moved there once.
+    """A training split: a class because the images are moved to the device once, if they fit.
 
-    No worker decodes or changes single images: a batch is indexed, augmented and mixed as a whole.
+    No worker decodes or changes single images: a batch is indexed, or read, augmented and mixed as a whole.
     """
 
     def __init__(
         self, recipe: Recipe, split: Split, classes: int, device: torch.device, group: Group
     ) -> None:
-        self.images = torch.from_numpy(split.images).to(device)  # (N, H, W, C) uint8
+        self.images = Placed(split.images, device)  # (N, H, W, C) uint8
         self.labels = torch.from_numpy(split.labels).to(device)  # (N,) int64
         self.steps = steps_per_epoch(len(split), recipe.training.batch_size)
         self.batch_size = min(recipe.training.batch_size, len(split))
@@ -44,7 +45,7 @@ class Batches:
         recipe, seed = self._recipe.augmentation, self._recipe.training.seed
         batch = self._order_of(epoch)[step * self.batch_size : (step + 1) * self.batch_size]  # (B,)
         mine = self._group.rows(len(batch))
-        uniforms = draw(len(batch), seed=seed, epoch=epoch, step=step).to(batch.device)  # (B, len(Use))
+        uniforms = draw(len(batch), seed=seed, epoch=epoch, step=step).to(self.images.device)  # (B, len(Use))
         images = self._augmented(batch[mine], uniforms[mine], epoch)
         mixture = draw_mixture(len(batch), recipe, seed=seed, epoch=epoch, step=step)
         if mixture is None:
@@ -76,5 +77,5 @@ class Batches:
                 if balanced
                 else epoch_order(len(self.labels), seed, epoch)
             )
-            self._order, self._epoch = order.to(self.labels.device), epoch
+            self._order, self._epoch = order.to(self.images.home), epoch
         return self._order

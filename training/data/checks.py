@@ -15,7 +15,7 @@ from pydantic import Field
 
 from serving.bundle.manifest import Strict
 from training.data.near_duplicates import find_near_duplicates
-from training.data.splits import Collected, Dataset, Split, join
+from training.data.splits import Collected, Dataset, Split
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -109,7 +109,10 @@ def check(
         counts=counts,
         undecodable=collected.undecodable,
         ignored_files=len(collected.ignored),
-        repeated={name: len(split) - len(set(_hashes(split))) for name, split in kept.parts().items()},
+        repeated={
+            name: _repeated(split, dataset.parts()[name], hashes[name])
+            for name, split in kept.parts().items()
+        },
         removed=removed,
         conflicts=conflicts,
         near_duplicates=pairs,
@@ -123,6 +126,12 @@ def check(
 
 def _hashes(split: Split) -> list[bytes]:
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in split.images]
+
+
+def _repeated(kept: Split, split: Split, hashes: list[bytes]) -> int:
+    """How many of the images that are kept equal another one; each image is read once and never again."""
+    hash_of = dict(zip(split.names, hashes, strict=True))
+    return len(kept) - len({hash_of[name] for name in kept.names})
 
 
 def _without_leaks(
@@ -140,15 +149,15 @@ def _near_duplicates(
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Pairs by name, and the images of train and validation that look like one of a later split."""
     parts = dataset.parts()
-    together = join(list(parts.values()))
+    names = [name for split in parts.values() for name in split.names]
     order = {name: number for number, name in enumerate(parts)}
     split_of = [name for name, split in parts.items() for _ in split.labels]
-    pairs = find_near_duplicates(together.images, cache)
+    pairs = find_near_duplicates([split.images for split in parts.values()], cache)
     leaks: dict[str, list[str]] = {"train": [], "validation": []}
     for first, second in pairs:  # the first is never of a later split than the second
         if order[split_of[first]] < order[split_of[second]]:
-            leaks[split_of[first]].append(together.names[first])
-    named = tuple(f"{together.names[first]} and {together.names[second]}" for first, second in pairs)
+            leaks[split_of[first]].append(names[first])
+    named = tuple(f"{names[first]} and {names[second]}" for first, second in pairs)
     return named, {name: tuple(dict.fromkeys(leaking)) for name, leaking in leaks.items()}
 
 

@@ -1,6 +1,7 @@
 """Image files in class folders: <root>/train|val|test/<class>/, or <root>/<class>/ to be split by a seed."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,12 @@ class Item:
 
 
 def collect(
-    geometry: Geometry, root: Path, *, val_is_test: bool = False, cache: Path | None = None
+    geometry: Geometry,
+    root: Path,
+    *,
+    val_is_test: bool = False,
+    cache: Path | None = None,
+    limit_bytes: int | None = None,
 ) -> Collected:
     """Decode every image file once, by the code that the server runs.
 
@@ -36,9 +42,11 @@ def collect(
         root: holds the split folders, or the class folders.
         val_is_test: the folder `val` is the test split, for sets that were published with those two alone.
         cache: folder that keeps decoded images by their content; none: decoded anew.
+        limit_bytes: decoded images of more, all splits together, are streamed from the cache; none: never.
 
     Raises:
-        DataError: there is no such folder, or it has another layout, or no image can be decoded.
+        DataError: there is no such folder, or it has another layout, or no image can be decoded, or there is
+            no room to decode them.
     """
     folders = _split_folders(root)
     if val_is_test:
@@ -46,10 +54,12 @@ def collect(
     labels = _labels(folders.values(), root)
     undecodable: dict[str, str] = {}
     ignored: list[str] = []
-    splits = {}
-    for name, folder in folders.items():
-        items = list(_items(folder, root, labels, ignored))
-        splits[name] = decode_all(items, geometry, undecodable, cache)
+    items = {name: list(_items(folder, root, labels, ignored)) for name, folder in folders.items()}
+    streamed = exceeds(limit_bytes, sum(map(len, items.values())), geometry)
+    splits = {
+        name: decode_all(some, geometry, undecodable, cache, streamed=streamed)
+        for name, some in items.items()
+    }
     if not any(len(split) for split in splits.values()):
         raise DataError(f"no image under {root} can be decoded: {len(undecodable)} tried")
     return Collected(
@@ -105,11 +115,21 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES
 
 
+def exceeds(limit_bytes: int | None, images: int, geometry: Geometry) -> bool:
+    """Whether so many decoded images are more than the limit."""
+    return limit_bytes is not None and images * math.prod(geometry.shape) > limit_bytes
+
+
 def decode_all(
-    items: list[Item], geometry: Geometry, undecodable: dict[str, str], cache: Path | None = None
+    items: Sequence[Item],
+    geometry: Geometry,
+    undecodable: dict[str, str],
+    cache: Path | None = None,
+    *,
+    streamed: bool = False,
 ) -> Split:
     """Decode files to model geometry; what cannot be decoded is put into `undecodable` with its reason."""
-    images, reasons = decode_files([item.path for item in items], geometry, cache)
+    images, reasons = decode_files([item.path for item in items], geometry, cache, streamed=streamed)
     undecodable.update({items[index].name: why for index, why in reasons.items()})
     whole = Split(
         images, np.array([item.label for item in items], dtype=np.int64), tuple(item.name for item in items)

@@ -13,7 +13,9 @@ from training.torchvision_import import import_torchvision
 _SYNSET = re.compile(r"n\d{8}")
 
 
-def collect(geometry: Geometry, root: Path) -> Collected:
+def collect(
+    geometry: Geometry, root: Path, *, cache: Path | None = None, limit_bytes: int | None = None
+) -> Collected:
     """All pictures below the root as the test split: there is nothing to train with.
 
     Raises:
@@ -31,7 +33,8 @@ def collect(geometry: Geometry, root: Path) -> Collected:
     if not items:
         raise DataError(f"{root} holds no image that is named by its synset, as n01443537_goldfish.JPEG is")
     undecodable: dict[str, str] = {}
-    test = folder.decode_all(items, geometry, undecodable)
+    streamed = folder.exceeds(limit_bytes, len(items), geometry)
+    test = folder.decode_all(items, geometry, undecodable, cache, streamed=streamed)
     return Collected(
         labels=categories(),
         train=test.take(slice(0)),

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from serving.bundle.images import Pixels
+from training.data.stored import Images, feed, parts
 from training.files import replace_file
 
 MAX_BITS = 4  # of 64 that may differ
@@ -31,47 +32,64 @@ _VERSION = 1  # of this method: an older verdict is not taken from the cache
 Pairs = list[tuple[int, int]]
 
 
-def find_near_duplicates(images: Pixels, cache: Path | None = None) -> Pairs:
+def find_near_duplicates(groups: Sequence[Images], cache: Path | None = None) -> Pairs:
     """Pairs of indices, the lower one first, sorted; equal images are no near duplicates.
 
     Args:
-        images: (N, H, W, C) uint8.
+        groups: (N, H, W, C) uint8 each, of one size; indices go on from one to the next.
         cache: folder of verdicts by content; none: searched anew.
     """
     if cache is None:
-        return _search(images)
-    kept = cache / f"near-duplicates-{_digest(images)}.json"
+        return _search(groups)
+    kept = cache / f"near-duplicates-{_digest(groups)}.json"
     try:
         return [(first, second) for first, second in json.loads(kept.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
-        pairs = _search(images)
+        pairs = _search(groups)
     cache.mkdir(parents=True, exist_ok=True)
     replace_file(kept, json.dumps(pairs).encode())
     return pairs
 
 
-def _digest(images: Pixels) -> str:
-    sha = hashlib.sha256(f"{_VERSION} {images.shape}".encode())
-    sha.update(images.tobytes())
+def _digest(groups: Sequence[Images]) -> str:
+    shape = (sum(map(len, groups)), *groups[0].shape[1:])
+    sha = hashlib.sha256(f"{_VERSION} {shape}".encode())
+    feed(sha.update, groups)
     return sha.hexdigest()
 
 
-def _search(images: Pixels) -> Pairs:
-    if not len(images):
+def _search(groups: Sequence[Images]) -> Pairs:
+    starts = np.cumsum([0, *map(len, groups)])  # of each group, and the end
+    if not starts[-1]:
         return []
-    copies = np.stack([_small_grey(image) for image in images])  # (N, 32, 32) float32
-    bits = _hash(copies)  # (N, 64) bool
+    copies = np.empty((starts[-1], _SIDE, _SIDE), np.uint8)
+    for index, image in enumerate(image for images in groups for image in images):
+        copies[index] = _small_grey(image)
+    bits = np.concatenate([_hash(part) for part in parts(copies)])  # (N, 64) bool
     found = {pair for pair in _candidates(bits) if _alike(pair, copies, bits)}
-    return sorted(pair for pair in found if not np.array_equal(images[pair[0]], images[pair[1]]))
+
+    def image_at(index: int) -> Pixels:
+        group = int(np.searchsorted(starts, index, side="right")) - 1
+        return groups[group][index - int(starts[group])]
+
+    def equal(first: int, second: int) -> bool:
+        # Images whose copies differ need not be read again.
+        same_copies = np.array_equal(copies[first], copies[second])
+        return same_copies and np.array_equal(image_at(first), image_at(second))
+
+    return sorted(pair for pair in found if not equal(*pair))
 
 
-def _small_grey(image: Pixels) -> npt.NDArray[np.float32]:
+def _small_grey(image: Pixels) -> Pixels:
+    """(32, 32) uint8."""
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("L")
-    return np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), np.float32)
+    return np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
 
 
-def _hash(copies: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    frequencies = dctn(copies, axes=(1, 2))[:, :_FREQUENCIES, :_FREQUENCIES].reshape(len(copies), -1)
+def _hash(copies: Pixels) -> npt.NDArray[np.bool_]:
+    frequencies = dctn(copies.astype(np.float32), axes=(1, 2))[:, :_FREQUENCIES, :_FREQUENCIES].reshape(
+        len(copies), -1
+    )
     # The first one is the mean brightness, which says nothing of the picture.
     middle = np.median(frequencies[:, 1:], axis=1, keepdims=True)
     signs: npt.NDArray[np.bool_] = frequencies > middle
@@ -96,12 +114,19 @@ def _pairs_of(bucket: Sequence[int], bits: npt.NDArray[np.bool_]) -> Iterator[tu
         yield bucket[first], bucket[second]
 
 
-def _alike(pair: tuple[int, int], copies: npt.NDArray[np.float32], bits: npt.NDArray[np.bool_]) -> bool:
+def _alike(pair: tuple[int, int], copies: Pixels, bits: npt.NDArray[np.bool_]) -> bool:
     first, second = pair
     if (bits[first] != bits[second]).sum() > MAX_BITS:
         return False
-    one, other = (copies[index].ravel() - copies[index].mean() for index in (first, second))
+    one, other = (_centred(copies[index]) for index in (first, second))
     contrasts = float(np.linalg.norm(one)), float(np.linalg.norm(other))
     if min(contrasts) < _LEAST_CONTRAST:
         return False  # plain images show nothing that could be the same
     return float(one @ other) >= MIN_CORRELATION * contrasts[0] * contrasts[1]
+
+
+def _centred(copy: Pixels) -> npt.NDArray[np.float32]:
+    """(1024,), with mean 0."""
+    wide = copy.astype(np.float32).ravel()
+    centred: npt.NDArray[np.float32] = wide - wide.mean()
+    return centred

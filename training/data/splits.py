@@ -1,22 +1,22 @@
 """Images with their labels, and how they are divided. Knows no source and no network."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from serving.bundle.images import Pixels
 from training.data.groups import choose_groups, groups_of
 from training.data.labels import Indices, Labels
+from training.data.stored import Images, feed, take
 from training.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images in model geometry, whole in memory."""
+    """Images in model geometry, in memory or on disk."""
 
-    images: Pixels  # (N, H, W, C) uint8
+    images: Images  # (N, H, W, C) uint8
     labels: Labels  # (N,) index into the dataset's labels
     names: tuple[str, ...]  # N, for messages: a path below the data root, or a number in a file
 
@@ -26,7 +26,9 @@ class Split:
     def take(self, indices: Indices | slice) -> "Split":
         """The part at these indices, in their order."""
         positions = range(len(self))[indices] if isinstance(indices, slice) else indices
-        return Split(self.images[indices], self.labels[indices], tuple(self.names[i] for i in positions))
+        return Split(
+            take(self.images, indices), self.labels[indices], tuple(self.names[i] for i in positions)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Dataset:
         sha = hashlib.sha256(repr(self.labels).encode())
         for name, split in self.parts().items():
             sha.update(f"{name} {split.images.shape}".encode())
-            sha.update(split.images.tobytes())
+            feed(sha.update, [split.images])
             sha.update(split.labels.astype("<i8").tobytes())
         return sha.hexdigest()
 
@@ -119,13 +121,4 @@ def _split_off(
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
 
-def join(splits: Sequence[Split]) -> Split:
-    """One split of several, one after the other."""
-    return Split(
-        np.concatenate([split.images for split in splits]),
-        np.concatenate([split.labels for split in splits]),
-        tuple(name for split in splits for name in split.names),
-    )
-
-
-__all__ = ["Collected", "Dataset", "Indices", "Labels", "Split", "divide", "join"]
+__all__ = ["Collected", "Dataset", "Indices", "Labels", "Split", "divide"]

@@ -5,6 +5,8 @@ filters computed from the images, so that the first trained layer sees decorrela
 near the identity; the output is scaled down, so that early losses are mild.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -44,9 +46,9 @@ class Fast(Network):
         logits: Tensor = self.head(embedding) * _LOGIT_SCALE  # (N, K)
         return logits
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, first: Callable[[int], Tensor]) -> None:
         """Set the whitening filters: the principal directions of small patches, each at unit variance."""
-        pixels = images[:_IMAGES].permute(0, 3, 1, 2).float() / 255  # (N, C, H, W)
+        pixels = first(_IMAGES).permute(0, 3, 1, 2).float() / 255  # (N, C, H, W)
         channels = pixels.shape[1]
         patches = pixels.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1)  # (N, C, h, w, P, P)
         rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * _PATCH**2).double()  # (M, C * P * P)

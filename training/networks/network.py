@@ -1,6 +1,6 @@
 """What every network is: uint8 pixels -> features -> logits, with the scaling inside."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +46,11 @@ class Network(nn.Module):
         logits: Tensor = self.head(embedding)  # (N, K)
         return logits
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, first: Callable[[int], Tensor]) -> None:
         """Learn what must be known before the first step.
 
         Args:
-            images: (N, H, W, C) uint8 of the training split.
+            first: gives up to so many images of the training split, (n, H, W, C) uint8 on the CPU.
         """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,15 @@
 """Batches follow from epoch and step, and processes share them row by row."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from training.data.batches import Batches
 from training.data.splits import Split
+from training.data.stored import StoredImages
 from training.parallel import ALONE, Group
 from training.recipe import resolve
 
@@ -20,10 +24,10 @@ def split(images: int = 50) -> Split:
     return Split(pixels, labels, tuple(map(str, range(images))))
 
 
-def batches(*overrides: str, group: Group = ALONE) -> Batches:
+def batches(*overrides: str, group: Group = ALONE, of: Split | None = None) -> Batches:
     """Of a recipe with batches of ten."""
     recipe = resolve("lenet5-fake", ["training.batch_size=10", *overrides])
-    return Batches(recipe, split(), 4, torch.device("cpu"), group)
+    return Batches(recipe, of or split(), 4, torch.device("cpu"), group)
 
 
 def test_an_epoch_shows_each_image_once() -> None:
@@ -62,3 +66,17 @@ def test_a_balanced_sampler_draws_rare_classes_more_often() -> None:
     made = batches("training.class_balance=sampler")
     labels = torch.cat([made.take(0, step)[1] for step in range(5)])
     assert sorted(torch.bincount(labels).tolist()) == [12, 12, 13, 13]
+
+
+@pytest.mark.parametrize("mixing", [(), ("augmentation.mixup=1.0",)])
+def test_images_on_disk_make_the_same_batches(mixing: tuple[str, ...], tmp_path: Path) -> None:
+    """Alone and as one of two processes: the order, the pixels and the targets are those of memory."""
+    whole = split()
+    np.save(tmp_path / "images.npy", whole.images)
+    offset = (tmp_path / "images.npy").stat().st_size - whole.images.nbytes
+    stored = StoredImages(tmp_path / "images.npy", offset, whole.images.shape)
+    for group in (ALONE, Group(0, 2), Group(1, 2)):
+        here = batches(*AUGMENTED, *mixing, group=group)
+        there = batches(*AUGMENTED, *mixing, group=group, of=replace(whole, images=stored))
+        for step in range(5):
+            assert all(map(torch.equal, here.take(1, step), there.take(1, step)))

@@ -33,34 +33,36 @@ def test_changed_copies_are_found_among_hundreds() -> None:
     brighter = np.clip(originals[1].astype(int) + 15, 0, 255).astype(np.uint8)
     small = Image.fromarray(originals[2]).resize((32, 32)).resize((64, 64))
     copies = np.stack([compressed(originals[0]), brighter, np.asarray(small)])
-    assert find_near_duplicates(np.concatenate([originals, copies])) == [(0, 300), (1, 301), (2, 302)]
+    assert find_near_duplicates([originals, copies]) == [(0, 300), (1, 301), (2, 302)]
 
 
 def test_equal_images_are_no_near_duplicates() -> None:
     """Those are found by their pixels, and reported as what they are."""
     originals = pictures(3)
-    assert find_near_duplicates(np.concatenate([originals, originals])) == []
+    assert find_near_duplicates([originals, originals]) == []
 
 
 def test_plain_and_no_images_are_no_trouble() -> None:
     """Images without any contrast, and none at all."""
-    assert find_near_duplicates(np.zeros((0, 8, 8, 1), np.uint8)) == []
+    assert find_near_duplicates([np.zeros((0, 8, 8, 1), np.uint8)]) == []
     plain = np.stack([np.full((8, 8, 1), shade, np.uint8) for shade in (10, 200)])
-    assert find_near_duplicates(plain) == []
+    assert find_near_duplicates([plain]) == []
 
 
 def test_the_verdict_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same pixels are searched once; other pixels, or a damaged verdict, are searched again."""
     images = np.concatenate([pictures(5), compressed(pictures(1)[0])[None]])
-    assert find_near_duplicates(images, tmp_path) == [(0, 5)]
+    assert find_near_duplicates([images], tmp_path) == [(0, 5)]
     searched = []
     search = near_duplicates._search
-    monkeypatch.setattr(near_duplicates, "_search", lambda some: searched.append(len(some)) or search(some))
-    assert find_near_duplicates(images, tmp_path) == [(0, 5)]
+    monkeypatch.setattr(
+        near_duplicates, "_search", lambda some: searched.append(len(some[0])) or search(some)
+    )
+    assert find_near_duplicates([images], tmp_path) == [(0, 5)]
     assert searched == []
-    find_near_duplicates(images[:3], tmp_path)
+    find_near_duplicates([images[:3]], tmp_path)
     next(tmp_path.glob("*.json")).write_text("{")
     for kept in tmp_path.glob("*.json"):
         kept.write_text("{")
-    assert find_near_duplicates(images, tmp_path) == [(0, 5)]
+    assert find_near_duplicates([images], tmp_path) == [(0, 5)]
     assert searched == [3, 6]
