@@ -208,6 +208,10 @@ class FindRate(_RecipeCommand):
     data_root: Path | None = Field(
         default=None, description="folder of the data, for sources that read files"
     )
+    cache: Path | None = Field(
+        default=None,
+        description="folder of decoded images, runs/.cache say; default: decoded anew, in memory",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     steps: int = Field(default=100, ge=20, le=10_000, description="of the sweep")
     picture: Path = Field(default=Path("find-rate.png"), description="where to draw the loss over the rate")
@@ -221,7 +225,7 @@ class FindRate(_RecipeCommand):
 
         chosen, display, interrupts = device.choose(self.device), Display(stderr), Interrupts()
         device.make_deterministic(chosen)
-        dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root)
+        dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root, self.cache)
         with interrupts.listening():
             sweep = find_rate.find_rate(
                 recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps
@@ -246,12 +250,16 @@ class Evaluate(_JsonCommand):
     data_root: Path | None = Field(
         default=None, description="folder of the data, for sources that read files"
     )
+    cache: Path | None = Field(
+        default=None,
+        description="folder of decoded images, runs/.cache say; default: decoded anew, in memory",
+    )
 
     def run(self) -> int:
         """Do the work and return the exit code."""
         from training.evaluate_bundle import evaluate_bundle
 
-        result = evaluate_bundle(self.bundle_dir, self.data, self.data_root)
+        result = evaluate_bundle(self.bundle_dir, self.data, self.data_root, self.cache)
         self._end(result.model_dump(mode="json"))
         if not self.as_json:
             Console().print(scores_table(result.labels, result.metrics))

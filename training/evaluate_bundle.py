@@ -35,13 +35,16 @@ class BundleScores(Strict):
     seconds: float
 
 
-def evaluate_bundle(bundle_dir: Path, source: str | None, data_root: Path | None) -> BundleScores:
+def evaluate_bundle(
+    bundle_dir: Path, source: str | None, data_root: Path | None, cache: Path | None = None
+) -> BundleScores:
     """Measure a bundle.
 
     Args:
         bundle_dir: <repository>/<model>/<version>.
         source: whose test split is used; None for that of the bundle's own recipe.
         data_root: for sources that read files.
+        cache: folder of decoded images; none: decoded anew, in memory.
 
     Raises:
         UsageError: this is no bundle's folder, or a source must be named.
@@ -51,7 +54,7 @@ def evaluate_bundle(bundle_dir: Path, source: str | None, data_root: Path | None
     began_s = time.perf_counter()
     bundle = _read(bundle_dir)
     recipe = _data_recipe(bundle, source)
-    dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root)
+    dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
     truth = _in_bundle_order(dataset.test, dataset.labels, bundle.manifest.labels)
     probabilities, _ = run(open_session(bundle.model_file), dataset.test.images)  # (N, K)
     scores = score(probabilities, truth, bundle.manifest.labels)
