@@ -9,16 +9,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from serving.batch_policy import BatchPolicy
-from serving.batching import Batcher, BatchRun
-from serving.bundle import Bundle, Precision, Repository
+from serving.bundle import Precision, Repository
 from serving.engine import Engine
 from serving.errors import (
     BundleError,
@@ -28,20 +25,13 @@ from serving.errors import (
     ProofFailed,
     UnknownModel,
 )
-from serving.loading import load_version, prove
-from serving.metrics import Metrics, VersionMetrics
+from serving.loading import prove
+from serving.metrics import Metrics
 from serving.tuning import RunCost, images_on_loop
+from serving.version_loader import VersionLoader, log_fields
 from serving.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
 
-_Fingerprint = tuple[tuple[str, int, int, int], ...]
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    fingerprint: _Fingerprint  # of its files: a version that was mended by hand is tried again
-    reason: str
 
 
 class Models:
@@ -60,16 +50,20 @@ class Models:
         poll_interval_s: float = 1.0,
     ) -> None:
         self._repository = repository
-        self._load_engine = load_engine
-        self._policy = policy
+        self._loader = VersionLoader(
+            repository,
+            load_engine,
+            policy=policy,
+            warm_sizes=warm_sizes,
+            metrics=metrics,
+            place=place,
+            precision=precision,
+        )
         self._warm_sizes = warm_sizes
         self._metrics = metrics
-        self._place = place
-        self._precision = precision
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be, or still leased
-        self._failures: dict[tuple[str, int], _Failure] = {}
         self._put_away: set[str] = set()  # unloaded on request, until they are loaded again
         self._loading: tuple[str, int] | None = None
         self._scanned = asyncio.Event()
@@ -106,7 +100,7 @@ class Models:
         model = self._models.get(name)
         if revision is None and model is not None and model.default is not None:
             return model.versions[model.default]
-        return self._find(name, revision)
+        return self.get(name).find(revision, loading=self._loading)
 
     def get(self, name: str) -> Model:
         """What is known of a model.
@@ -198,10 +192,10 @@ class Models:
         except (EngineError, ProofFailed) as error:
             if not version.broken:
                 version.broken = str(error)
-                _log.error("version_broken", extra=_fields(version.bundle, reason=str(error)))
+                _log.error("version_broken", extra=log_fields(version.bundle, reason=str(error)))
                 self._announce()
         except BundleError as error:  # the files went away: that says nothing of the engine
-            _log.warning("version_unchecked", extra=_fields(version.bundle, reason=str(error)))
+            _log.warning("version_unchecked", extra=log_fields(version.bundle, reason=str(error)))
 
     async def load(self, name: str) -> None:
         """Look at one model now, whatever was decided of it before, and bring what is served in line.
@@ -215,8 +209,7 @@ class Models:
             if name not in await asyncio.to_thread(self._repository.models):
                 raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
             self._put_away.discard(name)
-            for failed in [each for each in self._failures if each[0] == name]:
-                del self._failures[failed]
+            self._loader.forget(name)
             await self._refresh_or_keep(name)
             model = self._models[name]
         newest = max(model.refused, default=0)
@@ -295,17 +288,13 @@ class Models:
         old = self._models.get(name, Model(name, {}, {}, None, {}))
         wanted: dict[int, Version] = {}
         default = await self._choose(numbers, aliases, old, wanted)
-        refused = {
-            number: self._failures[name, number].reason
-            for number in sorted({*numbers, *aliases.values()})
-            if (name, number) in self._failures
-        }
+        refused = self._loader.refused(name, (*numbers, *aliases.values()))
         new = Model(name, wanted, aliases, default, refused)
         if new == old:
             return
         self._models[name] = new
         if default != old.default and default is not None:
-            _log.info("version_serving", extra=_fields(wanted[default].bundle))
+            _log.info("version_serving", extra=log_fields(wanted[default].bundle))
         self._announce()
         self._retire(version for number, version in old.versions.items() if wanted.get(number) is not version)
 
@@ -335,72 +324,18 @@ class Models:
         return None
 
     async def _load(self, name: str, number: int) -> Version | None:
-        fingerprint = _fingerprint(self._repository.folder(name, number))
-        failure = self._failures.get((name, number))
-        if failure is not None and failure.fingerprint == fingerprint:
+        if not self._loader.is_worth_a_try(name, number):
             return None
         self._loading = (name, number)
         self._announce()
-        started_s = time.monotonic()
         try:
-            loaded = await asyncio.to_thread(
-                load_version,
-                self._repository,
-                name,
-                number,
-                self._load_engine,
-                sizes=self._warm_sizes,
-                precision=self._precision,
-            )
-        except Exception as error:  # noqa: BLE001 - whatever a version trips over refuses that version alone
-            self._failures[name, number] = _Failure(fingerprint, str(error))
-            _log.error(
-                "version_refused",
-                extra={"model": name, "version": number, "reason": str(error)},
-                exc_info=not isinstance(error, LenserveError),
-            )
-            return None
+            version = await self._loader.load(name, number)
         finally:
             self._loading = None
             self._announce()
-        self._failures.pop((name, number), None)
-        stack = AsyncExitStack()
-        metrics = self._metrics.version(name, number)
-        batcher = Batcher(
-            loaded.engine.run,
-            self._policy,
-            partial(_record_run, metrics),
-            loop_images=self._place(loaded.cost),
-        )
-        version = Version(loaded, await stack.enter_async_context(batcher), metrics, stack)
-        self._loaded.add(version)
-        duration_s = time.monotonic() - started_s
-        self._metrics.load_duration.labels(name).observe(duration_s)
-        precision = loaded.precision or "fp32"
-        told = _fields(loaded.bundle, precision=precision, seconds=round(duration_s, 3))
-        _log.info("version_loaded", extra=told)
+        if version is not None:
+            self._loaded.add(version)
         return version
-
-    def _find(self, name: str, revision: Revision) -> Version:
-        model = self.get(name)
-        if isinstance(revision, str) and revision not in model.aliases:
-            known = ", ".join(sorted(model.aliases)) or "none"
-            raise UnknownModel(f"model {name!r} has no alias {revision!r}; known aliases: {known}")
-        number = model.aliases[revision] if isinstance(revision, str) else revision
-        if number is None:
-            number = model.default
-        if number is None:
-            refused = [f"version {v} was refused: {reason}" for v, reason in model.refused.items()]
-            why = model.problem or "; ".join(refused) or "loading"
-            raise ModelUnavailable(f"model {name!r} has no version that can answer: {why}")
-        if number in model.versions:
-            return model.versions[number]
-        if number in model.refused:
-            raise ModelUnavailable(f"version {number} of model {name!r} was refused: {model.refused[number]}")
-        if (name, number) == self._loading:
-            raise ModelUnavailable(f"version {number} of model {name!r} is loading")
-        served = ", ".join(str(v) for v in sorted(model.versions)) or "none"
-        raise UnknownModel(f"version {number} of model {name!r} is not served; served versions: {served}")
 
     def _retire(self, versions: Iterable[Version]) -> None:
         for version in versions:
@@ -410,7 +345,7 @@ class Models:
         await version.unused()
         await version.stack.aclose()
         self._loaded.discard(version)
-        _log.info("version_unloaded", extra=_fields(version.bundle))
+        _log.info("version_unloaded", extra=log_fields(version.bundle))
 
     def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -428,20 +363,3 @@ class Models:
         self._metrics.ready.set(self.ready)
         change, self._change = self._change, asyncio.Event()
         change.set()
-
-
-def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
-    metrics.ran(run.images, run.duration_s, run.queued_s)
-
-
-def _fingerprint(folder: Path) -> _Fingerprint:
-    """What changes when a version is mended: name, ctime, inode and size of every file (chmod mends too)."""
-    try:
-        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    except OSError:
-        return ()
-    return tuple((name, stat.st_ctime_ns, stat.st_ino, stat.st_size) for name, stat in stats)
-
-
-def _fields(bundle: Bundle, **more: object) -> dict[str, object]:
-    return {"model": bundle.model, "version": bundle.version, "digest": bundle.digest[:12], **more}

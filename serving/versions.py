@@ -11,7 +11,7 @@ from typing import Self
 from serving.batching import Batcher
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.errors import ModelUnavailable
+from serving.errors import ModelUnavailable, UnknownModel
 from serving.loading import Loaded
 from serving.metrics import VersionMetrics
 
@@ -99,6 +99,39 @@ class Model:
     def ready(self) -> bool:
         """Whether the default version can answer."""
         return self.default is not None and not self.versions[self.default].broken
+
+    def find(self, revision: Revision, *, loading: tuple[str, int] | None = None) -> Version:
+        """A version, by number or alias; the default where none is named.
+
+        Args:
+            revision: what was asked for.
+            loading: the model and version that is being loaded now.
+
+        Raises:
+            UnknownModel: there is no such version or alias.
+            ModelUnavailable: there is, but it cannot answer now; says why.
+        """
+        if isinstance(revision, str) and revision not in self.aliases:
+            known = ", ".join(sorted(self.aliases)) or "none"
+            raise UnknownModel(f"model {self.name!r} has no alias {revision!r}; known aliases: {known}")
+        number = self.aliases[revision] if isinstance(revision, str) else revision
+        if number is None:
+            number = self.default
+        if number is None:
+            refused = [f"version {v} was refused: {reason}" for v, reason in self.refused.items()]
+            why = self.problem or "; ".join(refused) or "loading"
+            raise ModelUnavailable(f"model {self.name!r} has no version that can answer: {why}")
+        if number in self.versions:
+            return self.versions[number]
+        if number in self.refused:
+            reason = self.refused[number]
+            raise ModelUnavailable(f"version {number} of model {self.name!r} was refused: {reason}")
+        if (self.name, number) == loading:
+            raise ModelUnavailable(f"version {number} of model {self.name!r} is loading")
+        served = ", ".join(str(v) for v in sorted(self.versions)) or "none"
+        raise UnknownModel(
+            f"version {number} of model {self.name!r} is not served; served versions: {served}"
+        )
 
     def statuses(self) -> Iterator["VersionStatus"]:
         """Every version that is served or was refused."""
