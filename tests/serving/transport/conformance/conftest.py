@@ -39,6 +39,9 @@ class Differences:
     # Whether a connection that resets 200 calls in ten seconds is closed, with all its calls: h2corn's guard
     # against CVE-2023-44487, which is not to be set.
     closes_at_200_resets: bool = True
+    # Whether a call that comes at the last moment of a stop can end as CANCELLED: grpc.aio cannot say goodbye
+    # to its connections before it closes them.
+    may_cancel_at_stop: bool = False
     # Whether calls may name anything as their authority. h2corn resets those that RFC 3986 forbids, such as
     # the list that a channel to ipv4:A,B names where it is not told another.
     takes_any_authority: bool = False
@@ -52,6 +55,7 @@ DIFFERENCES = {
         tells_compressions=False,
         checks_content_type=False,
         closes_at_200_resets=False,
+        may_cancel_at_stop=True,
         takes_any_authority=True,
     ),
 }
