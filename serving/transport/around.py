@@ -103,6 +103,7 @@ class Around:
 
         def admit(call: Call) -> None:
             try:
+                self._authorize(rpc, call, "")  # how busy the server is, is not for everyone
                 if rpc.admit is not None:
                     rpc.admit()
             except Exception as error:

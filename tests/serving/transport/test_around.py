@@ -21,6 +21,7 @@ from serving.server import build_table
 from serving.transport.around import Around, Failure, WireUnary
 from serving.transport.status import Code
 from serving.transport.table import Call, Stream, Unary
+from serving.transport.tokens import Tokens
 
 CLASSIFY = "lenserve.v1.Classifier/Classify"
 METHOD = "/tests.Echo/Say"
@@ -194,6 +195,28 @@ async def test_while_draining_new_calls_are_refused_and_probes_answered() -> Non
     assert refused.value.status.code is stream_refused.value.status.code is Code.UNAVAILABLE
     assert refused.value.status.message == "the server is stopping and takes no new calls"
     assert StringValue.FromString(answered).value == " p"
+
+
+async def test_a_call_that_is_refused_by_its_beginning_is_named_and_counted_like_any_other() -> None:
+    """And only those who may call at all are told that the server is full."""
+
+    def full() -> None:
+        raise Overloaded("full")
+
+    metrics = Metrics()
+    tokens = Tokens({"secret": ["*"]})
+    row = Around(metrics, tokens).wrap(Unary(METHOD, StringValue, _echo, admit=full))
+    assert isinstance(row, WireUnary)
+    codes = []
+    for metadata in ({}, {"authorization": "Bearer secret"}):
+        call = Call(metadata)
+        with pytest.raises(Failure) as refused:
+            row.admit(call)
+        assert call.request_id
+        codes.append(refused.value.status.code)
+    assert codes == [Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED]
+    metrics.tell()
+    assert [_count(metrics.registry, METHOD, code.name) for code in codes] == [1, 1]
 
 
 async def test_a_deadline_ends_the_work() -> None:
