@@ -15,21 +15,21 @@ _COLLECTOR_THRESHOLDS = (10_000, 20, 50)
 
 def settle_memory() -> None:
     """Once everything is imported: what is there now stays, and what comes and goes are requests."""
-    search_rarely()
-    give_back_large_buffers()
+    _search_rarely()
+    _give_back_large_buffers()
 
 
-def search_rarely() -> None:
+def _search_rarely() -> None:
     """Let the collector of cycles leave alone what was imported, and look seldom at the rest.
 
-    A request makes some dozens of objects and no cycle, so that every tenth one made it search for nothing.
+    A request makes objects and no cycle: the search would find nothing.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
-def give_back_large_buffers() -> None:
+def _give_back_large_buffers() -> None:
     """Let glibc return buffers of 8 MiB and more to the system when they are freed; others lack the call.
 
     Left alone it raises that threshold to the largest buffer seen (mallopt(3), M_MMAP_THRESHOLD), and the

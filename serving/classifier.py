@@ -2,7 +2,7 @@
 
 admission -> decode and geometry (worker threads) -> batcher -> rank
 
-async with Models(...) as models, Classifier(models, ...) as classifier:
+async with Models(loader) as models, Classifier(models, ...) as classifier:
     await models.scanned()
     answer = await classifier.classify([Path("digit.png").read_bytes()], model="lenet5-digits")
 """

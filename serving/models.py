@@ -8,15 +8,11 @@ never takes the place of one that works. Knows nothing of images, requests or tr
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from serving.batch_policy import BatchPolicy
-from serving.bundle import Precision, Repository
-from serving.engine import Engine
 from serving.errors import (
     BundleError,
     EngineError,
@@ -25,9 +21,6 @@ from serving.errors import (
     ProofFailed,
     UnknownModel,
 )
-from serving.loading import prove
-from serving.metrics import Metrics
-from serving.tuning import RunCost, images_on_loop
 from serving.version_loader import VersionLoader, log_fields
 from serving.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
 
@@ -37,30 +30,10 @@ _log = logging.getLogger(__name__)
 class Models:
     """The loaded versions. `async with` starts watching the repository, and unloads everything at the end."""
 
-    def __init__(
-        self,
-        repository: Repository,
-        load_engine: Callable[[Path], Engine],
-        *,
-        policy: BatchPolicy,
-        warm_sizes: tuple[int, ...],
-        metrics: Metrics,
-        place: Callable[[RunCost], int] = images_on_loop,
-        precision: Precision | None = None,
-        poll_interval_s: float = 1.0,
-    ) -> None:
-        self._repository = repository
-        self._loader = VersionLoader(
-            repository,
-            load_engine,
-            policy=policy,
-            warm_sizes=warm_sizes,
-            metrics=metrics,
-            place=place,
-            precision=precision,
-        )
-        self._warm_sizes = warm_sizes
-        self._metrics = metrics
+    def __init__(self, loader: VersionLoader, *, poll_interval_s: float = 1.0) -> None:
+        self._loader = loader
+        self._repository = loader.repository
+        self._metrics = loader.metrics
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be, or still leased
@@ -188,7 +161,7 @@ class Models:
 
     async def _check(self, version: Version) -> None:
         try:
-            await asyncio.to_thread(prove, version.loaded, self._warm_sizes)
+            await self._loader.prove_again(version)
         except (EngineError, ProofFailed) as error:
             if not version.broken:
                 version.broken = str(error)

@@ -36,6 +36,7 @@ from serving.transport.table import Rpc, services
 from serving.transport.tls import TlsFiles
 from serving.transport.tokens import Tokens
 from serving.tuning import images_on_loop, in_thread, load_tuned
+from serving.version_loader import VersionLoader
 
 _TRANSPORTS: dict[str, type[GrpcServer | H2Server]] = {"h2": H2Server, "grpc": GrpcServer}
 
@@ -152,7 +153,7 @@ def _tls(settings: ServerSettings) -> TlsFiles | None:
 
 def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: Path | None) -> Models:
     size = settings.max_batch_size
-    return Models(
+    loader = VersionLoader(
         Repository(settings.repository),
         partial(
             load_tuned,
@@ -168,8 +169,8 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: P
         metrics=metrics,
         place=images_on_loop if owner is None else in_thread,
         precision=choose_precision(settings.precision, device, read_cpu_flags()),
-        poll_interval_s=settings.poll_interval_s,
     )
+    return Models(loader, poll_interval_s=settings.poll_interval_s)
 
 
 def _classifier(settings: ServerSettings, models: Models, metrics: Metrics) -> Classifier:

@@ -14,9 +14,9 @@ from serving.batching import Batcher, BatchRun
 from serving.bundle import Bundle, Precision, Repository
 from serving.engine import Engine
 from serving.errors import LenserveError
-from serving.loading import load_version
+from serving.loading import load_version, prove
 from serving.metrics import Metrics, VersionMetrics
-from serving.tuning import RunCost
+from serving.tuning import RunCost, images_on_loop
 from serving.versions import Version
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -41,8 +41,8 @@ class VersionLoader:
         policy: BatchPolicy,
         warm_sizes: tuple[int, ...],
         metrics: Metrics,
-        place: Callable[[RunCost], int],
-        precision: Precision | None,
+        place: Callable[[RunCost], int] = images_on_loop,
+        precision: Precision | None = None,
     ) -> None:
         """Store how.
 
@@ -55,11 +55,11 @@ class VersionLoader:
             place: of a run's cost, the largest batch that runs on the event loop; 0: all run in a thread.
             precision: the variant to take where a version has it.
         """
-        self._repository = repository
+        self.repository = repository
+        self.metrics = metrics
         self._load_engine = load_engine
         self._policy = policy
         self._warm_sizes = warm_sizes
-        self._metrics = metrics
         self._place = place
         self._precision = precision
         self._failures: dict[tuple[str, int], _Failure] = {}
@@ -77,16 +77,16 @@ class VersionLoader:
     def is_worth_a_try(self, name: str, number: int) -> bool:
         """Whether a version has not failed yet, or its files have changed since."""
         failure = self._failures.get((name, number))
-        return failure is None or failure.fingerprint != _fingerprint(self._repository.folder(name, number))
+        return failure is None or failure.fingerprint != _fingerprint(self.repository.folder(name, number))
 
     async def load(self, name: str, number: int) -> Version | None:
         """Load, warm and prove in a thread, open the queue; None, and a line in the log, where it fails."""
-        fingerprint = _fingerprint(self._repository.folder(name, number))
+        fingerprint = _fingerprint(self.repository.folder(name, number))
         started_s = time.monotonic()
         try:
             loaded = await asyncio.to_thread(
                 load_version,
-                self._repository,
+                self.repository,
                 name,
                 number,
                 self._load_engine,
@@ -103,7 +103,7 @@ class VersionLoader:
             return None
         self._failures.pop((name, number), None)
         stack = AsyncExitStack()
-        metrics = self._metrics.version(name, number)
+        metrics = self.metrics.version(name, number)
         batcher = Batcher(
             loaded.engine.run,
             self._policy,
@@ -112,11 +112,20 @@ class VersionLoader:
         )
         version = Version(loaded, await stack.enter_async_context(batcher), metrics, stack)
         duration_s = time.monotonic() - started_s
-        self._metrics.load_duration.labels(name).observe(duration_s)
+        self.metrics.load_duration.labels(name).observe(duration_s)
         precision = loaded.precision or "fp32"
         told = log_fields(loaded.bundle, precision=precision, seconds=round(duration_s, 3))
         _log.info("version_loaded", extra=told)
         return version
+
+    async def prove_again(self, version: Version) -> None:
+        """Warm and prove a loaded version once more, in a thread.
+
+        Raises:
+            EngineError, ProofFailed: its engine no longer gives the golden probabilities.
+            BundleError: its files went away, which says nothing of the engine.
+        """
+        await asyncio.to_thread(prove, version.loaded, self._warm_sizes)
 
 
 def log_fields(bundle: Bundle, **more: object) -> dict[str, object]:

@@ -29,6 +29,7 @@ from serving.transport.around import Around
 from serving.transport.inference_service import InferenceService
 from serving.transport.shared_memory import Regions
 from serving.transport.table import Call, Unary
+from serving.version_loader import VersionLoader
 from tests.benchmarks.calls import infer_message
 from tests.benchmarks.networks import lenet
 
@@ -49,7 +50,8 @@ async def measure(in_flight: int) -> dict[str, float]:
     repository = Repository(bundle.folder.parents[1])
     load = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=MAX_BATCH_SIZE)
     policy = BatchPolicy(MAX_BATCH_SIZE)
-    models = Models(repository, load, policy=policy, warm_sizes=(1, MAX_BATCH_SIZE), metrics=metrics)
+    loader = VersionLoader(repository, load, policy=policy, warm_sizes=(1, MAX_BATCH_SIZE), metrics=metrics)
+    models = Models(loader)
     async with models, Classifier(models, metrics=metrics) as classifier:
         await models.scanned()
         image = bundle.golden().images[:1]  # (1, 28, 28, 1)

@@ -31,6 +31,7 @@ from serving.transport.around import Around
 from serving.transport.h2_server import H2Server
 from serving.transport.tokens import Tokens
 from serving.tuning import RunCost
+from serving.version_loader import VersionLoader
 
 CPU = Device("cpu", 0, "tests")
 
@@ -199,16 +200,11 @@ def serve_gated(repository: Repository) -> GatedServe:
 
         load_onnx = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=max_batch_size)
         policy = BatchPolicy(max_batch_size)
+        loader = VersionLoader(
+            repository, load, policy=policy, warm_sizes=(1,), metrics=metrics, place=in_thread
+        )
         async with (
-            Models(
-                repository,
-                load,
-                policy=policy,
-                warm_sizes=(1,),
-                metrics=metrics,
-                place=in_thread,
-                poll_interval_s=0.02,
-            ) as models,
+            Models(loader, poll_interval_s=0.02) as models,
             Classifier(models, metrics=metrics, **options) as classifier,
             H2Server(
                 [around.wrap(rpc) for rpc in build_table(classifier, models, metrics)],
@@ -270,6 +266,7 @@ def open_models(repository: Repository) -> OpenModels:
         scanned: bool = True,
         max_batch_size: int = 4,
         warm_sizes: tuple[int, ...] = (1,),
+        poll_interval_s: float = 3600,
         **options: Any,
     ) -> AsyncIterator[Models]:
         arguments = {
@@ -277,10 +274,10 @@ def open_models(repository: Repository) -> OpenModels:
             "policy": BatchPolicy(max_batch_size),
             "metrics": Metrics(),
             "place": in_thread,
-            "poll_interval_s": 3600,
             **options,
         }
-        async with Models(repository, warm_sizes=warm_sizes, **arguments) as models:
+        loader = VersionLoader(repository, warm_sizes=warm_sizes, **arguments)
+        async with Models(loader, poll_interval_s=poll_interval_s) as models:
             if scanned:
                 await models.scanned()
             yield models

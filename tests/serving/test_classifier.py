@@ -55,12 +55,14 @@ from serving.classifier import Classifier
 from serving.engine import Device, OnnxEngine
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.version_loader import VersionLoader
 
 async def main():
     load = partial(OnnxEngine.load, device=Device("cpu", 0, ""), threads=1, max_batch_size=8)
     metrics = Metrics()
     repository = Repository(Path(sys.argv[1]))
-    models = Models(repository, load, policy=BatchPolicy(8), warm_sizes=(1,), metrics=metrics)
+    loader = VersionLoader(repository, load, policy=BatchPolicy(8), warm_sizes=(1,), metrics=metrics)
+    models = Models(loader)
     async with models, Classifier(models, metrics=metrics) as classifier:
         await models.scanned()
         answer = await classifier.classify([sys.stdin.buffer.read()], model="colours", top_k=1)
