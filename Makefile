@@ -12,7 +12,7 @@ demo: .venv/train.done
 
 test: .venv/dev.done
 	tests/system/fetch_peers.sh
-	@# As `lenserve-train` does: threads that spin while they wait make small steps ten times slower on busy cores.
+	@# As `lenserve-train` does: threads that spin while they wait make small steps many times slower on busy cores.
 	OMP_WAIT_POLICY=passive LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: .venv/dev.done
