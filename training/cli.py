@@ -224,7 +224,7 @@ class FindRate(_RecipeCommand):
         from training.display import Display
 
         chosen, display, interrupts = device.choose(self.device), Display(stderr), Interrupts()
-        device.make_deterministic(chosen)
+        device.prepare(chosen)
         dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root, self.cache)
         with interrupts.listening():
             sweep = find_rate.find_rate(

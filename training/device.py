@@ -1,5 +1,6 @@
 """Where the mathematics runs: asked for, found, and said aloud. A missing device is never replaced."""
 
+import ctypes
 import os
 import platform
 import re
@@ -12,6 +13,10 @@ from serving.errors import DeviceUnavailable, UsageError
 
 # Small networks lose more to waking threads than they win by them.
 _MAX_THREADS = 8
+
+# Of mallopt(3), as malloc.h has them.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 _CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 
@@ -54,10 +59,11 @@ def choose(asked: str, process: int = 0) -> Device:
     return _cuda(index, "asked for")
 
 
-def make_deterministic(device: Device, processes: int = 1) -> None:
-    """The same run twice gives the same bits on a CPU, and nearly so on a GPU.
+def prepare(device: Device, processes: int = 1) -> None:
+    """Set this process up for training: its threads, kernels that are deterministic, memory that it keeps.
 
-    Some CUDA kernels have no deterministic form, so torch may only warn of them there.
+    The same run twice gives the same bits on a CPU, and nearly so on a GPU: some CUDA kernels have no
+    deterministic form, so torch may only warn of them there.
 
     Args:
         device: that was chosen.
@@ -68,6 +74,19 @@ def make_deterministic(device: Device, processes: int = 1) -> None:
     torch.use_deterministic_algorithms(device.torch_device.type == "cpu")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed; other libraries lack the call.
+
+    It would give blocks of 32 MiB and more back at once, and a training step frees what the next one asks for
+    again: the kernel would clear every page of a wide layer's outputs anew.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _cpu(reason: str) -> Device:

@@ -13,7 +13,7 @@ from training.calibrate import calibrate, uncalibrated
 from training.data import DataReport, Dataset
 from training.data.examples import augmented_examples
 from training.data.placed import Placed
-from training.device import Device, make_deterministic
+from training.device import Device, prepare
 from training.display import Display
 from training.errors import GateRefused
 from training.evaluate import wilson
@@ -83,7 +83,7 @@ def follow(recipe: Recipe, job: Job) -> None:
     folder = RunFolder(job.run_dir)
     if folder.summary.exists():
         return
-    make_deterministic(job.device, job.group.local_size)
+    prepare(job.device, job.group.local_size)
     dataset, _ = load_data(recipe, job)
     learn(recipe, dataset, _surroundings(job, folder))
 
@@ -99,7 +99,7 @@ def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
 def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logger, ...]) -> RunSummary:
     began_s = time.perf_counter()
     display, interrupts = job.display, job.interrupts
-    make_deterministic(job.device, job.group.local_size)
+    prepare(job.device, job.group.local_size)
     display.note(f"device: {job.device.torch_device} ({job.device.machine}), {job.device.reason}")
 
     display.phase("data")

@@ -47,7 +47,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from training.data import load
-from training.device import choose, make_deterministic
+from training.device import choose, prepare
 from training.display import Display
 from training.interrupts import Interrupts
 from training.loop import train
@@ -59,7 +59,7 @@ class Speaking(Display):
 
 folder = Path(sys.argv[1])
 device = choose("cpu")
-make_deterministic(device)
+prepare(device)
 recipe = resolve("lenet5-fake", sys.argv[2:])
 dataset, _ = load(recipe.data, recipe.geometry, None)
 trained = train(

@@ -23,7 +23,7 @@ from tests.benchmarks.training.race import RUNNERS, Run, run_alone
 from tests.benchmarks.training.report import Measured, as_values, markdown
 from tests.benchmarks.training.speed import RECIPES, Trainer, Variant, Window, load, variants
 from training.data import load_unchecked
-from training.device import Device, choose, make_deterministic
+from training.device import Device, choose, prepare
 from training.recipe import resolve
 
 FOLDER = Path(".bench")
@@ -75,7 +75,7 @@ def speed(
     data_root: Path, device: Device, turns: int, window_s: float, loads: list[float]
 ) -> tuple[dict[Variant, list[Window]], dict[str, int]]:
     """Windows of all variants, recipe by recipe; and how many images an epoch of each has."""
-    make_deterministic(device)  # as every run of ours is
+    prepare(device)  # as every run of ours is
     cores = len(os.sched_getaffinity(0))
     windows: dict[Variant, list[Window]] = {variant: [] for variant in variants(cores)}
     epoch_images = {}

@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.benchmarks.training import tutorial
 from tests.benchmarks.training.stopwatch import Stopwatch
 from training import data
-from training.device import choose, make_deterministic
+from training.device import choose, prepare
 from training.display import Display
 from training.interrupts import Interrupts
 from training.learn import Surroundings, learn
@@ -58,7 +58,7 @@ def ours(data_root: Path, device_name: str, seed: int) -> Run:
     """
     recipe = resolve(RECIPE, (*OVERRIDES, f"training.seed={seed}"))
     device = choose(device_name)
-    make_deterministic(device)
+    prepare(device)
     display = Display(Console(quiet=True))
     watch = _started(device.torch_device)
     with tempfile.TemporaryDirectory() as name:
