@@ -14,7 +14,7 @@ from training.networks import Network
 from training.parallel import ALONE, Group
 
 _MOST_AT_ONCE = 1000  # images; large enough to be fast
-_MOST_PIXELS_AT_ONCE = 64 * 224 * 224  # then the maps of the largest networks stay below 2 GB
+_MOST_PIXELS_AT_ONCE = 16 * 224 * 224  # 512 maps of as many pixels, as the widest network has, are 1.6 GB
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
