@@ -48,6 +48,7 @@ class Recipe(Strict):
     name: str = Field(pattern=f"^{NAME_PATTERN.pattern}$")
     summary: str = ""
     stated: str | None = Field(default=None, description="the result that this recipe claims")
+    baseline: str | None = Field(default=None, description="the recipe whose result this one is to better")
     method: Literal["train", "few-shot", "as-is"] = Field(
         default="train",
         description="train: gradient descent; few-shot: a head fitted on frozen features; "
@@ -64,9 +65,8 @@ class Recipe(Strict):
 
     def settings(self) -> dict[str, Any]:
         """All that decides the run, flat: dotted key -> plain value. Prose and memory decide nothing."""
-        nested = self.model_dump(
-            mode="json", exclude={"summary": True, "stated": True, "data": {"memory_limit_gib"}}
-        )
+        prose = {"summary": True, "stated": True, "baseline": True}
+        nested = self.model_dump(mode="json", exclude={**prose, "data": {"memory_limit_gib"}})
         return dict(_flatten(nested))
 
     def digest(self) -> str:

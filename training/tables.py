@@ -35,20 +35,20 @@ def describe_recipe(recipe: Recipe, measured: Measured | None) -> dict[str, Any]
         "name": recipe.name,
         "summary": recipe.summary,
         "stated": recipe.stated,
+        "baseline": recipe.baseline,
         "measured": None
         if measured is None
         else {**measured.model_dump(mode="json"), "current": is_current(recipe, measured)},
     }
 
 
-def recipes_table(recipes: Sequence[Recipe], measured: Mapping[str, Measured]) -> Table:
+def recipes_table(recipes: Sequence[Recipe], results: Mapping[str, Measured]) -> Table:
     """All recipes for people."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("recipe", "what it is", "stated", "measured"):
         table.add_column(column, overflow="fold", no_wrap=column == "recipe")
     for recipe in recipes:
-        result = measured.get(recipe.name)
-        shown = "\n".join(result_lines(recipe, result)) if result else ""
+        shown = "\n".join(result_lines(recipe, results))
         table.add_row(recipe.name, recipe.summary, recipe.stated or "", escape(shown))
     return table
 

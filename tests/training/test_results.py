@@ -6,8 +6,8 @@ from typing import Any
 from training.evaluate import wilson
 from training.few_shot_curve import CurvePoint
 from training.measured import Measured
-from training.recipe import Recipe, resolve
-from training.results import figures, markdown_table, result_lines
+from training.recipe import Recipe, resolve, shipped_names
+from training.results import difference, figures, markdown_table, result_lines
 
 
 def measured(recipe: Recipe, **others: Any) -> Measured:
@@ -44,11 +44,11 @@ def test_a_recipe_shows_the_figures_that_it_is_judged_by() -> None:
         ("imagenet", [f"top-1 {accuracy}", f"top-5 {top5}"]),
     ):
         recipe = resolve(name)
-        assert figures(recipe, measured(recipe, **all_of_them)) == shown
+        assert figures(recipe, {name: measured(recipe, **all_of_them)}) == shown
     recipe = resolve("few-shot")
     one = CurvePoint(per_label=1, draws=50, mean=0.6, low=0.55, high=0.65, worst=0.3, best=0.8)
     every = CurvePoint(per_label=None, draws=1, mean=0.9, low=0.8, high=0.95, worst=0.9, best=0.9)
-    assert figures(recipe, measured(recipe, few_shot=(one, every))) == [
+    assert figures(recipe, {"few-shot": measured(recipe, few_shot=(one, every))}) == [
         f"accuracy {accuracy}",
         "1: 60.0% (55.0% to 65.0%)",
         "all: 90.0% (80.0% to 95.0%)",
@@ -60,10 +60,35 @@ def test_a_result_says_where_when_and_whether_the_recipe_has_changed() -> None:
     recipe = resolve("lenet5-mnist")
     current = measured(recipe)
     older = current.model_copy(update={"recipe_digest": "0" * 64})
-    assert result_lines(recipe, current)[1:] == ["1,234 test images, 61 s", "a machine, torch, 2026-01-02"]
-    assert result_lines(recipe, older)[-1] == "the recipe has changed since then"
+    assert not result_lines(recipe, {})
+    lines = result_lines(recipe, {"lenet5-mnist": current})
+    assert lines[1:] == ["1,234 test images, 61 s", "a machine, torch, 2026-01-02"]
+    assert result_lines(recipe, {"lenet5-mnist": older})[-1] == "the recipe has changed since then"
     row = "| `lenet5-mnist` | 99.0 % or more on the 10,000 test images | accuracy 90.00% (82.56% to 94.48%) "
     tail = "| 1,234 | 61 s | a machine, torch, 2026-01-02 |"
     recipes = [resolve("lenet5-digits"), recipe]
     assert markdown_table(recipes, {"lenet5-mnist": current}).splitlines()[2:] == [row + tail]
     assert "has changed" in markdown_table(recipes, {"lenet5-mnist": older})
+
+
+def test_a_recipe_says_by_how_much_it_is_better_than_its_baseline() -> None:
+    """On both splits, where both were measured and the baseline too; every baseline is shipped."""
+    recipe, plain = resolve("alexnet-bn-cifar10"), resolve("alexnet-cifar10")
+    results = {recipe.name: measured(recipe, validation=wilson(95, 100))}
+    assert len(figures(recipe, results)) == 1
+    results[plain.name] = measured(plain).model_copy(update={"accuracy": wilson(80, 100)})
+    gain = "+10.0 points (+0.0 to +19.9) on alexnet-cifar10's test accuracy"
+    assert figures(recipe, results)[1:] == [gain]
+    results[plain.name] = results[plain.name].model_copy(update={"validation": wilson(80, 100)})
+    assert figures(recipe, results)[1:] == [
+        gain,
+        "+15.0 points (+5.9 to +24.3) on alexnet-cifar10's validation accuracy",
+    ]
+    baselines = {resolve(name).baseline for name in shipped_names()} - {None}
+    assert baselines <= set(shipped_names())
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    """The worked example of his paper: 56 of 70 against 48 of 80 are 20 points more, 5.24 to 33.39."""
+    gain, low, high = difference(wilson(56, 70), wilson(48, 80))
+    assert [round(each, 4) for each in (gain, low, high)] == [0.2, 0.0524, 0.3339]
