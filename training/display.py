@@ -53,11 +53,11 @@ class Display:
         for warning in report.warnings():
             self._console.print(f"[yellow]![/yellow] {escape(warning)}")
 
-    def features_done(self, done: int, images: int) -> None:
-        """How many images have gone through the frozen layers: one line at the end, a moving one before."""
+    def images_done(self, what: str, done: int, images: int) -> None:
+        """How many images are through something long: one line at the end, a moving one before."""
         whole = done == images
         if whole or self._console.is_terminal:
-            text = f"features of {done:,} of {images:,} images"
+            text = f"{what} {done:,} of {images:,} images"
             self._console.print(text, markup=False, end="\n" if whole else "\r")
 
     def curve(self, points: Sequence[CurvePoint]) -> None:

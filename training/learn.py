@@ -41,7 +41,7 @@ class Surroundings:
     def progress(self, done: int, images: int) -> None:
         """Say how many images have their features; leave if asked."""
         self.interrupts.leave_if_asked("nothing was trained yet")
-        self.display.features_done(done, images)
+        self.display.images_done("features of", done, images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Images that are too many for memory train the same network, in little memory."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from training.data.stored import StoredImages
+from training.errors import Interrupted
 from training.job import Job, load_data, train_and_evaluate
 from training.recipe import Recipe
 
@@ -106,3 +109,16 @@ def test_streaming_takes_little_memory(tmp_path: Path) -> None:
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) < (420 - 180) * image_bytes / 2
+
+
+def test_a_run_that_is_stopped_while_it_decodes_leaves_at_once(
+    tmp_path: Path, job: Job, fake_recipe: Callable[..., Recipe]
+) -> None:
+    """It says that nothing was trained, and keeps no half of the images."""
+    write_noise(tmp_path / "data", 90)
+    recipe = fake_recipe("data.source=folder", "geometry.channels=3")
+    here = replace(job, run_dir=tmp_path / "run", data_root=tmp_path / "data")
+    here.interrupts.received = signal.SIGTERM
+    with pytest.raises(Interrupted, match="stopped by SIGTERM: nothing was trained yet"):
+        load_data(recipe, here)
+    assert [path.name for path in here.cache.iterdir()] == [".lock"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from serving.bundle import Geometry
 from training.data import cifar10, digits, fake, folder, imagenet, mnist, npz
 from training.data.checks import DataReport, check
+from training.data.decoded import Decoding, Watch, unwatched
 from training.data.memory import image_limit_bytes
 from training.data.splits import Collected, Dataset, divide
 from training.errors import DataError
@@ -18,6 +19,7 @@ def load(
     cache: Path | None = None,
     *,
     processes: int = 1,
+    watch: Watch = unwatched,
 ) -> tuple[Dataset, DataReport]:
     """Collect, divide and check.
 
@@ -27,11 +29,13 @@ def load(
         data_root: for sources that read files.
         cache: folder that keeps by content what takes long, verdicts and decoded images; none: made anew.
         processes: that share this machine's memory.
+        watch: is told how many of how many files are decoded; what it raises ends the work.
 
     Raises:
         DataError: the data are missing, broken, or too few.
     """
-    collected = _collect(recipe, geometry, data_root, cache, processes)
+    decoding = Decoding(cache, image_limit_bytes(recipe.memory_limit_gib, processes), watch)
+    collected = _collect(recipe, geometry, data_root, decoding)
     return check(_divide(collected, recipe), collected, recipe, cache)
 
 
@@ -39,7 +43,8 @@ def load_unchecked(
     recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
 ) -> Dataset:
     """The same test split as `load` gives, whether or not one could train with the rest."""
-    return _divide(_collect(recipe, geometry, data_root, cache), recipe)
+    decoding = Decoding(cache, image_limit_bytes(recipe.memory_limit_gib))
+    return _divide(_collect(recipe, geometry, data_root, decoding), recipe)
 
 
 def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
@@ -52,9 +57,7 @@ def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
     )
 
 
-def _collect(
-    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None, processes: int = 1
-) -> Collected:
+def _collect(recipe: DataRecipe, geometry: Geometry, data_root: Path | None, decoding: Decoding) -> Collected:
     if recipe.source == "digits":
         return digits.collect(geometry)
     if recipe.source == "fake":
@@ -63,22 +66,16 @@ def _collect(
         return mnist.collect_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
         raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
-    return _collect_below(
-        data_root, recipe, geometry, cache, image_limit_bytes(recipe.memory_limit_gib, processes)
-    )
+    return _collect_below(data_root, recipe, geometry, decoding)
 
 
-def _collect_below(
-    data_root: Path, recipe: DataRecipe, geometry: Geometry, cache: Path | None, limit_bytes: int
-) -> Collected:
+def _collect_below(data_root: Path, recipe: DataRecipe, geometry: Geometry, decoding: Decoding) -> Collected:
     if recipe.source == "mnist":
         return mnist.collect(geometry, data_root, download=recipe.download)
     if recipe.source == "folder":
-        return folder.collect(
-            geometry, data_root, val_is_test=recipe.val_is_test, cache=cache, limit_bytes=limit_bytes
-        )
+        return folder.collect(geometry, data_root, decoding, val_is_test=recipe.val_is_test)
     if recipe.source == "imagenet":
-        return imagenet.collect(geometry, data_root, cache=cache, limit_bytes=limit_bytes)
+        return imagenet.collect(geometry, data_root, decoding)
     collect = cifar10.collect if recipe.source == "cifar10" else npz.collect
     return collect(geometry, data_root, recipe)
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,16 +26,39 @@ from training.files import replace_file, sync_folder
 _LIMITS = ImageLimits()
 _VERSION = 1  # of decoding and geometry: pixels of an older one are not taken from the cache
 _AT_ONCE = 4096  # files that threads are asked for: a million requests would fill the memory
+_WATCHED = 64  # files from one look of the watcher to the next
 _UNFINISHED = ".decoding-"
 
 Undecodable = dict[int, str]  # index of a file -> why
+Watch = Callable[[int, int], None]  # called with how many of how many files are done; may raise
 _Keep = Callable[[int, Pixels], None]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
+def unwatched(done: int, files: int) -> None:
+    """Nobody looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a source decodes its files."""
+
+    cache: Path | None = None  # folder that keeps decoded images by their content; none: decoded anew
+    limit_bytes: int | None = None  # more, all splits together, are streamed from the cache; none: never
+    watch: Watch = unwatched
+
+
+IN_MEMORY = Decoding()
+
+
 def decode_files(
-    paths: Sequence[Path], geometry: Geometry, cache: Path | None = None, *, streamed: bool = False
+    paths: Sequence[Path],
+    geometry: Geometry,
+    cache: Path | None = None,
+    *,
+    streamed: bool = False,
+    watch: Watch = unwatched,
 ) -> tuple[Images, Undecodable]:
     """Decode files by the code that the server runs.
 
@@ -43,6 +67,7 @@ def decode_files(
         geometry: into which each image is brought.
         cache: folder of decoded images; none: decoded anew, and whole in memory.
         streamed: they are too many for memory, and stay in the cache.
+        watch: is told of progress now and then; what it raises ends the work, and nothing is kept.
 
     Returns: (N, H, W, C) uint8, zeros where a file cannot be decoded; from the cache they are mapped, so that
         only what is used takes memory, or read when they are asked for. And why which file cannot be decoded.
@@ -58,7 +83,7 @@ def decode_files(
             "there is no folder to stream them from: name one by --cache"
         )
     if cache is None or not paths:
-        return _in_memory(paths, geometry)
+        return _in_memory(paths, geometry, watch)
     stem = cache / f"decoded-{_digest(paths, geometry)[:32]}"
     found = _open(stem, shape, streamed=streamed)
     if found is not None:
@@ -72,21 +97,21 @@ def decode_files(
         free_bytes = shutil.disk_usage(cache).free
         if free_bytes < needed_bytes:
             if not streamed:
-                return _in_memory(paths, geometry)
+                return _in_memory(paths, geometry, watch)
             raise _full(cache, needed_bytes, free_bytes)
-        _write(stem, paths, geometry)
+        _write(stem, paths, geometry, watch)
     found = _open(stem, shape, streamed=streamed)
     if found is None:
         raise DataError(f"the decoded images in {stem}.npy were just written and cannot be read")
     return found
 
 
-def _in_memory(paths: Sequence[Path], geometry: Geometry) -> tuple[Pixels, Undecodable]:
+def _in_memory(paths: Sequence[Path], geometry: Geometry, watch: Watch) -> tuple[Pixels, Undecodable]:
     images = np.zeros((len(paths), *geometry.shape), np.uint8)
-    return images, _decode(paths, geometry, images.__setitem__)
+    return images, _decode(paths, geometry, images.__setitem__, watch)
 
 
-def _write(stem: Path, paths: Sequence[Path], geometry: Geometry) -> None:
+def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, watch: Watch) -> None:
     """Write beside, sync, rename: whoever is killed leaves nothing that would be taken for whole."""
     unfinished = stem.with_name(f"{_UNFINISHED}{stem.name}.npy")
     shape = (len(paths), *geometry.shape)
@@ -103,7 +128,7 @@ def _write(stem: Path, paths: Sequence[Path], geometry: Geometry) -> None:
                 # Written and not mapped: a full disk is then an error, where a mapping would end the process.
                 _write_whole(file.fileno(), np.ascontiguousarray(image).data, offset + index * size)
 
-            undecodable = _decode(paths, geometry, keep)
+            undecodable = _decode(paths, geometry, keep, watch)
             os.fsync(file.fileno())
         replace_file(stem.with_suffix(".json"), json.dumps(undecodable).encode())
         unfinished.replace(stem.with_suffix(".npy"))
@@ -129,7 +154,7 @@ def _full(cache: Path, needed_bytes: int, free_bytes: int) -> DataError:
     )
 
 
-def _decode(paths: Sequence[Path], geometry: Geometry, keep: _Keep) -> Undecodable:
+def _decode(paths: Sequence[Path], geometry: Geometry, keep: _Keep, watch: Watch) -> Undecodable:
     def decode(index: int) -> str | None:
         try:
             pixels = decode_image(paths[index].read_bytes(), _LIMITS)
@@ -139,11 +164,19 @@ def _decode(paths: Sequence[Path], geometry: Geometry, keep: _Keep) -> Undecodab
         keep(index, image)
         return None
 
-    reasons = enumerate(_in_threads(decode, range(len(paths))))
-    return {index: why for index, why in reasons if why is not None}
+    undecodable = {}
+    with closing(_in_threads(decode, range(len(paths)))) as reasons:  # none is begun after the watcher raised
+        for index, why in enumerate(reasons):
+            if why is not None:
+                undecodable[index] = why
+            if (index + 1) % _WATCHED == 0 or index + 1 == len(paths):
+                watch(index + 1, len(paths))
+    return undecodable
 
 
-def _in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+def _in_threads(
+    function: Callable[[_Item], _Result], items: Sequence[_Item]
+) -> Generator[_Result, None, None]:
     # Pillow and digests let go of the interpreter lock while they work, so threads are enough.
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(items), _AT_ONCE):

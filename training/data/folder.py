@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.bundle import Geometry
-from training.data.decoded import decode_files
+from training.data.decoded import IN_MEMORY, Decoding, decode_files
 from training.data.splits import Collected, Split
 from training.errors import DataError
 
@@ -30,19 +30,17 @@ class Item:
 def collect(
     geometry: Geometry,
     root: Path,
+    decoding: Decoding = IN_MEMORY,
     *,
     val_is_test: bool = False,
-    cache: Path | None = None,
-    limit_bytes: int | None = None,
 ) -> Collected:
     """Decode every image file once, by the code that the server runs.
 
     Args:
         geometry: of the decoded images.
         root: holds the split folders, or the class folders.
+        decoding: where images are kept, and who watches.
         val_is_test: the folder `val` is the test split, for sets that were published with those two alone.
-        cache: folder that keeps decoded images by their content; none: decoded anew.
-        limit_bytes: decoded images of more, all splits together, are streamed from the cache; none: never.
 
     Raises:
         DataError: there is no such folder, or it has another layout, or no image can be decoded, or there is
@@ -55,9 +53,9 @@ def collect(
     undecodable: dict[str, str] = {}
     ignored: list[str] = []
     items = {name: list(_items(folder, root, labels, ignored)) for name, folder in folders.items()}
-    streamed = exceeds(limit_bytes, sum(map(len, items.values())), geometry)
+    streamed = exceeds(decoding.limit_bytes, sum(map(len, items.values())), geometry)
     splits = {
-        name: decode_all(some, geometry, undecodable, cache, streamed=streamed)
+        name: decode_all(some, geometry, undecodable, decoding, streamed=streamed)
         for name, some in items.items()
     }
     if not any(len(split) for split in splits.values()):
@@ -124,12 +122,13 @@ def decode_all(
     items: Sequence[Item],
     geometry: Geometry,
     undecodable: dict[str, str],
-    cache: Path | None = None,
+    decoding: Decoding,
     *,
-    streamed: bool = False,
+    streamed: bool,
 ) -> Split:
     """Decode files to model geometry; what cannot be decoded is put into `undecodable` with its reason."""
-    images, reasons = decode_files([item.path for item in items], geometry, cache, streamed=streamed)
+    paths = [item.path for item in items]
+    images, reasons = decode_files(paths, geometry, decoding.cache, streamed=streamed, watch=decoding.watch)
     undecodable.update({items[index].name: why for index, why in reasons.items()})
     whole = Split(
         images, np.array([item.label for item in items], dtype=np.int64), tuple(item.name for item in items)

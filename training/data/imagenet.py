@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serving.bundle import Geometry
 from training.data import folder
+from training.data.decoded import IN_MEMORY, Decoding
 from training.data.splits import Collected
 from training.errors import DataError
 from training.torchvision_import import import_torchvision
@@ -14,7 +15,9 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 def collect(
-    geometry: Geometry, root: Path, *, cache: Path | None = None, limit_bytes: int | None = None
+    geometry: Geometry,
+    root: Path,
+    decoding: Decoding = IN_MEMORY,
 ) -> Collected:
     """All pictures below the root as the test split: there is nothing to train with.
 
@@ -33,8 +36,8 @@ def collect(
     if not items:
         raise DataError(f"{root} holds no image that is named by its synset, as n01443537_goldfish.JPEG is")
     undecodable: dict[str, str] = {}
-    streamed = folder.exceeds(limit_bytes, len(items), geometry)
-    test = folder.decode_all(items, geometry, undecodable, cache, streamed=streamed)
+    streamed = folder.exceeds(decoding.limit_bytes, len(items), geometry)
+    test = folder.decode_all(items, geometry, undecodable, decoding, streamed=streamed)
     return Collected(
         labels=categories(),
         train=test.take(slice(0)),

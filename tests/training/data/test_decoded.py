@@ -147,6 +147,20 @@ decode_files(paths, Geometry(height=8, width=9, channels=3), Path({str(cache)!r}
     np.testing.assert_array_equal(again[98:], stored[:2])
 
 
+def test_a_watcher_is_told_and_may_end_the_work(files: list[Path], tmp_path: Path) -> None:
+    """Told of 200 files four times; what it raises comes through, nothing half done is left, none goes on."""
+    paths, told = files[:2] * 100, []
+    decode_files(paths, GEOMETRY, watch=lambda *progress: told.append(progress))
+    assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]
+
+    def leave(_done: int, _files: int) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        decode_files(paths, GEOMETRY, tmp_path / "cache", watch=leave)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
 def test_those_who_decode_at_once_decode_once(files: list[Path], tmp_path: Path) -> None:
     """Processes of one run want the same images at the same time: all get them, one writes them."""
     with ThreadPoolExecutor(4) as pool:
