@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from serving.bundle import Geometry
 from serving.bundle.manifest import NAME_PATTERN, Strict
@@ -62,6 +62,12 @@ class Recipe(Strict):
     training: TrainingRecipe = TrainingRecipe()
     gates: GateRecipe = GateRecipe()
     variants: VariantRecipe = VariantRecipe()
+
+    @model_validator(mode="after")
+    def _views_are_trained_for(self) -> Self:
+        if self.network.views != 1 and self.method != "train":
+            raise ValueError(f"network.views is for method train, of {self.method} it must be 1")
+        return self
 
     def settings(self) -> dict[str, Any]:
         """All that decides the run, flat: dotted key -> plain value. Prose and memory decide nothing."""
@@ -178,6 +184,10 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"there is no key {key!r}, did you mean {_nearest_key(key)!r}?"
     if problem["type"] == "missing":
         return f"{key} is missing"
+    if (
+        problem["type"] == "value_error"
+    ):  # a sentence of ours; of a whole section the input would be all of it
+        return str(problem["ctx"]["error"])
     return f"{key}: {problem['msg'].lower()}, got {problem['input']!r}"
 
 

@@ -93,13 +93,13 @@ class NetworkRecipe(Strict):
         known = (*get_args(OwnNetwork), *BACKBONES)
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=3, cutoff=0)
-            raise ValueError(f"there is no such network, the nearest names are {', '.join(nearest)}")
+            raise ValueError(f"there is no network {name!r}, the nearest names are {', '.join(nearest)}")
         return name
 
     @model_validator(mode="after")
     def _only_backbones_are_pretrained(self) -> Self:
         if self.name not in BACKBONES and (self.weights, self.train_from) != ("random", "all"):
-            raise ValueError(f"weights and train_from are of backbones, {self.name} is none")
+            raise ValueError(f"network.weights and network.train_from are of backbones, {self.name} is none")
         return self
 
 

@@ -29,6 +29,8 @@ def test_shipped_recipes_all_resolve() -> None:
             "data.source=mnits",
             "data.source: input should be 'digits', 'mnist', 'fashion-mnist', 'cifar10', ",
         ),
+        ("network.name=lenet", "there is no network 'lenet', the nearest names are lenet5, "),
+        ("network.train_from=head", "network.train_from are of backbones, lenet5 is none"),
         ("summary.more.less=1", "'summary' is no section"),
         ("training.epochs", "is not of the form section.key=value"),
     ],
@@ -38,6 +40,13 @@ def test_wrong_override_is_refused_with_key_value_and_bound(override: str, said:
     with pytest.raises(RecipeError) as caught:
         resolve("lenet5-digits", [override])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["few-shot", "imagenet"])
+def test_views_that_nobody_would_look_at_are_refused(name: str) -> None:
+    """Frozen features and published networks see an image as it is; no view is left out in silence."""
+    with pytest.raises(RecipeError, match=r": network.views is for method train, of [a-z-]+ it must be 1$"):
+        resolve(name, ["network.views=2"])
 
 
 def test_unknown_recipe_names_the_nearest() -> None:

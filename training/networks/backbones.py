@@ -37,9 +37,16 @@ class Backbone(Network):
     deviation: Tensor  # (3, 1, 1)
 
     def __init__(
-        self, trunk: nn.Module, head: nn.Module, *, embedding_size: int, classes: int, dropout: float = 0.0
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        *,
+        embedding_size: int,
+        classes: int,
+        dropout: float = 0.0,
+        views: int = 1,
     ) -> None:
-        super().__init__(embedding_size, classes)
+        super().__init__(embedding_size, classes, views=views)
         self.memory_format = torch.channels_last  # convolutions take half the time
         self.trunk = trunk
         self.dropout = nn.Dropout(dropout)
@@ -126,7 +133,14 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
     model, pretrained = _model(recipe, geometry, heads_may_differ=True)
     trunk, _, size = _divide(model)
     head = nn.Linear(size, classes)
-    backbone = Backbone(trunk, head, embedding_size=size, classes=classes, dropout=recipe.dropout or 0.0)
+    backbone = Backbone(
+        trunk,
+        head,
+        embedding_size=size,
+        classes=classes,
+        dropout=recipe.dropout or 0.0,
+        views=recipe.views,
+    )
     backbone.pretrained = pretrained
     backbone.freeze(recipe.train_from)
     return _checked(backbone, geometry, recipe.name)

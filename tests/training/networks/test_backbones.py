@@ -80,6 +80,16 @@ def test_grey_images_are_taken_for_three_equal_channels() -> None:
         torch.testing.assert_close(grey(images)[0], grey(images.expand(-1, -1, -1, 3))[0])
 
 
+def test_views_are_averaged_by_a_backbone_too() -> None:
+    """The mirror image gets the same logits with two views, and others with one."""
+    images = noise(2)
+    with torch.no_grad():
+        for views, alike in ((1, False), (2, True)):
+            backbone = network(views=views).eval()
+            same = torch.allclose(backbone(images)[0], backbone(images.flip(2))[0], atol=1e-5)
+            assert same is alike
+
+
 @pytest.mark.parametrize(
     ("train_from", "frozen"),
     [
