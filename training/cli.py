@@ -222,11 +222,13 @@ class FindRate(_RecipeCommand):
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from training import data, device, find_rate
         from training.display import Display
+        from training.watch import watch
 
         chosen, display, interrupts = device.choose(self.device), Display(stderr), Interrupts()
         device.prepare(chosen)
-        dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root, self.cache)
+        looks = watch("decoded", display, interrupts)
         with interrupts.listening():
+            dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root, self.cache, watch=looks)
             sweep = find_rate.find_rate(
                 recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps
             )

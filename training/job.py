@@ -33,6 +33,7 @@ from training.steps import predict
 from training.summary import RunSummary
 from training.variant_report import VariantReport
 from training.variants import make_variant
+from training.watch import watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +131,14 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
 
 def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
     """The checked data of a run, from its cache where they are in it."""
-
-    def watch(done: int, files: int) -> None:
-        job.interrupts.leave_if_asked("nothing was trained yet")
-        job.display.images_done("decoded", done, files)
-
-    processes = job.group.local_size
-    return data.load(recipe.data, recipe.geometry, job.data_root, job.cache, processes=processes, watch=watch)
+    return data.load(
+        recipe.data,
+        recipe.geometry,
+        job.data_root,
+        job.cache,
+        processes=job.group.local_size,
+        watch=watch("decoded", job.display, job.interrupts),
+    )
 
 
 def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ()) -> Surroundings:

@@ -24,6 +24,7 @@ from training.parallel import ALONE, Group
 from training.recipe import Recipe
 from training.runs import RunFolder
 from training.sections import EMBEDDING, AugmentationRecipe
+from training.watch import watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,6 @@ class Surroundings:
     interrupts: Interrupts
     group: Group = ALONE
     loggers: tuple[Logger, ...] = ()
-
-    def progress(self, done: int, images: int) -> None:
-        """Say how many images have their features; leave if asked."""
-        self.interrupts.leave_if_asked("nothing was trained yet")
-        self.display.images_done("features of", done, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,5 +154,5 @@ def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Su
         name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
         device=around.device.torch_device,
         cache=around.cache,
-        progress=around.progress,
+        progress=watch("features of", around.display, around.interrupts),
     )
