@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from training.checkpoint import read
@@ -101,6 +102,27 @@ def test_two_processes_learn_what_one_does_and_go_on_when_killed(tmp_path: Path)
     for unbroken, resumed in zip(weights(tmp_path / "pair"), weights(tmp_path / "broken"), strict=True):
         assert torch.equal(unbroken, resumed)
     assert len(list((tmp_path / "repository" / "lenet5-fake").glob("[0-9]*"))) == 3
+
+
+def write_shades(root: Path) -> None:
+    """Class folders of noise, one darker than the other."""
+    random = np.random.default_rng(0)
+    for name, brightest in (("dark", 120), ("light", 256)):
+        (root / name).mkdir(parents=True)
+        for number in range(100):
+            noise = random.integers(0, brightest, (28, 28), dtype=np.uint8)
+            Image.fromarray(noise).save(root / name / f"{number:03}.png")
+
+
+def test_two_processes_that_stream_learn_what_they_learn_from_memory(tmp_path: Path) -> None:
+    """One decodes for both, and both read from its file: the same weights to the bit."""
+    write_shades(tmp_path / "data")
+    source = ("--data-root", str(tmp_path / "data"), "--set", "data.source=folder")
+    finish(start(tmp_path, 2, *source, "--set", "data.memory_limit_gib=0", name="streamed"))
+    assert len(list((tmp_path / ".cache").glob("decoded-*.npy"))) == 1
+    finish(start(tmp_path, 2, *source, name="memory"))
+    for streamed, whole in zip(weights(tmp_path / "streamed"), weights(tmp_path / "memory"), strict=True):
+        assert torch.equal(streamed, whole)
 
 
 def test_sigterm_ends_all_processes_after_the_same_step(tmp_path: Path) -> None:
