@@ -184,9 +184,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"there is no key {key!r}, did you mean {_nearest_key(key)!r}?"
     if problem["type"] == "missing":
         return f"{key} is missing"
-    if (
-        problem["type"] == "value_error"
-    ):  # a sentence of ours; of a whole section the input would be all of it
+    if problem["type"] == "value_error":  # a sentence of our own, which names what it is about
         return str(problem["ctx"]["error"])
     return f"{key}: {problem['msg'].lower()}, got {problem['input']!r}"
 

@@ -92,10 +92,8 @@ def _gains(recipe: Recipe, results: Mapping[str, Measured]) -> Iterator[str]:
     for split, better, plain in splits:
         if better is not None and plain is not None:
             gain, low, high = difference(better, plain)
-            yield (
-                f"{100 * gain:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) on {recipe.baseline}'s "
-                f"{split} accuracy"
-            )
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            yield f"{100 * gain:+.1f} points ({interval}) over {recipe.baseline}'s {split} accuracy"
 
 
 def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:

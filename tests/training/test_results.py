@@ -77,12 +77,12 @@ def test_a_recipe_says_by_how_much_it_is_better_than_its_baseline() -> None:
     results = {recipe.name: measured(recipe, validation=wilson(95, 100))}
     assert len(figures(recipe, results)) == 1
     results[plain.name] = measured(plain).model_copy(update={"accuracy": wilson(80, 100)})
-    gain = "+10.0 points (+0.0 to +19.9) on alexnet-cifar10's test accuracy"
+    gain = "+10.0 points (+0.0 to +19.9) over alexnet-cifar10's test accuracy"
     assert figures(recipe, results)[1:] == [gain]
     results[plain.name] = results[plain.name].model_copy(update={"validation": wilson(80, 100)})
     assert figures(recipe, results)[1:] == [
         gain,
-        "+15.0 points (+5.9 to +24.3) on alexnet-cifar10's validation accuracy",
+        "+15.0 points (+5.9 to +24.3) over alexnet-cifar10's validation accuracy",
     ]
     baselines = {resolve(name).baseline for name in shipped_names()} - {None}
     assert baselines <= set(shipped_names())
