@@ -1,4 +1,4 @@
-# Five verbs; each does all of its own set-up in .venv.
+# What can be made; each does all of its own set-up in .venv.
 .PHONY: demo test check proto bench bench-training results clean
 .DEFAULT_GOAL := demo
 
