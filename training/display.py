@@ -33,6 +33,10 @@ class Display:
         """One line on something that was chosen or done."""
         self._console.print(text, markup=False)
 
+    def warning(self, text: str) -> None:
+        """One line on something that is not as it should be."""
+        self._console.print(f"[yellow]![/yellow] {escape(text)}")
+
     def phase(self, name: str) -> None:
         """Headline of what begins now."""
         self._console.print(f"[bold]{name}[/bold]")
@@ -51,7 +55,7 @@ class Display:
             )
         self._console.print(table)
         for warning in report.warnings():
-            self._console.print(f"[yellow]![/yellow] {escape(warning)}")
+            self.warning(warning)
 
     def images_done(self, what: str, done: int, images: int) -> None:
         """How many images are through something long: one line at the end, a moving one before."""

@@ -6,6 +6,7 @@ LenserveError                    (serving.errors)
         RunFolderTaken               the run folder holds something that must not be lost or mixed
     DeviceUnavailable            a device was asked for that is not there
     TrainingError                the work itself failed
+        LoggerUnavailable            where the history shall go takes none
         DataError                    the data are missing, broken, or too few to learn and to judge by
         WeightsError                 pretrained weights cannot be read, or belong to another network
         CheckpointError              a checkpoint does not belong to this run, or cannot be read
@@ -29,6 +30,10 @@ class RunFolderTaken(UsageError):
 
 class TrainingError(LenserveError):
     """The training job failed."""
+
+
+class LoggerUnavailable(TrainingError):
+    """Where the history of the run shall go, nothing is taken."""
 
 
 class DataError(TrainingError):

@@ -90,7 +90,8 @@ def follow(recipe: Recipe, job: Job) -> None:
 
 
 def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
-    with open_loggers(job.loggers, folder.path, run=job.model, settings=recipe.settings()) as loggers:
+    settings, warn = recipe.settings(), job.display.warning
+    with open_loggers(job.loggers, folder.path, run=job.model, settings=settings, warn=warn) as loggers:
         summary = _run_logged(recipe, job, folder, loggers)
         for logger in loggers:
             logger.result(summary.metrics)

@@ -1,13 +1,16 @@
 """TensorBoard and MLflow get what history.json has, and are not needed."""
 
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serving.errors import UsageError
+from training.errors import LoggerUnavailable
 from training.history import EpochRecord
 from training.job import Job, train_and_evaluate
 from training.loggers import open_loggers
@@ -29,7 +32,9 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
 
-    with open_loggers(("tensorboard",), tmp_path, run="digits", settings={"training.epochs": 3}) as loggers:
+    with open_loggers(
+        ("tensorboard",), tmp_path, run="digits", settings={"training.epochs": 3}, warn=refuse
+    ) as loggers:
         for logger in loggers:
             logger.epoch(RECORD)
             logger.result({"accuracy": 0.5})
@@ -50,44 +55,132 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with (
         pytest.raises(UsageError, match=rf"--log {name} needs .* pip install {name}"),
-        open_loggers((name,), tmp_path, run="digits", settings={}),
+        open_loggers((name,), tmp_path, run="digits", settings={}, warn=refuse),
     ):
         pass
 
 
-def test_mlflow_gets_parameters_history_and_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Mlflow:
+    """The functions of mlflow that are used, by their names and arguments there. They can be out of order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.down = False
+
+    def is_tracking_uri_set(self) -> bool:
+        """Nobody said where."""
+        return False
+
+    def set_tracking_uri(self, uri: str) -> None:
+        """Where."""
+        self._take("uri", uri)
+
+    def set_experiment(self, name: str) -> None:
+        """Of runs."""
+        self._take("experiment", name)
+
+    def start_run(self, run_name: str) -> None:
+        """Begin."""
+        self._take("start", run_name)
+
+    def log_params(self, params: dict[str, object]) -> None:
+        """Once."""
+        self._take("params", params)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Of an epoch, or of the end."""
+        self._take("metrics", metrics, step)
+
+    def end_run(self, status: str) -> None:
+        """End."""
+        self._take("end", status)
+
+    def _take(self, *call: object) -> None:
+        if self.down:
+            raise ConnectionError("nobody listens\nand much more")
+        self.told.append(call)
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> Mlflow:
+    """In place of the package."""
+    fake = Mlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    return fake
+
+
+def refuse(text: str) -> None:
+    """Nothing is to be said."""
+    raise AssertionError(text)
+
+
+def test_mlflow_gets_parameters_history_and_result(tmp_path: Path, mlflow: Mlflow) -> None:
     """One call for the recipe, one an epoch, one for the result; the run is closed."""
-    told: list[tuple[object, ...]] = []
-
-    class Run:
-        """What start_run gives."""
-
-        def __enter__(self) -> None:
-            told.append(("start",))
-
-        def __exit__(self, *error: object) -> None:
-            told.append(("end",))
-
-    class Mlflow:
-        """The functions of mlflow that are used, by their names and arguments there."""
-
-        is_tracking_uri_set = staticmethod(lambda: False)
-        set_tracking_uri = staticmethod(lambda uri: told.append(("uri", uri)))
-        set_experiment = staticmethod(lambda name: told.append(("experiment", name)))
-        start_run = staticmethod(lambda **_: Run())
-        log_params = staticmethod(lambda params: told.append(("params", params)))
-        log_metrics = staticmethod(lambda metrics, step=None: told.append(("metrics", metrics, step)))
-
-    monkeypatch.setitem(sys.modules, "mlflow", Mlflow)
-    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}) as (logger,):
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=refuse) as (logger,):
         logger.epoch(RECORD)
         logger.result({"accuracy": 1})
-    assert told[0][0] == "uri"
-    assert str(told[0][1]).startswith("sqlite:///")
-    assert told[1:4] == [("experiment", "lenserve"), ("start",), ("params", {"a": 1})]
-    assert told[4][2] == 3
-    assert told[4][1]["validation_loss"] == 0.25
-    assert told[5:] == [("metrics", {"test.accuracy": 1.0}, None), ("end",)]
+    assert mlflow.told[0] == ("uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert mlflow.told[1:4] == [("experiment", "lenserve"), ("start", "digits"), ("params", {"a": 1})]
+    (_, epoch, step), *rest = mlflow.told[4:]
+    assert (epoch["validation_loss"], step) == (0.25, 3)
+    assert rest == [("metrics", {"test.accuracy": 1.0}, None), ("end", "FINISHED")]
+
+
+def test_a_server_that_fails_for_a_while_ends_nothing_and_lacks_nothing(
+    tmp_path: Path, mlflow: Mlflow
+) -> None:
+    """Said once; the next epoch brings what was missed, in order. A run that failed is closed as one."""
+    said: list[str] = []
+
+    def run_and_fail() -> None:
+        with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=said.append) as (logger,):
+            mlflow.down = True
+            logger.epoch(replace(RECORD, epoch=1))
+            logger.epoch(replace(RECORD, epoch=2))
+            mlflow.down = False
+            logger.epoch(RECORD)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_and_fail()
+    assert said == ["mlflow takes nothing, and is asked again later: ConnectionError: nobody listens"]
+    assert [call[2] for call in mlflow.told if call[0] == "metrics"] == [1, 2, 3]
+    assert mlflow.told[-1] == ("end", "FAILED")
+
+
+def test_what_was_never_taken_is_said_at_the_end(tmp_path: Path, mlflow: Mlflow) -> None:
+    """The run ends well all the same."""
+    said: list[str] = []
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=said.append) as (logger,):
+        mlflow.down = True
+        logger.epoch(RECORD)
+    assert said[1:] == ["mlflow lacks the last 2 entries; the report's history.json has all epochs"]
+
+
+def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path, mlflow: Mlflow) -> None:
+    """Before anything is trained, in one line."""
+    mlflow.down = True
+    with (
+        pytest.raises(
+            LoggerUnavailable, match=r"^--log mlflow cannot begin: ConnectionError: nobody listens$"
+        ),
+        open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=refuse),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what MLflow stands on
+def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:
+    """The package itself, where it is installed: parameters, each epoch, the result, the status."""
+    pytest.importorskip("mlflow")
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=refuse) as (logger,):
+        logger.epoch(RECORD)
+        logger.result({"accuracy": 1})
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT name, status FROM runs").fetchall() == [("digits", "FINISHED")]
+        assert database.execute("SELECT key, value FROM params").fetchall() == [("a", "1")]
+        metrics = dict(database.execute("SELECT key, value FROM metrics"))
+    assert (metrics["validation_loss"], metrics["test.accuracy"]) == (0.25, 1.0)
 
 
 def test_a_run_logs_every_epoch(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
