@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.data.placed import Placed
 from training.data.stored import Images, feed
-from training.files import replace_file
+from training.files import alone, replace_file
 from training.steps import forward_batches
 
 Features = npt.NDArray[np.float32]
@@ -36,16 +36,17 @@ def features_of(
     Returns: (N, D) float32.
     """
     path = cache / f"features-{_digest(extractor, images, name)[:32]}.npy"
-    found = _read(path, len(images))
-    if found is not None:
-        return found
-    extractor = extractor.to(device).eval()
-    parts: list[Tensor] = []
-    for batch in forward_batches(Placed(images, torch.device("cpu"))):
-        parts.append(extractor(batch.to(device)).float().cpu())
-        progress(sum(map(len, parts)), len(images))
-    features = torch.cat(parts).numpy()  # (N, D)
-    _write(path, features)
+    with alone(path):  # the processes of one run compute them once
+        found = _read(path, len(images))
+        if found is not None:
+            return found
+        extractor = extractor.to(device).eval()
+        parts: list[Tensor] = []
+        for batch in forward_batches(Placed(images, torch.device("cpu"))):
+            parts.append(extractor(batch.to(device)).float().cpu())
+            progress(sum(map(len, parts)), len(images))
+        features = torch.cat(parts).numpy()  # (N, D)
+        _write(path, features)
     return features
 
 
@@ -70,7 +71,6 @@ def _read(path: Path, count: int) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.save(buffer, features, allow_pickle=False)
     replace_file(path, buffer.getvalue())

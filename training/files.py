@@ -1,11 +1,14 @@
 """A file is replaced as a whole: whoever is killed while writing leaves the old content or the new one."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename, and sync the folder that holds the name."""
+    """Write beside, sync, rename, and sync the folder that holds the name. One process at a time."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -13,6 +16,20 @@ def replace_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """In here no other process of this machine makes the same file, or works in the same folder.
+
+    Args:
+        path: of the file, which need not be there, or of a folder that is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    with name.open("wb") as lock:  # the kernel releases it when its owner dies
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def sync_folder(folder: Path) -> None:

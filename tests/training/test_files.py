@@ -1,8 +1,9 @@
 """Files are replaced as a whole."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from training.files import replace_file
+from training.files import alone, replace_file
 
 
 def test_replacing_leaves_one_file_with_the_new_content(tmp_path: Path) -> None:
@@ -12,3 +13,22 @@ def test_replacing_leaves_one_file_with_the_new_content(tmp_path: Path) -> None:
     replace_file(path, b"new")
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_who_is_alone_with_a_file_is_alone(tmp_path: Path) -> None:
+    """Of many at once the first makes it and the others find it; those of another file do not wait."""
+    made = []
+
+    def make_once(name: str) -> bytes:
+        path = tmp_path / "cache" / name
+        with alone(path):
+            if not path.exists():
+                made.append(name)
+                replace_file(path, name.encode())
+        return path.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(make_once, ["a"] * 50)) == [b"a"] * 50
+    assert made == ["a"]
+    with alone(tmp_path / "cache" / "a"), alone(tmp_path / "cache" / "b"), alone(tmp_path):
+        assert make_once("c") == b"c"

@@ -118,9 +118,10 @@ def test_two_processes_that_stream_learn_what_they_learn_from_memory(tmp_path: P
     """One decodes for both, and both read from its file: the same weights to the bit."""
     write_shades(tmp_path / "data")
     source = ("--data-root", str(tmp_path / "data"), "--set", "data.source=folder")
-    finish(start(tmp_path, 2, *source, "--set", "data.memory_limit_gib=0", name="streamed"))
+    short = ("--set", "training.epochs=1")
+    finish(start(tmp_path, 2, *source, *short, "--set", "data.memory_limit_gib=0", name="streamed"))
     assert len(list((tmp_path / ".cache").glob("decoded-*.npy"))) == 1
-    finish(start(tmp_path, 2, *source, name="memory"))
+    finish(start(tmp_path, 2, *source, *short, name="memory"))
     for streamed, whole in zip(weights(tmp_path / "streamed"), weights(tmp_path / "memory"), strict=True):
         assert torch.equal(streamed, whole)
 

@@ -1,14 +1,13 @@
 """Image files decoded once: in model geometry on disk, by the content of the files."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +20,7 @@ from serving.errors import ImageError
 from training.data.memory import GIB
 from training.data.stored import Images, StoredImages
 from training.errors import DataError
-from training.files import replace_file, sync_folder
+from training.files import alone, replace_file, sync_folder
 
 _LIMITS = ImageLimits()
 _VERSION = 1  # of decoding and geometry: pixels of an older one are not taken from the cache
@@ -89,7 +88,9 @@ def decode_files(
     if found is not None:
         return found
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache):
+    with alone(cache):
+        for left in cache.glob(f"{_UNFINISHED}*"):  # by one that was killed
+            left.unlink()
         # Another process of this run, or another run, may have decoded them meanwhile.
         found = _open(stem, shape, streamed=streamed)
         if found is not None:
@@ -196,16 +197,6 @@ def _content_digest(path: Path) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         return hashlib.sha256(str(error).encode()).digest()
-
-
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Wait until no other process decodes into this cache, then clear away what a killed one left."""
-    with (cache / ".lock").open("wb") as lock:  # the kernel releases it when its owner dies
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in cache.glob(f"{_UNFINISHED}*"):
-            left.unlink()
-        yield
 
 
 def _open(stem: Path, shape: tuple[int, ...], *, streamed: bool) -> tuple[Images, Undecodable] | None:
