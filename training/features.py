@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +9,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from training.data.decoded import Watch
 from training.data.placed import Placed
 from training.data.stored import Images, feed
 from training.files import alone, replace_file
 from training.steps import forward_batches
 
 Features = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]  # images done, of how many
 
 
 @torch.no_grad()
 def features_of(
-    extractor: nn.Module, images: Images, *, name: str, device: torch.device, cache: Path, progress: Progress
+    extractor: nn.Module, images: Images, *, name: str, device: torch.device, cache: Path, watch: Watch
 ) -> Features:
     """The features of images, from the cache where they are in it.
 
@@ -31,12 +30,12 @@ def features_of(
         name: all that decides the features beside the extractor's weights: network, layer, pooling.
         device: of the computation.
         cache: folder of the cache, made where it is missing.
-        progress: called after every batch.
+        watch: called after every batch.
 
     Returns: (N, D) float32.
     """
     path = cache / f"features-{_digest(extractor, images, name)[:32]}.npy"
-    with alone(path):  # the processes of one run compute them once
+    with alone(path.with_suffix(".lock")):  # the processes of one run compute them once
         found = _read(path, len(images))
         if found is not None:
             return found
@@ -44,7 +43,7 @@ def features_of(
         parts: list[Tensor] = []
         for batch in forward_batches(Placed(images, torch.device("cpu"))):
             parts.append(extractor(batch.to(device)).float().cpu())
-            progress(sum(map(len, parts)), len(images))
+            watch(sum(map(len, parts)), len(images))
         features = torch.cat(parts).numpy()  # (N, D)
         _write(path, features)
     return features

@@ -19,15 +19,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """In here no other process of this machine makes the same file, or works in the same folder.
-
-    Args:
-        path: of the file, which need not be there, or of a folder that is.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
-    with name.open("wb") as lock:  # the kernel releases it when its owner dies
+def alone(lock_file: Path) -> Iterator[None]:
+    """In here no other process of this machine holds the same file, which is made where it is missing."""
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("wb") as lock:  # the kernel releases it when its owner dies
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

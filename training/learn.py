@@ -154,5 +154,5 @@ def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Su
         name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
         device=around.device.torch_device,
         cache=around.cache,
-        progress=watch("features of", around.display, around.interrupts),
+        watch=watch("features of", around.display, around.interrupts),
     )

@@ -1,12 +1,11 @@
 """What may be said and asked in the midst of long work on many images."""
 
-from collections.abc import Callable
-
+from training.data.decoded import Watch
 from training.display import Display
 from training.interrupts import Interrupts
 
 
-def watch(what: str, display: Display, interrupts: Interrupts) -> Callable[[int, int], None]:
+def watch(what: str, display: Display, interrupts: Interrupts) -> Watch:
     """A watcher of work that comes before training: it shows how far it is, and leaves when asked.
 
     Args:

@@ -21,7 +21,7 @@ def test_who_is_alone_with_a_file_is_alone(tmp_path: Path) -> None:
 
     def make_once(name: str) -> bytes:
         path = tmp_path / "cache" / name
-        with alone(path):
+        with alone(path.with_suffix(".lock")):
             if not path.exists():
                 made.append(name)
                 replace_file(path, name.encode())
@@ -30,5 +30,5 @@ def test_who_is_alone_with_a_file_is_alone(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(make_once, ["a"] * 50)) == [b"a"] * 50
     assert made == ["a"]
-    with alone(tmp_path / "cache" / "a"), alone(tmp_path / "cache" / "b"), alone(tmp_path):
+    with alone(tmp_path / "cache" / "a.lock"), alone(tmp_path / "cache" / ".lock"):
         assert make_once("c") == b"c"

@@ -60,12 +60,12 @@ def test_with_a_resting_trunk_only_the_head_learns_and_features_are_kept(
     }
     assert changed == {"head.weight", "head.bias"}
     assert learned.data_digest == digits.digest()
-    cached = sorted(around.cache.glob("features-*"))
+    cached = sorted(around.cache.glob("features-*.npy"))
     assert len(cached) == 2
     ages = [path.stat().st_mtime_ns for path in cached]
     around.folder.checkpoint.unlink()
     again = learn(recipe, digits, around)
-    assert [path.stat().st_mtime_ns for path in sorted(around.cache.glob("features-*"))] == ages
+    assert [path.stat().st_mtime_ns for path in sorted(around.cache.glob("features-*.npy"))] == ages
     assert torch.equal(again.network.state_dict()["head.weight"], learned.network.state_dict()["head.weight"])
 
 
@@ -73,7 +73,7 @@ def test_a_broken_cache_is_made_afresh(digits: Dataset, around: Surroundings) ->
     """Half a file, or one of another shape, is no reason to fail or to learn nonsense."""
     recipe = recipe_with("network.train_from=head")
     learned = learn(recipe, digits, around)
-    first, second = sorted(around.cache.glob("features-*"))
+    first, second = sorted(around.cache.glob("features-*.npy"))
     first.write_bytes(first.read_bytes()[:100])
     np.save(second, np.zeros((3, 3), np.float32))
     around.folder.checkpoint.unlink()

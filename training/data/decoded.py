@@ -87,8 +87,7 @@ def decode_files(
     found = _open(stem, shape, streamed=streamed)
     if found is not None:
         return found
-    cache.mkdir(parents=True, exist_ok=True)
-    with alone(cache):
+    with alone(cache / ".lock"):
         for left in cache.glob(f"{_UNFINISHED}*"):  # by one that was killed
             left.unlink()
         # Another process of this run, or another run, may have decoded them meanwhile.

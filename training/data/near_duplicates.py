@@ -42,7 +42,7 @@ def find_near_duplicates(groups: Sequence[Images], cache: Path | None = None) ->
     if cache is None:
         return _search(groups)
     kept = cache / f"near-duplicates-{_digest(groups)}.json"
-    with alone(kept):  # the processes of one run search once
+    with alone(kept.with_suffix(".lock")):  # the processes of one run search once
         try:
             return [(first, second) for first, second in json.loads(kept.read_text(encoding="utf-8"))]
         except (OSError, ValueError, TypeError):
