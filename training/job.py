@@ -199,6 +199,7 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
         epochs=len(trained.history),
         best_epoch=trained.best_epoch,
         training_seconds=sum(record.seconds for record in trained.history),
+        earlier_seconds=trained.earlier_seconds,
         machine=job.device.machine,
         framework=f"torch {torch.__version__}",
         parameters=trained.network.parameter_count(),

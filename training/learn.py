@@ -48,6 +48,7 @@ class Learned:
     data_digest: str
     history: tuple[EpochRecord, ...] = ()
     best_epoch: int = 0
+    earlier_seconds: float = 0.0  # of training, by processes before this one
     curve: tuple[CurvePoint, ...] = ()  # accuracy by the number of examples
     fitted_labels: Labels | None = None  # scikit-learn's, of the test split
 
@@ -69,7 +70,9 @@ def learn(recipe: Recipe, dataset: Dataset, around: Surroundings) -> Learned:
     if isinstance(network, Backbone) and _trunk_rests(recipe):
         return _train_head(recipe, dataset, network, around, around.folder.checkpoint)
     if isinstance(network, Backbone) and recipe.training.head_epochs:
-        _train_head(_first_stage(recipe), dataset, network, around, around.folder.head_checkpoint)
+        head = _train_head(_first_stage(recipe), dataset, network, around, around.folder.head_checkpoint)
+        whole = _train(recipe, dataset, network, around, around.folder.checkpoint)
+        return replace(whole, earlier_seconds=head.earlier_seconds + whole.earlier_seconds)
     return _train(recipe, dataset, network, around, around.folder.checkpoint)
 
 
@@ -106,7 +109,13 @@ def _train(
         group=around.group,
         loggers=around.loggers,
     )
-    return Learned(trained.network, trained.data_digest, trained.history, trained.best_epoch)
+    return Learned(
+        trained.network,
+        trained.data_digest,
+        trained.history,
+        trained.best_epoch,
+        earlier_seconds=trained.earlier_seconds,
+    )
 
 
 def _train_head(

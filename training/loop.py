@@ -41,6 +41,7 @@ class Trained:
     history: tuple[EpochRecord, ...]
     best_epoch: int
     data_digest: str
+    earlier_seconds: float  # that processes before this one, which was resumed, trained for
 
 
 def train(
@@ -76,6 +77,7 @@ def train(
     """
     loop = _Loop(recipe, dataset, network, device, checkpoint_path, group)
     loop.restore()
+    earlier_seconds = loop.seconds()
     with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
         while not loop.progress.finished:
             loop.run_epoch(display, interrupts)
@@ -84,7 +86,9 @@ def train(
     network = loop.learner.judged
     network.load_state_dict(loop.best_weights)
     network.use_memory_format(torch.contiguous_format)  # as the exported file will have it
-    return Trained(network.eval(), tuple(loop.history), loop.progress.best_epoch, loop.data_digest)
+    return Trained(
+        network.eval(), tuple(loop.history), loop.progress.best_epoch, loop.data_digest, earlier_seconds
+    )
 
 
 class _Loop:
@@ -119,6 +123,10 @@ class _Loop:
         self.history: list[EpochRecord] = []
         self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
         self._clock_s = time.perf_counter()
+
+    def seconds(self) -> float:
+        """That the steps so far have taken."""
+        return sum(record.seconds for record in self.history) + self.progress.epoch_seconds
 
     def run_epoch(self, display: Display, interrupts: Interrupts) -> None:
         """Finish the epoch under way, judge it, and save."""

@@ -30,6 +30,9 @@ class Metrics(Strict):
     epochs: int
     best_epoch: int
     training_seconds: float
+    earlier_seconds: float = Field(
+        default=0.0, description="of training, by processes before the one that finished a resumed run"
+    )
     machine: str
     framework: str
     parameters: int
@@ -65,7 +68,7 @@ class Metrics(Strict):
 
         Args:
             shipped: the recipe of which it was a run; its digest counts, not that of the run's own settings.
-            seconds: of the whole run, publishing included.
+            seconds: of the process that finished the run, publishing included.
         """
         return Measured(
             recipe_digest=shipped.digest(),
@@ -77,7 +80,7 @@ class Metrics(Strict):
             few_shot=self.few_shot,
             images=self.test.evaluation.images,
             pretrained=self.pretrained,
-            seconds=seconds,
+            seconds=round(seconds + self.earlier_seconds, 1),
             machine=self.machine,
             framework=self.framework,
             date=self.created_at.date(),

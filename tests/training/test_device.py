@@ -17,10 +17,20 @@ import torch
 from training.device import choose, prepare
 
 prepare(choose("cpu"))
-torch.zeros(64 * 2**20, dtype=torch.uint8)
+torch.ones(64 * 2**20, dtype=torch.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.zeros(64 * 2**20, dtype=torch.uint8)
+torch.ones(64 * 2**20, dtype=torch.uint8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+FILLED = """
+import torch
+from training.device import choose, prepare
+
+prepare(choose("cpu"))
+assert torch.are_deterministic_algorithms_enabled()
+kept = [torch.empty(1000) for _ in range(100)]
+print(sum(bool(each.isnan().all()) for each in kept))
 """
 
 
@@ -54,3 +64,9 @@ def test_memory_is_kept_between_steps() -> None:
     """64 MiB that are freed and asked for again are the same pages: few of 16,384 are cleared anew."""
     ended = subprocess.run([sys.executable, "-c", TWICE], check=True, capture_output=True, text=True)
     assert int(ended.stdout) < 1000
+
+
+def test_new_tensors_are_not_filled_before_they_are_written() -> None:
+    """Deterministic mode would fill each with NaN, which no step ever reads."""
+    ended = subprocess.run([sys.executable, "-c", FILLED], check=True, capture_output=True, text=True)
+    assert int(ended.stdout) == 0

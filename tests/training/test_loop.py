@@ -143,6 +143,8 @@ def test_early_stopping_restores_the_best_weights(run: Train, fake_recipe: Calla
     assert len(losses) == trained.best_epoch + 2
     assert losses[trained.best_epoch - 1] == min(losses)
     again = run(recipe)  # from the checkpoint of the finished run
+    assert trained.earlier_seconds == 0
+    assert again.earlier_seconds == pytest.approx(sum(each.seconds for each in trained.history), rel=0.1)
     assert all(
         torch.equal(value, again.network.state_dict()[name])
         for name, value in trained.network.state_dict().items()

@@ -68,6 +68,8 @@ def test_a_run_gives_what_is_kept_of_it(digits_bundle: Bundle) -> None:
     assert kept.recipe_digest == shipped.digest() != metrics.recipe_digest
     assert kept.accuracy == digits_bundle.manifest.evaluation.accuracy
     assert (kept.images, kept.seconds, kept.machine) == (359, 1.5, metrics.machine)
+    resumed = metrics.model_copy(update={"earlier_seconds": 60.0})
+    assert resumed.as_measured(shipped, 1.5).seconds == 61.5
     assert kept.top5 == metrics.test.top5 is not None
     assert kept.validation == metrics.validation is not None
     assert (kept.auc, kept.few_shot, kept.pretrained) == (None, (), None)
