@@ -73,7 +73,7 @@ def prepare(device: Device, processes: int = 1) -> None:
     torch.set_num_threads(max(1, min(_MAX_THREADS, cores) // processes))
     torch.use_deterministic_algorithms(device.torch_device.type == "cpu")
     # It would write every new tensor twice: torch means it to show reads of memory that nobody wrote.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     _keep_freed_memory()
