@@ -28,7 +28,7 @@ class ServerSettings(Strict):
     )
 
     transport: Literal["h2", "grpc"] = Field(
-        default="h2", description="h2: HTTP/2 by h2corn, the cheapest; grpc: by grpc.aio, the reference"
+        default="h2", description="h2: the cheapest; grpc: by grpc.aio, the reference"
     )
     tls_cert_file: Path | None = Field(default=None, description="PEM chain; gRPC is in the clear without it")
     tls_key_file: Path | None = Field(default=None, description="PEM key of the certificate, unencrypted")

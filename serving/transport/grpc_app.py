@@ -7,11 +7,12 @@ grpc_framing.py says what the bytes mean.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
 from serving.transport.around import REQUEST_ID_KEY, Failure, WireRpc, WireStream, WireUnary
+from serving.transport.asgi import ANSWER, TRAILERS, App, Event, Receive, Send
 from serving.transport.grpc_framing import (
     CONTENT_TYPE,
     PREFIX,
@@ -28,13 +29,13 @@ from serving.transport.grpc_framing import (
 from serving.transport.status import Code, Status
 from serving.transport.table import Call
 
-_TRAILERS = "http.response.trailers"
 _BODY = "http.response.body"
 _REQUEST_ID = REQUEST_ID_KEY.encode()
-_HEADERS = [(b"content-type", CONTENT_TYPE), (b"grpc-accept-encoding", b"identity, deflate, gzip")]
 # Sent again and again, and never changed.
+_HEADERS = ((b"content-type", CONTENT_TYPE), (b"grpc-accept-encoding", b"identity, deflate, gzip"))
+_HEADERS_GZIP = (*_HEADERS, (b"grpc-encoding", b"gzip"))
 _START = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
-_START_GZIP = {**_START, "headers": [*_HEADERS, (b"grpc-encoding", b"gzip")]}
+_START_GZIP = {**_START, "headers": _HEADERS_GZIP}
 _NO_BODY = {"type": _BODY}
 _OK = (b"grpc-status", b"0")
 
@@ -44,11 +45,7 @@ _NO_METHOD = Failure(Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "there is no s
 _LATE = Status(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the answer was ready")
 _NO_TRAILERS = malformed("gRPC needs HTTP/2 and `te: trailers`")
 
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
 Handler = Callable[[RawHeaders, Receive, Send], Coroutine[Any, Any, None]]
-App = Callable[[Event, Receive, Send], Coroutine[Any, Any, None]]
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ class GrpcApp:
         headers: RawHeaders = dict(scope.get("headers", ()))
         if not is_grpc(headers.get(b"content-type", b"")):
             return self._other(scope, receive, send)
-        if _TRAILERS not in scope["extensions"]:
+        if TRAILERS not in scope["extensions"]:
             return _fail(send, _NO_TRAILERS)
         handler = self._handlers.get(scope["path"])
         return _no_method(receive, send) if handler is None else handler(headers, receive, send)
@@ -79,11 +76,14 @@ class GrpcApp:
             call = None
             try:
                 call = open_call(headers)
-                message = await self._only_message(headers, receive, call, rpc.admit)
+                event = await receive()
+                message = self._whole_message(event.get("body", b""))
+                if message is None:
+                    message = await self._only_message(headers, receive, event, call, rpc.admit)
                 body = frame(await rpc.answer(message, call), compressed=takes_gzip(headers))
-                await send(_START_GZIP if body[0] else _START)
-                await send({"type": _BODY, "body": body})
-                await send(_ending_well(call))
+                fields = _HEADERS_GZIP if body[0] else _HEADERS
+                trailers = (_OK, (_REQUEST_ID, call.request_id.encode()))
+                await send({"type": ANSWER, "headers": fields, "body": body, "trailers": trailers})
             except Exception as error:  # noqa: BLE001 - every end of a call is told to its client
                 await _fail(send, error, call)
 
@@ -116,19 +116,26 @@ class GrpcApp:
 
         return handle
 
-    async def _only_message(
-        self, headers: RawHeaders, receive: Receive, call: Call, admit: Callable[[Call], None]
-    ) -> bytes:
-        """The message of a unary call. Most often it is one chunk, and plain: then it is only cut off.
-
-        Of a longer one the rest is not even received when there is no place for it: while the server has more
-        to do than it can, what it refuses should cost it nothing.
-        """
-        event = await receive()
-        body: bytes = event.get("body", b"")
+    def _whole_message(self, body: bytes) -> bytes | None:
+        """The message of a unary call where it is one chunk and plain, as most are: it is only cut off."""
         length = len(body) - PREFIX.size
         if 0 <= length <= self._max_message_bytes and PREFIX.unpack_from(body) == (0, length):
             return body[PREFIX.size :]
+        return None
+
+    async def _only_message(
+        self,
+        headers: RawHeaders,
+        receive: Receive,
+        event: Event,
+        call: Call,
+        admit: Callable[[Call], None],
+    ) -> bytes:
+        """The message of a unary call in several chunks; `event` is the first.
+
+        The rest is not even received when there is no place for it: while the server has more to do than it
+        can, what it refuses should cost it nothing.
+        """
         admit(call)
         async with _deadline(call), aclosing(self._messages(headers, receive, event)) as messages:
             async for message in messages:
@@ -158,7 +165,7 @@ def _deadline(call: Call) -> asyncio.Timeout:
 
 
 def _ending_well(call: Call) -> Event:
-    return {"type": _TRAILERS, "headers": [_OK, (_REQUEST_ID, call.request_id.encode())]}
+    return {"type": TRAILERS, "headers": [_OK, (_REQUEST_ID, call.request_id.encode())]}
 
 
 async def _no_method(receive: Receive, send: Send) -> None:
@@ -186,7 +193,7 @@ async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_st
     with suppress(OSError):  # the client has gone
         if is_started:
             await send(_NO_BODY)
-            await send({"type": _TRAILERS, "headers": pairs})
+            await send({"type": TRAILERS, "headers": pairs})
         else:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *pairs]})
             await send(_NO_BODY)

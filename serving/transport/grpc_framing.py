@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
 from serving.transport.around import REQUEST_ID_KEY, Failure
+from serving.transport.chunks import Chunks
 from serving.transport.status import DETAILS_KEY, Code, Status
 from serving.transport.table import Call
 
@@ -23,10 +24,6 @@ _WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _IDENTITY = b"identity"
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _MAX_TIMEOUT_DIGITS = 8
-# A call ends so long before its client's time is over, that it hears so and does not reset the stream: h2corn
-# closes a connection with all its calls at 200 resets in ten seconds, as a guard against CVE-2023-44487.
-_EARLY_S = 0.01
-_EARLY_PART = 0.05
 # Everything printable but the per cent sign.
 _UNQUOTED = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _NOT_METADATA = frozenset(
@@ -68,8 +65,7 @@ class Frames:
     def __init__(self, encoding: bytes, max_message_bytes: int) -> None:
         self._encoding = encoding
         self._max_message_bytes = max_message_bytes
-        self._chunks: list[bytes] = []
-        self._held_bytes = 0
+        self._held = Chunks()
         self._wanted_bytes = PREFIX.size
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -78,11 +74,10 @@ class Frames:
         Raises:
             Failure: a message is too long, which is known before it is read, or is not framed as gRPC.
         """
-        self._chunks.append(chunk)
-        self._held_bytes += len(chunk)
-        if self._held_bytes < self._wanted_bytes:
+        self._held.append(chunk)
+        if self._held.size < self._wanted_bytes:
             return []
-        body, offset, messages = b"".join(self._chunks), 0, []
+        body, offset, messages = self._held.take(), 0, []
         while len(body) - offset >= PREFIX.size:
             flag, length = PREFIX.unpack_from(body, offset)
             self._check(flag, length)
@@ -101,11 +96,12 @@ class Frames:
         Raises:
             Failure: it ended inside a message.
         """
-        if self._held_bytes:
-            raise malformed(f"the request ended inside a message, after {self._held_bytes} of its bytes")
+        if self._held.size:
+            raise malformed(f"the request ended inside a message, after {self._held.size} of its bytes")
 
     def _hold(self, rest: bytes) -> None:
-        self._chunks, self._held_bytes, self._wanted_bytes = [rest], len(rest), PREFIX.size
+        self._held.append(rest)
+        self._wanted_bytes = PREFIX.size
         if len(rest) >= PREFIX.size:
             self._wanted_bytes += PREFIX.unpack_from(rest)[1]
 
@@ -180,8 +176,7 @@ def open_call(headers: RawHeaders) -> Call:
     call = Call(Metadata(headers))
     timeout = headers.get(b"grpc-timeout")
     if timeout is not None:
-        timeout_s = parse_timeout_s(timeout)
-        call.deadline_s = time.monotonic() + timeout_s - min(_EARLY_S, _EARLY_PART * timeout_s)
+        call.deadline_s = time.monotonic() + parse_timeout_s(timeout)
     return call
 
 

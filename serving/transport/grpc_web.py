@@ -5,8 +5,9 @@ As gRPC's doc/PROTOCOL-WEB.md says it; the text form is the same in base64.
 
 import base64
 import binascii
+from collections.abc import Iterable
 
-from serving.transport.grpc_app import App, Event, Receive, Send
+from serving.transport.asgi import ANSWER, EXTENSIONS, TRAILERS, App, Event, Receive, Send
 from serving.transport.grpc_framing import CONTENT_TYPE, PREFIX, RawHeaders, malformed
 
 GRPC_WEB = b"application/grpc-web"
@@ -29,7 +30,7 @@ class GrpcWeb:
         as_grpc = {
             **scope,
             "headers": [*headers, (b"content-type", CONTENT_TYPE)],
-            "extensions": {"http.response.trailers": {}},
+            "extensions": EXTENSIONS,
         }
         response = _WebResponse(send, media_type, is_text=is_text)
         await self._grpc(as_grpc, _decoded(receive) if is_text else receive, response.send)
@@ -51,21 +52,31 @@ class _WebResponse:
 
     async def send(self, event: Event) -> None:
         """Trailers become a last frame of the body; where there is nothing else they stay headers."""
-        if event["type"] == "http.response.start":
+        if event["type"] == ANSWER:
+            await self._send_head(200, event["headers"])
+            await self._send_body(event["body"] + _trailers_frame(event["trailers"]), more=False)
+        elif event["type"] == "http.response.start":
             self._has_trailers = event.get("trailers", False)
-            headers = [pair for pair in event["headers"] if pair[0] != b"content-type"]
-            headers.append((b"content-type", self._content_type))
-            await self._send({"type": event["type"], "status": event["status"], "headers": headers})
-        elif event["type"] == "http.response.trailers":
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in event["headers"])
-            await self._send_body(PREFIX.pack(_TRAILERS_FLAG, len(lines)) + lines, more=False)
+            await self._send_head(event["status"], event["headers"])
+        elif event["type"] == TRAILERS:
+            await self._send_body(_trailers_frame(event["headers"]), more=False)
         else:
             more = event.get("more_body", False) or self._has_trailers
             await self._send_body(event.get("body", b""), more=more)
 
+    async def _send_head(self, status: int, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        headers = [pair for pair in fields if pair[0] != b"content-type"]
+        headers.append((b"content-type", self._content_type))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
     async def _send_body(self, body: bytes, *, more: bool) -> None:
         encoded = base64.b64encode(body) if self._is_text else body
         await self._send({"type": "http.response.body", "body": encoded, "more_body": more})
+
+
+def _trailers_frame(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
+    return PREFIX.pack(_TRAILERS_FLAG, len(lines)) + lines
 
 
 def _decoded(receive: Receive) -> Receive:

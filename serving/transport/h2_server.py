@@ -1,6 +1,6 @@
-"""Serves wrapped RPCs over HTTP/2 through h2corn, a Rust server of ASGI. Knows no message and no domain.
+"""Serves wrapped RPCs over HTTP/2, and over HTTP/1.1 for the web. Knows no message and no domain.
 
-Here are sockets, limits, start and stop; grpc_app.py has what happens to one call.
+Here are sockets, start and stop; http2/ has what happens to a connection, grpc_app.py what happens to a call.
 """
 
 import asyncio
@@ -8,15 +8,14 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
-
-import h2corn
-from h2corn._lib import prepare_tls
-from h2corn._server import load_tls_material
+from typing import Self
 
 from serving.errors import AddressUnavailable
 from serving.transport.around import WireRpc
 from serving.transport.grpc_app import GrpcApp
+from serving.transport.http1 import Http1Connection
+from serving.transport.http2 import Connection
+from serving.transport.opening import Opening
 from serving.transport.shared_port import share_port
 from serving.transport.tls import TlsFiles
 from serving.transport.web_app import WebApp
@@ -27,15 +26,14 @@ _REFUSING_S = 0.2
 _CLOSING_S = 0.5
 
 _BACKLOG = 1024
-_MAX_STREAMS = 4096  # of one connection
-_MAX_HEADER_BYTES = 64 * 2**10
 _KEEPALIVE_S = 60  # a peer that is silent and does not acknowledge for about twice as long is gone
 _KEEPALIVE_PROBES = 4
-_STALL_S = 600.0  # a client may leave its answers unread for as long
+
+_Peer = Opening | Connection | Http1Connection
 
 
 class H2Server:
-    """An h2corn server in this event loop. `async with` binds and starts it; `stop` ends it gracefully."""
+    """A server in this event loop. `async with` binds and starts it; `stop` ends it gracefully."""
 
     def __init__(
         self,
@@ -61,36 +59,36 @@ class H2Server:
         self.port = port
         self._shares_port = shares_port
         web = WebApp(rpcs, max_message_bytes=max_message_bytes)
-        app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
-        self._config = h2corn.Config(
-            bind=("127.0.0.1:0",),  # not used: it is given a socket
-            grpc=True,
-            lifespan="off",
-            access_log=False,
-            log_format="json",
-            date_header=False,
-            runtime_threads=1,
-            max_concurrent_streams=_MAX_STREAMS,
-            h2_max_header_list_size=_MAX_HEADER_BYTES,
-            timeout_keep_alive=0,  # idle connections stay: they cost little, and a new one a round trip
-            timeout_graceful_shutdown=_CLOSING_S,
-            h2_timeout_response_stall=_STALL_S,
-            **({} if tls is None else _tls_options(tls)),
-        )
-        self._server = h2corn.Server(app, self._config)
-        self._serving: asyncio.Task[None] | None = None
+        self._app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
+        self._tls = tls
+        self._listening: asyncio.Server | None = None
+        self._connections: set[_Peer] = set()
+        self._gone = asyncio.Event()  # one of them
 
     async def __aenter__(self) -> Self:
         listener = _listen(self.host, self.port, shares_port=self._shares_port)
         self.port = listener.getsockname()[1]
-        # What the workers of h2corn's own supervisor run: `serve` would print a banner among our logs.
-        self._serving = asyncio.create_task(
-            self._server._serve_worker_fds(  # noqa: SLF001
-                [listener.detach()], prepared_tls=prepare_tls(self._config, load_tls_material(self._config))
-            )
+        self._listening = await asyncio.get_running_loop().create_server(
+            lambda: Opening(self._begin_http2, self._begin_http1, self._connections.add, self._end),
+            sock=listener,
+            backlog=_BACKLOG,
+            ssl=None if self._tls is None else self._tls.context(),
         )
-        await self._server.wait_started()
         return self
+
+    def _begin_http2(self) -> asyncio.Protocol:
+        return self._keep(Connection(self._app, self._end))
+
+    def _begin_http1(self) -> asyncio.Protocol:
+        return self._keep(Http1Connection(self._app, self._end))
+
+    def _keep(self, connection: _Peer) -> _Peer:
+        self._connections.add(connection)
+        return connection
+
+    def _end(self, connection: _Peer) -> None:
+        self._connections.discard(connection)
+        self._gone.set()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -111,10 +109,21 @@ class H2Server:
         await self._close()
 
     async def _close(self) -> None:
-        if self._serving is not None:
-            self._server.shutdown()
-            await self._serving
-            self._serving = None
+        if self._listening is None:
+            return
+        self._listening.close()
+        self._listening = None
+        for end in ("leave", "close", "abort"):  # each more urgent than the one before
+            for connection in tuple(self._connections):
+                getattr(connection, end)()
+            await self._all_gone(_CLOSING_S)
+
+    async def _all_gone(self, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._connections:
+                    self._gone.clear()
+                    await self._gone.wait()
 
 
 def _listen(host: str, port: int, *, shares_port: bool) -> socket.socket:
@@ -142,10 +151,3 @@ def _listen(host: str, port: int, *, shares_port: bool) -> socket.socket:
         raise AddressUnavailable(f"gRPC cannot listen on {host}:{port}: {error.strerror}") from error
     listener.setblocking(False)  # noqa: FBT003 - its only parameter
     return listener
-
-
-def _tls_options(tls: TlsFiles) -> dict[str, Any]:
-    options = {"certfile": tls.cert_file, "keyfile": tls.key_file}
-    if tls.client_ca_file is None:
-        return options
-    return {**options, "ca_certs": tls.client_ca_file, "cert_reqs": "required"}

@@ -4,7 +4,7 @@ As in Triton, whose clients send what they like in this map.
 """
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from serving.errors import InvalidRequest
 from serving.pb.inference import grpc_service_pb2 as pb
@@ -13,8 +13,7 @@ _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _US_PER_S = 1e6
 
 
-@dataclass(frozen=True, slots=True)
-class Urgency:
+class Urgency(NamedTuple):
     """When a request wants to be run."""
 
     deadline_s: float  # on the clock of time.monotonic(): it is not begun later

@@ -26,7 +26,17 @@ class TlsFiles:
                 file.read_bytes()
             except OSError as error:
                 raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
+        self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """For a server of HTTP/2 and HTTP/1.1.
+
+        Raises:
+            UsageError: as `check` does.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2", "http/1.1"])
         try:
             # Without a password for the key: nobody is there to be asked for one.
             context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
@@ -35,11 +45,13 @@ class TlsFiles:
                 f"TLS files {self.cert_file} and {self.key_file} are no certificate with its key: {error}"
             ) from error
         if self.client_ca_file is None:
-            return
+            return context
+        context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(self.client_ca_file)
         except ssl.SSLError as error:
             raise UsageError(f"TLS file {self.client_ca_file} holds no certificates: {error}") from error
+        return context
 
 
 def _no_password() -> bytes:

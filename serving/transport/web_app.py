@@ -14,7 +14,8 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import status_pb2
 
 from serving.transport.around import REQUEST_ID_KEY, Failure, WireRpc, WireUnary
-from serving.transport.grpc_app import Event, GrpcApp, Receive, Send, status_of_failure
+from serving.transport.asgi import Event, Receive, Send
+from serving.transport.grpc_app import GrpcApp, status_of_failure
 from serving.transport.grpc_framing import Metadata, Pairs, RawHeaders, decompress, too_long
 from serving.transport.grpc_web import GRPC_WEB, GrpcWeb, media_type_of
 from serving.transport.status import Code, Status
@@ -53,15 +54,16 @@ class WebApp:
             return
         headers: RawHeaders = dict(scope["headers"])
         media_type = media_type_of(headers)
-        if media_type.startswith(GRPC_WEB):
+        if scope["method"] != "POST":
+            text = b"" if scope["method"] == "HEAD" else b"POST, please\n"
+            await _reply(send, 405, b"text/plain", text, [(b"allow", b"POST")])
+        elif media_type.startswith(GRPC_WEB):
             await self._grpc_web(scope, receive, send)
         elif media_type not in (_JSON, _PROTO):
             text = (
                 b"this port speaks gRPC, gRPC-Web, and Connect with application/json or application/proto\n"
             )
             await _reply(send, 415, b"text/plain", text)
-        elif scope["method"] != "POST":
-            await _reply(send, 405, b"text/plain", b"POST, please\n", [(b"allow", b"POST")])
         elif scope["path"] not in self._unary:
             status = Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "there is no such unary method")
             await _reply(send, 404, _JSON, _error(status, ""))

@@ -129,7 +129,7 @@ DEEDS: dict[str, Deed] = {
 }
 
 
-# A connection with more than 200 resets in 10 s is closed as an attack: clients give up less often than that.
+# Clients give up less often than not.
 WEIGHTS = [1 if name in ("hardly any time", "changes its mind") else 8 for name in DEEDS]
 
 

@@ -1,8 +1,8 @@
 """What a call costs the server before anything is done with it: an echo of 3 KB, over each transport.
 
 One core for the server, the client on another, medians of ROUNDS windows in which the transports take turns.
-`bare` is the least that an ASGI application can do on h2corn: the floor of `h2`. `socket` is the least that
-anybody can do to run LeNet-5 for a client on another core: no HTTP, no message.
+`bare` is the least that an application can do on the HTTP/2 server below `h2`: its floor. `socket` is the
+least that anybody can do to run LeNet-5 for a client on another core: no HTTP, no message.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from serving.transport.around import Failure, WireUnary
+from serving.transport.asgi import EXTENSIONS
 from serving.transport.grpc_app import GrpcApp
 from serving.transport.grpc_framing import frame
 from serving.transport.status import Code, Status
@@ -47,7 +48,7 @@ async def _echo(message: bytes, call: Call) -> bytes:
 
 async def _call(server: FakeServer, app: GrpcApp | None = None, **scope: Any) -> None:
     headers = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
-    usual = {"type": "http", "path": METHOD, "headers": headers, "extensions": {"http.response.trailers": {}}}
+    usual = {"type": "http", "path": METHOD, "headers": headers, "extensions": EXTENSIONS}
     app = app or GrpcApp([WireUnary(METHOD, _echo)], max_message_bytes=100)
     await app(usual | scope, server.receive, server.send)
 
@@ -60,9 +61,9 @@ async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> 
     """Most clients end their request in a frame of its own: nothing depends on it."""
     server = FakeServer(_request(frame(b"hello"), more=True))
     await _call(server)
-    assert server.types == ["start", "body", "trailers"]
-    assert server.sent[1]["body"] == frame(b"hello")
-    assert dict(server.sent[2]["headers"]) == {b"grpc-status": b"0", b"x-request-id": b"id-7"}
+    assert server.types == ["answer"]
+    assert server.sent[0]["body"] == frame(b"hello")
+    assert dict(server.sent[0]["trailers"]) == {b"grpc-status": b"0", b"x-request-id": b"id-7"}
 
 
 @pytest.mark.parametrize(("first", "received"), [(b"", 1), (frame(b"hello")[:7], 1), (frame(b"hello"), 0)])
@@ -79,9 +80,8 @@ async def test_the_rest_of_a_message_is_not_received_where_there_is_no_place_for
     server = FakeServer(_request(first, more=True))
     await _call(server, GrpcApp([WireUnary(METHOD, _echo, admit)], max_message_bytes=100))
     assert len(refused) == received
-    assert dict(server.sent[-1 if not received else 0]["headers"])[b"grpc-status"] == (
-        b"8" if received else b"0"
-    )
+    ending = dict(server.sent[0]["headers" if received else "trailers"])
+    assert ending[b"grpc-status"] == (b"8" if received else b"0")
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])

@@ -108,9 +108,9 @@ def test_any_timeout_is_seconds_or_a_failure(text: bytes) -> None:
     assert len(text) <= 9
 
 
-@pytest.mark.parametrize(("timeout", "seconds"), [(b"30S", 29.99), (b"100m", 0.095), (b"1n", 0)])
-def test_a_call_ends_shortly_before_its_client_gives_up(timeout: bytes, seconds: float) -> None:
-    """So that it hears of it; on the clock of time.monotonic(). Endless where nothing is said."""
+@pytest.mark.parametrize(("timeout", "seconds"), [(b"30S", 30), (b"100m", 0.1), (b"1n", 0)])
+def test_a_call_ends_when_its_client_gives_up(timeout: bytes, seconds: float) -> None:
+    """On the clock of time.monotonic(). Endless where nothing is said."""
     before_s = time.monotonic()
     deadline_s = open_call({b"grpc-timeout": timeout}).deadline_s
     assert before_s <= deadline_s - seconds + 1e-6 <= time.monotonic() + 1e-6

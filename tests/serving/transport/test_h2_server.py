@@ -1,4 +1,4 @@
-"""h2corn as a transport: what only it does. What both transports do is in conformance/."""
+"""What only this transport does. What both do is in conformance/."""
 
 import asyncio
 import socket
@@ -33,8 +33,8 @@ def _server(host: str = "127.0.0.1") -> H2Server:
     return H2Server([around.wrap(row) for row in rows], host=host, port=0, max_message_bytes=2**20)
 
 
-async def test_the_library_writes_nothing_beside_our_logs(capfd: pytest.CaptureFixture[str]) -> None:
-    """No banner, no access log, no complaint about a client that goes in the middle of a call."""
+async def test_nothing_is_written_beside_our_logs(capfd: pytest.CaptureFixture[str]) -> None:
+    """No complaint about a client that goes in the middle of a call."""
     async with _server() as server, _channel(f"127.0.0.1:{server.port}") as channel:
         say = channel.unary_unary("/tests.Echo/Say", BytesValue.SerializeToString, BytesValue.FromString)
         await say(BytesValue())

@@ -36,15 +36,9 @@ class Differences:
     tells_compressions: bool = True
     # Whether a content type that is no gRPC is refused; the core answers as if it were.
     checks_content_type: bool = True
-    # Whether a connection that resets 200 calls in ten seconds is closed, with all its calls: h2corn's guard
-    # against CVE-2023-44487, which is not to be set.
-    closes_at_200_resets: bool = True
     # Whether a call that comes at the last moment of a stop can end as CANCELLED: grpc.aio cannot say goodbye
     # to its connections before it closes them.
     may_cancel_at_stop: bool = False
-    # Whether calls may name anything as their authority. h2corn resets those that RFC 3986 forbids, such as
-    # the list that a channel to ipv4:A,B names where it is not told another.
-    takes_any_authority: bool = False
 
 
 DIFFERENCES = {
@@ -54,9 +48,7 @@ DIFFERENCES = {
         unknown_compression="INTERNAL",
         tells_compressions=False,
         checks_content_type=False,
-        closes_at_200_resets=False,
         may_cancel_at_stop=True,
-        takes_any_authority=True,
     ),
 }
 SERVERS = {"h2": H2Server, "grpc": GrpcServer}

@@ -11,7 +11,6 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
 NO_ERROR = 0
-ENHANCE_YOUR_CALM = 11
 
 
 def _frame(message: bytes) -> bytes:
@@ -79,19 +78,18 @@ async def test_pings_are_answered_with_and_without_a_call(served: Any, raw: Any)
         assert (await connection.reply(stream)).code == "OK"
 
 
-@pytest.mark.parametrize("resets", [200, 201])
-async def test_a_client_that_resets_its_calls(served: Any, raw: Any, differences: Any, resets: int) -> None:
-    """Each is cancelled; a flood of them can end the connection, which others do not feel."""
+async def test_a_client_that_resets_its_calls(served: Any, raw: Any) -> None:
+    """Each is cancelled, however many there are; the connection stays, and others do not feel it."""
     async with raw(served.server.port) as connection, raw(served.server.port) as other:
-        for _ in range(resets):
+        for _ in range(1000):
             connection.h2.reset_stream(await connection.open("Each"))
-        is_closed = resets > 200 and differences.closes_at_200_resets
-        if not is_closed:
-            connection.h2.ping(b"ping---0")
+        connection.h2.ping(b"ping---0")
         await connection.flush()
-        await connection.read_until(lambda: bool(connection.goodbyes if is_closed else connection.pongs))
-        assert connection.goodbyes == ([ENHANCE_YOUR_CALM] if is_closed else [])
+        await connection.read_until(lambda: bool(connection.pongs))
+        assert connection.goodbyes == []
+        assert (await connection.call("Say", _frame(b""))).code == "OK"
         assert (await other.call("Say", _frame(b""))).code == "OK"
+    await asyncio.wait_for(served.around.idle(), 10)
 
 
 async def test_a_stream_that_is_refused_at_once_is_told_why(methods: Any, failure_of: Any) -> None:

@@ -1,0 +1,161 @@
+"""The frames of HTTP/2, from and to bytes: RFC 9113, sections 4, 6 and 7. Does no I/O."""
+
+import struct
+from enum import IntEnum
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+HEAD = struct.Struct(">BHBBL")  # of a frame: its length (one and two bytes), type, flags and stream
+MAX_FRAME_BYTES = 2**14  # what every peer takes, and all that is taken here
+MAX_WINDOW_BYTES = 2**31 - 1
+DEFAULT_WINDOW_BYTES = 2**16 - 1
+STREAM_MASK = 2**31 - 1  # the highest bit is reserved
+
+# Types. Plain numbers: every frame is compared with them.
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
+    range(10)
+)
+
+# Flags.
+END_STREAM = 0x1
+ACK = 0x1
+END_HEADERS = 0x4
+PADDED = 0x8
+HAS_PRIORITY = 0x20
+
+PING_BYTES = 8
+
+_PRIORITY_BYTES = 5
+_SETTING = struct.Struct(">HL")
+_NUMBER = struct.Struct(">L")
+_GOAWAY = struct.Struct(">LL")
+
+
+class ErrorCode(IntEnum):
+    """Why a stream or a connection ends."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    ENHANCE_YOUR_CALM = 11
+
+
+class Setting(IntEnum):
+    """What an end tells of itself."""
+
+    HEADER_TABLE_SIZE = 1
+    ENABLE_PUSH = 2
+    MAX_CONCURRENT_STREAMS = 3
+    INITIAL_WINDOW_SIZE = 4
+    MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
+
+
+class ConnectionBroken(Exception):
+    """The peer broke a rule that leaves the connection in no known state."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StreamBroken(Exception):
+    """The peer broke a rule within one stream."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame; the payload is at most MAX_FRAME_BYTES."""
+    length = len(payload)
+    return HEAD.pack(length >> 16, length & 0xFFFF, kind, flags, stream) + payload
+
+
+def headers(block: bytes, stream: int, flags: int) -> bytes:
+    """A block of header fields: one frame, and more where it is long."""
+    if len(block) <= MAX_FRAME_BYTES:
+        return frame(HEADERS, flags | END_HEADERS, stream, block)
+    parts = [block[start : start + MAX_FRAME_BYTES] for start in range(0, len(block), MAX_FRAME_BYTES)]
+    first, *middle, last = parts
+    return b"".join(
+        (
+            frame(HEADERS, flags, stream, first),
+            *(frame(CONTINUATION, 0, stream, part) for part in middle),
+            frame(CONTINUATION, END_HEADERS, stream, last),
+        )
+    )
+
+
+def reset(stream: int, code: ErrorCode) -> bytes:
+    """RST_STREAM."""
+    return frame(RST_STREAM, 0, stream, _NUMBER.pack(code))
+
+
+def window_update(stream: int, more_bytes: int) -> bytes:
+    """WINDOW_UPDATE; stream 0 is the connection."""
+    return frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(more_bytes))
+
+
+def goaway(last_stream: int, code: ErrorCode, message: str = "") -> bytes:
+    """GOAWAY, with a sentence for whoever looks into the peer's log."""
+    return frame(GOAWAY, 0, 0, _GOAWAY.pack(last_stream, code) + message.encode())
+
+
+def settings(values: dict[Setting, int]) -> bytes:
+    """SETTINGS."""
+    return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(key, value) for key, value in values.items()))
+
+
+def read_settings(payload: bytes) -> dict[int, int]:
+    """What a SETTINGS frame says; of a key that comes twice the last counts.
+
+    Raises:
+        ConnectionBroken: it is cut, or a value cannot be.
+    """
+    if len(payload) % _SETTING.size:
+        raise ConnectionBroken(ErrorCode.FRAME_SIZE_ERROR, f"SETTINGS of {len(payload)} bytes")
+    values = dict(_SETTING.iter_unpack(payload))
+    if values.get(Setting.ENABLE_PUSH, 0) > 1:
+        raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+    if values.get(Setting.INITIAL_WINDOW_SIZE, 0) > MAX_WINDOW_BYTES:
+        raise ConnectionBroken(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is over 2^31 - 1")
+    if not MAX_FRAME_BYTES <= values.get(Setting.MAX_FRAME_SIZE, MAX_FRAME_BYTES) < 2**24:
+        raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "MAX_FRAME_SIZE is not from 2^14 to 2^24 - 1")
+    return values
+
+
+def read_number(payload: bytes, kind: str) -> int:
+    """The one number of RST_STREAM or WINDOW_UPDATE.
+
+    Raises:
+        ConnectionBroken: there are not four bytes.
+    """
+    if len(payload) != _NUMBER.size:
+        raise ConnectionBroken(ErrorCode.FRAME_SIZE_ERROR, f"{kind} of {len(payload)} bytes")
+    number: int = _NUMBER.unpack(payload)[0]
+    return number
+
+
+def unpadded(payload: bytes, flags: int) -> bytes:
+    """What DATA or HEADERS carry, without padding and priority.
+
+    Raises:
+        ConnectionBroken: there is more padding than frame.
+    """
+    start, end = 0, len(payload)
+    if flags & PADDED:
+        start = 1
+        end -= payload[0] if payload else 1
+    if flags & HAS_PRIORITY:
+        start += _PRIORITY_BYTES
+    if start > end:
+        raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "a frame is shorter than its padding")
+    return payload[start:end]
