@@ -61,7 +61,8 @@ class GrpcApp:
     def __call__(self, scope: Event, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """The coroutine that serves a request."""
         headers: RawHeaders = dict(scope.get("headers", ()))
-        if not is_grpc(headers.get(b"content-type", b"")):
+        content_type = headers.get(b"content-type", b"")
+        if content_type != CONTENT_TYPE and not is_grpc(content_type):
             return self._other(scope, receive, send)
         if TRAILERS not in scope["extensions"]:
             return _fail(send, _NO_TRAILERS)

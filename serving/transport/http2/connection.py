@@ -130,9 +130,10 @@ class Connection(asyncio.Protocol):
     def _take_data(self, number: int, flags: int, payload: bytes) -> None:
         size = len(payload)
         self._link.room_bytes -= size
-        if self._link.room_bytes < 0:
-            raise ConnectionBroken(ErrorCode.FLOW_CONTROL_ERROR, "more was sent than the window takes")
-        self._link.credit(0)  # where little room is left, little is given back too
+        if self._link.room_bytes < stream.WINDOW_BYTES:
+            if self._link.room_bytes < 0:
+                raise ConnectionBroken(ErrorCode.FLOW_CONTROL_ERROR, "more was sent than the window takes")
+            self._link.credit(0)
         body = frames.unpadded(payload, flags & frames.PADDED) if flags & frames.PADDED else payload
         found = self._link.streams.get(number)
         if found is None or found.request_is_over:
@@ -303,8 +304,8 @@ class Connection(asyncio.Protocol):
 
     def _done(self, ended: Stream, task: "asyncio.Task[None]") -> None:
         del self._link.streams[ended.number]
-        # Of OSErrors ASGI says that there is nobody any more.
-        if not task.cancelled() and not isinstance(error := task.exception(), OSError | None):
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, OSError):  # of which ASGI says that the peer has gone
             _log.error("application_failed", exc_info=error)
         if not (ended.answer_is_over and ended.request_is_over):
             # The answer is complete and the rest of the request not wanted; or there is no answer.
@@ -313,7 +314,9 @@ class Connection(asyncio.Protocol):
                 self._reply(frames.reset(ended.number, code))
             except ConnectionBroken as broken:
                 self._break(broken)
-        self._link.credit(ended.leave())
+        left = ended.leave()
+        if left:
+            self._link.credit(left)
         self._close_if_done()
 
     def _close_if_done(self) -> None:

@@ -94,6 +94,19 @@ def headers(block: bytes, stream: int, flags: int) -> bytes:
     )
 
 
+def answer(stream: int, block: bytes, body: bytes, trailers: bytes) -> bytes:
+    """A whole answer: HEADERS, DATA and HEADERS, each at most MAX_FRAME_BYTES."""
+    head, size = HEAD.pack, len(body)
+    return b"".join((
+        head(0, len(block), HEADERS, END_HEADERS, stream),
+        block,
+        head(size >> 16, size & 0xFFFF, DATA, 0, stream),
+        body,
+        head(0, len(trailers), HEADERS, END_HEADERS | END_STREAM, stream),
+        trailers,
+    ))  # fmt: skip
+
+
 def reset(stream: int, code: ErrorCode) -> bytes:
     """RST_STREAM."""
     return frame(RST_STREAM, 0, stream, _NUMBER.pack(code))

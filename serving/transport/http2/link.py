@@ -53,9 +53,13 @@ class Link:
 
     def headers(self, block: bytes, stream: int, flags: int) -> bytes:
         """Frames of a block, to be written in the order in which they were asked for."""
+        return frames.headers(self.block(block), stream, flags)
+
+    def block(self, block: bytes) -> bytes:
+        """A block, to be written in the order in which it was asked for."""
         if self._before_block:
             block, self._before_block = self._before_block + block, b""
-        return frames.headers(block, stream, flags)
+        return block
 
     def close(self) -> None:
         """Close it when what was written is sent, or nobody reads it."""
@@ -75,10 +79,11 @@ class Link:
 
     def credit(self, size: int) -> None:
         """So much of the requests was taken: the peer may send as much again."""
-        self._owed_bytes += size
-        if self._owed_bytes >= min(_CREDIT_BYTES, max(self.room_bytes, 1)):
-            self.room_bytes += self._owed_bytes
-            self.write(frames.window_update(0, self._owed_bytes))
+        owed_bytes = self._owed_bytes = self._owed_bytes + size
+        # Where little room is left, little is given back too: the rest may be held by streams that wait.
+        if owed_bytes >= _CREDIT_BYTES or (owed_bytes >= self.room_bytes and owed_bytes):
+            self.room_bytes += owed_bytes
+            self.write(frames.window_update(0, owed_bytes))
             self._owed_bytes = 0
 
     @property

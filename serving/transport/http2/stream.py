@@ -107,7 +107,7 @@ class Stream:
     def leave(self) -> int:
         """Nothing more is taken or sent. Returns how many bytes of the request nobody has taken."""
         self.request_is_over = self.answer_is_over = True
-        return len(self._request.take())
+        return len(self._request.take()) if self._request.size else 0
 
     def wake(self) -> None:
         """There may be room for more of the answer."""
@@ -165,16 +165,17 @@ class Stream:
         self, fields: tuple[tuple[bytes, bytes], ...], body: bytes, trailers: Fields
     ) -> None:
         """A whole answer: most often three frames that there is room for."""
-        link, number = self._link, self.number
-        head = link.headers(_block_200(fields), number, 0)
-        fits = self._fits(len(body))
-        if not fits:
-            link.write(head)
-            head, body = b"", await self._send_all_but_the_last(body)
-        data = self._data(body, 0)
-        self._end(head + data + link.headers(write_fields(trailers), number, frames.END_STREAM))
-        if not fits:
-            link.wake_next()
+        link, number, length = self._link, self.number, len(body)
+        block = _block_200(fields)
+        if self._fits(length):
+            self.more_window_bytes -= length
+            link.window_bytes -= length
+            self._end(frames.answer(number, link.block(block), body, write_fields(trailers)))
+            return
+        link.write(link.headers(block, number, 0))
+        data = self._data(await self._send_all_but_the_last(body), 0)
+        self._end(data + link.headers(write_fields(trailers), number, frames.END_STREAM))
+        link.wake_next()
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:
         link, number, head = self._link, self.number, self._head
@@ -195,21 +196,22 @@ class Stream:
         if not fits:
             link.wake_next()
 
-    def _window_bytes(self) -> int:
-        """That the peer takes now."""
-        link = self._link
-        return min(link.window_bytes, link.stream_window_bytes + self.more_window_bytes)
-
     def _fits(self, length: int) -> bool:
         """Whether so much can be sent as one frame; nothing always can."""
-        return not length or (length <= frames.MAX_FRAME_BYTES and length <= self._window_bytes())
+        link = self._link
+        return not length or (
+            length <= frames.MAX_FRAME_BYTES
+            and length <= link.window_bytes
+            and length <= link.stream_window_bytes + self.more_window_bytes
+        )
 
     async def _send_all_but_the_last(self, body: bytes) -> bytes:
         """Send frame by frame as there is room; returns the rest, which is one frame and fits."""
         link, start = self._link, 0
         until_s = link.loop.time() + _STALL_S
         while link.is_full or not self._fits(len(body) - start):
-            room = min(self._window_bytes(), frames.MAX_FRAME_BYTES)
+            window_bytes = link.stream_window_bytes + self.more_window_bytes
+            room = min(link.window_bytes, window_bytes, frames.MAX_FRAME_BYTES)
             if room <= 0 or link.is_full:
                 await link.wait(self, until_s)
                 continue
