@@ -44,7 +44,7 @@ class BatchRun:
 
 
 class Batcher:
-    """The queue of one engine. It decides when the event loop has started all that came in the same turn.
+    """The queue of one engine. It decides when the event loop has started all that came in two of its turns.
 
     A failing batch is run again one request at a time, so that each request fails or succeeds by itself.
     """
@@ -151,7 +151,8 @@ class Batcher:
     def _decide_soon(self) -> None:
         if not self._soon and not self._running:
             self._soon = True
-            self._loop.call_soon(self._decide)
+            # A turn later than this one: what came while this one's requests were read joins them.
+            self._loop.call_soon(self._loop.call_soon, self._decide)
 
     def _decide(self) -> None:
         self._soon = False
