@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from serving.batch_policy import BatchPolicy
 from serving.bundle import Repository
@@ -38,8 +40,6 @@ from serving.transport.tokens import Tokens
 from serving.tuning import images_on_loop, in_thread, load_tuned
 from serving.version_loader import VersionLoader
 
-_TRANSPORTS: dict[str, type[GrpcServer | H2Server]] = {"h2": H2Server, "grpc": GrpcServer}
-
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +67,9 @@ class Server:
 
 
 @asynccontextmanager
-async def run_server(settings: ServerSettings, *, owner: Path | None = None) -> AsyncIterator[Server]:
+async def run_server(
+    settings: ServerSettings, *, owner: Path | None = None, seat: socket.socket | None = None
+) -> AsyncIterator[Server]:
     """Start a server; it listens when this yields, and is ready when its models say so.
 
     One of several workers has no HTTP port, and looks at the repository once before it listens.
@@ -75,6 +77,7 @@ async def run_server(settings: ServerSettings, *, owner: Path | None = None) -> 
     Args:
         settings: what an operator chose.
         owner: the Unix socket of the process that runs the networks, if that is not this one.
+        seat: where connections are dealt, if another process listens.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is not there, or is none.
@@ -103,7 +106,7 @@ async def run_server(settings: ServerSettings, *, owner: Path | None = None) -> 
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
         rpcs = [around.wrap(rpc) for rpc in table]
-        grpc = _grpc(settings, rpcs)
+        grpc = _grpc(settings, rpcs, seat)
         await stack.enter_async_context(grpc)
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, around, grpc, http)
@@ -195,15 +198,18 @@ def _http(settings: ServerSettings, models: Models, metrics: Metrics) -> HttpSer
     )
 
 
-def _grpc(settings: ServerSettings, rpcs: Sequence[WireRpc]) -> GrpcServer | H2Server:
-    return _TRANSPORTS[settings.transport](
-        rpcs,
-        host=settings.host,
-        port=settings.grpc_port,
-        max_message_bytes=settings.max_message_bytes,
-        tls=_tls(settings),
-        shares_port=settings.supervised,
-    )
+def _grpc(
+    settings: ServerSettings, rpcs: Sequence[WireRpc], seat: socket.socket | None
+) -> GrpcServer | H2Server:
+    shared: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.grpc_port,
+        "max_message_bytes": settings.max_message_bytes,
+        "tls": _tls(settings),
+    }
+    if settings.transport == "h2":
+        return H2Server(rpcs, **shared, seat=seat)
+    return GrpcServer(rpcs, **shared, shares_port=settings.supervised)
 
 
 def _log_choices(

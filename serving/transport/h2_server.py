@@ -10,13 +10,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from serving.errors import AddressUnavailable
 from serving.transport.around import WireRpc
+from serving.transport.dealing import Seat
 from serving.transport.grpc_app import GrpcApp
 from serving.transport.http1 import Http1Connection
 from serving.transport.http2 import Connection
 from serving.transport.opening import Opening
-from serving.transport.shared_port import share_port
+from serving.transport.ports import BACKLOG, listen
 from serving.transport.tls import TlsFiles
 from serving.transport.web_app import WebApp
 
@@ -24,10 +24,6 @@ from serving.transport.web_app import WebApp
 _REFUSING_S = 0.2
 # For the last answers to be written; streams that are still open are cut after it.
 _CLOSING_S = 0.5
-
-_BACKLOG = 1024
-_KEEPALIVE_S = 60  # a peer that is silent and does not acknowledge for about twice as long is gone
-_KEEPALIVE_PROBES = 4
 
 _Peer = Opening | Connection | Http1Connection
 
@@ -43,7 +39,7 @@ class H2Server:
         port: int,
         max_message_bytes: int,
         tls: TlsFiles | None = None,
-        shares_port: bool = False,
+        seat: socket.socket | None = None,
     ) -> None:
         """Store the options.
 
@@ -53,28 +49,34 @@ class H2Server:
             port: 0 takes a free one.
             max_message_bytes: of one request.
             tls: without it calls are in the clear.
-            shares_port: with other processes. Else a port that is taken is an error.
+            seat: where another process, which listens, deals connections to this one.
         """
         self.host = host
         self.port = port
-        self._shares_port = shares_port
+        self._seat = seat
         web = WebApp(rpcs, max_message_bytes=max_message_bytes)
         self._app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
         self._tls = tls
-        self._listening: asyncio.Server | None = None
+        self._listening: asyncio.Server | Seat | None = None
         self._connections: set[_Peer] = set()
         self._gone = asyncio.Event()  # one of them
 
     async def __aenter__(self) -> Self:
-        listener = _listen(self.host, self.port, shares_port=self._shares_port)
+        tls = None if self._tls is None else self._tls.context()
+        if self._seat is not None:
+            self._listening = Seat(
+                self._seat, self._opening, tls=tls, connections=lambda: len(self._connections)
+            )
+            return self
+        listener = listen(self.host, self.port)
         self.port = listener.getsockname()[1]
         self._listening = await asyncio.get_running_loop().create_server(
-            lambda: Opening(self._begin_http2, self._begin_http1, self._connections.add, self._end),
-            sock=listener,
-            backlog=_BACKLOG,
-            ssl=None if self._tls is None else self._tls.context(),
+            self._opening, sock=listener, backlog=BACKLOG, ssl=tls
         )
         return self
+
+    def _opening(self) -> Opening:
+        return Opening(self._begin_http2, self._begin_http1, self._connections.add, self._end)
 
     def _begin_http2(self) -> asyncio.Protocol:
         return self._keep(Connection(self._app, self._end))
@@ -89,6 +91,8 @@ class H2Server:
     def _end(self, connection: _Peer) -> None:
         self._connections.discard(connection)
         self._gone.set()
+        if isinstance(self._listening, Seat):
+            self._listening.tell()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,30 +128,3 @@ class H2Server:
                 while self._connections:
                     self._gone.clear()
                     await self._gone.wait()
-
-
-def _listen(host: str, port: int, *, shares_port: bool) -> socket.socket:
-    """Bind and listen. A port that is taken is an error, not half of the traffic; dead peers are found."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise AddressUnavailable(f"gRPC cannot listen on {host}:{port}: {error.strerror}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit these.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S // _KEEPALIVE_PROBES)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
-        if shares_port:
-            share_port(listener)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise AddressUnavailable(f"gRPC cannot listen on {host}:{port}: {error.strerror}") from error
-    listener.setblocking(False)  # noqa: FBT003 - its only parameter
-    return listener

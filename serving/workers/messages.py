@@ -19,10 +19,11 @@ class Order(Strict):
     settings: ServerSettings
     owner: Path | None = None  # the Unix socket of the owner of the device, if that is not the worker itself
     listener: int | None = None  # for the owner: the descriptor of that socket, inherited
+    seat: int | None = None  # where it is dealt connections, inherited too; else it listens itself
 
 
 class Report(Strict):
-    """How a worker is. The first one says that it listens."""
+    """How a worker is. The first one says that it takes connections."""
 
     ready: bool = False
     broken: bool = False  # an engine stopped working for good: only a new process can mend that

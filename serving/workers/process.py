@@ -7,12 +7,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from serving import errors
 from serving.errors import LenserveError
 from serving.metrics import SHARED_FOLDER
+from serving.transport.dealing import Dealer
 from serving.workers.messages import STOP, Order, Report, line
 
 # The pause before a successor starts: the shortest, doubled with every death in a row up to the longest. Who
@@ -47,6 +48,7 @@ class WorkerProcess:
         on_death: Callable[[int], None],
         on_break: Callable[[], None] = lambda: None,
         command: Sequence[str] = WORKER,
+        dealer: Dealer | None = None,
     ) -> None:
         """Store the options.
 
@@ -57,6 +59,7 @@ class WorkerProcess:
             on_death: told the number of a worker that ended without being told to.
             on_break: told when an engine stopped working for good.
             command: runs a worker, or the owner of the device.
+            dealer: deals connections to it. Without one it listens itself.
         """
         self.number = order.worker
         self.report: Report | None = None  # none: it does not listen yet
@@ -67,6 +70,7 @@ class WorkerProcess:
         self._on_death = on_death
         self._on_break = on_break
         self._command = command
+        self._dealer = dealer
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._has_listened = False
@@ -145,14 +149,18 @@ class WorkerProcess:
             self._on_report()
 
     async def _start(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_MAX_REPORT_BYTES,
-            pass_fds=() if self._order.listener is None else (self._order.listener,),
-            env={**os.environ, SHARED_FOLDER: str(self._folder), "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        with ExitStack() as stack:
+            if self._dealer is not None:
+                seat = stack.enter_context(self._dealer.seat())
+                self._order = self._order.model_copy(update={"seat": seat.fileno()})
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_MAX_REPORT_BYTES,
+                pass_fds=[each for each in (self._order.listener, self._order.seat) if each is not None],
+                env={**os.environ, SHARED_FOLDER: str(self._folder), "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
 
     async def _listen_to(self, process: asyncio.subprocess.Process) -> str:
         if process.stdin is None or process.stdout is None:

@@ -7,13 +7,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from serving.settings import ServerSettings
+from serving.transport.dealing import Dealer
 from serving.transport.http_server import HttpServer
-from serving.transport.shared_port import reserve_port
+from serving.transport.ports import reserve_port
 from serving.workers.messages import Order
 from serving.workers.metrics import WorkerMetrics
 from serving.workers.process import OWNER, WorkerProcess
@@ -48,23 +49,31 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
     Raises:
         AddressUnavailable: a port is taken.
     """
-    with (
-        ExitStack() as stack,
-        tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True) as folder,
-        reserve_port(settings.host, settings.grpc_port) as reserved,
-    ):
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True)
+        )
+        dealer: Dealer | None = None
+        if settings.transport == "h2":
+            dealer = await stack.enter_async_context(Dealer(settings.host, settings.grpc_port))
+            port = dealer.port
+        else:  # grpcio takes no connection that another has accepted
+            reserved = stack.enter_context(reserve_port(settings.host, settings.grpc_port))
+            port = reserved.getsockname()[1]
         owner = stack.enter_context(_owner_socket(Path(folder))) if settings.device_process else None
-        supervisor = Supervisor(settings.of_worker(reserved.getsockname()[1]), Path(folder), owner)
-        async with HttpServer(
-            host=settings.host,
-            port=settings.http_port,
-            registry=supervisor.metrics.registry,
-            live=lambda: supervisor.live,
-            ready=lambda: not supervisor.problem,
-            problem=lambda: supervisor.problem,
-        ) as http:
-            supervisor.http_port = http.port
-            yield supervisor
+        supervisor = Supervisor(settings.of_worker(port), Path(folder), dealer=dealer, owner=owner)
+        http = await stack.enter_async_context(
+            HttpServer(
+                host=settings.host,
+                port=settings.http_port,
+                registry=supervisor.metrics.registry,
+                live=lambda: supervisor.live,
+                ready=lambda: not supervisor.problem,
+                problem=lambda: supervisor.problem,
+            )
+        )
+        supervisor.http_port = http.port
+        yield supervisor
 
 
 def _owner_socket(folder: Path) -> socket.socket:
@@ -77,12 +86,20 @@ def _owner_socket(folder: Path) -> socket.socket:
 class Supervisor:
     """The workers, all together. `run` starts them and returns when they have ended."""
 
-    def __init__(self, settings: ServerSettings, folder: Path, owner: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        folder: Path,
+        *,
+        dealer: Dealer | None,
+        owner: socket.socket | None,
+    ) -> None:
         """Store the options.
 
         Args:
             settings: of each worker.
             folder: in which they count together.
+            dealer: deals connections to them. Without one they listen on a port that they share.
             owner: listens for the owner of the device, which inherits it, and stays when that dies.
         """
         self.metrics = WorkerMetrics(folder, self._pids)
@@ -90,13 +107,18 @@ class Supervisor:
         keep = partial(WorkerProcess, folder=folder, on_report=self._note, on_death=self.metrics.died)
         address = None if owner is None else Path(owner.getsockname())
         self.workers: list[WorkerProcess] = [
-            keep(Order(worker=number, settings=settings, owner=address), on_break=self._replace_owner)
+            keep(
+                Order(worker=number, settings=settings, owner=address),
+                on_break=self._replace_owner,
+                dealer=dealer,
+            )
             for number in range(1, settings.processes + 1)
         ]
         if owner is not None:
             order = Order(worker=_OWNER_NUMBER, settings=settings, listener=owner.fileno())
             self.workers.append(keep(order, command=OWNER))
         self._settings = settings
+        self._dealer = dealer
         self._stop = asyncio.Event()
         self._has_started = False
 
@@ -142,6 +164,8 @@ class Supervisor:
         _log.info("stopped")
 
     async def _end(self, running: dict[asyncio.Task[None], WorkerProcess]) -> None:
+        if self._dealer is not None:
+            self._dealer.end()
         for worker in self.workers:
             worker.stop()
         patience_s = self._settings.lame_duck_s + self._settings.drain_timeout_s + _ENDING_S

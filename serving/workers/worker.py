@@ -1,12 +1,13 @@
 """One worker: a server that is ordered through stdin and reports through stdout. `python -m` runs it.
 
-It listens when it has looked at the repository once: until then the port is left to those that can answer. It
-stops when it is told to, at SIGTERM, and when its supervisor is gone.
+It takes connections when it has looked at the repository once: until then they are left to those that can
+answer. It stops when it is told to, at SIGTERM, and when its supervisor is gone.
 """
 
 import asyncio
 import os
 import shutil
+import socket
 import sys
 
 from serving.metrics import SHARED_FOLDER, count_as_worker
@@ -25,7 +26,11 @@ def main() -> int:
 async def _serve(orders: Orders) -> None:
     order = orders.order
     count_as_worker(order.worker)
-    async with run_server(order.settings, owner=order.owner) as server, asyncio.TaskGroup() as tasks:
+    seat = None if order.seat is None else socket.socket(fileno=order.seat)
+    async with (
+        run_server(order.settings, owner=order.owner, seat=seat) as server,
+        asyncio.TaskGroup() as tasks,
+    ):
         telling = [
             tasks.create_task(_report(server, orders)),
             tasks.create_task(_tell_counts(server)),

@@ -26,7 +26,7 @@ from serving.pb.lenserve.v1 import classifier_pb2 as pb
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
 CLASSIFIED = f'lenserve_requests_total{{code="OK",method="{CLASSIFY}"}}'
 STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
-CONNECTIONS = 24  # dealt out at random: all of them to one of two workers once in eight million runs
+CONNECTIONS = 24  # over grpc dealt out at random: all to one of two workers once in eight million runs
 CALLERS = 8
 
 Publish = Callable[..., Bundle]
@@ -64,7 +64,10 @@ class TestTogether:
         assert [each.model_stats[0].inference_count for each in statistics] == [CONNECTIONS] * 4
         shares = [_calls(_folder(server) / f"counter_{worker}.db") for worker in (1, 2)]
         assert sum(shares) == CONNECTIONS
-        assert min(shares) > 0
+        if transport == "h2":
+            assert shares[0] == shares[1]
+        else:
+            assert min(shares) > 0
 
     async def test_a_new_version_reaches_every_worker(self, publish: Publish, start_workers: Any) -> None:
         """The log says so for each of them, and no client finds the old one afterwards."""
@@ -299,6 +302,8 @@ class TestOwner:
             processes = [os.pidfd_open(pid) for pid in _workers(server)]
             shared = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108 - names alone
             async with _connections(server.grpc) as channels:
+                for channel in channels:
+                    await _classify(channel)
                 callers = [asyncio.ensure_future(_call_until_refused(channel)) for channel in channels]
                 if kill:
                     server.process.kill()

@@ -1,18 +1,19 @@
-"""A port that is kept for several processes, and from everybody else."""
+"""A port of one process, or one that is kept for several and from everybody else."""
 
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from serving.errors import AddressUnavailable
-from serving.transport.shared_port import reserve_port, share_port
+from serving.transport.ports import listen, reserve_port
 
 
 def _listen(address: tuple[str, int], *, shared: bool) -> socket.socket:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
-        share_port(listener)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind(address)
     listener.listen()
     return listener
@@ -38,12 +39,13 @@ def test_several_listen_on_a_reserved_port_and_get_all_connections() -> None:
     assert accepted == 32
 
 
-def test_a_port_that_somebody_has_is_refused_by_number() -> None:
+@pytest.mark.parametrize("take", [listen, reserve_port])
+def test_a_port_that_somebody_has_is_refused_by_number(take: Callable[[str, int], socket.socket]) -> None:
     """Half of the traffic would go to somebody else."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(AddressUnavailable, match=f"gRPC cannot listen on 127.0.0.1:{port}: Address"):
-            reserve_port("127.0.0.1", port)
+            take("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("listening", [True, False])
@@ -69,7 +71,10 @@ def test_connections_that_ended_a_moment_ago_are_no_hindrance() -> None:
     reserve_port(*address).close()
 
 
-def test_a_host_that_is_not_ours_is_refused_by_name() -> None:
+@pytest.mark.parametrize("take", [listen, reserve_port])
+def test_a_host_that_is_not_ours_is_refused_by_name(take: Callable[[str, int], socket.socket]) -> None:
     """The reason is the system's."""
     with pytest.raises(AddressUnavailable, match=r"gRPC cannot listen on 192\.0\.2\.1:0: Cannot assign"):
-        reserve_port("192.0.2.1", 0)
+        take("192.0.2.1", 0)
+    with pytest.raises(AddressUnavailable, match=r"gRPC cannot listen on no\.such\.host\.invalid:0: "):
+        take("no.such.host.invalid", 0)
