@@ -93,8 +93,10 @@ class Batcher:
         for waiting in (*self._running, *self._alone, *self._queue):
             _fail(waiting, _unloaded())
 
-    async def submit(self, images: Pixels, deadline_s: float = NO_DEADLINE_S, priority: int = 0) -> Output:
-        """Wait for a turn and run.
+    def submit(
+        self, images: Pixels, deadline_s: float = NO_DEADLINE_S, priority: int = 0
+    ) -> asyncio.Future[Output]:
+        """Wait for a turn and run. To cancel the future is to leave the queue.
 
         Args:
             images: (n, H, W, C) uint8, 1 <= n <= max_batch_size.
@@ -114,16 +116,17 @@ class Batcher:
         if self._closed:
             raise _unloaded()
         now_s = time.monotonic()
-        if self._is_alone(len(images)):
-            return self._run_now(images, now_s, deadline_s)
         answer: asyncio.Future[Output] = self._loop.create_future()
+        if self._is_alone(len(images)):
+            answer.set_result(self._run_now(images, now_s, deadline_s))
+            return answer
         waiting = Waiting(images, now_s, deadline_s, answer, now_s + priority * PRIORITY_STEP_S)
         if priority or (self._queue and self._queue[-1].turn_s > waiting.turn_s):
             insort(self._queue, waiting, key=_turn)
         else:
             self._queue.append(waiting)
         self._decide_soon()
-        return await answer
+        return answer
 
     def _is_alone(self, images: int) -> bool:
         """Whether to run at once: nobody waits, and nobody has come in company lately."""

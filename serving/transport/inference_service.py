@@ -3,7 +3,7 @@
 The tensor work lies in tensors.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from importlib.metadata import version as distribution_version
 
 import numpy as np
@@ -164,11 +164,9 @@ class InferenceService:
         )
         return pb.ModelStatisticsResponse(model_stats=statistics)
 
-    async def model_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+    def model_infer(self, request: pb.ModelInferRequest, call: Call) -> Awaitable[pb.ModelInferResponse]:
         """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
-        response = pb.ModelInferResponse()
-        await self._infer(request, call, response)
-        return response
+        return self._infer(request, call, pb.ModelInferResponse())
 
     async def model_infer_in_stream(
         self, request: pb.ModelInferRequest, call: Call
@@ -182,7 +180,8 @@ class InferenceService:
 
     async def _infer(
         self, request: pb.ModelInferRequest, call: Call, response: pb.ModelInferResponse
-    ) -> None:
+    ) -> pb.ModelInferResponse:
+        """Fill a response."""
         wanted = tensors.decode_outputs(request)
         given = tensors.decode_input(request, self._regions)
         urgency = decode_urgency(request, call.deadline_s)
@@ -202,6 +201,7 @@ class InferenceService:
         response.id = request.id
         for output in wanted:
             tensors.encode_output(inference, output, response, self._regions)
+        return response
 
 
 def _refuse(request: pb.ModelInferRequest, status: Status) -> pb.ModelStreamInferResponse:

@@ -20,6 +20,7 @@ INPUT = "image"
 PROBABILITIES = "probabilities"
 EMBEDDING = "embedding"
 
+_FP32 = np.dtype("<f4")
 _LENGTH_BYTES = 4  # before each element of raw BYTES, little-endian
 _BATCH_AND_PIXELS = 4  # dimensions: N, height, width, channels
 
@@ -89,7 +90,7 @@ def encode_output(
     values = inference.output.probabilities if wanted.name == PROBABILITIES else inference.output.embedding
     if not wanted.top_k:
         response.MergeFromString(_head(wanted.name, values.shape))
-        raw = np.ascontiguousarray(values, dtype="<f4").tobytes()
+        raw = values.astype(_FP32, copy=False).tobytes()
         if wanted.span is not None:
             regions.write(wanted.span, raw)
             _encode_span(wanted.span, len(raw), response.outputs[-1])
@@ -183,20 +184,20 @@ def _encode_span(span: Span, byte_size: int, tensor: pb.ModelInferResponse.Infer
 
 
 def _decode_pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, model: str) -> Pixels:
-    shape = tuple(tensor.shape)
+    shape = tuple(tensor.shape[:])
     if len(shape) != _BATCH_AND_PIXELS or min(shape) < 1:
         raise InvalidTensor(
             f"unexpected shape for input {INPUT!r} for model {model!r}. "
             f"Expected [batch, height, width, channels], got {list(shape)}"
         )
-    values = _typed_values(tensor) if raw is None else np.frombuffer(raw, np.uint8)
+    values = _typed_values(tensor) if raw is None else raw
     expected = math.prod(shape)
     if len(values) != expected:
         raise InvalidTensor(
             f"input byte size mismatch for input {INPUT!r} for model {model!r}. "
             f"Expected {expected}, got {len(values)}"
         )
-    return values.reshape(shape)  # (N, H, W, C)
+    return np.ndarray(shape, np.uint8, values)  # (N, H, W, C)
 
 
 def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> Pixels:

@@ -302,9 +302,8 @@ class TestBatcher:
             for n in range(20):
                 await batcher.submit(_images(n))
             at_once = batcher.submit(_images(20))
-            with pytest.raises(StopIteration) as ended:
-                at_once.send(None)
-            assert ended.value.value.probabilities.tolist() == [[20]]
+            assert at_once.done()
+            assert at_once.result().probabilities.tolist() == [[20]]
             await asyncio.gather(*(batcher.submit(_images(n)) for n in range(100, 164)))
         sizes = [len(run) for run in engine.runs]
         assert sizes[:21] == [1] * 21
