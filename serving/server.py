@@ -5,12 +5,11 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from serving.batch_policy import BatchPolicy
 from serving.bundle import Repository
@@ -201,15 +200,18 @@ def _http(settings: ServerSettings, models: Models, metrics: Metrics) -> HttpSer
 def _grpc(
     settings: ServerSettings, rpcs: Sequence[WireRpc], seat: socket.socket | None
 ) -> GrpcServer | H2Server:
-    shared: dict[str, Any] = {
-        "host": settings.host,
-        "port": settings.grpc_port,
-        "max_message_bytes": settings.max_message_bytes,
-        "tls": _tls(settings),
-    }
-    if settings.transport == "h2":
-        return H2Server(rpcs, **shared, seat=seat)
-    return GrpcServer(rpcs, **shared, shares_port=settings.supervised)
+    build: Callable[..., GrpcServer | H2Server] = (
+        partial(H2Server, seat=seat)
+        if settings.transport == "h2"
+        else partial(GrpcServer, shares_port=settings.supervised)
+    )
+    return build(
+        rpcs,
+        host=settings.host,
+        port=settings.grpc_port,
+        max_message_bytes=settings.max_message_bytes,
+        tls=_tls(settings),
+    )
 
 
 def _log_choices(

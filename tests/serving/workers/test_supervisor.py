@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,24 @@ class TestTogether:
             assert shares[0] == shares[1]
         else:
             assert min(shares) > 0
+
+    async def test_connections_are_dealt_evenly_and_shake_hands_with_their_worker(
+        self, publish: Publish, start_workers: Any, certificates: Path
+    ) -> None:
+        """The supervisor passes them on as they come; the keys are the workers'."""
+        publish()
+        server = await start_workers(
+            *("--tls-cert-file", str(certificates / "server.pem")),
+            *("--tls-key-file", str(certificates / "server.key")),
+        )
+        trust = grpc.ssl_channel_credentials((certificates / "ca.pem").read_bytes())
+        async with _connections(server.grpc, trust) as channels:
+            for channel in channels:
+                await _classify(channel)
+            await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+        assert [_calls(_folder(server) / f"counter_{worker}.db") for worker in (1, 2)] == [
+            CONNECTIONS / 2
+        ] * 2
 
     async def test_a_new_version_reaches_every_worker(self, publish: Publish, start_workers: Any) -> None:
         """The log says so for each of them, and no client finds the old one afterwards."""
@@ -337,13 +356,20 @@ def run_workers(repository: Any) -> Any:
 
 
 @asynccontextmanager
-async def _connections(server: str) -> AsyncIterator[list[grpc.aio.Channel]]:
+async def _connections(
+    server: str, trust: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[list[grpc.aio.Channel]]:
     """Channels that share no connection."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-    channels = [grpc.aio.insecure_channel(server, options=options) for _ in range(CONNECTIONS)]
+    open_channel = grpc.aio.insecure_channel if trust is None else partial(_secure_channel, trust)
+    channels = [open_channel(server, options=options) for _ in range(CONNECTIONS)]
     yield channels
     for channel in channels:
         await channel.close()
+
+
+def _secure_channel(trust: grpc.ChannelCredentials, server: str, *, options: Any) -> grpc.aio.Channel:
+    return grpc.aio.secure_channel(server, trust, options=options)
 
 
 async def _classify(channel: grpc.aio.Channel) -> pb.ClassifyResponse:
