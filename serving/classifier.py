@@ -205,11 +205,10 @@ class Classifier:
             As `classify`.
         """
         version = self._models.lease(model, revision)
-        geometry = version.bundle.manifest.geometry
-        if tensor.shape[1:] != geometry.shape:
+        if tensor.shape[1:] != version.input_shape:
             raise InvalidTensor(
                 f"unexpected shape for input 'image' for model {model!r}. "
-                f"Expected {[-1, *geometry.shape]}, got {list(tensor.shape)}"
+                f"Expected {[-1, *version.input_shape]}, got {list(tensor.shape)}"
             )
         self._check_count(len(tensor))
         with _Work(self.admission, version, len(tensor)):

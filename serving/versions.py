@@ -41,6 +41,15 @@ class Version:
     broken: str = ""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     check: asyncio.Task[None] | None = None  # one at a time, however many requests failed
+    bundle: Bundle = field(init=False)
+    engine: Engine = field(init=False)
+    number: int = field(init=False)
+    input_shape: tuple[int, int, int] = field(init=False)  # (height, width, channels)
+
+    def __post_init__(self) -> None:
+        """Say once what every request asks for."""
+        self.bundle, self.engine = self.loaded.bundle, self.loaded.engine
+        self.number, self.input_shape = self.bundle.version, self.bundle.manifest.geometry.shape
 
     def __enter__(self) -> Self:
         """Lease it.
@@ -61,21 +70,6 @@ class Version:
         self.leases -= 1
         if not self.leases:
             self.idle.set()
-
-    @property
-    def bundle(self) -> Bundle:
-        """Its files."""
-        return self.loaded.bundle
-
-    @property
-    def engine(self) -> Engine:
-        """Its network."""
-        return self.loaded.engine
-
-    @property
-    def number(self) -> int:
-        """The version's number."""
-        return self.bundle.version
 
     async def unused(self) -> None:
         """Wait until nobody holds a lease."""

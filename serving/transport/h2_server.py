@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from serving.transport.around import WireRpc
+from serving.transport.awake import Awake
 from serving.transport.dealing import Seat
 from serving.transport.grpc_app import GrpcApp
 from serving.transport.http1 import Http1Connection
@@ -60,8 +61,10 @@ class H2Server:
         self._listening: asyncio.Server | Seat | None = None
         self._connections: set[_Peer] = set()
         self._gone = asyncio.Event()  # one of them
+        self._awake: Awake
 
     async def __aenter__(self) -> Self:
+        self._awake = Awake()
         tls = None if self._tls is None else self._tls.context()
         if self._seat is not None:
             self._listening = Seat(
@@ -79,7 +82,7 @@ class H2Server:
         return Opening(self._begin_http2, self._begin_http1, self._connections.add, self._end)
 
     def _begin_http2(self) -> asyncio.Protocol:
-        return self._keep(Connection(self._app, self._end))
+        return self._keep(Connection(self._app, self._end, self._awake))
 
     def _begin_http1(self) -> asyncio.Protocol:
         return self._keep(Http1Connection(self._app, self._end))

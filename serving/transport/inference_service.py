@@ -184,9 +184,8 @@ class InferenceService:
         """Fill a response."""
         wanted = tensors.decode_outputs(request)
         given = tensors.decode_input(request, self._regions)
-        urgency = decode_urgency(request, call.deadline_s)
+        deadline_s, priority = decode_urgency(request, call.deadline_s)
         model, revision = request.model_name, _revision(request.model_version)
-        deadline_s, priority = urgency.deadline_s, urgency.priority
         if isinstance(given, np.ndarray):
             infer = self._classifier.infer_tensor(
                 given, model=model, revision=revision, deadline_s=deadline_s, priority=priority

@@ -4,7 +4,6 @@ As in Triton, whose clients send what they like in this map.
 """
 
 import time
-from typing import NamedTuple
 
 from serving.errors import InvalidRequest
 from serving.pb.inference import grpc_service_pb2 as pb
@@ -13,25 +12,21 @@ _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _US_PER_S = 1e6
 
 
-class Urgency(NamedTuple):
-    """When a request wants to be run."""
-
-    deadline_s: float  # on the clock of time.monotonic(): it is not begun later
-    priority: int = 0  # 0 is the default; of others the lower goes first
-
-
-def decode_urgency(request: pb.ModelInferRequest, deadline_s: float) -> Urgency:
-    """Read the parameters of a request.
+def decode_urgency(request: pb.ModelInferRequest, deadline_s: float) -> tuple[float, int]:
+    """When a request wants to be run, by its parameters.
 
     Args:
         request: its `timeout` is in microseconds.
         deadline_s: of the call.
 
+    Returns: a deadline on the clock of time.monotonic(), after which it is not begun, and a priority: 0 is
+        the default, and of others the lower goes first.
+
     Raises:
         InvalidRequest: a parameter is of the wrong type or range, or makes the request part of a sequence.
     """
     if not request.parameters:  # nearly always
-        return Urgency(deadline_s)
+        return deadline_s, 0
     for name in _SEQUENCE:
         if name in request.parameters and _is_set(request.parameters[name]):
             raise InvalidRequest(
@@ -41,7 +36,7 @@ def decode_urgency(request: pb.ModelInferRequest, deadline_s: float) -> Urgency:
     timeout_us = _whole_number(request, "timeout")
     if timeout_us:
         deadline_s = min(deadline_s, time.monotonic() + timeout_us / _US_PER_S)
-    return Urgency(deadline_s, _whole_number(request, "priority"))
+    return deadline_s, _whole_number(request, "priority")
 
 
 def _whole_number(request: pb.ModelInferRequest, name: str) -> int:

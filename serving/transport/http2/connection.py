@@ -7,6 +7,7 @@ from functools import partial
 from typing import cast
 
 from serving.transport.asgi import App
+from serving.transport.awake import Awake
 from serving.transport.http2 import frames, link, stream
 from serving.transport.http2.frames import ConnectionBroken, ErrorCode, Setting, StreamBroken
 from serving.transport.http2.headers import HeadReader
@@ -35,15 +36,17 @@ _log = logging.getLogger(__name__)
 class Connection(asyncio.Protocol):
     """A protocol of asyncio. A class because what comes is understood by what came before."""
 
-    def __init__(self, app: App, ended: Callable[["Connection"], object]) -> None:
+    def __init__(self, app: App, ended: Callable[["Connection"], object], awake: Awake) -> None:
         """Serve an application.
 
         Args:
             app: answers requests.
             ended: is told when the connection is no more.
+            awake: counts the requests of all connections.
         """
         self._app = app
         self._ended = ended
+        self._awake = awake
         self._link: Link
         self._reader = HeadReader(_MAX_HEADER_BYTES)
         self._rest = b""  # of a frame that is not complete
@@ -191,6 +194,7 @@ class Connection(asyncio.Protocol):
         if ends:
             opened.end()
         streams[number] = opened
+        self._awake.begin()
         opened.task = self._link.loop.create_task(self._app(head.scope, opened.receive, opened.send))
         opened.task.add_done_callback(partial(self._done, opened))
 
@@ -304,6 +308,7 @@ class Connection(asyncio.Protocol):
 
     def _done(self, ended: Stream, task: "asyncio.Task[None]") -> None:
         del self._link.streams[ended.number]
+        self._awake.end()
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, OSError):  # of which ASGI says that the peer has gone
             _log.error("application_failed", exc_info=error)

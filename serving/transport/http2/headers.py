@@ -108,10 +108,7 @@ def write_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def write_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The block of trailers."""
-    block = b""
-    for name, value in fields:
-        block += _name(name) + _length(len(value)) + value
-    return block
+    return b"".join([part for name, value in fields for part in (_name(name), _length(len(value)), value)])
 
 
 @lru_cache(maxsize=256)

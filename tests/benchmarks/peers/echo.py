@@ -3,11 +3,13 @@
 import asyncio
 import socket
 import sys
+from functools import partial
 
 import uvloop
 
 from serving.transport.around import WireUnary
 from serving.transport.asgi import ANSWER, Event, Receive, Send
+from serving.transport.awake import Awake
 from serving.transport.grpc_server import GrpcServer
 from serving.transport.h2_server import H2Server
 from serving.transport.http2 import Connection
@@ -35,12 +37,9 @@ async def _serve_bare() -> None:
     listener.setblocking(False)  # noqa: FBT003 - its only parameter
     print(listener.getsockname()[1], flush=True)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Opening(_bare_connection, _bare_connection), sock=listener)
+    bare = partial(Connection, _bare, lambda _: None, Awake())
+    server = await loop.create_server(lambda: Opening(bare, bare), sock=listener)
     await server.serve_forever()
-
-
-def _bare_connection() -> Connection:
-    return Connection(_bare, lambda _: None)
 
 
 async def _serve(kind: str) -> None:

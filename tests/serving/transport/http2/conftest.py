@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
+from serving.transport.awake import Awake
 from serving.transport.http2 import Connection
 
 App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
@@ -63,7 +64,7 @@ class Wire:
 
     def __init__(self, app: App) -> None:
         self.ended: list[Connection] = []
-        self.connection = Connection(app, self.ended.append)
+        self.connection = Connection(app, self.ended.append, Awake())
         self.transport = FakeTransport(self.connection)
         self.frames: list[Any] = []
         self.connection.connection_made(self.transport)
