@@ -4,6 +4,7 @@ LeNet-5 is trained; of the large ones only the shape matters for speed, so their
 statistics of batch norm taken from noise: without them activations would vanish into denormals.
 """
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from serving.bundle import (
     Repository,
     write_golden,
 )
+from training import export as exporting
+from training import fold_scaling
 from training.cli import main as train
 from training.export import OPSET, Classifier, export
 from training.torchvision_import import import_torchvision
@@ -40,6 +43,12 @@ TENSORS = "resnet18"
 _CLASSES = 1000
 _SIDE = 224
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _made() -> Path:
+    """Where networks are kept: as long as the code that makes them is the same."""
+    code = b"".join(Path(file).read_bytes() for file in (exporting.__file__, fold_scaling.__file__, __file__))
+    return FOLDER / f"networks-{hashlib.sha256(code).hexdigest()[:12]}"
 
 
 class Backbone(nn.Module):
@@ -72,7 +81,7 @@ class Normalised(nn.Module):
 
 def lenet() -> Bundle:
     """LeNet-5 as `make demo` trains it."""
-    repository = Repository(FOLDER / "lenet")
+    repository = Repository(_made() / "lenet")
     repository.root.mkdir(parents=True, exist_ok=True)
     arguments = ["run", LENET, "--repository", str(repository.root), "--run-dir", str(FOLDER / "run")]
     if LENET not in repository.models() and train(arguments):
@@ -82,7 +91,7 @@ def lenet() -> Bundle:
 
 def backbone_bundle(name: str) -> Bundle:
     """One of torchvision's networks in a repository of its own, made once."""
-    repository = Repository(FOLDER / name)
+    repository = Repository(_made() / name)
     repository.root.mkdir(parents=True, exist_ok=True)
     if name not in repository.models():
         repository.publish(name, lambda folder: _write(name, folder))
@@ -91,7 +100,7 @@ def backbone_bundle(name: str) -> Bundle:
 
 def peer_network(bundle: Bundle) -> Path:
     """The ONNX file that peers run: photographs they normalise by themselves."""
-    return FOLDER / f"{PHOTOGRAPHS}-normalised.onnx" if bundle.model == PHOTOGRAPHS else bundle.model_file
+    return _made() / f"{PHOTOGRAPHS}-normalised.onnx" if bundle.model == PHOTOGRAPHS else bundle.model_file
 
 
 def photograph() -> bytes:
@@ -116,7 +125,7 @@ def _write(name: str, folder: Path) -> Description:
     geometry = Geometry(height=_SIDE, width=_SIDE, channels=3)
     export(Classifier(backbone, temperature=1.0), geometry, folder / MODEL_FILE)  # type: ignore[arg-type]
     if name == PHOTOGRAPHS:
-        _export_normalised(backbone, FOLDER / f"{name}-normalised.onnx")
+        _export_normalised(backbone, _made() / f"{name}-normalised.onnx")
     session = onnxruntime.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
     images = noise[:4].numpy()  # (4, H, W, 3) uint8
     (probabilities,) = session.run(["probabilities"], {"image": images})
