@@ -1,8 +1,8 @@
 """Stays awake for a moment where the next request is about to come.
 
-A process that sleeps and is woken goes on with cold caches, which costs about the CPU that staying awake does,
-and latency besides. A client that has one request in flight and asks again as soon as it has its answer is
-waited for awake; when it once did not come in time, it is not, until it does.
+A process that sleeps and is woken goes on with cold caches, which costs about the CPU that staying awake
+does, and latency besides. A client that has one request in flight and asks again as soon as it has its
+answer is waited for awake; when it once did not come in time, it is not, until it does.
 """
 
 import asyncio
