@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from serving.errors import DeadlineExceeded
@@ -52,8 +52,7 @@ async def pipelined(
     finally:
         if alarm is not None:
             alarm.cancel()
-        await _cancel([reader])
-        await _cancel(line.making)
+        await _cancel(reader, *line.making)
 
 
 class _Line(Generic[Response]):
@@ -108,7 +107,8 @@ def _late() -> asyncio.Future[Any]:
     return late
 
 
-async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+async def _cancel(*futures: asyncio.Future[Any]) -> None:
+    # All before any is waited for: who waits here may be cancelled once more.
     for future in futures:
         future.cancel()
     await asyncio.gather(*futures, return_exceptions=True)

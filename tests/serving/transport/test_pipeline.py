@@ -143,6 +143,28 @@ async def test_a_cancelled_caller_cancels_what_is_at_work(
     assert (work.running, len(read)) == (0, begun)
 
 
+@pytest.mark.parametrize("between", range(6))
+async def test_a_caller_that_is_cancelled_twice_cancels_what_is_at_work(between: int) -> None:
+    """A deadline and a client that goes may come together: the second does not stop the first's work."""
+    work = Work()
+    requests = [Request(pause=0, work=1000, rest=0)] * 3
+
+    async def take() -> None:
+        async with aclosing(_pipelined(_arrivals(requests, []), work.answer, max_in_flight=3)) as answers:
+            await anext(answers)
+
+    task = asyncio.create_task(take())
+    await _turns(10)
+    assert work.running == 3
+    task.cancel()
+    await _turns(between)
+    task.cancel()
+    await asyncio.wait([task])
+    await _turns(20)
+
+    assert (work.running, sorted(work.cancelled)) == (0, [0, 1, 2])
+
+
 @settings(max_examples=200, deadline=None)
 @given(requests=REQUESTS, max_in_flight=LIMITS, bad=st.integers(0, 19))
 async def test_an_error_comes_at_its_turn(requests: list[Request], max_in_flight: int, bad: int) -> None:
