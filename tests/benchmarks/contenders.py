@@ -25,8 +25,8 @@ from tests.benchmarks import calls, networks, servers
 from tests.benchmarks.load import Load, Request, run_load
 from tests.benchmarks.networks import LENET, PHOTOGRAPHS, TENSORS
 from tests.benchmarks.peers.preparation import open_session
-from tests.benchmarks.processes import CLIENT_CORES, CORES, SERVER_CORES, pinned
-from tests.benchmarks.servers import Server, lenserve_knows, start_lenserve
+from tests.benchmarks.processes import CLIENT_CORES, CORES, SERVER_CORES, cores_kept_awake, pinned
+from tests.benchmarks.servers import Server, start_lenserve
 
 Facts = Mapping[str, float]
 Contender = Callable[["Stage", float], Facts]
@@ -65,11 +65,6 @@ class Stage:
         return self._servers[name], self._requests[name]
 
 
-def lenserve_options(transport: str) -> list[str]:
-    """The choice of a transport, where there is one."""
-    return ["--transport", transport] if lenserve_knows("--transport") else []
-
-
 @cache
 def _bundle(model: str) -> Bundle:
     return networks.lenet() if model == LENET else networks.backbone_bundle(model)
@@ -80,7 +75,7 @@ def _payload(model: str) -> calls.Pixels | bytes:
 
 
 def _start_ours(bundle: Bundle, transport: str, *options: str, cores: Sequence[int] = SERVER_CORES) -> Server:
-    return start_lenserve(bundle, *lenserve_options(transport), *options, cores=cores)
+    return start_lenserve(bundle, "--transport", transport, *options, cores=cores)
 
 
 _OURS = partial(_start_ours, transport="h2")
@@ -145,6 +140,16 @@ def closed_loop(
             "p50_ms": load.p50_ms,
             "p99_ms": load.p99_ms,
         }
+
+    return measure
+
+
+def awake(contender: Contender) -> Contender:
+    """The same where idle cores do not halt at once."""
+
+    def measure(stage: Stage, duration_s: float) -> Facts:
+        with cores_kept_awake():
+            return contender(stage, duration_s)
 
     return measure
 

@@ -5,12 +5,10 @@ import os
 import shutil
 import socket
 import string
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from serving.bundle import Bundle
@@ -45,13 +43,6 @@ def start_lenserve(bundle: Bundle, *options: str, cores: Sequence[int] = SERVER_
     wait_until(lambda: "ready" in _events(log), process)
     listening = _events(log)["listening"]
     return Server(process, _port(listening["grpc"]), cores, _port(listening["http"]))
-
-
-@cache
-def lenserve_knows(option: str) -> bool:
-    """Whether this version of our server has an option."""
-    command = [sys.executable, "-m", "serving.cli", "serve", "--help"]
-    return option in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def start_tutorial(bundle: Bundle) -> Server:
