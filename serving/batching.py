@@ -5,6 +5,7 @@ waited for: whenever the engine is free it takes what is there, up to the larges
 """
 
 import asyncio
+import logging
 import math
 import time
 from bisect import insort
@@ -32,6 +33,8 @@ _ALONE_RUNS = 8
 # What a level of priority is worth in waiting. A request of a lower level is overtaken for that long and no
 # longer, so that nobody starves.
 PRIORITY_STEP_S = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,8 @@ class Batcher:
             insort(self._queue, waiting, key=_turn)
         else:
             self._queue.append(waiting)
-        self._decide_soon()
+        if not self._is_held_back():
+            self._decide_soon()
         return answer
 
     def _is_alone(self, images: int) -> bool:
@@ -138,6 +142,14 @@ class Batcher:
             and not self.policy.max_queue_delay_s
         )
 
+    def _is_held_back(self) -> bool:
+        """Whether a batch waits for company, and what has come does not end that."""
+        return (
+            self._timer is not None
+            and not self.policy.preferred_sizes
+            and sum(waiting.size for waiting in self._queue) < self.policy.max_batch_size
+        )
+
     def _run_now(self, images: Pixels, now_s: float, deadline_s: float) -> Output:
         self._alone_runs += 1
         if deadline_s <= now_s:
@@ -148,7 +160,7 @@ class Batcher:
             raise
         except Exception as error:
             raise _engine_error(error) from error
-        self._on_run(BatchRun(len(images), time.monotonic() - now_s, (0.0,)))
+        self._record(BatchRun(len(images), time.monotonic() - now_s, (0.0,)))
         return output
 
     def _decide_soon(self) -> None:
@@ -197,8 +209,13 @@ class Batcher:
             self._decide_soon()
 
     def _run_in_thread(self, batch: list[Waiting]) -> None:
+        try:
+            run = self._loop.run_in_executor(self._thread, self._run_joined, batch)
+        except RuntimeError as error:  # there can be no more threads
+            for waiting in batch:
+                _fail(waiting, _engine_error(error))
+            return
         self._running = batch
-        run = self._loop.run_in_executor(self._thread, self._run_joined, batch)
         run.add_done_callback(partial(self._end_run, batch, time.monotonic()))
 
     def _end_run(self, batch: list[Waiting], started_s: float, run: asyncio.Future[Output]) -> None:
@@ -218,7 +235,13 @@ class Batcher:
                 waiting.answer.set_result(output if len(batch) == 1 else output[at : at + waiting.size])
             at += waiting.size
         queued_s = [started_s - waiting.arrived_s for waiting in batch]
-        self._on_run(BatchRun(at, time.monotonic() - started_s, queued_s))
+        self._record(BatchRun(at, time.monotonic() - started_s, queued_s))
+
+    def _record(self, run: BatchRun) -> None:
+        try:
+            self._on_run(run)
+        except Exception as error:  # noqa: BLE001 - what waits is served all the same
+            _log.error("run_not_recorded", exc_info=error)
 
     def _fail_or_isolate(self, batch: list[Waiting], error: Exception) -> None:
         if len(batch) == 1:

@@ -243,9 +243,9 @@ class Classifier:
             if len(images) <= size:
                 output = await submit(images, deadline_s, priority)
             else:
-                parts = [images[at : at + size] for at in range(0, len(images), size)]
-                output = _joined(
-                    await asyncio.gather(*(submit(part, deadline_s, priority) for part in parts))
+                starts = range(0, len(images), size)
+                output = await _joined(
+                    [submit(images[at : at + size], deadline_s, priority) for at in starts]
                 )
         except EngineError:
             await self._models.check_engine(version)
@@ -292,7 +292,14 @@ def _reason(error: BaseException) -> str:
     return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
 
 
-def _joined(outputs: Sequence[Output]) -> Output:
+async def _joined(parts: Sequence[asyncio.Future[Output]]) -> Output:
+    """All of them; or none, and those that still wait leave the queue."""
+    try:
+        outputs = await asyncio.gather(*parts)
+    except BaseException:
+        for part in parts:
+            part.cancel()
+        raise
     return Output(
         np.concatenate([output.probabilities for output in outputs]),
         np.concatenate([output.embedding for output in outputs]),

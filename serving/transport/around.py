@@ -191,7 +191,8 @@ class Around:
                     async for group in groups:
                         yield group
             except (asyncio.CancelledError, GeneratorExit):
-                code = Code.CANCELLED
+                is_late = time.monotonic() >= call.deadline_s  # and the transport was first to see it
+                code = Code.DEADLINE_EXCEEDED if is_late else Code.CANCELLED
                 raise
             except Exception as error:
                 status = self._status(rpc, call, error)

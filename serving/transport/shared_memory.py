@@ -137,7 +137,9 @@ class Regions:
         left = os.fstat(region.descriptor).st_size - start  # writing further would make the object grow
         if left < len(content):
             raise _cut(span, max(left, 0))
-        os.pwrite(region.descriptor, content, start)
+        written = os.pwrite(region.descriptor, content, start)
+        if written < len(content):  # the object has holes, and there is no memory to fill them
+            raise _cut(span, written)
 
     def _file(self, key: str) -> Path:
         match = _KEY.fullmatch(key)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import batching
-from serving.batch_policy import BatchPolicy
+from serving.batch_policy import BatchPolicy, take_batch
 from serving.batching import (
     PRIORITY_STEP_S,
     Batcher,
@@ -179,6 +179,40 @@ class TestBatcher:
                 await batcher.submit(_images(1))
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
+    async def test_where_no_thread_can_be_started_requests_fail_until_one_can(
+        self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody waits for a run that never began."""
+
+        def refuse(_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(8)) as batcher:
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(EngineError, match="can't start new thread"):
+                    await asyncio.wait_for(batcher.submit(_images(1)), 20)
+            answer = await asyncio.wait_for(batcher.submit(_images(2)), 20)
+        assert answer.probabilities[:, 0].tolist() == [2]
+
+    @pytest.mark.parametrize("loop_images", [0, 1])
+    async def test_a_run_that_cannot_be_recorded_is_answered_all_the_same(
+        self, fake_engine: Any, loop_images: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor do those wait who come behind it: the log has the reason."""
+
+        def fail(_: BatchRun) -> None:
+            raise OSError("too many open files")
+
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(1), fail, loop_images=loop_images) as batcher:
+            calls = [batcher.submit(_images(n)) for n in range(12)]
+            answers = await asyncio.wait_for(asyncio.gather(*calls), 20)
+            answers += [await asyncio.wait_for(batcher.submit(_images(n)), 20) for n in range(12)]
+        assert [int(each.probabilities[0, 0]) for each in answers] == [*range(12), *range(12)]
+        assert {record.message for record in caplog.records} == {"run_not_recorded"}
+
     async def test_leaving_fails_what_waits_and_what_runs_and_leaves_nothing_behind(
         self, fake_engine: Any
     ) -> None:
@@ -242,6 +276,27 @@ class TestBatcher:
             await asyncio.wait_for(batcher.submit(_images(1)), 20)
         assert runs[0].images == 1
         assert runs[0].queued_s[0] >= 0.01
+
+    async def test_a_batch_that_is_held_back_is_not_decided_anew_for_everyone_who_joins_it(
+        self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One decision that holds it back, and one that lets it go."""
+        decisions: list[int] = []
+
+        def counted(queue: Any, *arguments: Any) -> Any:
+            decisions.append(len(queue))
+            return take_batch(queue, *arguments)
+
+        monkeypatch.setattr(batching, "take_batch", counted)
+        engine = fake_engine()
+        async with Batcher(engine.run, BatchPolicy(8, 0.05)) as batcher:
+            calls = []
+            for n in range(4):
+                calls.append(asyncio.ensure_future(batcher.submit(_images(n))))
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            await asyncio.wait_for(asyncio.gather(*calls), 20)
+        assert ([waiting for waiting in decisions if waiting], engine.runs) == ([1, 4], [[0, 1, 2, 3]])
 
     async def test_an_urgent_request_goes_before_those_that_came_a_little_earlier(
         self, fake_engine: Any

@@ -332,6 +332,17 @@ class TestEngineFailures:
             answer = await classifier.classify([_png("red")], model=NAME, top_k=1)
             assert _labels(answer) == ["red"]
 
+    async def test_of_a_request_that_fails_nothing_more_is_run(self, open_classifier: Open) -> None:
+        """It is ten batches, and the first fails: those that still wait leave the queue."""
+        engine = _Failing()
+        async with open_classifier(load_engine=engine.load) as (classifier, _):
+            engine.failures = 1
+            with pytest.raises(EngineError, match="out of luck"):
+                await classifier.classify([_png("green")] * 40, model=NAME)
+            await classifier.classify([_png("red")], model=NAME)  # behind all that wait
+        green = _pixels("green", 8)
+        assert sum(bool((run == green).all()) for run in engine.runs) < 5
+
     async def test_an_engine_that_keeps_failing_is_given_up(self, open_classifier: Open) -> None:
         """From then on requests are refused as unavailable, without running anything."""
         engine = _Failing()
@@ -348,6 +359,7 @@ class _Failing:
 
     def __init__(self) -> None:
         self.failures: float = 0
+        self.runs: list[Pixels] = []
         self._engine: OnnxEngine | None = None
 
     def load(self, file: Any) -> "_Failing":
@@ -355,6 +367,7 @@ class _Failing:
         return self
 
     def run(self, images: Pixels) -> Output:
+        self.runs.append(images)
         if self.failures:
             self.failures -= 1
             raise EngineError("out of luck")

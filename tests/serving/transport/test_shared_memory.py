@@ -172,6 +172,18 @@ def test_a_region_that_its_owner_cuts_fails_requests_alone(
     assert regions.read(Span("r", 0, 10)) == bytes(10)
 
 
+def test_a_write_that_memory_ends_is_an_error(
+    regions: Regions, share: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects may have holes. Where the kernel can fill some alone, it says so only by its count."""
+    regions.register("r", share("a", bytes(100)), 0, 100)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, content, start: pwrite(file, content[:7], start))
+
+    with pytest.raises(InvalidTensor, match="7 bytes are left of the 50"):
+        regions.write(Span("r", 0, 50), b"x" * 50)
+
+
 def test_a_tensor_is_no_larger_than_a_message(regions: Regions, share: Callable[..., str]) -> None:
     """Memory is copied: who shares gigabytes does not get the server to take as much."""
     regions.register("r", share("a", bytes(2000)), 0, 2000)

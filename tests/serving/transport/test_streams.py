@@ -196,6 +196,8 @@ async def test_a_stream_ends_at_its_deadline(
         await _until(lambda: server.classifier.admission.pending == 0)
         server.engine.gate.set()
         await stub.call("lenserve.v1.Classifier/Classify", _classify("red", "red"))
+        late = {"method": f"/{INFER}", "code": "DEADLINE_EXCEEDED"}
+        assert server.metrics.registry.get_sample_value("lenserve_requests_total", late) == 1
 
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.engine.runs[-1] == 2

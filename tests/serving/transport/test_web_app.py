@@ -17,6 +17,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.transport import web_app
+from serving.transport.status import Code
 
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -102,6 +104,10 @@ class TestConnect:
         value = detail["value"]
         info = error_details_pb2.ErrorInfo.FromString(base64.b64decode(value + "=" * (-len(value) % 4)))
         assert (info.reason, info.metadata["request_id"]) == ("UNKNOWN_MODEL", "order-7")
+
+    def test_every_failure_has_a_status_of_http(self) -> None:
+        """The specification has one for each code."""
+        assert set(web_app._HTTP_STATUS) == set(Code) - {Code.OK}
 
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"7", b'{"model": 7}', b'{"modle": "x"}', b"\xff", b"[" * 9999]
