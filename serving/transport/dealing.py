@@ -8,8 +8,6 @@ its connections have ended so far; its first word says that it takes some.
 """
 
 import asyncio
-import errno
-import logging
 import socket
 import ssl
 import struct
@@ -19,14 +17,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from serving.transport.ports import listen
+from serving.transport.ports import accept, listen
 
 _ENDED = struct.Struct("=Q")
 _CONNECTION = b"\0"  # a descriptor needs a byte to travel with
-
-_PAUSE_S = 1.0  # where the system has no descriptor or memory for another connection
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -116,16 +110,8 @@ class Dealer:
                 self._close()
 
     async def _deal(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            try:
-                connection, _ = await loop.sock_accept(self._listener)
-            except OSError as error:
-                if error.errno != errno.ECONNABORTED:
-                    _log.error("cannot_accept", extra={"reason": str(error), "pause_s": _PAUSE_S})
-                    await asyncio.sleep(_PAUSE_S)
-                continue
-            with connection:
+            with await accept(self._listener) as connection:
                 await self._ready.wait()
                 self._give(connection)
 

@@ -1,5 +1,8 @@
 """Ports to listen on: one of this process alone, or one that several share (SO_REUSEPORT)."""
 
+import asyncio
+import errno
+import logging
 import socket
 from typing import Any
 
@@ -9,6 +12,10 @@ BACKLOG = 1024  # connections that wait to be accepted
 
 _KEEPALIVE_S = 60  # a peer that is silent and does not acknowledge for about twice as long is gone
 _KEEPALIVE_PROBES = 4
+
+_PAUSE_S = 1.0  # where the system has no descriptor or memory for another connection
+
+_log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -67,6 +74,19 @@ def reserve_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise _refusal(host, port, error) from error
     return reserved
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    """Take the next connection, once the system can."""
+    while True:
+        try:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        except OSError as error:
+            if error.errno != errno.ECONNABORTED:
+                _log.error("cannot_accept", extra={"reason": str(error), "pause_s": _PAUSE_S})
+                await asyncio.sleep(_PAUSE_S)
+        else:
+            return connection
 
 
 def _socket(host: str, port: int) -> tuple[socket.socket, tuple[Any, ...]]:

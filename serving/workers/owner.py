@@ -9,7 +9,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from serving.batch_policy import BatchPolicy
 from serving.batching import Batcher
 from serving.device.link import MAX_WORDS_BYTES, Answer, Memory, Run
 from serving.engine import Engine, choose_device, find_cuda
-from serving.errors import BundleError, LenserveError
+from serving.errors import BundleError, EngineError, LenserveError
+from serving.transport.ports import accept
 from serving.tuning import load_tuned
 from serving.workers.messages import Report
 from serving.workers.orders import Orders, take_orders
@@ -49,12 +50,10 @@ class Owner:
 
     async def serve(self, listener: socket.socket) -> None:
         """Take connections until cancelled."""
-        loop = asyncio.get_running_loop()
         listener.setblocking(False)  # noqa: FBT003 - its only parameter
         async with asyncio.TaskGroup() as tasks:
             while True:
-                connection, _ = await loop.sock_accept(listener)
-                tasks.create_task(self._answer_all(connection))
+                tasks.create_task(self._answer_all(await accept(listener)))
 
     async def unused(self) -> None:
         """Wait until no worker uses a network."""
@@ -64,18 +63,22 @@ class Owner:
 
     async def _answer_all(self, connection: socket.socket) -> None:
         connection.setblocking(False)  # noqa: FBT003 - its only parameter
-        with connection, suppress(ConnectionError):
-            memory, name = await _opened(connection)
+        with connection:
             try:
-                await self._answer_runs(connection, memory, Path(name))
-            finally:
-                memory.close()
+                memory, name = await _opened(connection)
+                with closing(memory):
+                    await self._answer_runs(connection, memory, Path(name))
+            except ConnectionError:  # the worker has left
+                pass
+            except Exception:  # noqa: BLE001 - whatever it is, the other connections carry on
+                _log.exception("connection_failed")
 
     async def _answer_runs(self, connection: socket.socket, memory: Memory, model_file: Path) -> None:
         try:
             file, loaded = await self._take(model_file)
-        except LenserveError as error:
-            await _send(connection, error)
+        except Exception as error:  # noqa: BLE001 - whatever a file trips over refuses that file alone
+            refusal = BundleError(f"{model_file} cannot be loaded: {error}")
+            await _send(connection, _ours(error, refusal))
             return
         try:
             await _send(connection, Answer(0, 0, 0))
@@ -83,8 +86,8 @@ class Owner:
                 run = Run.unpack(await _received(connection, Run.layout.size))
                 try:
                     answer = memory.write_output(await loaded.batcher.submit(memory.images(run)))
-                except LenserveError as error:
-                    await _send(connection, error)
+                except Exception as error:  # noqa: BLE001 - whatever a run trips over fails that run alone
+                    await _send(connection, _ours(error, EngineError(f"the network failed: {error}")))
                 else:
                     await _send(connection, answer)
         finally:
@@ -121,18 +124,20 @@ async def _opened(connection: socket.socket) -> tuple[Memory, str]:
     ready = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(connection, ready.set)
-    await ready.wait()
-    loop.remove_reader(connection)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
     opening, descriptors, _, _ = socket.recv_fds(connection, Run.layout.size, 1)
     if not descriptors:
         raise ConnectionResetError("nobody was there")
     memory = Memory(descriptors[0])
     try:
         name = await _received(connection, min(Run.unpack(opening).height, MAX_WORDS_BYTES))
-    except ConnectionError:
+        return memory, name.decode()
+    except BaseException:
         memory.close()
         raise
-    return memory, name.decode()
 
 
 async def _received(connection: socket.socket, length: int) -> bytes:
@@ -143,6 +148,14 @@ async def _received(connection: socket.socket, length: int) -> bytes:
             raise ConnectionResetError("the connection ended")
         data += more
     return data
+
+
+def _ours(error: Exception, substitute: LenserveError) -> LenserveError:
+    """What the worker is told: the error, or its substitute where nobody foresaw it, which is logged."""
+    if isinstance(error, LenserveError):
+        return error
+    _log.error("unforeseen_error", extra={"reason": str(substitute)}, exc_info=error)
+    return substitute
 
 
 async def _send(connection: socket.socket, answer: Answer | Exception) -> None:
@@ -171,13 +184,14 @@ async def _own(orders: Orders) -> None:
     )
     owner = Owner(load, BatchPolicy(size))
     with socket.socket(fileno=orders.order.listener) as listener:
-        serving = asyncio.create_task(owner.serve(listener))
-        orders.report(Report(ready=True))
-        await orders.end()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(owner.unused(), settings.lame_duck_s + settings.drain_timeout_s)
-        serving.cancel()
-        await asyncio.wait([serving])
+        # Serving ends only by an error. The group then ends this process: its successor finds who waits.
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(owner.serve(listener))
+            orders.report(Report(ready=True))
+            await orders.end()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(owner.unused(), settings.lame_duck_s + settings.drain_timeout_s)
+            serving.cancel()
 
 
 if __name__ == "__main__":

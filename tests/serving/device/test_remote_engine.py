@@ -1,6 +1,7 @@
 """Engines of workers, and the owner that runs them: real sockets and memory, and networks behind a gate."""
 
 import asyncio
+import errno
 import gc
 import os
 import socket
@@ -17,7 +18,9 @@ from serving.bundle.images import Pixels
 from serving.device.remote_engine import RemoteEngine
 from serving.engine import Output
 from serving.errors import BundleError, EngineError, ModelUnavailable
+from serving.transport import ports
 from serving.workers.owner import Owner
+from tests.serving.conftest import LogEvents
 
 LARGEST = 8
 
@@ -40,8 +43,10 @@ class Rig:
         """What the owner does for a file."""
         if file.name == "broken.onnx":
             raise BundleError(f"{file} cannot be loaded: it is broken")
+        if file.name == "symbolic.onnx":
+            np.zeros((1, "height", "width", 3), np.uint8)
         self.loads += 1
-        return self.engine
+        return FlatEngine() if file.name == "flat.onnx" else self.engine
 
     @asynccontextmanager
     async def owning(self) -> AsyncIterator[Owner]:
@@ -58,6 +63,14 @@ class Rig:
     async def connect(self, file: Path | None = None) -> RemoteEngine:
         """The engine of one worker."""
         return await asyncio.to_thread(RemoteEngine.load, file or self.file, owner=self.path)
+
+
+class FlatEngine:
+    """Its probabilities have one dimension: no graph of ours."""
+
+    def run(self, images: Pixels) -> Output:
+        """(N,) and (N, 1)."""
+        return Output(np.ones(len(images), np.float32), np.ones((len(images), 1), np.float32))
 
 
 @pytest.fixture
@@ -126,6 +139,52 @@ async def test_what_cannot_be_loaded_is_refused_with_the_owners_reason(rig: Rig)
         with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: it is broken"):
             await rig.connect(broken)
         assert not owner.loaded
+
+
+@pytest.mark.parametrize("name", ["symbolic.onnx", "flat.onnx"])
+async def test_what_nobody_foresaw_is_told_to_its_worker_alone(
+    rig: Rig, log_events: LogEvents, name: str
+) -> None:
+    """A network that trips the owner up when it is loaded or run: others carry on, and the log says where."""
+    file = rig.file.with_name(name)
+    file.write_bytes(b"")
+    async with rig.owning() as owner:
+        other = await rig.connect()
+        (loaded,) = owner.loaded.values()
+        if name == "symbolic.onnx":
+            with pytest.raises(BundleError, match=r"symbolic\.onnx cannot be loaded: 'str' object"):
+                await asyncio.wait_for(rig.connect(file), 20)
+        else:
+            engine = await rig.connect(file)
+            with pytest.raises(EngineError, match="the network failed: tuple index out of range"):
+                await asyncio.wait_for(asyncio.to_thread(engine.run, _images(1)), 20)
+        assert _said(await asyncio.to_thread(other.run, _images(2))) == [2]
+        assert loaded.users == 1  # by the connection that was there before
+    (record,) = log_events.named("unforeseen_error")
+    assert record.exc_info
+
+
+async def test_a_system_without_descriptors_is_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, log_events: LogEvents
+) -> None:
+    """Who comes meanwhile waits, and who was there carries on."""
+    monkeypatch.setattr(ports, "_PAUSE_S", 0.01)
+    loop = asyncio.get_running_loop()
+    accept, refusals = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")]
+
+    async def accept_at_the_second_try(listener: socket.socket) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", accept_at_the_second_try, raising=False)
+    async with rig.owning():
+        engine = await asyncio.wait_for(rig.connect(), 20)
+        refusals.append(OSError(errno.ENFILE, "Too many open files in system"))
+        others = [await asyncio.wait_for(rig.connect(), 20) for _ in range(2)]
+        for each in (engine, *others):
+            assert _said(await asyncio.to_thread(each.run, _images(4))) == [4]
+    assert len(log_events.named("cannot_accept")) == 2
 
 
 async def test_a_run_that_the_owner_dies_in_is_run_by_its_successor(rig: Rig) -> None:

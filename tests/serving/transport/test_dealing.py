@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from serving.transport import dealing
+from serving.transport import ports
 from serving.transport.dealing import Dealer, Seat
 from serving.transport.tls import TlsFiles
 from tests.serving.conftest import LogEvents
@@ -221,7 +221,7 @@ async def test_a_system_without_descriptors_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, log_events: LogEvents
 ) -> None:
     """It is said, and the connection is taken when there are some again."""
-    monkeypatch.setattr(dealing, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(ports, "_PAUSE_S", 0.01)
     loop = asyncio.get_running_loop()
     accept, refusals = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")]
 
