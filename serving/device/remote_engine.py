@@ -1,6 +1,7 @@
 """A network that runs in the process that owns the device: the engine of a worker."""
 
 import socket
+import struct
 import threading
 import weakref
 from collections.abc import Callable
@@ -89,6 +90,8 @@ class _Connection:
         self._socket = socket.socket(socket.AF_UNIX)
         self._memory = Memory.create()
         weakref.finalize(self, _leave, self._socket, self._memory)
+        # The kernel's limit: with Python's, a Unix socket does not wait at all where the backlog is full.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_LOAD_PATIENCE_S))
         self._socket.connect(str(owner))
 
     def open(self, model_file: Path) -> None:
@@ -123,6 +126,11 @@ class _Connection:
 def _leave(connection: socket.socket, memory: Memory) -> None:
     connection.close()
     memory.close()
+
+
+def _timeval(seconds: float) -> bytes:
+    """As the kernel takes it: whole seconds, and microseconds."""
+    return struct.pack("@ll", *divmod(round(seconds * 1e6), 10**6))
 
 
 def _gone(error: OSError) -> ModelUnavailable:

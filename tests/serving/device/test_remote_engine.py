@@ -5,8 +5,8 @@ import errno
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from serving.batch_policy import BatchPolicy
 from serving.bundle.images import Pixels
+from serving.device import remote_engine
 from serving.device.remote_engine import RemoteEngine
 from serving.engine import Output
 from serving.errors import BundleError, EngineError, ModelUnavailable
@@ -211,6 +212,29 @@ async def test_without_a_socket_the_model_is_unavailable(rig: Rig) -> None:
         await asyncio.to_thread(engine.run, _images(1))
 
 
+async def test_a_place_in_the_backlog_is_waited_for(rig: Rig) -> None:
+    """Many come at once to a new owner."""
+    with _full(rig):
+        connecting = asyncio.ensure_future(rig.connect())
+        async with rig.owning():
+            engine = await asyncio.wait_for(connecting, 20)
+            assert _said(await asyncio.to_thread(engine.run, _images(3))) == [3]
+
+
+async def test_a_place_in_the_backlog_is_not_waited_for_without_limit(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No owner takes anybody: the model is unavailable."""
+    monkeypatch.setattr(remote_engine, "_LOAD_PATIENCE_S", 0.05)
+    with _full(rig):
+        connecting = asyncio.ensure_future(rig.connect())
+        try:
+            with pytest.raises(ModelUnavailable, match="Resource temporarily unavailable"):
+                await asyncio.wait_for(connecting, 20)
+        finally:
+            rig.listener.close()  # whoever waits for ever is refused
+
+
 async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
     """No descriptor, no mapping, no network: as before the first came."""
     async with rig.owning() as owner:
@@ -229,6 +253,19 @@ async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
         gc.collect()
         assert _held() == before
         assert _said(await asyncio.to_thread(stays.run, _images(9))) == [9]
+
+
+@contextmanager
+def _full(rig: Rig) -> Iterator[None]:
+    """Strangers fill the backlog."""
+    rig.listener.listen(0)
+    with ExitStack() as stack:
+        with suppress(BlockingIOError):
+            while True:
+                stranger = stack.enter_context(socket.socket(socket.AF_UNIX))
+                stranger.settimeout(0)
+                stranger.connect(str(rig.path))
+        yield
 
 
 def _held() -> tuple[int, int]:
