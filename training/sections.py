@@ -20,7 +20,8 @@ class DataRecipe(Strict):
 
     source: Source
     val_is_test: bool = Field(
-        default=False, description="folder: `val` is the test split; validation is split off training"
+        default=False,
+        description="folder: without `test`, `val` is the test split, and validation is split off training",
     )
     file: str | None = Field(
         default=None, description="npz: the file below the data root; default: the only .npz in it"

@@ -206,7 +206,7 @@ def _refuse_gaps(report: DataReport, min_validation_images_per_class: int) -> No
         raise DataError(
             f"the validation split has {count} images of {label}, "
             f"data.min_validation_images_per_class is {min_validation_images_per_class}: "
-            "too few to choose the best epoch with"
+            "too few to choose the best epoch with. Add images, raise data.validation_fraction or lower this"
         )
 
 

@@ -40,15 +40,15 @@ def collect(
         geometry: of the decoded images.
         root: holds the split folders, or the class folders.
         decoding: where images are kept, and who watches.
-        val_is_test: the folder `val` is the test split, for sets that were published with those two alone.
+        val_is_test: where there is no `test`, `val` is the test split: for sets that were published so.
 
     Raises:
         DataError: there is no such folder, or it has another layout, or no image can be decoded, or there is
             no room to decode them.
     """
     folders = _split_folders(root)
-    if val_is_test:
-        folders = _with_val_as_test(folders, root)
+    if val_is_test and "test" not in folders and "validation" in folders:
+        folders = {"train": folders["train"], "test": folders["validation"]}
     labels = _labels(folders.values(), root)
     undecodable: dict[str, str] = {}
     ignored: list[str] = []
@@ -79,12 +79,6 @@ def _split_folders(root: Path) -> dict[str, Path]:
     if "train" not in found:
         raise DataError(f"{root} holds {', '.join(found)}, but no train folder")
     return found
-
-
-def _with_val_as_test(folders: dict[str, Path], root: Path) -> dict[str, Path]:
-    if "test" in folders or "validation" not in folders:
-        raise DataError(f"data.val_is_test wants {root} to hold train and val, it holds {', '.join(folders)}")
-    return {"train": folders["train"], "test": folders["validation"]}
 
 
 def _labels(folders: Iterable[Path], root: Path) -> tuple[str, ...]:

@@ -88,12 +88,10 @@ def divide(
         RecipeError: the pattern is no regular expression.
     """
     if collected.test is None:
-        train, test = _split_off(collected.train, test_fraction, seed, "test", group_pattern)
+        train, test = _split_off(collected, test_fraction, seed, "test", group_pattern)
         collected = replace(collected, train=train, test=test)
     if collected.validation is None:
-        train, validation = _split_off(
-            collected.train, validation_fraction, seed, "validation", group_pattern
-        )
+        train, validation = _split_off(collected, validation_fraction, seed, "validation", group_pattern)
         collected = replace(collected, train=train, validation=validation)
     if collected.validation is None or collected.test is None:
         raise AssertionError("all splits were just filled. This is a bug.")
@@ -101,9 +99,10 @@ def divide(
 
 
 def _split_off(
-    split: Split, fraction: float, seed: int, name: str, group_pattern: str | None
+    collected: Collected, fraction: float, seed: int, name: str, group_pattern: str | None
 ) -> tuple[Split, Split]:
-    """Divide into what stays and what is split off; the order of the images is kept in both."""
+    """Divide training into what stays and what is split off; the order of the images is kept in both."""
+    split = collected.train
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(split), dtype=bool)
     if group_pattern is not None:
@@ -113,8 +112,8 @@ def _split_off(
         count = round(len(members) * fraction) if group_pattern is None else int(chosen[members].sum())
         if not 0 < count < len(members):
             raise DataError(
-                f"class number {label} has {len(members)} images: "
-                f"{fraction:.0%} of them for the {name} split leaves one side empty"
+                f"class {collected.labels[label]} has {len(members)} images: {fraction:.0%} of them "
+                f"(data.{name}_fraction) for the {name} split leaves one side empty"
             )
         if group_pattern is None:
             chosen[random.choice(members, count, replace=False)] = True

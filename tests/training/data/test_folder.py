@@ -51,6 +51,22 @@ def test_plain_class_folders_are_split_by_the_seed(tmp_path: Path) -> None:
     assert first.digest() == again.digest() != other.digest()
 
 
+@pytest.mark.parametrize(
+    ("folders", "test_names"),
+    [(("train",), "train/"), (("train", "val"), "val/"), (("train", "val", "test"), "test/")],
+)
+def test_val_is_the_test_split_only_where_there_is_no_test(
+    tmp_path: Path, folders: tuple[str, ...], test_names: str
+) -> None:
+    """With data.val_is_test every layout is taken, and none of its folders is left out."""
+    for seed, split in enumerate(folders):
+        write_images(tmp_path / split / "ant", 80, seed)
+        write_images(tmp_path / split / "bee", 80, seed + 10)
+    dataset, report = load(DataRecipe(source="folder", val_is_test=True), GEOMETRY, tmp_path)
+    assert all(name.startswith(test_names) for name in dataset.test.names)
+    assert sum(sum(counts.values()) for counts in report.counts.values()) == 160 * len(folders)
+
+
 def test_undecodable_files_are_left_out_by_name(tmp_path: Path) -> None:
     """A truncated JPEG, an empty file and a text that claims to be PNG are named; other files are counted."""
     write_images(tmp_path / "a", 100, 1)
