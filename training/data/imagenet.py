@@ -24,6 +24,8 @@ def collect(
     Raises:
         DataError: there is no such folder, or no picture in it is named by its synset.
     """
+    if not root.is_dir():
+        raise DataError(f"the data root {root} is no folder")
     index = {synset: number for number, synset in enumerate(synsets())}
     items, ignored = [], []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):

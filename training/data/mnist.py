@@ -68,6 +68,8 @@ def _collect(
     missing = _missing(folder)
     if missing and download and data_root is not None:
         _download(published, data_root)
+    elif download and missing:
+        raise DataError("data.download=true needs --data-root: the folder to fetch to")
     elif missing:
         files = ", ".join(f"{name}[.gz]" for name in missing)
         raise DataError(

@@ -63,6 +63,8 @@ def _find(data_root: Path, file: str | None) -> Path:
         if not path.is_file():
             raise DataError(f"there is no file {path}")
         return path
+    if not data_root.is_dir():
+        raise DataError(f"the data root {data_root} is neither a folder nor a file")
     found = sorted(data_root.glob("*.npz"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
