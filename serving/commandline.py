@@ -8,6 +8,7 @@ import os
 import sys
 import tomllib
 from abc import abstractmethod
+from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -95,8 +97,11 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
     # argparse leaves with 0 after --help, which is the code we want. A wrong option must not exit on error:
     # that prints the usage of every option first and buries the one clear line.
     command.model_config["cli_prog_name"] = name
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        command, cli_exit_on_error=False, formatter_class=_Help
+    )
     try:
-        return CliApp.run(command, cli_args=argv, cli_exit_on_error=False).run()
+        return CliApp.run(command, cli_args=argv, cli_settings_source=source).run()
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             stderr.print(f"{name}: {_describe(problem)}", markup=False)
@@ -135,6 +140,13 @@ def _print_commands(name: str, summary: str, commands: Commands) -> None:
     stderr.print(f"usage: {name} COMMAND [OPTIONS]\n\n{summary}\n", markup=False)
     stderr.print(table)
     stderr.print(f"\n`{name} COMMAND --help` lists the options of a command.\n", markup=False)
+
+
+class _Help(RawDescriptionHelpFormatter):
+    """Says a default only where there is one."""
+
+    def _expand_help(self, action: Action) -> str:
+        return super()._expand_help(action).removesuffix(" (default: None)").removesuffix(" (default: [])")
 
 
 class _ConfigFile(PydanticBaseSettingsSource):

@@ -27,6 +27,7 @@ from training.summary import RunSummary
 from training.tables import describe_recipe, layers_tree, recipes_table, scores_table
 
 _USUAL_CLASSES = 10  # where nothing says how many there are
+_PIPE_WIDTH = 160  # letters
 
 # The command line joins several --set by commas. A comma followed by `key=` starts the next one; any other
 # comma belongs to a value.
@@ -83,7 +84,7 @@ class Run(_RecipeCommand):
     name: str | None = Field(
         default=None,
         pattern=f"^{NAME_PATTERN.pattern}$",
-        description="of the model; default: the recipe's name",
+        description="to publish the model under; default: the recipe's name",
     )
     data_root: Path | None = Field(
         default=None, description="folder of the data, for sources that read files"
@@ -96,7 +97,10 @@ class Run(_RecipeCommand):
     log: list[Literal["tensorboard", "mlflow"]] = Field(
         default=[], description="write the history there too; may be repeated"
     )
-    record: bool = Field(default=False, description="keep the result as the recipe's measured one")
+    record: bool = Field(
+        default=False,
+        description="keep the result in training/recipes/measured.json; no --set but of network.weights=FILE",
+    )
 
     def run(self) -> int:
         """Do the work and return the exit code."""
@@ -170,7 +174,7 @@ class Recipes(_JsonCommand):
         if self.as_json:
             self._end({"recipes": [describe_recipe(recipe, measured.get(recipe.name)) for recipe in recipes]})
         else:
-            Console().print(recipes_table(recipes, measured))
+            _for_people().print(recipes_table(recipes, measured))
         return DONE
 
 
@@ -187,7 +191,8 @@ class Layers(_RecipeCommand):
 
         recipe = resolve_network(self.recipe, self.overrides)
         classes = self.classes or known_classes(recipe) or _USUAL_CLASSES
-        layers = list_layers(recipe.network, recipe.geometry, classes)
+        shape_alone = recipe.network.model_copy(update={"weights": "random"})  # nothing to read or fetch
+        layers = list_layers(shape_alone, recipe.geometry, classes)
         self._end(
             {
                 "network": recipe.network.name,
@@ -198,7 +203,7 @@ class Layers(_RecipeCommand):
             }
         )
         if not self.as_json:
-            Console().print(layers_tree(recipe, classes, layers))
+            _for_people().print(layers_tree(recipe, classes, layers))
         return DONE
 
 
@@ -213,7 +218,7 @@ class FindRate(_RecipeCommand):
         description="folder of decoded images, runs/.cache say; default: decoded anew, in memory",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    steps: int = Field(default=100, ge=20, le=10_000, description="of the sweep")
+    steps: int = Field(default=100, ge=20, le=10_000, description="of training, in all")
     picture: Path = Field(default=Path("find-rate.png"), description="where to draw the loss over the rate")
 
     def run(self) -> int:
@@ -224,7 +229,7 @@ class FindRate(_RecipeCommand):
         from training.display import Display
         from training.watch import watch
 
-        chosen, display, interrupts = device.choose(self.device), Display(stderr), Interrupts()
+        chosen, display, interrupts = device.choose(self.device), Display(stderr), Interrupts("begin anew")
         device.prepare(chosen)
         looks = watch("decoded", display, interrupts)
         with interrupts.listening():
@@ -264,5 +269,10 @@ class Evaluate(_JsonCommand):
         result = evaluate_bundle(self.bundle_dir, self.data, self.data_root, self.cache)
         self._end(result.model_dump(mode="json"))
         if not self.as_json:
-            Console().print(scores_table(result.labels, result.metrics))
+            _for_people().print(scores_table(result.labels, result.metrics))
         return DONE
+
+
+def _for_people() -> Console:
+    """stdout, as wide as the terminal; a pipe has no width that a table should be cut to."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)

@@ -18,8 +18,14 @@ class Interrupts:
     swallowed by libraries that catch everything, as the ONNX exporter does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, way_on: str = "go on with the same command and --resume") -> None:
+        """Begin before any signal.
+
+        Args:
+            way_on: what whoever stopped the job is told to do.
+        """
         self.received: signal.Signals | None = None
+        self._way_on = way_on
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -46,7 +52,7 @@ class Interrupts:
     def leave(self, saved: str) -> NoReturn:
         """Raise, asked here or, where several processes train together, at another one."""
         by = "another process's signal" if self.received is None else self.received.name
-        raise Interrupted(f"stopped by {by}: {saved}; go on with the same command and --resume")
+        raise Interrupted(f"stopped by {by}: {saved}; {self._way_on}")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from serving.bundle import Geometry
 from serving.bundle.manifest import NAME_PATTERN, Strict
+from training.backbone_names import BACKBONES
 from training.errors import RecipeError
 from training.sections import (
     AugmentationRecipe,
@@ -111,15 +112,18 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """As `resolve`; and a network's own name gives a recipe with that network and the images it is made for.
+    """As `resolve`; and a network's name gives a recipe with that network and the images it is made for.
 
     Raises:
         RecipeError: it is neither.
     """
     if name in shipped_names() or name.endswith(".toml"):
         return resolve(name, overrides)
+    if name in BACKBONES:
+        return resolve("transfer", [f"network.name={name}", "network.train_from=all", *overrides])
     if name not in get_args(OwnNetwork):
-        raise RecipeError(f"{_no_such_recipe(name)}; networks are {', '.join(get_args(OwnNetwork))}")
+        own = ", ".join(get_args(OwnNetwork))
+        raise RecipeError(f"{_no_such_recipe(name)}; networks are {own}, and torchvision's, resnet18 say")
     height, width, channels = _USUAL_IMAGES.get(name, _GEOMETRY.shape)
     made_for = [f"network.name={name}", f"geometry.height={height}", f"geometry.width={width}"]
     return resolve(
@@ -129,6 +133,8 @@ def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def known_classes(recipe: Recipe) -> int | None:
     """How many labels the data have, where their source alone says it."""
+    if recipe.data.source == "imagenet":
+        return 1000
     if recipe.network.name == "pneumonia":
         return 2
     if recipe.data.source in ("npz", "folder"):
