@@ -44,7 +44,8 @@ class _All(RootModel[dict[str, Measured]]):
 def shipped_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     """The shipped recipe of which a run with these overrides is a run.
 
-    Only network.weights=FILE changes nothing: it says where this machine keeps pretrained weights.
+    Only network.weights=FILE is taken: it says where this machine keeps pretrained weights. Which they were
+    is recorded with the result.
 
     Raises:
         UsageError: it is none, or an override makes it another recipe.

@@ -27,7 +27,8 @@ def figures(recipe: Recipe, results: Mapping[str, Measured]) -> list[str]:
         f"{point.examples()}: {point.mean:.1%} ({point.low:.1%} to {point.high:.1%})"
         for point in measured.few_shot
     )
-    return [*_estimates(recipe, measured), *_gains(recipe, results), *curve]
+    begun_with = [f"weights {measured.pretrained.file}"] if measured.pretrained else []
+    return [*_estimates(recipe, measured), *_gains(recipe, results), *curve, *begun_with]
 
 
 def result_lines(recipe: Recipe, results: Mapping[str, Measured]) -> list[str]:
