@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -178,13 +179,24 @@ class Models:
             ModelUnavailable: it, or its newest version, cannot be served; what was served before goes on.
             OSError: the repository cannot be read.
         """
-        async with self._refreshing:
-            if name not in await asyncio.to_thread(self._repository.models):
-                raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
-            self._put_away.discard(name)
-            self._loader.forget(name)
-            await self._refresh_or_keep(name)
-            model = self._models[name]
+        await self._refreshing.acquire()
+        # Not in the caller's task: one that is cancelled half-way would forget what it has loaded.
+        look = self._start(self._look_again(name))
+        look.add_done_callback(lambda _: self._refreshing.release())
+        try:
+            await asyncio.wait([look])
+        except asyncio.CancelledError:
+            look.add_done_callback(partial(_log_failure, name))
+            raise
+        look.result()
+
+    async def _look_again(self, name: str) -> None:
+        if name not in await asyncio.to_thread(self._repository.models):
+            raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
+        self._put_away.discard(name)
+        self._loader.forget(name)
+        await self._refresh_or_keep(name)
+        model = self._models[name]
         newest = max(model.refused, default=0)
         if model.problem or model.default is None or newest > model.default:
             refused = (
@@ -336,3 +348,14 @@ class Models:
         self._metrics.ready.set(self.ready)
         change, self._change = self._change, asyncio.Event()
         change.set()
+
+
+def _log_failure(name: str, look: asyncio.Task[None]) -> None:
+    """Say in the log what the caller did not wait for."""
+    error = None if look.cancelled() else look.exception()
+    if error is not None:
+        _log.warning(
+            "load_failed",
+            extra={"model": name, "reason": str(error)},
+            exc_info=None if isinstance(error, (OSError, LenserveError)) else error,
+        )

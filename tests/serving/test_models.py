@@ -694,6 +694,55 @@ class TestLoadAndUnload:
                     await models.load(NAME)
             assert models.lease(NAME).number == 1
 
+    async def test_a_load_whose_caller_has_gone_is_carried_through(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Version 2 is loaded, its alias 1 is loading: neither is lost, and nobody loads it once more."""
+        load, entered, release = Loader(), threading.Event(), threading.Event()
+
+        def first_version_waits(file: Path) -> Probed:
+            if file.parent.name == "1":
+                entered.set()
+                assert release.wait(timeout=30)
+            return load(file)
+
+        async with open_models(load_engine=first_version_waits) as models:
+            for alias in ("canary", "stable"):
+                repository.set_alias(NAME, alias, publish().version)
+            callers = [asyncio.ensure_future(models.load(NAME)) for _ in range(3)]
+            assert await asyncio.to_thread(entered.wait, 20)
+            for caller in callers:
+                caller.cancel()
+            await asyncio.wait(callers)
+            last = asyncio.ensure_future(models.load(NAME))
+            release.set()
+            await last
+
+            assert len(load.engines) == 2
+            assert sorted(models.get(NAME).versions) == [1, 2]
+            assert models._loaded == set(models.get(NAME).versions.values())
+
+    async def test_a_load_that_fails_when_its_caller_has_gone_is_logged(
+        self, publish: Publish, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Nobody else can say why: neither the caller nor asyncio, which knows no model."""
+        load, unhandled = Loader(), []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        async with open_models(load_engine=load) as models:
+            publish(lie=True)
+            load.gate.clear()
+            caller = asyncio.ensure_future(models.load(NAME))
+            await load.until_entered()
+            caller.cancel()
+            await asyncio.wait([caller])
+            load.gate.set()
+
+            failed = await log_events.wait_for("load_failed")
+        assert failed.reason.startswith("failed to load 'colours': version 1 was refused: golden")
+        assert failed.exc_info is None
+        gc.collect()
+        assert not unhandled
+
     async def test_a_model_that_cannot_be_read_cannot_be_loaded(
         self, publish: Publish, open_models: OpenModels, repository: Repository
     ) -> None:
