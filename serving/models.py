@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Self
 
 from serving.errors import (
-    BundleError,
     EngineError,
     LenserveError,
     ModelUnavailable,
@@ -168,8 +167,12 @@ class Models:
                 version.broken = str(error)
                 _log.error("version_broken", extra=log_fields(version.bundle, reason=str(error)))
                 self._announce()
-        except BundleError as error:  # the files went away: that says nothing of the engine
-            _log.warning("version_unchecked", extra=log_fields(version.bundle, reason=str(error)))
+        except Exception as error:  # noqa: BLE001 - files or the device's owner went away, say, and not the engine
+            _log.warning(
+                "version_unchecked",
+                extra=log_fields(version.bundle, reason=str(error)),
+                exc_info=not isinstance(error, LenserveError),
+            )
 
     async def load(self, name: str) -> None:
         """Look at one model now, whatever was decided of it before, and bring what is served in line.

@@ -124,6 +124,7 @@ class VersionLoader:
         Raises:
             EngineError, ProofFailed: its engine no longer gives the golden probabilities.
             BundleError: its files went away, which says nothing of the engine.
+            ModelUnavailable: nor does it that the process which runs it went away.
         """
         await asyncio.to_thread(prove, version.loaded, self._warm_sizes)
 

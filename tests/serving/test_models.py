@@ -893,6 +893,30 @@ class TestCheckEngine:
             assert models.ready
             assert log_events.named("version_unchecked")
 
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ModelUnavailable("the process that owns the device does not answer"),
+            ZeroDivisionError("nobody foresaw this"),
+        ],
+    )
+    async def test_a_check_that_comes_to_no_end_is_logged(
+        self, publish: Publish, open_models: OpenModels, log_events: Any, error: Exception
+    ) -> None:
+        """It says nothing of the engine, and asyncio is left nothing to complain of."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            load.engines[0].error = error
+            with models.lease(NAME) as version:
+                await models.check_engine(version)
+            assert version.check is not None
+            assert version.check.exception() is None
+            assert models.ready
+            (record,) = log_events.named("version_unchecked")
+            assert record.reason == str(error)
+            assert bool(record.exc_info) is not isinstance(error, ModelUnavailable)
+
 
 def _default(models: Models, name: str = NAME) -> int:
     with models.lease(name) as version:
