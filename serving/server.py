@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from serving.batch_policy import BatchPolicy
 from serving.bundle import Repository
 from serving.classifier import Classifier
 from serving.device.remote_engine import RemoteEngine
+from serving.ending import end_soon
 from serving.engine import Device, batch_buckets, choose_device, find_cuda
 from serving.errors import UsageError
 from serving.loading import choose_precision, read_cpu_flags
@@ -133,16 +134,18 @@ def build_table(
 
 
 async def serve(settings: ServerSettings) -> None:
-    """Run a server until SIGTERM or SIGINT; a second signal ends it at once."""
+    """Run a server in a process of its own until SIGTERM or SIGINT; a second signal ends it at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else sys.exit(1))
+        # sys.exit would wait for threads. Nothing is lost without it: events are flushed as they are logged.
+        loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else os._exit(1))
     async with run_server(settings) as server:
         ready = asyncio.create_task(_log_ready(server))
         await stop.wait()
         ready.cancel()
         await server.stop()
+    end_soon()
 
 
 def _tls(settings: ServerSettings) -> TlsFiles | None:

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving.bundle import (
     GOLDEN_FILE,
+    MANIFEST_FILE,
     MODEL_FILE,
     Bundle,
     Calibration,
@@ -209,6 +211,32 @@ def start_server(repository: Repository) -> Iterator[Callable[..., ServerProcess
             server.reader.join()
         assert server.process.stderr is not None
         server.process.stderr.close()
+
+
+@pytest.fixture
+def hang_load(repository: Repository) -> Iterator[Callable[[], None]]:
+    """Put a version into the repository that never ends loading, and wait until somebody loads it."""
+    with ExitStack() as stack:
+
+        def hang() -> None:
+            folder = repository.root / "colours" / ".hangs"
+            folder.mkdir()
+            os.mkfifo(folder / MANIFEST_FILE)  # who reads it waits for the rest of what we write: for ever
+            folder = folder.rename(repository.folder("colours", 2))
+            late_s = time.monotonic() + 20
+            while (writer := _writer(folder / MANIFEST_FILE)) is None:
+                assert time.monotonic() < late_s, "nobody loads it"
+            stack.callback(os.close, writer)
+
+        yield hang
+
+
+def _writer(fifo: Path) -> int | None:
+    """Open it for writing; None where nobody reads it."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
 
 
 @pytest.fixture(scope="session")

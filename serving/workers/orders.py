@@ -11,6 +11,7 @@ from typing import Self
 import uvloop
 
 from serving.allocation import settle_memory
+from serving.ending import end_soon
 from serving.errors import LenserveError
 from serving.logs import configure_logs
 from serving.workers.messages import Order, Report, line
@@ -62,6 +63,7 @@ def take_orders(serve: Callable[[Orders], Awaitable[None]]) -> int:
         except LenserveError as error:
             orders.report(Report(error=type(error).__name__, message=str(error)))
             raise
+        end_soon()
 
     try:
         uvloop.run(take_and_serve())

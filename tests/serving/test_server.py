@@ -226,6 +226,29 @@ class TestSignals:
         assert await asyncio.to_thread(server.stop) == 1
         assert not [event for event in server.log if "text" in event], server.log
 
+    async def test_a_load_that_hangs_holds_up_no_stop(
+        self, publish: Publish, start_server: Any, hang_load: Any
+    ) -> None:
+        """Nothing ends its thread, but it keeps no process alive; what is served stops cleanly."""
+        publish()
+        server = await asyncio.to_thread(start_server)
+        await asyncio.to_thread(hang_load)
+        assert await asyncio.to_thread(server.stop) == 0
+        events = [event.get("event") for event in server.log]
+        assert events[-3:] == ["stopping", "stopped", "threads_left"]
+
+    async def test_a_load_that_hangs_holds_up_no_second_signal(
+        self, publish: Publish, start_server: Any, hang_load: Any
+    ) -> None:
+        """At once means at once."""
+        publish()
+        server = await asyncio.to_thread(start_server, "--lame-duck-s", "600")
+        await asyncio.to_thread(hang_load)
+        server.process.send_signal(signal.SIGINT)
+        await asyncio.to_thread(server.wait_for, "stopping")
+        assert await asyncio.to_thread(server.stop) == 1
+        assert server.log[-1]["event"] == "stopping"
+
 
 def _settings(repository: Path, **options: Any) -> ServerSettings:
     return ServerSettings.model_validate(

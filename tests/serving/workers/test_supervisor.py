@@ -246,6 +246,17 @@ class TestStop:
         assert await asyncio.to_thread(server.stop) == 0
         assert [event["worker"] for event in server.events("worker_killed")] == [1]
 
+    async def test_a_load_that_hangs_holds_up_no_stop(
+        self, publish: Publish, start_workers: Any, hang_load: Any
+    ) -> None:
+        """A worker ends with its calls, and need not be killed when the time for them is over."""
+        publish()
+        server = await start_workers("--drain-timeout-s", "600")
+        await asyncio.to_thread(hang_load)
+        assert await asyncio.to_thread(server.stop) == 0
+        assert list(server.events("threads_left"))
+        assert not list(server.events("worker_killed"))
+
 
 class TestOwner:
     """One process more runs the networks of both workers."""
