@@ -70,6 +70,13 @@ class Recipe(Strict):
             raise ValueError(f"network.views is for method train, of {self.method} it must be 1")
         return self
 
+    @model_validator(mode="after")
+    def _heads_are_fitted_by_few_shot_alone(self) -> Self:
+        changed = self.head.model_dump(exclude_defaults=True)
+        if changed and self.method != "few-shot":
+            raise ValueError(f"head.{next(iter(changed))} is for method few-shot, this is {self.method}")
+        return self
+
     def settings(self) -> dict[str, Any]:
         """All that decides the run, flat: dotted key -> plain value. Prose and memory decide nothing."""
         prose = {"summary": True, "stated": True, "baseline": True}

@@ -103,6 +103,18 @@ class NetworkRecipe(Strict):
             raise ValueError(f"network.weights and network.train_from are of backbones, {self.name} is none")
         return self
 
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        # Not of all keys: those that shipped recipes set would stand in the way of `--set network.name=`.
+        for key in ("activation", "hidden", "kernel_size"):
+            if self.name in BACKBONES and getattr(self, key) is not None:
+                raise ValueError(f"network.{key} is of our own networks, {self.name} is torchvision's")
+        if self.residual and self.name != "alexnet":
+            raise ValueError(f"network.residual is of alexnet, not of {self.name}")
+        if self.hidden is not None and self.name in ("allconv", "fast"):
+            raise ValueError(f"network.hidden has no effect: {self.name} has no hidden dense layer")
+        return self
+
 
 class HeadRecipe(Strict):
     """Of method few-shot: what is fitted on the features of which layer."""

@@ -1,5 +1,6 @@
 """Recipes: what is refused, and by which words."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_shipped_recipes_all_resolve() -> None:
         ),
         ("network.name=lenet", "there is no network 'lenet', the nearest names are lenet5, "),
         ("network.train_from=head", "network.train_from are of backbones, lenet5 is none"),
+        ("network.residual=true", "network.residual is of alexnet, not of lenet5"),
+        ("head.kind=rbf-svm", "head.kind is for method few-shot, this is train"),
         ("summary.more.less=1", "'summary' is no section"),
         ("training.epochs", "is not of the form section.key=value"),
     ],
@@ -40,6 +43,23 @@ def test_wrong_override_is_refused_with_key_value_and_bound(override: str, said:
     with pytest.raises(RecipeError) as caught:
         resolve("lenet5-digits", [override])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        (
+            "transfer",
+            "network.activation=silu",
+            "network.activation is of our own networks, squeezenet1_1",
+        ),
+        ("allconv-cifar10", "network.hidden=[64]", "network.hidden has no effect: allconv has no hidden"),
+    ],
+)
+def test_settings_that_a_network_has_not_are_refused(name: str, override: str, said: str) -> None:
+    """Nothing that was asked for is left out in silence."""
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        resolve(name, [override])
 
 
 @pytest.mark.parametrize("name", ["few-shot", "imagenet"])
