@@ -204,7 +204,10 @@ class Batcher:
             self._fail_or_isolate(batch, error)
         else:
             self._answer(batch, output, started_s)
-        # The next batch has to wait for a turn: the answers go out first, and other versions run.
+        self._decide_next()
+
+    def _decide_next(self) -> None:
+        """The next batch has to wait for a turn: the answers go out first, and other versions run."""
         if self._queue or self._alone:
             self._decide_soon()
 
@@ -214,6 +217,7 @@ class Batcher:
         except RuntimeError as error:  # there can be no more threads
             for waiting in batch:
                 _fail(waiting, _engine_error(error))
+            self._decide_next()
             return
         self._running = batch
         run.add_done_callback(partial(self._end_run, batch, time.monotonic()))
