@@ -1,9 +1,11 @@
 """Fixtures for tests of the server: stubs, gates before networks, an echo engine, models, log events."""
 
 import asyncio
+import errno
 import logging
+import socket
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +29,7 @@ from serving.errors import EngineError
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.server import build_table
+from serving.transport import ports
 from serving.transport.around import Around
 from serving.transport.h2_server import H2Server
 from serving.transport.tokens import Tokens
@@ -251,6 +254,29 @@ class FakeEngine:
 def fake_engine() -> type[FakeEngine]:
     """The class of engines that echo."""
     return FakeEngine
+
+
+RefuseAccepts = Callable[[], Awaitable[list[OSError]]]
+
+
+@pytest.fixture
+def refuse_accepts(monkeypatch: pytest.MonkeyPatch) -> RefuseAccepts:
+    """Let the next connection of the running event loop fail, and each for which an error is appended."""
+
+    async def refuse() -> list[OSError]:
+        monkeypatch.setattr(ports, "_PAUSE_S", 0.01)
+        loop = asyncio.get_running_loop()
+        accept, refusals = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")]
+
+        async def accept_at_the_second_try(listener: socket.socket) -> Any:
+            if refusals:
+                raise refusals.pop()
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", accept_at_the_second_try, raising=False)
+        return refusals
+
+    return refuse
 
 
 OpenModels = Callable[..., AbstractAsyncContextManager[Models]]

@@ -19,9 +19,8 @@ from serving.device import remote_engine
 from serving.device.remote_engine import RemoteEngine
 from serving.engine import Output
 from serving.errors import BundleError, EngineError, ModelUnavailable
-from serving.transport import ports
 from serving.workers.owner import Owner
-from tests.serving.conftest import LogEvents
+from tests.serving.conftest import LogEvents, RefuseAccepts
 
 LARGEST = 8
 
@@ -166,19 +165,10 @@ async def test_what_nobody_foresaw_is_told_to_its_worker_alone(
 
 
 async def test_a_system_without_descriptors_is_waited_for(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, log_events: LogEvents
+    rig: Rig, refuse_accepts: RefuseAccepts, log_events: LogEvents
 ) -> None:
     """Who comes meanwhile waits, and who was there carries on."""
-    monkeypatch.setattr(ports, "_PAUSE_S", 0.01)
-    loop = asyncio.get_running_loop()
-    accept, refusals = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")]
-
-    async def accept_at_the_second_try(listener: socket.socket) -> Any:
-        if refusals:
-            raise refusals.pop()
-        return await accept(listener)
-
-    monkeypatch.setattr(loop, "sock_accept", accept_at_the_second_try, raising=False)
+    refusals = await refuse_accepts()
     async with rig.owning():
         engine = await asyncio.wait_for(rig.connect(), 20)
         refusals.append(OSError(errno.ENFILE, "Too many open files in system"))

@@ -1,7 +1,6 @@
 """Connections reach the process that has fewest, whatever becomes of processes and connections."""
 
 import asyncio
-import errno
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -11,10 +10,9 @@ from typing import Any, Self
 
 import pytest
 
-from serving.transport import ports
 from serving.transport.dealing import Dealer, Seat
 from serving.transport.tls import TlsFiles
-from tests.serving.conftest import LogEvents
+from tests.serving.conftest import LogEvents, RefuseAccepts
 
 HOST = "127.0.0.1"
 
@@ -218,19 +216,10 @@ async def test_it_listens_no_longer_than_there_is_somebody() -> None:
 
 
 async def test_a_system_without_descriptors_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, log_events: LogEvents
+    refuse_accepts: RefuseAccepts, log_events: LogEvents
 ) -> None:
     """It is said, and the connection is taken when there are some again."""
-    monkeypatch.setattr(ports, "_PAUSE_S", 0.01)
-    loop = asyncio.get_running_loop()
-    accept, refusals = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")]
-
-    async def accept_at_the_second_try(listener: socket.socket) -> Any:
-        if refusals:
-            raise refusals.pop()
-        return await accept(listener)
-
-    monkeypatch.setattr(loop, "sock_accept", accept_at_the_second_try, raising=False)
+    await refuse_accepts()
     async with AsyncExitStack() as stack, a_dealer() as (dealer, sit):
         sit("a")
         assert [name for name, _ in await greetings(dealer, stack, 1)] == ["a"]
