@@ -1,5 +1,7 @@
 """Which backbones there are, by torchvision's names. Knows no torch: a recipe is checked at once."""
 
+IMAGENET_CLASSES = 1000  # that all of them tell apart as they come
+
 # torchvision's classification networks, less the two whose weights do not fit into one ONNX file:
 # regnet_y_128gf and vit_h_14 have more than 2 GB, protobuf's limit; and less alexnet, a name of our own.
 BACKBONES = (

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from serving.bundle import Geometry
 from serving.bundle.manifest import NAME_PATTERN, Strict
-from training.backbone_names import BACKBONES
+from training.backbone_names import BACKBONES, IMAGENET_CLASSES
 from training.errors import RecipeError
 from training.sections import (
     AugmentationRecipe,
@@ -141,7 +141,7 @@ def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def known_classes(recipe: Recipe) -> int | None:
     """How many labels the data have, where their source alone says it."""
     if recipe.data.source == "imagenet":
-        return 1000
+        return IMAGENET_CLASSES
     if recipe.network.name == "pneumonia":
         return 2
     if recipe.data.source in ("npz", "folder"):

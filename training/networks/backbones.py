@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.bundle import Geometry, Pretrained
+from training.backbone_names import IMAGENET_CLASSES
 from training.errors import RecipeError, WeightsError
 from training.networks.network import Network
 from training.networks.weights import State, read_weights
@@ -18,7 +19,6 @@ from training.torchvision_import import import_torchvision
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 
-IMAGENET_CLASSES = 1000
 RANDOM = "random"  # network.weights
 ALL, HEAD = "all", "head"  # network.train_from: everything is trained, or nothing before the head
 
