@@ -84,8 +84,12 @@ class Recipe(Strict):
         return dict(_flatten(nested))
 
     def digest(self) -> str:
-        """SHA-256 of the settings as canonical JSON."""
-        canonical = json.dumps(self.settings(), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the settings as canonical JSON, less those that are off.
+
+        So a setting that is new, and off where nobody asks for it, leaves all recipes what they were.
+        """
+        on = {key: value for key, value in self.settings().items() if value != 0}
+        canonical = json.dumps(on, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from training.errors import RecipeError
-from training.recipe import resolve, shipped_names
+from training.recipe import Recipe, resolve, shipped_names
+from training.sections import AugmentationRecipe
 
 
 def test_shipped_recipes_all_resolve() -> None:
@@ -99,6 +100,24 @@ def test_digest_follows_what_decides_the_run() -> None:
     assert plain.digest() == resolve("lenet5-digits", ["summary=other words"]).digest()
     assert plain.digest() != resolve("lenet5-digits", ["training.seed=1"]).digest()
     assert plain.digest() == resolve("lenet5-digits", ["data.memory_limit_gib=1"]).digest()
+
+
+def test_digest_stays_when_there_is_one_more_setting_and_it_is_off() -> None:
+    """A record of before is of the same recipe still; of another where the setting is on."""
+
+    class Augmentation(AugmentationRecipe):
+        strength: float = 0.0
+
+    class Wider(Recipe):
+        augmentation: Augmentation = Augmentation()
+
+    plain = resolve("lenet5-digits")
+    settings = plain.model_dump()
+    wider = Wider.model_validate(settings)
+    assert "augmentation.strength" in wider.settings()
+    assert wider.digest() == plain.digest()
+    settings["augmentation"]["strength"] = 0.5
+    assert Wider.model_validate(settings).digest() != plain.digest()
 
 
 def test_last_override_wins() -> None:
