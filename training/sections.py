@@ -163,6 +163,9 @@ class AugmentationRecipe(Strict):
     brightness: float = Field(default=0.0, ge=0, lt=1, description="0.2: 0.8 to 1.2 times as bright")
     contrast: float = Field(default=0.0, ge=0, lt=1, description="0.2: 0.8 to 1.2 times the contrast")
     saturation: float = Field(default=0.0, ge=0, le=1, description="0.2: 0.8 to 1.2 times the colour")
+    max_blur_px: float = Field(
+        default=0.0, ge=0, le=16, description="softened by a Gaussian of up to this standard deviation"
+    )
     erasing: float = Field(default=0.0, ge=0, le=1, description="probability of a grey rectangle")
     max_erased_area: float = Field(default=0.2, gt=0, le=0.5, description="share of the image, 0.02 at least")
     trivial: bool = Field(default=False, description="TrivialAugment: one operation of random strength each")

@@ -43,6 +43,8 @@ def augment(
         sampled = geometry_changes.sample(images, matrices, recipe.edge, background)
         chosen = uniforms[:, Use.AFFINE] < recipe.affine_share  # (B,)
         images = torch.where(chosen[:, None, None, None], sampled, images.float())
+    if recipe.max_blur_px:
+        images = colour_changes.blur(images.float(), uniforms, recipe)
     if recipe.brightness or recipe.contrast or recipe.saturation:
         images = colour_changes.recolour(images.float(), uniforms, recipe)
     if recipe.trivial:

@@ -1,4 +1,4 @@
-"""Changes of brightness, contrast and colour, and erased rectangles: each image by its own draw."""
+"""Changes of sharpness, brightness, contrast and colour, and erased rectangles: each image by its draw."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from training.sections import AugmentationRecipe
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as the bundle's geometry makes grey
 _SMALLEST_ERASED_AREA = 0.02
 _GREY = 127.5
+_NO_BLUR_PX = 0.01  # at which neighbours get nothing
 _LARGEST_ERASED_ASPECT = 3.3  # height to width, and its inverse (Zhong et al. 2017, arXiv:1708.04896)
 
 
@@ -23,6 +24,14 @@ def blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
     """Factor 1 leaves the images, 0 gives the other; factor is (B,). Stays within 0..255."""
     by = factor[:, None, None, None]
     return (images * by + towards * (1 - by)).clamp(0, 255)
+
+
+def blur(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
+    """Soften each image by a Gaussian of its own: (B, H, W, C) float32, 0..255, before and after."""
+    deviation_px = uniforms[:, Use.BLUR] * recipe.max_blur_px  # (B,)
+    planes = images.permute(0, 3, 1, 2)  # (B, C, H, W)
+    down, across = (_gaussian(size, deviation_px)[:, None] for size in planes.shape[2:])
+    return (down @ planes @ across.mT).permute(0, 2, 3, 1)
 
 
 def recolour(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
@@ -54,6 +63,14 @@ def erase(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tenso
     inside = _within(row, top, box_height) & _within(column, left, box_width)  # (B, H, W)
     chosen = inside & (uniforms[:, Use.ERASE] < recipe.erasing)[:, None, None]
     return torch.where(chosen[..., None], torch.full_like(images, _GREY), images)
+
+
+def _gaussian(size: int, deviation_px: Tensor) -> Tensor:
+    """(B,) -> (B, size, size): what each pixel of a line takes of each; at the ends, of those there are."""
+    position = torch.arange(size, device=deviation_px.device)
+    distance = (position[:, None] - position) / deviation_px.clamp(min=_NO_BLUR_PX)[:, None, None]
+    weights = torch.exp(-(distance**2) / 2)
+    return weights / weights.sum(dim=2, keepdim=True)
 
 
 def _factor(uniforms: Tensor, reach: float) -> Tensor:

@@ -37,9 +37,15 @@ class Use(IntEnum):
     ERASED_X = auto()
     TRIVIAL_OPERATION = auto()
     TRIVIAL_STRENGTH = auto()
+    BLUR = auto()
+
+
+# What was added later is drawn later: with the same seed, the columns before it keep their numbers.
+_COLUMNS_OF_BLOCKS = (Use.BLUR, len(Use) - Use.BLUR)
 
 
 def draw(images: int, *, seed: int, epoch: int, step: int) -> Tensor:
     """(images, len(Use)) float32, each 0 <= u < 1."""
     random = np.random.default_rng([seed, epoch, step, _STREAM])
-    return torch.from_numpy(random.random((images, len(Use)), dtype=np.float32))
+    blocks = [random.random((images, columns), dtype=np.float32) for columns in _COLUMNS_OF_BLOCKS]
+    return torch.from_numpy(np.concatenate(blocks, axis=1))

@@ -161,6 +161,26 @@ def test_brightness_multiplies() -> None:
     assert 1.1 < float(factors.max()) <= 1.2
 
 
+def test_blur_spreads_each_image_by_a_gaussian_of_its_own() -> None:
+    """A dot keeps its sum and its place; its variance is that of the draw, and small ones hardly touch it."""
+    images = torch.zeros((30, 41, 31, 3), dtype=torch.uint8)
+    images[:, 20, 15] = 200
+    blurred = changed(images, max_blur_px=2.0)
+    assert torch.allclose(blurred.sum(dim=(1, 2)), torch.full((30, 3), 200.0), atol=0.1)
+    rows, columns = blurred[..., 0].sum(dim=2) / 200, blurred[..., 0].sum(dim=1) / 200
+    expected = (draw(30, seed=0, epoch=0, step=0)[:, Use.BLUR] * 2) ** 2
+    for profile, middle in ((rows, 20), (columns, 15)):
+        variance = (profile * (torch.arange(profile.shape[1]) - middle) ** 2).sum(dim=1)
+        assert torch.allclose(variance[expected > 0.5], expected[expected > 0.5], rtol=0.02)
+        assert variance[expected < 0.02].max() < 0.02
+
+
+def test_blur_keeps_an_even_image_to_its_edges() -> None:
+    """Nothing comes in from outside."""
+    even = torch.full((4, 9, 7, 1), 90, dtype=torch.uint8)
+    assert torch.allclose(changed(even, max_blur_px=5.0), even.float(), atol=1e-3)
+
+
 def test_erasing_covers_one_rectangle_of_the_stated_area() -> None:
     """About half of the images lose a grey rectangle of 2 to 20 per cent."""
     images = torch.zeros((200, 40, 40, 1), dtype=torch.uint8)
@@ -175,7 +195,13 @@ def test_a_part_of_a_batch_is_changed_as_in_the_whole() -> None:
     """Rows are independent: what another process computes for its rows is what one process would."""
     images = photographs(count=8)
     settings = AugmentationRecipe(
-        max_shift_px=2, max_rotation_degrees=20, max_zoom=0.2, flip="random", contrast=0.3, erasing=0.5
+        max_shift_px=2,
+        max_rotation_degrees=20,
+        max_zoom=0.2,
+        flip="random",
+        max_blur_px=2,
+        contrast=0.3,
+        erasing=0.5,
     )
     numbers = draw(8, seed=0, epoch=0, step=0)
     coins = torch.zeros(8, dtype=torch.int64)
