@@ -1,5 +1,6 @@
 """A network that runs in the process that owns the device: the engine of a worker."""
 
+import os
 import socket
 import struct
 import threading
@@ -96,7 +97,7 @@ class _Connection:
 
     def open(self, model_file: Path) -> None:
         self._socket.settimeout(_LOAD_PATIENCE_S)
-        name = str(model_file).encode()
+        name = os.fsencode(model_file)
         opening = Run(0, len(name), 0, 0).pack()
         socket.send_fds(self._socket, [opening], [self._memory.descriptor])
         self._socket.sendall(name)
@@ -111,7 +112,7 @@ class _Connection:
     def _answer(self) -> Answer:
         answer = Answer.unpack(self._received(Answer.layout.size))
         if answer.words_bytes:
-            kind, _, message = self._received(answer.words_bytes).decode().partition(": ")
+            kind, _, message = self._received(answer.words_bytes).decode(errors="replace").partition(": ")
             error = vars(errors).get(kind, EngineError)
             raise error(message) if issubclass(error, LenserveError) else EngineError(message)
         return answer

@@ -6,6 +6,7 @@ workers that come while there is no owner wait there for the next one.
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -134,7 +135,7 @@ async def _opened(connection: socket.socket) -> tuple[Memory, str]:
     memory = Memory(descriptors[0])
     try:
         name = await _received(connection, min(Run.unpack(opening).height, MAX_WORDS_BYTES))
-        return memory, name.decode()
+        return memory, os.fsdecode(name)
     except BaseException:
         memory.close()
         raise
@@ -161,7 +162,7 @@ def _ours(error: Exception, substitute: LenserveError) -> LenserveError:
 async def _send(connection: socket.socket, answer: Answer | Exception) -> None:
     words = b""
     if isinstance(answer, Exception):
-        words = f"{type(answer).__name__}: {answer}".encode()[:MAX_WORDS_BYTES]
+        words = f"{type(answer).__name__}: {answer}".encode(errors="replace")[:MAX_WORDS_BYTES]
         answer = Answer(0, 0, 0, len(words))
     await asyncio.get_running_loop().sock_sendall(connection, answer.pack() + words)
 

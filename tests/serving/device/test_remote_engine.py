@@ -16,6 +16,7 @@ import pytest
 from serving.batch_policy import BatchPolicy
 from serving.bundle.images import Pixels
 from serving.device import remote_engine
+from serving.device.link import MAX_WORDS_BYTES
 from serving.device.remote_engine import RemoteEngine
 from serving.engine import Output
 from serving.errors import BundleError, EngineError, ModelUnavailable
@@ -43,6 +44,8 @@ class Rig:
         """What the owner does for a file."""
         if file.name == "broken.onnx":
             raise BundleError(f"{file} cannot be loaded: it is broken")
+        if file.name == "wordy.onnx":
+            raise BundleError(f"{file} cannot be loaded: {'é' * MAX_WORDS_BYTES}")
         if file.name == "symbolic.onnx":
             np.zeros((1, "height", "width", 3), np.uint8)
         self.loads += 1
@@ -139,6 +142,28 @@ async def test_what_cannot_be_loaded_is_refused_with_the_owners_reason(rig: Rig)
         with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: it is broken"):
             await rig.connect(broken)
         assert not owner.loaded
+
+
+@pytest.mark.parametrize("folder", ["a", "ab"])
+async def test_a_reason_that_is_too_long_is_cut(rig: Rig, folder: str) -> None:
+    """Wherever the cut falls, in the middle of a character too."""
+    file = rig.file.parent / folder / "wordy.onnx"
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    async with rig.owning():
+        with pytest.raises(BundleError, match=r"wordy\.onnx cannot be loaded: é{30000}") as refused:
+            await rig.connect(file)
+    assert len(str(refused.value)) < MAX_WORDS_BYTES
+
+
+async def test_a_file_s_name_may_be_any_bytes(rig: Rig) -> None:
+    """As Linux lets it: it is found, and where it is not, the reason is told all the same."""
+    file = rig.file.with_name(os.fsdecode(b"caf\xe9.onnx"))
+    async with rig.owning():
+        with pytest.raises(BundleError, match=r"caf\?\.onnx cannot be loaded: No such file"):
+            await rig.connect(file)
+        file.write_bytes(b"")
+        assert _said(await asyncio.to_thread((await rig.connect(file)).run, _images(5))) == [5]
 
 
 @pytest.mark.parametrize("name", ["symbolic.onnx", "flat.onnx"])

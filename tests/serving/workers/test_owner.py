@@ -66,7 +66,7 @@ async def test_an_owner_whose_serving_fails_ends(tmp_path: Path) -> None:
 
 
 async def test_a_stranger_is_left_and_the_owner_takes_the_next(tmp_path: Path, log_events: LogEvents) -> None:
-    """What comes over the socket is no file's name: nothing of it stays."""
+    """What comes over the socket opens nothing: no memory of it stays."""
     path = tmp_path / "owner.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -102,7 +102,7 @@ async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_own
     """Its file was not named yet."""
     before = _memories()
     opening = asyncio.create_task(_opened(ends[0]))
-    _open(ends[1], b"", length=5)
+    _open(ends[1], Run(0, 5, 0, 0).pack())
     async with asyncio.timeout(20):
         while _memories() == before:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
@@ -111,10 +111,9 @@ async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_own
     assert _memories() == before
 
 
-def _open(worker: socket.socket, name: bytes, *, length: int = 1) -> None:
+def _open(worker: socket.socket, opening: bytes) -> None:
     memory = Memory.create()
-    socket.send_fds(worker, [Run(0, length, 0, 0).pack()], [memory.descriptor])
-    worker.sendall(name)
+    socket.send_fds(worker, [opening], [memory.descriptor])
     memory.close()
 
 
