@@ -1,7 +1,8 @@
 """`make bench`: our server beside its peers, in one run, as a table of ratios.
 
 Servers run on the first core, the client on the last. Every contender is measured ROUNDS times, each time
-in another shuffled order. Ratios are taken within a round: what slows the machine then slows both sides.
+in another shuffled order, in which those that are compared stand together. Ratios are taken within a round:
+what slows the machine then slows both sides.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import platform
 import random
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -21,10 +23,10 @@ from tests.benchmarks.cells import replace_table
 from tests.benchmarks.contenders import Facts, Stage
 from tests.benchmarks.networks import FOLDER
 from tests.benchmarks.processes import calibration_ms
-from tests.benchmarks.table import CONTENDERS, ROWS, markdown
+from tests.benchmarks.table import CONTENDERS, ROWS, compared, markdown
 
 SEED = 3
-ROUNDS = 5
+ROUNDS = 9
 WINDOW_S = 2.0
 
 _stderr = Console(stderr=True)
@@ -40,8 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     rows = [row for row in ROWS if not options.rows or row.number in options.rows]
-    names = sorted({name for row in rows if row.is_possible for name in row.contenders})
-    rounds = measure(names, options.rounds, options.window_s)
+    rounds = measure(compared([row for row in rows if row.is_possible]), options.rounds, options.window_s)
     (FOLDER / "table.json").write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
     text = f"{markdown(rows, rounds)}\n{described(rounds, options.window_s)}\n"
     print(text)
@@ -49,15 +50,15 @@ def main() -> None:
         replace_table(options.write, text)
 
 
-def measure(names: list[str], rounds: int, window_s: float) -> list[dict[str, Facts]]:
+def measure(groups: Sequence[Sequence[str]], rounds: int, window_s: float) -> list[dict[str, Facts]]:
     """Facts of every contender, round by round. Round 0 only warms, and is thrown away."""
     measured: list[dict[str, Facts]] = []
     order = random.Random(SEED)  # noqa: S311 - an order, no secret
     with Stage() as stage, Progress(console=_stderr) as progress:
-        task = progress.add_task("starting servers", total=(rounds + 1) * len(names))
+        task = progress.add_task("starting servers", total=(rounds + 1) * sum(map(len, groups)))
         for number in range(rounds + 1):
             facts: dict[str, Facts] = {}
-            for name in order.sample(names, len(names)):
+            for name in _shuffled(groups, order):
                 progress.update(task, description=f"{'warming' if not number else f'round {number}'}: {name}")
                 machine_now = {"calibration_ms": calibration_ms(), "load_average": os.getloadavg()[0]}
                 facts[name] = machine_now | dict(
@@ -66,6 +67,10 @@ def measure(names: list[str], rounds: int, window_s: float) -> list[dict[str, Fa
                 progress.advance(task)
             measured.append(facts)
     return measured[1:]
+
+
+def _shuffled(groups: Sequence[Sequence[str]], order: random.Random) -> list[str]:
+    return [name for group in order.sample(groups, len(groups)) for name in order.sample(group, len(group))]
 
 
 def machine() -> str:

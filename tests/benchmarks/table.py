@@ -211,6 +211,16 @@ ROWS = (
 )
 
 
+def compared(rows: Sequence[Row]) -> list[list[str]]:
+    """The contenders in groups: who is compared with each other, by one row or over several."""
+    groups: list[set[str]] = []
+    for row in rows:
+        touching = [group for group in groups if not group.isdisjoint(row.contenders)]
+        groups = [group for group in groups if group not in touching]
+        groups.append(set(row.contenders).union(*touching))
+    return [sorted(group) for group in groups]
+
+
 def markdown(rows: Sequence[Row], rounds: Sequence[Mapping[str, Facts]]) -> str:
     """The table of ratios, and below it what each contender measured."""
     lines = [
