@@ -1,5 +1,6 @@
 """Random changes to training images: what moves, what stays, and that each image has its own draw."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ def test_numbers_follow_from_seed_epoch_and_step_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert numbers.shape == (5, len(Use))
     assert 0 <= float(numbers.min()) <= float(numbers.max()) < 1
+
+
+def test_a_later_change_s_numbers_leave_those_of_the_others_as_they_were() -> None:
+    """What runs drew before images could be blurred is drawn today."""
+    numbers = draw(3, seed=0, epoch=1, step=2)
+    before = np.random.default_rng([0, 1, 2, 1]).random((3, Use.BLUR), dtype=np.float32)
+    assert np.array_equal(numbers[:, : Use.BLUR].numpy(), before)
 
 
 def test_shift_moves_each_image_by_whole_pixels_over_the_background() -> None:
