@@ -5,7 +5,7 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -256,14 +256,14 @@ def fake_engine() -> type[FakeEngine]:
     return FakeEngine
 
 
-RefuseAccepts = Callable[[], Awaitable[list[OSError]]]
+RefuseAccepts = Callable[[], list[OSError]]
 
 
 @pytest.fixture
 def refuse_accepts(monkeypatch: pytest.MonkeyPatch) -> RefuseAccepts:
     """Let the next connection of the running event loop fail, and each for which an error is appended."""
 
-    async def refuse() -> list[OSError]:
+    def refuse() -> list[OSError]:
         monkeypatch.setattr(ports, "_PAUSE_S", 0.01)
         loop = asyncio.get_running_loop()
         accept, refusals = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")]

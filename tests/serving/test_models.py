@@ -43,10 +43,11 @@ class Loader:
     """Loads real networks, and counts; where a test closes the gate, those that are gated wait for it."""
 
     def __init__(self, *, gated: str | None = None) -> None:
-        """Gate one version, or all."""
+        """Gate one version, whose gate is closed; or all, with an open one."""
         self._gated = gated
         self.gate = threading.Event()
-        self.gate.set()
+        if gated is None:
+            self.gate.set()
         self.entered = threading.Event()
         self.engines: list[Probed] = []
 
@@ -702,7 +703,6 @@ class TestLoadAndUnload:
     ) -> None:
         """Version 2 is loaded, its alias 1 is loading: neither is lost, and nobody loads it once more."""
         load = Loader(gated="1")
-        load.gate.clear()
         async with open_models(load_engine=load) as models:
             for alias in ("canary", "stable"):
                 repository.set_alias(NAME, alias, publish().version)
@@ -794,7 +794,6 @@ class TestEnd:
         publish()
         repository.set_alias(NAME, "canary", 1)
         load = Loader(gated="1")
-        load.gate.clear()
         async with open_models(load_engine=load, scanned=False) as models:
             await load.until_entered()
             assert len(load.engines) == 1

@@ -193,7 +193,7 @@ async def test_a_system_without_descriptors_is_waited_for(
     rig: Rig, refuse_accepts: RefuseAccepts, log_events: LogEvents
 ) -> None:
     """Who comes meanwhile waits, and who was there carries on."""
-    refusals = await refuse_accepts()
+    refusals = refuse_accepts()
     async with rig.owning():
         engine = await asyncio.wait_for(rig.connect(), 20)
         refusals.append(OSError(errno.ENFILE, "Too many open files in system"))

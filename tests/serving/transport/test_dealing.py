@@ -219,7 +219,7 @@ async def test_a_system_without_descriptors_is_waited_for(
     refuse_accepts: RefuseAccepts, log_events: LogEvents
 ) -> None:
     """It is said, and the connection is taken when there are some again."""
-    await refuse_accepts()
+    refuse_accepts()
     async with AsyncExitStack() as stack, a_dealer() as (dealer, sit):
         sit("a")
         assert [name for name, _ in await greetings(dealer, stack, 1)] == ["a"]
