@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
@@ -56,7 +56,8 @@ class Classification:
     results: tuple[Ranking | ImageError, ...]
 
 
-class Inference(NamedTuple):
+@dataclass(slots=True)
+class Inference:
     """The network's raw answer for several images."""
 
     model: str

@@ -24,7 +24,7 @@ _CPU = "CPUExecutionProvider"
 _ORT_ERRORS = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # and not frozen, which would cost every request more than the rest of it
 class Output:
     """What a network says of N images."""
 
