@@ -15,13 +15,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable
 from serving.metrics import Metrics
 from serving.transport.pipeline import pipelined
 from serving.transport.status import Code, Status, status_of
-from serving.transport.table import Call, Pipeline, Rpc, Stream, Unary
+from serving.transport.table import Call, Pipeline, Reply, Rpc, Stream, Unary
 from serving.transport.tokens import Tokens
 
 REQUEST_ID_KEY = "x-request-id"
@@ -134,7 +134,7 @@ class Around:
                     response = await compute(request, call)
                 else:
                     response = await _in_time(compute(request, call), call.deadline_s)
-                return response.SerializeToString()
+                return response if isinstance(response, bytes) else response.SerializeToString()
             except (asyncio.CancelledError, GeneratorExit):
                 code = Code.CANCELLED.name
                 raise
@@ -220,11 +220,11 @@ class Around:
             except Exception as error:  # noqa: BLE001 - one bad message never ends the stream
                 status = self._status(rpc, call, error)
                 code = status.code
-                response = rpc.refuse(rpc.request() if request is None else request, status)
+                response = rpc.refuse(parse(b"") if request is None else request, status)
             finally:
                 self._leave()
             ended(code.name)
-            return response.SerializeToString()
+            return response if isinstance(response, bytes) else response.SerializeToString()
 
         return answer_one
 
@@ -259,11 +259,11 @@ class Around:
 
 
 def _parser(rpc: Rpc) -> Callable[[bytes], Any]:
-    from_string = rpc.request.FromString
+    from_bytes = (None if isinstance(rpc, Stream) else rpc.parse) or rpc.request.FromString
 
     def parse(message: bytes) -> Any:  # noqa: ANN401 - each row has its own type of message
         try:
-            return from_string(message)
+            return from_bytes(message)
         except DecodeError as error:
             raise InvalidRequest(
                 f"the request is no {rpc.request.DESCRIPTOR.full_name}: {len(message)} bytes"
@@ -272,7 +272,7 @@ def _parser(rpc: Rpc) -> Callable[[bytes], Any]:
     return parse
 
 
-async def _in_time(work: Awaitable[Message], deadline_s: float) -> Message:
+async def _in_time(work: Awaitable[Reply], deadline_s: float) -> Reply:
     try:
         async with asyncio.timeout_at(deadline_s):
             return await work

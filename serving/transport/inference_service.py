@@ -3,7 +3,7 @@
 The tensor work lies in tensors.py.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version as distribution_version
 
 import numpy as np
@@ -16,7 +16,9 @@ from serving.models import Models
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference import model_config_pb2 as config_pb
 from serving.transport import tensors
+from serving.transport.infer_requests import InferRequest, RequestReader
 from serving.transport.model_statistics import model_statistics
+from serving.transport.protobuf import field
 from serving.transport.request_parameters import decode_urgency
 from serving.transport.shared_memory import Regions
 from serving.transport.status import Status
@@ -35,6 +37,12 @@ EXTENSIONS = (
     "statistics",
 )
 
+_INFER_RESPONSE = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
+# Clients that also talk to models of many answers wait for the one that says it is the last.
+_LAST: bytes = pb.ModelInferResponse(
+    parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
+).SerializeToString()
+
 
 class InferenceService:
     """What clients written for Triton and KServe expect, over the same classifier."""
@@ -44,6 +52,7 @@ class InferenceService:
         self._models = models
         self._metrics = metrics
         self._regions = regions
+        self._requests = RequestReader()
 
     def rpcs(self) -> Sequence[Rpc]:
         """Its rows of the table."""
@@ -68,6 +77,7 @@ class InferenceService:
                 pb.ModelInferRequest,
                 self.model_infer,
                 model_field="model_name",
+                parse=self._requests.read,
                 admit=self._classifier.admission.check,
             ),
             Pipeline(
@@ -76,6 +86,7 @@ class InferenceService:
                 self.model_infer_in_stream,
                 _refuse,
                 model_field="model_name",
+                parse=self._requests.read,
             ),
         )
 
@@ -164,28 +175,12 @@ class InferenceService:
         )
         return pb.ModelStatisticsResponse(model_stats=statistics)
 
-    def model_infer(self, request: pb.ModelInferRequest, call: Call) -> Awaitable[pb.ModelInferResponse]:
+    async def model_infer(self, request: InferRequest, call: Call) -> bytes:
         """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
-        return self._infer(request, call, pb.ModelInferResponse())
-
-    async def model_infer_in_stream(
-        self, request: pb.ModelInferRequest, call: Call
-    ) -> pb.ModelStreamInferResponse:
-        """The same for one request of a stream."""
-        response = pb.ModelStreamInferResponse()
-        await self._infer(request, call, response.infer_response)
-        # Clients that also talk to models of many answers wait for the one that says it is the last.
-        response.infer_response.parameters["triton_final_response"].bool_param = True
-        return response
-
-    async def _infer(
-        self, request: pb.ModelInferRequest, call: Call, response: pb.ModelInferResponse
-    ) -> pb.ModelInferResponse:
-        """Fill a response."""
-        wanted = tensors.decode_outputs(request)
-        given = tensors.decode_input(request, self._regions)
-        deadline_s, priority = decode_urgency(request, call.deadline_s)
-        model, revision = request.model_name, _revision(request.model_version)
+        message = request.message
+        given, wanted = self._requests.decode(request, self._regions)
+        deadline_s, priority = decode_urgency(message, call.deadline_s)
+        model, revision = message.model_name, _revision(message.model_version)
         if isinstance(given, np.ndarray):
             infer = self._classifier.infer_tensor(
                 given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
@@ -195,17 +190,16 @@ class InferenceService:
                 given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
             )
         inference = await infer
-        response.model_name = inference.model
-        response.model_version = str(inference.version)
-        response.id = request.id
-        for output in wanted:
-            tensors.encode_output(inference, output, response, self._regions)
-        return response
+        return tensors.encode_response(inference, wanted, message.id, self._regions)
+
+    async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
+        """The same for one request of a stream."""
+        return field(_INFER_RESPONSE, await self.model_infer(request, call) + _LAST)
 
 
-def _refuse(request: pb.ModelInferRequest, status: Status) -> pb.ModelStreamInferResponse:
+def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferResponse:
     response = pb.ModelStreamInferResponse(error_message=status.message)
-    response.infer_response.id = request.id  # so that the client knows which one failed
+    response.infer_response.id = request.message.id  # so that the client knows which one failed
     return response
 
 

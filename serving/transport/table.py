@@ -22,7 +22,8 @@ class Call:
     request_id: str = ""
 
 
-Answer = Callable[[Any, Call], Awaitable[Message]]
+Reply = Message | bytes  # the latter where it is serialized already
+Answer = Callable[[Any, Call], Awaitable[Reply]]
 AnswerStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Message]]
 
 
@@ -34,6 +35,7 @@ class Unary:
     request: type[Message]
     answer: Answer
     model_field: str = ""  # where the request names a model: tokens are checked against it
+    parse: Callable[[bytes], Any] | None = None  # makes the function's request, where that is no message
     is_open: bool = False  # answered without a token, for probes
     admit: Callable[[], None] | None = None  # raises where not even the smallest request would be taken
 
@@ -58,8 +60,9 @@ class Pipeline:
     method: str
     request: type[Message]
     answer: Answer
-    refuse: Callable[[Any, Status], Message]  # of the request, empty where it could not be parsed
+    refuse: Callable[[Any, Status], Message]  # of the request, an empty one where it could not be parsed
     model_field: str
+    parse: Callable[[bytes], Any] | None = None
     is_open: bool = False
 
 

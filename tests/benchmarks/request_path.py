@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.admission import Admission
 from serving.batch_policy import BatchPolicy
 from serving.batching import Batcher
 from serving.bundle import Repository
@@ -82,14 +83,17 @@ def _lines(  # noqa: PLR0917 - every stage of the path
         time.sleep(PAUSE_S)  # noqa: ASYNC251 - the core idles, as it does while a lonely client thinks
         await everything()
 
-    def wrapped(function: Any) -> Work:
-        row = Around(Metrics()).wrap(Unary(METHOD, pb.ModelInferRequest, function, model_field="model_name"))
-        return lambda: row.answer(message, Call({}))
+    def wrapped(row: Unary) -> Work:
+        wire = Around(Metrics()).wrap(row)
+        return lambda: wire.answer(message, Call({}))
 
-    everything = wrapped(service.model_infer)
+    def infer_row(of: InferenceService) -> Unary:
+        return next(row for row in of.rpcs() if isinstance(row, Unary) and row.method == METHOD)
+
+    everything = wrapped(infer_row(service))
     return {
-        "around: parse, id, counts, errors": wrapped(nothing),
-        "and the message <-> tensors": wrapped(instant.model_infer),
+        "around: parse, id, counts, errors": wrapped(Unary(METHOD, pb.ModelInferRequest, nothing)),
+        "and the message <-> tensors": wrapped(infer_row(instant)),
         "batcher without a network": lambda: idle.submit(image),
         "classifier: lease, admission, batcher, network, counts": lambda: classifier.infer_tensor(
             image, model=ready.model
@@ -103,6 +107,7 @@ class _Instant:
     """A classifier that has the answer already."""
 
     def __init__(self, ready: Inference) -> None:
+        self.admission = Admission(1)
         self._ready = ready
 
     async def infer_tensor(self, *_: object, **__: object) -> Inference:

@@ -62,8 +62,7 @@ def _encoded(
     inference: Inference, wanted: WantedOutput
 ) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
     """The one output of a response, and its raw contents."""
-    response = pb.ModelInferResponse()
-    tensors.encode_output(inference, wanted, response, NO_REGIONS)
+    response = pb.ModelInferResponse.FromString(tensors.encode_response(inference, [wanted], "", NO_REGIONS))
     (tensor,), (raw,) = response.outputs, response.raw_output_contents
     return tensor, raw
 
@@ -267,6 +266,20 @@ def test_an_output_is_little_endian_fp32_of_its_shape() -> None:
     np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(2, 3), inference.output.probabilities)
     assert (embedding.name, embedding.datatype, list(embedding.shape)) == ("embedding", "FP32", [2, 1])
     np.testing.assert_array_equal(np.frombuffer(embedding_raw, "<f4"), [5, 0])
+
+
+def test_a_response_names_who_answers_and_keeps_the_order_of_its_outputs() -> None:
+    """Raw contents stand in the order of the outputs that they belong to."""
+    inference = _probabilities([0.5, 0.25, 0.25])
+    wanted = [WantedOutput("embedding"), WantedOutput("probabilities", 1), WantedOutput("probabilities")]
+
+    response = pb.ModelInferResponse.FromString(
+        tensors.encode_response(inference, wanted, "request 7", NO_REGIONS)
+    )
+
+    assert (response.model_name, response.model_version, response.id) == ("colours", "1", "request 7")
+    assert [each.name for each in response.outputs] == ["embedding", "probabilities", "probabilities"]
+    assert list(map(len, response.raw_output_contents)) == [4, 4 + len("0.500000:0:a"), 12]
 
 
 def test_classes_are_value_index_label_with_six_decimals() -> None:

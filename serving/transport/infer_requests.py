@@ -1,0 +1,103 @@
+"""ModelInfer requests, from bytes: what clients say again and again is read once.
+
+Fields are written in the order of their numbers, so the raw contents of the input end a request. What comes
+before them is a message of its own, and a client that sends images of one size repeats it byte for byte.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from serving.bundle.images import Pixels
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.transport.protobuf import field
+from serving.transport.shared_memory import Regions
+from serving.transport.tensors import WantedOutput, decode_input, decode_outputs
+
+_RAW_INPUT_CONTENTS = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+
+_MAX_HEAD_BYTES = 1024
+_MAX_SIZES = 64
+_MAX_HEADS_OF_A_SIZE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """All of a request but its pixels, which are of one tensor."""
+
+    data: bytes
+    message: pb.ModelInferRequest
+    shape: tuple[int, ...]  # (N, H, W, C)
+    wanted: Sequence[WantedOutput]
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """A request as it came. Where its head was known, the message lacks the raw contents."""
+
+    data: bytes
+    message: pb.ModelInferRequest
+    head: _Head | None = None
+
+    @property
+    def model_name(self) -> str:
+        """Of the model that is to answer."""
+        name: str = self.message.model_name
+        return name
+
+
+class RequestReader:
+    """Reads requests. A class because it remembers the heads of those that it could decode."""
+
+    def __init__(self) -> None:
+        self._heads: dict[int, list[_Head]] = {}  # by the size of a whole request
+
+    def read(self, data: bytes) -> InferRequest:
+        """A request from bytes.
+
+        Raises:
+            DecodeError: they are none.
+        """
+        for head in self._heads.get(len(data), ()):
+            if data.startswith(head.data):
+                return InferRequest(data, head.message, head)
+        return InferRequest(data, pb.ModelInferRequest.FromString(data))
+
+    def decode(
+        self, request: InferRequest, regions: Regions
+    ) -> tuple[Pixels | list[bytes], Sequence[WantedOutput]]:
+        """The input of a request, as `decode_input` gives it, and the outputs that it wants.
+
+        Raises:
+            InvalidTensor, UnknownRegion: as `decode_input` and `decode_outputs`.
+        """
+        head = request.head
+        if head is not None:
+            return np.ndarray(head.shape, np.uint8, request.data, len(head.data)), head.wanted  # (N, H, W, C)
+        wanted = decode_outputs(request.message)
+        given = decode_input(request.message, regions)
+        if isinstance(given, np.ndarray):
+            self._remember(request, given, wanted)
+        return given, wanted
+
+    def _remember(self, request: InferRequest, pixels: Pixels, wanted: Sequence[WantedOutput]) -> None:
+        if request.message.id or len(request.message.raw_input_contents) != 1:
+            return  # an id comes but once
+        contents = field(_RAW_INPUT_CONTENTS, pixels.tobytes())
+        before = request.data[: -len(contents)]
+        if len(before) > _MAX_HEAD_BYTES or not request.data.endswith(contents):
+            return
+        try:
+            message = pb.ModelInferRequest.FromString(before)
+        except DecodeError:  # other fields end it, which only look like raw contents
+            return
+        if message.raw_input_contents:
+            return
+        if len(self._heads) >= _MAX_SIZES:
+            self._heads.clear()
+        heads = self._heads.setdefault(len(request.data), [])
+        if len(heads) >= _MAX_HEADS_OF_A_SIZE:
+            heads.clear()
+        heads.append(_Head(request.data[: -pixels.size], message, pixels.shape, wanted))

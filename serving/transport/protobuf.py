@@ -1,0 +1,26 @@
+"""Fields of protobuf as bytes, for messages that are cheaper joined than built (encoding: protobuf.dev)."""
+
+from functools import lru_cache
+
+_LENGTH_DELIMITED = 2  # wire type
+_TYPE_BITS = 3
+_MORE = 0x80
+
+
+def field(number: int, value: bytes) -> bytes:
+    """A field of strings, bytes or messages: the joined fields of a message are the message."""
+    return _head(number, len(value)) + value
+
+
+@lru_cache(maxsize=256)
+def _head(number: int, length: int) -> bytes:
+    return _varint(number << _TYPE_BITS | _LENGTH_DELIMITED) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value >= _MORE:
+        written.append(value & (_MORE - 1) | _MORE)
+        value >>= 7
+    written.append(value)
+    return bytes(written)
