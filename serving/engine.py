@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float32]
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _ORT_ERRORS = 3
+_OUTPUTS = {"probabilities": "tensor(float)", "embedding": "tensor(float)"}
 
 
 @dataclass(slots=True)  # and not frozen, which would cost every request more than the rest of it
@@ -157,9 +158,9 @@ class OnnxEngine:
             )
         session.disable_fallback()
         inputs = {tensor.name: tensor.type for tensor in session.get_inputs()}
-        outputs = {tensor.name for tensor in session.get_outputs()}
-        if inputs != {"image": "tensor(uint8)"} or not {"probabilities", "embedding"} <= outputs:
-            raise BundleError(f"{model_file} maps {inputs} to {sorted(outputs)}: no graph of this project")
+        outputs = {tensor.name: tensor.type for tensor in session.get_outputs()}
+        if inputs != {"image": "tensor(uint8)"} or not _OUTPUTS.items() <= outputs.items():
+            raise BundleError(f"{model_file} maps {inputs} to {outputs}: no graph of this project")
         return cls(session, threads=threads, buckets=batch_buckets(device, max_batch_size))
 
     def run(self, images: Pixels) -> Output:

@@ -157,8 +157,22 @@ class TestOnnxEngine:
     def test_a_graph_without_an_embedding_is_refused(self, publish: Publish) -> None:
         """Both outputs belong to the contract."""
         file = _changed(publish(), lambda graph: graph.output.pop(1))
-        with pytest.raises(BundleError, match=r"\['probabilities'\]: no graph of this project"):
+        with pytest.raises(
+            BundleError, match=r"{'probabilities': 'tensor\(float\)'}: no graph of this project"
+        ):
             _load(file)
+
+    def test_a_graph_of_doubles_is_refused(self, publish: Publish) -> None:
+        """Answers are written as they are, and are told to be FP32."""
+
+        def widen(graph: onnx.GraphProto) -> None:
+            name = graph.output[0].name
+            graph.node.append(onnx.helper.make_node("Cast", [f"{name}_32"], [name], to=TensorProto.DOUBLE))
+            next(node for node in graph.node if name in node.output).output[:] = [f"{name}_32"]
+            graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+        with pytest.raises(BundleError, match=r"tensor\(double\).*no graph of this project"):
+            _load(_changed(publish(), widen))
 
     def test_a_failing_run_is_an_engine_error_with_the_number_of_images(self, publish: Publish) -> None:
         """Whatever ONNX Runtime raises becomes one kind of error."""
