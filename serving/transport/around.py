@@ -259,7 +259,7 @@ class Around:
 
 
 def _parser(rpc: Rpc) -> Callable[[bytes], Any]:
-    from_bytes = (None if isinstance(rpc, Stream) else rpc.parse) or rpc.request.FromString
+    from_bytes = rpc.parse or rpc.request.FromString
 
     def parse(message: bytes) -> Any:  # noqa: ANN401 - each row has its own type of message
         try:

@@ -12,23 +12,23 @@ from google.protobuf.message import DecodeError
 
 from serving.bundle.images import Pixels
 from serving.pb.inference import grpc_service_pb2 as pb
-from serving.transport.protobuf import field
+from serving.transport.protobuf import tag_and_length
 from serving.transport.shared_memory import Regions
 from serving.transport.tensors import WantedOutput, decode_input, decode_outputs
 
 _RAW_INPUT_CONTENTS = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 
 _MAX_HEAD_BYTES = 1024
-_MAX_SIZES = 64
+_MAX_SIZES = 256
 _MAX_HEADS_OF_A_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """All of a request but its pixels, which are of one tensor."""
+    """All that comes before the first pixel. Many requests share it, and none may change it."""
 
-    data: bytes
-    message: pb.ModelInferRequest
+    data: bytes  # to the length of the raw contents
+    message: pb.ModelInferRequest  # without them
     shape: tuple[int, ...]  # (N, H, W, C)
     wanted: Sequence[WantedOutput]
 
@@ -83,21 +83,22 @@ class RequestReader:
         return given, wanted
 
     def _remember(self, request: InferRequest, pixels: Pixels, wanted: Sequence[WantedOutput]) -> None:
-        if request.message.id or len(request.message.raw_input_contents) != 1:
+        """Remember the head, where nothing follows the pixels."""
+        if request.message.id or not request.message.raw_input_contents:
             return  # an id comes but once
-        contents = field(_RAW_INPUT_CONTENTS, pixels.tobytes())
-        before = request.data[: -len(contents)]
-        if len(before) > _MAX_HEAD_BYTES or not request.data.endswith(contents):
+        before_pixels = tag_and_length(_RAW_INPUT_CONTENTS, pixels.size)
+        start = len(request.data) - pixels.size
+        end = start - len(before_pixels)
+        if not 0 <= end <= _MAX_HEAD_BYTES or not request.data.startswith(before_pixels, end):
             return
         try:
-            message = pb.ModelInferRequest.FromString(before)
-        except DecodeError:  # other fields end it, which only look like raw contents
+            message = pb.ModelInferRequest.FromString(request.data[:end])
+        except DecodeError:  # it ends inside another field, in which something looks like raw contents
             return
-        if message.raw_input_contents:
-            return
-        if len(self._heads) >= _MAX_SIZES:
-            self._heads.clear()
-        heads = self._heads.setdefault(len(request.data), [])
+        size = len(request.data)
+        if size not in self._heads and len(self._heads) >= _MAX_SIZES:
+            del self._heads[next(iter(self._heads))]
+        heads = self._heads.setdefault(size, [])
         if len(heads) >= _MAX_HEADS_OF_A_SIZE:
-            heads.clear()
-        heads.append(_Head(request.data[: -pixels.size], message, pixels.shape, wanted))
+            del heads[0]
+        heads.append(_Head(request.data[:start], message, pixels.shape, wanted))

@@ -9,11 +9,12 @@ _MORE = 0x80
 
 def field(number: int, value: bytes) -> bytes:
     """A field of strings, bytes or messages: the joined fields of a message are the message."""
-    return _head(number, len(value)) + value
+    return tag_and_length(number, len(value)) + value
 
 
 @lru_cache(maxsize=256)
-def _head(number: int, length: int) -> bytes:
+def tag_and_length(number: int, length: int) -> bytes:
+    """What stands before the value of such a field."""
     return _varint(number << _TYPE_BITS | _LENGTH_DELIMITED) + _varint(length)
 
 

@@ -1,4 +1,4 @@
-"""Every RPC in one table: full name -> plain async function from message to message. No transport's types.
+"""Every RPC in one table: full name -> plain async function from request to answer. No transport's types.
 
 A transport (grpc_server.py) serves what `around.wrap` makes of these rows, and knows no message at all.
 """
@@ -22,6 +22,9 @@ class Call:
     request_id: str = ""
 
 
+# Makes what a function takes in place of the message, with the row's model_field among its attributes. Raises
+# DecodeError, but never for no bytes at all.
+Parse = Callable[[bytes], Any]
 Reply = Message | bytes  # the latter where it is serialized already
 Answer = Callable[[Any, Call], Awaitable[Reply]]
 AnswerStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Message]]
@@ -35,7 +38,7 @@ class Unary:
     request: type[Message]
     answer: Answer
     model_field: str = ""  # where the request names a model: tokens are checked against it
-    parse: Callable[[bytes], Any] | None = None  # makes the function's request, where that is no message
+    parse: Parse | None = None
     is_open: bool = False  # answered without a token, for probes
     admit: Callable[[], None] | None = None  # raises where not even the smallest request would be taken
 
@@ -47,6 +50,7 @@ class Stream:
     method: str
     request: type[Message]
     answer: AnswerStream
+    parse: Parse | None = None
     is_open: bool = False
 
 
@@ -62,7 +66,7 @@ class Pipeline:
     answer: Answer
     refuse: Callable[[Any, Status], Message]  # of the request, an empty one where it could not be parsed
     model_field: str
-    parse: Callable[[bytes], Any] | None = None
+    parse: Parse | None = None
     is_open: bool = False
 
 

@@ -22,7 +22,6 @@ INPUT = "image"
 PROBABILITIES = "probabilities"
 EMBEDDING = "embedding"
 
-_FP32_BYTES = 4
 _LENGTH_BYTES = 4  # before each element of raw BYTES, little-endian
 _BATCH_AND_PIXELS = 4  # dimensions: N, height, width, channels
 
@@ -85,7 +84,7 @@ def encode_response(
 ) -> bytes:
     """A ModelInferResponse, serialized: the outputs in the order in which they are wanted.
 
-    Joined from fields: building the message would cost a small request four times as much.
+    Joined from fields, which costs a small request much less than building the message.
 
     Raises:
         InvalidTensor: the shared memory is too small for an output.
@@ -104,15 +103,15 @@ def _encode_output(inference: Inference, wanted: WantedOutput, regions: Regions)
     output = inference.output
     if wanted.top_k:
         count, classes = output.probabilities.shape
-        tensor = _tensor(wanted.name, "BYTES", (count, min(wanted.top_k, classes)))
-        return tensor, _raw_contents(b"".join(_encode_classes(inference, wanted)))
+        announced = _announcement(wanted.name, "BYTES", (count, min(wanted.top_k, classes)))
+        return announced, _raw_contents(b"".join(_encode_classes(inference, wanted)))
     values = output.probabilities if wanted.name == PROBABILITIES else output.embedding
-    raw = values.tobytes()  # little-endian, as every machine that ONNX Runtime runs on
-    tensor = _tensor(wanted.name, "FP32", values.shape, wanted.span)
+    raw = values.tobytes()  # little-endian, as x86-64 and ARM are
     if wanted.span is None:
-        return tensor, _raw_contents(raw)
+        return _announcement(wanted.name, "FP32", values.shape), _raw_contents(raw)
     regions.write(wanted.span, raw)
-    return tensor, _raw_contents(b"")  # its place stays, empty
+    announced = _announcement_in(wanted.span, len(raw), wanted.name, values.shape)
+    return announced, _raw_contents(b"")  # its place stays, empty
 
 
 def _raw_contents(raw: bytes) -> bytes:
@@ -126,15 +125,22 @@ def _names(model: str, version: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _tensor(name: str, datatype: str, shape: tuple[int, ...], span: Span | None = None) -> bytes:
-    """A response that only announces one output, perhaps in shared memory."""
+def _announcement(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """Fields of a response that announce one output."""
     response = Response()
-    tensor = response.outputs.add(name=name, datatype=datatype, shape=shape)
-    if span is not None:
-        tensor.parameters["shared_memory_region"].string_param = span.region
-        tensor.parameters["shared_memory_byte_size"].int64_param = math.prod(shape) * _FP32_BYTES
-        if span.offset:
-            tensor.parameters["shared_memory_offset"].int64_param = span.offset
+    response.outputs.add(name=name, datatype=datatype, shape=shape)
+    announced: bytes = response.SerializeToString()
+    return announced
+
+
+def _announcement_in(span: Span, byte_size: int, name: str, shape: tuple[int, ...]) -> bytes:
+    """The same of one in shared memory. Not remembered: clients name the regions."""
+    response = Response()
+    tensor = response.outputs.add(name=name, datatype="FP32", shape=shape)
+    tensor.parameters["shared_memory_region"].string_param = span.region
+    tensor.parameters["shared_memory_byte_size"].int64_param = byte_size
+    if span.offset:
+        tensor.parameters["shared_memory_offset"].int64_param = span.offset
     announced: bytes = response.SerializeToString()
     return announced
 

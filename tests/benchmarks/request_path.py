@@ -76,7 +76,7 @@ def _lines(  # noqa: PLR0917 - every stage of the path
     instant = InferenceService(_Instant(ready), models, metrics, regions)  # type: ignore[arg-type]
     answer = pb.ModelInferResponse()
 
-    async def nothing(_request: pb.ModelInferRequest, _call: Call) -> pb.ModelInferResponse:
+    async def nothing(_request: bytes, _call: Call) -> pb.ModelInferResponse:
         return answer
 
     async def paused() -> None:
@@ -92,7 +92,7 @@ def _lines(  # noqa: PLR0917 - every stage of the path
 
     everything = wrapped(infer_row(service))
     return {
-        "around: parse, id, counts, errors": wrapped(Unary(METHOD, pb.ModelInferRequest, nothing)),
+        "around: id, counts, errors": wrapped(Unary(METHOD, pb.ModelInferRequest, nothing, parse=bytes)),
         "and the message <-> tensors": wrapped(infer_row(instant)),
         "batcher without a network": lambda: idle.submit(image),
         "classifier: lease, admission, batcher, network, counts": lambda: classifier.infer_tensor(

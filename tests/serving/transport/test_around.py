@@ -53,6 +53,22 @@ async def _messages(*values: str) -> AsyncIterator[bytes]:
         yield StringValue(value=value).SerializeToString()
 
 
+async def test_a_row_may_parse_by_itself_and_answer_in_bytes() -> None:
+    """What a row's own parser makes is what its function takes, and bytes go out as they are."""
+
+    def parse(data: bytes) -> list[str]:
+        return [StringValue.FromString(data).value]
+
+    async def answer(request: list[str], _call: Call) -> bytes:
+        return repr(request).encode()
+
+    row = Around(Metrics()).wrap(Unary(METHOD, StringValue, answer, parse=parse))
+
+    assert await row.answer(StringValue(value="a").SerializeToString(), Call({})) == b"['a']"
+    with pytest.raises(Failure, match=r"the request is no google\.protobuf\.StringValue: 1 bytes"):
+        await row.answer(b"\xff", Call({}))
+
+
 async def test_a_given_request_id_is_kept_and_a_missing_one_is_made() -> None:
     """The function sees the id that its caller gave; else it sees 16 hex digits, new for every call."""
     echo = Around(Metrics()).wrap(Unary(METHOD, StringValue, _echo))

@@ -13,11 +13,13 @@ from serving.pb.inference import grpc_service_pb2 as pb
 from serving.transport.infer_requests import RequestReader
 from serving.transport.protobuf import field
 from serving.transport.shared_memory import Regions
+from serving.transport.tensors import WantedOutput
 
 SHAPE = (2, 3, 3, 1)
 PIXELS = np.arange(18, dtype=np.uint8).reshape(SHAPE)
 NO_REGIONS = Regions()
 RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+ID = pb.ModelInferRequest.ID_FIELD_NUMBER
 
 
 def _request(pixels: Any = PIXELS, *, model: str = "colours", **fields: Any) -> bytes:
@@ -36,11 +38,11 @@ def _read(reader: RequestReader, data: bytes) -> tuple[bool, Any]:
 
 
 def _decoded(reader: RequestReader, data: bytes) -> Any:
-    """What is decoded, as values that can be compared."""
-    request = reader.read(data)
+    """What is decoded, or why nothing is, as values that can be compared."""
     try:
+        request = reader.read(data)
         given_, wanted = reader.decode(request, NO_REGIONS)
-    except LenserveError as error:
+    except (LenserveError, DecodeError) as error:
         return type(error), str(error)
     message = request.message
     told = (message.model_name, message.model_version, message.id, dict(message.parameters), list(wanted))
@@ -92,7 +94,8 @@ def test_parameters_stay_with_a_known_head() -> None:
     "data",
     [
         pytest.param(_request(id="7"), id="an id, which does not come again"),
-        pytest.param(_request() + field(3, b""), id="the pixels are not last"),
+        pytest.param(_request() + field(ID, b""), id="the pixels are not last"),
+        pytest.param(_request() + b"\x08\x01", id="a field that nobody knows comes after the pixels"),
         pytest.param(_request(model="m" * 2000), id="a long head"),
         pytest.param(
             _request()[:-19] + b"\x92\0" + PIXELS.tobytes(), id="a length in more bytes than it takes"
@@ -132,17 +135,43 @@ def test_a_refused_request_is_refused_again() -> None:
             _read(reader, data)
 
 
-def test_memory_is_bounded() -> None:
-    """However many kinds of requests come, of one size and of many."""
+def test_an_id_after_fewer_pixels_is_no_part_of_them() -> None:
+    """A request of the same size whose raw contents are shorter has another head."""
+    reader = RequestReader()
+    longer, shorter = _request(), _request(PIXELS[:1])
+    _read(reader, longer)
+    ended = shorter + field(ID, b"7" * (len(longer) - len(shorter) - 2))
+
+    assert len(ended) == len(longer)
+    is_known, (pixels, _) = _read(reader, ended)
+    assert not is_known
+    np.testing.assert_array_equal(pixels, PIXELS[:1])
+
+
+def test_outputs_are_wanted_as_before() -> None:
+    """Classes and spans of shared memory belong to the head."""
+    reader = RequestReader()
+    parameters = {"classification": pb.InferParameter(int64_param=2)}
+    outputs = [pb.ModelInferRequest.InferRequestedOutputTensor(name="probabilities", parameters=parameters)]
+    data = _request(outputs=outputs)
+    _read(reader, data)
+
+    is_known, (_, wanted) = _read(reader, data)
+
+    assert is_known
+    assert list(wanted) == [WantedOutput("probabilities", 2)]
+
+
+def test_memory_is_bounded_and_what_is_asked_again_stays() -> None:
+    """However many kinds of requests come, of one size and of many: the oldest are forgotten first."""
     reader = RequestReader()
     for number in range(1000):
         _read(reader, _request(model=f"{number:04}"))
         _read(reader, _request(PIXELS[:1], model="m" * number))
+        assert len(reader._heads) <= 256
+        assert max(map(len, reader._heads.values())) <= 8
 
-    heads = reader._heads
-
-    assert len(heads) <= 64
-    assert max(map(len, heads.values())) <= 8
+    assert _read(reader, _request(model="0999"))[0]
 
 
 _shapes = st.tuples(*[st.integers(1, 3)] * 4)
@@ -163,15 +192,18 @@ _requests = st.builds(
 )
 
 
-@given(st.lists(st.tuples(_requests, st.binary(max_size=40)), max_size=5))
-def test_who_remembers_decodes_as_who_does_not(requests: list[tuple[bytes, bytes]]) -> None:
-    """Any requests in any order, also with any other end."""
+_WHOLE_FIELDS = [b"", field(1, b"other"), field(ID, b"7"), field(RAW, b""), b"\x08\x01", b"\x0b\x0c"]
+_HALF_FIELDS = [b"\x0b", b"\x0c", b"\x00", b"\x3a", b"\x3a\x05ab"]
+_fields = st.sampled_from(_WHOLE_FIELDS + _HALF_FIELDS)
+
+
+@given(st.lists(st.tuples(_requests, _fields, _fields, st.binary(max_size=40)), max_size=4))
+def test_who_remembers_decodes_as_who_does_not(
+    requests: list[tuple[bytes, bytes, bytes, bytes]],
+) -> None:
+    """Any requests in any order, with fields before and after them, and with any other end."""
     reader = RequestReader()
-    for data, end in requests:
-        changed = data[: max(0, len(data) - len(end))] + end
-        for each in (data, changed, data + end):
-            try:
-                expected = _decoded(RequestReader(), each)
-            except DecodeError:
-                continue
-            assert _decoded(reader, each) == expected
+    for request, before, after, end in requests:
+        data = before + request + after
+        for each in (request, data, data[: max(0, len(data) - len(end))] + end, request + end):
+            assert _decoded(reader, each) == _decoded(RequestReader(), each)

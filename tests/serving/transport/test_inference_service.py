@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from google.protobuf import json_format
 from PIL import Image
 
 from serving.pb.inference import grpc_service_pb2 as pb
+from serving.transport import tensors
 
 SERVICE = "inference.GRPCInferenceService"
 INFER = f"{SERVICE}/ModelInfer"
@@ -206,6 +208,39 @@ async def test_a_tensor_is_inferred(stub: Any) -> None:
     assert not answer.outputs[0].HasField("contents")
     expected = np.exp([0, 4, 0]) / np.exp([0, 4, 0]).sum()
     np.testing.assert_allclose(_array(answer), [expected] * 2, atol=1e-6)
+
+
+async def test_what_one_client_repeats_is_not_answered_to_another_without_a_token_for_it(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The same bytes again and again, and the answers are right; by who may not ask, they are refused."""
+    publish()
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[tokens]\nfor-colours = ["colours"]\nfor-shapes = ["shapes"]\n')
+    async with serve(token_file=tokens) as server:
+        stub = connect(server.grpc.port)
+        known = {"metadata": (("authorization", "Bearer for-colours"),)}
+        answers = [await stub.call(INFER, _infer(), **known) for _ in range(3)]
+        other = await stub.call(INFER, _infer(255 - GREEN), **known)
+        refusal = await stub.refusal(INFER, _infer(), metadata=(("authorization", "Bearer for-shapes"),))
+
+    assert answers[0] == answers[1] == answers[2] != other
+    assert refusal.code == "PERMISSION_DENIED"
+
+
+async def test_a_region_that_nobody_registered_leaves_nothing_behind(stub: Any) -> None:
+    """Clients choose the names of regions, as long as they like: none is remembered."""
+    before = tensors._announcement.cache_info().currsize
+    region = {
+        "shared_memory_region": pb.InferParameter(string_param="r" * 10_000),
+        "shared_memory_byte_size": pb.InferParameter(int64_param=12),
+    }
+    outputs = [{"name": "probabilities", "parameters": region}]
+
+    for _ in range(3):
+        assert (await stub.refusal(INFER, _infer(outputs=outputs))).code == "NOT_FOUND"
+
+    assert tensors._announcement.cache_info().currsize == before
 
 
 async def test_typed_and_raw_contents_give_the_same(stub: Any) -> None:

@@ -276,6 +276,7 @@ async def test_tensors_go_through_shared_memory(stub: Any, share: Callable[..., 
     assert (output.datatype, list(output.shape)) == ("FP32", [3, 3])
     assert output.parameters["shared_memory_region"].string_param == "out"
     assert output.parameters["shared_memory_byte_size"].int64_param == 36
+    assert output.parameters["shared_memory_offset"].int64_param == 8
     assert list(answer.raw_output_contents) == [b""]
     written = (FOLDER / key[1:]).read_bytes()
     probabilities = np.frombuffer(written[8:44], "<f4").reshape(3, 3)
