@@ -5,7 +5,8 @@
 
 import ctypes
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ class Device:
     kind: str  # cpu or cuda
     index: int
     reason: str
+    allow_tf32: bool = False  # on CUDA: FP32 products with 10 bits of mantissa
 
     @property
     def name(self) -> str:
@@ -110,6 +112,23 @@ def find_cuda() -> tuple[int, str]:
     return count.value, ""
 
 
+def find_device(
+    requested: str, *, allow_tf32: bool = False, look: Callable[[], tuple[int, str]] = find_cuda
+) -> Device:
+    """Look at this machine, and decide where to run.
+
+    Args:
+        requested: auto, cpu, cuda or cuda:N.
+        allow_tf32: whether FP32 networks may be run in TF32 on CUDA.
+        look: for CUDA devices, unless the CPU was asked for.
+
+    Raises:
+        DeviceUnavailable: as `choose_device`.
+    """
+    found = (0, "") if requested == "cpu" else look()
+    return replace(choose_device(requested, *found), allow_tf32=allow_tf32)
+
+
 def batch_buckets(device: Device, max_batch_size: int) -> tuple[int, ...]:
     """Batch sizes to pad to: powers of two on CUDA, where every new shape costs a search; none on a CPU."""
     if device.kind == "cpu":
@@ -146,9 +165,11 @@ class OnnxEngine:
         options.log_severity_level = _ORT_ERRORS
         # Spinning threads burn a core between requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if device.kind == "cuda":
+            onnxruntime.preload_dlls()  # finds CUDA and cuDNN inside the nvidia-* packages
         try:
             session = onnxruntime.InferenceSession(
-                model_file, sess_options=options, providers=_providers(device)
+                model_file, sess_options=options, providers=providers(device)
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise BundleError(f"{model_file} cannot be loaded: {error}") from error
@@ -210,9 +231,16 @@ def warm_and_prove(engine: Engine, golden: Golden, *, tolerance: float, sizes: t
         )
 
 
-def _providers(device: Device) -> list[Any]:
+def providers(device: Device) -> list[Any]:
+    """ONNX Runtime's execution providers and their options, first choice first. Looks at nothing else."""
     if device.kind == "cpu":
         return [_CPU]
-    onnxruntime.preload_dlls()  # finds CUDA and cuDNN inside the nvidia-* packages
-    # HEURISTIC: the default EXHAUSTIVE search costs hundreds of milliseconds for every new shape.
-    return [(_CUDA, {"device_id": str(device.index), "cudnn_conv_algo_search": "HEURISTIC"}), _CPU]
+    options = {
+        "device_id": str(device.index),
+        # The default EXHAUSTIVE search costs hundreds of milliseconds for every new shape.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # ONNX Runtime's default is "1". TF32 rounds factors to 10 bits of mantissa: in an emulation it moved
+        # SqueezeNet's probabilities by 1.5e-3, and golden probabilities may move by 2e-3 only.
+        "use_tf32": str(int(device.allow_tf32)),
+    }
+    return [(_CUDA, options), _CPU]

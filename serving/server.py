@@ -16,7 +16,7 @@ from serving.bundle import Repository
 from serving.classifier import Classifier
 from serving.device.remote_engine import RemoteEngine
 from serving.ending import end_soon
-from serving.engine import Device, batch_buckets, choose_device, find_cuda
+from serving.engine import Device, batch_buckets, find_device
 from serving.errors import UsageError
 from serving.loading import choose_precision, read_cpu_flags
 from serving.metrics import Metrics
@@ -86,7 +86,7 @@ async def run_server(
     """
     if not settings.repository.is_dir():
         raise UsageError(f"the repository {settings.repository} is no folder")
-    device = choose_device(settings.device, *find_cuda())
+    device = find_device(settings.device, allow_tf32=settings.allow_tf32)
     metrics = Metrics()
     metrics.device.labels(device.name, device.provider).set(1)
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
@@ -220,9 +220,10 @@ def _grpc(
 def _log_choices(
     settings: ServerSettings, device: Device, grpc: GrpcServer | H2Server, http: HttpServer | None
 ) -> None:
-    _log.info(
-        "device_chosen", extra={"device": device.name, "provider": device.provider, "reason": device.reason}
-    )
+    told = {"device": device.name, "provider": device.provider, "reason": device.reason}
+    if device.kind == "cuda":
+        told["fp32_products"] = "tf32" if device.allow_tf32 else "fp32"
+    _log.info("device_chosen", extra=told)
     batching = {"max_batch_size": settings.max_batch_size, "max_queue_delay_s": settings.max_queue_delay_s}
     _log.info("batching_chosen", extra={**batching, "engine_threads": settings.engine_threads})
     if settings.token_file is None:

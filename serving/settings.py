@@ -41,6 +41,10 @@ class ServerSettings(Strict):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto, cpu, cuda or cuda:N. auto says what it chose and why; cuda starts on nothing else",
     )
+    allow_tf32: bool = Field(
+        default=False,
+        description="on CUDA: run FP32 networks in TF32, faster; golden examples must come out all the same",
+    )
     device_process: bool = Field(
         default=False,
         description="one process more, which loads each network once and runs it for all workers",

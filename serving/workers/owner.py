@@ -18,7 +18,7 @@ from pathlib import Path
 from serving.batch_policy import BatchPolicy
 from serving.batching import Batcher
 from serving.device.link import MAX_WORDS_BYTES, Answer, Memory, Run
-from serving.engine import Engine, choose_device, find_cuda
+from serving.engine import Engine, find_device
 from serving.errors import BundleError, EngineError, LenserveError
 from serving.transport.ports import accept
 from serving.tuning import load_tuned
@@ -174,7 +174,7 @@ def main() -> int:
 
 async def _own(orders: Orders) -> None:
     settings = orders.order.settings
-    device = choose_device(settings.device, *find_cuda())
+    device = find_device(settings.device, allow_tf32=settings.allow_tf32)
     size = settings.max_batch_size
     load = partial(
         load_tuned,

@@ -21,9 +21,12 @@ from serving.engine import (
     batch_buckets,
     choose_device,
     find_cuda,
+    find_device,
+    providers,
     warm_and_prove,
 )
 from serving.errors import BundleError, DeviceUnavailable, EngineError, ProofFailed
+from serving.settings import ServerSettings
 
 CPU = Device("cpu", 0, "tests")
 CUDA = Device("cuda", 0, "tests")
@@ -76,6 +79,33 @@ class TestChooseDevice:
         """On a machine without a GPU there is a sentence for the operator; with one there is none to give."""
         count, why_none = find_cuda()
         assert bool(why_none) == (count == 0)
+
+
+class TestProviders:
+    """What ONNX Runtime is told of the device."""
+
+    def test_the_cpu_has_no_options(self) -> None:
+        """There is one, and it always computes in FP32."""
+        assert providers(CPU) == ["CPUExecutionProvider"]
+
+    @pytest.mark.parametrize(
+        ("requested", "index"), [("auto", "0"), ("cuda", "0"), ("cuda:0", "0"), ("cuda:1", "1")]
+    )
+    def test_the_number_of_the_device_reaches_onnx_runtime(self, requested: str, index: str) -> None:
+        """From the setting to the session: cuda:1 runs on no other device."""
+        (name, options), fallback = providers(_device(device=requested))
+        assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+        assert options["device_id"] == index
+
+    def test_fp32_networks_run_in_fp32_unless_tf32_is_allowed(self) -> None:
+        """ONNX Runtime's own default is TF32."""
+        assert providers(_device(device="cuda"))[0][1]["use_tf32"] == "0"
+        assert providers(_device(device="cuda", allow_tf32=True))[0][1]["use_tf32"] == "1"
+
+    def test_nobody_looks_for_cuda_where_the_cpu_was_asked_for(self) -> None:
+        """Looking loads the driver."""
+        device = find_device("cpu", look=lambda: pytest.fail("it looked"))
+        assert (device.name, device.reason) == ("cpu", "asked for")
 
 
 class TestBatchBuckets:
@@ -274,6 +304,12 @@ def _golden(count: int) -> Golden:
     images = np.zeros((count, 2, 2, 1), np.uint8)
     images[:, 0, 0, 0] = range(count)
     return Golden(images, np.full((count, 2), 0.5, np.float32))
+
+
+def _device(**options: Any) -> Device:
+    """The device of a server with these settings, on a machine with two GPUs."""
+    settings = ServerSettings(repository=Path(), **options)
+    return find_device(settings.device, allow_tf32=settings.allow_tf32, look=lambda: (2, ""))
 
 
 def _load(file: Path) -> OnnxEngine:
