@@ -5,6 +5,7 @@
 
 import ctypes
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnxruntime
 
 from serving.bundle import Golden
 from serving.bundle.images import Pixels
+from serving.cuda import why_unusable
 from serving.errors import BundleError, DeviceUnavailable, EngineError, ProofFailed
 
 Floats = npt.NDArray[np.float32]
@@ -24,6 +26,8 @@ _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _ORT_ERRORS = 3
 _OUTPUTS = {"probabilities": "tensor(float)", "embedding": "tensor(float)"}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)  # and not frozen, which would cost every request more than the rest of it
@@ -109,6 +113,10 @@ def find_cuda() -> tuple[int, str]:
     count = ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return 0, "the NVIDIA driver finds no device"
+    problem = why_unusable()
+    if problem:  # a GPU lies idle: that must not go unnoticed
+        _log.warning("cuda_unusable", extra={"devices": count.value, "reason": problem})
+        return 0, problem
     return count.value, ""
 
 
@@ -165,8 +173,9 @@ class OnnxEngine:
         options.log_severity_level = _ORT_ERRORS
         # Spinning threads burn a core between requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if device.kind == "cuda":
-            onnxruntime.preload_dlls()  # finds CUDA and cuDNN inside the nvidia-* packages
+        problem = why_unusable() if device.kind == "cuda" else ""
+        if problem:
+            raise DeviceUnavailable(f"{model_file} cannot run on {device.name}: {problem}")
         try:
             session = onnxruntime.InferenceSession(
                 model_file, sess_options=options, providers=providers(device)

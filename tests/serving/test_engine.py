@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+import serving.engine as engine_module
 from serving.bundle import Bundle, Golden
 from serving.bundle.images import Pixels
 from serving.engine import (
@@ -79,6 +81,29 @@ class TestChooseDevice:
         """On a machine without a GPU there is a sentence for the operator; with one there is none to give."""
         count, why_none = find_cuda()
         assert bool(why_none) == (count == 0)
+
+    def test_a_gpu_without_its_libraries_is_no_gpu_and_the_log_warns(
+        self, monkeypatch: pytest.MonkeyPatch, log_events: Any
+    ) -> None:
+        """An idle GPU must not go unnoticed: auto warns and takes the CPU, cuda is refused."""
+
+        def count(found: Any) -> int:
+            found._obj.value = 2
+            return 0
+
+        driver = SimpleNamespace(cuInit=lambda _flags: 0, cuDeviceGetCount=count)
+        available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(engine_module.onnxruntime, "get_available_providers", lambda: available)
+        monkeypatch.setattr(engine_module.ctypes, "CDLL", lambda _name: driver)
+        monkeypatch.setattr(engine_module, "why_unusable", lambda: "")
+        assert find_device("cuda:1").name == "cuda:1"
+        monkeypatch.setattr(engine_module, "why_unusable", lambda: "libcublas.so.13 is missing")
+        device = find_device("auto")
+        assert (device.name, device.reason) == ("cpu", "auto: libcublas.so.13 is missing")
+        (told,) = log_events.named("cuda_unusable")
+        assert (told.levelname, told.devices, told.reason) == ("WARNING", 2, "libcublas.so.13 is missing")
+        with pytest.raises(DeviceUnavailable, match=r"^device cuda was asked for, but libcublas\.so\.13"):
+            find_device("cuda")
 
 
 class TestProviders:
@@ -210,9 +235,18 @@ class TestOnnxEngine:
             _load(publish().model_file).run(np.zeros((2, 5, 5, 1), np.uint8))
 
     @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
+    def test_a_network_is_refused_where_cuda_is_missing(self, publish: Publish) -> None:
+        """ONNX Runtime would run it on the CPU; the message names a library."""
+        with pytest.raises(DeviceUnavailable, match=r"cannot run on cuda:0: ONNX Runtime .* libcuda\.so\.1"):
+            OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=4)
+
+    @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
     @pytest.mark.filterwarnings("ignore:Specified provider")
-    def test_a_session_that_fell_back_to_the_cpu_is_refused(self, publish: Publish) -> None:
-        """ONNX Runtime falls back in silence; we do not."""
+    def test_a_session_that_fell_back_to_the_cpu_is_refused(
+        self, publish: Publish, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """ONNX Runtime falls back in silence; we do not, whatever the reason is."""
+        monkeypatch.setattr(engine_module, "why_unusable", lambda: "")
         with pytest.raises(DeviceUnavailable, match=r"runs on CPUExecutionProvider, not on cuda:0"):
             OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=4)
 

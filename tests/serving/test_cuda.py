@@ -1,0 +1,88 @@
+"""CUDA's libraries: found in packages or on the linker's path, and named where they are missing."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from serving import cuda
+from serving.engine import find_cuda
+
+PROVIDER = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+SMALL = PROVIDER.with_name("libonnxruntime_providers_shared.so")
+
+needs_provider = pytest.mark.skipif(not PROVIDER.exists(), reason="this ONNX Runtime is built without CUDA")
+needs_elf = pytest.mark.skipif(not SMALL.exists(), reason="this ONNX Runtime is not a build for Linux")
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Put a real library under a name into a folder of packages, as pip does."""
+
+    def put(folder: str, name: str) -> Path:
+        file = tmp_path / "nvidia" / folder / "lib" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SMALL, file)
+        return file
+
+    return put
+
+
+def test_a_library_names_what_it_is_linked_against() -> None:
+    """An extension of numpy needs at least the C library."""
+    file = Path(np._core._multiarray_umath.__file__)
+    if file.suffix != ".so" or file.read_bytes()[:5] != b"\x7fELF\x02":
+        pytest.skip("no ELF file of 64 bits")
+    assert any(name.startswith("libc.") for name in cuda.needed_libraries(file))
+
+
+@needs_provider
+def test_the_cuda_provider_needs_cuda() -> None:
+    """Its names carry the version of CUDA that it was built for."""
+    names = cuda.needed_libraries(PROVIDER)
+    major = onnxruntime.cuda_version.partition(".")[0]
+    assert {f"libcudart.so.{major}", f"libcublasLt.so.{major}", "libcuda.so.1"} <= set(names)
+
+
+@needs_elf
+@pytest.mark.parametrize("folder", ["cu13", "cublas"])
+def test_a_library_in_the_packages_is_found(
+    install: Callable[[str, str], Path], tmp_path: Path, folder: str
+) -> None:
+    """In the layout of CUDA 13 (nvidia/cu13) as in that of CUDA 12 (nvidia/cublas)."""
+    name = f"liblenserve-{folder}.so.1"
+    assert cuda.missing_libraries([name], tmp_path) == [name]
+    install(folder, name)
+    assert cuda.missing_libraries([name], tmp_path) == []
+
+
+@needs_elf
+def test_a_library_on_the_linkers_path_is_found(tmp_path: Path) -> None:
+    """Packages are not needed where the system brings CUDA."""
+    assert cuda.missing_libraries(["libc.so.6", "libabsent.so.13"], tmp_path) == ["libabsent.so.13"]
+
+
+@needs_elf
+def test_a_broken_library_is_missing(install: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """A file that the linker refuses is as good as none."""
+    install("cu13", "libbroken.so.13").write_bytes(b"no library")
+    assert cuda.missing_libraries(["libbroken.so.13"], tmp_path) == ["libbroken.so.13"]
+
+
+def test_the_sentence_names_the_libraries_and_what_to_do() -> None:
+    """Both ways to mend it."""
+    words = cuda.in_words(["libcublasLt.so.13", "libcudnn.so.9"])
+    assert "cannot load libcublasLt.so.13, libcudnn.so.9: pip install 'lenserve[cuda]'" in words
+    assert "cuDNN 9 on the linker's path" in words
+    assert not cuda.in_words([])
+
+
+@needs_provider
+@pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
+def test_what_is_missing_here_is_told_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime prints to stdout, which belongs to the results of commands."""
+    assert "libcuda.so.1" in cuda.why_unusable.__wrapped__()
+    assert capfd.readouterr().out == ""
