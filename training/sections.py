@@ -242,8 +242,17 @@ class VariantRecipe(Strict):
     min_int8_speedup: float = Field(
         default=1.05, gt=0, description="in CPU time, at batch 1 and 32: small networks get slower by it"
     )
+    max_fp16_range: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="of FP16's 65,504, what any weight or activation may reach: images to come reach further",
+    )
     calibration_images: int = Field(
-        default=256, ge=1, le=100_000, description="training images that tell int8 the range of every value"
+        default=256,
+        ge=1,
+        le=100_000,
+        description="training images that tell the range of every value; as many test images for fp16",
     )
 
 

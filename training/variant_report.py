@@ -29,4 +29,6 @@ class VariantReport(Strict):
             return f"left out: {self.reason}"
         cost = ", ".join(f"{1 / times:.2f} of the CPU at {batch}" for batch, times in self.speedup.items())
         figures = f"{self.accuracy.value:.2%} right, {self.same_labels:.2%} the same labels, {cost}"
-        return f"kept: {figures}" if self.kept else f"left out, {self.reason} ({figures})"
+        if not self.kept:
+            return f"left out, {self.reason} ({figures})"
+        return f"kept, {self.reason}: {figures}" if self.precision == "fp16" else f"kept: {figures}"

@@ -1,5 +1,7 @@
 """Recipes: what is refused, and by which words."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -100,6 +102,16 @@ def test_digest_follows_what_decides_the_run() -> None:
     assert plain.digest() == resolve("lenet5-digits", ["summary=other words"]).digest()
     assert plain.digest() != resolve("lenet5-digits", ["training.seed=1"]).digest()
     assert plain.digest() == resolve("lenet5-digits", ["data.memory_limit_gib=1"]).digest()
+
+
+def test_digest_stays_when_there_is_one_more_setting_and_nobody_asks_for_it() -> None:
+    """`variants.max_fp16_range` came after results were recorded: its default is what they were made with."""
+    plain = resolve("lenet5-digits")
+    on = {key: value for key, value in plain.settings().items() if value != 0}
+    assert on.pop("variants.max_fp16_range") == 0.25
+    canonical = json.dumps(on, sort_keys=True, separators=(",", ":"))
+    assert plain.digest() == hashlib.sha256(canonical.encode()).hexdigest()
+    assert plain.digest() != resolve("lenet5-digits", ["variants.max_fp16_range=0.5"]).digest()
 
 
 def test_digest_stays_when_there_is_one_more_setting_and_it_is_off() -> None:

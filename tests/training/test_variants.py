@@ -10,10 +10,12 @@ from sklearn.datasets import load_digits
 
 from serving.bundle import Bundle
 from training.data.splits import Split
+from training.fp16_range import Largest, largest_value
 from training.job import Job, train_and_evaluate
 from training.onnx_session import open_session, run
 from training.recipe import resolve
 from training.sections import VariantRecipe
+from training.variant_report import VariantReport
 from training.variants import make_variant
 
 LABELS = tuple("0123456789")
@@ -58,6 +60,53 @@ def test_a_good_variant_is_kept_and_measured(precision: str, model_file: Path, d
     assert set(report.speedup) == {"batch 1", "batch 32"}
     stored = {onnx.TensorProto.DataType.Name(t.data_type) for t in onnx.load(path).graph.initializer}
     assert {"int8": "INT8", "fp16": "FLOAT16"}[precision] in stored
+
+
+def test_fp16_is_left_out_where_its_largest_number_is_near(model_file: Path, digits: Split) -> None:
+    """In FP32 such a network is as good as ever: the reason names the tensor, its value and the limit."""
+    _stretch(model_file, digits.images, 3.4e5)
+    report = _halved(model_file, digits)
+    assert not report.kept
+    assert not model_file.with_name("model.fp16.onnx").exists()
+    assert report.reason.startswith("tensor 'stretched' reaches 340,000 in FP32, at most 16,376 is allowed")
+    assert "25% of FP16's largest number, 65,504" in report.in_words()
+
+
+def test_fp16_is_kept_where_all_values_are_in_range(model_file: Path, digits: Split) -> None:
+    """Just below the limit."""
+    _stretch(model_file, digits.images, 16_000.0)
+    assert _halved(model_file, digits).kept
+    assert model_file.with_name("model.fp16.onnx").exists()
+
+
+def test_the_range_of_fp16_is_a_setting(model_file: Path, digits: Split) -> None:
+    """Who knows the images to come may use more of it."""
+    _stretch(model_file, digits.images, 60_000.0)
+    assert not _halved(model_file, digits, max_fp16_range=0.5).kept
+    assert _halved(model_file, digits, max_fp16_range=1.0).kept
+
+
+def test_a_kept_fp16_is_not_called_proven(model_file: Path, digits: Split) -> None:
+    """Nothing here computed in FP16: its tolerance is stated, and not taken from sums in FP32."""
+    report = _halved(model_file, digits)
+    assert report.variant is not None
+    assert report.variant.golden_tolerance == 2e-2
+    assert report.reason.startswith("not proven in FP16")
+    assert report.in_words().startswith("kept, not proven in FP16: ")
+
+
+def test_a_large_weight_counts_too(model_file: Path, digits: Split) -> None:
+    """No activation shows a weight that meets only zeros."""
+    model = onnx.load(model_file)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1, -7e4]), "heavy"))
+    onnx.save(model, model_file)
+    assert largest_value(model_file, [digits.images[:3]]) == Largest("heavy", 7e4)
+
+
+def test_no_images_show_no_range(model_file: Path, digits: Split) -> None:
+    """That is no reason to believe that all is small."""
+    with pytest.raises(ValueError, match="no images"):
+        largest_value(model_file, [digits.images[:0]])
 
 
 def test_a_variant_that_changes_labels_is_left_out_with_its_numbers(model_file: Path, digits: Split) -> None:
@@ -119,3 +168,29 @@ def test_kept_variants_are_published_with_digests(job: Job) -> None:
     assert {"model.int8.onnx", "model.fp16.onnx"} <= set(manifest.files)
     assert manifest.variants["int8"].evaluation.images == manifest.evaluation.images
     assert "kept: " in (job.repository.folder("digits", 1) / "report" / "report.html").read_text()
+
+
+def _halved(model_file: Path, digits: Split, **settings: float) -> VariantReport:
+    """What becomes of FP16, by all other gates' leave."""
+    recipe = VariantRecipe.model_validate({"max_accuracy_drop": 1, "min_same_labels": 0, **settings})
+    few = digits.take(slice(100))
+    return make_variant("fp16", model_file, calibration=few.images, test=few, labels=LABELS, recipe=recipe)
+
+
+def _stretch(model_file: Path, images: np.ndarray, reaches: float) -> None:
+    """Scale the embedding up until a value of these images reaches so much, and down again."""
+    factor = np.float32(reaches / np.abs(run(open_session(model_file), images[:100])[1]).max())
+    model = onnx.load(model_file)
+    graph = model.graph
+    made = next(node for node in graph.node if "embedding" in node.output)
+    made.output[list(made.output).index("embedding")] = "inside"
+    for node in graph.node:
+        node.input[:] = ["shrunk" if name == "embedding" else name for name in node.input]
+    after = list(graph.node).index(made) + 1
+    up = onnx.helper.make_node("Mul", ["inside", "factor"], ["stretched"])
+    down = onnx.helper.make_node("Div", ["stretched", "factor"], ["shrunk"])
+    out = onnx.helper.make_node("Identity", ["shrunk"], ["embedding"])
+    for node in (out, down, up):
+        graph.node.insert(after, node)
+    graph.initializer.append(onnx.numpy_helper.from_array(factor, "factor"))
+    onnx.save(model, model_file)
