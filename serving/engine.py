@@ -217,7 +217,8 @@ def warm_and_prove(engine: Engine, golden: Golden, *, tolerance: float, sizes: t
     """Run every batch size once, then recompute the golden examples.
 
     Raises:
-        ProofFailed: with the difference and the tolerance.
+        ProofFailed: a probability is NaN or infinite, differs by more than the tolerance, or names another
+            label where the golden probabilities are further apart than that.
         EngineError: the network failed.
     """
     for size in sizes:
@@ -227,16 +228,29 @@ def warm_and_prove(engine: Engine, golden: Golden, *, tolerance: float, sizes: t
         engine.run(golden.images[at : at + largest]).probabilities
         for at in range(0, len(golden.images), largest)
     ]
-    probabilities = np.concatenate(parts)  # (G, K)
+    _compare(np.concatenate(parts), golden, tolerance)
+
+
+def _compare(probabilities: Floats, golden: Golden, tolerance: float) -> None:
+    count = len(golden.images)
     if probabilities.shape != golden.probabilities.shape:
         raise ProofFailed(
             f"golden probabilities have shape {list(golden.probabilities.shape)}, "
             f"the network gives {list(probabilities.shape)}"
         )
+    finite = int(np.isfinite(probabilities).all(axis=1).sum())
+    if finite < count:
+        raise ProofFailed(f"{count - finite} of {count} golden examples get NaN or infinite probabilities")
     difference = golden.largest_difference(probabilities)
     if not difference <= tolerance:
         raise ProofFailed(
             f"golden probabilities differ by {difference:.2g}, the tolerance is {tolerance:.2g}"
+        )
+    changed = golden.changed_labels(probabilities, margin=tolerance)
+    if changed:
+        raise ProofFailed(
+            f"{changed} of {count} golden examples get another label, though their two largest "
+            f"probabilities are further apart than the tolerance, {tolerance:.2g}"
         )
 
 

@@ -224,6 +224,9 @@ def _log_choices(
     if device.kind == "cuda":
         told["fp32_products"] = "tf32" if device.allow_tf32 else "fp32"
     _log.info("device_chosen", extra=told)
+    if settings.precision == "fp16" and device.kind == "cpu":
+        reason = "a CPU computes FP16 files in FP32: their golden examples prove nothing of FP16 on a GPU"
+        _log.warning("fp16_not_proven", extra={"device": device.name, "reason": reason})
     batching = {"max_batch_size": settings.max_batch_size, "max_queue_delay_s": settings.max_queue_delay_s}
     _log.info("batching_chosen", extra={**batching, "engine_threads": settings.engine_threads})
     if settings.token_file is None:

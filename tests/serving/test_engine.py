@@ -272,12 +272,23 @@ class TestWarmAndProve:
         """Other hardware rounds in another way."""
         warm_and_prove(_Scripted(np.full((3, 2), 0.5) + 5e-4), _golden(3), tolerance=1e-3, sizes=(4,))
 
-    def test_no_number_proves_nothing(self) -> None:
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_no_number_proves_nothing(self, value: float) -> None:
         """NaN compares false with every tolerance, and is refused all the same."""
         probabilities = np.full((3, 2), 0.5)
-        probabilities[1, 1] = np.nan
-        with pytest.raises(ProofFailed, match="differ by inf"):
+        probabilities[1, 1] = value
+        with pytest.raises(ProofFailed, match="1 of 3 golden examples get NaN or infinite probabilities"):
             warm_and_prove(_Scripted(probabilities), _golden(3), tolerance=0.1, sizes=(4,))
+
+    def test_another_label_is_refused_where_the_golden_one_was_clear(self) -> None:
+        """Each probability is within the tolerance, and yet the two largest swap places."""
+        golden = Golden(_golden(2).images, np.float32([[0.515, 0.485], [0.505, 0.495]]))
+        swapped = _Scripted([[0.499, 0.501], [0.499, 0.501]])
+        with pytest.raises(
+            ProofFailed, match=r"1 of 2 golden examples get another label, .* the tolerance, 0\.02$"
+        ):
+            warm_and_prove(swapped, golden, tolerance=0.02, sizes=(4,))
+        warm_and_prove(swapped, golden, tolerance=0.04, sizes=(4,))
 
     @pytest.mark.parametrize("classes", [1, 3])
     def test_another_number_of_classes_is_refused_with_both_shapes(self, classes: int) -> None:

@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serving.bundle import MODEL_FILE, Bundle, Description, Precision, Repository, variant_file
+from serving.bundle.images import Pixels
 from serving.bundle.manifest import Variant
-from serving.engine import Device, OnnxEngine
+from serving.engine import Device, Engine, OnnxEngine, Output, find_cuda
 from serving.errors import ProofFailed
 from serving.loading import Loaded, choose_precision, load_version, prove, read_cpu_flags
 
@@ -74,6 +76,36 @@ def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
     assert (told.precision, told.version) == ("int8", wrong.version)
 
 
+def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
+    publish: Publish, repository: Repository, log_events: Any
+) -> None:
+    """Only where it runs can FP16 show NaN: the version is served in FP32 there, and the log warns."""
+    plain = publish()
+    bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.02, precision="fp16")
+
+    def load(file: Path) -> Engine:
+        engine = load_engine(file)
+        return _Overflowing(engine) if file.name == variant_file("fp16") else engine
+
+    loaded = load_version(repository, bundle.model, bundle.version, load, sizes=SIZES, precision="fp16")
+    assert loaded.precision is None
+    assert loaded.tolerance == plain.manifest.golden_tolerance
+    (told,) = log_events.named("variant_unfit")
+    assert (told.levelname, told.precision) == ("WARNING", "fp16")
+    assert told.reason == "3 of 3 golden examples get NaN or infinite probabilities"
+
+
+@pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
+@pytest.mark.parametrize(("precision", "warnings"), [("fp16", 1), ("auto", 0)])
+async def test_a_cpu_proves_no_fp16(
+    publish: Publish, serve: Callable[..., Any], log_events: Any, precision: str, warnings: int
+) -> None:
+    """It computes an FP16 file in FP32: those who ask for it are warned, and auto does not take it."""
+    publish()
+    async with serve(precision=precision):
+        assert len(log_events.named("fp16_not_proven")) == warnings
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 async def test_a_server_takes_the_precision_that_it_is_told(
     publish: Publish, repository: Repository, serve: Callable[..., Any], log_events: Any, precision: str
@@ -103,19 +135,36 @@ def _load(repository: Repository, bundle: Bundle, precision: Precision | None) -
     )
 
 
+class _Overflowing:
+    """A network whose sums are too large for its numbers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def run(self, images: Pixels) -> Output:
+        output = self._engine.run(images)
+        return Output(np.full_like(output.probabilities, np.nan), output.embedding)
+
+
 def _with_variant(
-    repository: Repository, source: Bundle, variant: Path, *, tolerance: float, exported: Path | None = None
+    repository: Repository,
+    source: Bundle,
+    variant: Path,
+    *,
+    tolerance: float,
+    exported: Path | None = None,
+    precision: Precision = "int8",
 ) -> Bundle:
-    """Publish a version once more, with an int8 form beside it."""
+    """Publish a version once more, with a form in another precision beside it."""
 
     def write(folder: Path) -> Description:
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
         shutil.copy(exported or source.model_file, folder / MODEL_FILE)
-        shutil.copy(variant, folder / variant_file("int8"))
+        shutil.copy(variant, folder / variant_file(precision))
         manifest = source.manifest
         told = {name: getattr(manifest, name) for name in Description.model_fields}
         form = Variant(evaluation=manifest.evaluation, same_labels=1.0, golden_tolerance=tolerance)
-        return Description(**{**told, "variants": {"int8": form}})
+        return Description(**{**told, "variants": {precision: form}})
 
     return repository.publish(source.model, write)
