@@ -177,8 +177,9 @@ class OnnxEngine:
         if problem:
             raise DeviceUnavailable(f"{model_file} cannot run on {device.name}: {problem}")
         try:
+            # With a fallback it prints what failed to stdout, and starts over on the CPU.
             session = onnxruntime.InferenceSession(
-                model_file, sess_options=options, providers=providers(device)
+                model_file, sess_options=options, providers=providers(device), enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise BundleError(f"{model_file} cannot be loaded: {error}") from error
@@ -186,7 +187,6 @@ class OnnxEngine:
             raise DeviceUnavailable(
                 f"{model_file} runs on {session.get_providers()[0]}, not on {device.name}"
             )
-        session.disable_fallback()
         inputs = {tensor.name: tensor.type for tensor in session.get_inputs()}
         outputs = {tensor.name: tensor.type for tensor in session.get_outputs()}
         if inputs != {"image": "tensor(uint8)"} or not _OUTPUTS.items() <= outputs.items():

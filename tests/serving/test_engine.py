@@ -234,6 +234,16 @@ class TestOnnxEngine:
         with pytest.raises(EngineError, match="the network failed on 2 images"):
             _load(publish().model_file).run(np.zeros((2, 5, 5, 1), np.uint8))
 
+    def test_a_provider_that_fails_is_not_replaced_by_another(
+        self, publish: Publish, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """ONNX Runtime would print the reason to stdout and run on the CPU with other options."""
+        broken = [("CPUExecutionProvider", "options that are no dictionary")]
+        monkeypatch.setattr(engine_module, "providers", lambda _device: broken)
+        with pytest.raises(BundleError, match="cannot be loaded: 'providers' values"):
+            _load(publish().model_file)
+        assert capfd.readouterr().out == ""
+
     @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
     def test_a_network_is_refused_where_cuda_is_missing(self, publish: Publish) -> None:
         """ONNX Runtime would run it on the CPU; the message names a library."""
