@@ -8,6 +8,7 @@ async with Models(loader) as models, Classifier(models, ...) as classifier:
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +29,15 @@ from serving.errors import (
     InvalidRequest,
     InvalidTensor,
     LenserveError,
+    OutOfMemory,
 )
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.preparation import Image, Preparation
+from serving.version_loader import log_fields
 from serving.versions import Revision, Version
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +253,9 @@ class Classifier:
                 output = await _joined(
                     [submit(images[at : at + size], deadline_s, priority) for at in starts]
                 )
+        except OutOfMemory as error:  # a proof would only ask for more memory, and the network is sound
+            _log.warning("out_of_memory", extra=log_fields(version.bundle, reason=str(error)))
+            raise
         except EngineError:
             await self._models.check_engine(version)
             raise

@@ -6,6 +6,7 @@
 import ctypes
 import itertools
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,21 @@ import onnxruntime
 from serving.bundle import Golden
 from serving.bundle.images import Pixels
 from serving.cuda import why_unusable
-from serving.errors import BundleError, DeviceUnavailable, EngineError, ProofFailed
+from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory, ProofFailed
 
 Floats = npt.NDArray[np.float32]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _ORT_ERRORS = 3
+# ONNX Runtime has no exception of its own for it. In turn: its arena (bfc_arena.cc), CUDA (2 is
+# cudaErrorMemoryAllocation), cuBLAS and cuDNN, and C++.
+_OUT_OF_MEMORY = re.compile(
+    r"failed to allocate memory|BFCArena::AllocateRaw|is smaller than requested bytes"
+    r"|out of memory|CUDA failure 2:|OUT_OF_MEMORY"
+    r"|STATUS_ALLOC_FAILED|ALLOCATION_FAILED|std::bad_alloc",
+    re.IGNORECASE,
+)
 _OUTPUTS = {"probabilities": "tensor(float)", "embedding": "tensor(float)"}
 
 _log = logging.getLogger(__name__)
@@ -52,6 +61,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the network failed.
+            OutOfMemory: for lack of memory. The next run may succeed.
         """
 
 
@@ -145,6 +155,11 @@ def batch_buckets(device: Device, max_batch_size: int) -> tuple[int, ...]:
     return (*powers, max_batch_size)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of ONNX Runtime, CUDA, cuBLAS, cuDNN or numpy says that memory was too little."""
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
 class OnnxEngine:
     """One ONNX Runtime session."""
 
@@ -166,6 +181,7 @@ class OnnxEngine:
         Raises:
             BundleError: it is no graph of ours.
             DeviceUnavailable: the session is not on the device.
+            OutOfMemory: the device has too little for it.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -182,6 +198,10 @@ class OnnxEngine:
                 model_file, sess_options=options, providers=providers(device), enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base
+            if is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"{device.name} is out of memory for {model_file}: serve fewer models, or use another GPU"
+                ) from error
             raise BundleError(f"{model_file} cannot be loaded: {error}") from error
         if session.get_providers()[0] != device.provider:
             raise DeviceUnavailable(
@@ -201,6 +221,11 @@ class OnnxEngine:
                 ("probabilities", "embedding"), {"image": self._padded(images)}
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base
+            if is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"the device is out of memory for {count} images: set a smaller max_batch_size, "
+                    "serve fewer models, or use another GPU"
+                ) from error
             raise EngineError(f"the network failed on {count} images: {error}") from error
         return Output(probabilities, embedding)[:count]
 

@@ -25,6 +25,7 @@ LenserveError
     Overloaded                   the door is full: refused at once
     DeadlineExceeded             too late: the work was not done
     EngineError                  the network itself failed
+        OutOfMemory                  for lack of memory, and may succeed when there is more
 """
 
 import re
@@ -133,3 +134,7 @@ class DeadlineExceeded(LenserveError):
 
 class EngineError(LenserveError):
     """The network itself failed on valid input."""
+
+
+class OutOfMemory(EngineError):
+    """The device has too little free memory for this network or this batch."""

@@ -18,6 +18,7 @@ from serving.errors import (
     EngineError,
     LenserveError,
     ModelUnavailable,
+    OutOfMemory,
     ProofFailed,
     UnknownModel,
 )
@@ -162,17 +163,15 @@ class Models:
     async def _check(self, version: Version) -> None:
         try:
             await self._loader.prove_again(version)
+        except OutOfMemory as error:  # others hold the memory: that says nothing of the engine
+            _log_unchecked(version, error)
         except (EngineError, ProofFailed) as error:
             if not version.broken:
                 version.broken = str(error)
                 _log.error("version_broken", extra=log_fields(version.bundle, reason=str(error)))
                 self._announce()
         except Exception as error:  # noqa: BLE001 - files or the device's owner went away, say, and not the engine
-            _log.warning(
-                "version_unchecked",
-                extra=log_fields(version.bundle, reason=str(error)),
-                exc_info=not isinstance(error, LenserveError),
-            )
+            _log_unchecked(version, error)
 
     async def load(self, name: str) -> None:
         """Look at one model now, whatever was decided of it before, and bring what is served in line.
@@ -351,6 +350,14 @@ class Models:
         self._metrics.ready.set(self.ready)
         change, self._change = self._change, asyncio.Event()
         change.set()
+
+
+def _log_unchecked(version: Version, error: Exception) -> None:
+    _log.warning(
+        "version_unchecked",
+        extra=log_fields(version.bundle, reason=str(error)),
+        exc_info=not isinstance(error, LenserveError),
+    )
 
 
 def _log_failure(name: str, look: asyncio.Task[None]) -> None:

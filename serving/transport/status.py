@@ -40,6 +40,7 @@ _CODES: dict[type[errors.LenserveError], Code] = {
     errors.UnknownModel: Code.NOT_FOUND,
     errors.ModelUnavailable: Code.UNAVAILABLE,
     errors.Overloaded: Code.RESOURCE_EXHAUSTED,
+    errors.OutOfMemory: Code.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
 }
 

@@ -30,6 +30,7 @@ from serving.errors import (
     InvalidRequest,
     InvalidTensor,
     ModelUnavailable,
+    OutOfMemory,
     Overloaded,
     UndecodableImage,
     UnknownModel,
@@ -353,12 +354,29 @@ class TestEngineFailures:
             with pytest.raises(ModelUnavailable, match="version 1 of model 'colours' is broken: out of luck"):
                 await classifier.classify([_png("red")], model=NAME)
 
+    async def test_a_lack_of_memory_is_not_the_engines_fault(
+        self, open_classifier: Open, log_events: Any
+    ) -> None:
+        """However often it happens: nothing is proved again, and what fits is answered."""
+        engine = _Failing(OutOfMemory("the device is out of memory for 1 images"))
+        async with open_classifier(load_engine=engine.load) as (classifier, _):
+            engine.failures = 3
+            engine.runs.clear()
+            for _ in range(3):
+                with pytest.raises(OutOfMemory, match="out of memory for 1 images"):
+                    await classifier.classify([_png("red")], model=NAME)
+            assert len(engine.runs) == 3
+            answer = await classifier.classify([_png("red")], model=NAME, top_k=1)
+            assert _labels(answer) == ["red"]
+            assert len(log_events.named("out_of_memory")) == 3
+
 
 class _Failing:
     """A real network that fails so many times."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: EngineError | None = None) -> None:
         self.failures: float = 0
+        self._error = error or EngineError("out of luck")
         self.runs: list[Pixels] = []
         self._engine: OnnxEngine | None = None
 
@@ -370,7 +388,7 @@ class _Failing:
         self.runs.append(images)
         if self.failures:
             self.failures -= 1
-            raise EngineError("out of luck")
+            raise self._error
         assert self._engine is not None
         return self._engine.run(images)
 

@@ -1,5 +1,8 @@
 """Devices, ONNX Runtime sessions, batch buckets, and the proof of a loaded network."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,16 +27,39 @@ from serving.engine import (
     choose_device,
     find_cuda,
     find_device,
+    is_out_of_memory,
     providers,
     warm_and_prove,
 )
-from serving.errors import BundleError, DeviceUnavailable, EngineError, ProofFailed
+from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory, ProofFailed
 from serving.settings import ServerSettings
 
 CPU = Device("cpu", 0, "tests")
 CUDA = Device("cuda", 0, "tests")
 
 Publish = Callable[..., Bundle]
+
+EXHAUSTING = """
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from serving.engine import Device, OnnxEngine
+from serving.errors import OutOfMemory
+
+engine = OnnxEngine.load(Path(sys.argv[1]), Device("cpu", 0, "tests"), threads=1, max_batch_size=8)
+few, many = (np.zeros((count, 8, 8, 3), np.uint8) for count in (4, 100_000))
+print(len(engine.run(few).probabilities))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 20 * 2**20,) * 2)
+try:
+    engine.run(many)
+except OutOfMemory as error:
+    print(f"OutOfMemory: {error}")
+print(len(engine.run(few).probabilities))
+"""
 
 
 class TestChooseDevice:
@@ -261,6 +287,74 @@ class TestOnnxEngine:
             OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=4)
 
 
+class TestOutOfMemory:
+    """The device's memory is shared: one that is full now may have room at the next run."""
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, Stream*) ",
+            "Conv node. Status Message: Failed to allocate memory for requested buffer of size 939524096",
+            "Available memory of 1024 is smaller than requested bytes of 4096",
+            "CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc((void**)&p, size);",
+            "CUDA out of memory",
+            "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&cublas_handle_);",
+            "CUDNN failure 5003: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "Exception during initialization: std::bad_alloc",
+        ],
+    )
+    def test_a_run_fails_with_what_to_do_and_the_next_one_runs(self, message: str, publish: Publish) -> None:
+        """The sentence names the number of images, and nothing of ONNX Runtime's."""
+        session = onnxruntime.InferenceSession(publish().model_file, providers=["CPUExecutionProvider"])
+        engine = OnnxEngine(_Exhausted(session, message), threads=1)
+        with pytest.raises(OutOfMemory) as raised:
+            engine.run(_noise(3))
+        assert str(raised.value) == (
+            "the device is out of memory for 3 images: set a smaller max_batch_size, serve fewer models, "
+            "or use another GPU"
+        )
+        assert len(engine.run(_noise(2)).probabilities) == 2
+
+    @pytest.mark.parametrize(
+        "message", ["CUDA failure 209: no kernel image is available", "Invalid rank for input: image", ""]
+    )
+    def test_other_failures_are_not_taken_for_it(self, message: str) -> None:
+        """They are the network's own, and it has to prove itself again."""
+        assert not is_out_of_memory(RuntimeError(message))
+
+    def test_numpy_has_an_exception_for_it(self) -> None:
+        """Padding a batch takes memory too."""
+        assert is_out_of_memory(MemoryError())
+
+    def test_a_load_is_refused_with_what_to_do(
+        self, publish: Publish, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One sentence with the file and the device."""
+
+        def fail(*_args: object, **_options: object) -> None:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+        file = publish().model_file
+        monkeypatch.setattr(engine_module.onnxruntime, "InferenceSession", fail)
+        with pytest.raises(OutOfMemory, match=f"^cpu is out of memory for {file}: serve fewer models"):
+            _load(file)
+
+    @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+    def test_a_real_one_fails_a_large_batch_and_no_small_one(self, publish: Publish) -> None:
+        """In a process that may take 20 MiB more, 100,000 images fail and 4 run, before and after."""
+        done = subprocess.run(
+            [sys.executable, "-c", EXHAUSTING, str(publish().model_file)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        before, failed, after = done.stdout.splitlines() or pytest.fail(done.stderr)
+        assert (before, after) == ("4", "4")
+        assert failed.startswith("OutOfMemory: the device is out of memory for 100000 images: set a smaller")
+
+
 class TestWarmAndProve:
     """A version is served only after every batch size ran and the golden examples came out."""
 
@@ -339,6 +433,19 @@ class TestOnCuda:
             np.testing.assert_allclose(
                 cuda.run(images).probabilities, cpu.run(images).probabilities, atol=1e-4
             )
+
+
+class _Exhausted:
+    """A session whose first run fails."""
+
+    def __init__(self, session: Any, message: str) -> None:
+        self._session = session
+        self._messages = [message]
+
+    def run(self, *args: Any) -> Any:
+        if self._messages:
+            raise RuntimeError(self._messages.pop())
+        return self._session.run(*args)
 
 
 class _Scripted:

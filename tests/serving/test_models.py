@@ -28,7 +28,7 @@ from serving.bundle import (
 from serving.bundle.images import Pixels
 from serving.classifier import Classifier
 from serving.engine import Device, OnnxEngine, Output
-from serving.errors import EngineError, ModelUnavailable, UnknownModel
+from serving.errors import EngineError, ModelUnavailable, OutOfMemory, UnknownModel
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.versions import State, Version
@@ -141,6 +141,27 @@ class TestFirstLook:
             assert "golden probabilities differ" in models.get(NAME).refused[2]
             states = [(each.version, each.state) for each in models.statuses()]
             assert states == [(1, State.READY), (2, State.REFUSED)]
+
+    async def test_a_version_that_does_not_fit_into_memory_is_refused_alone(
+        self, publish: Publish, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Be it at load or at its first batch: one sentence says so, and the others are served."""
+        publish()
+        publish()
+        load = Loader()
+
+        def load_engine(file: Path) -> Probed:
+            engine = load(file)
+            if file.parent.name == "2":
+                engine.error = OutOfMemory("the device is out of memory for 4 images: serve fewer models")
+            return engine
+
+        async with open_models(load_engine=load_engine) as models:
+            assert models.ready
+            assert _default(models) == 1
+            (told,) = log_events.named("version_refused")
+            assert told.reason == "the device is out of memory for 4 images: serve fewer models"
+            assert not told.exc_info
 
     async def test_a_repository_in_which_nothing_works_is_not_ready(
         self, publish: Publish, open_models: OpenModels
@@ -887,6 +908,7 @@ class TestCheckEngine:
         "error",
         [
             ModelUnavailable("the process that owns the device does not answer"),
+            OutOfMemory("the device is out of memory for 4 images"),
             ZeroDivisionError("nobody foresaw this"),
         ],
     )
@@ -905,7 +927,7 @@ class TestCheckEngine:
             assert models.ready
             (record,) = log_events.named("version_unchecked")
             assert record.reason == str(error)
-            assert bool(record.exc_info) is not isinstance(error, ModelUnavailable)
+            assert bool(record.exc_info) is isinstance(error, ZeroDivisionError)
 
 
 def _default(models: Models, name: str = NAME) -> int:

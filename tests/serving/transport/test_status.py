@@ -43,6 +43,7 @@ CODES = {
     "UnknownModel": "NOT_FOUND",
     "ModelUnavailable": "UNAVAILABLE",
     "Overloaded": "RESOURCE_EXHAUSTED",
+    "OutOfMemory": "RESOURCE_EXHAUSTED",
     "DeadlineExceeded": "DEADLINE_EXCEEDED",
 }
 EVERY_ERROR = [
