@@ -1,6 +1,6 @@
-"""The shared libraries that ONNX Runtime needs for CUDA: loads them, and names those that are missing.
+"""What ONNX Runtime needs for CUDA: loads its libraries, and names what is missing or too old.
 
-ONNX Runtime falls back to the CPU where one of them is missing. Knows no network and no device.
+ONNX Runtime itself would fall back to the CPU. Knows no network and no device.
 """
 
 import ctypes
@@ -33,6 +33,23 @@ def why_unusable() -> str:
         onnxruntime.preload_dlls()
     needed = dict.fromkeys((*needed_libraries(_PROVIDER), _CUDNN))
     return in_words(missing_libraries(list(needed), _ONNX_RUNTIME.parent))
+
+
+def why_too_old(driver_version: int) -> str:
+    """Why ONNX Runtime cannot use a driver, or nothing.
+
+    Args:
+        driver_version: the latest CUDA that it supports, 1000 * major + 10 * minor.
+    """
+    needed = (onnxruntime.cuda_version or "0").partition(".")[0]
+    if driver_version // 1000 >= int(needed):  # CUDA's minor version compatibility
+        return ""
+    found = f"{driver_version // 1000}.{driver_version % 1000 // 10}"
+    version = onnxruntime.__version__
+    return (
+        f"the NVIDIA driver supports CUDA {found}, ONNX Runtime {version} needs CUDA {needed}: "
+        "update the driver"
+    )
 
 
 def in_words(missing: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import onnxruntime
 
 from serving.bundle import Golden
 from serving.bundle.images import Pixels
-from serving.cuda import why_unusable
+from serving.cuda import why_too_old, why_unusable
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory, ProofFailed
 
 Floats = npt.NDArray[np.float32]
@@ -123,7 +123,9 @@ def find_cuda() -> tuple[int, str]:
     count = ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return 0, "the NVIDIA driver finds no device"
-    problem = why_unusable()
+    version = ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    problem = why_too_old(version.value) or why_unusable()
     if problem:  # a GPU lies idle: that must not go unnoticed
         _log.warning("cuda_unusable", extra={"devices": count.value, "reason": problem})
         return 0, problem

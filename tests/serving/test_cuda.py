@@ -80,6 +80,21 @@ def test_the_sentence_names_the_libraries_and_what_to_do() -> None:
     assert not cuda.in_words([])
 
 
+@pytest.mark.parametrize(
+    ("driver_version", "fits"), [(12080, False), (13000, True), (14010, True), (0, False)]
+)
+def test_a_driver_of_the_same_major_version_will_do(
+    monkeypatch: pytest.MonkeyPatch, driver_version: int, *, fits: bool
+) -> None:
+    """An older one fails at the first session; the sentence names both versions."""
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
+    why = cuda.why_too_old(driver_version)
+    assert (why == "") == fits
+    if driver_version == 12080:
+        assert why.startswith("the NVIDIA driver supports CUDA 12.8, ONNX Runtime ")
+        assert why.endswith(" needs CUDA 13: update the driver")
+
+
 @needs_provider
 @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
 def test_what_is_missing_here_is_told_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,12 +113,12 @@ class TestChooseDevice:
         self, monkeypatch: pytest.MonkeyPatch, log_events: Any
     ) -> None:
         """An idle GPU must not go unnoticed: auto warns and takes the CPU, cuda is refused."""
-
-        def count(found: Any) -> int:
-            found._obj.value = 2
-            return 0
-
-        driver = SimpleNamespace(cuInit=lambda _flags: 0, cuDeviceGetCount=count)
+        driver = SimpleNamespace(
+            cuInit=lambda _flags: 0,
+            cuDeviceGetCount=partial(_answer, 2),
+            cuDriverGetVersion=partial(_answer, 99000),
+        )
+        monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
         available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(engine_module.onnxruntime, "get_available_providers", lambda: available)
         monkeypatch.setattr(engine_module.ctypes, "CDLL", lambda _name: driver)
@@ -129,6 +130,9 @@ class TestChooseDevice:
         (told,) = log_events.named("cuda_unusable")
         assert (told.levelname, told.devices, told.reason) == ("WARNING", 2, "libcublas.so.13 is missing")
         with pytest.raises(DeviceUnavailable, match=r"^device cuda was asked for, but libcublas\.so\.13"):
+            find_device("cuda")
+        driver.cuDriverGetVersion = partial(_answer, 11080)
+        with pytest.raises(DeviceUnavailable, match=r"but the NVIDIA driver supports CUDA 11\.8, ONNX"):
             find_device("cuda")
 
 
@@ -466,6 +470,12 @@ def _golden(count: int) -> Golden:
     images = np.zeros((count, 2, 2, 1), np.uint8)
     images[:, 0, 0, 0] = range(count)
     return Golden(images, np.full((count, 2), 0.5, np.float32))
+
+
+def _answer(value: int, place: Any) -> int:
+    """As a function of the driver: by reference."""
+    place._obj.value = value
+    return 0
 
 
 def _device(**options: Any) -> Device:
