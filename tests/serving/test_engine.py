@@ -428,6 +428,28 @@ class TestOnCuda:
         found = engine.run(golden.images).probabilities
         np.testing.assert_allclose(found, golden.probabilities, atol=bundle.manifest.golden_tolerance)
 
+    @pytest.mark.parametrize("allow_tf32", [False, True])
+    def test_the_session_has_the_options_that_it_was_given(
+        self, publish: Publish, *, allow_tf32: bool
+    ) -> None:
+        """ONNX Runtime says itself what it runs with."""
+        device = find_device("cuda:0", allow_tf32=allow_tf32)
+        engine = OnnxEngine.load(publish().model_file, device, threads=1, max_batch_size=8)
+        options = engine._session.get_provider_options()["CUDAExecutionProvider"]
+        assert (options["device_id"], options["use_tf32"]) == ("0", str(int(allow_tf32)))
+
+    def test_a_batch_that_is_too_large_fails_and_the_next_one_runs(
+        self, publish: Publish, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The images alone take 192 MB, and the session may take 64 MiB."""
+        (name, options), cpu = providers(CUDA)
+        limited = [(name, options | {"gpu_mem_limit": str(64 * 2**20)}), cpu]
+        monkeypatch.setattr(engine_module, "providers", lambda _device: limited)
+        engine = OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=8)
+        with pytest.raises(OutOfMemory, match="out of memory for 1000000 images"):
+            engine.run(np.zeros((1_000_000, 8, 8, 3), np.uint8))
+        assert len(engine.run(_noise(4)).probabilities) == 4
+
     def test_every_batch_size_answers_as_the_cpu_does(self, publish: Publish) -> None:
         """Rows do not depend on the padding or the device."""
         file = publish().model_file
