@@ -26,6 +26,12 @@ from training.sections import Source
 from training.summary import RunSummary
 from training.tables import describe_recipe, layers_tree, recipes_table, scores_table
 
+_Kernels = Literal["fast", "reproducible"]
+_KERNELS = (
+    "that a GPU runs: fast (TF32, the fastest algorithms), or reproducible (full FP32, deterministic "
+    "algorithms where CUDA has them); default: fast. A CPU's are always reproducible"
+)
+
 _USUAL_CLASSES = 10  # where nothing says how many there are
 _PIPE_WIDTH = 160  # letters
 
@@ -94,6 +100,7 @@ class Run(_RecipeCommand):
     )
     resume: bool = Field(default=False, description="go on where an interrupted run stopped")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    kernels: _Kernels | None = Field(default=None, description=_KERNELS)
     log: list[Literal["tensorboard", "mlflow"]] = Field(
         default=[], description="write the history there too; may be repeated"
     )
@@ -133,7 +140,7 @@ class Run(_RecipeCommand):
                 model=self.name or recipe.name,
                 run_dir=self._run_dir(recipe),
                 data_root=self.data_root,
-                device=device.choose(self.device, group.local_rank),
+                device=device.choose(self.device, group.local_rank, self.kernels),
                 display=display,
                 interrupts=interrupts,
                 resume=self.resume,
@@ -218,6 +225,7 @@ class FindRate(_RecipeCommand):
         description="folder of decoded images, runs/.cache say; default: decoded anew, in memory",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    kernels: _Kernels | None = Field(default=None, description=_KERNELS)
     steps: int = Field(default=100, ge=20, le=10_000, description="of training, in all")
     picture: Path = Field(default=Path("find-rate.png"), description="where to draw the loss over the rate")
 
@@ -227,12 +235,15 @@ class FindRate(_RecipeCommand):
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from training import data, device, find_rate
         from training.display import Display
+        from training.kernels import reporting_variation
         from training.watch import watch
 
-        chosen, display, interrupts = device.choose(self.device), Display(stderr), Interrupts("begin anew")
+        display, interrupts = Display(stderr), Interrupts("begin anew")
+        chosen = device.choose(self.device, kernels=self.kernels)
         device.prepare(chosen)
+        display.note(chosen.in_words())
         looks = watch("decoded", display, interrupts)
-        with interrupts.listening():
+        with interrupts.listening(), reporting_variation(display.warning):
             dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root, self.cache, watch=looks)
             sweep = find_rate.find_rate(
                 recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps

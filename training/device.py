@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from serving.errors import DeviceUnavailable, UsageError
+from training.kernels import Kernels, use_kernels
 
 # Small networks lose more to waking threads than they win by them.
 _MAX_THREADS = 8
@@ -28,14 +29,27 @@ class Device:
     torch_device: torch.device
     machine: str  # the name of the processor or GPU
     reason: str
+    kernels: Kernels
+
+    def in_words(self) -> str:
+        """The line that a run begins with."""
+        return f"device: {self.torch_device} ({self.machine}), {self.reason}; {self._kernels_in_words()}"
+
+    def _kernels_in_words(self) -> str:
+        if self.torch_device.type == "cpu":
+            return "reproducible kernels, as always on a CPU"
+        if self.kernels == "fast":
+            return "fast kernels (TF32, the fastest algorithms): two runs may differ"
+        return "reproducible kernels (full FP32, deterministic algorithms)"
 
 
-def choose(asked: str, process: int = 0) -> Device:
+def choose(asked: str, process: int = 0, kernels: Kernels | None = None) -> Device:
     """Choose a device.
 
     Args:
         asked: auto, cpu, cuda or cuda:N.
         process: number of this one on this machine; auto and cuda give each a GPU of its own.
+        kernels: that CUDA shall run; none: fast. A CPU's are always reproducible.
 
     Raises:
         UsageError: it is none of these.
@@ -43,7 +57,7 @@ def choose(asked: str, process: int = 0) -> Device:
     """
     if asked == "auto":
         if torch.cuda.is_available():
-            return _cuda(process % torch.cuda.device_count(), "auto: CUDA is there")
+            return _cuda(process % torch.cuda.device_count(), "auto: CUDA is there", kernels)
         return _cpu(
             "auto: no CUDA device" if torch.version.cuda else "auto: this torch is built without CUDA"
         )
@@ -56,14 +70,14 @@ def choose(asked: str, process: int = 0) -> Device:
         raise DeviceUnavailable(
             f"device {asked} was asked for, but torch {torch.__version__} finds {count} CUDA devices"
         )
-    return _cuda(index, "asked for")
+    return _cuda(index, "asked for", kernels)
 
 
 def prepare(device: Device, processes: int = 1) -> None:
-    """Set this process up for training: its threads, kernels that are deterministic, memory that it keeps.
+    """Set this process up for training: its threads, its GPU and kernels, memory that it keeps.
 
-    The same run twice gives the same bits on a CPU, and nearly so on a GPU: some CUDA kernels have no
-    deterministic form, so torch may only warn of them there.
+    The same run twice gives the same bits on a CPU. On a GPU it does so with reproducible kernels, as far as
+    torch has deterministic ones; with fast kernels it does not.
 
     Args:
         device: that was chosen.
@@ -71,11 +85,9 @@ def prepare(device: Device, processes: int = 1) -> None:
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, min(_MAX_THREADS, cores) // processes))
-    torch.use_deterministic_algorithms(device.torch_device.type == "cpu")
-    # It would write every new tensor twice: torch means it to show reads of memory that nobody wrote.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    use_kernels(device.kernels, device.torch_device)
+    if device.torch_device.type == "cuda":
+        torch.cuda.set_device(device.torch_device)
     _keep_freed_memory()
 
 
@@ -92,11 +104,12 @@ def _keep_freed_memory() -> None:
 
 
 def _cpu(reason: str) -> Device:
-    return Device(torch.device("cpu"), _cpu_name(), reason)
+    return Device(torch.device("cpu"), _cpu_name(), reason, "reproducible")
 
 
-def _cuda(index: int, reason: str) -> Device:
-    return Device(torch.device("cuda", index), torch.cuda.get_device_name(index), reason)
+def _cuda(index: int, reason: str, kernels: Kernels | None) -> Device:
+    name = torch.cuda.get_device_name(index)
+    return Device(torch.device("cuda", index), name, reason, kernels or "fast")
 
 
 def _cpu_name() -> str:

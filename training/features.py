@@ -13,6 +13,7 @@ from training.data.decoded import Watch
 from training.data.placed import Placed
 from training.data.stored import Images, feed
 from training.files import alone, replace_file
+from training.kernels import full_precision
 from training.steps import forward_batches
 
 Features = npt.NDArray[np.float32]
@@ -41,9 +42,10 @@ def features_of(
             return found
         extractor = extractor.to(device).eval()
         parts: list[Tensor] = []
-        for batch in forward_batches(Placed(images, torch.device("cpu"))):
-            parts.append(extractor(batch.to(device)).float().cpu())
-            watch(sum(map(len, parts)), len(images))
+        with full_precision(device):  # the cache knows nothing of kernels
+            for batch in forward_batches(Placed(images, torch.device("cpu"))):
+                parts.append(extractor(batch.to(device)).float().cpu())
+                watch(sum(map(len, parts)), len(images))
         features = torch.cat(parts).numpy()  # (N, D)
         _write(path, features)
     return features

@@ -20,6 +20,7 @@ from training.evaluate import wilson
 from training.export import Classifier, export
 from training.files import replace_file
 from training.interrupts import Interrupts
+from training.kernels import full_precision, reporting_variation
 from training.learn import Learned, Surroundings, learn
 from training.loggers import Logger, open_loggers
 from training.metrics import Metrics
@@ -102,7 +103,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     began_s = time.perf_counter()
     display, interrupts = job.display, job.interrupts
     prepare(job.device, job.group.local_size)
-    display.note(f"device: {job.device.torch_device} ({job.device.machine}), {job.device.reason}")
+    display.note(job.device.in_words())
 
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
@@ -110,7 +111,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.leave_if_asked("nothing was trained yet")
 
     display.phase("training")
-    trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
+    with reporting_variation(display.warning):
+        trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
     interrupts.leave_if_asked("training is finished and saved, the export is to come")
 
     display.phase("export and proof")
@@ -155,7 +157,8 @@ def _calibrate(
     """
     split = dataset.validation if len(dataset.validation) else dataset.test
     images = Placed(split.images, torch.device("cpu"))  # (N, H, W, C)
-    logits = torch.cat(list(predict(trained.network.to(device), images))).cpu().numpy()  # (N, K)
+    with full_precision(device):  # as the published file computes
+        logits = torch.cat(list(predict(trained.network.to(device), images))).cpu().numpy()  # (N, K)
     if not len(dataset.validation):
         return uncalibrated(logits, split.labels), None
     right = int((logits.argmax(axis=1) == split.labels).sum())
@@ -202,6 +205,7 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
         earlier_seconds=trained.earlier_seconds,
         machine=job.device.machine,
         framework=f"torch {torch.__version__}",
+        kernels=job.device.kernels,
         parameters=trained.network.parameter_count(),
         pretrained=trained.network.pretrained,
         few_shot=trained.curve,

@@ -34,6 +34,7 @@ class Measured(Strict):
     seconds: float = Field(description="of the whole run, publishing included")
     machine: str
     framework: str
+    kernels: str | None = Field(default=None, description="fast or reproducible; none: it was not recorded")
     date: date
 
 

@@ -35,6 +35,9 @@ class Metrics(Strict):
     )
     machine: str
     framework: str
+    kernels: str | None = Field(
+        default=None, description="fast or reproducible; none: a run before there was a choice"
+    )
     parameters: int
     pretrained: Pretrained | None = None
     few_shot: tuple[CurvePoint, ...] = ()
@@ -83,5 +86,6 @@ class Metrics(Strict):
             seconds=round(seconds + self.earlier_seconds, 1),
             machine=self.machine,
             framework=self.framework,
+            kernels=self.kernels,
             date=self.created_at.date(),
         )

@@ -61,7 +61,8 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         mistakes="".join(map(_figure, mistakes)) or "<p>None.</p>",
         settings=_rows((key, json.dumps(value)) for key, value in metrics.recipe.items()),
         origin=html.escape(
-            f"{metrics.framework} on {metrics.machine}; {metrics.epochs} epochs in "
+            f"{metrics.framework} on {metrics.machine}"
+            f"{f', {metrics.kernels} kernels' if metrics.kernels else ''}; {metrics.epochs} epochs in "
             f"{metrics.training_seconds:.0f} s, the best was {metrics.best_epoch}; "
             f"data {metrics.data_digest[:12]}"
         ),

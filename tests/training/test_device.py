@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from serving.errors import DeviceUnavailable, UsageError
-from training.device import choose
+from training.device import Device, choose
+from training.kernels import Kernels
 
 # What steps do with the outputs of a wide layer: pages that were faulted in after the first few. Behind the
 # first block may lie what a thread keeps, and then it is too short for the next one and its alignment.
@@ -42,6 +43,27 @@ def test_auto_says_what_it_chose_and_why() -> None:
     assert device.torch_device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device.reason.startswith("auto: ")
     assert device.machine
+
+
+@pytest.mark.parametrize("kernels", [None, "fast", "reproducible"])
+def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels | None) -> None:
+    """The choice is a GPU's, and the line of the run says so."""
+    device = choose("cpu", kernels=kernels)
+    assert device.kernels == "reproducible"
+    assert device.in_words().endswith("asked for; reproducible kernels, as always on a CPU")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "said"),
+    [
+        ("fast", "fast kernels (TF32, the fastest algorithms): two runs may differ"),
+        ("reproducible", "reproducible kernels (full FP32, deterministic algorithms)"),
+    ],
+)
+def test_a_gpu_s_line_says_which_kernels_it_runs(kernels: Kernels, said: str) -> None:
+    """Beside the device, its name and the reason."""
+    device = Device(torch.device("cuda", 1), "NVIDIA H100", "asked for", kernels)
+    assert device.in_words() == f"device: cuda:1 (NVIDIA H100), asked for; {said}"
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:0", "cuda:7"])
