@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from training.data.uniforms import Use
+from training.kernels import full_precision
 from training.sections import AugmentationRecipe
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as the bundle's geometry makes grey
@@ -31,7 +32,9 @@ def blur(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor
     deviation_px = uniforms[:, Use.BLUR] * recipe.max_blur_px  # (B,)
     planes = images.permute(0, 3, 1, 2)  # (B, C, H, W)
     down, across = (_gaussian(size, deviation_px)[:, None] for size in planes.shape[2:])
-    return (down @ planes @ across.mT).permute(0, 2, 3, 1)
+    with full_precision(images.device):  # TF32 would round the pixels
+        blurred = down @ planes @ across.mT  # (B, C, H, W)
+    return blurred.permute(0, 2, 3, 1)
 
 
 def recolour(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.data.uniforms import Use
+from training.kernels import full_precision
 from training.sections import AugmentationRecipe
 
 _LARGEST_ASPECT = 4 / 3  # of a crop, width to height, and its inverse
@@ -87,7 +88,9 @@ def sample(images: Tensor, matrices: Tensor, edge: str, background: int) -> Tens
     Returns: (B, H, W, C) float32, 0..255.
     """
     planes = images.permute(0, 3, 1, 2).float() - background  # (B, C, H, W)
-    grid = functional.affine_grid(matrices, list(planes.shape), align_corners=False)  # (B, H, W, 2)
+    # The grid is a matrix product: TF32's 10 bits miss by up to 0.05 pixels at 224 x 224.
+    with full_precision(images.device):
+        grid = functional.affine_grid(matrices, list(planes.shape), align_corners=False)  # (B, H, W, 2)
     padding = "reflection" if edge == "reflect" else "zeros"
     looked_at = functional.grid_sample(planes, grid, padding_mode=padding, align_corners=False)
     return (looked_at + background).permute(0, 2, 3, 1)

@@ -1,9 +1,12 @@
 """Random changes to training images: what moves, what stays, and that each image has its own draw."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.data.augmentation import augment, flip_coins
 from training.data.geometry_changes import affine, sample, shift
@@ -187,6 +190,40 @@ def test_blur_keeps_an_even_image_to_its_edges() -> None:
     """Nothing comes in from outside."""
     even = torch.full((4, 9, 7, 1), 90, dtype=torch.uint8)
     assert torch.allclose(changed(even, max_blur_px=5.0), even.float(), atol=1e-3)
+
+
+class Products(TorchDispatchMode):
+    """Keeps the types of what is multiplied, and whether TF32 was allowed then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[torch.dtype, bool]] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.affine_grid_generator):
+            tf32 = torch.backends.cuda.matmul.allow_tf32
+            self.seen |= {(each.dtype, tf32) for each in args if isinstance(each, Tensor)}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_rotation_degrees": 20}, {"min_crop_area": 0.3}, {"max_blur_px": 3}, {"trivial": True}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_products_of_the_augmentation_are_full_fp32(settings: dict[str, object]) -> None:
+    """Where the network may use TF32 and bfloat16: the same images to the bit, and no TF32 in between."""
+    images, before = photographs(count=16), torch.backends.cuda.matmul.allow_tf32
+    expected = changed(images, **settings)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.autocast("cpu", torch.bfloat16), Products() as products:
+            result = changed(images, **settings)
+        assert torch.backends.cuda.matmul.allow_tf32, "the network's own products may use it again"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert torch.equal(result, expected)
+    assert products.seen == {(torch.float32, False)}
 
 
 def test_erasing_covers_one_rectangle_of_the_stated_area() -> None:
