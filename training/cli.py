@@ -133,14 +133,16 @@ class Run(_RecipeCommand):
         from training import device, job, parallel
         from training.display import Display
 
-        with parallel.joined() as group:
+        place = parallel.launched()
+        chosen = device.choose(self.device, place.local_rank, self.kernels)
+        with parallel.joined(place, chosen.torch_device) as group:
             display = Display(stderr if group.leads else Console(quiet=True))
             task = job.Job(
                 repository=Repository(self.repository),
                 model=self.name or recipe.name,
                 run_dir=self._run_dir(recipe),
                 data_root=self.data_root,
-                device=device.choose(self.device, group.local_rank, self.kernels),
+                device=chosen,
                 display=display,
                 interrupts=interrupts,
                 resume=self.resume,

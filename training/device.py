@@ -65,7 +65,9 @@ def choose(asked: str, process: int = 0, kernels: Kernels | None = None) -> Devi
         return _cpu("asked for")
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", asked)):
         raise UsageError(f"--device {asked!r} is none of auto, cpu, cuda, cuda:N")
-    index, count = int(match[1] or process), torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    # Where each process sees a GPU of its own alone, its number is 0 in all of them.
+    index = int(match[1]) if match[1] else process % max(1, count)
     if index >= count:
         raise DeviceUnavailable(
             f"device {asked} was asked for, but torch {torch.__version__} finds {count} CUDA devices"

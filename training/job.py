@@ -88,6 +88,7 @@ def follow(recipe: Recipe, job: Job) -> None:
     prepare(job.device, job.group.local_size)
     dataset, _ = load_data(recipe, job)
     learn(recipe, dataset, _surroundings(job, folder))
+    job.group.leave()
 
 
 def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
@@ -113,6 +114,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.phase("training")
     with reporting_variation(display.warning):
         trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
+    job.group.leave()  # the others have nothing more to do, and shall not wait for the export
     interrupts.leave_if_asked("training is finished and saved, the export is to come")
 
     display.phase("export and proof")

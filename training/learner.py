@@ -82,6 +82,6 @@ def _prepared(network: Network, recipe: Recipe, images: Tensor | Placed, group: 
     network.prepare(lambda count: images[:count].cpu())
     if recipe.training.channels_last:
         network.use_memory_format(torch.channels_last)
-    if group.size > 1:
+    if group.joined:
         synchronise_norms(network, group)
     return network.to(images.device)

@@ -5,17 +5,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from rich.console import Console
+from torch import distributed, nn
 
+from serving.errors import UsageError
 from training.checkpoint import read
+from training.display import Display
 from training.errors import CheckpointError
-from training.parallel import ALONE, Group
+from training.job import Job, train_and_evaluate
+from training.parallel import ALONE, Group, joined, launched, refuse_shared_gpus
+from training.recipe import Recipe
 from training.synced_norm import SyncedNorm, synchronise_norms
 
 # Plain descent: Adam divides the gradient of a bias before batch norm, which is nothing but rounding, by its
@@ -163,6 +170,93 @@ def test_alone_nothing_is_sent() -> None:
     assert ALONE.sum_(values) is values
     assert torch.equal(ALONE.gather(values), values[None])
     ALONE.wait()
+
+
+CPU = torch.device("cpu")
+
+
+def test_one_process_can_make_a_real_group() -> None:
+    """Sums and values go through torch.distributed and come back as they were; then the group has ended."""
+    with joined(ALONE, CPU, even_alone=True) as group:
+        assert distributed.get_backend() == "gloo"
+        values = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
+        group.sum_many_(values)
+        assert [value.tolist() for value in values] == [[1.0, 2.0], [[3.0]]]
+        assert group.gather(values[0]).tolist() == [[1.0, 2.0]]
+        group.wait()
+    assert not distributed.is_initialized()
+
+
+def test_one_process_alone_joins_nothing() -> None:
+    """Unless it is asked to."""
+    with joined(ALONE, CPU) as group:
+        assert group is ALONE
+        assert not distributed.is_initialized()
+
+
+class Phases(Display):
+    """Keeps at which phases the group was still there."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.joined: dict[str, bool] = {}
+
+    def phase(self, name: str) -> None:
+        """Headline of what begins now."""
+        self.joined[name] = distributed.is_initialized()
+
+
+def test_the_group_ends_before_the_export(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
+    """What is left is the leader's, and nobody waits for it: NCCL would."""
+    phases = Phases()
+    with joined(ALONE, CPU, even_alone=True) as group:
+        summary = train_and_evaluate(
+            fake_recipe("network.batch_norm=true", "training.epochs=1", "gates.max_ece=0.9"),
+            replace(job, group=group, display=phases),
+        )
+    assert phases.joined == {"data": True, "training": True, "export and proof": False}
+    assert summary.verdict == "published"
+
+
+def test_a_real_group_of_one_learns_what_one_process_does(
+    job: Job, tmp_path: Path, fake_recipe: Callable[..., Recipe]
+) -> None:
+    """The same losses within rounding: batch norm takes its statistics through the group."""
+    recipe = fake_recipe("network.batch_norm=true", "gates.max_ece=0.9", "training.epochs=2")
+    train_and_evaluate(recipe, replace(job, run_dir=tmp_path / "alone"))
+    with joined(ALONE, CPU, even_alone=True) as group:
+        train_and_evaluate(recipe, replace(job, run_dir=tmp_path / "group", group=group))
+    assert np.allclose(losses(tmp_path / "alone"), losses(tmp_path / "group"), rtol=1e-2, atol=1e-3)
+
+
+def test_an_error_ends_the_group_too() -> None:
+    """The next one can be made."""
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), joined(ALONE, CPU, even_alone=True):
+            raise ZeroDivisionError
+    assert not distributed.is_initialized()
+
+
+def test_two_processes_that_share_a_gpu_are_refused() -> None:
+    """Both are named, and how many there may be."""
+    identities = torch.zeros(3, 32, dtype=torch.uint8)
+    identities[1] = 7
+    with pytest.raises(UsageError, match=r"processes 0 and 2 of 3 share a GPU.*at most 2 processes"):
+        refuse_shared_gpus(identities)
+    refuse_shared_gpus(identities[:2])
+
+
+def test_a_place_is_read_from_torchrun_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is joined, so that the device can be chosen first."""
+    for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    assert launched() == Group(rank=3, size=4, local_rank=1, local_size=2)
+    assert not launched().joined
+    monkeypatch.delenv("RANK")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 4, but RANK is not set"):
+        launched()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched() is ALONE
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)])
