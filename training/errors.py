@@ -10,6 +10,7 @@ LenserveError                    (serving.errors)
         DataError                    the data are missing, broken, or too few to learn and to judge by
         WeightsError                 pretrained weights cannot be read, or belong to another network
         CheckpointError              a checkpoint does not belong to this run, or cannot be read
+        OutOfMemory                  the memory of the GPU, or of the machine, is full
         Diverged                     the loss is no longer a number
         ProcessLost                  another process of the same run is gone
         ExportError                  the network did not become a sound ONNX file
@@ -46,6 +47,10 @@ class WeightsError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint does not belong to this run, or cannot be read."""
+
+
+class OutOfMemory(TrainingError):
+    """The memory of the GPU, or of the machine, is full."""
 
 
 class Diverged(TrainingError):

@@ -19,6 +19,7 @@ from training.errors import Diverged
 from training.interrupts import Interrupts
 from training.learner import Learner
 from training.networks import build
+from training.out_of_memory import explaining_full_memory, for_training
 from training.parallel import ALONE
 from training.recipe import Recipe
 
@@ -50,17 +51,32 @@ def find_rate(
     """Train a fresh network while the rate rises geometrically, and stop when the loss explodes.
 
     Raises:
+        OutOfMemory: of the GPU, or of the machine.
         Diverged: the loss is no number from the first steps on.
         Interrupted: somebody asked to stop.
     """
+    rates = [_rate(step, steps, lowest, highest) for step in range(steps)]
+    with explaining_full_memory("training", device, for_training(recipe)):
+        losses = _sweep(recipe, dataset, device, display, interrupts, rates)
+    return judge(rates[: len(losses)], losses)
+
+
+def _sweep(  # noqa: PLR0917 - as `find_rate` was given them
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    display: Display,
+    interrupts: Interrupts,
+    rates: Sequence[float],
+) -> list[float]:
+    """The loss of a step at each rate, up to the one at which it explodes."""
     torch.manual_seed(recipe.training.seed)
     batches = Batches(recipe, dataset.train, len(dataset.labels), device, ALONE)
     network = build(recipe.network, recipe.geometry, len(dataset.labels))
     learner = Learner(recipe, network, batches.images, batches.labels, ALONE)
     losses: list[float] = []
-    with display.training(steps, batches.batch_size):
-        for step in range(steps):
-            rate = _rate(step, steps, lowest, highest)
+    with display.training(len(rates), batches.batch_size):
+        for step, rate in enumerate(rates):
             images, targets = batches.take(*divmod(step, batches.steps))
             loss = learner.step(images, targets, rate=rate, steps=step + 1, batch=batches.batch_size)
             losses.append(float(loss))
@@ -68,8 +84,7 @@ def find_rate(
             interrupts.leave_if_asked("a sweep keeps nothing")
             if not math.isfinite(losses[-1]) or losses[-1] > _EXPLODED * min(losses):
                 break
-    rates = [_rate(step, steps, lowest, highest) for step in range(len(losses))]
-    return judge(rates, losses)
+    return losses
 
 
 def judge(rates: Sequence[float], losses: Sequence[float]) -> Sweep:

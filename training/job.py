@@ -24,6 +24,7 @@ from training.kernels import full_precision, reporting_variation
 from training.learn import Learned, Surroundings, learn
 from training.loggers import Logger, open_loggers
 from training.metrics import Metrics
+from training.out_of_memory import explaining_full_memory, for_inference
 from training.parallel import ALONE, Group
 from training.proof import Proof, prove
 from training.publish import publish, spread
@@ -118,7 +119,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.leave_if_asked("training is finished and saved, the export is to come")
 
     display.phase("export and proof")
-    calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
+    with explaining_full_memory("calibration", job.device.torch_device, for_inference(recipe)):
+        calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
     export(classifier, recipe.geometry, folder.model)
     interrupts.leave_if_asked("training is finished and saved, the proof is to come")

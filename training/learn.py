@@ -20,6 +20,7 @@ from training.networks import Network, build
 from training.networks.backbones import HEAD, Backbone, HeadAlone, build_classifier
 from training.networks.heads import HeadOnFeatures
 from training.networks.layers import LayerFeatures
+from training.out_of_memory import explaining_full_memory, for_inference
 from training.parallel import ALONE, Group
 from training.recipe import Recipe
 from training.runs import RunFolder
@@ -59,14 +60,15 @@ def learn(recipe: Recipe, dataset: Dataset, around: Surroundings) -> Learned:
     Raises:
         RecipeError: the network cannot be built as the recipe says.
         WeightsError: pretrained weights cannot be read, or belong to another network.
-        CheckpointError, Diverged, Interrupted: as training does.
+        CheckpointError, Diverged, Interrupted, OutOfMemory: as training does.
     """
     if recipe.method == "as-is":
         return Learned(build_classifier(recipe.network, recipe.geometry), dataset.digest())
     torch.manual_seed(recipe.training.seed)
     if recipe.method == "few-shot":
         return _fit_head(recipe, dataset, around)
-    network = build(recipe.network, recipe.geometry, len(dataset.labels))
+    with explaining_full_memory("training", torch.device("cpu"), "choose a smaller network"):
+        network = build(recipe.network, recipe.geometry, len(dataset.labels))
     if isinstance(network, Backbone) and _trunk_rests(recipe):
         return _train_head(recipe, dataset, network, around, around.folder.checkpoint)
     if isinstance(network, Backbone) and recipe.training.head_epochs:
@@ -157,11 +159,13 @@ def _extract(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Sur
 
 
 def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Surroundings) -> Features:
-    return features_of(
-        extractor,
-        split.images,
-        name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
-        device=around.device.torch_device,
-        cache=around.cache,
-        watch=watch("features of", around.display, around.interrupts),
-    )
+    device = around.device.torch_device
+    with explaining_full_memory("feature extraction", device, for_inference(recipe)):
+        return features_of(
+            extractor,
+            split.images,
+            name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
+            device=device,
+            cache=around.cache,
+            watch=watch("features of", around.display, around.interrupts),
+        )

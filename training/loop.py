@@ -25,6 +25,7 @@ from training.interrupts import Interrupts
 from training.learner import Learner
 from training.loggers import Logger
 from training.networks import Network, build
+from training.out_of_memory import explaining_full_memory, for_inference, for_training
 from training.parallel import ALONE, Group
 from training.recipe import Recipe
 from training.schedule import learning_rate
@@ -72,17 +73,19 @@ def train(
     Raises:
         CheckpointError: the checkpoint is damaged, or of another run.
         Diverged: the loss is no longer a number.
+        OutOfMemory: of the GPU, or of the machine.
         Interrupted: somebody asked the job to stop; the checkpoint is written.
         ProcessLost: another process of the group is gone.
     """
-    loop = _Loop(recipe, dataset, network, device, checkpoint_path, group)
-    loop.restore()
-    earlier_seconds = loop.seconds()
-    with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
-        while not loop.progress.finished:
-            loop.run_epoch(display, interrupts)
-            for logger in loggers:
-                logger.epoch(loop.history[-1])
+    with explaining_full_memory("training", device, for_training(recipe)):
+        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group)
+        loop.restore()
+        earlier_seconds = loop.seconds()
+        with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
+            while not loop.progress.finished:
+                loop.run_epoch(display, interrupts)
+                for logger in loggers:
+                    logger.epoch(loop.history[-1])
     network = loop.learner.judged
     network.load_state_dict(loop.best_weights)
     network.use_memory_format(torch.contiguous_format)  # as the exported file will have it
@@ -175,7 +178,8 @@ class _Loop:
         progress, recipe = self.progress, self.recipe.training
         train_loss = float(self.losses.double().mean())
         self._stop_clock()
-        validation_loss, validation_accuracy = measure(self.learner.judged, *self.validation, self.group)
+        with explaining_full_memory("validation", self.device, for_inference(self.recipe)):
+            validation_loss, validation_accuracy = measure(self.learner.judged, *self.validation, self.group)
         progress.epoch += 1
         record = EpochRecord(
             epoch=progress.epoch,
