@@ -236,12 +236,14 @@ class FindRate(_RecipeCommand):
         recipe = resolve(self.recipe, self.overrides)
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from training import data, device, find_rate
+        from training.compilers import check_compiler
         from training.display import Display
         from training.kernels import reporting_variation
         from training.watch import watch
 
         display, interrupts = Display(stderr), Interrupts("begin anew")
         chosen = device.choose(self.device, kernels=self.kernels)
+        check_compiler(recipe, chosen.torch_device)
         device.prepare(chosen)
         display.note(chosen.in_words())
         looks = watch("decoded", display, interrupts)

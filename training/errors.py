@@ -6,6 +6,7 @@ LenserveError                    (serving.errors)
         RunFolderTaken               the run folder holds something that must not be lost or mixed
     DeviceUnavailable            a device was asked for that is not there
     TrainingError                the work itself failed
+        CompilerMissing              torch.compile was asked for, and has no compiler
         LoggerUnavailable            where the history shall go takes none
         DataError                    the data are missing, broken, or too few to learn and to judge by
         WeightsError                 pretrained weights cannot be read, or belong to another network
@@ -31,6 +32,10 @@ class RunFolderTaken(UsageError):
 
 class TrainingError(LenserveError):
     """The training job failed."""
+
+
+class CompilerMissing(TrainingError):
+    """torch.compile was asked for, and the compiler that it needs is not installed."""
 
 
 class LoggerUnavailable(TrainingError):

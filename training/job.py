@@ -10,6 +10,7 @@ import torch
 from serving.bundle import Calibration, Estimate, Repository
 from training import data
 from training.calibrate import calibrate, uncalibrated
+from training.compilers import check_compiler
 from training.data import DataReport, Dataset
 from training.data.examples import augmented_examples
 from training.data.placed import Placed
@@ -86,6 +87,7 @@ def follow(recipe: Recipe, job: Job) -> None:
     folder = RunFolder(job.run_dir)
     if folder.summary.exists():
         return
+    check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
     dataset, _ = load_data(recipe, job)
     learn(recipe, dataset, _surroundings(job, folder))
@@ -104,6 +106,7 @@ def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
 def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logger, ...]) -> RunSummary:
     began_s = time.perf_counter()
     display, interrupts = job.display, job.interrupts
+    check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
     display.note(job.device.in_words())
 

@@ -224,7 +224,9 @@ class TrainingRecipe(Strict):
         default="float32", description="of the passes forward and back; weights stay float32"
     )
     channels_last: bool = Field(default=False, description="memory order of images and filters")
-    compile: bool = Field(default=False, description="by torch.compile; costs minutes at the start")
+    compile: bool = Field(
+        default=False, description="by torch.compile; costs minutes at the start, and needs a C++ compiler"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="weights, order, augmentation and dropout")
     checkpoint_interval_steps: int = Field(
         default=500, ge=1, description="steps between checkpoints within an epoch; each epoch ends with one"
