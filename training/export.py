@@ -68,8 +68,8 @@ def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
         raise ExportError("the exporter gave no program. This is a bug.")
     model = program.model_proto
     fold_scaling(model)
-    _strip(model)
-    _check(model, shape)
+    strip(model)
+    check(model, shape)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -91,7 +91,27 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _strip(message: Message) -> None:
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what no server needs: source paths of the builder, and operator sets that no node uses."""
+    _clear_notes(model)
+    used = {node.domain for node in _nodes(model)}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes: of the graph, of functions, and of the graphs inside nodes."""
+    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                waiting.extend(graph.node)
+
+
+def _clear_notes(message: Message) -> None:
     """Clear metadata and documentation everywhere: the exporter puts the builder's source paths there."""
     for field in ("metadata_props", "doc_string"):
         if field in message.DESCRIPTOR.fields_by_name:
@@ -100,10 +120,19 @@ def _strip(message: Message) -> None:
         if descriptor.message_type is None:
             continue
         for part in [value] if isinstance(value, Message) else value:
-            _strip(part)
+            _clear_notes(part)
 
 
-def _check(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+def check(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    """Refuse a graph that is not what a bundle promises.
+
+    Args:
+        model: stripped.
+        shape: (N, H, W, C) of its images, N of no account.
+
+    Raises:
+        ExportError: it is not.
+    """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from serving.bundle import Geometry
-from training.export import OPSET, Classifier, export
+from training.errors import ExportError
+from training.export import OPSET, Classifier, check, export, strip
 from training.networks import build
 from training.onnx_session import open_session, run
 from training.parity import BATCH_SIZES, check_parity
@@ -74,6 +76,40 @@ def test_the_graph_is_what_the_bundle_promises(exported: Path) -> None:
     model = onnx.load(exported)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     assert "Dropout" not in {node.op_type for node in model.graph.node}
+
+
+def with_condition(exported: Path, domain: str) -> onnx.ModelProto:
+    """The exported graph with one more node, whose branches hold a node of that domain each."""
+    model = onnx.load(exported)
+    value = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, ["batch", 4])
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("Identity", ["probabilities"], ["chosen"], domain=domain)], name, [], [value]
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    model.graph.node.append(helper.make_node("If", ["always"], ["spare"], **branches))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))  # noqa: FBT003
+    return model
+
+
+def test_operator_sets_that_no_node_uses_are_dropped(exported: Path) -> None:
+    """An exporter may name those of functions that it has put into the graph; they raise no requirement."""
+    model = with_condition(exported, domain="")
+    for domain in ("pkg.onnxscript.torch_lib.common", "com.microsoft"):
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+    strip(model)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    check(model, (2, 20, 28, 3))
+
+
+def test_operator_sets_that_a_node_uses_are_refused(exported: Path) -> None:
+    """Also in a branch: a server would have to know them."""
+    model = with_condition(exported, domain="com.microsoft")
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    strip(model)
+    with pytest.raises(ExportError, match=r"'com\.microsoft': 1"):
+        check(model, (2, 20, 28, 3))
 
 
 def test_probabilities_are_calibrated_and_sum_to_one(
