@@ -90,13 +90,17 @@ def follow(recipe: Recipe, job: Job) -> None:
     check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
     dataset, _ = load_data(recipe, job)
-    learn(recipe, dataset, _surroundings(job, folder))
+    with reporting_variation(job.display.warning):
+        learn(recipe, dataset, _surroundings(job, folder))
     job.group.leave()
 
 
 def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
     settings, warn = recipe.settings(), job.display.warning
-    with open_loggers(job.loggers, folder.path, run=job.model, settings=settings, warn=warn) as loggers:
+    with (
+        reporting_variation(warn),
+        open_loggers(job.loggers, folder.path, run=job.model, settings=settings, warn=warn) as loggers,
+    ):
         summary = _run_logged(recipe, job, folder, loggers)
         for logger in loggers:
             logger.result(summary.metrics)
@@ -116,8 +120,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.leave_if_asked("nothing was trained yet")
 
     display.phase("training")
-    with reporting_variation(display.warning):
-        trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
+    trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
     job.group.leave()  # the others have nothing more to do, and shall not wait for the export
     interrupts.leave_if_asked("training is finished and saved, the export is to come")
 

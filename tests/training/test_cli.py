@@ -115,6 +115,8 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         (["layers", "lenet5", "--set", "network.maps=[1]"], "network.maps: got 1 sizes, this network has 2"),
         (["layers", "alexnet", "--set", "network.activation=rleu"], "network.activation"),
         (["run", "lenet5-fake", "--log", "wandb"], "--log"),
+        (["run", "lenet5-fake", "--kernels", "slow"], "--kernels"),
+        (["find-rate", "lenet5-fake", "--kernels", "slow"], "--kernels"),
     ],
 )
 def test_wrong_usage_is_one_clear_line_and_exit_code_2(

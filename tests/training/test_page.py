@@ -1,5 +1,7 @@
 """The report as a page."""
 
+import json
+
 import numpy as np
 
 from serving.bundle import Bundle
@@ -30,3 +32,15 @@ def test_every_figure_stands_beside_its_interval(digits_bundle: Bundle) -> None:
     page = render(of_ten_labels, pictures, [])
     assert "first five" in page
     assert "area under the ROC curve" not in page
+
+
+def test_the_page_names_the_kernels_beside_the_device(digits_bundle: Bundle) -> None:
+    """Where the run recorded them: metrics of older runs have none, and can still be read."""
+    written = (digits_bundle.folder / "report" / METRICS_FILE).read_text()
+    metrics = Metrics.model_validate_json(written)
+    pictures = {"confusion.png": b"", "history.png": b""}
+    assert f"on {metrics.machine}, reproducible kernels; " in render(metrics, pictures, [])
+    values = json.loads(written)
+    del values["kernels"]
+    older = Metrics.model_validate(values)
+    assert "kernels" not in render(older, pictures, []).rpartition(metrics.machine)[2]
