@@ -5,7 +5,7 @@ from torch import Tensor
 
 from training.data.augmentation import augment, flip_coins
 from training.data.mixing import draw_mixture, mix
-from training.data.placed import Placed
+from training.data.placed import Placed, send
 from training.data.splits import Split
 from training.data.uniforms import draw
 from training.parallel import Group
@@ -45,12 +45,12 @@ class Batches:
         recipe, seed = self._recipe.augmentation, self._recipe.training.seed
         batch = self._order_of(epoch)[step * self.batch_size : (step + 1) * self.batch_size]  # (B,)
         mine = self._group.rows(len(batch))
-        uniforms = draw(len(batch), seed=seed, epoch=epoch, step=step).to(self.images.device)  # (B, len(Use))
+        uniforms = send(draw(len(batch), seed=seed, epoch=epoch, step=step), self.images.device)
         images = self._augmented(batch[mine], uniforms[mine], epoch)
         mixture = draw_mixture(len(batch), recipe, seed=seed, epoch=epoch, step=step)
         if mixture is None:
             return images, self.labels[batch[mine]]
-        partners = torch.from_numpy(mixture.partners).to(batch.device)[mine]
+        partners = send(torch.from_numpy(mixture.partners), batch.device)[mine]
         if self._group.size == 1:
             others = images[partners]
         else:  # a partner may be another process's: it is made here again from the same numbers

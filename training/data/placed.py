@@ -43,10 +43,17 @@ class Placed:
         else:
             rows = index if isinstance(index, slice) else index.cpu().numpy()
             chosen = torch.from_numpy(self._images[rows])
-        if chosen.device.type == self.device.type:
-            return chosen
-        # From pinned memory the copy does not wait for the steps that the GPU has yet to do.
-        return chosen.pin_memory().to(self.device, non_blocking=True)
+        return send(chosen, self.device)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """The same values on the device.
+
+    To a GPU they go from pinned memory: then the copy does not wait for the steps that it has yet to do.
+    """
+    if values.device.type == device.type:
+        return values
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
