@@ -26,8 +26,9 @@ class Average:
         decay = min(self._decay, (1 + steps) / (_YOUNG + steps))
         mine, theirs = zip(*self._floats, strict=True)
         torch._foreach_lerp_(mine, theirs, 1 - decay)
-        for counter, source in self._others:
-            counter.copy_(source)
+        if self._others:
+            counters, sources = zip(*self._others, strict=True)
+            torch._foreach_copy_(counters, sources)
 
 
 def _values(network: Network) -> list[Tensor]:

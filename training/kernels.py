@@ -38,6 +38,11 @@ def use_kernels(kernels: Kernels, device: torch.device) -> None:
     _allow_tf32(products=fast, convolutions=fast)
 
 
+def are_fast(device: torch.device) -> bool:
+    """Whether `use_kernels` chose the fastest."""
+    return device.type == "cuda" and torch.backends.cudnn.benchmark
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute all float32 values in here in full: without TF32 and without autocast."""

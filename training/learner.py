@@ -1,14 +1,17 @@
 """What learns: a network, its optimizer and its averaged weights, made by one recipe. Knows no epochs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.averaging import Average
+from training.cuda_graphs import CudaRecorder, GraphedStep, Step
 from training.data.placed import Placed
+from training.kernels import are_fast
 from training.networks import Network
-from training.optimizers import make_optimizer, set_rate
+from training.optimizers import make_optimizer, restore_optimizer, set_rate
 from training.parallel import Group
 from training.recipe import Recipe
 from training.steps import Forward, Objective, class_weights, train_step
@@ -20,12 +23,20 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 class Learner:
     """A class because a step changes all three together, and a checkpoint restores all three."""
 
-    def __init__(
-        self, recipe: Recipe, network: Network, images: Tensor | Placed, labels: Tensor, group: Group
+    def __init__(  # noqa: PLR0917 - what it learns from, and with whom
+        self,
+        recipe: Recipe,
+        network: Network,
+        images: Tensor | Placed,
+        labels: Tensor,
+        group: Group,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.network = _prepared(network, recipe, images, group)
         training = recipe.training
-        self.optimizer = make_optimizer(self.network, training)
+        # Sums between processes are not recorded: one that waits for another must be able to give up.
+        graphs = training.cuda_graphs and are_fast(images.device) and not group.joined
+        self.optimizer = make_optimizer(self.network, training, recorded=graphs)
         self.average = Average(self.network, training.averaging) if training.averaging else None
         # The network itself stays as it is: torch.compile's wrapper would change the names of its weights.
         self._forward: Forward = torch.compile(self.network) if training.compile else self.network
@@ -37,6 +48,9 @@ class Learner:
             autocast=_PRECISIONS[training.precision],
             group=group,
         )
+        self._step: Step = self._plain_step
+        if graphs:
+            self._step = GraphedStep(self._plain_step, CudaRecorder(images.device), warn)
 
     @property
     def judged(self) -> Network:
@@ -57,10 +71,13 @@ class Learner:
         """
         self.network.train()
         set_rate(self.optimizer, rate)
-        loss = train_step(self._forward, self.optimizer, images, targets, self._objective, batch=batch)
+        loss = self._step(images, targets, batch)
         if self.average is not None:
             self.average.follow(steps)
         return loss
+
+    def _plain_step(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
+        return train_step(self._forward, self.optimizer, images, targets, self._objective, batch=batch)
 
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
@@ -73,7 +90,7 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.network.load_state_dict(state["average"])
 

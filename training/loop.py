@@ -7,6 +7,7 @@ killed goes on bit for bit.
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def train(
         ProcessLost: another process of the group is gone.
     """
     with explaining_full_memory("training", device, for_training(recipe)):
-        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group)
+        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, display.warning)
         loop.restore()
         earlier_seconds = loop.seconds()
         with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
@@ -105,6 +106,7 @@ class _Loop:
         device: torch.device,
         path: Path,
         group: Group,
+        warn: Callable[[str], None],
     ) -> None:
         self.recipe = recipe
         self.device = device
@@ -114,7 +116,7 @@ class _Loop:
         torch.manual_seed(recipe.training.seed)  # weights are the same on every process
         self.batches = Batches(recipe, dataset.train, len(dataset.labels), device, group)
         network = network or build(recipe.network, recipe.geometry, len(dataset.labels))
-        self.learner = Learner(recipe, network, self.batches.images, self.batches.labels, group)
+        self.learner = Learner(recipe, network, self.batches.images, self.batches.labels, group, warn)
         if group.rank:  # dropout is not
             torch.manual_seed(recipe.training.seed + group.rank)
         self.validation = (

@@ -19,21 +19,48 @@ _NEWTON_SCHULZ_STEPS = 3
 _FILTER_AXES = 4
 
 
-def make_optimizer(network: Network, recipe: TrainingRecipe) -> Optimizer:
-    """The recipe's optimizer of all trainable parameters."""
+def make_optimizer(network: Network, recipe: TrainingRecipe, *, recorded: bool = False) -> Optimizer:
+    """The recipe's optimizer of all trainable parameters.
+
+    Args:
+        network: on its device.
+        recipe: kind and settings.
+        recorded: its steps become a CUDA graph: it reads rates and counts from the GPU's memory.
+    """
     groups = _groups(network, recipe)
-    if recipe.optimizer == "sgd":
-        return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    if recorded:
+        for group in groups:
+            group["lr"] = torch.zeros((), device=next(network.parameters()).device)
     if recipe.optimizer == "muon":
         return Muon(groups, rate=recipe.learning_rate, momentum=recipe.momentum)
+    if recipe.optimizer == "sgd" and recorded:
+        return Descent(groups, rate=recipe.learning_rate, momentum=recipe.momentum)
+    if recipe.optimizer == "sgd":
+        return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     kind = AdamW if recipe.optimizer == "adamw" else Adam
-    return kind(groups, lr=recipe.learning_rate)
+    return kind(groups, lr=recipe.learning_rate, capturable=recorded)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Give every group its part of the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group[RATE_FACTOR]
+        own = rate * group[RATE_FACTOR]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take up what another one of the same recipe had learned, on this one's device and in its form."""
+    saved = state["param_groups"]
+    groups = [
+        {**own, "params": group["params"]} for own, group in zip(optimizer.param_groups, saved, strict=True)
+    ]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _groups(network: Network, recipe: TrainingRecipe) -> list[dict[str, Any]]:
@@ -50,11 +77,11 @@ def _groups(network: Network, recipe: TrainingRecipe) -> list[dict[str, Any]]:
     ]
 
 
-class Muon(Optimizer):
-    """Momentum whose matrix is made orthogonal before it is applied, for filters; plain SGD for the rest.
+class Descent(Optimizer):
+    """Gradient descent with Nesterov momentum, whose rate may lie in a tensor.
 
-    Each filter bank is a matrix (maps, channels * height * width); its length is kept at the square root of
-    its maps, so that the rate is an angle. After Jordan (2024), https://kellerjordan.github.io/posts/muon.
+    Of torch's forms of SGD only the fused one takes such a rate, and it refuses gradients that lie in another
+    order of memory than their parameters.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, rate: float, momentum: float) -> None:
@@ -70,16 +97,40 @@ class Muon(Optimizer):
                     self._change(parameter, parameter.grad, group)
 
     def _change(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(gradient))
-        is_filter = parameter.dim() == _FILTER_AXES
-        if group["weight_decay"] and not is_filter:
+        if group["weight_decay"]:
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
-        buffer.mul_(group["momentum"]).add_(gradient)
-        update = gradient.add(buffer, alpha=group["momentum"])  # Nesterov's
-        if is_filter:
-            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-            update = orthogonalised(update.reshape(len(update), -1)).view_as(update)
-        parameter.add_(update, alpha=-group["lr"])
+        _move(parameter, self._with_momentum(parameter, gradient, group["momentum"]), group["lr"])
+
+    def _with_momentum(self, parameter: nn.Parameter, gradient: Tensor, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        buffer = state["momentum_buffer"]
+        buffer.mul_(momentum).add_(gradient)
+        return gradient.add(buffer, alpha=momentum)  # Nesterov's
+
+
+class Muon(Descent):
+    """Momentum whose matrix is made orthogonal before it is applied, for filters; plain SGD for the rest.
+
+    Each filter bank is a matrix (maps, channels * height * width); its length is kept at the square root of
+    its maps, so that the rate is an angle. After Jordan (2024), https://kellerjordan.github.io/posts/muon.
+    """
+
+    def _change(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        if parameter.dim() != _FILTER_AXES:
+            super()._change(parameter, gradient, group)
+            return
+        update = self._with_momentum(parameter, gradient, group["momentum"])
+        parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+        _move(parameter, orthogonalised(update.reshape(len(update), -1)).view_as(update), group["lr"])
+
+
+def _move(parameter: nn.Parameter, update: Tensor, rate: float | Tensor) -> None:
+    if isinstance(rate, Tensor):  # as `alpha` it would have to be read from the GPU
+        parameter.sub_(update * rate)
+    else:
+        parameter.add_(update, alpha=-rate)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:

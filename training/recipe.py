@@ -81,9 +81,10 @@ class Recipe(Strict):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the run, flat: dotted key -> plain value. Prose and memory decide nothing."""
+        """All that decides the run, flat: dotted key -> plain value. Prose, memory, launches do not."""
         prose = {"summary": True, "stated": True, "baseline": True}
-        nested = self.model_dump(mode="json", exclude={**prose, "data": {"memory_limit_gib"}})
+        how = {"data": {"memory_limit_gib"}, "training": {"cuda_graphs"}}
+        nested = self.model_dump(mode="json", exclude={**prose, **how})
         return dict(_flatten(nested))
 
     def digest(self) -> str:

@@ -224,6 +224,10 @@ class TrainingRecipe(Strict):
         default="float32", description="of the passes forward and back; weights stay float32"
     )
     channels_last: bool = Field(default=False, description="memory order of images and filters")
+    cuda_graphs: bool = Field(
+        default=True,
+        description="on a GPU with fast kernels: a step is recorded, then launched as one; changes no result",
+    )
     compile: bool = Field(
         default=False, description="by torch.compile; costs minutes at the start, and needs a C++ compiler"
     )

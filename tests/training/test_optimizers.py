@@ -1,11 +1,14 @@
 """Optimizers by name, and Muon against what it stands for."""
 
+import copy
+
 import pytest
 import torch
+from torch.optim import Optimizer
 
 from serving.bundle import Geometry
-from training.networks import build
-from training.optimizers import Muon, make_optimizer, orthogonalised
+from training.networks import Network, build
+from training.optimizers import Muon, make_optimizer, orthogonalised, restore_optimizer, set_rate
 from training.recipe import NetworkRecipe, TrainingRecipe
 
 GEOMETRY = Geometry(height=32, width=32, channels=3)
@@ -50,3 +53,44 @@ def test_muon_moves_filters_by_the_orthogonal_update_and_the_rest_as_sgd() -> No
     Muon([{"params": [filters, bias]}], rate=0.1, momentum=0.6).step()
     assert torch.allclose(filters, expected, atol=1e-5)
     assert torch.allclose(bias, moved)
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])  # torch's Adam has a form for a recording on GPUs alone
+def test_the_form_for_a_recording_learns_as_the_other(name: str) -> None:
+    """Rates that lie in tensors give the same weights; a state saved by either form goes on in the other."""
+    recipe = TrainingRecipe(optimizer=name, weight_decay=0.01, bias_rate_factor=4, head_rate_factor=2)
+    plain, recorded = (_stepped(recipe, recorded=recorded) for recorded in (False, True))
+    for _ in range(2):
+        for one, other in zip(plain.network.parameters(), recorded.network.parameters(), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+        assert all(isinstance(group["lr"], torch.Tensor) for group in recorded.optimizer.param_groups)
+        assert not any(isinstance(group["lr"], torch.Tensor) for group in plain.optimizer.param_groups)
+        states = [copy.deepcopy(each.optimizer.state_dict()) for each in (recorded, plain)]
+        for each, state in zip((plain, recorded), states, strict=True):
+            restore_optimizer(each.optimizer, state)
+            each.step(0.02)
+
+
+class _Stepped:
+    """A small network and its optimizer, with gradients that are the same each time."""
+
+    def __init__(self, network: Network, optimizer: Optimizer) -> None:
+        self.network = network
+        self.optimizer = optimizer
+
+    def step(self, rate: float) -> None:
+        """One step."""
+        random = torch.Generator().manual_seed(0)
+        for value in self.network.parameters():
+            value.grad = torch.randn(value.shape, generator=random)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+
+
+def _stepped(recipe: TrainingRecipe, *, recorded: bool) -> _Stepped:
+    torch.manual_seed(0)
+    network = build(NetworkRecipe(name="lenet5"), Geometry(height=28, width=28, channels=1), 10)
+    made = _Stepped(network, make_optimizer(network, recipe, recorded=recorded))
+    for rate in (0.01, 0.03):
+        made.step(rate)
+    return made

@@ -97,11 +97,12 @@ def test_unreadable_recipe_file_is_refused(tmp_path: Path, content: bytes | None
 
 
 def test_digest_follows_what_decides_the_run() -> None:
-    """The digest changes with any setting, and not with prose, nor with what may be in memory."""
+    """The digest changes with any setting, and not with prose, memory, or how kernels are launched."""
     plain = resolve("lenet5-digits")
     assert plain.digest() == resolve("lenet5-digits", ["summary=other words"]).digest()
     assert plain.digest() != resolve("lenet5-digits", ["training.seed=1"]).digest()
     assert plain.digest() == resolve("lenet5-digits", ["data.memory_limit_gib=1"]).digest()
+    assert plain.digest() == resolve("lenet5-digits", ["training.cuda_graphs=false"]).digest()
 
 
 def test_digest_stays_when_there_is_one_more_setting_and_nobody_asks_for_it() -> None:
