@@ -1,5 +1,5 @@
 # What can be made; each does all of its own set-up in .venv.
-.PHONY: demo test check proto bench bench-training results clean
+.PHONY: demo test check proto bench bench-training gpu results clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -41,6 +41,9 @@ results: .venv/train.done
 bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)
 
+gpu: .venv/gpu.done
+	tests/gpu/run.sh --data-root $(DATA) $(GPU_ARGS)
+
 # torch is pinned in constraints.txt. Where pip finds a CPU build of it (a --find-links folder, PyTorch's own
 # CPU index) it is taken; elsewhere the default build is.
 .venv/train.done: pyproject.toml constraints.txt
@@ -51,6 +54,10 @@ bench-training: .venv/dev.done
 
 .venv/dev.done: .venv/train.done
 	$(PIP) -e '.[train,dev]'
+	touch $@
+
+.venv/gpu.done: .venv/dev.done
+	$(PIP) -e '.[train,cuda,dev]'
 	touch $@
 
 clean:

@@ -1,6 +1,5 @@
 """Fixtures for all tests: the real data, a small real network, and real servers that serve it."""
 
-import ipaddress
 import json
 import os
 import socket
@@ -11,18 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.bundle import (
@@ -245,35 +239,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     NAME.pem and NAME.key: server and client are signed by ca, other-client by other-ca.
     """
+    # Only tests of TLS need the library behind it, which a bare GPU machine lacks.
+    from tests.certificates import write_certificate  # noqa: PLC0415
+
     folder = tmp_path_factory.mktemp("certificates")
     for authority, names in (("ca", ("server", "client")), ("other-ca", ("other-client",))):
-        signer = _write_certificate(folder, authority)
+        signer = write_certificate(folder, authority)
         for name in names:
-            _write_certificate(folder, name, signer)
+            write_certificate(folder, name, signer)
     return folder
-
-
-Signer = tuple[x509.Name, ec.EllipticCurvePrivateKey]
-
-
-def _write_certificate(folder: Path, name: str, signer: Signer | None = None) -> Signer:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    issuer, issuer_key = signer or (subject, key)
-    hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
-        .sign(issuer_key, hashes.SHA256())
-    )
-    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-    plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / f"{name}.key").write_bytes(plain)
-    return subject, key
 
 
 def _write_colours(folder: Path, *, rotate: int, lie: bool) -> Description:

@@ -5,7 +5,6 @@ statistics of batch norm taken from noise: without them activations would vanish
 """
 
 import hashlib
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +17,13 @@ from torch import Tensor, nn
 from serving.bundle import (
     MODEL_FILE,
     Bundle,
-    Calibration,
     Description,
-    Estimate,
-    Evaluation,
     Geometry,
     Golden,
-    Provenance,
     Repository,
     write_golden,
 )
+from tests.benchmarks.description import describe
 from training import export as exporting
 from training import fold_scaling
 from training.cli import main as train
@@ -130,7 +126,7 @@ def _write(name: str, folder: Path) -> Description:
     images = noise[:4].numpy()  # (4, H, W, 3) uint8
     (probabilities,) = session.run(["probabilities"], {"image": images})
     write_golden(Golden(images, np.asarray(probabilities)), folder)
-    return _description(name, geometry, sum(each.numel() for each in backbone.parameters()))
+    return describe(name, geometry, sum(each.numel() for each in backbone.parameters()), classes=_CLASSES)
 
 
 def _export_normalised(backbone: Backbone, path: Path) -> None:
@@ -148,22 +144,3 @@ def _export_normalised(backbone: Backbone, path: Path) -> None:
     if program is None:
         raise SystemExit("the exporter gave no program")
     program.save(path)
-
-
-def _description(name: str, geometry: Geometry, parameters: int) -> Description:
-    return Description(
-        labels=tuple(f"class {index}" for index in range(_CLASSES)),
-        geometry=geometry,
-        embedding_size=_CLASSES,
-        calibration=Calibration(temperature=1, ece_before=0, ece_after=0),
-        # Nobody may take these numbers for a measurement: nothing was learnt.
-        evaluation=Evaluation(images=1, correct=0, accuracy=Estimate(value=0, low=0, high=1), ece=0),
-        provenance=Provenance(
-            recipe=f"{name}, random weights",
-            recipe_digest="0" * 64,
-            data_digest="0" * 64,
-            created_at=datetime.now(UTC),
-            framework=f"torch {torch.__version__}",
-            parameters=parameters,
-        ),
-    )

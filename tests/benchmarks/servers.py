@@ -38,10 +38,11 @@ def start_lenserve(bundle: Bundle, *options: str, cores: Sequence[int] = SERVER_
     """`lenserve serve`, ready to answer."""
     repository = str(bundle.folder.parents[1])
     command = [sys.executable, "-m", "serving.cli", "serve", "--repository", repository, "--log-json"]
+    FOLDER.mkdir(exist_ok=True)
     log = FOLDER / f"lenserve-{bundle.model}.log"
     process = Process([*command, "--grpc-port", "0", "--http-port", "0", *options], log=log, cores=cores)
-    wait_until(lambda: "ready" in _events(log), process)
-    listening = _events(log)["listening"]
+    wait_until(lambda: "ready" in events(log), process)
+    listening = events(log)["listening"]
     return Server(process, _port(listening["grpc"]), cores, _port(listening["http"]))
 
 
@@ -130,7 +131,8 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _events(log: Path) -> dict[str, dict[str, str]]:
+def events(log: Path) -> dict[str, dict[str, str]]:
+    """What a server of ours has logged: name -> the last event of that name."""
     events = {}
     for line in log.read_text().splitlines(keepends=True):
         if line.startswith("{") and line.endswith("\n"):

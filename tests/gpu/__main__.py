@@ -1,0 +1,201 @@
+"""`make gpu`: proves and measures Lenserve on a GPU, part after part, each within its time.
+
+Every part is a process of its own that writes its rows as it finds them. One that fails or runs late does not
+end the others; the last line says what failed. With --device cpu the same parts run in small, as a rehearsal.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from tests.benchmarks.cells import replace_table
+from tests.gpu.rows import Row, Rows, markdown, read_rows
+
+RESULTS = Path(".bench/gpu")
+DATA = Path("../shared/data")
+_LOG_LINES = 25  # of a part that failed
+
+# What pytest runs: everything here, and what other folders mark as needing a GPU.
+_TESTS = ("tests/gpu", "tests/serving/test_engine.py", "tests/training/data/test_placed.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part, the most important first."""
+
+    name: str
+    limit_s: float  # all together take under five minutes on an H100
+
+    def command(self, options: argparse.Namespace, file: Path) -> list[str]:
+        """The program of this part."""
+        if self.name == "tests":
+            junit = file.with_suffix(".xml")
+            # Warnings are errors where the pinned versions run. A bare GPU machine brings its own.
+            plain = ["-W", "default", "-p", "no:cacheprovider", "--durations=15", f"--junitxml={junit}"]
+            return [sys.executable, "-m", "pytest", "-m", "gpu", *plain, *_TESTS]
+        command = [sys.executable, "-m", "tests.gpu.part", self.name, "--device", options.device]
+        root = ["--data-root", str(options.data_root)] if options.data_root else []
+        return [*command, "--file", str(file), *root]
+
+
+PARTS = (
+    Part("facts", 30),
+    Part("tests", 80),
+    Part("serving_speed", 130),
+    Part("training_speed", 120),
+    Part("faults", 40),
+)
+
+
+def main() -> None:
+    """Run the parts that were asked for, print the table, and exit with 1 if any failed."""
+    options = _options()
+    results: Path = options.results
+    results.mkdir(parents=True, exist_ok=True)
+    began_s = time.monotonic()
+    rows: dict[str, list[Row]] = {}
+    failed: dict[str, str] = {}
+    for part in PARTS:
+        if part.name not in options.parts:
+            continue
+        rows[part.name], failure = _run(part, options)
+        if failure:
+            failed[part.name] = failure
+        _write(results, rows, failed, options, time.monotonic() - began_s)
+    print((results / "results.md").read_text())
+    if failed:
+        print("FAILED: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+        raise SystemExit(1)
+    print(f"passed: {', '.join(rows)} on {options.device} in {time.monotonic() - began_s:.0f} s")
+
+
+def _run(part: Part, options: argparse.Namespace) -> tuple[list[Row], str]:
+    """The rows of a part, and why it failed."""
+    file, log = options.results / f"{part.name}.json", options.results / f"{part.name}.log"
+    file.unlink(missing_ok=True)
+    limit_s = options.limit_s or part.limit_s
+    print(f"--- {part.name}: at most {limit_s:g} s, log in {log}", flush=True)
+    environment = {**os.environ, "LENSERVE_GPU_DEVICE": options.device}
+    if options.data_root:
+        environment["LENSERVE_TEST_DATA"] = str(options.data_root.resolve())
+    began_s = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            part.command(options, file),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        failure = _wait(process, limit_s)
+    seconds = time.monotonic() - began_s
+    if part.name == "tests":
+        _add_test_rows(file)
+    rows = read_rows(file)
+    wrong = [f"{row.what} ({row.wrong})" for row in rows if row.wrong]
+    failure = ", ".join(wrong) or failure
+    print(f"    {failure or 'passed'} after {seconds:.1f} s", flush=True)
+    if failure:
+        print("\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:]), flush=True)
+    return rows, failure
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float) -> str:
+    """Why it failed; empty where it did not. Whatever it started ends with it."""
+    try:
+        code = process.wait(limit_s)
+        failure = f"exit code {code}" if code else ""
+    except subprocess.TimeoutExpired:
+        failure = f"not done after {limit_s:g} s"
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return failure
+
+
+def _add_test_rows(file: Path) -> None:
+    """Pytest's own report as rows: one for all that passed, and one for each that failed."""
+    report = file.with_suffix(".xml")
+    if not report.exists():
+        return
+    passed: dict[str, float] = {}
+    skipped: list[str] = []
+    rows = Rows(file)
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it a moment ago
+        name, broken = str(case.get("name")), [*case.findall("failure"), *case.findall("error")]
+        if broken:
+            rows.add(name, "failed", wrong=str(broken[0].get("message"))[:200])
+        elif case.find("skipped") is not None:
+            skipped.append(name)
+        else:
+            passed[name] = float(case.get("time", 0))
+    rows.add("tests", f"{len(passed)} passed, {len(skipped)} skipped", passed=passed, skipped=skipped)
+
+
+def _write(
+    results: Path,
+    rows: dict[str, list[Row]],
+    failed: dict[str, str],
+    options: argparse.Namespace,
+    seconds: float,
+) -> None:
+    now = datetime.now(UTC)
+    command = f"tests/gpu/run.sh --device {options.device} --parts {','.join(options.parts)}"
+    circumstances = f"`{command}`, {now:%Y-%m-%d %H:%M} UTC, {seconds:.0f} s in all."
+    if failed:
+        circumstances += " Failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "."
+    whole = {
+        "command": command,
+        "at": now.isoformat(),
+        "seconds": round(seconds, 1),
+        "failed": failed,
+        "parts": {name: [asdict(row) for row in found] for name, found in rows.items()},
+    }
+    (results / "results.json").write_text(json.dumps(whole, indent=1))
+    (results / "results.md").write_text(markdown(rows, circumstances))
+    if options.write:
+        replace_table(options.write, markdown(rows, circumstances))
+
+
+def _options() -> argparse.Namespace:
+    names = [part.name for part in PARTS]
+    parser = argparse.ArgumentParser(
+        prog="tests/gpu/run.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: tests/gpu/run.sh --device cpu --parts facts,serving_speed --results /tmp/gpu",
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal in small")
+    parser.add_argument(
+        "--parts",
+        type=lambda text: text.split(","),
+        default=names,
+        help=f"some of {','.join(names)}; default: all",
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"default: {RESULTS}")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=DATA if DATA.is_dir() else None,
+        help="folder with MNIST/raw and cifar10.npz, where they are at hand; default: %(default)s",
+    )
+    parser.add_argument("--limit-s", type=float, help="of every part; default: each has its own")
+    parser.add_argument("--write", type=Path, help="a Markdown file whose table is replaced, docs/gpu.md")
+    options = parser.parse_args()
+    if unknown := [name for name in options.parts if name not in names]:
+        parser.error(f"there is no part {unknown[0]!r}; parts are {', '.join(names)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
