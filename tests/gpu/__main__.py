@@ -192,6 +192,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit-s", type=float, help="of every part; default: each has its own")
     parser.add_argument("--write", type=Path, help="a Markdown file whose table is replaced, docs/gpu.md")
     options = parser.parse_args()
+    if options.data_root is not None and not options.data_root.is_dir():
+        parser.error(f"--data-root {options.data_root} is not a directory")
     if unknown := [name for name in options.parts if name not in names]:
         parser.error(f"there is no part {unknown[0]!r}; parts are {', '.join(names)}")
     return options

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime
 
 from serving.engine import OnnxEngine, choose_device, find_cuda
+from serving.errors import LenserveError
 from tests.gpu import machine
 from tests.gpu.graphs import convolution
 from tests.gpu.rows import PartOptions, Rows
@@ -21,14 +23,24 @@ _SIDE = 32  # pixels
 def measure(options: PartOptions, rows: Rows) -> None:
     """The card first: it stands beside every other figure."""
     if options.device == "cuda":
-        name, driver, memory_mib, power_w = machine.ask(
-            "name", "driver_version", "memory.total", "power.limit"
-        )
-        rows.add("card", f"{name}, {memory_mib} MiB, driver {driver}, {power_w} W", name=name, driver=driver)
+        _card(rows)
     cores = len(os.sched_getaffinity(0))
     rows.add("processor", f"{_processor()}, {cores} cores, Python {platform.python_version()}")
-    _onnx_runtime(options, rows)
+    try:
+        _onnx_runtime(options, rows)
+    except LenserveError as error:
+        rows.add("a session", "none", wrong=str(error))
     _torch(options, rows)
+
+
+def _card(rows: Rows) -> None:
+    fields = ("name", "driver_version", "memory.total", "power.limit")
+    try:
+        name, driver, memory_mib, power_w = machine.ask(*fields)
+    except (OSError, subprocess.SubprocessError) as error:
+        rows.add("card", "unknown", wrong=f"nvidia-smi cannot be asked: {error}")
+    else:
+        rows.add("card", f"{name}, {memory_mib} MiB, driver {driver}, {power_w} W", name=name, driver=driver)
 
 
 def _onnx_runtime(options: PartOptions, rows: Rows) -> None:

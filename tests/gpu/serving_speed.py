@@ -257,9 +257,10 @@ def _preparing(photograph: Path, geometry: Geometry, sizes: Sizes, rows: Rows) -
     cores = len(os.sched_getaffinity(0))
     alone = prepared_per_s(encoded, geometry, sizes.images_per_s_window_s, 1)
     threads = prepared_per_s(encoded, geometry, sizes.images_per_s_window_s, cores)
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    together = context.Barrier(cores)
+    with ProcessPoolExecutor(cores, context, initializer=together.wait) as pool:  # all have imported all
         work = partial(prepared_per_s, encoded, geometry, threads=1)
-        list(pool.map(work, [0.01] * cores))  # every process has imported everything
         processes = sum(pool.map(work, [sizes.images_per_s_window_s] * cores))
     rows.add(
         f"JPEGs of 500x375 pixels made {geometry.width}x{geometry.height}",
