@@ -9,6 +9,7 @@ import mmap
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from struct import unpack_from
 
@@ -18,6 +19,7 @@ _ONNX_RUNTIME = Path(onnxruntime.__file__).parent
 _PROVIDER = _ONNX_RUNTIME / "capi" / "libonnxruntime_providers_cuda.so"
 # The provider is not linked against it, but opens it when it needs it.
 _CUDNN = "libcudnn.so.9"
+_DRIVER = "libcuda.so.1"  # no package brings it
 
 # Of the ELF format, 64 bits, little endian (man 5 elf).
 _PT_LOAD, _PT_DYNAMIC = 1, 2
@@ -29,10 +31,31 @@ def why_unusable() -> str:
     """Load CUDA and cuDNN from packages or the system; the reason where one is missing, or nothing."""
     if not _PROVIDER.exists():
         return ""  # a build without CUDA, or with all of it inside
+    folders = nvidia_folders()
     with redirect_stdout(io.StringIO()):  # it prints what it misses, but stdout is for results
-        onnxruntime.preload_dlls()
+        _preload(folders)
     needed = dict.fromkeys((*needed_libraries(_PROVIDER), _CUDNN))
-    return in_words(missing_libraries(list(needed), _ONNX_RUNTIME.parent))
+    return in_words(missing_libraries(list(needed), folders))
+
+
+def nvidia_folders() -> list[Path]:
+    """Every folder of the package `nvidia` on Python's path, ONNX Runtime's own neighbour first.
+
+    The packages of CUDA share that name, and may be installed in several places.
+    """
+    spec = find_spec("nvidia")
+    found = map(Path, spec.submodule_search_locations or ()) if spec else ()
+    return list(dict.fromkeys((_ONNX_RUNTIME.parent / "nvidia", *found)))
+
+
+def _preload(folders: Sequence[Path]) -> None:
+    onnxruntime.preload_dlls()
+    # By itself it looks only beside its own package.
+    cuda = (onnxruntime.cuda_version or "0").partition(".")[0]
+    for folder in folders:
+        for name, other in ((f"cu{cuda}", "cudnn"), ("cudnn", "cuda")):
+            if (libraries := folder / name / "lib").is_dir():
+                onnxruntime.preload_dlls(directory=str(libraries), **{other: False})
 
 
 def why_too_old(driver_version: int) -> str:
@@ -53,26 +76,29 @@ def why_too_old(driver_version: int) -> str:
 
 
 def in_words(missing: Sequence[str]) -> str:
-    """One sentence on the missing libraries; nothing where there are none."""
-    if not missing:
-        return ""
-    cuda = onnxruntime.cuda_version.partition(".")[0]
-    return (
-        f"ONNX Runtime {onnxruntime.__version__} cannot load {', '.join(missing)}: "
-        f"pip install 'lenserve[cuda]', or put CUDA {cuda} and cuDNN 9 on the linker's path"
-    )
+    """What to do about the missing libraries; nothing where there are none."""
+    parts = []
+    if packaged := [name for name in missing if name != _DRIVER]:
+        cuda = onnxruntime.cuda_version.partition(".")[0]
+        parts.append(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {', '.join(packaged)}: "
+            f"pip install 'lenserve[cuda]', or put CUDA {cuda} and cuDNN 9 on the linker's path"
+        )
+    if _DRIVER in missing:
+        parts.append(f"there is no NVIDIA driver ({_DRIVER})")
+    return "; ".join(parts)
 
 
-def missing_libraries(names: Sequence[str], packages: Path) -> list[str]:
+def missing_libraries(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Load libraries for good, and return the names of those that cannot be loaded.
 
     The provider itself must not be loaded for this: it would take its host's address before there is one.
 
     Args:
         names: such as libcudart.so.13.
-        packages: the folder with the package `nvidia`, whose layout has changed between versions of CUDA.
+        folders: of the package `nvidia`, whose layout has changed between versions of CUDA.
     """
-    return [name for name in names if not _loads(name, packages)]
+    return [name for name in names if not _loads(name, folders)]
 
 
 def needed_libraries(library: Path) -> list[str]:
@@ -94,9 +120,10 @@ def needed_libraries(library: Path) -> list[str]:
         return [elf[at : elf.find(b"\0", at)].decode() for at in starts]
 
 
-def _loads(name: str, packages: Path) -> bool:
+def _loads(name: str, folders: Sequence[Path]) -> bool:
     # By its name alone, the linker finds what is loaded already, and what is on its path.
-    for file in (name, *map(str, packages.glob(f"nvidia/*/lib/{name}"))):
+    packaged = (file for folder in folders for file in folder.glob(f"*/lib/{name}"))
+    for file in (name, *map(str, packaged)):
         try:
             ctypes.CDLL(file)
         except OSError:

@@ -54,22 +54,35 @@ def test_a_library_in_the_packages_is_found(
 ) -> None:
     """In the layout of CUDA 13 (nvidia/cu13) as in that of CUDA 12 (nvidia/cublas)."""
     name = f"liblenserve-{folder}.so.1"
-    assert cuda.missing_libraries([name], tmp_path) == [name]
+    assert cuda.missing_libraries([name], [tmp_path / "nvidia"]) == [name]
     install(folder, name)
-    assert cuda.missing_libraries([name], tmp_path) == []
+    assert cuda.missing_libraries([name], [tmp_path / "absent", tmp_path / "nvidia"]) == []
+
+
+def test_packages_are_looked_for_on_all_of_pythons_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime itself looks only beside its own package."""
+    folders = [tmp_path / name / "nvidia" for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        monkeypatch.syspath_prepend(folder.parent)
+    beside, *found = cuda.nvidia_folders()
+    assert beside == Path(onnxruntime.__file__).parents[1] / "nvidia"
+    assert set(folders) <= set(found)
 
 
 @needs_elf
 def test_a_library_on_the_linkers_path_is_found(tmp_path: Path) -> None:
     """Packages are not needed where the system brings CUDA."""
-    assert cuda.missing_libraries(["libc.so.6", "libabsent.so.13"], tmp_path) == ["libabsent.so.13"]
+    assert cuda.missing_libraries(["libc.so.6", "libabsent.so.13"], [tmp_path]) == ["libabsent.so.13"]
 
 
 @needs_elf
 def test_a_broken_library_is_missing(install: Callable[[str, str], Path], tmp_path: Path) -> None:
     """A file that the linker refuses is as good as none."""
     install("cu13", "libbroken.so.13").write_bytes(b"no library")
-    assert cuda.missing_libraries(["libbroken.so.13"], tmp_path) == ["libbroken.so.13"]
+    assert cuda.missing_libraries(["libbroken.so.13"], [tmp_path / "nvidia"]) == ["libbroken.so.13"]
 
 
 def test_the_sentence_names_the_libraries_and_what_to_do() -> None:
@@ -78,6 +91,14 @@ def test_the_sentence_names_the_libraries_and_what_to_do() -> None:
     assert "cannot load libcublasLt.so.13, libcudnn.so.9: pip install 'lenserve[cuda]'" in words
     assert "cuDNN 9 on the linker's path" in words
     assert not cuda.in_words([])
+
+
+def test_a_missing_driver_is_not_asked_of_pip() -> None:
+    """It comes with the system, and its sentence stands beside that of the libraries."""
+    assert cuda.in_words(["libcuda.so.1"]) == "there is no NVIDIA driver (libcuda.so.1)"
+    words = cuda.in_words(["libcudnn.so.9", "libcuda.so.1"])
+    assert "cannot load libcudnn.so.9: pip install" in words
+    assert words.endswith("; there is no NVIDIA driver (libcuda.so.1)")
 
 
 @pytest.mark.parametrize(

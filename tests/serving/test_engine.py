@@ -277,7 +277,7 @@ class TestOnnxEngine:
     @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
     def test_a_network_is_refused_where_cuda_is_missing(self, publish: Publish) -> None:
         """ONNX Runtime would run it on the CPU; the message names a library."""
-        with pytest.raises(DeviceUnavailable, match=r"cannot run on cuda:0: ONNX Runtime .* libcuda\.so\.1"):
+        with pytest.raises(DeviceUnavailable, match=r"cannot run on cuda:0: .*libcuda\.so\.1"):
             OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=4)
 
     @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
