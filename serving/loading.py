@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundle import MODEL_FILE, Bundle, Precision, Repository, variant_file
-from serving.engine import Device, Engine, warm_and_prove
-from serving.errors import BundleError, EngineError
+from serving.engine import Device, Engine, OnnxEngine, warm_and_prove
+from serving.errors import BundleError, EngineError, OutOfMemory, ProofFailed
 from serving.tuning import RunCost, measure_cost
 
 # What makes INT8 pay on a CPU: dot products of bytes, by their names in /proc/cpuinfo.
@@ -108,7 +108,16 @@ def _load(
 ) -> Loaded:
     file = bundle.folder / (MODEL_FILE if precision is None else variant_file(precision))
     engine, golden = load_engine(file), bundle.golden()
-    warm_and_prove(engine, golden, tolerance=_tolerance(bundle, precision), sizes=sizes)
+    tolerance = _tolerance(bundle, precision)
+    while True:
+        try:
+            warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
+            break
+        except OutOfMemory:
+            raise
+        except (ProofFailed, EngineError) as error:  # perhaps by what only makes it faster
+            if not (isinstance(engine, OnnxEngine) and engine.simplify(str(error))):
+                raise
     return Loaded(bundle, engine, precision, measure_cost(engine, golden.images, max(sizes)))
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,14 +26,15 @@ from serving.engine import (
     OnnxEngine,
     Output,
     batch_buckets,
+    best_plan,
     choose_device,
     find_cuda,
     find_device,
-    is_out_of_memory,
     providers,
     warm_and_prove,
 )
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory, ProofFailed
+from serving.sessions import Plan, is_out_of_memory
 from serving.settings import ServerSettings
 
 CPU = Device("cpu", 0, "tests")
@@ -141,21 +143,39 @@ class TestProviders:
 
     def test_the_cpu_has_no_options(self) -> None:
         """There is one, and it always computes in FP32."""
-        assert providers(CPU) == ["CPUExecutionProvider"]
+        assert providers(CPU, Plan()) == ["CPUExecutionProvider"]
 
     @pytest.mark.parametrize(
         ("requested", "index"), [("auto", "0"), ("cuda", "0"), ("cuda:0", "0"), ("cuda:1", "1")]
     )
     def test_the_number_of_the_device_reaches_onnx_runtime(self, requested: str, index: str) -> None:
         """From the setting to the session: cuda:1 runs on no other device."""
-        (name, options), fallback = providers(_device(device=requested))
+        (name, options), fallback = providers(_device(device=requested), Plan())
         assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert options["device_id"] == index
 
     def test_fp32_networks_run_in_fp32_unless_tf32_is_allowed(self) -> None:
         """ONNX Runtime's own default is TF32."""
-        assert providers(_device(device="cuda"))[0][1]["use_tf32"] == "0"
-        assert providers(_device(device="cuda", allow_tf32=True))[0][1]["use_tf32"] == "1"
+        assert providers(_device(device="cuda"), Plan())[0][1]["use_tf32"] == "0"
+        assert providers(_device(device="cuda", allow_tf32=True), Plan())[0][1]["use_tf32"] == "1"
+
+    @pytest.mark.parametrize(
+        ("file", "device", "nhwc"),
+        [
+            ("model.fp16.onnx", CUDA, True),
+            ("model.onnx", CUDA, False),
+            ("model.onnx", replace(CUDA, allow_tf32=True), True),
+            ("model.fp16.onnx", CPU, False),
+        ],
+    )
+    def test_channels_come_last_where_tensor_cores_compute(
+        self, file: str, device: Device, *, nhwc: bool
+    ) -> None:
+        """FP32 products use none, and take longer that way."""
+        plan = best_plan(Path("models") / file, device)
+        assert plan.nhwc == nhwc
+        if device.kind == "cuda":
+            assert providers(device, plan)[0][1]["prefer_nhwc"] == str(int(nhwc))
 
     def test_nobody_looks_for_cuda_where_the_cpu_was_asked_for(self) -> None:
         """Looking loads the driver."""
@@ -269,7 +289,7 @@ class TestOnnxEngine:
     ) -> None:
         """ONNX Runtime would print the reason to stdout and run on the CPU with other options."""
         broken = [("CPUExecutionProvider", "options that are no dictionary")]
-        monkeypatch.setattr(engine_module, "providers", lambda _device: broken)
+        monkeypatch.setattr(engine_module, "providers", lambda _device, _plan: broken)
         with pytest.raises(BundleError, match="cannot be loaded: 'providers' values"):
             _load(publish().model_file)
         assert capfd.readouterr().out == ""
@@ -442,9 +462,9 @@ class TestOnCuda:
         self, publish: Publish, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The images alone take 192 MB, and the session may take 64 MiB."""
-        (name, options), cpu = providers(CUDA)
+        (name, options), cpu = providers(CUDA, Plan())
         limited = [(name, options | {"gpu_mem_limit": str(64 * 2**20)}), cpu]
-        monkeypatch.setattr(engine_module, "providers", lambda _device: limited)
+        monkeypatch.setattr(engine_module, "providers", lambda _device, _plan: limited)
         engine = OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=8)
         with pytest.raises(OutOfMemory, match="out of memory for 1000000 images"):
             engine.run(np.zeros((1_000_000, 8, 8, 3), np.uint8))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from serving.bundle import MODEL_FILE, Bundle, Description, Precision, Repository, variant_file
@@ -15,6 +16,7 @@ from serving.bundle.manifest import Variant
 from serving.engine import Device, Engine, OnnxEngine, Output, find_cuda
 from serving.errors import ProofFailed
 from serving.loading import Loaded, choose_precision, load_version, prove, read_cpu_flags
+from serving.sessions import Plan, Sessions
 
 CPU, CUDA = Device("cpu", 0, "tests"), Device("cuda", 0, "tests")
 VNNI = frozenset({"sse2", "avx512_vnni"})
@@ -74,6 +76,30 @@ def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
     assert loaded.tolerance == plain.manifest.golden_tolerance
     (told,) = log_events.named("variant_unfit")
     assert (told.precision, told.version) == ("int8", wrong.version)
+
+
+@pytest.mark.parametrize("rotate", [0, 1])
+def test_a_session_that_lies_gives_way_to_a_plainer_one_of_the_same_file(
+    publish: Publish, repository: Repository, log_events: Any, rotate: int
+) -> None:
+    """What only makes a network faster refuses no version; a network that is wrong in itself is refused."""
+    wrong, plain = publish(rotate=1), publish()
+    files = {True: wrong.model_file, False: publish(rotate=rotate).model_file}
+
+    def open_session(plan: Plan) -> Any:
+        return onnxruntime.InferenceSession(files[plan.nhwc], providers=["CPUExecutionProvider"])
+
+    def load(file: Path) -> Engine:
+        sessions = Sessions(file, open_session, Plan(nhwc=True))
+        return OnnxEngine(sessions.open(), threads=1, sessions=sessions)
+
+    if rotate:
+        with pytest.raises(ProofFailed):
+            load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+    else:
+        load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+    (told,) = log_events.named("nhwc_off")
+    assert "golden probabilities differ" in told.reason
 
 
 def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
