@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from serving.bundle import Golden, variant_file
+from serving.bundle import variant_file
 from serving.bundle.images import Pixels
 from serving.cuda import why_too_old, why_unusable
-from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory, ProofFailed
+from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 from serving.sessions import Plan, Sessions, is_out_of_memory, open_onnx
 
 Floats = npt.NDArray[np.float32]
@@ -259,47 +259,6 @@ def _open(model_file: Path, device: Device, threads: int, plan: Plan) -> Any:  #
     if inputs != {"image": "tensor(uint8)"} or not _OUTPUTS.items() <= outputs.items():
         raise BundleError(f"{model_file} maps {inputs} to {outputs}: no graph of this project")
     return session
-
-
-def warm_and_prove(engine: Engine, golden: Golden, *, tolerance: float, sizes: tuple[int, ...]) -> None:
-    """Run every batch size once, then recompute the golden examples.
-
-    Raises:
-        ProofFailed: a probability is NaN or infinite, differs by more than the tolerance, or names another
-            label where the golden probabilities are further apart than that.
-        EngineError: the network failed.
-    """
-    for size in sizes:
-        engine.run(np.resize(golden.images, (size, *golden.images.shape[1:])))  # (size, H, W, C), repeating
-    largest = max(sizes)
-    parts = [
-        engine.run(golden.images[at : at + largest]).probabilities
-        for at in range(0, len(golden.images), largest)
-    ]
-    _compare(np.concatenate(parts), golden, tolerance)
-
-
-def _compare(probabilities: Floats, golden: Golden, tolerance: float) -> None:
-    count = len(golden.images)
-    if probabilities.shape != golden.probabilities.shape:
-        raise ProofFailed(
-            f"golden probabilities have shape {list(golden.probabilities.shape)}, "
-            f"the network gives {list(probabilities.shape)}"
-        )
-    finite = int(np.isfinite(probabilities).all(axis=1).sum())
-    if finite < count:
-        raise ProofFailed(f"{count - finite} of {count} golden examples get NaN or infinite probabilities")
-    difference = golden.largest_difference(probabilities)
-    if not difference <= tolerance:
-        raise ProofFailed(
-            f"golden probabilities differ by {difference:.2g}, the tolerance is {tolerance:.2g}"
-        )
-    changed = golden.changed_labels(probabilities, margin=tolerance)
-    if changed:
-        raise ProofFailed(
-            f"{changed} of {count} golden examples get another label, though their two largest "
-            f"probabilities are further apart than the tolerance, {tolerance:.2g}"
-        )
 
 
 def providers(device: Device, plan: Plan) -> list[Any]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundle import MODEL_FILE, Bundle, Precision, Repository, variant_file
-from serving.engine import Device, Engine, OnnxEngine, warm_and_prove
+from serving.engine import Device, Engine, OnnxEngine
 from serving.errors import BundleError, EngineError, OutOfMemory, ProofFailed
+from serving.proof import warm_and_prove
 from serving.tuning import RunCost, measure_cost
 
 # What makes INT8 pay on a CPU: dot products of bytes, by their names in /proc/cpuinfo.
