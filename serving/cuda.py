@@ -1,4 +1,4 @@
-"""What ONNX Runtime needs for CUDA: loads its libraries, and names what is missing or too old.
+"""What ONNX Runtime needs for CUDA: loads its libraries, names what is missing or too old, hushes its logger.
 
 ONNX Runtime itself would fall back to the CPU. Knows no network and no device.
 """
@@ -6,8 +6,9 @@ ONNX Runtime itself would fall back to the CPU. Knows no network and no device.
 import ctypes
 import io
 import mmap
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ _PROVIDER = _ONNX_RUNTIME / "capi" / "libonnxruntime_providers_cuda.so"
 # The provider is not linked against it, but opens it when it needs it.
 _CUDNN = "libcudnn.so.9"
 _DRIVER = "libcuda.so.1"  # no package brings it
+
+_ORT_WARNINGS, _ORT_FATAL = 2, 4  # ONNX Runtime's default severity, and its highest
 
 # Of the ELF format, 64 bits, little endian (man 5 elf).
 _PT_LOAD, _PT_DYNAMIC = 1, 2
@@ -130,3 +133,46 @@ def _loads(name: str, folders: Sequence[Path]) -> bool:
             continue
         return True
     return False
+
+
+class _Quiet:
+    """Silences ONNX Runtime's default logger. A class because the logger is one for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Open a CUDA session inside, or run a batch size for the first time.
+
+        The logger then warns of a plugin that is not needed, and prints an error for every kernel that it
+        tries in vain: 150 lines for one FP16 network. What fails in the end is an exception.
+        """
+        self._ask(1)
+        try:
+            yield
+        finally:
+            self._ask(-1)
+
+    def _ask(self, more: int) -> None:
+        with self._lock:
+            self._asked += more
+            onnxruntime.set_default_logger_severity(_ORT_FATAL if self._asked else _ORT_WARNINGS)
+
+
+quiet_logger = _Quiet()
+
+
+class FirstRuns:
+    """Silences the default logger for the first run of every batch size of one session."""
+
+    def __init__(self) -> None:
+        self._met: set[int] = set()
+
+    def __call__(self, size: int) -> AbstractContextManager[None]:
+        """Run a batch of this size inside."""
+        if size in self._met:
+            return nullcontext()
+        self._met.add(size)
+        return quiet_logger()

@@ -7,7 +7,8 @@ import ctypes
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import onnxruntime
 
 from serving.bundle import variant_file
 from serving.bundle.images import Pixels
-from serving.cuda import why_too_old, why_unusable
+from serving.cuda import FirstRuns, quiet_logger, why_too_old, why_unusable
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 from serving.sessions import Plan, Sessions, is_out_of_memory, open_onnx
 
@@ -166,7 +167,7 @@ class OnnxEngine:
         Args:
             session: of a network of this project.
             threads: that one run of it may use.
-            buckets: batch sizes to pad to.
+            buckets: batch sizes to pad to, on CUDA.
             sessions: where plainer ones come from.
         """
         self.threads = threads
@@ -174,6 +175,7 @@ class OnnxEngine:
         self._buckets = buckets
         self._sessions = sessions
         self._simplifying = threading.Lock()
+        self._first_runs = FirstRuns()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -203,9 +205,7 @@ class OnnxEngine:
         """Run the network; see `Engine.run`."""
         count = len(images)
         try:
-            probabilities, embedding = self._session.run(
-                ("probabilities", "embedding"), {"image": self._padded(images)}
-            )
+            probabilities, embedding = self._outputs(images)
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             if is_out_of_memory(error):
                 raise OutOfMemory(
@@ -227,9 +227,21 @@ class OnnxEngine:
         with self._simplifying:
             if self._sessions is None or not self._sessions.give_up(reason):
                 return False
+            self._first_runs = FirstRuns()
             self._session = None  # before the next takes memory
             self._session = self._sessions.open()
             return True
+
+    def _outputs(self, images: Pixels) -> Sequence[Floats]:
+        if not self._buckets:  # on a CPU
+            return self._run_session(images)
+        padded = self._padded(images)
+        with self._first_runs(len(padded)):
+            return self._run_session(padded)
+
+    def _run_session(self, images: Pixels) -> Sequence[Floats]:
+        found: Sequence[Floats] = self._session.run(tuple(_OUTPUTS), {"image": images})
+        return found
 
     def _padded(self, images: Pixels) -> Pixels:
         bucket = next((size for size in self._buckets if size >= len(images)), len(images))
@@ -251,7 +263,8 @@ def best_plan(model_file: Path, device: Device) -> Plan:
 
 
 def _open(model_file: Path, device: Device, threads: int, plan: Plan) -> Any:  # noqa: ANN401 - untyped library
-    session = open_onnx(model_file, providers(device, plan), threads=threads, device=device.name)
+    with quiet_logger() if device.kind == "cuda" else nullcontext():
+        session = open_onnx(model_file, providers(device, plan), threads=threads, device=device.name)
     if session.get_providers()[0] != device.provider:
         raise DeviceUnavailable(f"{model_file} runs on {session.get_providers()[0]}, not on {device.name}")
     inputs = {tensor.name: tensor.type for tensor in session.get_inputs()}

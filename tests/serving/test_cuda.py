@@ -122,3 +122,25 @@ def test_what_is_missing_here_is_told_and_not_printed(capfd: pytest.CaptureFixtu
     """ONNX Runtime prints to stdout, which belongs to the results of commands."""
     assert "libcuda.so.1" in cuda.why_unusable.__wrapped__()
     assert capfd.readouterr().out == ""
+
+
+def test_the_default_logger_is_quiet_until_the_last_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions load at the same time; an error inside brings the warnings back too."""
+    told: list[int] = []
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", told.append)
+    with cuda.quiet_logger():
+        with pytest.raises(RuntimeError), cuda.quiet_logger():
+            raise RuntimeError
+        assert told == [4, 4, 4]
+    assert told[3:] == [2]
+
+
+def test_only_the_first_run_of_a_batch_size_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later ones try no kernels, and whatever is said then is news."""
+    told: list[int] = []
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", told.append)
+    first_runs = cuda.FirstRuns()
+    for size in (1, 1, 8, 1, 8):
+        with first_runs(size):
+            pass
+    assert told == [4, 2] * 2
