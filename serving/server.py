@@ -86,7 +86,7 @@ async def run_server(
     """
     if not settings.repository.is_dir():
         raise UsageError(f"the repository {settings.repository} is no folder")
-    device = find_device(settings.device, allow_tf32=settings.allow_tf32)
+    device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics()
     metrics.device.labels(device.name, device.provider).set(1)
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
@@ -223,6 +223,7 @@ def _log_choices(
     told = {"device": device.name, "provider": device.provider, "reason": device.reason}
     if device.kind == "cuda":
         told["fp32_products"] = "tf32" if device.allow_tf32 else "fp32"
+        told["cuda_graphs"] = "on" if device.cuda_graphs else "off"
     _log.info("device_chosen", extra=told)
     if settings.precision == "fp16" and device.kind == "cpu":
         reason = "a CPU computes FP16 files in FP32: their golden examples prove nothing of FP16 on a GPU"

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ class Plan:
     """What makes a network faster on CUDA, and may not work for every network."""
 
     nhwc: bool = False  # convolutions with channels last, as tensor cores want them
+    cuda_graphs: bool = False  # one launch for all kernels of a batch
 
     def fallbacks(self) -> list["Plan"]:
         """This plan, and plainer ones in the order in which to try them."""
-        return list(dict.fromkeys((self, Plan())))
+        return list(dict.fromkeys((self, replace(self, cuda_graphs=False), Plan())))
 
 
 class Sessions:

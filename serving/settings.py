@@ -45,6 +45,10 @@ class ServerSettings(Strict):
         default=False,
         description="on CUDA: run FP32 networks in TF32, faster; golden examples must come out all the same",
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="on CUDA: launch all kernels of a batch at once, where a network allows it",
+    )
     device_process: bool = Field(
         default=False,
         description="one process more, which loads each network once and runs it for all workers",

@@ -174,7 +174,7 @@ def main() -> int:
 
 async def _own(orders: Orders) -> None:
     settings = orders.order.settings
-    device = find_device(settings.device, allow_tf32=settings.allow_tf32)
+    device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     size = settings.max_batch_size
     load = partial(
         load_tuned,

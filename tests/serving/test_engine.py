@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 import serving.engine as engine_module
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Repository, variant_file
 from serving.bundle.images import Pixels
 from serving.engine import (
     Device,
@@ -32,6 +34,7 @@ from serving.engine import (
     providers,
 )
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
+from serving.loading import load_version, prove
 from serving.proof import warm_and_prove
 from serving.sessions import Plan, is_out_of_memory
 from serving.settings import ServerSettings
@@ -175,6 +178,16 @@ class TestProviders:
         assert plan.nhwc == nhwc
         if device.kind == "cuda":
             assert providers(device, plan)[0][1]["prefer_nhwc"] == str(int(nhwc))
+
+    def test_cuda_graphs_are_captured_unless_they_are_turned_off(self) -> None:
+        """A CPU has none."""
+        file = Path("model.onnx")
+        for wanted in (True, False):
+            device = _device(device="cuda", cuda_graphs=wanted)
+            plan = best_plan(file, device)
+            assert plan.cuda_graphs == wanted
+            assert providers(device, plan)[0][1]["enable_cuda_graph"] == str(int(wanted))
+        assert not best_plan(file, CPU).cuda_graphs
 
     def test_nobody_looks_for_cuda_where_the_cpu_was_asked_for(self) -> None:
         """Looking loads the driver."""
@@ -414,13 +427,80 @@ class TestOnCuda:
         self, publish: Publish, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The images alone take 192 MB, and the session may take 64 MiB."""
-        (name, options), cpu = providers(CUDA, Plan())
-        limited = [(name, options | {"gpu_mem_limit": str(64 * 2**20)}), cpu]
-        monkeypatch.setattr(engine_module, "providers", lambda _device, _plan: limited)
+
+        def limited(device: Device, plan: Plan) -> list[Any]:
+            (name, options), cpu = providers(device, plan)
+            return [(name, options | {"gpu_mem_limit": str(64 * 2**20)}), cpu]
+
+        monkeypatch.setattr(engine_module, "providers", limited)
         engine = OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=8)
         with pytest.raises(OutOfMemory, match="out of memory for 1000000 images"):
             engine.run(np.zeros((1_000_000, 8, 8, 3), np.uint8))
         assert len(engine.run(_noise(4)).probabilities) == 4
+
+    def test_replayed_graphs_give_what_plain_sessions_give(self, publish: Publish, tmp_path: Path) -> None:
+        """Every number of images, several rounds of different ones, from two threads at once."""
+        file = _convolution(tmp_path / "model.onnx", np.float32)
+        for model_file in (publish().model_file, file):
+            graphs = OnnxEngine.load(model_file, CUDA, threads=1, max_batch_size=8)
+            plain = OnnxEngine.load(model_file, replace(CUDA, cuda_graphs=False), threads=1, max_batch_size=8)
+            compare = partial(_compare_all_counts, graphs, plain, 1e-4)
+            with ThreadPoolExecutor(2) as threads:
+                list(threads.map(compare, (1, 2)))
+            assert graphs.captured_sizes == (1, 2, 4, 8)
+            assert plain.captured_sizes == ()
+
+    def test_a_version_is_served_by_the_graphs_that_it_was_proven_with(
+        self, publish: Publish, repository: Repository, log_events: Any
+    ) -> None:
+        """Every size has its graph once the version is loaded, and the log tells of no fallback."""
+        bundle = publish()
+        load = partial(OnnxEngine.load, device=CUDA, threads=1, max_batch_size=8)
+        sizes = batch_buckets(CUDA, 8)
+        loaded = load_version(repository, bundle.model, bundle.version, load, sizes=sizes, precision=None)
+        assert isinstance(loaded.engine, OnnxEngine)
+        assert loaded.engine.captured_sizes == sizes
+        prove(loaded, sizes)
+        assert not log_events.records
+
+    def test_versions_load_while_others_answer(self, publish: Publish) -> None:
+        """A capture and the runs of another session keep apart."""
+        file = publish().model_file
+        first = OnnxEngine.load(file, CUDA, threads=1, max_batch_size=8)
+        expected = first.run(_noise(5)).probabilities
+        stop = threading.Event()
+
+        def answer() -> int:
+            runs = 0
+            while not stop.is_set() or not runs:
+                np.testing.assert_allclose(first.run(_noise(5)).probabilities, expected, atol=1e-5)
+                runs += 1
+            return runs
+
+        with ThreadPoolExecutor(1) as threads:
+            answering = threads.submit(answer)
+            try:
+                for _ in range(3):
+                    engine = OnnxEngine.load(file, CUDA, threads=1, max_batch_size=8)
+                    for size in (1, 2, 4, 8):
+                        engine.run(_noise(size))
+                    assert engine.captured_sizes == (1, 2, 4, 8)
+            finally:
+                stop.set()
+            assert answering.result(timeout=60)
+
+    @pytest.mark.parametrize("cuda_graphs", [False, True])
+    def test_fp16_with_channels_last_answers_as_the_cpu_does(
+        self, tmp_path: Path, *, cuda_graphs: bool
+    ) -> None:
+        """Within what FP16 rounds."""
+        device = replace(CUDA, cuda_graphs=cuda_graphs)
+        half = _convolution(tmp_path / variant_file("fp16"), np.float16)
+        cuda = OnnxEngine.load(half, device, threads=1, max_batch_size=8)
+        options = cuda._session.get_provider_options()["CUDAExecutionProvider"]
+        assert options["prefer_nhwc"] == "1"
+        _compare_all_counts(cuda, _load(_convolution(tmp_path / "model.onnx", np.float32)), 2e-2, 1)
+        assert cuda.captured_sizes == ((1, 2, 4, 8) if cuda_graphs else ())
 
     def test_every_batch_size_answers_as_the_cpu_does(self, publish: Publish) -> None:
         """Rows do not depend on the padding or the device."""
@@ -455,15 +535,66 @@ def _answer(value: int, place: Any) -> int:
 def _device(**options: Any) -> Device:
     """The device of a server with these settings, on a machine with two GPUs."""
     settings = ServerSettings(repository=Path(), **options)
-    return find_device(settings.device, allow_tf32=settings.allow_tf32, look=lambda: (2, ""))
+    return find_device(
+        settings.device,
+        allow_tf32=settings.allow_tf32,
+        cuda_graphs=settings.cuda_graphs,
+        look=lambda: (2, ""),
+    )
+
+
+def _compare_all_counts(found: OnnxEngine, expected: OnnxEngine, atol: float, seed: int) -> None:
+    for count in (*range(1, 9), *range(8, 0, -1)) * 3:
+        images = _noise(count, seed := seed + 10)
+        for rows in ("probabilities", "embedding"):
+            one, other = (getattr(engine.run(images), rows) for engine in (found, expected))
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one, other, atol=atol)
+
+
+def _convolution(file: Path, kind: type[np.floating[Any]]) -> Path:
+    """A convolution, its channels' means as the embedding, and a softmax; products in this precision."""
+    random = np.random.default_rng(0)
+    weights = {
+        "filters": random.normal(0, 1 / 255, (16, 3, 3, 3)).astype(kind),
+        "classes": random.normal(0, 0.3, (16, 3)).astype(kind),
+        "sides": np.array([2, 3]),
+    }
+    make = onnx.helper.make_node
+    nodes = [
+        make("Cast", ["image"], ["pixels"], to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))),
+        make("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        make("Conv", ["planes", "filters"], ["convolved"], pads=[1, 1, 1, 1]),
+        make("Relu", ["convolved"], ["rectified"]),
+        make("ReduceMean", ["rectified", "sides"], ["means"], keepdims=0),
+        make("MatMul", ["means", "classes"], ["scores"]),
+        make("Cast", ["means"], ["embedding"], to=TensorProto.FLOAT),
+        make("Cast", ["scores"], ["logits"], to=TensorProto.FLOAT),
+        make("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "convolution",
+        [value("image", TensorProto.UINT8, ["batch", 8, 8, 3])],
+        [
+            value("probabilities", TensorProto.FLOAT, ["batch", 3]),
+            value("embedding", TensorProto.FLOAT, ["batch", 16]),
+        ],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), file
+    )
+    return file
 
 
 def _load(file: Path) -> OnnxEngine:
     return OnnxEngine.load(file, CPU, threads=1, max_batch_size=8)
 
 
-def _noise(count: int) -> Pixels:
-    return np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)  # (N, H, W, C)
+def _noise(count: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng((count, seed)).integers(0, 256, (count, 8, 8, 3), np.uint8)  # (N, H, W, C)
 
 
 def _changed(bundle: Bundle, change: Callable[[onnx.GraphProto], object]) -> Path:
