@@ -15,8 +15,9 @@ from serving.batch_policy import BatchPolicy
 from serving.bundle import Repository
 from serving.classifier import Classifier
 from serving.device.remote_engine import RemoteEngine
+from serving.devices import find_device
 from serving.ending import end_soon
-from serving.engine import Device, batch_buckets, find_device
+from serving.engine import Device, batch_buckets
 from serving.errors import UsageError
 from serving.loading import choose_precision, read_cpu_flags
 from serving.metrics import Metrics

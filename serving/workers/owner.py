@@ -18,7 +18,8 @@ from pathlib import Path
 from serving.batch_policy import BatchPolicy
 from serving.batching import Batcher
 from serving.device.link import MAX_WORDS_BYTES, Answer, Memory, Run
-from serving.engine import Engine, find_device
+from serving.devices import find_device
+from serving.engine import Engine
 from serving.errors import BundleError, EngineError, LenserveError
 from serving.transport.ports import accept
 from serving.tuning import load_tuned

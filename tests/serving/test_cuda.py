@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from serving import cuda
-from serving.engine import find_cuda
+from serving.devices import find_cuda
 
 PROVIDER = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 SMALL = PROVIDER.with_name("libonnxruntime_providers_shared.so")

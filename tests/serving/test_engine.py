@@ -1,4 +1,4 @@
-"""Devices, ONNX Runtime sessions and batch buckets."""
+"""ONNX Runtime sessions, what they are opened with, and batch buckets."""
 
 import os
 import subprocess
@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,12 @@ from onnx import TensorProto
 import serving.engine as engine_module
 from serving.bundle import Bundle, Repository, variant_file
 from serving.bundle.images import Pixels
+from serving.devices import choose_device, find_cuda, find_device
 from serving.engine import (
     Device,
     OnnxEngine,
     batch_buckets,
     best_plan,
-    choose_device,
-    find_cuda,
-    find_device,
     providers,
 )
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
@@ -65,79 +62,6 @@ except OutOfMemory as error:
     print(f"OutOfMemory: {error}")
 print(len(engine.run(few).probabilities))
 """
-
-
-class TestChooseDevice:
-    """The choice looks at nothing but its arguments, and always has a reason."""
-
-    def test_cpu_is_taken_where_it_is_asked_for(self) -> None:
-        """Even where there are GPUs."""
-        device = choose_device("cpu", 2, "")
-        assert (device.name, device.provider, device.reason) == ("cpu", "CPUExecutionProvider", "asked for")
-
-    def test_auto_takes_the_first_gpu(self) -> None:
-        """And says how many there are."""
-        device = choose_device("auto", 2, "")
-        assert (device.name, device.provider) == ("cuda:0", "CUDAExecutionProvider")
-        assert device.reason == "auto: 2 CUDA device(s) found"
-
-    def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why(self) -> None:
-        """The reason that none was found is the reason of the choice."""
-        device = choose_device("auto", 0, "there is no driver")
-        assert (device.name, device.reason) == ("cpu", "auto: there is no driver")
-
-    @pytest.mark.parametrize(
-        ("requested", "name"), [("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")]
-    )
-    def test_a_gpu_that_is_there_is_taken(self, requested: str, name: str) -> None:
-        """Without a number it is the first."""
-        assert choose_device(requested, 2, "").name == name
-
-    @pytest.mark.parametrize("requested", ["cuda", "cuda:0", "cuda:3"])
-    def test_cuda_without_a_gpu_is_refused_with_the_reason(self, requested: str) -> None:
-        """It never falls back in silence."""
-        with pytest.raises(
-            DeviceUnavailable, match=f"^device {requested} was asked for, but there is no driver$"
-        ):
-            choose_device(requested, 0, "there is no driver")
-
-    def test_a_number_past_the_last_gpu_is_refused_with_their_number(self) -> None:
-        """Both numbers are told."""
-        with pytest.raises(
-            DeviceUnavailable, match=r"device cuda:2 was asked for, but there are 2 CUDA device"
-        ):
-            choose_device("cuda:2", 2, "")
-
-    def test_none_found_comes_with_a_reason(self) -> None:
-        """On a machine without a GPU there is a sentence for the operator; with one there is none to give."""
-        count, why_none = find_cuda()
-        assert bool(why_none) == (count == 0)
-
-    def test_a_gpu_without_its_libraries_is_no_gpu_and_the_log_warns(
-        self, monkeypatch: pytest.MonkeyPatch, log_events: Any
-    ) -> None:
-        """An idle GPU must not go unnoticed: auto warns and takes the CPU, cuda is refused."""
-        driver = SimpleNamespace(
-            cuInit=lambda _flags: 0,
-            cuDeviceGetCount=partial(_answer, 2),
-            cuDriverGetVersion=partial(_answer, 99000),
-        )
-        monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
-        available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        monkeypatch.setattr(engine_module.onnxruntime, "get_available_providers", lambda: available)
-        monkeypatch.setattr(engine_module.ctypes, "CDLL", lambda _name: driver)
-        monkeypatch.setattr(engine_module, "why_unusable", lambda: "")
-        assert find_device("cuda:1").name == "cuda:1"
-        monkeypatch.setattr(engine_module, "why_unusable", lambda: "libcublas.so.13 is missing")
-        device = find_device("auto")
-        assert (device.name, device.reason) == ("cpu", "auto: libcublas.so.13 is missing")
-        (told,) = log_events.named("cuda_unusable")
-        assert (told.levelname, told.devices, told.reason) == ("WARNING", 2, "libcublas.so.13 is missing")
-        with pytest.raises(DeviceUnavailable, match=r"^device cuda was asked for, but libcublas\.so\.13"):
-            find_device("cuda")
-        driver.cuDriverGetVersion = partial(_answer, 11080)
-        with pytest.raises(DeviceUnavailable, match=r"but the NVIDIA driver supports CUDA 11\.8, ONNX"):
-            find_device("cuda")
 
 
 class TestProviders:
@@ -188,11 +112,6 @@ class TestProviders:
             assert plan.cuda_graphs == wanted
             assert providers(device, plan)[0][1]["enable_cuda_graph"] == str(int(wanted))
         assert not best_plan(file, CPU).cuda_graphs
-
-    def test_nobody_looks_for_cuda_where_the_cpu_was_asked_for(self) -> None:
-        """Looking loads the driver."""
-        device = find_device("cpu", look=lambda: pytest.fail("it looked"))
-        assert (device.name, device.reason) == ("cpu", "asked for")
 
 
 class TestBatchBuckets:
@@ -371,7 +290,7 @@ class TestOutOfMemory:
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
 
         file = publish().model_file
-        monkeypatch.setattr(engine_module.onnxruntime, "InferenceSession", fail)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
         with pytest.raises(OutOfMemory, match=f"^cpu is out of memory for {file}: serve fewer models"):
             _load(file)
 
@@ -524,12 +443,6 @@ class _Exhausted:
         if self._messages:
             raise RuntimeError(self._messages.pop())
         return self._session.run(*args)
-
-
-def _answer(value: int, place: Any) -> int:
-    """As a function of the driver: by reference."""
-    place._obj.value = value
-    return 0
 
 
 def _device(**options: Any) -> Device:

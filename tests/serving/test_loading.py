@@ -13,7 +13,8 @@ import pytest
 from serving.bundle import MODEL_FILE, Bundle, Description, Precision, Repository, variant_file
 from serving.bundle.images import Pixels
 from serving.bundle.manifest import Variant
-from serving.engine import Device, Engine, OnnxEngine, Output, find_cuda
+from serving.devices import find_cuda
+from serving.engine import Device, Engine, OnnxEngine, Output
 from serving.errors import ProofFailed
 from serving.loading import Loaded, choose_precision, load_version, prove, read_cpu_flags
 from serving.sessions import Plan, Sessions

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from serving.bundle import Bundle, Repository
 from serving.client import AsyncClient, CallFailed
-from serving.engine import choose_device, find_cuda
+from serving.devices import choose_device, find_cuda
 from serving.errors import AddressUnavailable, DeviceUnavailable, UsageError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.server import Server, run_server
