@@ -1,6 +1,7 @@
 """Graphs of batches, with a session on the CPU in place of CUDA's; test_engine.py has real graphs."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,6 +254,35 @@ class TestEngine:
         with pytest.raises(EngineError, match="the network failed on 3 images: operation not permitted"):
             engine.run(_noise(3))
         assert not log_events.records
+
+    def test_a_session_is_closed_before_a_plainer_one_is_opened(self, publish: Publish) -> None:
+        """Both would take memory, and a capture that was broken off might hinder the second."""
+        file = publish().model_file
+        session = Recorded(file)
+        session.on_graph = _fail
+        alive = weakref.ref(session)
+
+        def open_session(_plan: Plan) -> Any:
+            assert alive() is None
+            return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+        sessions = Sessions(file, open_session, Plan(cuda_graphs=True))
+        graphs = CudaGraphs(session, SIZES, ("cpu", 0))
+        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+        del session, graphs
+        assert len(engine.run(_noise(3)).probabilities) == 3
+
+    def test_its_thread_and_its_session_go_with_it(self, publish: Publish) -> None:
+        """A server loads and unloads versions for as long as it runs."""
+        before = set(threading.enumerate())
+        engine = _engine(Recorded(publish().model_file), publish().model_file)
+        engine.run(_noise(3))
+        (thread,) = set(threading.enumerate()) - before
+        alive = weakref.ref(engine._session)
+        del engine
+        assert alive() is None
+        thread.join(timeout=30)
+        assert not thread.is_alive()
 
     def test_graphs_are_given_up_before_anything_else(
         self, session: Recorded, publish: Publish, log_events: Any
