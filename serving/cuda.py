@@ -1,4 +1,4 @@
-"""What ONNX Runtime needs for CUDA: loads its libraries, names what is missing or too old, hushes its logger.
+"""What ONNX Runtime needs for CUDA: loads its libraries, names what is missing or too old, silences its log.
 
 ONNX Runtime itself would fall back to the CPU. Knows no network and no device.
 """
