@@ -24,8 +24,14 @@ RESULTS = Path(".bench/gpu")
 DATA = Path("../shared/data")
 _LOG_LINES = 25  # of a part that failed
 
-# What pytest runs: everything here, and what other folders mark as needing a GPU.
-_TESTS = ("tests/gpu", "tests/serving/test_engine.py", "tests/training/data/test_placed.py")
+# What pytest runs: everything here, and what other folders mark as needing a GPU. What might hang comes last.
+_TESTS = (
+    "tests/gpu/test_learning.py",
+    "tests/serving/test_engine.py",
+    "tests/training/data/test_placed.py",
+    "tests/gpu/test_process_group.py",
+)
+_TEST_LIMIT_S = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,8 @@ class Part:
         if self.name == "tests":
             junit = file.with_suffix(".xml")
             # Warnings are errors where the pinned versions run. A bare GPU machine brings its own.
-            plain = ["-W", "default", "-p", "no:cacheprovider", "--durations=15", f"--junitxml={junit}"]
+            plain = ["-W", "default", "-p", "no:cacheprovider", "-v", f"--timeout={_TEST_LIMIT_S}"]
+            plain += ["--durations=15", f"--junitxml={junit}"]
             return [sys.executable, "-m", "pytest", "-m", "gpu", *plain, *_TESTS]
         command = [sys.executable, "-m", "tests.gpu.part", self.name, "--device", options.device]
         root = ["--data-root", str(options.data_root)] if options.data_root else []
@@ -51,7 +58,7 @@ PARTS = (
     Part("facts", 30),
     Part("tests", 80),
     Part("serving_speed", 130),
-    Part("training_speed", 120),
+    Part("training_speed", 140),
     Part("faults", 40),
 )
 

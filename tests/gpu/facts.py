@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from serving.engine import OnnxEngine, choose_device, find_cuda
+from serving.devices import choose_device, find_cuda
+from serving.engine import OnnxEngine
 from serving.errors import LenserveError
 from tests.gpu import machine
 from tests.gpu.graphs import convolution

@@ -18,7 +18,8 @@ import onnx
 
 from serving.bundle import Bundle, Repository
 from serving.client import Client
-from serving.engine import OnnxEngine, choose_device, find_cuda
+from serving.devices import choose_device, find_cuda
+from serving.engine import OnnxEngine
 from serving.errors import EngineError
 from serving.pb.inference import grpc_service_pb2 as pb
 from tests.benchmarks.servers import Server, events, start_lenserve, wait_until
@@ -42,9 +43,12 @@ def measure(options: PartOptions, rows: Rows) -> None:
     """Serving first."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        _engine(folder, options, rows)
-        _server(folder, options, rows)
-        _training(folder, options, rows)
+        with rows.trying("a batch that does not fit into memory"):
+            _engine(folder, options, rows)
+        with rows.trying("a version that does not fit into memory"):
+            _server(folder, options, rows)
+        with rows.trying("training with a batch that does not fit into memory"):
+            _training(folder, options, rows)
 
 
 def _engine(folder: Path, options: PartOptions, rows: Rows) -> None:

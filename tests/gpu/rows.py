@@ -1,7 +1,9 @@
 """What a part found, row by row: on disk as soon as it is known, so that a part that is ended keeps it."""
 
 import json
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,15 @@ class Rows:
         staged.write_text(json.dumps([asdict(row) for row in self._rows], indent=1))
         staged.replace(self._file)
         print(f"{what}: {figure}{f'  WRONG: {wrong}' if wrong else ''}")
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Turn what goes wrong inside into a row, so that the rest of the part goes on."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is a finding
+            traceback.print_exc()
+            self.add(what, "failed", wrong=f"{type(error).__name__}: {error}"[:300])
 
     @property
     def wrong(self) -> int:

@@ -1,7 +1,7 @@
 """How fast a large network is served on this machine: bare, by our engine, and over gRPC; all in one run.
 
-The bare loop is ONNX Runtime's IO binding on the very session that the engine uses: images from the host's
-memory in, probabilities out to it.
+The bare loop is ONNX Runtime's IO binding: images from the host's memory in, probabilities out to it, once as
+separate kernels and once as a CUDA graph.
 """
 
 import os
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from onnxruntime import OrtValue, RunOptions
 from PIL import Image
 from rich.console import Console
 
@@ -26,7 +28,9 @@ from serving.bench.points import Point
 from serving.bench.run import run_plan
 from serving.bundle import Bundle, Geometry, Repository, variant_file
 from serving.client import Client
-from serving.engine import OnnxEngine, batch_buckets, choose_device, find_cuda
+from serving.devices import find_device
+from serving.engine import Device, OnnxEngine, batch_buckets, best_plan, providers
+from serving.sessions import open_onnx
 from tests.benchmarks.servers import Server, start_lenserve
 from tests.gpu import machine, networks
 from tests.gpu.preparing import prepared_per_s
@@ -49,56 +53,88 @@ def measure(options: PartOptions, rows: Rows) -> None:
             f"{sizes.network} with random weights made and exported", f"{time.monotonic() - began_s:.1f} s"
         )
         for precision in ("fp32", "fp16"):
-            _engine(bundle, precision, options, rows)
+            with rows.trying(f"{bundle.model} {precision}, engine"):
+                _engine(bundle, precision, options, rows)
         photograph = _photograph(folder)
-        _server(bundle, "fp32", options, rows, tensors=True)
-        _server(bundle, "fp16", options, rows, photograph, tensors=True)
-        _server(bundle, "fp16", options, rows, photograph, workers=sizes.workers)
-        small = Repository(folder / "small")
-        small.root.mkdir()
-        _lenet5(networks.lenet5(small), options, rows)
-        _preparing(photograph, bundle.manifest.geometry, sizes, rows)
+        with rows.trying(f"{bundle.model} fp32, server"):
+            _server(bundle, "fp32", options, rows, tensors=True)
+        with rows.trying(f"{bundle.model} fp16, server"):
+            _server(bundle, "fp16", options, rows, photograph, tensors=True)
+        with rows.trying(f"{bundle.model} fp16, several processes"):
+            _server(bundle, "fp16", options, rows, photograph, workers=sizes.workers)
+        with rows.trying("LeNet-5, server"):
+            small = Repository(folder / "small")
+            small.root.mkdir()
+            _lenet5(networks.lenet5(small), options, rows)
+        with rows.trying("JPEGs"):
+            _preparing(photograph, bundle.manifest.geometry, sizes, rows)
 
 
 def _engine(bundle: Bundle, precision: str, options: PartOptions, rows: Rows) -> None:
-    """Every batch size, bare and through the engine, one after the other on one session."""
+    """Every batch size through the engine and bare, one after the other."""
     sizes = options.sizes
-    device = choose_device(options.device, *find_cuda())
+    device = find_device(options.device)
     file = bundle.model_file if precision == "fp32" else bundle.folder / variant_file("fp16")
-    began_s = time.monotonic()
     threads = len(os.sched_getaffinity(0)) if options.device == "cpu" else 1
+    plan = best_plan(file, device)
+    began_s = time.monotonic()
     engine = OnnxEngine.load(file, device, threads=threads, max_batch_size=max(sizes.batches))
     for size in batch_buckets(device, max(sizes.batches)) or sizes.batches:
-        engine.run(_noise(size, sizes.side))
-    rows.add(f"{sizes.network} {precision}: loaded and warm", f"{time.monotonic() - began_s:.1f} s")
+        output = engine.run(_noise(size, sizes.side))
+    captured = engine.captured_sizes
+    rows.add(
+        f"{bundle.model} {precision}: engine loaded and warm",
+        f"{time.monotonic() - began_s:.1f} s, {plan}, CUDA graphs for batches {captured or 'none'}",
+        wrong="" if bool(captured) == plan.cuda_graphs else "CUDA graphs were given up",
+    )
+    sessions = {
+        "bare": open_onnx(
+            file, providers(device, replace(plan, cuda_graphs=False)), threads=threads, device=device.name
+        )
+    }
+    if plan.cuda_graphs:
+        sessions["bare as a graph"] = open_onnx(
+            file, providers(device, plan), threads=threads, device=device.name
+        )
+    widths = output.probabilities.shape[1], output.embedding.shape[1]
     for size in sizes.batches:
         images = _noise(size, sizes.side)
-        bare = _timed(_bound(engine._session, images, options.device), sizes.window_s)
-        ours = _timed(partial(engine.run, images), sizes.window_s)
-        share = statistics.median(bare) / statistics.median(ours)
+        runs = {"engine": partial(engine.run, images)}
+        for name, session in sessions.items():
+            with rows.trying(f"{bundle.model} {precision}, batch {size}, {name}"):
+                run = _bound(session, images, widths, device)
+                run()
+                runs[name] = run
+        seconds = {name: _timed(run, sizes.window_s) for name, run in runs.items()}
+        best = min(statistics.median(each) for name, each in seconds.items() if name != "engine")
+        share = best / statistics.median(seconds["engine"])
+        shown = "; ".join(f"{name} {_rate(each, size)}" for name, each in seconds.items())
         rows.add(
-            f"{sizes.network} {precision}, batch {size}",
-            f"bare {_rate(bare, size)}; engine {_rate(ours, size)}; {share:.2f} of bare",
-            bare_s=_summary(bare),
-            engine_s=_summary(ours),
+            f"{bundle.model} {precision}, batch {size}",
+            f"{shown}; engine is {share:.2f} of the faster bare one",
             share=share,
+            seconds={name: _summary(each) for name, each in seconds.items()},
         )
 
 
-def _bound(session: Any, images: np.ndarray, device: str) -> Callable[[], object]:
-    """One run by IO binding. The input is copied to where it was placed once, the output is copied back."""
-    import onnxruntime  # noqa: PLC0415
-
-    value = onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0)
+def _bound(session: Any, images: np.ndarray, widths: tuple[int, int], device: Device) -> Callable[[], object]:
+    """One run by IO binding: the input is copied to its place on the device, the outputs are copied back."""
+    place = device.kind, device.index
+    value = OrtValue.ortvalue_from_numpy(images, *place)
+    outputs = [
+        OrtValue.ortvalue_from_shape_and_type((len(images), width), np.float32, *place) for width in widths
+    ]
     binding = session.io_binding()
     binding.bind_ortvalue_input("image", value)
-    for name in ("probabilities", "embedding"):
-        binding.bind_output(name, device, 0)
+    for name, output in zip(("probabilities", "embedding"), outputs, strict=True):
+        binding.bind_ortvalue_output(name, output)
+    run_options = RunOptions()
+    run_options.add_run_config_entry("gpu_graph_id", str(len(images)))  # one for each batch size
 
     def run() -> object:
         value.update_inplace(images)
-        session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()
+        session.run_with_iobinding(binding, run_options)
+        return [output.numpy() for output in outputs]
 
     return run
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -28,7 +27,6 @@ from training.errors import Interrupted
 from training.interrupts import Interrupts
 from training.job import Job, train_and_evaluate
 from training.loop import Trained, train
-from training.parallel import ALONE, joined
 from training.recipe import Recipe, resolve
 
 pytestmark = pytest.mark.gpu
@@ -192,18 +190,6 @@ for value in trained.network.state_dict().values():
     digest.update(value.cpu().numpy().tobytes())
 print(digest.hexdigest())
 """
-
-
-def test_a_group_of_one_process_sums_through_its_backend(device: Device, tmp_path: Path) -> None:
-    """NCCL on a GPU, gloo on a CPU: what goes through it comes back, and a run in the group learns."""
-    with joined(ALONE, device.torch_device, even_alone=True) as group:
-        values = torch.arange(3.0, device=device.torch_device)
-        assert torch.equal(group.sum_(values.clone()), values)
-        assert torch.equal(group.gather(values), values[None])
-        group.sum_many_([values, values.clone()])
-        recipe = resolve("lenet5-fake", (*FAKE, "network.batch_norm=true"))
-        trained = learned(recipe, device, tmp_path, group=group)
-    assert np.isfinite([record.train_loss for record in trained.history]).all()
 
 
 class Warned(Display):

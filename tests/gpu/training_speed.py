@@ -14,7 +14,6 @@ from rich.console import Console
 from tests.benchmarks.training.speed import Trainer, Variant
 from tests.gpu import machine
 from tests.gpu.rows import PartOptions, Rows
-from tests.gpu.sizes import Sizes
 from training import data
 from training.data import Dataset
 from training.data.splits import Split
@@ -40,9 +39,13 @@ def measure(options: PartOptions, rows: Rows) -> None:
     """First what was promised: the time of cifar10-fast to its end. Then where it comes from."""
     device = choose(options.device)
     prepare(device)
-    _records(options, device, rows)
+    with rows.trying(_RECORD):
+        _records(options, device, rows)
     for recipe, smaller in options.sizes.recipes:
-        _measures(recipe, smaller, options, rows)
+        dataset = _made_up(options.sizes.epoch_images)
+        for variant in _variants(compiled=options.sizes.compiles and recipe == _RECORD):
+            with rows.trying(f"{recipe}, {variant[0]}"):
+                _measure(recipe, smaller, variant, dataset, options, rows)
 
 
 def _records(options: PartOptions, device: Device, rows: Rows) -> None:
@@ -119,31 +122,36 @@ def _run(recipe: Recipe, dataset: Dataset, device: Device) -> tuple[float, float
     return (sum(record.seconds for record in learned.history), whole_s, *accuracies)
 
 
-def _measures(recipe: str, smaller: tuple[str, ...], options: PartOptions, rows: Rows) -> None:
-    """Images/s with one thing changed after the other, each in a few windows once it is warm."""
-    sizes = options.sizes
-    dataset = _made_up(sizes.epoch_images)
-    for name, overrides, kernels in _variants(sizes):
-        device = choose(options.device, kernels="reproducible" if kernels else None)
-        prepare(device)
-        began_s = time.monotonic()
-        trainer = Trainer(Variant(recipe, name, (*smaller, *overrides)), dataset, device.torch_device)
-        trainer.choose_steps(sizes.training_window_s)
-        warm_s = time.monotonic() - began_s
-        with machine.watching(options.device) as watched:
-            windows = [trainer.run() for _ in range(_WINDOWS)]
-        rates = [window.images / window.wall_s for window in windows]
-        rows.add(
-            f"{recipe}, {name}",
-            f"{statistics.median(rates):,.0f} images/s [{min(rates):,.0f}, {max(rates):,.0f}], {watched}, "
-            f"warm after {warm_s:.1f} s",
-            images_per_s=rates,
-            utilisation=watched.utilisation,
-            warm_s=warm_s,
-        )
+def _measure(  # noqa: PLR0917 - what is trained, and where the result goes
+    recipe: str,
+    smaller: tuple[str, ...],
+    variant: tuple[str, tuple[str, ...], bool],
+    dataset: Dataset,
+    options: PartOptions,
+    rows: Rows,
+) -> None:
+    """Images/s with one thing changed, in a few windows once it is warm."""
+    name, overrides, reproducible = variant
+    device = choose(options.device, kernels="reproducible" if reproducible else None)
+    prepare(device)
+    began_s = time.monotonic()
+    trainer = Trainer(Variant(recipe, name, (*smaller, *overrides)), dataset, device.torch_device)
+    trainer.choose_steps(options.sizes.training_window_s)
+    warm_s = time.monotonic() - began_s
+    with machine.watching(options.device) as watched:
+        windows = [trainer.run() for _ in range(_WINDOWS)]
+    rates = [window.images / window.wall_s for window in windows]
+    rows.add(
+        f"{recipe}, {name}",
+        f"{statistics.median(rates):,.0f} images/s [{min(rates):,.0f}, {max(rates):,.0f}], {watched}, "
+        f"warm after {warm_s:.1f} s",
+        images_per_s=rates,
+        utilisation=watched.utilisation,
+        warm_s=warm_s,
+    )
 
 
-def _variants(sizes: Sizes) -> list[tuple[str, tuple[str, ...], bool]]:
+def _variants(*, compiled: bool) -> list[tuple[str, tuple[str, ...], bool]]:
     """Name, overrides, and whether kernels are reproducible."""
     half = "training.precision=bfloat16"
     eager = "training.cuda_graphs=false"
@@ -156,8 +164,9 @@ def _variants(sizes: Sizes) -> list[tuple[str, tuple[str, ...], bool]]:
         ("with bfloat16", (half,), False),
         ("with bfloat16, without CUDA graphs", (half, eager), False),
     ]
-    compiled = ("with bfloat16 and compile", (half, *_COMPILED), False)
-    return [*variants, compiled] if sizes.compiles else variants
+    if compiled:  # takes its time, and the runs above have paid most of it
+        variants.append(("with bfloat16 and compile", (half, *_COMPILED), False))
+    return variants
 
 
 def _spread(values: np.ndarray) -> str:
