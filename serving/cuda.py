@@ -36,7 +36,7 @@ def why_unusable() -> str:
         return ""  # a build without CUDA, or with all of it inside
     folders = nvidia_folders()
     with redirect_stdout(io.StringIO()):  # it prints what it misses, but stdout is for results
-        _preload(folders)
+        preload(folders)
     needed = dict.fromkeys((*needed_libraries(_PROVIDER), _CUDNN))
     return in_words(missing_libraries(list(needed), folders))
 
@@ -51,14 +51,17 @@ def nvidia_folders() -> list[Path]:
     return list(dict.fromkeys((_ONNX_RUNTIME.parent / "nvidia", *found)))
 
 
-def _preload(folders: Sequence[Path]) -> None:
-    onnxruntime.preload_dlls()
-    # By itself it looks only beside its own package.
+def preload(folders: Sequence[Path]) -> None:
+    """Load CUDA and cuDNN from the folders of the package `nvidia`, then what is missing from the system.
+
+    In this order, since torch in the same process refuses a system's cuDNN that is older than its package.
+    """
     cuda = (onnxruntime.cuda_version or "0").partition(".")[0]
     for folder in folders:
         for name, other in ((f"cu{cuda}", "cudnn"), ("cudnn", "cuda")):
             if (libraries := folder / name / "lib").is_dir():
                 onnxruntime.preload_dlls(directory=str(libraries), **{other: False})
+    onnxruntime.preload_dlls()
 
 
 def why_too_old(driver_version: int) -> str:

@@ -59,6 +59,20 @@ def test_a_library_in_the_packages_is_found(
     assert cuda.missing_libraries([name], [tmp_path / "absent", tmp_path / "nvidia"]) == []
 
 
+def test_packages_come_before_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses a cuDNN of the system that is older than the package that it was built with."""
+    for name in ("cu13", "cudnn"):
+        (tmp_path / name / "lib").mkdir(parents=True)
+    asked: list[str] = []
+
+    def record(**options: object) -> None:
+        asked.append(str(options.get("directory", "system")))
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", record)
+    cuda.preload([tmp_path])
+    assert asked == [str(tmp_path / "cu13/lib"), str(tmp_path / "cudnn/lib"), "system"]
+
+
 def test_packages_are_looked_for_on_all_of_pythons_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
