@@ -100,13 +100,15 @@ def _pad(images: Tensor, reach: int, edge: str, background: int) -> Tensor:
     if edge == "background":
         return functional.pad(images, (0, 0, reach, reach, reach, reach), value=background)
     _, height, width, _ = images.shape
-    rows = _reflected(height, reach).to(images.device)
-    columns = _reflected(width, reach).to(images.device)
+    rows, columns = (_reflected(length, reach, images.device) for length in (height, width))
     return images[:, rows][:, :, columns]
 
 
-def _reflected(length: int, reach: int) -> Tensor:
-    """Indices of -reach..length + reach - 1 with the edges as mirrors, which are not repeated themselves."""
+def _reflected(length: int, reach: int, device: torch.device) -> Tensor:
+    """Indices of -reach..length + reach - 1 with the edges as mirrors, which are not repeated themselves.
+
+    Made on the device: a copy to a GPU would wait for all that it has yet to do.
+    """
     period = max(1, 2 * (length - 1))
-    folded = torch.arange(-reach, length + reach) % period
+    folded = torch.arange(-reach, length + reach, device=device) % period
     return torch.minimum(folded, period - folded)
