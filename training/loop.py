@@ -57,6 +57,7 @@ def train(
     interrupts: Interrupts,
     group: Group = ALONE,
     loggers: tuple[Logger, ...] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Trained:
     """Train to the end, from the checkpoint where there is one.
 
@@ -70,6 +71,7 @@ def train(
         interrupts: may ask to stop.
         group: the processes that train together.
         loggers: are told of each epoch.
+        clock: in seconds, by which steps are timed.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another run.
@@ -79,7 +81,7 @@ def train(
         ProcessLost: another process of the group is gone.
     """
     with explaining_full_memory("training", device, for_training(recipe)):
-        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, display.warning)
+        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, display.warning, clock)
         loop.restore()
         earlier_seconds = loop.seconds()
         with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
@@ -107,11 +109,13 @@ class _Loop:
         path: Path,
         group: Group,
         warn: Callable[[str], None],
+        clock: Callable[[], float],
     ) -> None:
         self.recipe = recipe
         self.device = device
         self.path = path
         self.group = group
+        self._clock = clock
         self.data_digest = dataset.digest()
         torch.manual_seed(recipe.training.seed)  # weights are the same on every process
         self.batches = Batches(recipe, dataset.train, len(dataset.labels), device, group)
@@ -127,7 +131,7 @@ class _Loop:
         self.losses = torch.zeros(self.batches.steps, device=device)  # (steps,) of the epoch under way
         self.history: list[EpochRecord] = []
         self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
-        self._clock_s = time.perf_counter()
+        self._clock_s = clock()
 
     def seconds(self) -> float:
         """That the steps so far have taken."""
@@ -136,7 +140,7 @@ class _Loop:
     def run_epoch(self, display: Display, interrupts: Interrupts) -> None:
         """Finish the epoch under way, judge it, and save."""
         interval = self.recipe.training.checkpoint_interval_steps
-        self._clock_s = time.perf_counter()
+        self._clock_s = self._clock()
         while self.progress.step < self.batches.steps:
             self._run_step()
             display.step_done(self.progress.epoch * self.batches.steps + self.progress.step)
@@ -148,6 +152,7 @@ class _Loop:
         self._look_at_losses()
         record = self._finish_epoch()
         display.epoch_done(record, is_best=self.progress.best_epoch == record.epoch)
+        self._clock_s = self._clock()  # validation is no part of the next epoch's steps
         self.save()
 
     def _run_step(self) -> None:
@@ -172,7 +177,7 @@ class _Loop:
 
     def _stop_clock(self) -> None:
         """Add what this epoch took since the clock was started."""
-        now_s = time.perf_counter()
+        now_s = self._clock()
         self.progress.epoch_seconds += now_s - self._clock_s
         self._clock_s = now_s
 
@@ -229,7 +234,7 @@ class _Loop:
                 cuda_random=cuda_random,
             )
             checkpoint.save(state, self.path)
-        self._clock_s = time.perf_counter()
+        self._clock_s = self._clock()
 
     def restore(self) -> None:
         """Take up the checkpoint, where there is one."""

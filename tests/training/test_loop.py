@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from training.data import Dataset, load
 from training.display import Display
 from training.errors import CheckpointError, Diverged
+from training.history import EpochRecord
 from training.interrupts import Interrupts
 from training.loop import Trained, train
 from training.networks import Network, build
-from training.recipe import Recipe
+from training.recipe import Recipe, resolve
 
 PLAIN = (
     "training.epochs=3",
@@ -70,6 +72,41 @@ weights = b"".join(value.numpy().tobytes() for value in trained.network.state_di
 losses = repr([(record.train_loss, record.validation_loss) for record in trained.history]).encode()
 (folder / "learnt.bin").write_bytes(weights + losses)
 """
+
+
+class Ticking(Display):
+    """A clock that steps and validation move by what each shall take."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.now_s = 0.0
+
+    def step_done(self, steps: int) -> None:
+        """A step takes a second."""
+        del steps
+        self.now_s += 1
+
+    def epoch_done(self, record: EpochRecord, *, is_best: bool) -> None:
+        """Validation takes much longer."""
+        del record, is_best
+        self.now_s += 1000
+
+
+def test_the_time_of_an_epoch_is_that_of_its_steps(tmp_path: Path) -> None:
+    """Neither validation nor a checkpoint at the end of one epoch counts for the next."""
+    recipe = resolve("lenet5-fake", ["training.epochs=3", "training.checkpoint_interval_steps=2"])
+    ticking = Ticking()
+    trained = train(
+        recipe,
+        load(recipe.data, recipe.geometry, None)[0],
+        device=torch.device("cpu"),
+        checkpoint_path=tmp_path / "checkpoint.pt",
+        display=ticking,
+        interrupts=Interrupts(),
+        clock=lambda: ticking.now_s,
+    )
+    assert len({record.seconds for record in trained.history}) == 1
+    assert trained.history[0].seconds == (ticking.now_s - 3000) / 3
 
 
 def run_until(folder: Path, overrides: tuple[str, ...], last_step: int | None) -> int:
