@@ -60,7 +60,7 @@ def test_a_library_in_the_packages_is_found(
 
 
 def test_packages_come_before_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch refuses a cuDNN of the system that is older than the package that it was built with."""
+    """PyTorch refuses a cuDNN of the system that is older than the package that it was built with."""
     for name in ("cu13", "cudnn"):
         (tmp_path / name / "lib").mkdir(parents=True)
     asked: list[str] = []
