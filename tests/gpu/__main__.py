@@ -55,10 +55,10 @@ class Part:
 
 
 PARTS = (
-    Part("facts", 30),
+    Part("facts", 25),
     Part("tests", 80),
     Part("serving_speed", 130),
-    Part("training_speed", 140),
+    Part("training_speed", 120),
     Part("faults", 40),
 )
 

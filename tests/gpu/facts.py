@@ -13,7 +13,6 @@ import onnxruntime
 
 from serving.devices import choose_device, find_cuda
 from serving.engine import OnnxEngine
-from serving.errors import LenserveError
 from tests.gpu import machine
 from tests.gpu.graphs import convolution
 from tests.gpu.rows import PartOptions, Rows
@@ -27,11 +26,10 @@ def measure(options: PartOptions, rows: Rows) -> None:
         _card(rows)
     cores = len(os.sched_getaffinity(0))
     rows.add("processor", f"{_processor()}, {cores} cores, Python {platform.python_version()}")
-    try:
+    with rows.trying("a session"):
         _onnx_runtime(options, rows)
-    except LenserveError as error:
-        rows.add("a session", "none", wrong=str(error))
-    _torch(options, rows)
+    with rows.trying("torch"):
+        _torch(options, rows)
 
 
 def _card(rows: Rows) -> None:

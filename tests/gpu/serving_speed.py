@@ -60,6 +60,8 @@ def measure(options: PartOptions, rows: Rows) -> None:
             _server(bundle, "fp32", options, rows, tensors=True)
         with rows.trying(f"{bundle.model} fp16, server"):
             _server(bundle, "fp16", options, rows, photograph, tensors=True)
+        with rows.trying(f"{bundle.model} fp16, server without CUDA graphs"):
+            _server(bundle, "fp16", options, rows, tensors=True, graphs=False)
         with rows.trying(f"{bundle.model} fp16, several processes"):
             _server(bundle, "fp16", options, rows, photograph, workers=sizes.workers)
         with rows.trying("LeNet-5, server"):
@@ -172,14 +174,17 @@ def _server(
     *,
     tensors: bool = False,
     workers: int = 1,
+    graphs: bool = True,
 ) -> None:
     """The server in processes of its own, asked by clients in others."""
     sizes = options.sizes
     several = ("--workers", str(workers), "--device-process") if workers > 1 else ()
+    plain = () if graphs else ("--no-cuda-graphs",)
     batch = ("--max-batch-size", str(max(sizes.batches)))
     began_s = time.monotonic()
-    with _running(bundle, options, "--precision", precision, *batch, *several) as server:
+    with _running(bundle, options, "--precision", precision, *batch, *several, *plain) as server:
         who = f"{bundle.model} {precision}" + (f", {workers} workers and a device process" if several else "")
+        who += "" if graphs else ", without CUDA graphs"
         memory = f", {machine.used_mib():,} MiB of the card in use" if options.device == "cuda" else ""
         rows.add(f"{who}: time to ready", f"{time.monotonic() - began_s:.1f} s{memory}")
         if tensors:

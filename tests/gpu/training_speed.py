@@ -28,7 +28,6 @@ from training.steps import measure as measure_network
 _RECORD = "cifar10-fast"
 _GOAL = 0.94  # of the hold-out
 _GOAL_S = 2.6
-_COMPILED = ("training.compile=true",)
 
 _SIDE = 32  # pixels of CIFAR-10
 _HELD_OUT = 500
@@ -49,7 +48,7 @@ def measure(options: PartOptions, rows: Rows) -> None:
 
 
 def _records(options: PartOptions, device: Device, rows: Rows) -> None:
-    """Train to the end with several seeds, as plain kernels and compiled."""
+    """Train to the end with several seeds."""
     sizes = options.sizes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,19 +61,12 @@ def _records(options: PartOptions, device: Device, rows: Rows) -> None:
         seconds = time.monotonic() - began_s
         rows.add("CIFAR-10 read and checked", f"{len(dataset.train):,} images in {seconds:.1f} s")
         images = "real images" if real else "made-up images"
-        for compiled in ((), _COMPILED) if sizes.compiles else ((),):
-            _record((*sizes.record_overrides, *compiled), images, dataset, device, options, rows)
+        _record(images, dataset, device, options, rows)
 
 
-def _record(  # noqa: PLR0917 - what is run, and where the result goes
-    overrides: tuple[str, ...],
-    images: str,
-    dataset: Dataset,
-    device: Device,
-    options: PartOptions,
-    rows: Rows,
-) -> None:
+def _record(images: str, dataset: Dataset, device: Device, options: PartOptions, rows: Rows) -> None:
     """The first run makes kernels, and does not count."""
+    overrides = options.sizes.record_overrides
     what = f"{_RECORD} with {', '.join(overrides)}"
     began_s = time.monotonic()
     _run(resolve(_RECORD, (*overrides, "training.epochs=1")), dataset, device)
@@ -165,7 +157,7 @@ def _variants(*, compiled: bool) -> list[tuple[str, tuple[str, ...], bool]]:
         ("with bfloat16, without CUDA graphs", (half, eager), False),
     ]
     if compiled:  # takes its time, and the runs above have paid most of it
-        variants.append(("with bfloat16 and compile", (half, *_COMPILED), False))
+        variants.append(("with bfloat16 and compile", (half, "training.compile=true"), False))
     return variants
 
 
