@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from training.errors import RecordingFailed
+
 # What is made at the first use must exist before the recording: algorithms, the optimizer's state.
 _PLAIN_STEPS = 3
 
@@ -29,33 +31,34 @@ class Recorder(Protocol):
 class GraphedStep:
     """Replays a step. A class because images, targets and loss keep their places in the GPU's memory."""
 
-    def __init__(self, step: Step, recorder: Recorder, warn: Callable[[str], None]) -> None:
+    def __init__(self, step: Step, recorder: Recorder) -> None:
         """Record nothing yet.
 
         Args:
             step: must read all that changes from tensors: a number would stay what it was when recorded.
             recorder: of the device that the step runs on.
-            warn: is told where the step cannot be recorded; plain steps go on then.
         """
         self._step = step
         self._recorder = recorder
-        self._warn = warn
         self._plain_steps = 0
         self._replay: Callable[[], None] | None = None
         self._places: tuple[Tensor, Tensor, int]
         self._loss: Tensor
-        self._is_off = False
 
     def __call__(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
-        """One step; see `training.steps.train_step`."""
-        if self._is_off:
-            return self._step(images, targets, batch)
+        """One step; see `training.steps.train_step`.
+
+        Raises:
+            RecordingFailed: the step does what a CUDA graph cannot hold.
+        """
         if self._plain_steps < _PLAIN_STEPS:
             self._plain_steps += 1
             return self._recorder.run(lambda: self._step(images, targets, batch))
         if self._replay is None:
             self._record(images, targets, batch)
-        if self._replay is None or not self._fits(images, targets, batch):
+        if self._replay is None:
+            raise AssertionError("the step was just recorded. This is a bug.")
+        if not self._fits(images, targets, batch):
             return self._step(images, targets, batch)
         self._places[0].copy_(images)
         self._places[1].copy_(targets)
@@ -69,9 +72,13 @@ class GraphedStep:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._is_off = True
+            # torch's random generator and current stream are left as they were in the recording: plain steps
+            # could not go on in this process.
             reason = str(error).partition("\n")[0]
-            self._warn(f"training goes on without CUDA graphs, the step cannot be recorded: {reason}")
+            raise RecordingFailed(
+                f"a training step cannot be recorded as a CUDA graph ({reason}): use the same command with "
+                "--resume and --set training.cuda_graphs=false"
+            ) from error
 
     def _fits(self, images: Tensor, targets: Tensor, batch: int) -> bool:
         return self._places[2] == batch and all(

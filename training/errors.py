@@ -12,6 +12,7 @@ LenserveError                    (serving.errors)
         WeightsError                 pretrained weights cannot be read, or belong to another network
         CheckpointError              a checkpoint does not belong to this run, or cannot be read
         OutOfMemory                  the memory of the GPU, or of the machine, is full
+        RecordingFailed              a step does what a CUDA graph cannot hold
         Diverged                     the loss is no longer a number
         ProcessLost                  another process of the same run is gone
         ExportError                  the network did not become a sound ONNX file
@@ -56,6 +57,10 @@ class CheckpointError(TrainingError):
 
 class OutOfMemory(TrainingError):
     """The memory of the GPU, or of the machine, is full."""
+
+
+class RecordingFailed(TrainingError):
+    """A training step does what a CUDA graph cannot hold."""
 
 
 class Diverged(TrainingError):

@@ -56,7 +56,7 @@ def find_rate(
         Interrupted: somebody asked to stop.
     """
     rates = [_rate(step, steps, lowest, highest) for step in range(steps)]
-    with explaining_full_memory("training", device, for_training(recipe)):
+    with explaining_full_memory("training", device, for_training(recipe, device)):
         losses = _sweep(recipe, dataset, device, display, interrupts, rates)
     return judge(rates[: len(losses)], losses)
 

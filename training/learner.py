@@ -1,10 +1,11 @@
 """What learns: a network, its optimizer and its averaged weights, made by one recipe. Knows no epochs."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from training.averaging import Average
 from training.cuda_graphs import CudaRecorder, GraphedStep, Step
@@ -23,14 +24,8 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 class Learner:
     """A class because a step changes all three together, and a checkpoint restores all three."""
 
-    def __init__(  # noqa: PLR0917 - what it learns from, and with whom
-        self,
-        recipe: Recipe,
-        network: Network,
-        images: Tensor | Placed,
-        labels: Tensor,
-        group: Group,
-        warn: Callable[[str], None] = lambda _: None,
+    def __init__(
+        self, recipe: Recipe, network: Network, images: Tensor | Placed, labels: Tensor, group: Group
     ) -> None:
         self.network = _prepared(network, recipe, images, group)
         training = recipe.training
@@ -39,18 +34,19 @@ class Learner:
         self.optimizer = make_optimizer(self.network, training, recorded=graphs)
         self.average = Average(self.network, training.averaging) if training.averaging else None
         # The network itself stays as it is: torch.compile's wrapper would change the names of its weights.
-        self._forward: Forward = torch.compile(self.network) if training.compile else self.network
+        forward: Forward = torch.compile(self.network) if training.compile else self.network
         weighted = training.class_balance == "weights"
-        self._objective = Objective(
+        objective = Objective(
             label_smoothing=training.label_smoothing,
             class_weights=class_weights(labels, int(labels.max()) + 1) if weighted else None,
             max_gradient_norm=training.max_gradient_norm,
             autocast=_PRECISIONS[training.precision],
             group=group,
         )
-        self._step: Step = self._plain_step
+        # No method of this object: with a cycle, a graph's memory would outlive the training.
+        self._step: Step = partial(_step, forward, self.optimizer, objective)
         if graphs:
-            self._step = GraphedStep(self._plain_step, CudaRecorder(images.device), warn)
+            self._step = GraphedStep(self._step, CudaRecorder(images.device))
 
     @property
     def judged(self) -> Network:
@@ -76,9 +72,6 @@ class Learner:
             self.average.follow(steps)
         return loss
 
-    def _plain_step(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
-        return train_step(self._forward, self.optimizer, images, targets, self._objective, batch=batch)
-
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
         return {
@@ -93,6 +86,17 @@ class Learner:
         restore_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.network.load_state_dict(state["average"])
+
+
+def _step(  # noqa: PLR0917 - the first three are bound, the others vary
+    forward: Forward,
+    optimizer: Optimizer,
+    objective: Objective,
+    images: Tensor,
+    targets: Tensor,
+    batch: int,
+) -> Tensor:
+    return train_step(forward, optimizer, images, targets, objective, batch=batch)
 
 
 def _prepared(network: Network, recipe: Recipe, images: Tensor | Placed, group: Group) -> Network:

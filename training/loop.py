@@ -75,13 +75,14 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another run.
+        RecordingFailed: a step does what a CUDA graph cannot hold.
         Diverged: the loss is no longer a number.
         OutOfMemory: of the GPU, or of the machine.
         Interrupted: somebody asked the job to stop; the checkpoint is written.
         ProcessLost: another process of the group is gone.
     """
-    with explaining_full_memory("training", device, for_training(recipe)):
-        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, display.warning, clock)
+    with explaining_full_memory("training", device, for_training(recipe, device)):
+        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, clock)
         loop.restore()
         earlier_seconds = loop.seconds()
         with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
@@ -108,7 +109,6 @@ class _Loop:
         device: torch.device,
         path: Path,
         group: Group,
-        warn: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
         self.recipe = recipe
@@ -120,7 +120,7 @@ class _Loop:
         torch.manual_seed(recipe.training.seed)  # weights are the same on every process
         self.batches = Batches(recipe, dataset.train, len(dataset.labels), device, group)
         network = network or build(recipe.network, recipe.geometry, len(dataset.labels))
-        self.learner = Learner(recipe, network, self.batches.images, self.batches.labels, group, warn)
+        self.learner = Learner(recipe, network, self.batches.images, self.batches.labels, group)
         if group.rank:  # dropout is not
             torch.manual_seed(recipe.training.seed + group.rank)
         self.validation = (
@@ -159,11 +159,14 @@ class _Loop:
         epoch, step = self.progress.epoch, self.progress.step
         images, targets = self.batches.take(epoch, step)
         done = epoch * self.batches.steps + step
-        rate = learning_rate(done, self.recipe.training.epochs * self.batches.steps, self.recipe.training)
         self.losses[step] = self.learner.step(
-            images, targets, rate=rate, steps=done + 1, batch=self.batches.batch_size
+            images, targets, rate=self._rate(done), steps=done + 1, batch=self.batches.batch_size
         )
         self.progress.step += 1
+
+    def _rate(self, done: int) -> float:
+        """Of the step after so many."""
+        return learning_rate(done, self.recipe.training.epochs * self.batches.steps, self.recipe.training)
 
     def _look_at_losses(self) -> None:
         losses = self.losses[: self.progress.step]
@@ -193,7 +196,7 @@ class _Loop:
             train_loss=train_loss,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            learning_rate=float(self.learner.optimizer.param_groups[0]["lr"]),
+            learning_rate=self._rate(progress.epoch * self.batches.steps - 1),
             images_per_s=self.batches.steps * self.batches.batch_size / progress.epoch_seconds,
             seconds=progress.epoch_seconds,
         )

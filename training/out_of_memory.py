@@ -13,7 +13,7 @@ from training.recipe import Recipe
 
 # torch has a type of its own for what its allocator on the GPU lacks. The rest is text: of CUDA, of its
 # libraries, and of the allocator on the CPU.
-_ON_GPU = re.compile(r"CUDA error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|Cuda failure 2\b")
+_ON_GPU = re.compile(r"CUDA (error: )?out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|Cuda failure 2\b")
 _ON_CPU = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc")
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB}
@@ -43,12 +43,14 @@ def explaining_full_memory(phase: str, device: torch.device, advice: str) -> Ite
         raise OutOfMemory(f"{full}{_asked(str(error))}; {advice}") from error
 
 
-def for_training(recipe: Recipe) -> str:
-    """What makes a training step smaller."""
+def for_training(recipe: Recipe, device: torch.device) -> str:
+    """What makes a training step smaller on a device."""
     training = recipe.training
     ways = [f"training.batch_size lower (now {training.batch_size:,})"]
     if training.precision == "float32":
         ways.append("training.precision=bfloat16")
+    if training.cuda_graphs and device.type == "cuda":  # a recorded step keeps its memory to itself
+        ways.append("training.cuda_graphs=false")
     return f"set {', or '.join(ways)}, or choose a smaller network"
 
 
@@ -81,4 +83,6 @@ def _asked(said: str) -> str:
     found = _ASKED.search(said)
     if found is None:
         return ""
-    return f" and {float(found[1]) * _BYTES[found[2]] / GIB:,.1f} GiB more were asked for"
+    size_bytes = float(found[1]) * _BYTES[found[2]]
+    size = f"{size_bytes / GIB:,.1f} GiB" if size_bytes >= GIB else f"{size_bytes / 2**20:,.0f} MiB"
+    return f" and {size} more were asked for"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from training.cuda_graphs import GraphedStep
+from training.errors import RecordingFailed
 
 
 class Recorder:
@@ -48,7 +49,7 @@ def inputs(seed: int, count: int = 4) -> tuple[Tensor, Tensor]:
 def test_every_step_is_taken_on_its_own_images() -> None:
     """Three plain ones, then replays: each gives what the step itself gives, and an earlier loss stays."""
     recorder = Recorder()
-    graphed = GraphedStep(step, recorder, pytest.fail)
+    graphed = GraphedStep(step, recorder)
     given = [graphed(*inputs(seed), 4) for seed in range(8)]
     assert [float(each) for each in given] == [float(step(*inputs(seed), 4)) for seed in range(8)]
     assert (recorder.plain, recorder.replayed) == (3, 5)
@@ -58,7 +59,7 @@ def test_every_step_is_taken_on_its_own_images() -> None:
 def test_another_shape_is_not_replayed(other: str) -> None:
     """A step on other images than were recorded is a plain one; the next that fits is replayed again."""
     recorder = Recorder()
-    graphed = GraphedStep(step, recorder, pytest.fail)
+    graphed = GraphedStep(step, recorder)
     for seed in range(5):
         graphed(*inputs(seed), 4)
     images, targets = inputs(5, count=3 if other == "count" else 4)
@@ -70,19 +71,19 @@ def test_another_shape_is_not_replayed(other: str) -> None:
     assert recorder.replayed == 3
 
 
-def test_a_step_that_cannot_be_recorded_goes_on_as_plain_steps() -> None:
-    """It is said once, with the first line of the reason."""
-    said: list[str] = []
-    graphed = GraphedStep(step, Recorder(RuntimeError("operation not permitted\nand much more")), said.append)
-    given = [float(graphed(*inputs(seed), 4)) for seed in range(6)]
-    assert given == [float(step(*inputs(seed), 4)) for seed in range(6)]
-    reason = "training goes on without CUDA graphs, the step cannot be recorded: operation not permitted"
-    assert said == [reason]
+def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
+    """One sentence with the first line of the reason, and the setting with which a resumed run goes on."""
+    graphed = GraphedStep(step, Recorder(RuntimeError("operation not permitted\nand much more")))
+    for seed in range(3):
+        graphed(*inputs(seed), 4)
+    message = r"cannot be recorded as a CUDA graph \(operation not permitted\).*training\.cuda_graphs=false$"
+    with pytest.raises(RecordingFailed, match=message):
+        graphed(*inputs(3), 4)
 
 
-def test_full_memory_is_no_reason_to_go_on() -> None:
-    """Plain steps would need as much."""
-    graphed = GraphedStep(step, Recorder(torch.OutOfMemoryError("CUDA out of memory")), pytest.fail)
+def test_full_memory_is_told_as_such() -> None:
+    """It has a sentence of its own."""
+    graphed = GraphedStep(step, Recorder(torch.OutOfMemoryError("CUDA out of memory")))
     for seed in range(3):
         graphed(*inputs(seed), 4)
     with pytest.raises(torch.OutOfMemoryError):

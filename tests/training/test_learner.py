@@ -1,6 +1,8 @@
 """A network, its optimizer and its averaged weights, stepped and restored together."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -69,3 +71,17 @@ def test_channels_last_learns_the_same() -> None:
     other = learner("training.channels_last=true")
     assert steps(other, 5) == pytest.approx(steps(plain, 5), rel=1e-3)
     assert other.network.trunk.get_submodule("conv2").weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_nothing_of_a_learner_outlives_it() -> None:
+    """No cycle keeps it: a graph's memory on a GPU is free as soon as training has ended."""
+    made = learner("training.averaging=0.9")
+    steps(made, 1)
+    optimizer = weakref.ref(made.optimizer)
+    gc.collect()
+    gc.disable()
+    try:
+        del made
+        assert optimizer() is None
+    finally:
+        gc.enable()
