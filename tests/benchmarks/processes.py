@@ -59,11 +59,11 @@ class Process:
 
     def resident_mib(self) -> float:
         """Resident memory; pages that several of its processes share count in each."""
-        return sum(_resident_kib(pid) for pid in _tree(self._process.pid)) / 1024
+        return sum(_resident_kib(pid) for pid in process_tree(self._process.pid)) / 1024
 
     def stop(self) -> None:
         """SIGTERM as an operator would, then SIGKILL to all that is left."""
-        left = list(_tree(self._process.pid))
+        left = list(process_tree(self._process.pid))
         self._process.terminate()
         try:
             self._process.wait(_STOP_TIMEOUT_S)
@@ -79,7 +79,7 @@ class Process:
 
 def tree_cpu_s(pid: int) -> float:
     """User and system time so far of this process, of those below it, and of those that have ended."""
-    return sum(_cpu_ticks(each) for each in _tree(pid)) / _TICKS_PER_S
+    return sum(_cpu_ticks(each) for each in process_tree(pid)) / _TICKS_PER_S
 
 
 @contextmanager
@@ -119,7 +119,8 @@ def calibration_ms() -> float:
         return (time.thread_time() - started_s) * 1000
 
 
-def _tree(pid: int) -> Iterator[int]:
+def process_tree(pid: int) -> Iterator[int]:
+    """A process and all that descend from it, it first."""
     waiting = [pid]
     while waiting:
         each = waiting.pop()

@@ -35,13 +35,13 @@ _TOO_LARGE = (
     "data.fake_images_per_class=3500",
     "data.near_duplicates=ignore",
 )
-_TRAINING_LIMIT_S = 40
+_TRAINING_LIMIT_S = 30
 _LOAD_LIMIT_S = 30
 
 
 def measure(options: PartOptions, rows: Rows) -> None:
     """Serving first."""
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         with rows.trying("a batch that does not fit into memory"):
             _engine(folder, options, rows)

@@ -42,8 +42,13 @@ class Rows:
         self._rows: list[Row] = []
 
     def add(self, what: str, figure: str, *, wrong: str = "", **values: Any) -> None:
-        """Keep one finding, and print it."""
-        self._rows.append(Row(what, figure, values, wrong))
+        """Keep one finding, in the place of an earlier one of that name, and print it."""
+        row = Row(what, figure, values, wrong)
+        places = {each.what: place for place, each in enumerate(self._rows)}
+        if what in places:
+            self._rows[places[what]] = row
+        else:
+            self._rows.append(row)
         staged = self._file.with_suffix(".new")
         staged.write_text(json.dumps([asdict(row) for row in self._rows], indent=1))
         staged.replace(self._file)

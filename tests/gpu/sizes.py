@@ -33,10 +33,10 @@ class Sizes:
 ON_GPU = Sizes(
     network="resnet50",
     side=224,
-    batches=(1, 2, 4, 8, 16, 32, 64),
+    batches=(1, 8, 32, 64),
     window_s=0.3,
     in_flight=(1, 8, 32, 128),
-    server_window_s=0.8,
+    server_window_s=0.6,
     clients=6,
     workers=6,
     mixed_requests=10_000,

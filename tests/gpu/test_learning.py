@@ -162,7 +162,7 @@ def test_reproducible_kernels_give_the_same_bits_twice(device: Device, tmp_path:
     folders = [str(tmp_path / str(number)) for number in range(2)]
     command = [sys.executable, "-c", REPRODUCED, device.torch_device.type]
     runs = [subprocess.Popen([*command, each], stdout=subprocess.PIPE, text=True) for each in folders]
-    digests = [run.communicate(timeout=100)[0].splitlines()[-1] for run in runs]
+    digests = [run.communicate(timeout=40)[0].splitlines()[-1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert digests[0] == digests[1]
 

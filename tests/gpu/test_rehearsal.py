@@ -83,3 +83,19 @@ def run(results: Path, *options: str, device: str = "cpu") -> subprocess.Complet
         timeout=230,
         check=False,
     )
+
+
+def test_nothing_of_a_part_that_ran_late_is_left(tmp_path: Path) -> None:
+    """A server that it started, in a session of its own, ends with it."""
+    before = servers()
+    done = run(tmp_path, "--parts", "faults", "--limit-s", "4.5")
+    assert "not done after 4.5 s" in done.stdout
+    assert servers() == before
+
+
+def servers() -> set[str]:
+    """Process ids of servers on this machine that serve this part's repository."""
+    listed = subprocess.run(
+        ["pgrep", "-f", "serving.cli serve .*faults-"], capture_output=True, text=True, check=False
+    )
+    return set(listed.stdout.split())

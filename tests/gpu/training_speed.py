@@ -83,7 +83,8 @@ def _record(images: str, dataset: Dataset, device: Device, options: PartOptions,
     rows.add(
         f"{what}, {len(runs)} runs on {images}",
         f"training {_spread(training_s)} s, with validation and checkpoints {_spread(whole_s)} s, "
-        f"hold-out {100 * held_out.mean():.2f} % [{low:.2f}, {high:.2f}], test {100 * tested.mean():.2f} %, "
+        f"hold-out {100 * held_out.mean():.2f} % [{low:.2f}, {high:.2f}], "
+        f"{len(dataset.test)} test images {100 * tested.mean():.2f} %, "
         f"{watched}{aim if images == 'real images' else ''}",
         training_s=training_s.tolist(),
         whole_s=whole_s.tolist(),
@@ -128,6 +129,8 @@ def _measure(  # noqa: PLR0917 - what is trained, and where the result goes
     prepare(device)
     began_s = time.monotonic()
     trainer = Trainer(Variant(recipe, name, (*smaller, *overrides)), dataset, device.torch_device)
+    for _ in range(2):  # plain steps and the recorded one would look like slow steps
+        trainer.run()
     trainer.choose_steps(options.sizes.training_window_s)
     warm_s = time.monotonic() - began_s
     with machine.watching(options.device) as watched:
