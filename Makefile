@@ -42,7 +42,7 @@ bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)
 
 gpu: .venv/gpu.done
-	tests/gpu/run.sh $(if $(wildcard $(DATA)),--data-root $(DATA)) $(GPU_ARGS)
+	tests/gpu/run.sh $(if $(filter-out file,$(origin DATA)),--data-root $(DATA)) $(GPU_ARGS)
 
 # torch is pinned in constraints.txt. Where pip finds a CPU build of it (a --find-links folder, PyTorch's own
 # CPU index) it is taken; elsewhere the default build is.

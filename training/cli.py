@@ -28,8 +28,8 @@ from training.tables import describe_recipe, layers_tree, recipes_table, scores_
 
 _Kernels = Literal["fast", "reproducible"]
 _KERNELS = (
-    "that a GPU runs: fast (TF32, the fastest algorithms), or reproducible (full FP32, deterministic "
-    "algorithms where CUDA has them); default: fast. A CPU's are always reproducible"
+    "of a GPU: fast (TF32, the fastest algorithms; default) or reproducible (full FP32, deterministic where "
+    "CUDA allows, no CUDA graphs); a CPU is always reproducible"
 )
 
 _USUAL_CLASSES = 10  # where nothing says how many there are

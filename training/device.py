@@ -39,7 +39,7 @@ class Device:
         if self.torch_device.type == "cpu":
             return "reproducible kernels, as always on a CPU"
         if self.kernels == "fast":
-            return "fast kernels (TF32, the fastest algorithms): two runs may differ"
+            return "fast kernels (TF32, the fastest algorithms): results may differ between runs"
         return "reproducible kernels (full FP32, deterministic algorithms)"
 
 

@@ -80,7 +80,7 @@ def reporting_variation(report: Callable[[str], None]) -> Iterator[None]:
             operation = named[1] if named else "matrix multiplication (cuBLAS)"
             if operation not in reported:
                 reported.add(operation)
-                report(f"{operation} has no deterministic form on CUDA: two runs may differ")
+                report(f"{operation} has no deterministic form on CUDA: results may differ between runs")
 
         warnings.showwarning = show
         yield

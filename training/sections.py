@@ -226,10 +226,11 @@ class TrainingRecipe(Strict):
     channels_last: bool = Field(default=False, description="memory order of images and filters")
     cuda_graphs: bool = Field(
         default=True,
-        description="on a GPU with fast kernels: a step is recorded, then launched as one; changes no result",
+        description="on a GPU with --kernels fast: a step is captured once and replayed; changes no result",
     )
     compile: bool = Field(
-        default=False, description="by torch.compile; costs minutes at the start, and needs a C++ compiler"
+        default=False,
+        description="by torch.compile: takes up to minutes at the start; needs a compiler, C++ or on a GPU C",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="weights, order, augmentation and dropout")
     checkpoint_interval_steps: int = Field(

@@ -22,11 +22,18 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+_BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def has_table(file: Path) -> bool:
+    """Whether there is a file with the two marks."""
+    return file.is_file() and _END in file.read_text().partition(_BEGIN)[2]
+
+
 def replace_table(file: Path, text: str) -> None:
     """Put the table between the two marks of a Markdown file."""
-    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
-    before, _, rest = file.read_text().partition(begin)
-    _, found, after = rest.partition(end)
+    before, _, rest = file.read_text().partition(_BEGIN)
+    _, found, after = rest.partition(_END)
     if not found:
-        raise SystemExit(f"{file} has no {begin} and {end}")
-    file.write_text(f"{before}{begin}\n{text}{end}{after}")
+        raise SystemExit(f"{file} has no {_BEGIN} and {_END}")
+    file.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}")

@@ -1,7 +1,7 @@
-"""`make gpu`: proves and measures Lenserve on a GPU, part after part, each within its time.
+"""Tests and measures Lenserve on a GPU (`make gpu`); each part has a time limit.
 
-Every part is a process of its own that writes its rows as it finds them. One that fails or runs late does not
-end the others; the last line says what failed. With --device cpu the same parts run in small, as a rehearsal.
+Every part is a process of its own that writes its rows as it finds them. A part that fails or times out does
+not stop the others; the last line says what failed. With --device cpu the same parts run at small scale.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks.cells import replace_table
+from tests.benchmarks.cells import has_table, replace_table
 from tests.benchmarks.processes import process_tree
 from tests.gpu.recording import DEVICE_VARIABLE, FILE_VARIABLE
 from tests.gpu.rows import Row, markdown, read_rows
@@ -70,8 +70,8 @@ def main() -> None:
     """Run the parts that were asked for, print the table, and exit with 1 if any failed."""
     options = _options()
     _adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results: Path = options.results
-    results.mkdir(parents=True, exist_ok=True)
     began_s = time.monotonic()
     rows: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
@@ -82,7 +82,10 @@ def main() -> None:
         if failure:
             failed[part.name] = failure
         _write(results, rows, failed, options, time.monotonic() - began_s)
-    print((results / "results.md").read_text())
+    table = (results / "results.md").read_text()
+    print(table)
+    if options.write:
+        replace_table(options.write, table)
     if failed:
         print("FAILED: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
         raise SystemExit(1)
@@ -108,12 +111,15 @@ def _run(part: Part, options: argparse.Namespace) -> tuple[list[Row], str]:
             env=environment,
             start_new_session=True,
         )
-        failure = _wait(process, limit_s)
+        try:
+            failure = _wait(process, limit_s)
+        finally:
+            _end_descendants()
     seconds = time.monotonic() - began_s
     rows = read_rows(file)
     wrong = [f"{row.what} ({row.wrong})" for row in rows if row.wrong]
     if wrong:  # which is why its exit code is 1
-        failure = ", ".join([*wrong, *([failure] if failure.startswith("not done") else [])])
+        failure = ", ".join([*wrong, *([failure] if failure.startswith("timed out") else [])])
     print(f"    {failure or 'passed'} after {seconds:.1f} s", flush=True)
     if failure:
         print("\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:]), flush=True)
@@ -121,14 +127,12 @@ def _run(part: Part, options: argparse.Namespace) -> tuple[list[Row], str]:
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> str:
-    """Why it failed; empty where it did not. Whatever it started ends with it."""
+    """Why it failed; empty where it did not."""
     try:
         code = process.wait(limit_s)
         failure = f"exit code {code}" if code else ""
     except subprocess.TimeoutExpired:
-        failure = f"not done after {limit_s:g} s"
-    _end_descendants()
-    process.wait()
+        failure = f"timed out after {limit_s:g} s"
     return failure
 
 
@@ -168,8 +172,6 @@ def _write(
     }
     (results / "results.json").write_text(json.dumps(whole, indent=1))
     (results / "results.md").write_text(markdown(rows, circumstances))
-    if options.write:
-        replace_table(options.write, markdown(rows, circumstances))
 
 
 def _options() -> argparse.Namespace:
@@ -180,29 +182,48 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: tests/gpu/run.sh --device cpu --parts facts,serving_speed --results /tmp/gpu",
     )
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal in small")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal")
     parser.add_argument(
         "--parts",
-        type=lambda text: text.split(","),
+        type=lambda text: [name.strip() for name in text.split(",")],
         default=names,
         help=f"some of {','.join(names)}; default: all",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help=f"default: {RESULTS}")
+    parser.add_argument("--results", type=_from_caller, default=RESULTS, help=f"folder; default: {RESULTS}")
     parser.add_argument(
         "--data-root",
-        type=Path,
+        type=_from_caller,
         default=DATA if DATA.is_dir() else None,
-        help="folder with MNIST/raw and cifar10.npz, where they are at hand; default: %(default)s",
+        help="folder with MNIST/raw and cifar10.npz, if available; default: %(default)s",
     )
-    parser.add_argument("--limit-s", type=float, help="of every part; default: each has its own")
-    parser.add_argument("--write", type=Path, help="a Markdown file whose table is replaced, docs/gpu.md")
+    parser.add_argument("--limit-s", type=float, help="time limit per part, seconds; default: each its own")
+    parser.add_argument(
+        "--write", type=_from_caller, help="a Markdown file, docs/gpu.md: its table is replaced at the end"
+    )
     options = parser.parse_args()
     if options.data_root is not None and not options.data_root.is_dir():
         parser.error(f"--data-root {options.data_root} is not a directory")
     if unknown := [name for name in options.parts if name not in names]:
         parser.error(f"there is no part {unknown[0]!r}; parts are {', '.join(names)}")
+    if options.limit_s is not None and options.limit_s <= 0:
+        parser.error(f"--limit-s {options.limit_s:g} is not positive")
+    if options.write is not None and not has_table(options.write):
+        parser.error(f"--write {options.write}: there is no file with the two marks of a table")
+    try:
+        options.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--results {options.results} cannot be made: {error.strerror}")
     return options
 
 
+def _from_caller(path: str) -> Path:
+    """Of where the command was called."""
+    return Path(os.environ.get("LENSERVE_GPU_CALLED_IN", "."), path)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; what the finished parts found is in the results folder", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None

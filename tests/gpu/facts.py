@@ -26,7 +26,7 @@ def measure(options: PartOptions, rows: Rows) -> None:
         _card(rows)
     cores = len(os.sched_getaffinity(0))
     rows.add("processor", f"{_processor()}, {cores} cores, Python {platform.python_version()}")
-    with rows.trying("a session"):
+    with rows.trying("an ONNX Runtime session"):
         _onnx_runtime(options, rows)
     with rows.trying("torch"):
         _torch(options, rows)
@@ -37,7 +37,7 @@ def _card(rows: Rows) -> None:
     try:
         name, driver, memory_mib, power_w = machine.ask(*fields)
     except (OSError, subprocess.SubprocessError) as error:
-        rows.add("card", "unknown", wrong=f"nvidia-smi cannot be asked: {error}")
+        rows.add("card", "unknown", wrong=f"nvidia-smi failed: {error}")
     else:
         rows.add("card", f"{name}, {memory_mib} MiB, driver {driver}, {power_w} W", name=name, driver=driver)
 
@@ -68,7 +68,7 @@ def _onnx_runtime(options: PartOptions, rows: Rows) -> None:
         seconds=loaded_s,
     )
     rows.add(
-        "a convolution there and on the CPU",
+        "a convolution on the device and on the CPU",
         f"probabilities differ by {gap:.1e} at most",
         wrong="" if gap < 1e-4 else "at most 1e-4 is allowed",
         gap=float(gap),

@@ -72,7 +72,7 @@ def _engine(folder: Path, options: PartOptions, rows: Rows) -> None:
     fits = "out of memory" in message and "\n" not in message
     rows.add(
         "a batch that does not fit into memory",
-        f"fails alone: «{message}»; the next batch is answered",
+        f"only that batch fails: «{message}»",
         wrong="" if fits and np.array_equal(small, expected) else "the message does not say what is wrong",
         message=message,
     )

@@ -30,7 +30,7 @@ class Watched:
 
     def __str__(self) -> str:
         if not self.utilisation:
-            return "GPU not watched"
+            return "no GPU"
         return f"GPU {statistics.median(self.utilisation):.0f} % busy"
 
 

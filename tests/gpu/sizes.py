@@ -65,10 +65,7 @@ REHEARSAL = Sizes(
     images_per_s_window_s=0.03,
     epoch_images=1000,
     training_window_s=0.03,
-    recipes=(
-        ("cifar10-fast", ("network.maps=[8, 16, 16]", "training.batch_size=25")),
-        ("alexnet-bn-cifar10", ("network.maps=[8, 8, 8, 8, 8]", "training.batch_size=25")),
-    ),
+    recipes=(("cifar10-fast", ("network.maps=[8, 16, 16]", "training.batch_size=25")),),
     compiles=False,
     records=1,
     record_overrides=(

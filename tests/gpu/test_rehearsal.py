@@ -36,8 +36,8 @@ def test_a_part_that_runs_late_or_fails_ends_no_other(tmp_path: Path) -> None:
     done = run(tmp_path, "--parts", "facts,faults", "--limit-s", "0.5")
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
-    assert last == "FAILED: facts: not done after 0.5 s; faults: not done after 0.5 s"
-    assert "Failed: facts: not done after 0.5 s" in (tmp_path / "results.md").read_text()
+    assert last == "FAILED: facts: timed out after 0.5 s; faults: timed out after 0.5 s"
+    assert "Failed: facts: timed out after 0.5 s" in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
@@ -46,8 +46,8 @@ def test_cuda_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
     done = run(tmp_path, "--parts", "facts", device="cuda")
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("FAILED: facts: card (nvidia-smi cannot be asked: ")
-    assert "a session (DeviceUnavailable: device cuda was asked for, but " in last
+    assert last.startswith("FAILED: facts: card (nvidia-smi failed: ")
+    assert "an ONNX Runtime session (DeviceUnavailable: device cuda was asked for, but " in last
 
 
 def test_a_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_nothing_of_a_part_that_ran_late_is_left(tmp_path: Path) -> None:
     """A server that it started, in a session of its own, ends with it."""
     before = servers()
     done = run(tmp_path, "--parts", "faults", "--limit-s", "4.5")
-    assert "not done after 4.5 s" in done.stdout
+    assert "timed out after 4.5 s" in done.stdout
     assert servers() == before
 
 

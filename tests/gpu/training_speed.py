@@ -70,7 +70,7 @@ def _record(images: str, dataset: Dataset, device: Device, options: PartOptions,
     what = f"{_RECORD} with {', '.join(overrides)}"
     began_s = time.monotonic()
     _run(resolve(_RECORD, (*overrides, "training.epochs=1")), dataset, device)
-    rows.add(f"{what}: one epoch with all that is made once", f"{time.monotonic() - began_s:.1f} s")
+    rows.add(f"{what}: first epoch, with one-time setup", f"{time.monotonic() - began_s:.1f} s")
     with machine.watching(options.device) as watched:
         runs = [
             _run(resolve(_RECORD, (*overrides, f"training.seed={seed}")), dataset, device)

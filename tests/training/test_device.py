@@ -56,7 +56,7 @@ def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels
 @pytest.mark.parametrize(
     ("kernels", "said"),
     [
-        ("fast", "fast kernels (TF32, the fastest algorithms): two runs may differ"),
+        ("fast", "fast kernels (TF32, the fastest algorithms): results may differ between runs"),
         ("reproducible", "reproducible kernels (full FP32, deterministic algorithms)"),
     ],
 )
