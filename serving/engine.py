@@ -119,6 +119,11 @@ class OnnxEngine:
         return height, width, channels
 
     @property
+    def plan(self) -> Plan:
+        """What makes its session faster."""
+        return Plan() if self._sessions is None else self._sessions.plan
+
+    @property
     def captured_sizes(self) -> tuple[int, ...]:
         """The batch sizes that run as CUDA graphs."""
         graphs = self._graphs

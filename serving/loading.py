@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.bundle import MODEL_FILE, Bundle, Precision, Repository, variant_file
+from serving.bundle import MODEL_FILE, Bundle, Golden, Precision, Repository, variant_file
 from serving.engine import Device, Engine, OnnxEngine
 from serving.errors import BundleError, EngineError, OutOfMemory, ProofFailed
 from serving.proof import warm_and_prove
+from serving.sessions import Plan
 from serving.tuning import RunCost, measure_cost
 
 # What makes INT8 pay on a CPU: dot products of bytes, by their names in /proc/cpuinfo.
@@ -82,12 +83,15 @@ def load_version(
     Raises:
         BundleError: its files cannot be trusted, or the network does not reproduce its golden examples.
         EngineError: the network failed.
+        OutOfMemory: the device has too little for it.
         DeviceUnavailable: as `load_engine`.
     """
     bundle = repository.read(model, version)
     if precision is not None and precision in bundle.manifest.variants:
         try:
             return _load(bundle, load_engine, sizes, precision)
+        except OutOfMemory:  # the exported file is larger
+            raise
         except (BundleError, EngineError) as error:
             told = {"model": model, "version": version, "precision": precision, "reason": str(error)}
             _log.warning("variant_unfit", extra=told)
@@ -110,16 +114,28 @@ def _load(
     file = bundle.folder / (MODEL_FILE if precision is None else variant_file(precision))
     engine, golden = load_engine(file), bundle.golden()
     tolerance = _tolerance(bundle, precision)
-    while True:
-        try:
-            warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
-            break
-        except OutOfMemory:
-            raise
-        except (ProofFailed, EngineError) as error:  # perhaps by what only makes it faster
-            if not (isinstance(engine, OnnxEngine) and engine.simplify(str(error))):
-                raise
+    if isinstance(engine, OnnxEngine):
+        while reason := _why_unfit(engine, golden, tolerance, sizes):
+            engine.simplify(reason)
+    else:
+        warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
     return Loaded(bundle, engine, precision, measure_cost(engine, golden.images, max(sizes)))
+
+
+def _why_unfit(engine: OnnxEngine, golden: Golden, tolerance: float, sizes: tuple[int, ...]) -> str:
+    """Why an engine does not prove itself, where a plainer plan may mend that; nothing where it does.
+
+    The error itself is not returned: its traceback would keep the session, and the memory, that failed.
+    """
+    try:
+        warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
+    except (ProofFailed, EngineError) as error:
+        # Graphs take memory of their own; any plan but the plainest may give wrong numbers.
+        mendable = engine.plan.cuda_graphs if isinstance(error, OutOfMemory) else engine.plan != Plan()
+        if not mendable:
+            raise
+        return str(error)
+    return ""
 
 
 def _tolerance(bundle: Bundle, precision: Precision | None) -> float:

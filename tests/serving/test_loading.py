@@ -1,7 +1,9 @@
 """Which of a version's files is served, and what happens when it does not keep its promise."""
 
 import shutil
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import pytest
 from serving.bundle import MODEL_FILE, Bundle, Description, Precision, Repository, variant_file
 from serving.bundle.images import Pixels
 from serving.bundle.manifest import Variant
+from serving.cuda_graphs import CudaGraphs
 from serving.devices import find_cuda
 from serving.engine import Device, Engine, OnnxEngine, Output
-from serving.errors import ProofFailed
+from serving.errors import OutOfMemory, ProofFailed
 from serving.loading import Loaded, choose_precision, load_version, prove, read_cpu_flags
 from serving.sessions import Plan, Sessions
 
@@ -122,6 +125,55 @@ def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
     assert told.reason == "3 of 3 golden examples get NaN or infinite probabilities"
 
 
+def test_a_variant_that_memory_is_too_small_for_gives_way_to_nothing(
+    publish: Publish, repository: Repository, log_events: Any
+) -> None:
+    """The exported file is larger: loading it would only take longer to fail."""
+    plain = publish()
+    bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.02, precision="fp16")
+    files = list[str]()
+
+    def load(file: Path) -> Engine:
+        files.append(file.name)
+        raise OutOfMemory("cuda:0 is out of memory")
+
+    with pytest.raises(OutOfMemory):
+        load_version(repository, bundle.model, bundle.version, load, sizes=SIZES, precision="fp16")
+    assert files == [variant_file("fp16")]
+    assert not log_events.records
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_graphs_that_memory_is_too_small_for_are_given_up_once(
+    publish: Publish, repository: Repository, log_events: Any, *, enough: bool
+) -> None:
+    """Single launches may fit, but only once the first session's memory is free; NHWC takes none."""
+    plain = publish()
+    plans, first = list[Plan](), list[weakref.ref[_Exhausting]]()
+
+    def open_session(plan: Plan) -> Any:
+        assert not first or first[0]() is None
+        plans.append(plan)
+        session = onnxruntime.InferenceSession(plain.model_file, providers=["CPUExecutionProvider"])
+        if enough and not plan.cuda_graphs:
+            return session
+        exhausting = _Exhausting(session)
+        first[:] = [weakref.ref(exhausting)]
+        return exhausting
+
+    def load(file: Path) -> Engine:
+        sessions = Sessions(file, open_session, Plan(nhwc=True, cuda_graphs=True))
+        session = sessions.open()
+        graphs = CudaGraphs(session, SIZES, ("cpu", 0))
+        return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+
+    with nullcontext() if enough else pytest.raises(OutOfMemory):
+        load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+    assert plans == [Plan(nhwc=True, cuda_graphs=True), Plan(nhwc=True)]
+    (told,) = log_events.records
+    assert (told.getMessage(), "out of memory" in told.reason) == ("cuda_graphs_off", True)
+
+
 @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
 @pytest.mark.parametrize(("precision", "warnings"), [("fp16", 1), ("auto", 0)])
 async def test_a_cpu_proves_no_fp16(
@@ -171,6 +223,16 @@ class _Overflowing:
     def run(self, images: Pixels) -> Output:
         output = self._engine.run(images)
         return Output(np.full_like(output.probabilities, np.nan), output.embedding)
+
+
+class _Exhausting:
+    """A session that never has enough memory."""
+
+    def __init__(self, session: Any) -> None:
+        self.get_inputs = session.get_inputs
+
+    def run(self, *_: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
 
 
 def _with_variant(
