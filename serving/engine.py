@@ -4,7 +4,6 @@
 """
 
 import itertools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,7 +108,6 @@ class OnnxEngine:
         self._buckets = buckets
         self._graphs = graphs
         self._sessions = sessions
-        self._simplifying = threading.Lock()
         self._first_runs = FirstRuns()
 
     @property
@@ -126,8 +124,7 @@ class OnnxEngine:
     @property
     def captured_sizes(self) -> tuple[int, ...]:
         """The batch sizes that run as CUDA graphs."""
-        graphs = self._graphs
-        return () if graphs is None else graphs.captured
+        return () if self._graphs is None else self._graphs.captured
 
     @classmethod
     def load(cls, model_file: Path, device: Device, *, threads: int, max_batch_size: int) -> "OnnxEngine":
@@ -166,16 +163,14 @@ class OnnxEngine:
     def simplify(self, reason: str) -> bool:
         """Run without what makes the network faster and may be to blame; False where nothing is left of it.
 
+        Not while another thread runs the network: an engine is shared only once it has proved itself.
+
         Args:
             reason: for the log.
 
         Raises:
             BundleError, OutOfMemory: no plainer session can be opened.
         """
-        with self._simplifying:
-            return self._turn_to_next_plan(reason)
-
-    def _turn_to_next_plan(self, reason: str) -> bool:
         if self._sessions is None or not self._sessions.give_up(reason):
             return False
         with CALLS.shared():
@@ -184,44 +179,29 @@ class OnnxEngine:
         self._session = self._sessions.open()
         return True
 
-    def _plain_session(self) -> Any:  # noqa: ANN401 - untyped library
-        if self._session is None and self._sessions is not None:
-            with self._simplifying:  # by another thread
-                self._session = self._session or self._sessions.open()  # it may have failed there
-        return self._session
-
     def _outputs(self, images: Pixels) -> Sequence[Floats]:
         if not self._buckets:  # on a CPU
             return _run(self._session, images)
         failure = self._prepare_graph(len(images))
         if failure:
-            self._give_up_graphs(failure)
-        graphs = self._graphs
-        if graphs is not None:
-            return graphs.run(images)
+            self.simplify(failure)
+        if self._graphs is not None:
+            return self._graphs.run(images)
         padded = self._padded(images)
-        session = self._plain_session()
         with self._first_runs(len(padded)), CALLS.shared():
-            return _run(session, padded)
+            return _run(self._session, padded)
 
     def _prepare_graph(self, count: int) -> str:
         """Capture the graph for so many images if it is to come; why that failed, or nothing."""
-        graphs = self._graphs
-        if graphs is None:
+        if self._graphs is None:
             return ""
         try:
-            graphs.prepare(count)
+            self._graphs.prepare(count)
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             if is_out_of_memory(error):
                 raise
             return str(error) or type(error).__name__
         return ""
-
-    def _give_up_graphs(self, reason: str) -> None:
-        with self._simplifying:
-            # Another thread may have done it.
-            if self._graphs is not None and not self._turn_to_next_plan(reason):
-                raise EngineError(reason)
 
     def _padded(self, images: Pixels) -> Pixels:
         bucket = next((size for size in self._buckets if size >= len(images)), len(images))
