@@ -4,6 +4,7 @@
 """
 
 import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ Floats = npt.NDArray[np.float32]
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
+# A run that takes longer hangs, and must hold up no server that stops.
+_LONGEST_RUN_S = 5.0
 _OUTPUTS = dict.fromkeys(OUTPUTS, "tensor(float)")
 
 
@@ -109,6 +112,7 @@ class OnnxEngine:
         self._graphs = graphs
         self._sessions = sessions
         self._first_runs = FirstRuns()
+        self._on_cuda = threading.Lock()  # held by a run: the session outlives it
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -151,6 +155,8 @@ class OnnxEngine:
         count = len(images)
         try:
             probabilities, embedding = self._outputs(images)
+        except EngineError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             if is_out_of_memory(error):
                 raise OutOfMemory(
@@ -179,9 +185,25 @@ class OnnxEngine:
         self._session = self._sessions.open()
         return True
 
+    def close(self) -> None:
+        """Free the session once a run that is under way has ended; a later run raises EngineError.
+
+        Takes as long as another network's capture, during which no CUDA memory may be freed: not for the
+        event loop.
+        """
+        ended = self._on_cuda.acquire(timeout=_LONGEST_RUN_S)
+        with CALLS.shared():
+            self._session = self._graphs = self._sessions = None
+        if ended:
+            self._on_cuda.release()
+
     def _outputs(self, images: Pixels) -> Sequence[Floats]:
         if not self._buckets:  # on a CPU
             return _run(self._session, images)
+        with self._on_cuda:
+            return self._outputs_on_cuda(images)
+
+    def _outputs_on_cuda(self, images: Pixels) -> Sequence[Floats]:
         failure = self._prepare_graph(len(images))
         if failure:
             self.simplify(failure)
@@ -212,7 +234,15 @@ class OnnxEngine:
         )  # (B, H, W, C)
 
 
+def close(engine: Engine) -> None:
+    """Free what an engine holds, in a worker thread; see `OnnxEngine.close`. Others hold nothing."""
+    if isinstance(engine, OnnxEngine):
+        engine.close()
+
+
 def _run(session: Any, images: Pixels) -> Sequence[Floats]:  # noqa: ANN401 - untyped library
+    if session is None:
+        raise EngineError("the network was unloaded")
     found: Sequence[Floats] = session.run(OUTPUTS, {"image": images})
     return found
 

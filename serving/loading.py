@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundle import MODEL_FILE, Bundle, Golden, Precision, Repository, variant_file
-from serving.engine import Device, Engine, OnnxEngine
+from serving.engine import Device, Engine, OnnxEngine, close
 from serving.errors import BundleError, EngineError, OutOfMemory, ProofFailed
 from serving.proof import warm_and_prove
 from serving.sessions import Plan
@@ -112,14 +112,18 @@ def _load(
     bundle: Bundle, load_engine: Callable[[Path], Engine], sizes: tuple[int, ...], precision: Precision | None
 ) -> Loaded:
     file = bundle.folder / (MODEL_FILE if precision is None else variant_file(precision))
-    engine, golden = load_engine(file), bundle.golden()
-    tolerance = _tolerance(bundle, precision)
-    if isinstance(engine, OnnxEngine):
-        while reason := _why_unfit(engine, golden, tolerance, sizes):
-            engine.simplify(reason)
-    else:
-        warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
-    return Loaded(bundle, engine, precision, measure_cost(engine, golden.images, max(sizes)))
+    golden, tolerance = bundle.golden(), _tolerance(bundle, precision)
+    engine = load_engine(file)
+    try:
+        if isinstance(engine, OnnxEngine):
+            while reason := _why_unfit(engine, golden, tolerance, sizes):
+                engine.simplify(reason)
+        else:
+            warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
+        return Loaded(bundle, engine, precision, measure_cost(engine, golden.images, max(sizes)))
+    except BaseException:
+        close(engine)
+        raise
 
 
 def _why_unfit(engine: OnnxEngine, golden: Golden, tolerance: float, sizes: tuple[int, ...]) -> str:

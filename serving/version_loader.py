@@ -12,7 +12,7 @@ from pathlib import Path
 from serving.batch_policy import BatchPolicy
 from serving.batching import Batcher, BatchRun
 from serving.bundle import Bundle, Precision, Repository
-from serving.engine import Engine
+from serving.engine import Engine, close
 from serving.errors import LenserveError
 from serving.loading import load_version, prove
 from serving.metrics import Metrics, VersionMetrics
@@ -103,6 +103,7 @@ class VersionLoader:
             return None
         self._failures.pop((name, number), None)
         stack = AsyncExitStack()
+        stack.push_async_callback(asyncio.to_thread, close, loaded.engine)  # last, after the batcher
         metrics = self.metrics.version(name, number)
         batcher = Batcher(
             loaded.engine.run,

@@ -36,7 +36,7 @@ class Version:
     loaded: Loaded
     batcher: Batcher
     metrics: VersionMetrics
-    stack: AsyncExitStack  # closes the batcher
+    stack: AsyncExitStack  # closes the batcher, then the engine
     leases: int = 0
     broken: str = ""
     idle: asyncio.Event = field(default_factory=asyncio.Event)

@@ -19,7 +19,7 @@ from serving.batch_policy import BatchPolicy
 from serving.batching import Batcher
 from serving.device.link import MAX_WORDS_BYTES, Answer, Memory, Run
 from serving.devices import find_device
-from serving.engine import Engine
+from serving.engine import Engine, close
 from serving.errors import BundleError, EngineError, LenserveError
 from serving.transport.ports import accept
 from serving.tuning import load_tuned
@@ -36,7 +36,7 @@ class _Loaded:
     """A network that some workers use."""
 
     batcher: Batcher
-    stack: AsyncExitStack  # closes the batcher
+    stack: AsyncExitStack  # closes the batcher, then the engine
     users: int = 0
 
 
@@ -105,6 +105,7 @@ class Owner:
             if file not in self.loaded:
                 engine = await asyncio.to_thread(self.load, model_file)
                 stack = AsyncExitStack()
+                stack.push_async_callback(asyncio.to_thread, close, engine)
                 batcher = await stack.enter_async_context(Batcher(engine.run, self.policy))
                 self.loaded[file] = _Loaded(batcher, stack)
                 _log.info("network_loaded", extra={"file": str(model_file)})

@@ -11,9 +11,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import serving.engine as engine_module
 from serving.bundle import Bundle
 from serving.bundle.images import Pixels
-from serving.cuda_graphs import CudaCalls, CudaGraphs
+from serving.cuda_graphs import CALLS, CudaCalls, CudaGraphs
 from serving.engine import OnnxEngine
 from serving.errors import EngineError, OutOfMemory
 from serving.sessions import Plan, Sessions
@@ -283,6 +284,85 @@ class TestEngine:
         assert alive() is None
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+    def test_a_plainer_session_that_memory_is_too_small_for_is_told_as_such(
+        self, session: Recorded, publish: Publish
+    ) -> None:
+        """The version is refused for lack of memory, and not because its network is wrong."""
+        session.on_graph = _fail
+
+        def open_session(_plan: Plan) -> Any:
+            raise OutOfMemory("cuda:0 is out of memory")
+
+        file = publish().model_file
+        graphs = CudaGraphs(session, SIZES, ("cpu", 0))
+        sessions = Sessions(file, open_session, Plan(cuda_graphs=True))
+        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+        with pytest.raises(OutOfMemory, match=r"^cuda:0 is out of memory$"):
+            engine.run(_noise(3))
+
+    @pytest.mark.parametrize("plan", [Plan(), Plan(cuda_graphs=True)])
+    def test_a_closed_engine_frees_its_session_and_stays_closed(self, publish: Publish, plan: Plan) -> None:
+        """A run that comes too late neither opens another nor counts as a mistake of the network."""
+        engine = _engine(Recorded(publish().model_file), publish().model_file, plan)
+        engine.run(_noise(3))
+        alive = weakref.ref(engine._session)
+        engine.close()
+        assert alive() is None
+        with pytest.raises(EngineError, match=r"^the network was unloaded$"):
+            engine.run(_noise(3))
+        assert not engine.simplify("late")
+
+    def test_a_session_is_freed_neither_in_a_run_nor_in_a_capture(
+        self, session: Recorded, publish: Publish
+    ) -> None:
+        """Closing waits for a run that is under way, and for another network's capture."""
+        engine = _engine(session, publish().model_file)
+        engine.run(_noise(3))
+        entered, leave = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            entered.set()
+            assert leave.wait(timeout=30)
+
+        session.on_graph = wait
+        with ThreadPoolExecutor(2) as threads:
+            running = threads.submit(engine.run, _noise(3))
+            assert entered.wait(timeout=30)
+            closing = threads.submit(engine.close)
+            assert not closing.done()
+            leave.set()
+            assert len(running.result(timeout=30).probabilities) == 3
+            closing.result(timeout=30)
+        other = _engine(Recorded(publish().model_file), publish().model_file)
+        with ThreadPoolExecutor(1) as threads:
+            with CALLS.alone():
+                closing = threads.submit(other.close)
+                assert other._session is not None
+                assert not closing.done()
+            closing.result(timeout=30)
+        assert other._session is None
+
+    def test_a_run_that_hangs_holds_up_no_stop(
+        self, session: Recorded, publish: Publish, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It keeps its session until it ends."""
+        monkeypatch.setattr(engine_module, "_LONGEST_RUN_S", 0.01)
+        engine = _engine(session, publish().model_file)
+        engine.run(_noise(3))
+        entered, leave = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            entered.set()
+            assert leave.wait(timeout=30)
+
+        session.on_graph = hang
+        with ThreadPoolExecutor(1) as threads:
+            running = threads.submit(engine.run, _noise(3))
+            assert entered.wait(timeout=30)
+            engine.close()
+            leave.set()
+            assert len(running.result(timeout=30).probabilities) == 3
 
     def test_graphs_are_given_up_before_anything_else(
         self, session: Recorded, publish: Publish, log_events: Any

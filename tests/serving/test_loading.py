@@ -208,6 +208,22 @@ def test_a_version_whose_exported_file_fails_is_refused_whatever_its_variant(
         _load(repository, wrong, "int8")
 
 
+def test_a_network_that_is_refused_is_closed_where_it_was_loaded(
+    publish: Publish, repository: Repository
+) -> None:
+    """Otherwise its session would go with the error, on the event loop, in the midst of a capture."""
+    plain = publish()
+    wrong = _with_variant(repository, plain, publish(rotate=1).model_file, tolerance=1e-6)
+    engines = list[OnnxEngine]()
+
+    def load(file: Path) -> Engine:
+        engines.append(load_engine(file))
+        return engines[-1]
+
+    load_version(repository, wrong.model, wrong.version, load, sizes=SIZES, precision="int8")
+    assert [engine._session is None for engine in engines] == [True, False]
+
+
 def _load(repository: Repository, bundle: Bundle, precision: Precision | None) -> Loaded:
     return load_version(
         repository, bundle.model, bundle.version, load_engine, sizes=SIZES, precision=precision

@@ -334,6 +334,27 @@ class TestNewVersions:
             gc.collect()
             assert engine() is None
 
+    async def test_an_unloaded_version_frees_its_engine_in_a_thread(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """On CUDA that waits for captures: the event loop must not."""
+        publish()
+        engines = list[_Noted]()
+
+        def load(file: Path) -> OnnxEngine:
+            engines.append(_Noted.load(file, Device("cpu", 0, "tests"), threads=1, max_batch_size=4))
+            return engines[-1]
+
+        async with open_models(load_engine=load) as models:
+            version = models.lease(NAME)
+            assert not engines[0].closed_in
+        with pytest.raises(ModelUnavailable, match="unloaded"):
+            version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+        (thread,) = engines[0].closed_in
+        assert thread is not threading.main_thread()
+        with pytest.raises(EngineError, match="the network was unloaded"):
+            engines[0].run(np.zeros((1, 8, 8, 3), np.uint8))
+
     async def test_a_repeated_swap_leaves_one_task_and_one_thread(
         self, publish: Publish, open_models: OpenModels, log_events: Any
     ) -> None:
@@ -986,3 +1007,15 @@ async def test_the_repository_is_looked_at_when_every_process_looks(
 
     assert looked_s[0] % interval_s >= interval_s / 2
     assert min(at_s % interval_s for at_s in looked_s[1:]) < interval_s / 4
+
+
+class _Noted(OnnxEngine):
+    """Remembers where it was closed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.closed_in: list[threading.Thread] = []
+
+    def close(self) -> None:
+        self.closed_in.append(threading.current_thread())
+        super().close()

@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from serving.bundle.images import Pixels
 from serving.device import remote_engine
 from serving.device.link import MAX_WORDS_BYTES
 from serving.device.remote_engine import RemoteEngine
-from serving.engine import Output
+from serving.engine import Device, OnnxEngine, Output
 from serving.errors import BundleError, EngineError, ModelUnavailable
 from serving.workers.owner import Owner
 from tests.serving.conftest import LogEvents, RefuseAccepts
@@ -111,6 +112,34 @@ async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
         engines.clear()
         gc.collect()
         await asyncio.wait_for(owner.unused(), 20)
+
+
+async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
+    rig: Rig, publish: Callable[..., Any]
+) -> None:
+    """On CUDA that waits for captures, and the event loop answers other workers meanwhile."""
+    threads = list[threading.Thread]()
+
+    class Noted(OnnxEngine):
+        def close(self) -> None:
+            threads.append(threading.current_thread())
+            super().close()
+
+    device = Device("cpu", 0, "tests")
+    rig.engine = Noted.load(publish().model_file, device, threads=1, max_batch_size=LARGEST)
+    async with rig.owning() as owner:
+        engine = await rig.connect()
+        images = np.zeros((2, 8, 8, 3), np.uint8)
+        assert len((await asyncio.to_thread(engine.run, images)).probabilities) == 2
+        assert not threads
+        del engine
+        gc.collect()
+        await asyncio.wait_for(owner.unused(), 20)
+        async with asyncio.timeout(20):
+            while rig.engine._session is not None:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 async def test_a_batch_that_fails_fails_alone(rig: Rig) -> None:
