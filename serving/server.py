@@ -38,7 +38,7 @@ from serving.transport.shared_memory_service import SharedMemoryService
 from serving.transport.table import Rpc, services
 from serving.transport.tls import TlsFiles
 from serving.transport.tokens import Tokens
-from serving.tuning import images_on_loop, in_thread, load_tuned
+from serving.tuning import choose_place, load_tuned
 from serving.version_loader import VersionLoader
 
 _log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: P
         policy=BatchPolicy(size, settings.max_queue_delay_s),
         warm_sizes=batch_buckets(device, size) or (1, size),
         metrics=metrics,
-        place=images_on_loop if owner is None else in_thread,
+        place=choose_place(device, remote=owner is not None),
         precision=choose_precision(settings.precision, device, read_cpu_flags()),
     )
     return Models(loader, poll_interval_s=settings.poll_interval_s)

@@ -8,6 +8,7 @@ wake-up of the event loop for every batch: a network that is cheaper than that r
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,8 +105,18 @@ def images_on_loop(cost: RunCost) -> int:
 
 
 def in_thread(_: RunCost) -> int:
-    """For networks that another process runs: the event loop must not wait for it."""
+    """For networks that another process or a GPU runs: the event loop must not wait for it."""
     return 0
+
+
+def choose_place(device: Device, *, remote: bool) -> Callable[[RunCost], int]:
+    """Where batches run, by what a run costs. Looks at nothing but its arguments.
+
+    Args:
+        device: on CUDA, a run also waits while a graph of another network is captured.
+        remote: whether another process runs them.
+    """
+    return images_on_loop if device.kind == "cpu" and not remote else in_thread
 
 
 def _fastest_s(engine: Engine, images: Pixels) -> float:

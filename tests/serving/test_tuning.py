@@ -15,7 +15,7 @@ from serving import tuning
 from serving.bundle import Bundle, Golden
 from serving.bundle.images import Pixels
 from serving.engine import Device
-from serving.tuning import RunCost, images_on_loop, in_thread, load_tuned, measure_cost
+from serving.tuning import RunCost, choose_place, images_on_loop, in_thread, load_tuned, measure_cost
 
 Publish = Callable[..., Bundle]
 
@@ -128,3 +128,15 @@ class _SlowAtFirst:
 def test_what_another_process_runs_never_holds_the_event_loop() -> None:
     """However cheap it is there, here it would be waited for."""
     assert in_thread(RunCost(1e-9, 32, 1e-9)) == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "remote", "largest"),
+    [("cpu", False, 32), ("cpu", True, 0), ("cuda", False, 0), ("cuda", True, 0)],
+)
+def test_only_networks_on_this_process_s_cpu_run_on_the_event_loop(
+    device: str, *, remote: bool, largest: int
+) -> None:
+    """On CUDA the cheapest of them waits for the captures of others."""
+    place = choose_place(Device(device, 0, "tests"), remote=remote)
+    assert place(RunCost(60e-6, 32, 1.1e-3)) == largest
