@@ -54,6 +54,8 @@ class _Worker:
 
     async def run_closed(self, loop: ClosedLoop) -> None:
         """Callers that ask again as soon as they are answered."""
+        if not loop.concurrency:  # microseconds of nothing would count as more than a busy core
+            return
         cpu_s = time.process_time()
         started_s = time.monotonic()
         callers = [asyncio.create_task(self._call_again()) for _ in range(loop.concurrency)]

@@ -18,6 +18,10 @@ from serving.server import Server
 Answer = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
 
 
+async def _nothing(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+    return b""
+
+
 @asynccontextmanager
 async def _serving(answer: Answer) -> AsyncIterator[Target]:
     """A real gRPC server with one method."""
@@ -64,6 +68,13 @@ async def test_a_closed_loop_keeps_its_callers_busy_and_no_more() -> None:
     assert seen.total() - 7 <= tally.outcomes[OK] <= seen.total()  # those that ended after the window
     assert tally.latencies.count == tally.outcomes[OK]
     assert tally.latencies.quantile_s(0.001) >= 0.001
+
+
+async def test_a_worker_without_callers_is_not_busy() -> None:
+    """With more workers than callers some have none."""
+    async with _serving(_nothing) as target:
+        tally = await _run(target, ClosedLoop(1).share(1, 2))
+    assert (tally.busy, tally.outcomes.total()) == (0.0, 0)
 
 
 async def test_errors_are_counted_by_code_and_have_no_latency() -> None:
