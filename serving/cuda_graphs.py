@@ -1,8 +1,8 @@
 """Replays a network as CUDA graphs, one for each batch size. Knows no file and no golden examples.
 
-A graph is launched at once where its kernels are launched one by one otherwise: up to 3.3 times as fast at
-small batches (ResNet-50, FP16). It reads and writes fixed addresses, so each has its images and outputs in
-values of its own on the device, together less than two batches of the largest size.
+A graph is launched at once where its kernels are launched one by one otherwise: twice as fast at batch 1
+(ResNet-50, FP16, NHWC; docs/gpu.md). It reads and writes fixed addresses, so each has its images and outputs
+in values of its own on the device, together less than two batches of the largest size.
 
 ONNX Runtime keeps a graph with the thread that captured it (CUDAExecutionProvider::PerThreadContext), so all
 runs of a session with graphs happen in one thread, which also keeps replays apart: they are not thread-safe.

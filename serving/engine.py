@@ -251,8 +251,8 @@ def best_plan(model_file: Path, device: Device) -> Plan:
     """What makes a network faster on a device. Looks at nothing but its arguments.
 
     On an H200, ResNet-50 takes in NHWC 0.67 to 0.86 of the time with FP16 and 0.86 to 0.96 with TF32, but
-    1.02 to 1.19 of it in FP32. As a CUDA graph it then takes 0.46, 0.77 and 1.00 of the time at 1, 8 and 64
-    images with FP16.
+    1.02 to 1.19 of it in FP32. As a CUDA graph it then takes 0.50, 0.85 and 0.96 of the time at 1, 8 and 64
+    images with FP16 (docs/gpu.md).
     """
     if device.kind == "cpu":
         return Plan()
