@@ -40,15 +40,13 @@ def test_no_number_proves_nothing(value: float) -> None:
         warm_and_prove(_Scripted(probabilities), _golden(3), tolerance=0.1, sizes=(4,))
 
 
-def test_another_label_is_refused_where_the_golden_one_was_clear() -> None:
-    """Each probability is within the tolerance, and yet the two largest swap places."""
-    golden = Golden(_golden(2).images, np.float32([[0.515, 0.485], [0.505, 0.495]]))
-    swapped = _Scripted([[0.499, 0.501], [0.499, 0.501]])
-    with pytest.raises(
-        ProofFailed, match=r"1 of 2 golden examples get another label, .* the tolerance, 0\.02$"
-    ):
-        warm_and_prove(swapped, golden, tolerance=0.02, sizes=(4,))
-    warm_and_prove(swapped, golden, tolerance=0.04, sizes=(4,))
+def test_another_label_within_the_tolerance_is_taken() -> None:
+    """Each probability may move by the tolerance, so their distance by twice as much."""
+    golden = Golden(_golden(1).images, np.float32([[0.515, 0.485]]))
+    swapped = np.float32([[0.499, 0.501]])
+    warm_and_prove(_Scripted(swapped), golden, tolerance=0.02, sizes=(4,))
+    assert golden.changed_labels(swapped, margin=0.029) == 1
+    assert golden.changed_labels(swapped, margin=0.031) == 0
 
 
 @pytest.mark.parametrize("classes", [1, 3])
