@@ -3,18 +3,21 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
-from onnxruntime.quantization.calibrate import create_calibrator
+import onnxruntime
 
 from serving.bundle.images import Pixels
 
 FP16_MAX = 65504.0  # the largest finite value of IEEE 754 binary16
 
-_BATCH = 16
+# ResNet-50 took 226 s and 4.3 GiB for 512 images in batches of 16, on 2 cores.
+RANGE_IMAGES = 64
+_BATCH = 4
+
+# Of ReduceMin and ReduceMax nobody says what they make of NaN; a sum keeps it, and infinity too.
+_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceL1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Largest:
     """A tensor, and the absolute value that it reaches."""
 
     tensor: str
-    value: float
+    value: float  # infinite where any of its values is NaN or infinite
 
 
 def largest_value(model_file: Path, images: Iterable[Pixels]) -> Largest:
@@ -53,38 +56,51 @@ def _weights(model_file: Path) -> list[Largest]:
         for name, tensor in tensors
         if tensor.data_type == onnx.TensorProto.FLOAT
     ]
-    return [_largest(name, array) for name, array in arrays if array.size]
+    return [Largest(name, _magnitude(array)) for name, array in arrays if array.size]
 
 
 def _activations(model_file: Path, images: Iterable[Pixels]) -> list[Largest]:
-    with TemporaryDirectory() as folder:
-        # Beside each tensor it computes the minimum and the maximum, so no tensor is kept.
-        calibrator = create_calibrator(
-            model_file,
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=CalibrationMethod.MinMax,
-            providers=["CPUExecutionProvider"],
-        )
-        for part in images:
-            for start in range(0, len(part), _BATCH):
-                calibrator.collect_data(_OneBatch(part[start : start + _BATCH]))
-        ranges = calibrator.compute_data()
-    if ranges is None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(model_file))
+    names = _float_tensors(model.graph)
+    _reduce(model.graph, names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    largest = dict[str, float]()
+    for part in images:
+        for start in range(0, len(part), _BATCH):
+            found = session.run(None, {"image": part[start : start + _BATCH]})
+            rows = np.reshape(found, (len(names), len(_REDUCTIONS)))  # (tensors, reductions)
+            largest = {
+                # The sum only says whether all values are finite.
+                name: max(largest.get(name, 0.0), _magnitude(row[:2]) if np.isfinite(row).all() else np.inf)
+                for name, row in zip(names, rows, strict=True)
+            }
+    if not largest:
         raise ValueError("there are no images to measure activations on")
-    return [_largest(name, np.array(found.range_value)) for name, found in ranges.items()]
+    return [Largest(name, value) for name, value in largest.items()]
 
 
-def _largest(name: str, array: np.ndarray) -> Largest:
+def _float_tensors(graph: onnx.GraphProto) -> list[str]:
+    """What the nodes give, but for constants, which are weights."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    computed = (name for node in graph.node if node.op_type != "Constant" for name in node.output)
+    return [name for name in computed if kinds.get(name) == onnx.TensorProto.FLOAT]
+
+
+def _reduce(graph: onnx.GraphProto, names: Iterable[str]) -> None:
+    """Let a graph give a few numbers of each tensor in place of its outputs, so that no tensor is kept."""
+    del graph.output[:]
+    for name in names:
+        for reduction in _REDUCTIONS:
+            output = f"{name}/{reduction}"
+            graph.node.append(onnx.helper.make_node(reduction, [name], [output], keepdims=0))
+            graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
+
+
+def _magnitude(array: np.ndarray) -> float:
     value = float(np.abs(array).max())
-    return Largest(name, value if np.isfinite(value) else float("inf"))
-
-
-class _OneBatch(CalibrationDataReader):  # type: ignore[misc]
-    """One batch of images, as ONNX Runtime wants it."""
-
-    def __init__(self, images: Pixels) -> None:
-        self._left = [{"image": images}]
-
-    def get_next(self) -> dict[str, Pixels] | None:
-        """Return the batch once, and then nothing."""
-        return self._left.pop() if self._left else None
+    return value if np.isfinite(value) else float("inf")

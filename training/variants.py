@@ -20,7 +20,7 @@ from serving.bundle.images import Pixels
 from training.data.splits import Split
 from training.data.stored import Images
 from training.evaluate import score
-from training.fp16_range import FP16_MAX, largest_value
+from training.fp16_range import FP16_MAX, RANGE_IMAGES, largest_value
 from training.onnx_session import Floats, open_session, run
 from training.sections import VariantRecipe
 from training.variant_report import VariantReport
@@ -78,7 +78,7 @@ def make_variant(
             if precision == "int8":
                 _quantize(model_file, path, calibration)
             else:
-                too_large = _beyond_fp16(model_file, (calibration, _some(test.images, recipe)), recipe)
+                too_large = _beyond_fp16(model_file, _of_both(calibration, test.images), recipe)
                 if too_large:
                     return VariantReport(precision=precision, kept=False, reason=too_large)
                 _halve(model_file, path)
@@ -133,9 +133,15 @@ def _tolerance(precision: Precision, whole: Floats, variant: Floats) -> float:
     return max(farthest, _FP16_TOLERANCE) if precision == "fp16" else farthest
 
 
-def _some(images: Images, recipe: VariantRecipe) -> Pixels:
-    """As many as calibrate, evenly over all of them."""
-    count = min(len(images), recipe.calibration_images)
+def _of_both(calibration: Pixels, test: Images) -> tuple[Pixels, Pixels]:
+    """At most RANGE_IMAGES, half of them training images where there are so many."""
+    training = _some(calibration, RANGE_IMAGES // 2)
+    return training, _some(test, RANGE_IMAGES - len(training))
+
+
+def _some(images: Images, most: int) -> Pixels:
+    """So many, evenly over all of them."""
+    count = min(len(images), most)
     return images[np.linspace(0, len(images) - 1, count).astype(np.intp)]
 
 
