@@ -11,8 +11,8 @@ def warm_and_prove(engine: Engine, golden: Golden, *, tolerance: float, sizes: t
     """Run every batch size once, then recompute the golden examples.
 
     Raises:
-        ProofFailed: a probability is NaN or infinite, differs by more than the tolerance, or names another
-            label where the golden probabilities are further apart than twice that.
+        ProofFailed: a probability is NaN or infinite, or differs by more than the tolerance. Else a label can
+            only have changed where two golden probabilities are no further apart than twice the tolerance.
         EngineError: the network failed.
     """
     for size in sizes:
@@ -39,11 +39,4 @@ def _compare(probabilities: Floats, golden: Golden, tolerance: float) -> None:
     if not difference <= tolerance:
         raise ProofFailed(
             f"golden probabilities differ by {difference:.2g}, the tolerance is {tolerance:.2g}"
-        )
-    # Two probabilities may each move by the tolerance, and towards each other.
-    changed = golden.changed_labels(probabilities, margin=2 * tolerance)
-    if changed:
-        raise ProofFailed(
-            f"{changed} of {count} golden examples get another label, though their two largest "
-            f"probabilities are further apart than twice the tolerance, {tolerance:.2g}"
         )

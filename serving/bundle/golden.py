@@ -25,15 +25,6 @@ class Golden:
         difference = np.abs(probabilities - self.probabilities).max()
         return float(difference) if np.isfinite(difference) else float("inf")
 
-    def changed_labels(self, probabilities: npt.NDArray[np.float32], *, margin: float) -> int:
-        """How many images get another label from other probabilities (G, K).
-
-        Those do not count whose two largest probabilities are within the margin: rounding may swap them.
-        """
-        second, first = np.sort(self.probabilities, axis=1)[:, -2:].T  # (G,) each
-        changed = probabilities.argmax(axis=1) != self.probabilities.argmax(axis=1)  # (G,)
-        return int((changed & (first - second > margin)).sum())
-
 
 def write_golden(golden: Golden, folder: Path) -> None:
     """Write golden.npz into a version's folder."""

@@ -45,8 +45,6 @@ def test_another_label_within_the_tolerance_is_taken() -> None:
     golden = Golden(_golden(1).images, np.float32([[0.515, 0.485]]))
     swapped = np.float32([[0.499, 0.501]])
     warm_and_prove(_Scripted(swapped), golden, tolerance=0.02, sizes=(4,))
-    assert golden.changed_labels(swapped, margin=0.029) == 1
-    assert golden.changed_labels(swapped, margin=0.031) == 0
 
 
 @pytest.mark.parametrize("classes", [1, 3])
