@@ -259,7 +259,7 @@ class VariantRecipe(Strict):
         default=256,
         ge=1,
         le=100_000,
-        description="training images that tell the range of every value; 64 images of them and of the test split for fp16",
+        description="training images that tell the range of every value; fp16 takes 64 of both splits",
     )
 
 
