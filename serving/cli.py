@@ -37,12 +37,12 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         configure_logs(as_json=self.log_json)
         settings = ServerSettings(**{name: getattr(self, name) for name in ServerSettings.model_fields})
         if settings.supervised:
-            from serving.workers.supervisor import supervise
+            from serving.processes.supervisor import supervise
 
             uvloop.run(supervise(settings))
         else:
-            from serving.allocation import settle_memory
-            from serving.server import serve
+            from serving.processes.memory_tuning import settle_memory
+            from serving.processes.single import serve
 
             settle_memory()
             uvloop.run(serve(settings))
@@ -69,7 +69,7 @@ class Classify(Command):
 
     def run(self) -> int:
         """Classify in order, a few images in each request; 1 if any of them failed."""
-        from serving.client import Client, Prediction
+        from serving.client.client import Client, Prediction
 
         files = list(_image_files(self.images))
         failed = 0
@@ -142,7 +142,7 @@ def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
 
 
 def _as_json(file: Path, result: object) -> dict[str, object]:
-    from serving.client import ImageFailure, Prediction
+    from serving.client.client import ImageFailure, Prediction
 
     if isinstance(result, Prediction):
         labels = [asdict(label) for label in result.labels]
@@ -153,7 +153,7 @@ def _as_json(file: Path, result: object) -> dict[str, object]:
 
 
 def _as_text(file: Path, result: object) -> str:
-    from serving.client import ImageFailure, Prediction
+    from serving.client.client import ImageFailure, Prediction
 
     if isinstance(result, ImageFailure):
         return f"{file}\n  {result.code}: {result.message}"

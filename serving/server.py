@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,35 +9,35 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from serving.batch_policy import BatchPolicy
+from serving.admin.http_server import HttpServer
+from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
-from serving.classifier import Classifier
-from serving.device.remote_engine import RemoteEngine
-from serving.devices import find_device
-from serving.ending import end_soon
-from serving.engine import Device, batch_buckets
+from serving.classify.classifier import Classifier
+from serving.engine.base import Device, batch_buckets
+from serving.engine.devices import find_device
+from serving.engine.remote.client import RemoteEngine
+from serving.engine.tuning import choose_place, load_tuned
 from serving.errors import UsageError
-from serving.loading import choose_precision, read_cpu_flags
-from serving.metrics import Metrics
-from serving.models import Models
+from serving.metrics.recorder import Metrics
+from serving.models.loader import VersionLoader
+from serving.models.loading import choose_precision, read_cpu_flags
+from serving.models.registry import Models
+from serving.rpc.middleware import Around, WireRpc
+from serving.rpc.open_inference.shared_memory import Regions
+from serving.rpc.routes import Rpc, services
+from serving.rpc.services import classifier as classifier_service
+from serving.rpc.services import inference as inference_service
+from serving.rpc.services.classifier import ClassifierService
+from serving.rpc.services.health import HealthService
+from serving.rpc.services.inference import InferenceService
+from serving.rpc.services.reflection import reflection_rpcs
+from serving.rpc.services.repository import RepositoryService
+from serving.rpc.services.shared_memory import SharedMemoryService
+from serving.rpc.tokens import Tokens
 from serving.settings import ServerSettings
-from serving.transport import classifier_service, inference_service
-from serving.transport.around import Around, WireRpc
-from serving.transport.classifier_service import ClassifierService
-from serving.transport.grpc_server import GrpcServer
-from serving.transport.h2_server import H2Server
-from serving.transport.health import HealthService
-from serving.transport.http_server import HttpServer
-from serving.transport.inference_service import InferenceService
-from serving.transport.reflection import reflection_rpcs
-from serving.transport.repository_service import RepositoryService
-from serving.transport.shared_memory import Regions
-from serving.transport.shared_memory_service import SharedMemoryService
-from serving.transport.table import Rpc, services
-from serving.transport.tls import TlsFiles
-from serving.transport.tokens import Tokens
-from serving.tuning import choose_place, load_tuned
-from serving.version_loader import VersionLoader
+from serving.transports.grpc_aio.server import GrpcServer
+from serving.transports.h2.server import H2Server
+from serving.transports.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
 
@@ -134,21 +132,6 @@ def build_table(
     return (*rows, *reflection_rpcs(services(rows)))
 
 
-async def serve(settings: ServerSettings) -> None:
-    """Run a server in a process of its own until SIGTERM or SIGINT; a second signal ends it at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # sys.exit would wait for threads. Nothing is lost without it: events are flushed as they are logged.
-        loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else os._exit(1))
-    async with run_server(settings) as server:
-        ready = asyncio.create_task(_log_ready(server))
-        await stop.wait()
-        ready.cancel()
-        await server.stop()
-    end_soon()
-
-
 def _tls(settings: ServerSettings) -> TlsFiles | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
@@ -238,12 +221,3 @@ def _log_choices(
         addresses["http"] = f"{http.host}:{http.port}"
     wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
     _log.info("listening", extra={**addresses, **wire, "repository": str(settings.repository)})
-
-
-async def _log_ready(server: Server) -> None:
-    await server.models.scanned()
-    models = ", ".join(f"{each.model}@{each.version}" for each in server.models.statuses() if each.is_default)
-    if not server.models.ready:
-        _log.error("not_ready", extra={"reason": "no model of the repository can be served"})
-    else:
-        _log.info("ready", extra={"models": models or "none yet: the repository is empty"})

@@ -18,13 +18,13 @@ from serving.bundle import Repository
 from serving.bundle.manifest import NAME_PATTERN
 from serving.commandline import DONE, Command, Commands, print_line, run_commands, stderr
 from training.errors import GateRefused
-from training.interrupts import Interrupts
-from training.measured import read_measured, record, shipped_recipe
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
-from training.results import markdown_table
-from training.sections import Source
-from training.summary import RunSummary
-from training.tables import describe_recipe, layers_tree, recipes_table, scores_table
+from training.recipe.measured import read_measured, record, shipped_recipe
+from training.recipe.results import markdown_table
+from training.recipe.sections import Source
+from training.recipe.tables import describe_recipe, layers_tree, recipes_table, scores_table
+from training.run.interrupts import Interrupts
+from training.run.summary import RunSummary
 
 _Kernels = Literal["fast", "reproducible"]
 _KERNELS = (
@@ -106,7 +106,7 @@ class Run(_RecipeCommand):
     )
     record: bool = Field(
         default=False,
-        description="keep the result in training/recipes/measured.json; no --set but of network.weights=FILE",
+        description="keep the result in recipes/measured.json; no --set but of network.weights=FILE",
     )
 
     def run(self) -> int:
@@ -130,8 +130,9 @@ class Run(_RecipeCommand):
         # training ten times slower; asleep they cost nothing measurable. Read once, when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # torch takes seconds to import, which `recipes` and a wrong option should not cost.
-        from training import device, job, parallel
-        from training.display import Display
+        from training.devices import device, parallel
+        from training.run import job
+        from training.run.display import Display
 
         place = parallel.launched()
         chosen = device.choose(self.device, place.local_rank, self.kernels)
@@ -158,7 +159,7 @@ class Run(_RecipeCommand):
         return summary
 
     def _record(self, shipped: Recipe, seconds: float) -> None:
-        from training.metrics import METRICS_FILE, Metrics
+        from training.report.metrics import METRICS_FILE, Metrics
 
         written = self._run_dir(shipped) / "report" / METRICS_FILE
         metrics = Metrics.model_validate_json(written.read_text(encoding="utf-8"))
@@ -196,7 +197,7 @@ class Layers(_RecipeCommand):
 
     def run(self) -> int:
         """Do the work and return the exit code."""
-        from training.layers import list_layers
+        from training.report.layers import list_layers
 
         recipe = resolve_network(self.recipe, self.overrides)
         classes = self.classes or known_classes(recipe) or _USUAL_CLASSES
@@ -235,11 +236,13 @@ class FindRate(_RecipeCommand):
         """Do the work and return the exit code."""
         recipe = resolve(self.recipe, self.overrides)
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        from training import data, device, find_rate
-        from training.compilers import check_compiler
-        from training.display import Display
-        from training.kernels import reporting_variation
-        from training.watch import watch
+        from training import data
+        from training.devices import device
+        from training.devices.compilers import check_compiler
+        from training.devices.kernels import reporting_variation
+        from training.learning import find_rate
+        from training.run.display import Display
+        from training.run.watch import watch
 
         display, interrupts = Display(stderr), Interrupts("begin anew")
         chosen = device.choose(self.device, kernels=self.kernels)
@@ -279,7 +282,7 @@ class Evaluate(_JsonCommand):
 
     def run(self) -> int:
         """Do the work and return the exit code."""
-        from training.evaluate_bundle import evaluate_bundle
+        from training.evaluation.evaluate_bundle import evaluate_bundle
 
         result = evaluate_bundle(self.bundle_dir, self.data, self.data_root, self.cache)
         self._end(result.model_dump(mode="json"))

@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from serving.client_images import encode_image
-from serving.client_messages import CallFailed, encode_request
+from serving.client.images import encode_image
+from serving.client.messages import CallFailed, encode_request
 from serving.pb.inference import grpc_service_pb2 as inference_pb
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 

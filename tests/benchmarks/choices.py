@@ -13,9 +13,10 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, Histogram
 
 from serving.bundle import ImageLimits, decode_image
-from serving.engine import Device, OnnxEngine
+from serving.engine.base import Device
+from serving.engine.onnx import OnnxEngine
+from serving.metrics.counters import HistogramTally
 from serving.pb.inference import grpc_service_pb2 as pb
-from serving.tallies import HistogramTally
 from tests.benchmarks.calls import infer_message
 from tests.benchmarks.images import encode
 from tests.benchmarks.networks import lenet

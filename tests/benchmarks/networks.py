@@ -24,11 +24,11 @@ from serving.bundle import (
     write_golden,
 )
 from tests.benchmarks.description import describe
-from training import export as exporting
-from training import fold_scaling
 from training.cli import main as train
-from training.export import OPSET, Classifier, export
-from training.torchvision_import import import_torchvision
+from training.export import export as exporting
+from training.export import fold_scaling
+from training.export.export import OPSET, Classifier, export
+from training.networks.torchvision_import import import_torchvision
 
 FOLDER = Path(".bench")
 PHOTOGRAPH_FILE = FOLDER / "photograph.jpg"

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serving.batch_policy import BatchPolicy
-from serving.batching import Batcher
+from serving.batching.batcher import Batcher
+from serving.batching.policy import BatchPolicy
 from serving.bundle.images import Pixels
-from serving.engine import Output
+from serving.engine.base import Output
 
 RUN_US = (50, 100, 250, 500, 1000, 2000)  # of one image
 IN_FLIGHT = (1, 16)

@@ -17,20 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from serving.admission import Admission
-from serving.batch_policy import BatchPolicy
-from serving.batching import Batcher
+from serving.batching.batcher import Batcher
+from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
-from serving.classifier import Classifier, Inference
-from serving.engine import Device, OnnxEngine, Output
-from serving.metrics import Metrics
-from serving.models import Models
+from serving.classify.admission import Admission
+from serving.classify.classifier import Classifier, Inference
+from serving.engine.base import Device, Output
+from serving.engine.onnx import OnnxEngine
+from serving.metrics.recorder import Metrics
+from serving.models.loader import VersionLoader
+from serving.models.registry import Models
 from serving.pb.inference import grpc_service_pb2 as pb
-from serving.transport.around import Around
-from serving.transport.inference_service import InferenceService
-from serving.transport.shared_memory import Regions
-from serving.transport.table import Call, Unary
-from serving.version_loader import VersionLoader
+from serving.rpc.middleware import Around
+from serving.rpc.open_inference.shared_memory import Regions
+from serving.rpc.routes import Call, Unary
+from serving.rpc.services.inference import InferenceService
 from tests.benchmarks.calls import infer_message
 from tests.benchmarks.networks import lenet
 

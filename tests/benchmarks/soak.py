@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from serving.bundle import Bundle, Repository
-from serving.client import AsyncClient
+from serving.client.client import AsyncClient
 from serving.errors import LenserveError
 from serving.pb.inference import grpc_service_pb2 as oip
 from tests.benchmarks.calls import INFER, infer_message

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.stored import StoredImages
+from training.data.storage.stored import StoredImages
 
 BATCH, BATCHES, ROUNDS = 64, 40, 3
 SIDES = {224: 16_000, 64: 64_000}  # pixels -> images: 2.2 and 0.7 GiB

@@ -29,8 +29,8 @@ _LOG_LINES = 25  # of a part that failed
 # What pytest runs: everything here, and what other folders mark as needing a GPU. What might hang comes last.
 _TESTS = (
     "tests/gpu/test_learning.py",
-    "tests/serving/test_engine.py",
-    "tests/training/data/test_placed.py",
+    "tests/serving/engine/test_onnx.py",
+    "tests/training/data/storage/test_placed.py",
     "tests/gpu/test_process_group.py",
 )
 _TEST_LIMIT_S = 50

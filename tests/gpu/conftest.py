@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 
 from serving.bundle import Repository
-from training.device import Device, choose, prepare
-from training.display import Display
-from training.interrupts import Interrupts
-from training.job import Job
+from training.devices.device import Device, choose, prepare
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.job import Job
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from serving.devices import choose_device, find_cuda
-from serving.engine import OnnxEngine
+from serving.engine.devices import choose_device, find_cuda
+from serving.engine.onnx import OnnxEngine
 from tests.gpu import machine
 from tests.gpu.graphs import convolution
 from tests.gpu.rows import PartOptions, Rows

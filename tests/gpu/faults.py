@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 
 from serving.bundle import Bundle, Repository
-from serving.client import Client
-from serving.devices import choose_device, find_cuda
-from serving.engine import OnnxEngine
+from serving.client.client import Client
+from serving.engine.devices import choose_device, find_cuda
+from serving.engine.onnx import OnnxEngine
 from serving.errors import EngineError
 from serving.pb.inference import grpc_service_pb2 as pb
 from tests.benchmarks.servers import Server, events, start_lenserve, wait_until

@@ -23,7 +23,7 @@ from serving.bundle import (
 )
 from tests.benchmarks.description import describe
 from tests.benchmarks.networks import Backbone
-from training.export import Classifier, export
+from training.export.export import Classifier, export
 from training.networks import build
 from training.recipe import resolve_network
 

@@ -27,10 +27,11 @@ from serving.bench.plan import ClosedLoop, Plan
 from serving.bench.points import Point
 from serving.bench.run import run_plan
 from serving.bundle import Bundle, Geometry, Repository, variant_file
-from serving.client import Client
-from serving.devices import find_device
-from serving.engine import Device, OnnxEngine, batch_buckets, best_plan, providers
-from serving.sessions import open_onnx
+from serving.client.client import Client
+from serving.engine.base import Device, batch_buckets
+from serving.engine.devices import find_device
+from serving.engine.onnx import OnnxEngine, best_plan, providers
+from serving.engine.sessions import open_onnx
 from tests.benchmarks.servers import Server, start_lenserve
 from tests.gpu import machine, networks
 from tests.gpu.preparing import prepared_per_s

@@ -14,20 +14,20 @@ from rich.console import Console
 
 from serving.bundle import Bundle
 from serving.bundle.images import Pixels
-from serving.client import AsyncClient
-from serving.engine import Device as ServingDevice
-from serving.engine import OnnxEngine
+from serving.client.client import AsyncClient
+from serving.engine.base import Device as ServingDevice
+from serving.engine.onnx import OnnxEngine
 from serving.server import run_server
 from serving.settings import ServerSettings
 from training import data
 from training.data import Dataset
-from training.device import Device
-from training.display import Display
+from training.devices.device import Device
 from training.errors import Interrupted
-from training.interrupts import Interrupts
-from training.job import Job, train_and_evaluate
-from training.loop import Trained, train
+from training.learning.loop import Trained, train
 from training.recipe import Recipe, resolve
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.job import Job, train_and_evaluate
 
 pytestmark = pytest.mark.gpu
 
@@ -172,10 +172,10 @@ import hashlib, sys
 from pathlib import Path
 from rich.console import Console
 from training import data
-from training.device import choose, prepare
-from training.display import Display
-from training.interrupts import Interrupts
-from training.loop import train
+from training.devices.device import choose, prepare
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.learning.loop import train
 from training.recipe import resolve
 
 device = choose(sys.argv[1], kernels="reproducible")

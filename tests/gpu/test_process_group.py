@@ -8,12 +8,12 @@ import torch
 from rich.console import Console
 
 from training import data
-from training.device import Device
-from training.display import Display
-from training.interrupts import Interrupts
-from training.loop import train
-from training.parallel import ALONE, joined
+from training.devices.device import Device
+from training.devices.parallel import ALONE, joined
+from training.learning.loop import train
 from training.recipe import resolve
+from training.run.display import Display
+from training.run.interrupts import Interrupts
 
 pytestmark = pytest.mark.gpu
 

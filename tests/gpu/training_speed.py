@@ -17,13 +17,13 @@ from tests.gpu.rows import PartOptions, Rows
 from training import data
 from training.data import Dataset
 from training.data.splits import Split
-from training.device import Device, choose, prepare
-from training.display import Display
-from training.interrupts import Interrupts
-from training.learn import Surroundings, learn
+from training.devices.device import Device, choose, prepare
+from training.learning.learn import Surroundings, learn
+from training.learning.steps import measure as measure_network
 from training.recipe import Recipe, resolve
-from training.runs import RunFolder
-from training.steps import measure as measure_network
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.runs import RunFolder
 
 _RECORD = "cifar10-fast"
 _GOAL = 0.94  # of the hold-out

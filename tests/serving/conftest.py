@@ -20,21 +20,22 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from serving.batch_policy import BatchPolicy
+from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
 from serving.bundle.images import Pixels
-from serving.classifier import Classifier
-from serving.engine import Device, OnnxEngine, Output
+from serving.classify.classifier import Classifier
+from serving.engine.base import Device, Output
+from serving.engine.onnx import OnnxEngine
+from serving.engine.tuning import RunCost
 from serving.errors import EngineError
-from serving.metrics import Metrics
-from serving.models import Models
+from serving.metrics.recorder import Metrics
+from serving.models.loader import VersionLoader
+from serving.models.registry import Models
+from serving.rpc.middleware import Around
+from serving.rpc.tokens import Tokens
 from serving.server import build_table
-from serving.transport import ports
-from serving.transport.around import Around
-from serving.transport.h2_server import H2Server
-from serving.transport.tokens import Tokens
-from serving.tuning import RunCost
-from serving.version_loader import VersionLoader
+from serving.transports import ports
+from serving.transports.h2.server import H2Server
 
 CPU = Device("cpu", 0, "tests")
 

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from serving.logs import configure_logs
 configure_logs(as_json={as_json}, worker={worker})
-log = logging.getLogger("serving.models")
+log = logging.getLogger("serving.models.registry")
 log.info("version_loaded", extra={{"model": "digits", "version": 3, "path": Path("/models")}})
 log.debug("nobody_sees_this")
 log.error("version_refused", extra={{"reason": 'two\\nlines, "quoted"', "empty": ""}})

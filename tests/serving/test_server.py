@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from serving.admin.http_server import HttpServer
 from serving.bundle import Bundle, Repository
-from serving.client import AsyncClient, CallFailed
-from serving.devices import choose_device, find_cuda
+from serving.client.client import AsyncClient, CallFailed
+from serving.engine.devices import choose_device, find_cuda
 from serving.errors import AddressUnavailable, DeviceUnavailable, UsageError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.server import Server, run_server
 from serving.settings import ServerSettings
-from serving.transport.http_server import HttpServer
 
 NAME = "colours"
 CLASSIFY = "lenserve.v1.Classifier/Classify"

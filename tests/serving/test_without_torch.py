@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.client import AsyncClient
+from serving.client.client import AsyncClient
 
 REFUSED = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "matplotlib", "training")
 
@@ -55,7 +55,7 @@ async def test_the_server_starts_and_answers_without_torch(
     [
         ("serving.bundle", ("grpc", "onnxruntime", "prometheus_client", "google.protobuf", *REFUSED)),
         ("serving.cli", ("grpc", "onnxruntime", *REFUSED)),
-        ("serving.client", ("onnxruntime", "prometheus_client", *REFUSED)),
+        ("serving.client.client", ("onnxruntime", "prometheus_client", *REFUSED)),
         ("serving.server", REFUSED),
     ],
 )

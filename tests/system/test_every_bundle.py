@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from serving.bundle import MODEL_FILE, Bundle, Repository, apply_geometry, variant_file
-from serving.client import Client, Prediction
+from serving.client.client import Client, Prediction
 from serving.pb.inference import grpc_service_pb2 as pb
-from training.onnx_session import open_session, run
+from training.evaluation.onnx_session import open_session, run
 
 VARIABLE = "LENSERVE_REPOSITORY"
 TIMEOUT_S = 120

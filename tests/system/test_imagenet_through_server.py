@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from serving.bundle import Repository
-from serving.client import Client, Prediction
-from training.data.imagenet import categories, synsets
+from serving.client.client import Client, Prediction
+from training.data.sources.imagenet import categories, synsets
 
 WEIGHTS = "squeezenet1_1_caffe-bea84200.pth"
 SHA256 = "bea84200338b0637f7c00536a0d372f9247ab416eb56a7d27c37929ae58d570f"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving.bundle import Repository
-from serving.client import Client, Prediction
+from serving.client.client import Client, Prediction
 
 IDX_HEADER_BYTES = {"images": 16, "labels": 8}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import Client
+from serving.client.client import Client
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ROOT / ".peers" / "node"

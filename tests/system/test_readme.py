@@ -1,4 +1,4 @@
-"""README.md cannot rot: its commands are run, and its tree is the tree."""
+"""README.md and docs/architecture.md cannot rot: the commands are run, and the tree is the tree."""
 
 import os
 import re
@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training.measured import read_measured
 from training.recipe import resolve, shipped_names
-from training.results import markdown_table
+from training.recipe.measured import read_measured
+from training.recipe.results import markdown_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 TREE_GROUPS = ("serving/pb/", "tests/serving/", "tests/training/", "tests/system/peers/")
 MAKE_VERBS = ("make demo", "make test", "make check")
@@ -73,9 +74,9 @@ def test_results_of_the_readme_are_those_that_were_recorded() -> None:
     assert table[1] == markdown_table(recipes, read_measured()) + "\n", "`make results` writes it"
 
 
-def test_tree_of_the_readme_names_every_file_with_its_purpose() -> None:
+def test_the_tree_names_every_file_with_its_purpose() -> None:
     """Each committed file stands in the tree, alone or in its group, with one line of purpose."""
-    tree = re.search(r"## The house\n\n```text\n(.*?)```", README, re.DOTALL)
+    tree = re.search(r"## Every file in one line\n\n```text\n(.*?)```", ARCHITECTURE, re.DOTALL)
     assert tree is not None
     named = _paths(tree[1])
     listed = subprocess.run(
@@ -83,7 +84,7 @@ def test_tree_of_the_readme_names_every_file_with_its_purpose() -> None:
     )
     for file in listed.stdout.split():
         group = next((group for group in TREE_GROUPS if file.startswith(group)), file)
-        assert named.get(group), f"{file} has no line in the README's tree"
+        assert named.get(group), f"{file} has no line in docs/architecture.md"
 
 
 def _paths(tree: str) -> dict[str, str]:

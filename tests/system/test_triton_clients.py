@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import Client, Prediction
+from serving.client.client import Client, Prediction
 from serving.pb.inference import grpc_service_pb2, model_config_pb2
 
 ROOT = Path(__file__).parents[2]

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from serving.bundle import Bundle, Repository
-from training.device import choose
-from training.display import Display
-from training.interrupts import Interrupts
-from training.job import Job, train_and_evaluate
+from training.devices.device import choose
 from training.recipe import Recipe, resolve
-from training.summary import RunSummary
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.job import Job, train_and_evaluate
+from training.run.summary import RunSummary
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from serving.bundle import Geometry
-from training.data import cifar10, digits, fake, folder, imagenet, mnist, npz
 from training.data.checks import DataReport, check
-from training.data.decoded import Decoding, Watch, unwatched
-from training.data.memory import image_limit_bytes
+from training.data.sources import cifar10, digits, fake, folder, imagenet, mnist, npz
 from training.data.splits import Collected, Dataset, divide
+from training.data.storage.decoded import Decoding, Watch, unwatched
+from training.data.storage.memory import image_limit_bytes
 from training.errors import DataError
 from training.recipe import DataRecipe
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from training.data.augmentation import augment, flip_coins
-from training.data.mixing import draw_mixture, mix
-from training.data.placed import Placed, send
+from training.data.augmentation.mixing import draw_mixture, mix
+from training.data.augmentation.pipeline import augment, flip_coins
+from training.data.augmentation.uniforms import draw
 from training.data.splits import Split
-from training.data.uniforms import draw
-from training.parallel import Group
+from training.data.storage.placed import Placed, send
+from training.devices.parallel import Group
+from training.learning.steps import balanced_order, epoch_order, steps_per_epoch
 from training.recipe import Recipe
-from training.steps import balanced_order, epoch_order, steps_per_epoch
 
 
 class Batches:

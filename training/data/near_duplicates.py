@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from serving.bundle.images import Pixels
-from training.data.stored import Images, feed, parts
+from training.data.storage.stored import Images, feed, parts
 from training.files import alone, replace_file
 
 MAX_BITS = 4  # of 64 that may differ

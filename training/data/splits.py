@@ -8,7 +8,7 @@ import numpy as np
 
 from training.data.groups import choose_groups, groups_of
 from training.data.labels import Indices, Labels
-from training.data.stored import Images, feed, take
+from training.data.storage.stored import Images, feed, take
 from training.errors import DataError
 
 

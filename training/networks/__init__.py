@@ -1,7 +1,6 @@
 """Networks by name: our own, and torchvision's as backbones."""
 
 from serving.bundle import Geometry
-from training.backbone_names import BACKBONES
 from training.networks.alexnet import AlexNet
 from training.networks.allconv import AllConv
 from training.networks.backbones import build_backbone
@@ -11,6 +10,7 @@ from training.networks.lenet5 import LeNet5
 from training.networks.network import Network
 from training.networks.pneumonia import Pneumonia
 from training.recipe import NetworkRecipe
+from training.recipe.backbone_names import BACKBONES
 
 _NETWORKS = {
     "lenet5": LeNet5,

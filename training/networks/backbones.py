@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from serving.bundle import Geometry, Pretrained
-from training.backbone_names import IMAGENET_CLASSES
 from training.errors import RecipeError, WeightsError
 from training.networks.network import Network
+from training.networks.torchvision_import import import_torchvision
 from training.networks.weights import State, read_weights
 from training.recipe import NetworkRecipe
-from training.torchvision_import import import_torchvision
+from training.recipe.backbone_names import IMAGENET_CLASSES
 
 # Of ImageNet's training images in RGB, 0..1: what torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serving.bundle import Pretrained
 from training.errors import WeightsError
-from training.torchvision_import import import_torchvision
+from training.networks.torchvision_import import import_torchvision
 
 FROM_TORCHVISION = "torchvision"
 

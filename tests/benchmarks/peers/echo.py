@@ -7,14 +7,14 @@ from functools import partial
 
 import uvloop
 
-from serving.transport.around import WireUnary
-from serving.transport.asgi import ANSWER, Event, Receive, Send
-from serving.transport.awake import Awake
-from serving.transport.grpc_server import GrpcServer
-from serving.transport.h2_server import H2Server
-from serving.transport.http2 import Connection
-from serving.transport.opening import Opening
-from serving.transport.table import Call
+from serving.rpc.middleware import WireUnary
+from serving.rpc.routes import Call
+from serving.transports.grpc_aio.server import GrpcServer
+from serving.transports.h2.server import H2Server
+from serving.transports.http.asgi import ANSWER, Event, Receive, Send
+from serving.transports.http.busy_poll import Awake
+from serving.transports.http.http2 import Connection
+from serving.transports.http.protocol_detection import Opening
 
 METHOD = "/echo.Echo/Say"
 _MAX_MESSAGE_BYTES = 2**20

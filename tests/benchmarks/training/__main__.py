@@ -23,7 +23,7 @@ from tests.benchmarks.training.race import RUNNERS, Run, run_alone
 from tests.benchmarks.training.report import Measured, as_values, markdown
 from tests.benchmarks.training.speed import RECIPES, Trainer, Variant, Window, load, variants
 from training.data import load_unchecked
-from training.device import Device, choose, prepare
+from training.devices.device import Device, choose, prepare
 from training.recipe import resolve
 
 FOLDER = Path(".bench")

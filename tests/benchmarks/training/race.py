@@ -13,13 +13,13 @@ from rich.console import Console
 from tests.benchmarks.training import tutorial
 from tests.benchmarks.training.stopwatch import Stopwatch
 from training import data
-from training.device import choose, prepare
-from training.display import Display
-from training.interrupts import Interrupts
-from training.learn import Surroundings, learn
+from training.devices.device import choose, prepare
+from training.learning.learn import Surroundings, learn
+from training.learning.steps import measure
 from training.recipe import resolve
-from training.runs import RunFolder
-from training.steps import measure
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.runs import RunFolder
 
 GOAL = 0.990  # of the 10,000 test images
 # The recipe is made for 99.6 %. For this goal one epoch of a narrower network is enough, with shifts

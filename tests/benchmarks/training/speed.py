@@ -14,12 +14,12 @@ from training import data
 from training.data import Dataset
 from training.data.batches import Batches
 from training.data.splits import Split
-from training.learner import Learner
+from training.devices.parallel import ALONE
+from training.learning.learner import Learner
+from training.learning.schedule import learning_rate
 from training.networks import build
-from training.parallel import ALONE
+from training.networks.torchvision_import import import_torchvision
 from training.recipe import Recipe, resolve
-from training.schedule import learning_rate
-from training.torchvision_import import import_torchvision
 
 RECIPES = ("alexnet-cifar10", "cifar10-fast")
 SHIPPED = "as the recipe is"

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
 from tests.benchmarks.training.stopwatch import Stopwatch
-from training.torchvision_import import import_torchvision
+from training.networks.torchvision_import import import_torchvision
 
 BATCH_SIZE = 64
 LOOKS_PER_EPOCH = 4  # at the test images, so that its goal is not noticed an epoch late

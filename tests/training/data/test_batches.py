@@ -9,8 +9,8 @@ import torch
 
 from training.data.batches import Batches
 from training.data.splits import Split
-from training.data.stored import StoredImages
-from training.parallel import ALONE, Group
+from training.data.storage.stored import StoredImages
+from training.devices.parallel import ALONE, Group
 from training.recipe import resolve
 
 AUGMENTED = ("augmentation.max_shift_px=2", "augmentation.flip=random", "augmentation.contrast=0.2")

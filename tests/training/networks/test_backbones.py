@@ -10,15 +10,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from serving.bundle import Geometry
-from training.backbone_names import BACKBONES
 from training.errors import RecipeError, WeightsError
-from training.export import Classifier, export
+from training.evaluation.onnx_session import open_session
+from training.evaluation.parity import check_parity
+from training.export.export import Classifier, export
 from training.networks import build
 from training.networks.backbones import Backbone, build_classifier
-from training.onnx_session import open_session
-from training.parity import check_parity
+from training.networks.torchvision_import import import_torchvision
 from training.recipe import NetworkRecipe
-from training.torchvision_import import import_torchvision
+from training.recipe.backbone_names import BACKBONES
 
 GEOMETRY = Geometry(height=64, width=64, channels=3)
 TOO_LARGE_FOR_ONE_FILE = {"regnet_y_128gf", "vit_h_14"}

@@ -10,12 +10,12 @@ from sklearn.datasets import load_digits
 
 from serving.bundle import Geometry
 from training.errors import RecipeError
-from training.export import Classifier, export
-from training.few_shot import Fitted
+from training.evaluation.onnx_session import open_session, run
+from training.export.export import Classifier, export
+from training.few_shot.fit import Fitted
 from training.networks import build
 from training.networks.heads import HeadOnFeatures
 from training.networks.layers import LayerFeatures
-from training.onnx_session import open_session, run
 from training.recipe import HeadRecipe, NetworkRecipe
 
 KINDS = ("linear-svm", "rbf-svm", "poly-svm", "logistic", "prototype")

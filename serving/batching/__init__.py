@@ -1,0 +1,1 @@
+"""The queue of one version: which waiting requests run together."""

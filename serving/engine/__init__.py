@@ -1,0 +1,1 @@
+"""Loads a network and runs it on batches of images."""

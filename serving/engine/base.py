@@ -1,0 +1,76 @@
+"""What an engine is: images in, probabilities out, on a device. Imports nothing heavy.
+
+`Engine` is the project's one seam: tests put a fake behind it, everything else is real.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle.images import Pixels
+
+Floats = npt.NDArray[np.float32]
+
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
+
+@dataclass(slots=True)  # and not frozen, which would cost every request more than the rest of it
+class Output:
+    """What a network says of N images."""
+
+    probabilities: Floats  # (N, K), calibrated
+    embedding: Floats  # (N, D), penultimate features
+
+    def __getitem__(self, rows: slice) -> "Output":
+        return Output(self.probabilities[rows], self.embedding[rows])
+
+
+class Engine(Protocol):
+    """A loaded network."""
+
+    def run(self, images: Pixels) -> Output:
+        """Run the network, in a worker thread.
+
+        Args:
+            images: (N, H, W, C) uint8, 1 <= N <= the largest batch it was loaded for.
+
+        Raises:
+            EngineError: the network failed.
+            OutOfMemory: for lack of memory. The next run may succeed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where networks run, and why there."""
+
+    kind: str  # cpu or cuda
+    index: int
+    reason: str
+    allow_tf32: bool = False  # on CUDA: FP32 products with 10 bits of mantissa
+    cuda_graphs: bool = True  # on CUDA: one launch for all kernels of a batch, where a network allows it
+
+    @property
+    def name(self) -> str:
+        """cpu, or cuda:N."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name for it."""
+        return CPU_PROVIDER if self.kind == "cpu" else CUDA_PROVIDER
+
+
+def batch_buckets(device: Device, max_batch_size: int) -> tuple[int, ...]:
+    """Batch sizes to pad to: powers of two on CUDA, where every new shape costs a search; none on a CPU."""
+    if device.kind == "cpu":
+        return ()
+    powers = itertools.takewhile(lambda size: size < max_batch_size, (2**n for n in itertools.count()))
+    return (*powers, max_batch_size)

@@ -1,0 +1,226 @@
+"""Replays a network as CUDA graphs, one for each batch size. Knows no file and no golden examples.
+
+A graph is launched at once where its kernels are launched one by one otherwise: twice as fast at batch 1
+(ResNet-50, FP16, NHWC; docs/gpu.md). It reads and writes fixed addresses, so each has its images and outputs
+in values of its own on the device, together less than two batches of the largest size.
+
+ONNX Runtime keeps a graph with the thread that captured it (CUDAExecutionProvider::PerThreadContext), so all
+runs of a session with graphs happen in one thread, which also keeps replays apart: they are not thread-safe.
+It captures in CUDA's global mode, in which most CUDA calls of any other thread of this process fail and spoil
+the capture: `CALLS` keeps other threads out for that long.
+"""
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from serving.bundle.images import Pixels
+from serving.engine.cuda import quiet_logger
+
+Floats = npt.NDArray[np.float32]
+
+OUTPUTS = ("probabilities", "embedding")
+
+# Two plain runs and the one that captures. ONNX Runtime 1.31 does all three within the first call.
+_CAPTURING_RUNS = 3
+# ONNX Runtime's id for a run without a graph.
+_NO_GRAPH = -1
+# How far a replay may be from a plain run, of its largest value. The kernels are the same; a replay of other
+# images or of overwritten memory is much further off.
+_REPLAY_TOLERANCE = 1e-2
+
+
+class CudaCalls:
+    """Runs CUDA calls of several threads at once, and a capture alone."""
+
+    def __init__(self) -> None:
+        self.loading = threading.Lock()  # held while a session is opened or a graph prepared: these take long
+        self._changed = threading.Condition()
+        self._running = 0
+        self._capturing = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Wait until no thread captures."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._capturing)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                if not self._running:
+                    self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other thread makes a CUDA call."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._capturing)
+            self._capturing = True
+            self._changed.wait_for(lambda: not self._running)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._capturing = False
+                self._changed.notify_all()
+
+
+CALLS = CudaCalls()  # one for the process: CUDA's rule holds for all of its threads
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """One batch size: what its graph reads and writes, and what it must give."""
+
+    images: Any  # OrtValue (B, H, W, C) uint8
+    outputs: Sequence[Any]  # OrtValues (B, K) and (B, D) float32
+    binding: Any  # of these to the session
+    options: Any  # of a run: the id of the graph
+    expected: Sequence[Floats]  # of the images of `_noise`, by a plain run
+
+
+class CudaGraphs:
+    """The graphs of one session, and the thread that they belong to."""
+
+    def __init__(self, session: Any, sizes: Sequence[int], device: tuple[str, int]) -> None:  # noqa: ANN401 - untyped library
+        """Store what to run, and where.
+
+        Args:
+            session: opened with enable_cuda_graph.
+            sizes: batches that get a graph, ascending. Others run without.
+            device: ONNX Runtime's name of its kind, and its number.
+        """
+        self._session = session
+        self._sizes = sizes
+        self._device = device
+        self._image_shape = tuple(session.get_inputs()[0].shape[1:])
+        self._graphs: dict[int, _Graph] = {}
+        self._ids = itertools.count(
+            1
+        )  # one for each try: a graph that failed may be there still. 0 is reserved
+        self._padded: Pixels | None = None  # (largest B, H, W, C), where partial batches are laid out
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cuda-graphs")
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The batch sizes that have a graph by now."""
+        return tuple(sorted(self._graphs))
+
+    def prepare(self, count: int) -> None:
+        """Capture the graph for so many images where there is none yet, and check its replay.
+
+        Raises:
+            RuntimeError: a replay does not give what the network gives.
+            Exception: ONNX Runtime's own.
+        """
+        size = self._size(count)
+        if size is not None and size not in self._graphs:
+            self._thread.submit(self._capture, size).result()
+
+    def run(self, images: Pixels) -> Sequence[Floats]:
+        """Replay the graph that was prepared for so many images.
+
+        Args:
+            images: (N, H, W, C) uint8, any N.
+
+        Returns: (N, K) and (N, D) float32, which no later run changes.
+        """
+        return self._thread.submit(self._run, images).result()
+
+    def _size(self, count: int) -> int | None:
+        return next((size for size in self._sizes if size >= count), None)
+
+    def _run(self, images: Pixels) -> Sequence[Floats]:
+        size = self._size(len(images))
+        with CALLS.shared():
+            if size is None:
+                return self._run_plain(images)
+            found = self._replay(self._graphs[size], self._pad(images, size))
+        return [rows[: len(images)] for rows in found]
+
+    def _pad(self, images: Pixels, size: int) -> Pixels:
+        if images.shape[1:] != self._image_shape or images.dtype != np.uint8:
+            # OrtValue.update_inplace checks only the number of elements.
+            raise ValueError(
+                f"images are {images.dtype} {images.shape[1:]}, the network takes uint8 {self._image_shape}"
+            )
+        if len(images) == size:
+            return images
+        if self._padded is None:
+            self._padded = np.zeros((max(self._sizes), *self._image_shape), np.uint8)  # (B, H, W, C)
+        self._padded[: len(images)] = images
+        self._padded[len(images) : size] = 0
+        return self._padded[:size]
+
+    def _replay(self, graph: _Graph, images: Pixels) -> Sequence[Floats]:
+        graph.images.update_inplace(images)
+        # The copy is the default stream's, the graph runs on another.
+        graph.binding.synchronize_inputs()
+        self._session.run_with_iobinding(graph.binding, graph.options)
+        return [_own(value.numpy()) for value in graph.outputs]
+
+    def _run_plain(self, images: Pixels) -> Sequence[Floats]:
+        found: Sequence[Floats] = self._session.run(OUTPUTS, {"image": images}, _run_options(_NO_GRAPH))
+        return found
+
+    def _capture(self, size: int) -> None:
+        with CALLS.loading, quiet_logger():
+            with CALLS.shared():
+                expected = self._run_plain(self._noise(size))  # also searches for kernels, which takes long
+                graph = self._bind(size, expected)
+            with CALLS.alone():
+                for _ in range(_CAPTURING_RUNS):
+                    self._session.run_with_iobinding(graph.binding, graph.options)
+            with CALLS.shared():
+                self._check(size, graph)
+                self._graphs[size] = graph
+                if len(self._graphs) == len(self._sizes):
+                    # A later capture may allocate where an earlier graph writes its intermediate values.
+                    for each in self._sizes:
+                        self._check(each, self._graphs[each])
+
+    def _bind(self, size: int, expected: Sequence[Floats]) -> _Graph:
+        value = onnxruntime.OrtValue
+        blank = np.zeros((size, *self._image_shape), np.uint8)  # (B, H, W, C), unlike the noise of the check
+        images = value.ortvalue_from_numpy(blank, *self._device)
+        outputs = [
+            value.ortvalue_from_shape_and_type(rows.shape, np.float32, *self._device) for rows in expected
+        ]
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("image", images)
+        for name, output in zip(OUTPUTS, outputs, strict=True):
+            binding.bind_ortvalue_output(name, output)
+        return _Graph(images, outputs, binding, _run_options(next(self._ids)), expected)
+
+    def _check(self, size: int, graph: _Graph) -> None:
+        found = self._replay(graph, self._noise(size))
+        for name, rows, expected in zip(OUTPUTS, found, graph.expected, strict=True):
+            largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+            if not np.allclose(rows, expected, rtol=0, atol=_REPLAY_TOLERANCE * largest, equal_nan=True):
+                raise RuntimeError(f"the graph for {size} images gives another {name} than a plain run")
+
+    def _noise(self, size: int) -> Pixels:
+        shape = (size, *self._image_shape)
+        return np.random.default_rng(size).integers(0, 256, shape, np.uint8)  # (B, H, W, C)
+
+
+def _run_options(graph: int) -> Any:  # noqa: ANN401 - untyped library
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def _own(rows: Floats) -> Floats:
+    """The rows, copied where they lie in memory that the next replay writes to."""
+    return rows if rows.flags.owndata else rows.copy()

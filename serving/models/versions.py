@@ -1,0 +1,149 @@
+"""What is known of models and their versions: values that `Models` makes and everyone else reads."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from serving.batching.batcher import Batcher
+from serving.bundle import Bundle
+from serving.engine.base import Engine
+from serving.errors import ModelUnavailable, UnknownModel
+from serving.metrics.recorder import VersionMetrics
+from serving.models.loading import Loaded
+
+STABLE_ALIAS = "stable"
+
+Revision = int | str | None  # a version, an alias, or the default
+
+
+class State(StrEnum):
+    """Where a version is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    REFUSED = "refused"
+    BROKEN = "broken"
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """A loaded version, with its engine and queue. Held in a `with` it is not unloaded before the end."""
+
+    loaded: Loaded
+    batcher: Batcher
+    metrics: VersionMetrics
+    stack: AsyncExitStack  # closes the batcher, then the engine
+    leases: int = 0
+    broken: str = ""
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    check: asyncio.Task[None] | None = None  # one at a time, however many requests failed
+    bundle: Bundle = field(init=False)
+    engine: Engine = field(init=False)
+    number: int = field(init=False)
+    input_shape: tuple[int, int, int] = field(init=False)  # (height, width, channels)
+
+    def __post_init__(self) -> None:
+        """Say once what every request asks for."""
+        self.bundle, self.engine = self.loaded.bundle, self.loaded.engine
+        self.number, self.input_shape = self.bundle.version, self.bundle.manifest.geometry.shape
+
+    def __enter__(self) -> Self:
+        """Lease it.
+
+        Raises:
+            ModelUnavailable: it is broken.
+        """
+        if self.broken:
+            raise ModelUnavailable(
+                f"version {self.number} of model {self.bundle.model!r} is broken: {self.broken}"
+            )
+        self.leases += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leases -= 1
+        if not self.leases:
+            self.idle.set()
+
+    async def unused(self) -> None:
+        """Wait until nobody holds a lease."""
+        while self.leases:
+            self.idle.clear()
+            await self.idle.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of one model: replaced as a whole, so that a reader never sees half a swap."""
+
+    name: str
+    versions: Mapping[int, Version]
+    aliases: Mapping[str, int]
+    default: int | None
+    refused: Mapping[int, str]  # version -> why
+    problem: str = ""  # why its folder cannot be read: what was served before goes on
+
+    @property
+    def ready(self) -> bool:
+        """Whether the default version can answer."""
+        return self.default is not None and not self.versions[self.default].broken
+
+    def find(self, revision: Revision, *, loading: tuple[str, int] | None = None) -> Version:
+        """A version, by number or alias; the default where none is named.
+
+        Args:
+            revision: what was asked for.
+            loading: the model and version that is being loaded now.
+
+        Raises:
+            UnknownModel: there is no such version or alias.
+            ModelUnavailable: there is, but it cannot answer now; says why.
+        """
+        if isinstance(revision, str) and revision not in self.aliases:
+            known = ", ".join(sorted(self.aliases)) or "none"
+            raise UnknownModel(f"model {self.name!r} has no alias {revision!r}; known aliases: {known}")
+        number = self.aliases[revision] if isinstance(revision, str) else revision
+        if number is None:
+            number = self.default
+        if number is None:
+            refused = [f"version {v} was refused: {reason}" for v, reason in self.refused.items()]
+            why = self.problem or "; ".join(refused) or "loading"
+            raise ModelUnavailable(f"model {self.name!r} has no version that can answer: {why}")
+        if number in self.versions:
+            return self.versions[number]
+        if number in self.refused:
+            reason = self.refused[number]
+            raise ModelUnavailable(f"version {number} of model {self.name!r} was refused: {reason}")
+        if (self.name, number) == loading:
+            raise ModelUnavailable(f"version {number} of model {self.name!r} is loading")
+        served = ", ".join(str(v) for v in sorted(self.versions)) or "none"
+        raise UnknownModel(
+            f"version {number} of model {self.name!r} is not served; served versions: {served}"
+        )
+
+    def statuses(self) -> Iterator["VersionStatus"]:
+        """Every version that is served or was refused."""
+        for number, version in self.versions.items():
+            aliases = tuple(sorted(alias for alias, target in self.aliases.items() if target == number))
+            state = State.BROKEN if version.broken else State.READY
+            yield VersionStatus(self.name, number, state, version.broken, number == self.default, aliases)
+        for number, reason in self.refused.items():
+            yield VersionStatus(self.name, number, State.REFUSED, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """One line of what an operator wants to know."""
+
+    model: str
+    version: int
+    state: State
+    reason: str = ""
+    is_default: bool = False
+    aliases: tuple[str, ...] = ()

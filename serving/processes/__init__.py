@@ -1,0 +1,1 @@
+"""Several processes as one server: a supervisor, workers, and one that owns the device."""

@@ -1,0 +1,270 @@
+"""Tensors of the Open Inference Protocol: its messages <-> numpy, with the classification extension.
+
+Messages of errors keep the wording that users of Triton know.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from serving.bundle.images import Pixels
+from serving.classify.classifier import Inference, rank
+from serving.errors import InvalidTensor
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.pb.inference.grpc_service_pb2 import ModelInferResponse as Response
+from serving.rpc.open_inference.shared_memory import Regions, Span
+from serving.rpc.open_inference.wire import field
+
+INPUT = "image"
+PROBABILITIES = "probabilities"
+EMBEDDING = "embedding"
+
+_LENGTH_BYTES = 4  # before each element of raw BYTES, little-endian
+_BATCH_AND_PIXELS = 4  # dimensions: N, height, width, channels
+
+
+@dataclass(frozen=True, slots=True)
+class WantedOutput:
+    """An output that a request asks for, as classes where top_k is not 0, and where it is to be written."""
+
+    name: str
+    top_k: int = 0
+    span: Span | None = None  # of shared memory; None: in the response
+
+
+# What nearly every request wants, made once.
+_PLAIN_OUTPUTS = {name: WantedOutput(name) for name in (PROBABILITIES, EMBEDDING)}
+_DEFAULT_OUTPUTS = [_PLAIN_OUTPUTS[PROBABILITIES]]
+
+
+def decode_outputs(request: pb.ModelInferRequest) -> list[WantedOutput]:
+    """Which outputs a request wants; probabilities where it names none.
+
+    Raises:
+        InvalidTensor: there is no such output, or its classification parameter is wrong.
+    """
+    outputs = request.outputs
+    return [_decode_output(output, request.model_name) for output in outputs] if outputs else _DEFAULT_OUTPUTS
+
+
+def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | list[bytes]:
+    """The one input of a request.
+
+    Returns: (N, H, W, C) uint8, or N encoded images.
+
+    Raises:
+        InvalidTensor: name, datatype, shape or number of bytes are wrong.
+        UnknownRegion: it lies in shared memory that nobody registered.
+    """
+    inputs = request.inputs
+    if len(inputs) != 1:
+        raise InvalidTensor(
+            f"expected 1 inputs but got {len(inputs)} inputs for model {request.model_name!r}"
+        )
+    tensor = inputs[0]
+    if tensor.name != INPUT:
+        raise InvalidTensor(f"unexpected inference input {tensor.name!r} for model {request.model_name!r}")
+    raw = _raw_content(request, tensor, regions)
+    datatype = tensor.datatype
+    if datatype == "BYTES":
+        return _decode_encoded_images(tensor, raw)
+    if datatype == "UINT8":
+        return _decode_pixels(tensor, raw, request.model_name)
+    raise InvalidTensor(
+        f"inference input {INPUT!r} data-type is {datatype!r}, "
+        f"but model {request.model_name!r} expects 'UINT8', or 'BYTES' of encoded images"
+    )
+
+
+def encode_response(
+    inference: Inference, wanted: Sequence[WantedOutput], request_id: str, regions: Regions
+) -> bytes:
+    """A ModelInferResponse, serialized: the outputs in the order in which they are wanted.
+
+    Joined from fields, which costs a small request much less than building the message.
+
+    Raises:
+        InvalidTensor: the shared memory is too small for an output.
+        UnknownRegion: it was unregistered meanwhile.
+    """
+    fields = [_names(inference.model, inference.version)]
+    if request_id:
+        fields.append(field(Response.ID_FIELD_NUMBER, request_id.encode()))
+    for output in wanted:
+        fields.extend(_encode_output(inference, output, regions))
+    return b"".join(fields)
+
+
+def _encode_output(inference: Inference, wanted: WantedOutput, regions: Regions) -> tuple[bytes, bytes]:
+    """What announces an output, and its raw contents: they stand in the order of the outputs."""
+    output = inference.output
+    if wanted.top_k:
+        count, classes = output.probabilities.shape
+        announced = _announcement(wanted.name, "BYTES", (count, min(wanted.top_k, classes)))
+        return announced, _raw_contents(b"".join(_encode_classes(inference, wanted)))
+    values = output.probabilities if wanted.name == PROBABILITIES else output.embedding
+    raw = values.tobytes()  # little-endian, as x86-64 and ARM are
+    if wanted.span is None:
+        return _announcement(wanted.name, "FP32", values.shape), _raw_contents(raw)
+    regions.write(wanted.span, raw)
+    announced = _announcement_in(wanted.span, len(raw), wanted.name, values.shape)
+    return announced, _raw_contents(b"")  # its place stays, empty
+
+
+def _raw_contents(raw: bytes) -> bytes:
+    return field(Response.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, raw)
+
+
+@lru_cache(maxsize=256)
+def _names(model: str, version: int) -> bytes:
+    names: bytes = Response(model_name=model, model_version=str(version)).SerializeToString()
+    return names
+
+
+@lru_cache(maxsize=256)
+def _announcement(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """Fields of a response that announce one output."""
+    response = Response()
+    response.outputs.add(name=name, datatype=datatype, shape=shape)
+    announced: bytes = response.SerializeToString()
+    return announced
+
+
+def _announcement_in(span: Span, byte_size: int, name: str, shape: tuple[int, ...]) -> bytes:
+    """The same of one in shared memory. Not remembered: clients name the regions."""
+    response = Response()
+    tensor = response.outputs.add(name=name, datatype="FP32", shape=shape)
+    tensor.parameters["shared_memory_region"].string_param = span.region
+    tensor.parameters["shared_memory_byte_size"].int64_param = byte_size
+    if span.offset:
+        tensor.parameters["shared_memory_offset"].int64_param = span.offset
+    announced: bytes = response.SerializeToString()
+    return announced
+
+
+def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> WantedOutput:
+    plain = _PLAIN_OUTPUTS.get(output.name)
+    if plain is None:
+        raise InvalidTensor(f"unexpected inference output {output.name!r} for model {model!r}")
+    if not output.parameters:
+        return plain
+    span = _decode_span(output.parameters)
+    if "classification" not in output.parameters:
+        return WantedOutput(output.name, span=span)
+    if span is not None:
+        raise InvalidTensor(f"output {output.name!r} cannot be given as classes in shared memory")
+    if output.name != PROBABILITIES:
+        raise InvalidTensor(
+            f"class result not available for output {output.name!r}: only for {PROBABILITIES!r}"
+        )
+    parameter = output.parameters["classification"]
+    if parameter.WhichOneof("parameter_choice") != "int64_param":
+        raise InvalidTensor("invalid value type for 'classification' parameter, expected int64_param")
+    if parameter.int64_param < 1:
+        raise InvalidTensor(
+            f"invalid value for 'classification' parameter, expected > 0, got {parameter.int64_param}"
+        )
+    return WantedOutput(output.name, parameter.int64_param)
+
+
+def _raw_content(
+    request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor, regions: Regions
+) -> bytes | None:
+    """The bytes of the input, from the request or from shared memory; None where it has typed contents."""
+    raw = request.raw_input_contents
+    raw_count = len(raw)
+    has_typed = tensor.HasField("contents")
+    if raw_count and has_typed:
+        raise InvalidTensor(f"input {INPUT!r} has both contents and raw_input_contents, expected one of them")
+    if raw_count > 1:
+        raise InvalidTensor(f"expected 1 raw_input_contents but got {raw_count}")
+    span = _decode_span(tensor.parameters) if tensor.parameters else None
+    if span is None:
+        return raw[0] if raw_count else None
+    if raw_count or has_typed:
+        raise InvalidTensor(f"input {INPUT!r} has contents and shared memory, expected one of them")
+    return regions.read(span)
+
+
+def _decode_span(parameters: Mapping[str, pb.InferParameter]) -> Span | None:
+    if "shared_memory_region" not in parameters:
+        return None
+    region = parameters["shared_memory_region"]
+    if region.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidTensor("invalid value type for 'shared_memory_region' parameter, expected string_param")
+    if "shared_memory_byte_size" not in parameters:
+        raise InvalidTensor("'shared_memory_region' needs a 'shared_memory_byte_size' parameter beside it")
+    offset, byte_size = (_size(parameters, f"shared_memory_{name}") for name in ("offset", "byte_size"))
+    return Span(region.string_param, offset, byte_size)
+
+
+def _size(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
+    if name not in parameters:
+        return 0
+    parameter = parameters[name]
+    if parameter.WhichOneof("parameter_choice") != "int64_param" or parameter.int64_param < 0:
+        raise InvalidTensor(f"invalid value for {name!r} parameter, expected an int64_param of at least 0")
+    value: int = parameter.int64_param
+    return value
+
+
+def _decode_pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, model: str) -> Pixels:
+    shape = tuple(tensor.shape[:])
+    if len(shape) != _BATCH_AND_PIXELS or min(shape) < 1:
+        raise InvalidTensor(
+            f"unexpected shape for input {INPUT!r} for model {model!r}. "
+            f"Expected [batch, height, width, channels], got {list(shape)}"
+        )
+    values = _typed_values(tensor) if raw is None else raw
+    expected = math.prod(shape)
+    if len(values) != expected:
+        raise InvalidTensor(
+            f"input byte size mismatch for input {INPUT!r} for model {model!r}. "
+            f"Expected {expected}, got {len(values)}"
+        )
+    return np.ndarray(shape, np.uint8, values)  # (N, H, W, C)
+
+
+def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> Pixels:
+    """The values of `contents`, which spends 32 bits on each."""
+    wide = np.array(tensor.contents.uint_contents, np.uint32)
+    if wide.max(initial=0) > np.iinfo(np.uint8).max:
+        raise InvalidTensor(f"input {INPUT!r} holds {wide.max()}, UINT8 ends at 255")
+    return wide.astype(np.uint8)
+
+
+def _decode_encoded_images(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> list[bytes]:
+    images = list(tensor.contents.bytes_contents) if raw is None else list(_split(raw))
+    shape = list(tensor.shape)
+    if shape not in ([len(images)], [len(images), 1]):
+        raise InvalidTensor(f"input {INPUT!r} has shape {shape} but {len(images)} BYTES elements")
+    return images
+
+
+def _split(raw: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(raw):
+        start = at + _LENGTH_BYTES
+        end = start + int.from_bytes(raw[at:start], "little")
+        if start > len(raw) or end > len(raw):
+            raise InvalidTensor(
+                f"BYTES element at byte {at} ends at byte {end}, but there are only {len(raw)}"
+            )
+        yield raw[start:end]
+        at = end
+
+
+def _encode_classes(inference: Inference, wanted: WantedOutput) -> Iterator[bytes]:
+    """Yields `probability:index:label`, each behind its length, image by image."""
+    for row in inference.output.probabilities:
+        for each in rank(row, _plain_labels(inference.labels), wanted.top_k):
+            element = f"{each.probability:f}:{each.index}:{each.label}".encode()
+            yield len(element).to_bytes(_LENGTH_BYTES, "little") + element
+
+
+def _plain_labels(labels: Sequence[str]) -> Sequence[str]:
+    """Labels without the colon at which stock clients split the element."""
+    return [label.replace(":", " ") for label in labels]

@@ -1,0 +1,1 @@
+"""The services: decode a message, one call, encode a message."""

@@ -1,0 +1,111 @@
+"""lenserve.v1.Classifier: decode message -> one call -> encode message."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.bundle.images import Pixels
+from serving.classify.classifier import Classifier, Ranking
+from serving.classify.preprocessing import Image
+from serving.errors import EmptyImage, ImageError, InvalidPixels
+from serving.models.versions import Revision
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.routes import Call, Pipeline, Rpc, Unary
+from serving.rpc.status import Status, code_of
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
+
+
+class ClassifierService:
+    """Our own API over the classifier."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    def rpcs(self) -> Sequence[Rpc]:
+        """Its rows of the table."""
+        return (
+            Unary(
+                f"/{SERVICE}/Classify",
+                pb.ClassifyRequest,
+                self.classify,
+                model_field="model",
+                admit=self._classifier.admission.check,
+            ),
+            Pipeline(
+                f"/{SERVICE}/ClassifyStream",
+                pb.ClassifyRequest,
+                self.classify_in_stream,
+                _refuse,
+                model_field="model",
+            ),
+        )
+
+    async def classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
+        """Rank the labels of every image; a request of one image fails as that image does."""
+        response = pb.ClassifyResponse()
+        await self._classify(request, call, response)
+        return response
+
+    async def classify_in_stream(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyStreamResponse:
+        """The same for one request of a stream."""
+        response = pb.ClassifyStreamResponse(id=request.id)
+        await self._classify(request, call, response.response)
+        return response
+
+    async def _classify(self, request: pb.ClassifyRequest, call: Call, response: pb.ClassifyResponse) -> None:
+        images = [_decode_image(image) for image in request.images]
+        answer = await self._classifier.classify(
+            images,
+            model=request.model,
+            revision=_revision(request),
+            top_k=request.top_k,
+            deadline_s=call.deadline_s,
+        )
+        if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
+            raise answer.results[0]
+        response.model = answer.model
+        response.version = answer.version
+        for result in answer.results:
+            _encode_result(result, response.predictions.add())
+
+
+def _revision(request: pb.ClassifyRequest) -> Revision:
+    kind = request.WhichOneof("revision")
+    return getattr(request, kind) if kind else None
+
+
+def _decode_image(image: pb.Image) -> Image:
+    kind = image.WhichOneof("content")
+    if kind == "pixels":
+        try:
+            return _decode_pixels(image.pixels)
+        except ImageError as error:
+            return error
+    return image.encoded if kind else EmptyImage("the image is empty: neither encoded bytes nor pixels")
+
+
+def _decode_pixels(pixels: pb.Pixels) -> Pixels:
+    shape = (pixels.height, pixels.width, pixels.channels)
+    if min(shape) < 1:
+        raise InvalidPixels(f"height, width and channels are {list(shape)}, expected at least 1 each")
+    expected = pixels.height * pixels.width * pixels.channels
+    if len(pixels.data) != expected:
+        raise InvalidPixels(f"pixels have {len(pixels.data)} bytes, {list(shape)} makes {expected}")
+    return np.frombuffer(pixels.data, np.uint8).reshape(shape)  # (H, W, C)
+
+
+def _encode_result(result: Ranking | ImageError, prediction: pb.Prediction) -> None:
+    """Fill in a prediction, in place: a message that is built apart has to be copied."""
+    if isinstance(result, ImageError):
+        error = prediction.error
+        error.code, error.reason, error.message = code_of(result), result.reason, str(result)
+        return
+    add = prediction.ranking.labels.add
+    for each in result:
+        add(label=each.label, index=each.index, probability=each.probability)
+
+
+def _refuse(request: pb.ClassifyRequest, status: Status) -> pb.ClassifyStreamResponse:
+    error = pb.RequestError(code=status.code, reason=status.reason, message=status.message)
+    return pb.ClassifyStreamResponse(id=request.id, error=error)

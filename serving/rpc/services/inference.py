@@ -1,0 +1,216 @@
+"""inference.GRPCInferenceService, the Open Inference Protocol: decode message -> one call -> encode message.
+
+The tensor work lies in tensors.py.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version as distribution_version
+
+import numpy as np
+
+from serving.bundle import Manifest
+from serving.classify.classifier import Classifier
+from serving.errors import InvalidTensor, ModelUnavailable, UnknownModel
+from serving.metrics.recorder import Metrics
+from serving.models.registry import Models
+from serving.models.versions import Revision
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.pb.inference import model_config_pb2 as config_pb
+from serving.rpc.open_inference import tensors
+from serving.rpc.open_inference.parameters import decode_urgency
+from serving.rpc.open_inference.requests import InferRequest, RequestReader
+from serving.rpc.open_inference.shared_memory import Regions
+from serving.rpc.open_inference.statistics import model_statistics
+from serving.rpc.open_inference.wire import field
+from serving.rpc.routes import Call, Pipeline, Rpc, Unary
+from serving.rpc.status import Status
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+EXTENSIONS = (
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+
+_INFER_RESPONSE = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
+# Clients that also talk to models of many answers wait for the one that says it is the last.
+_LAST: bytes = pb.ModelInferResponse(
+    parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
+).SerializeToString()
+
+
+class InferenceService:
+    """What clients written for Triton and KServe expect, over the same classifier."""
+
+    def __init__(self, classifier: Classifier, models: Models, metrics: Metrics, regions: Regions) -> None:
+        self._classifier = classifier
+        self._models = models
+        self._metrics = metrics
+        self._regions = regions
+        self._requests = RequestReader()
+
+    def rpcs(self) -> Sequence[Rpc]:
+        """Its rows of the table."""
+        prefix = f"/{SERVICE}"
+        return (
+            Unary(f"{prefix}/ServerLive", pb.ServerLiveRequest, self.server_live, is_open=True),
+            Unary(f"{prefix}/ServerReady", pb.ServerReadyRequest, self.server_ready, is_open=True),
+            Unary(f"{prefix}/ModelReady", pb.ModelReadyRequest, self.model_ready, model_field="name"),
+            Unary(f"{prefix}/ServerMetadata", pb.ServerMetadataRequest, self.server_metadata),
+            Unary(
+                f"{prefix}/ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, model_field="name"
+            ),
+            Unary(f"{prefix}/ModelConfig", pb.ModelConfigRequest, self.model_config, model_field="name"),
+            Unary(
+                f"{prefix}/ModelStatistics",
+                pb.ModelStatisticsRequest,
+                self.model_statistics,
+                model_field="name",
+            ),
+            Unary(
+                f"{prefix}/ModelInfer",
+                pb.ModelInferRequest,
+                self.model_infer,
+                model_field="model_name",
+                parse=self._requests.read,
+                admit=self._classifier.admission.check,
+            ),
+            Pipeline(
+                f"{prefix}/ModelStreamInfer",
+                pb.ModelInferRequest,
+                self.model_infer_in_stream,
+                _refuse,
+                model_field="model_name",
+                parse=self._requests.read,
+            ),
+        )
+
+    async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
+        """Whether the process should go on."""
+        return pb.ServerLiveResponse(live=not self._models.broken)
+
+    async def server_ready(self, _request: pb.ServerReadyRequest, _call: Call) -> pb.ServerReadyResponse:
+        """Whether requests are welcome."""
+        return pb.ServerReadyResponse(ready=self._models.ready)
+
+    async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
+        """Whether a version can answer; a model that nobody knows is not ready, and no error."""
+        try:
+            self._classifier.describe(request.name, _revision(request.version))
+        except (UnknownModel, ModelUnavailable):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def server_metadata(
+        self, _request: pb.ServerMetadataRequest, _call: Call
+    ) -> pb.ServerMetadataResponse:
+        """Who answers, and which extensions of the protocol it speaks."""
+        extensions = (*EXTENSIONS, "system_shared_memory") if self._regions.enabled else EXTENSIONS
+        return pb.ServerMetadataResponse(
+            name="lenserve", version=distribution_version("lenserve"), extensions=extensions
+        )
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
+        """Tensors of a model, and all its served versions."""
+        number, manifest = self._classifier.describe(request.name, _revision(request.version))
+        served = (
+            [str(number)]
+            if request.version
+            else [str(each) for each in sorted(self._models.get(request.name).versions)]
+        )
+        metadata = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=served,
+            platform=PLATFORM,
+            inputs=[metadata(name=tensors.INPUT, datatype="UINT8", shape=[-1, *_input_dims(manifest)])],
+            # `embedding` is given to those who ask for it by name. It is not announced, because stock
+            # classification clients refuse models of more than one output.
+            outputs=[metadata(name=tensors.PROBABILITIES, datatype="FP32", shape=[-1, len(manifest.labels)])],
+            properties={
+                "encoded_images": "the input also takes BYTES of shape [-1]: a JPEG, PNG, ... file each",
+                "embedding": f"FP32 [-1, {manifest.embedding_size}], for those who ask for that output",
+                "recipe": manifest.provenance.recipe,
+                "recipe_digest": manifest.provenance.recipe_digest,
+            },
+        )
+
+    async def model_config(self, request: pb.ModelConfigRequest, _call: Call) -> pb.ModelConfigResponse:
+        """The part of Triton's configuration that its clients read."""
+        _, manifest = self._classifier.describe(request.name, _revision(request.version))
+        image = config_pb.ModelInput(
+            name=tensors.INPUT,
+            data_type=config_pb.TYPE_UINT8,
+            format=config_pb.ModelInput.FORMAT_NHWC,
+            dims=_input_dims(manifest),
+        )
+        probabilities = config_pb.ModelOutput(
+            name=tensors.PROBABILITIES,
+            data_type=config_pb.TYPE_FP32,
+            dims=[len(manifest.labels)],
+            label_filename="manifest.json",
+        )
+        config = config_pb.ModelConfig(
+            name=request.name,
+            platform=PLATFORM,
+            backend=BACKEND,
+            max_batch_size=self._classifier.max_images,
+            input=[image],
+            output=[probabilities],
+            dynamic_batching=config_pb.ModelDynamicBatching(),
+        )
+        return pb.ModelConfigResponse(config=config)
+
+    async def model_statistics(
+        self, request: pb.ModelStatisticsRequest, _call: Call
+    ) -> pb.ModelStatisticsResponse:
+        """What one or all models have done so far."""
+        statistics = model_statistics(
+            self._models, self._metrics, name=request.name, revision=_revision(request.version)
+        )
+        return pb.ModelStatisticsResponse(model_stats=statistics)
+
+    async def model_infer(self, request: InferRequest, call: Call) -> bytes:
+        """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
+        message = request.message
+        given, wanted = self._requests.decode(request, self._regions)
+        deadline_s, priority = decode_urgency(message, call.deadline_s)
+        model, revision = message.model_name, _revision(message.model_version)
+        if isinstance(given, np.ndarray):
+            infer = self._classifier.infer_tensor(
+                given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
+            )
+        else:
+            infer = self._classifier.infer(
+                given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
+            )
+        inference = await infer
+        return tensors.encode_response(inference, wanted, message.id, self._regions)
+
+    async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
+        """The same for one request of a stream."""
+        return field(_INFER_RESPONSE, await self.model_infer(request, call) + _LAST)
+
+
+def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferResponse:
+    response = pb.ModelStreamInferResponse(error_message=status.message)
+    response.infer_response.id = request.message.id  # so that the client knows which one failed
+    return response
+
+
+def _revision(text: str) -> Revision:
+    if text.isascii() and text.isdigit():
+        if len(text) > 18:  # noqa: PLR2004 - what fits into 64 bits
+            raise InvalidTensor(f"version {text[:32]} is no version number")
+        return int(text)
+    return text or None
+
+
+def _input_dims(manifest: Manifest) -> list[int]:
+    geometry = manifest.geometry
+    return [geometry.height, geometry.width, geometry.channels]

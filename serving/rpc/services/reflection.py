@@ -1,0 +1,16 @@
+"""grpc.reflection.v1alpha over grpcio-reflection's own implementation, as a row of the table."""
+
+from collections.abc import Sequence
+
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from serving.rpc.routes import Rpc, Stream
+
+SERVICE = reflection.SERVICE_NAME
+
+
+def reflection_rpcs(services: Sequence[str]) -> Sequence[Rpc]:
+    """The row that lets grpcurl and its like list the services and read their messages."""
+    servicer = reflection.aio.ReflectionServicer([*services, SERVICE])
+    method = f"/{SERVICE}/ServerReflectionInfo"
+    return (Stream(method, reflection_pb2.ServerReflectionRequest, servicer.ServerReflectionInfo),)

@@ -1,0 +1,79 @@
+"""Repository methods of inference.GRPCInferenceService: decode message -> one call -> encode message."""
+
+from collections.abc import Iterator, Sequence
+
+from serving.errors import ModelUnavailable, Unsupported
+from serving.models.registry import Models
+from serving.models.versions import State
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.rpc.routes import Call, Rpc, Unary
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_STATES = {State.READY: "READY", State.LOADING: "LOADING"}
+
+_Change = pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
+
+
+class RepositoryService:
+    """What Triton's tools see of the repository, and how they load and unload where that is allowed."""
+
+    def __init__(self, models: Models, *, model_control: bool) -> None:
+        self._models = models
+        self._model_control = model_control
+
+    def rpcs(self) -> Sequence[Rpc]:
+        """Its rows of the table."""
+        prefix = f"/{_SERVICE}/Repository"
+        name = "model_name"
+        return (
+            Unary(f"{prefix}Index", pb.RepositoryIndexRequest, self.index),
+            Unary(f"{prefix}ModelLoad", pb.RepositoryModelLoadRequest, self.load, model_field=name),
+            Unary(f"{prefix}ModelUnload", pb.RepositoryModelUnloadRequest, self.unload, model_field=name),
+        )
+
+    async def index(self, request: pb.RepositoryIndexRequest, _call: Call) -> pb.RepositoryIndexResponse:
+        """Every version that is served, loads or was refused, and models that have none."""
+        _check_repository(request.repository_name)
+        models = [each for each in self._index() if each.state == "READY" or not request.ready]
+        return pb.RepositoryIndexResponse(models=models)
+
+    async def load(
+        self, request: pb.RepositoryModelLoadRequest, _call: Call
+    ) -> pb.RepositoryModelLoadResponse:
+        """Look at one model now."""
+        self._check(request)
+        for name in request.parameters:
+            raise Unsupported(
+                f"load parameter {name!r} is not supported: publish a version to the repository"
+            )
+        await self._models.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def unload(
+        self, request: pb.RepositoryModelUnloadRequest, _call: Call
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Serve a model no more. `unload_dependents` changes nothing: no model depends on another."""
+        self._check(request)
+        await self._models.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _check(self, request: _Change) -> None:
+        if not self._model_control:
+            raise ModelUnavailable(
+                "explicit model load / unload is not allowed: the server was started without model_control"
+            )
+        _check_repository(request.repository_name)
+
+    def _index(self) -> Iterator[pb.RepositoryIndexResponse.ModelIndex]:
+        index = pb.RepositoryIndexResponse.ModelIndex
+        statuses = self._models.statuses()
+        for each in statuses:
+            state = _STATES.get(each.state, "UNAVAILABLE")
+            yield index(name=each.model, version=str(each.version), state=state, reason=each.reason)
+        for name in set(self._models.names()) - {each.model for each in statuses}:
+            yield index(name=name, state="UNAVAILABLE", reason=self._models.get(name).problem)
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise Unsupported(f"there is one repository, and it has no name: {name!r} is not supported")

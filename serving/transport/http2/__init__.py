@@ -1,5 +1,0 @@
-"""An HTTP/2 server of ASGI applications (RFC 9113) in the event loop itself: no thread stands between."""
-
-from serving.transport.http2.connection import Connection
-
-__all__ = ["Connection"]

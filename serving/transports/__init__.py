@@ -1,0 +1,1 @@
+"""Ways to carry the RPCs over a network. They know no message."""

@@ -1,0 +1,172 @@
+"""Serves wrapped RPCs over grpc.aio through generic handlers. Knows no message and no domain."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from serving.errors import AddressUnavailable
+from serving.rpc.middleware import REQUEST_ID_KEY, Failure, WireRpc, WireStream, WireUnary
+from serving.rpc.routes import Call
+from serving.rpc.status import DETAILS_KEY
+from serving.transports.tls import TlsFiles
+
+# When grpc stops, calls that it has received and not yet handed over end as CANCELLED, which clients do not
+# retry. So calls are refused as UNAVAILABLE first, for as long as clients need to hear it and turn elsewhere.
+_REFUSING_S = 0.2
+# For the last answers to be written; streams that are still open are cut after it.
+_CLOSING_S = 0.5
+
+# So long the cancellation of a call may come after the end of its messages.
+_CANCELLATION_S = 0.005
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class GrpcServer:
+    """A grpc.aio server. `async with` binds and starts it; `stop` ends it gracefully."""
+
+    def __init__(
+        self,
+        rpcs: Sequence[WireRpc],
+        *,
+        host: str,
+        port: int,
+        max_message_bytes: int,
+        tls: TlsFiles | None = None,
+        shares_port: bool = False,
+    ) -> None:
+        """Store the options.
+
+        Args:
+            rpcs: what it answers.
+            host: to listen on.
+            port: 0 takes a free one.
+            max_message_bytes: of one request.
+            tls: without it calls are in the clear.
+            shares_port: with other processes. Else a port that is taken is an error.
+        """
+        self.host = host
+        self.port = port
+        self._rpcs = rpcs
+        self._tls = tls
+        self._options = (
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", int(shares_port)),  # else a port that is taken is an error
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        )
+        self._server: Any = None
+
+    async def __aenter__(self) -> Self:
+        self._server = grpc.aio.server(options=self._options)
+        self._server.add_generic_rpc_handlers((_Handlers(self._rpcs),))
+        try:
+            self.port = self._bind(f"{self.host}:{self.port}")
+        except RuntimeError as error:
+            raise AddressUnavailable(f"gRPC cannot listen on {self.host}:{self.port}") from error
+        await self._server.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._server.stop(None)
+
+    def _bind(self, address: str) -> int:
+        if self._tls is None:
+            return int(self._server.add_insecure_port(address))
+        return int(self._server.add_secure_port(address, _credentials(self._tls)))
+
+    async def stop(self, *, until: Callable[[], Awaitable[None]], timeout_s: float) -> None:
+        """End running calls gracefully, at most for timeout_s seconds, then close.
+
+        Args:
+            until: refuses new calls, and returns when nothing runs that must be waited for.
+            timeout_s: after which everything is cut.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await until()
+                await asyncio.sleep(_REFUSING_S)
+        except TimeoutError:
+            await self._server.stop(None)
+        else:
+            await self._server.stop(_CLOSING_S)
+
+
+def _credentials(tls: TlsFiles) -> Any:  # noqa: ANN401
+    chain = [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())]
+    client_ca = tls.client_ca_file.read_bytes() if tls.client_ca_file else None
+    return grpc.ssl_server_credentials(chain, client_ca, require_client_auth=client_ca is not None)
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
+    def __init__(self, rpcs: Sequence[WireRpc]) -> None:
+        self._handlers = {rpc.method: _handler(rpc) for rpc in rpcs}
+
+    def service(self, details: Any) -> Any:  # noqa: ANN401
+        """The handler of a method; None makes gRPC answer UNIMPLEMENTED."""
+        return self._handlers.get(details.method)
+
+
+def _handler(rpc: WireRpc) -> Any:  # noqa: ANN401
+    if isinstance(rpc, WireStream):
+        return grpc.stream_stream_rpc_method_handler(_stream(rpc))
+    return grpc.unary_unary_rpc_method_handler(_unary(rpc))
+
+
+def _unary(rpc: WireUnary) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def handle(message: bytes, context: Any) -> bytes:  # noqa: ANN401
+        call = _call(context)
+        try:
+            answer = await rpc.answer(message, call)
+        except Failure as failure:
+            await _abort(context, failure, call)
+            raise
+        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+        return answer
+
+    return handle
+
+
+def _stream(rpc: WireStream) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
+    async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ANN401
+        call = _call(context)
+        try:
+            async for answers in rpc.answer(_complete(messages), call):
+                for answer in answers:
+                    yield answer
+        except Failure as failure:
+            await _abort(context, failure, call)
+
+    return handle
+
+
+async def _complete(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The messages, and their end only where the client meant it.
+
+    Of a call that its client has cancelled grpc.aio ends the messages as if they were all, and cancels the
+    handler a turn of the loop later, or a few.
+    """
+    async for message in messages:
+        yield message
+    await asyncio.sleep(_CANCELLATION_S)
+
+
+def _call(context: Any) -> Call:  # noqa: ANN401
+    remaining_s = context.time_remaining()
+    call = Call({key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)})
+    if remaining_s is not None:
+        call.deadline_s = time.monotonic() + remaining_s
+    return call
+
+
+async def _abort(context: Any, failure: Failure, call: Call) -> None:  # noqa: ANN401
+    status = failure.status.shortened()
+    trailers = ((REQUEST_ID_KEY, call.request_id), (DETAILS_KEY, status.details(call.request_id)))
+    await context.abort(_CODES[status.code], status.message, trailers)

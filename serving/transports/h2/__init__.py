@@ -1,0 +1,1 @@
+"""gRPC, gRPC-Web and Connect over our HTTP server."""

@@ -1,0 +1,165 @@
+"""Requests that are no gRPC, as ASGI: Connect's unary calls are answered, gRPC-Web is translated.
+
+For curl, scripts and browsers, over HTTP/1.1 and HTTP/2: https://connectrpc.com/docs/protocol.
+"""
+
+import base64
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf import descriptor_pool, json_format, message_factory
+from google.rpc import status_pb2
+
+from serving.rpc.middleware import REQUEST_ID_KEY, Failure, WireRpc, WireUnary
+from serving.rpc.routes import Call
+from serving.rpc.status import Code, Status
+from serving.transports.h2.grpc_app import GrpcApp, status_of_failure
+from serving.transports.h2.grpc_framing import Metadata, Pairs, RawHeaders, decompress, too_long
+from serving.transports.h2.grpc_web import GRPC_WEB, GrpcWeb, media_type_of
+from serving.transports.http.asgi import Event, Receive, Send
+
+_JSON, _PROTO = b"application/json", b"application/proto"
+_MAX_TIMEOUT_DIGITS = 10
+
+# The table of Connect's specification, for the codes that this server gives.
+_HTTP_STATUS = {
+    Code.CANCELLED: 499,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.UNAUTHENTICATED: 401,
+}
+
+
+class WebApp:
+    """An ASGI application. A class because it is its table of methods."""
+
+    def __init__(self, rpcs: Sequence[WireRpc], *, max_message_bytes: int) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._grpc_web = GrpcWeb(GrpcApp(rpcs, max_message_bytes=max_message_bytes))
+        self._unary = {rpc.method: rpc for rpc in rpcs if isinstance(rpc, WireUnary)}
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
+        headers: RawHeaders = dict(scope["headers"])
+        media_type = media_type_of(headers)
+        if scope["method"] != "POST":
+            text = b"" if scope["method"] == "HEAD" else b"POST, please\n"
+            await _reply(send, 405, b"text/plain", text, [(b"allow", b"POST")])
+        elif media_type.startswith(GRPC_WEB):
+            await self._grpc_web(scope, receive, send)
+        elif media_type not in (_JSON, _PROTO):
+            text = (
+                b"this port speaks gRPC, gRPC-Web, and Connect with application/json or application/proto\n"
+            )
+            await _reply(send, 415, b"text/plain", text)
+        elif scope["path"] not in self._unary:
+            status = Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "there is no such unary method")
+            await _reply(send, 404, _JSON, _error(status, ""))
+        else:
+            await self._connect(
+                self._unary[scope["path"]], headers, receive, send, is_json=media_type == _JSON
+            )
+
+    async def _connect(
+        self, rpc: WireUnary, headers: RawHeaders, receive: Receive, send: Send, *, is_json: bool
+    ) -> None:
+        call = Call(Metadata(headers))
+        try:
+            call.deadline_s = _deadline_s(headers)
+            body = await self._body(headers, receive)
+            answer = await rpc.answer(_from_json(rpc.method, body) if is_json else body, call)
+            if is_json:
+                answer = _to_json(rpc.method, answer)
+        except Exception as error:  # noqa: BLE001 - every end of a call is told to its client
+            status = status_of_failure(error)
+            if status is not None:
+                text = _error(status, call.request_id)
+                await _reply(send, _HTTP_STATUS[status.code], _JSON, text, _request_id(call))
+            return
+        await _reply(send, 200, _JSON if is_json else _PROTO, answer, _request_id(call))
+
+    async def _body(self, headers: RawHeaders, receive: Receive) -> bytes:
+        chunks, length, more = [], 0, True
+        while more:
+            event = await receive()
+            chunks.append(event.get("body", b""))
+            length += len(chunks[-1])
+            if length > self._max_message_bytes:
+                raise too_long(f"more than {self._max_message_bytes} bytes", self._max_message_bytes)
+            more = event.get("more_body", False)
+        encoding = headers.get(b"content-encoding", b"identity")
+        body = b"".join(chunks)
+        return body if encoding == b"identity" else decompress(body, encoding, self._max_message_bytes)
+
+
+def _deadline_s(headers: RawHeaders) -> float:
+    timeout = headers.get(b"connect-timeout-ms")
+    if timeout is None:
+        return math.inf
+    if not timeout.isdigit() or len(timeout) > _MAX_TIMEOUT_DIGITS:
+        raise _invalid(f"connect-timeout-ms {timeout.decode('ascii', 'replace')!r} is none")
+    return time.monotonic() + int(timeout) / 1000
+
+
+def _from_json(method: str, text: bytes) -> bytes:
+    request = message_factory.GetMessageClass(_method(method).input_type)()
+    try:
+        json_format.Parse(text, request)
+    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(f"the request is no {request.DESCRIPTOR.full_name} in JSON: {error}") from error
+    serialized: bytes = request.SerializeToString()
+    return serialized
+
+
+def _to_json(method: str, answer: bytes) -> bytes:
+    message = message_factory.GetMessageClass(_method(method).output_type).FromString(answer)
+    return json_format.MessageToJson(message, indent=None).encode()
+
+
+def _method(name: str) -> Any:  # noqa: ANN401 - a descriptor
+    service, _, method = name[1:].partition("/")
+    return descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
+
+
+def _error(status: Status, request_id: str) -> bytes:
+    """Connect's error: its code in lower case, and google.rpc's details with their type."""
+    status = status.shortened()
+    packed = status_pb2.Status.FromString(status.details(request_id)).details if request_id else ()
+    details = [
+        {
+            "type": each.type_url.rpartition("/")[2],
+            "value": base64.b64encode(each.value).rstrip(b"=").decode(),
+        }
+        for each in packed
+    ]
+    code = "canceled" if status.code is Code.CANCELLED else status.code.name.lower()
+    return json.dumps({"code": code, "message": status.message, "details": details}).encode()
+
+
+def _invalid(message: str) -> Failure:
+    return Failure(Status(Code.INVALID_ARGUMENT, "INVALID_REQUEST", message))
+
+
+def _request_id(call: Call) -> Pairs:
+    return [(REQUEST_ID_KEY.encode(), call.request_id.encode())] if call.request_id else []
+
+
+async def _reply(
+    send: Send, status: int, content_type: bytes, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    usual = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": [*usual, *headers]})
+    await send({"type": "http.response.body", "body": body})

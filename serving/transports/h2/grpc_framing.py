@@ -1,0 +1,232 @@
+"""gRPC over HTTP/2, from bytes to bytes: frames, timeouts, metadata, compression, trailers. Does no I/O.
+
+As gRPC's doc/PROTOCOL-HTTP2.md and doc/compression.md say it.
+"""
+
+import binascii
+import gzip
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from urllib.parse import quote
+
+from serving.rpc.middleware import REQUEST_ID_KEY, Failure
+from serving.rpc.routes import Call
+from serving.rpc.status import DETAILS_KEY, Code, Status
+from serving.transports.http.byte_buffer import Chunks
+
+CONTENT_TYPE = b"application/grpc"
+PREFIX = struct.Struct(">BI")  # one byte that says whether the message is compressed, and its length
+
+_PLAIN, _COMPRESSED = 0, 1
+_WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_IDENTITY = b"identity"
+_UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_MAX_TIMEOUT_DIGITS = 8
+# Everything printable but the per cent sign.
+_UNQUOTED = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_NOT_METADATA = frozenset(
+    {"te", "content-type", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "host"}
+)
+
+RawHeaders = dict[bytes, bytes]
+Pairs = list[tuple[bytes, bytes]]
+
+
+class Metadata(Mapping[str, str]):
+    """The text metadata of a call. A class because few keys are ever asked for: they are decoded then."""
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: RawHeaders) -> None:
+        self._headers = headers
+
+    def __getitem__(self, key: str) -> str:
+        if not _is_text_metadata(key):
+            raise KeyError(key)
+        return self._headers[key.encode()].decode("utf-8", "replace")
+
+    def get(self, key: str, default: str = "") -> str:  # type: ignore[override]  # text is all there is
+        """As of every mapping; spelled out because it is called for every call."""
+        value = self._headers.get(key.encode())
+        return default if value is None or not _is_text_metadata(key) else value.decode("utf-8", "replace")
+
+    def __iter__(self) -> Iterator[str]:
+        return filter(_is_text_metadata, (key.decode("utf-8", "replace") for key in self._headers))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Frames:
+    """Cuts a request's body into messages, however it is chunked. A class because it holds what is half."""
+
+    def __init__(self, encoding: bytes, max_message_bytes: int) -> None:
+        self._encoding = encoding
+        self._max_message_bytes = max_message_bytes
+        self._held = Chunks()
+        self._wanted_bytes = PREFIX.size
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take a chunk; return the messages that it completes.
+
+        Raises:
+            Failure: a message is too long, which is known before it is read, or is not framed as gRPC.
+        """
+        self._held.append(chunk)
+        if self._held.size < self._wanted_bytes:
+            return []
+        body, offset, messages = self._held.take(), 0, []
+        while len(body) - offset >= PREFIX.size:
+            flag, length = PREFIX.unpack_from(body, offset)
+            self._check(flag, length)
+            end = offset + PREFIX.size + length
+            if end > len(body):
+                break
+            message = body[offset + PREFIX.size : end]
+            messages.append(decompress(message, self._encoding, self._max_message_bytes) if flag else message)
+            offset = end
+        self._hold(body[offset:])
+        return messages
+
+    def close(self) -> None:
+        """The body has ended.
+
+        Raises:
+            Failure: it ended inside a message.
+        """
+        if self._held.size:
+            raise malformed(f"the request ended inside a message, after {self._held.size} of its bytes")
+
+    def _hold(self, rest: bytes) -> None:
+        self._held.append(rest)
+        self._wanted_bytes = PREFIX.size
+        if len(rest) >= PREFIX.size:
+            self._wanted_bytes += PREFIX.unpack_from(rest)[1]
+
+    def _check(self, flag: int, length: int) -> None:
+        if flag not in (_PLAIN, _COMPRESSED):
+            raise malformed(f"a message begins with {flag}, expected 0 (plain) or 1 (compressed)")
+        if length > self._max_message_bytes:
+            raise too_long(f"{length} bytes", self._max_message_bytes)
+
+
+def frame(message: bytes, *, compressed: bool = False) -> bytes:
+    """A message as it goes over the wire; with gzip where asked for."""
+    if compressed:
+        squeezed = gzip.compress(message, compresslevel=1, mtime=0)
+        return PREFIX.pack(_COMPRESSED, len(squeezed)) + squeezed
+    return PREFIX.pack(_PLAIN, len(message)) + message
+
+
+def decompress(message: bytes, encoding: bytes, max_message_bytes: int) -> bytes:
+    """Undo gzip or deflate, and stop where the result grows too long: a bomb costs no more than the limit."""
+    bits = _WINDOW_BITS.get(encoding)
+    if bits is None:
+        raise malformed("a message is compressed, and grpc-encoding names no compression")
+    stream = zlib.decompressobj(bits)
+    try:
+        plain = stream.decompress(message, max_message_bytes + 1)
+    except zlib.error as error:
+        raise malformed(f"a message is no {encoding.decode()}") from error
+    if len(plain) > max_message_bytes:
+        raise too_long(f"more than {max_message_bytes} bytes when decompressed", max_message_bytes)
+    if not stream.eof:
+        raise malformed(f"a message ends inside its {encoding.decode()} stream")
+    return plain
+
+
+def encoding_of(headers: RawHeaders) -> bytes:
+    """How the messages of a request are compressed.
+
+    Raises:
+        Failure: UNIMPLEMENTED, in a way that is not known here.
+    """
+    encoding = headers.get(b"grpc-encoding", _IDENTITY)
+    if encoding != _IDENTITY and encoding not in _WINDOW_BITS:
+        text = encoding.decode("ascii", "replace")
+        raise Failure(
+            Status(Code.UNIMPLEMENTED, "UNKNOWN_ENCODING", f"grpc-encoding {text!r} is none of gzip, deflate")
+        )
+    return encoding
+
+
+def takes_gzip(headers: RawHeaders) -> bool:
+    """Whether to answer in gzip: the client does so itself, and takes it."""
+    if headers.get(b"grpc-encoding") != b"gzip":
+        return False
+    return b"gzip" in headers.get(b"grpc-accept-encoding", b"").replace(b" ", b"").split(b",")
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """application/grpc, application/grpc+proto, application/grpc;charset=...; not application/grpc-web."""
+    return content_type == CONTENT_TYPE or (
+        content_type[: len(CONTENT_TYPE)].lower() == CONTENT_TYPE
+        and content_type[len(CONTENT_TYPE) : len(CONTENT_TYPE) + 1] in (b"+", b";", b" ", b"")
+    )
+
+
+def open_call(headers: RawHeaders) -> Call:
+    """What the headers say of a call.
+
+    Raises:
+        Failure: its timeout is none, or is over.
+    """
+    call = Call(Metadata(headers))
+    timeout = headers.get(b"grpc-timeout")
+    if timeout is not None:
+        call.deadline_s = time.monotonic() + parse_timeout_s(timeout)
+    return call
+
+
+def parse_timeout_s(timeout: bytes) -> float:
+    """Seconds of a grpc-timeout, such as 100m. At most eight digits and a unit."""
+    digits, unit_s = timeout[:-1], _UNITS_S.get(timeout[-1:])
+    if unit_s is None or not digits.isdigit() or len(digits) > _MAX_TIMEOUT_DIGITS:
+        raise malformed(f"grpc-timeout {timeout.decode('ascii', 'replace')!r} is none")
+    return int(digits) * unit_s
+
+
+def ending(status: Status, request_id: str) -> Pairs:
+    """The trailers of a call that failed."""
+    status = status.shortened()
+    pairs = [
+        (b"grpc-status", b"%d" % status.code),
+        (b"grpc-message", _quote(status.message)),
+    ]
+    if request_id:
+        pairs.append((REQUEST_ID_KEY.encode(), request_id.encode()))
+        details = binascii.b2a_base64(status.details(request_id), newline=False).rstrip(b"=")
+        pairs.append((DETAILS_KEY.encode(), details))
+    return pairs
+
+
+def _quote(message: str) -> bytes:
+    """Percent-encoded; spaces only at its ends, where HTTP would take them off."""
+    quoted = quote(message, safe=_UNQUOTED)
+    if quoted.startswith(" "):
+        quoted = "%20" + quoted[1:]
+    if quoted.endswith(" "):
+        quoted = quoted[:-1] + "%20"
+    return quoted.encode()
+
+
+def malformed(message: str) -> Failure:
+    """What came is no gRPC."""
+    return Failure(Status(Code.INTERNAL, "MALFORMED", message))
+
+
+def too_long(length: str, max_message_bytes: int) -> Failure:
+    """A message is longer than the server takes."""
+    return Failure(
+        Status(
+            Code.RESOURCE_EXHAUSTED,
+            "MESSAGE_TOO_LONG",
+            f"a message is {length}, limit is {max_message_bytes}",
+        )
+    )
+
+
+def _is_text_metadata(key: str) -> bool:
+    return not key.endswith("-bin") and key not in _NOT_METADATA

@@ -1,0 +1,1 @@
+"""An HTTP server for HTTP/1.1 and HTTP/2."""

@@ -1,0 +1,200 @@
+"""The batching policy as a pure function: it needs no clock and no event loop."""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from serving.batching.policy import BatchPolicy, Decision, Waiting, take_batch
+
+LARGEST = 8
+# Multiples of 1/8: sums and differences of times are exact.
+TIMES_S = st.integers(0, 80).map(lambda eighths: eighths / 8)
+NOW_S = TIMES_S.map(lambda time_s: time_s + 10)  # nobody arrives later than now
+DEADLINES_S = st.integers(0, 200).map(lambda eighths: eighths / 8) | st.just(math.inf)
+SIZES = st.integers(1, LARGEST)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What hypothesis draws for one waiting request."""
+
+    size: int
+    arrived_s: float
+    deadline_s: float
+    gone: bool
+
+
+ENTRIES = st.lists(st.builds(Entry, SIZES, TIMES_S, DEADLINES_S, st.booleans()), max_size=12).map(
+    lambda entries: sorted(entries, key=lambda entry: entry.arrived_s)
+)
+POLICIES = st.builds(BatchPolicy, st.integers(LARGEST, 2 * LARGEST), TIMES_S.filter(bool) | st.just(0.0))
+PREFERENCES = st.lists(SIZES, unique=True, max_size=3).map(tuple)
+
+Queue = Callable[..., list[Waiting]]
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[Queue]:
+    """Make a queue of entries."""
+    loop = asyncio.new_event_loop()
+
+    def make(*entries: Entry) -> list[Waiting]:
+        waiting = [
+            Waiting(
+                np.zeros((each.size, 1, 1, 1), np.uint8),
+                each.arrived_s,
+                each.deadline_s,
+                asyncio.Future(loop=loop),
+                each.arrived_s,
+            )
+            for each in entries
+        ]
+        for each, drawn in zip(waiting, entries, strict=True):
+            if drawn.gone:
+                each.answer.cancel()
+        return waiting
+
+    yield make
+    loop.close()
+
+
+@given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES)
+def test_every_wanted_request_has_one_place_and_keeps_its_turn(
+    queue: Queue, entries: list[Entry], now_s: float, policy: BatchPolicy
+) -> None:
+    """Late, batch and rest share out who still waits; batch before rest is the order of the queue."""
+    waiting = queue(*entries)
+    decision = take_batch(waiting, now_s, policy)
+    assert not any(each.gone for each in decision.batch + decision.late)
+    assert all(each.deadline_s <= now_s for each in decision.late)
+    assert all(each.deadline_s > now_s for each in decision.batch)
+    placed = decision.batch + decision.late + decision.rest
+    assert len({id(each) for each in placed}) == len(placed)
+    assert {each for each in waiting if not each.gone} <= set(placed)
+    places = [waiting.index(each) for each in decision.batch + decision.rest]
+    assert places == sorted(places)
+
+
+@given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES)
+def test_a_batch_is_as_large_as_its_turn_allows_and_never_too_large(
+    queue: Queue, entries: list[Entry], now_s: float, policy: BatchPolicy
+) -> None:
+    """A batch never exceeds max_batch_size, and the first request left behind would not have fitted."""
+    decision = take_batch(queue(*entries), now_s, policy)
+    assert _total(decision.batch) <= policy.max_batch_size
+    if decision.batch and decision.rest:
+        assert _total(decision.batch) + decision.rest[0].size > policy.max_batch_size
+
+
+@given(entries=ENTRIES, now_s=NOW_S)
+def test_without_a_delay_nobody_waits_for_company(queue: Queue, entries: list[Entry], now_s: float) -> None:
+    """By default whoever is there runs now, however few they are."""
+    decision = take_batch(queue(*entries), now_s, BatchPolicy(LARGEST))
+    anyone = any(not entry.gone and entry.deadline_s > now_s for entry in entries)
+    assert bool(decision.batch) == anyone
+    assert decision.wait_s == 0
+
+
+@example(
+    entries=[Entry(1, 0.0, 0.5, gone=False), Entry(1, 0.25, math.inf, gone=False)],
+    now_s=0.25,
+    policy=BatchPolicy(LARGEST, 0.5),
+)
+@given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES)
+def test_a_delay_lasts_exactly_until_the_oldest_has_waited_for_it(
+    queue: Queue, entries: list[Entry], now_s: float, policy: BatchPolicy
+) -> None:
+    """It waits only for a batch that could grow, and until oldest + delay, not sooner and not later."""
+    waiting = queue(*entries)
+    decision = take_batch(waiting, now_s, policy)
+    alive = [each for each in waiting if not each.gone and each.deadline_s > now_s]
+    could_grow = _total(alive) < policy.max_batch_size
+    until_s = alive[0].arrived_s + policy.max_queue_delay_s if alive else now_s
+    if alive and could_grow and until_s > now_s:
+        assert decision == Decision([], decision.late, alive, until_s - now_s)
+        if alive[0].deadline_s > until_s:  # else the next oldest decides
+            assert take_batch(waiting, until_s, policy).wait_s == 0
+    else:
+        assert decision.wait_s == 0
+        assert bool(decision.batch) == bool(alive)
+
+
+@given(
+    arrivals=st.lists(st.lists(SIZES, max_size=4), min_size=1, max_size=20),
+    policy=POLICIES,
+    steps_s=st.lists(TIMES_S, min_size=20, max_size=20),
+)
+def test_the_oldest_is_never_overtaken(
+    queue: Queue, arrivals: list[list[int]], policy: BatchPolicy, steps_s: list[float]
+) -> None:
+    """However others arrive, each decision takes the oldest or names the time at which it will."""
+    now_s, waiting = 0.0, []
+    for sizes, step_s in zip(arrivals, steps_s, strict=False):
+        waiting += queue(*[Entry(size, now_s, math.inf, gone=False) for size in sizes])
+        decision = take_batch(waiting, now_s, policy)
+        if decision.batch:
+            assert decision.batch[0] is waiting[0]
+        elif waiting:
+            assert 0 < decision.wait_s == waiting[0].arrived_s + policy.max_queue_delay_s - now_s
+        waiting = decision.rest
+        now_s += step_s
+
+
+@given(sizes=st.lists(SIZES, min_size=1, max_size=30), policy=POLICIES)
+def test_a_queue_empties_in_as_many_decisions_as_it_has_requests_or_fewer(
+    queue: Queue, sizes: list[int], policy: BatchPolicy
+) -> None:
+    """Every decision that is due makes progress."""
+    waiting = queue(*[Entry(size, 0, math.inf, gone=False) for size in sizes])
+    for _ in sizes:
+        waiting = take_batch(waiting, policy.max_queue_delay_s, policy).rest
+    assert not waiting
+
+
+def test_a_full_batch_does_not_wait(queue: Queue) -> None:
+    """With a delay of 9 s, a batch that is full goes at once."""
+    waiting = queue(*[Entry(4, 0, math.inf, gone=False)] * 2)
+    assert take_batch(waiting, 0, BatchPolicy(8, 9.0)).batch == waiting
+
+
+def test_a_batch_that_a_large_request_blocks_does_not_wait(queue: Queue) -> None:
+    """What stands behind cannot join, so waiting would help nobody."""
+    small, large, last = waiting = queue(*[Entry(size, 0, math.inf, gone=False) for size in (1, 8, 1)])
+    decision = take_batch(waiting, 0, BatchPolicy(8, 9.0))
+    assert decision == Decision([small], [], [large, last])
+
+
+@given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES, preferred=PREFERENCES)
+def test_a_preferred_size_goes_at_once_and_changes_nothing_else(
+    queue: Queue,
+    entries: list[Entry],
+    now_s: float,
+    policy: BatchPolicy,
+    preferred: tuple[int, ...],
+) -> None:
+    """Where others would wait, the first requests go if they make up a preferred size."""
+    waiting = queue(*entries)
+    plain = take_batch(waiting, now_s, policy)
+    decision = take_batch(waiting, now_s, replace(policy, preferred_sizes=preferred))
+    sums = [_total(plain.rest[:length]) for length in range(1, len(plain.rest) + 1)]
+    if plain.batch or set(sums).isdisjoint(preferred):
+        assert decision == plain
+    else:
+        assert _total(decision.batch) == max(set(sums) & set(preferred))
+        assert decision.batch + decision.rest == plain.rest
+
+
+def test_a_deadline_that_is_now_is_late(queue: Queue) -> None:
+    """A deadline is the first moment at which the answer is worth nothing."""
+    waiting = queue(Entry(1, 0, 5.0, gone=False))
+    assert take_batch(waiting, 5.0, BatchPolicy(8)).late == waiting
+
+
+def _total(waiting: list[Waiting]) -> int:
+    return sum(each.size for each in waiting)

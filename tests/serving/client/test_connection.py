@@ -1,0 +1,80 @@
+"""What both clients are made of: channels in the clear and over TLS."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.client.client import AsyncClient, CallFailed, Client
+from serving.errors import UsageError
+from serving.server import Server
+
+RED = np.full((8, 8, 3), (255, 0, 0), np.uint8)  # (H, W, 3) RGB
+
+Serve = Callable[..., AbstractAsyncContextManager[Server]]
+
+
+@pytest.fixture(params=["h2", "grpc"])
+def serve_tls(
+    request: pytest.FixtureRequest, publish: Callable[..., object], serve: Serve, certificates: Path
+) -> Serve:
+    """A server that wants certificates of its clients, over either transport."""
+    publish()
+    files = {"cert_file": "server.pem", "key_file": "server.key", "client_ca_file": "ca.pem"}
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[Server]:
+        options = {f"tls_{name}": certificates / file for name, file in files.items()}
+        async with serve(transport=request.param, **options) as server:
+            yield server
+
+    return running
+
+
+def _shown(folder: Path, name: str) -> dict[str, Path]:
+    return {
+        "tls_ca_file": folder / "ca.pem",
+        "tls_cert_file": folder / f"{name}.pem",
+        "tls_key_file": folder / f"{name}.key",
+    }
+
+
+async def test_a_client_with_its_certificate_is_answered(serve_tls: Serve, certificates: Path) -> None:
+    """The whole server, and our own client, over mutual TLS."""
+    async with serve_tls() as server:
+        files: dict[str, Any] = _shown(certificates, "client")
+        async with AsyncClient(f"localhost:{server.grpc.port}", **files) as client:
+            assert (await client.classify(RED, model="colours")).top.label == "red"
+
+
+async def test_a_client_with_a_certificate_of_somebody_else_is_not(
+    serve_tls: Serve, certificates: Path
+) -> None:
+    """Nor one that trusts nobody, and speaks in the clear."""
+    async with serve_tls() as server:
+        for files in (_shown(certificates, "other-client"), {}):
+            shown: dict[str, Any] = files
+            async with AsyncClient(f"localhost:{server.grpc.port}", attempts=1, **shown) as client:
+                with pytest.raises(CallFailed) as caught:
+                    await client.classify(RED, model="colours")
+                assert caught.value.code == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tls_ca_file": "nowhere.pem"}, r"nowhere\.pem cannot be read: No such file"),
+        ({"tls_ca_file": "ca.pem", "tls_cert_file": "client.pem"}, "belong together"),
+        ({"tls_cert_file": "client.pem", "tls_key_file": "client.key"}, "need tls_ca_file"),
+    ],
+)
+def test_files_that_cannot_do_are_told_at_once(
+    certificates: Path, kind: Any, files: dict[str, str], message: str
+) -> None:
+    """Before anything is called."""
+    with pytest.raises(UsageError, match=message):
+        kind("localhost:1", **{name: certificates / file for name, file in files.items()})

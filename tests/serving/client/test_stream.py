@@ -1,0 +1,264 @@
+"""Streams of the Python client against real servers: order, failures, pace, errors, leaving."""
+
+import asyncio
+import io
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.client.client import AsyncClient, CallFailed, Client, ImageFailure, Prediction
+from serving.errors import InvalidRequest
+
+STREAM = "/lenserve.v1.Classifier/ClassifyStream"
+CLASSIFY = "/lenserve.v1.Classifier/Classify"
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def _plain(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 4), COLOURS[colour]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _told(result: Prediction | ImageFailure) -> str:
+    return result.top.label if isinstance(result, Prediction) else result.reason
+
+
+def _address(server: Any) -> str:
+    return f"127.0.0.1:{server.grpc.port}"
+
+
+def _calls(server: Any, method: str, code: str = "OK") -> float:
+    labels = {"method": method, "code": code}
+    return server.metrics.registry.get_sample_value("lenserve_requests_total", labels) or 0
+
+
+@pytest.fixture
+async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[Any]:
+    """A real server of one model."""
+    publish()
+    async with serve() as server:
+        yield server
+
+
+async def _stream(kind: type[Client | AsyncClient], address: str, images: Any, **options: Any) -> list[Any]:
+    """All results of one stream of either client."""
+    options = {"model": "colours", **options}
+    if kind is AsyncClient:
+        async with AsyncClient(address) as client:
+            return [result async for result in client.classify_stream(images, **options)]
+
+    def ask() -> list[Any]:
+        with Client(address) as client:
+            return list(client.classify_stream(images, **options))
+
+    return await asyncio.to_thread(ask)
+
+
+both = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+@both
+async def test_results_come_in_order_over_one_stream(server: Any, kind: type[Client | AsyncClient]) -> None:
+    """Three hundred images, one call."""
+    names = [("red", "green", "blue")[n % 3] for n in range(300)]
+
+    results = await _stream(kind, _address(server), map(_plain, names), top_k=1)
+
+    assert list(map(_told, results)) == names
+    assert {result.version for result in results} == {1}
+    assert (_calls(server, STREAM), _calls(server, CLASSIFY)) == (1, 0)
+
+
+@both
+async def test_bad_images_are_results_in_their_places(
+    server: Any, kind: type[Client | AsyncClient], tmp_path: Path
+) -> None:
+    """Exactly as classify_all says, whether this side or the server finds them bad; also first and last."""
+    images = [
+        tmp_path / "missing.png",
+        tmp_path / "missing.png",
+        _plain("red"),
+        b"no image",
+        np.zeros((2, 2, 9), np.uint8),
+        b"",
+        _plain("green"),
+        tmp_path / "missing.png",
+    ]
+
+    results = await _stream(kind, _address(server), images)
+
+    async with AsyncClient(_address(server)) as client:
+        assert results == await client.classify_all(images, model="colours", images_per_request=1)
+    assert [_told(results[place]) for place in (0, 2, 3, 6)] == [
+        "UNDECODABLE_IMAGE",
+        "red",
+        "UNDECODABLE_IMAGE",
+        "green",
+    ]
+
+
+@both
+async def test_nothing_to_send_is_nothing_to_take(server: Any, kind: type[Client | AsyncClient]) -> None:
+    """No image, or none that can be sent."""
+    assert await _stream(kind, _address(server), []) == []
+    (failure,) = await _stream(kind, _address(server), ["/nowhere/x.png"])
+    assert failure.reason == "UNDECODABLE_IMAGE"
+
+
+@both
+async def test_a_failure_of_all_images_ends_the_stream(server: Any, kind: type[Client | AsyncClient]) -> None:
+    """An unknown model is no result of an image."""
+    with pytest.raises(CallFailed, match="NOT_FOUND: there is no model 'shapes'") as caught:
+        await _stream(kind, _address(server), [_plain("red")] * 3, model="shapes")
+
+    assert caught.value.cause == "UNKNOWN_MODEL"
+
+
+@both
+async def test_an_error_of_the_source_comes_after_the_results_before_it(
+    server: Any, kind: type[Client | AsyncClient]
+) -> None:
+    """What the images themselves raise reaches the caller, though they are read elsewhere."""
+    results = []
+
+    def images() -> Iterator[bytes]:
+        yield _plain("red")
+        yield _plain("blue")
+        raise RuntimeError("the camera was unplugged")
+
+    async def take() -> None:
+        if kind is AsyncClient:
+            async with AsyncClient(_address(server)) as client:
+                async for result in client.classify_stream(images(), model="colours"):
+                    results.append(result)  # noqa: PERF401 - what comes before the error counts
+        else:
+
+            def ask() -> None:
+                with Client(_address(server)) as client:
+                    results.extend(client.classify_stream(images(), model="colours"))
+
+            await asyncio.to_thread(ask)
+
+    with pytest.raises(RuntimeError, match="unplugged"):
+        await take()
+    if kind is AsyncClient:
+        assert list(map(_told, results)) == ["red", "blue"]
+
+
+@both
+async def test_what_is_no_image_at_all_is_an_error(server: Any, kind: type[Client | AsyncClient]) -> None:
+    """A mistake of the caller, as in classify_all."""
+    with pytest.raises(InvalidRequest, match="NoneType is no image"):
+        await _stream(kind, _address(server), [_plain("red"), None])
+
+
+@both
+async def test_an_endless_source_is_read_as_far_as_the_server_takes_it(
+    server: Any, kind: type[Client | AsyncClient]
+) -> None:
+    """Leaving ends the call; the source was read a little further than the results, and not for ever."""
+    taken = itertools.count()
+    images = (_plain("red") for _ in taken)
+
+    async def first_three() -> list[Any]:
+        if kind is AsyncClient:
+            async with AsyncClient(_address(server)) as client:
+                stream = client.classify_stream(images, model="colours")
+                results = [await anext(stream) for _ in range(3)]
+                await stream.aclose()
+                return results
+
+        def ask() -> list[Any]:
+            with Client(_address(server)) as client:
+                stream = client.classify_stream(images, model="colours")
+                results = [next(stream) for _ in range(3)]
+                stream.close()
+                return results
+
+        return await asyncio.to_thread(ask)
+
+    assert list(map(_told, await first_three())) == ["red"] * 3
+    async with asyncio.timeout(10):
+        while not _calls(server, STREAM, "CANCELLED"):  # noqa: ASYNC110 - the end of a call sets no event
+            await asyncio.sleep(0)
+    assert next(taken) < 10_000
+
+
+async def test_images_may_come_asynchronously(server: Any) -> None:
+    """The next image is sent when it is there; the results of those before it do not wait for it."""
+    sending: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def camera() -> AsyncIterator[bytes]:
+        while (image := await sending.get()) is not None:
+            yield image
+
+    async with AsyncClient(_address(server)) as client:
+        stream = client.classify_stream(camera(), model="colours", top_k=1)
+        told = []
+        for name in ("red", "blue", "green"):
+            sending.put_nowait(_plain(name))
+            told.append(_told(await anext(stream)))
+        sending.put_nowait(None)
+        assert [result async for result in stream] == []
+
+    assert told == ["red", "blue", "green"]
+
+
+@both
+async def test_a_full_server_is_asked_again_image_by_image(
+    publish: Callable[..., object], serve_gated: Callable[..., Any], kind: type[Client | AsyncClient]
+) -> None:
+    """With one place inside, a stream of five gets them all answered, in order, by calls with retries."""
+    publish()
+    names = ["red", "green", "blue", "red", "green"]
+    async with serve_gated(max_pending_images=1) as server:
+        server.engine.close()
+        stream = asyncio.create_task(_stream(kind, _address(server), list(map(_plain, names))))
+        refused = {"method": STREAM, "code": "RESOURCE_EXHAUSTED"}
+        async with asyncio.timeout(10):
+            while not server.metrics.registry.get_sample_value(  # noqa: ASYNC110 - nothing tells of it
+                "lenserve_stream_messages_total", refused
+            ):
+                await asyncio.sleep(0)
+        server.engine.gate.set()
+
+        assert list(map(_told, await stream)) == names
+        assert _calls(server, CLASSIFY) >= 1
+
+
+@both
+async def test_a_stream_keeps_its_deadline(
+    publish: Callable[..., object], serve_gated: Callable[..., Any], kind: type[Client | AsyncClient]
+) -> None:
+    """timeout_s is for the whole stream."""
+    publish()
+    async with serve_gated() as server:
+        server.engine.close()
+        with pytest.raises(CallFailed, match=r"^DEADLINE_EXCEEDED: "):
+            await _stream(kind, _address(server), [_plain("red")], timeout_s=0.2)
+
+
+@both
+async def test_a_token_goes_with_a_stream(
+    publish: Callable[..., object],
+    serve: Callable[..., Any],
+    tmp_path: Path,
+    kind: type[Client | AsyncClient],
+) -> None:
+    """Without it the stream is refused."""
+    publish()
+    file = tmp_path / "tokens.toml"
+    file.write_text('[tokens]\n"abc" = ["colours"]\n')
+    async with serve(token_file=file) as server:
+        with pytest.raises(CallFailed, match=r"^UNAUTHENTICATED: "):
+            await _stream(kind, _address(server), [_plain("red")])
+        async with AsyncClient(_address(server), token="abc") as client:  # noqa: S106
+            (result,) = [each async for each in client.classify_stream([_plain("red")], model="colours")]
+
+    assert _told(result) == "red"

@@ -1,0 +1,318 @@
+"""Engines of workers, and the owner that runs them: real sockets and memory, and networks behind a gate."""
+
+import asyncio
+import errno
+import gc
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.batching.policy import BatchPolicy
+from serving.bundle.images import Pixels
+from serving.engine.base import Device, Output
+from serving.engine.onnx import OnnxEngine
+from serving.engine.remote import client as remote_engine
+from serving.engine.remote.client import RemoteEngine
+from serving.engine.remote.protocol import MAX_WORDS_BYTES
+from serving.errors import BundleError, EngineError, ModelUnavailable
+from serving.processes.device_server import Owner
+from tests.serving.conftest import LogEvents, RefuseAccepts
+
+LARGEST = 8
+
+
+class Rig:
+    """An owner whose engines echo, and the socket that outlives it."""
+
+    def __init__(self, folder: Path, engine: Any) -> None:
+        self.engine = engine
+        self.path = folder / "owner.sock"
+        self.file = folder / "model.onnx"
+        self.file.write_bytes(b"")
+        self.loads = 0
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.path))
+        self.listener.listen()
+        self.owner: Owner | None = None
+
+    def load(self, file: Path) -> Any:
+        """What the owner does for a file."""
+        if file.name == "broken.onnx":
+            raise BundleError(f"{file} cannot be loaded: it is broken")
+        if file.name == "wordy.onnx":
+            raise BundleError(f"{file} cannot be loaded: {'é' * MAX_WORDS_BYTES}")
+        if file.name == "symbolic.onnx":
+            np.zeros((1, "height", "width", 3), np.uint8)
+        self.loads += 1
+        return FlatEngine() if file.name == "flat.onnx" else self.engine
+
+    @asynccontextmanager
+    async def owning(self) -> AsyncIterator[Owner]:
+        """Own, and at the end die: connections are cut."""
+        self.owner = Owner(self.load, BatchPolicy(LARGEST))
+        serving = asyncio.create_task(self.owner.serve(self.listener))
+        try:
+            yield self.owner
+        finally:
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    async def connect(self, file: Path | None = None) -> RemoteEngine:
+        """The engine of one worker."""
+        return await asyncio.to_thread(RemoteEngine.load, file or self.file, owner=self.path)
+
+
+class FlatEngine:
+    """Its probabilities have one dimension: no graph of ours."""
+
+    def run(self, images: Pixels) -> Output:
+        """(N,) and (N, 1)."""
+        return Output(np.ones(len(images), np.float32), np.ones((len(images), 1), np.float32))
+
+
+@pytest.fixture
+def rig(tmp_path: Path, fake_engine: Callable[..., Any]) -> Any:
+    """An owner of engines that echo; those with 13 fail."""
+    rig = Rig(tmp_path, fake_engine(poison=[13]))
+    yield rig
+    rig.listener.close()
+
+
+def _images(*samples: int) -> Pixels:
+    return np.full((len(samples), 4, 5, 3), np.array(samples, np.uint8).reshape(-1, 1, 1, 1))
+
+
+def _said(output: Output) -> list[int]:
+    assert np.array_equal(output.embedding, -output.probabilities)
+    return output.probabilities[:, 0].astype(int).tolist()
+
+
+async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
+    """Six workers at once, batches of every size: whatever a batch is joined with."""
+    random = np.random.default_rng(0)
+    async with rig.owning() as owner:
+        engines = [await rig.connect() for _ in range(6)]
+
+        async def run_often(engine: RemoteEngine) -> None:
+            for _ in range(30):
+                samples = random.integers(20, 256, random.integers(1, LARGEST + 1)).tolist()
+                assert _said(await asyncio.to_thread(engine.run, _images(*samples))) == samples
+
+        await asyncio.wait_for(asyncio.gather(*map(run_often, engines)), 60)
+        assert rig.loads == 1
+        assert max(map(len, rig.engine.runs)) <= LARGEST
+        assert sum(map(len, rig.engine.runs)) > len(rig.engine.runs)
+        engines.clear()
+        gc.collect()
+        await asyncio.wait_for(owner.unused(), 20)
+
+
+async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
+    rig: Rig, publish: Callable[..., Any]
+) -> None:
+    """On CUDA that waits for captures, and the event loop answers other workers meanwhile."""
+    threads = list[threading.Thread]()
+
+    class Noted(OnnxEngine):
+        def close(self) -> None:
+            threads.append(threading.current_thread())
+            super().close()
+
+    device = Device("cpu", 0, "tests")
+    rig.engine = Noted.load(publish().model_file, device, threads=1, max_batch_size=LARGEST)
+    async with rig.owning() as owner:
+        engine = await rig.connect()
+        images = np.zeros((2, 8, 8, 3), np.uint8)
+        assert len((await asyncio.to_thread(engine.run, images)).probabilities) == 2
+        assert not threads
+        del engine
+        gc.collect()
+        await asyncio.wait_for(owner.unused(), 20)
+        async with asyncio.timeout(20):
+            while rig.engine._session is not None:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+async def test_a_batch_that_fails_fails_alone(rig: Rig) -> None:
+    """It was joined with that of another worker, which has its answer; the connection stays."""
+    async with rig.owning():
+        busy, good, bad = [await rig.connect() for _ in range(3)]
+        rig.engine.gate.clear()
+        first = asyncio.ensure_future(asyncio.to_thread(busy.run, _images(1)))
+        assert await asyncio.to_thread(rig.engine.entered.wait, 20)
+        others = [asyncio.to_thread(engine.run, _images(n)) for engine, n in ((good, 2), (bad, 13))]
+        waiting = asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)
+        rig.engine.gate.set()
+        assert _said(await first) == [1]
+        answered, failed = await asyncio.wait_for(waiting, 20)
+        assert _said(answered) == [2]
+        assert isinstance(failed, EngineError)
+        assert "is poisoned" in str(failed)
+        assert _said(await asyncio.to_thread(bad.run, _images(3))) == [3]
+
+
+async def test_what_cannot_be_loaded_is_refused_with_the_owners_reason(rig: Rig) -> None:
+    """As if the worker had tried itself."""
+    async with rig.owning() as owner:
+        broken = rig.file.with_name("broken.onnx")
+        with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: No such file"):
+            await rig.connect(broken)
+        broken.write_bytes(b"")
+        with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: it is broken"):
+            await rig.connect(broken)
+        assert not owner.loaded
+
+
+@pytest.mark.parametrize("folder", ["a", "ab"])
+async def test_a_reason_that_is_too_long_is_cut(rig: Rig, folder: str) -> None:
+    """Wherever the cut falls, in the middle of a character too."""
+    file = rig.file.parent / folder / "wordy.onnx"
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    async with rig.owning():
+        with pytest.raises(BundleError, match=r"wordy\.onnx cannot be loaded: é{30000}") as refused:
+            await rig.connect(file)
+    assert len(str(refused.value)) < MAX_WORDS_BYTES
+
+
+async def test_a_file_s_name_may_be_any_bytes(rig: Rig) -> None:
+    """As Linux lets it: it is found, and where it is not, the reason is told all the same."""
+    file = rig.file.with_name(os.fsdecode(b"caf\xe9.onnx"))
+    async with rig.owning():
+        with pytest.raises(BundleError, match=r"caf\?\.onnx cannot be loaded: No such file"):
+            await rig.connect(file)
+        file.write_bytes(b"")
+        assert _said(await asyncio.to_thread((await rig.connect(file)).run, _images(5))) == [5]
+
+
+@pytest.mark.parametrize("name", ["symbolic.onnx", "flat.onnx"])
+async def test_what_nobody_foresaw_is_told_to_its_worker_alone(
+    rig: Rig, log_events: LogEvents, name: str
+) -> None:
+    """A network that trips the owner up when it is loaded or run: others carry on, and the log says where."""
+    file = rig.file.with_name(name)
+    file.write_bytes(b"")
+    async with rig.owning() as owner:
+        other = await rig.connect()
+        (loaded,) = owner.loaded.values()
+        if name == "symbolic.onnx":
+            with pytest.raises(BundleError, match=r"symbolic\.onnx cannot be loaded: 'str' object"):
+                await asyncio.wait_for(rig.connect(file), 20)
+        else:
+            engine = await rig.connect(file)
+            with pytest.raises(EngineError, match="the network failed: tuple index out of range"):
+                await asyncio.wait_for(asyncio.to_thread(engine.run, _images(1)), 20)
+        assert _said(await asyncio.to_thread(other.run, _images(2))) == [2]
+        assert loaded.users == 1  # by the connection that was there before
+    (record,) = log_events.named("unforeseen_error")
+    assert record.exc_info
+
+
+async def test_a_system_without_descriptors_is_waited_for(
+    rig: Rig, refuse_accepts: RefuseAccepts, log_events: LogEvents
+) -> None:
+    """Who comes meanwhile waits, and who was there carries on."""
+    refusals = refuse_accepts()
+    async with rig.owning():
+        engine = await asyncio.wait_for(rig.connect(), 20)
+        refusals.append(OSError(errno.ENFILE, "Too many open files in system"))
+        others = [await asyncio.wait_for(rig.connect(), 20) for _ in range(2)]
+        for each in (engine, *others):
+            assert _said(await asyncio.to_thread(each.run, _images(4))) == [4]
+    assert len(log_events.named("cannot_accept")) == 2
+
+
+async def test_a_run_that_the_owner_dies_in_is_run_by_its_successor(rig: Rig) -> None:
+    """The images are still in the memory; workers that call meanwhile wait."""
+    async with rig.owning():
+        engine = await rig.connect()
+        rig.engine.gate.clear()
+        running = asyncio.ensure_future(asyncio.to_thread(engine.run, _images(5, 6)))
+        assert await asyncio.to_thread(rig.engine.entered.wait, 20)
+    assert not running.done()
+    rig.engine.gate.set()
+    async with rig.owning():
+        assert _said(await asyncio.wait_for(running, 20)) == [5, 6]
+    assert rig.loads == 2
+
+
+async def test_without_a_socket_the_model_is_unavailable(rig: Rig) -> None:
+    """No supervisor, no owner: a worker that drains says so at once."""
+    async with rig.owning():
+        engine = await rig.connect()
+        rig.listener.close()
+        rig.path.unlink()
+    with pytest.raises(ModelUnavailable, match="the process that owns the device does not answer"):
+        await asyncio.to_thread(engine.run, _images(1))
+
+
+async def test_a_place_in_the_backlog_is_waited_for(rig: Rig) -> None:
+    """Many come at once to a new owner."""
+    with _full(rig):
+        connecting = asyncio.ensure_future(rig.connect())
+        async with rig.owning():
+            engine = await asyncio.wait_for(connecting, 20)
+            assert _said(await asyncio.to_thread(engine.run, _images(3))) == [3]
+
+
+async def test_a_place_in_the_backlog_is_not_waited_for_without_limit(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No owner takes anybody: the model is unavailable."""
+    monkeypatch.setattr(remote_engine, "_LOAD_PATIENCE_S", 0.05)
+    with _full(rig):
+        connecting = asyncio.ensure_future(rig.connect())
+        try:
+            with pytest.raises(ModelUnavailable, match="Resource temporarily unavailable"):
+                await asyncio.wait_for(connecting, 20)
+        finally:
+            rig.listener.close()  # whoever waits for ever is refused
+
+
+async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
+    """No descriptor, no mapping, no network: as before the first came."""
+    async with rig.owning() as owner:
+        stays = await rig.connect()
+        await asyncio.to_thread(stays.run, _images(1))
+        gc.collect()
+        before = _held()
+        for _ in range(20):
+            engine = await rig.connect()
+            assert _said(await asyncio.to_thread(engine.run, _images(7))) == [7]
+            del engine
+        (loaded,) = owner.loaded.values()
+        async with asyncio.timeout(20):
+            while loaded.users > 1:
+                await asyncio.to_thread(gc.collect)
+        gc.collect()
+        assert _held() == before
+        assert _said(await asyncio.to_thread(stays.run, _images(9))) == [9]
+
+
+@contextmanager
+def _full(rig: Rig) -> Iterator[None]:
+    """Strangers fill the backlog."""
+    rig.listener.listen(0)
+    with ExitStack() as stack:
+        with suppress(BlockingIOError):
+            while True:
+                stranger = stack.enter_context(socket.socket(socket.AF_UNIX))
+                stranger.settimeout(0)
+                stranger.connect(str(rig.path))
+        yield
+
+
+def _held() -> tuple[int, int]:
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return descriptors, Path("/proc/self/maps").read_text().count("memfd:lenserve")

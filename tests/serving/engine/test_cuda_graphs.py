@@ -1,0 +1,398 @@
+"""Graphs of batches, with a session on the CPU in place of CUDA's; test_engine.py has real graphs."""
+
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import serving.engine.onnx as engine_module
+from serving.bundle import Bundle
+from serving.bundle.images import Pixels
+from serving.engine.cuda_graphs import CALLS, CudaCalls, CudaGraphs
+from serving.engine.onnx import OnnxEngine
+from serving.engine.sessions import Plan, Sessions
+from serving.errors import EngineError, OutOfMemory
+
+SIZES = (1, 4, 8)
+PLAIN = "-1"
+
+Publish = Callable[..., Bundle]
+
+
+class Recorded:
+    """A real session on the CPU, which runs what CUDA would replay, and remembers who ran which graph."""
+
+    def __init__(self, file: Path) -> None:
+        self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        self.runs: list[tuple[str, int]] = []  # id of the graph, thread
+        self.on_graph: Callable[[], object] = lambda: None  # what happens when one runs, before it does
+        self.stale = False  # whether graphs keep what they gave first
+
+    def get_inputs(self) -> Any:
+        """As the session."""
+        return self._session.get_inputs()
+
+    def io_binding(self) -> Any:
+        """As the session."""
+        return self._session.io_binding()
+
+    def run(self, names: Any, feed: Any, options: Any) -> Any:
+        """Run without a graph."""
+        self._note(options)
+        return self._session.run(names, feed, options)
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        """Run what would be a graph."""
+        self._note(options)
+        self.on_graph()
+        if not self.stale:
+            self._session.run_with_iobinding(binding, options)
+
+    def graph_ids(self) -> list[str]:
+        """Of every run so far, in their order."""
+        return [graph for graph, _ in self.runs]
+
+    def _note(self, options: Any) -> None:
+        self.runs.append((options.get_run_config_entry("gpu_graph_id"), threading.get_ident()))
+
+
+@pytest.fixture
+def session(publish: Publish) -> Recorded:
+    """Of the small network."""
+    return Recorded(publish().model_file)
+
+
+@pytest.fixture
+def graphs(session: Recorded) -> CudaGraphs:
+    """None captured yet."""
+    return CudaGraphs(session, SIZES, ("cpu", 0))
+
+
+def test_a_batch_size_is_captured_once_and_then_replayed(session: Recorded, graphs: CudaGraphs) -> None:
+    """A plain run to compare with, two more and the capture, a check; from then on only replays."""
+    graphs.prepare(3)
+    assert session.graph_ids() == [PLAIN, *["1"] * 4]
+    assert graphs.captured == (4,)
+    for count in (3, 4, 2):
+        graphs.prepare(count)
+        graphs.run(_noise(count))
+    assert session.graph_ids()[5:] == ["1"] * 3
+
+
+def test_every_batch_size_has_a_graph_of_its_own_and_all_are_checked_in_the_end(
+    session: Recorded, graphs: CudaGraphs
+) -> None:
+    """What the last capture does to the first graph shows before anything is served."""
+    for count in SIZES:
+        graphs.prepare(count)
+    assert session.graph_ids()[-3:] == ["1", "2", "3"]
+    assert graphs.captured == SIZES
+
+
+def test_replays_of_two_threads_give_what_plain_runs_give(
+    session: Recorded, graphs: CudaGraphs, publish: Publish
+) -> None:
+    """Every number of images, images that differ from run to run, and one thread that runs them all."""
+    plain = onnxruntime.InferenceSession(publish().model_file, providers=["CPUExecutionProvider"])
+
+    def compare(seed: int) -> None:
+        for count in (*range(1, 9), *range(8, 0, -1)) * 5:
+            images = _noise(count, seed)
+            graphs.prepare(count)
+            found = graphs.run(images)
+            expected = plain.run(["probabilities", "embedding"], {"image": images})
+            for rows, plain_rows in zip(found, expected, strict=True):
+                np.testing.assert_allclose(rows, plain_rows, rtol=1e-6)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(compare, (1, 2)))
+    assert len({thread for _, thread in session.runs}) == 1
+
+
+def test_an_output_outlives_the_next_replay(graphs: CudaGraphs) -> None:
+    """The graph writes to the same memory every time."""
+    graphs.prepare(4)
+    images = _noise(4)
+    first = graphs.run(images)
+    before = [rows.copy() for rows in first]
+    graphs.run(255 - images)
+    for rows, kept in zip(first, before, strict=True):
+        np.testing.assert_array_equal(rows, kept)
+
+
+def test_padding_is_zero_whatever_was_there(graphs: CudaGraphs) -> None:
+    """Rows of an earlier batch are no part of this one."""
+    graphs.prepare(4)
+    graphs.run(np.full((3, 8, 8, 3), 255, np.uint8))
+    graphs.run(np.full((2, 8, 8, 3), 7, np.uint8))
+    images = graphs._graphs[4].images.numpy()
+    assert (images[:2] == 7).all()
+    assert not images[2:].any()
+
+
+def test_a_batch_beyond_the_largest_runs_without_a_graph(session: Recorded, graphs: CudaGraphs) -> None:
+    """It is answered all the same."""
+    graphs.prepare(9)
+    assert len(graphs.run(_noise(9))[0]) == 9
+    assert session.graph_ids() == [PLAIN]
+
+
+@pytest.mark.parametrize("images", [np.zeros((4, 8, 3, 8), np.uint8), np.zeros((4, 8, 8, 3), np.float32)])
+def test_images_of_another_kind_are_refused(graphs: CudaGraphs, images: Any) -> None:
+    """Their number of elements would fit."""
+    graphs.prepare(4)
+    with pytest.raises(ValueError, match=r"images are \w+ \(8, ., .\), the network takes uint8 \(8, 8, 3\)"):
+        graphs.run(images)
+
+
+def test_a_graph_that_ignores_its_images_is_found_out(session: Recorded, graphs: CudaGraphs) -> None:
+    """It would give every request the answer of the first."""
+
+    def grow_stale() -> None:
+        session.stale = session.graph_ids().count("1") == 4  # the check
+
+    session.on_graph = grow_stale
+    with pytest.raises(RuntimeError, match="the graph for 4 images gives another probabilities than a plain"):
+        graphs.prepare(4)
+    assert graphs.captured == ()
+
+
+def test_the_next_try_has_another_id(session: Recorded, graphs: CudaGraphs) -> None:
+    """A graph that was captured before its check failed would write to memory that is no longer its own."""
+    session.on_graph = _fail
+    with pytest.raises(RuntimeError):
+        graphs.prepare(4)
+    session.on_graph = lambda: None
+    graphs.prepare(4)
+    assert session.graph_ids()[-1] == "2"
+
+
+def test_nothing_else_runs_while_a_graph_is_captured() -> None:
+    """CUDA would fail the other call and spoil the capture."""
+    calls, order = CudaCalls(), list[str]()
+    entered, leave = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with calls.shared():
+            entered.set()
+            assert leave.wait(timeout=30)
+            order.append("run")
+
+    def capture() -> None:
+        with calls.alone():
+            order.append("capture")
+
+    with ThreadPoolExecutor(3) as threads:
+        threads.submit(run)
+        assert entered.wait(timeout=30)
+        captured = threads.submit(capture)
+        leave.set()
+        captured.result(timeout=30)
+        with calls.shared(), calls.shared():
+            order.append("another run")
+    assert order == ["run", "capture", "another run"]
+
+
+class TestEngine:
+    """An engine never fails because of graphs."""
+
+    def test_a_network_that_cannot_be_captured_runs_without(
+        self, session: Recorded, publish: Publish, log_events: Any
+    ) -> None:
+        """The request is answered, and the log says why it takes longer."""
+        session.on_graph = _fail
+        engine = _engine(session, publish().model_file)
+        assert len(engine.run(_noise(3)).probabilities) == 3
+        assert engine.captured_sizes == ()
+        assert len(engine.run(_noise(1)).probabilities) == 1
+        (told,) = log_events.named("cuda_graphs_off")
+        assert (told.levelname, told.reason) == (
+            "WARNING",
+            "operation not permitted when stream is capturing",
+        )
+
+    def test_a_failed_capture_gives_up_nothing_but_graphs(
+        self, session: Recorded, publish: Publish, log_events: Any
+    ) -> None:
+        """Whatever batch comes next."""
+        session.on_graph = _fail
+        engine = _engine(session, publish().model_file, Plan(nhwc=True, cuda_graphs=True))
+        for count in (3, 4):
+            engine.run(_noise(count))
+        assert engine.plan == Plan(nhwc=True)
+        assert len(log_events.records) == 1
+
+    def test_lack_of_memory_is_told_as_such(
+        self, session: Recorded, publish: Publish, log_events: Any
+    ) -> None:
+        """Without graphs there would be little more."""
+
+        def exhaust() -> None:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+        session.on_graph = exhaust
+        engine = _engine(session, publish().model_file)
+        with pytest.raises(OutOfMemory, match="out of memory for 3 images"):
+            engine.run(_noise(3))
+        assert not log_events.records
+        session.on_graph = lambda: None
+        assert len(engine.run(_noise(3)).probabilities) == 3
+        assert engine.captured_sizes == (4,)
+
+    def test_a_replay_that_fails_later_fails_its_batch(
+        self, session: Recorded, publish: Publish, log_events: Any
+    ) -> None:
+        """It was captured and checked: the GPU is broken, and the engine has to prove itself again."""
+        engine = _engine(session, publish().model_file)
+        engine.run(_noise(3))
+        session.on_graph = _fail
+        with pytest.raises(EngineError, match="the network failed on 3 images: operation not permitted"):
+            engine.run(_noise(3))
+        assert not log_events.records
+
+    def test_a_session_is_closed_before_a_plainer_one_is_opened(self, publish: Publish) -> None:
+        """Both would take memory, and a capture that was broken off might hinder the second."""
+        file = publish().model_file
+        session = Recorded(file)
+        session.on_graph = _fail
+        alive = weakref.ref(session)
+
+        def open_session(_plan: Plan) -> Any:
+            assert alive() is None
+            return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+        sessions = Sessions(file, open_session, Plan(cuda_graphs=True))
+        graphs = CudaGraphs(session, SIZES, ("cpu", 0))
+        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+        del session, graphs
+        assert len(engine.run(_noise(3)).probabilities) == 3
+
+    def test_its_thread_and_its_session_go_with_it(self, publish: Publish) -> None:
+        """A server loads and unloads versions for as long as it runs."""
+        before = set(threading.enumerate())
+        engine = _engine(Recorded(publish().model_file), publish().model_file)
+        engine.run(_noise(3))
+        (thread,) = set(threading.enumerate()) - before
+        alive = weakref.ref(engine._session)
+        del engine
+        assert alive() is None
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+    def test_a_plainer_session_that_memory_is_too_small_for_is_told_as_such(
+        self, session: Recorded, publish: Publish
+    ) -> None:
+        """The version is refused for lack of memory, and not because its network is wrong."""
+        session.on_graph = _fail
+
+        def open_session(_plan: Plan) -> Any:
+            raise OutOfMemory("cuda:0 is out of memory")
+
+        file = publish().model_file
+        graphs = CudaGraphs(session, SIZES, ("cpu", 0))
+        sessions = Sessions(file, open_session, Plan(cuda_graphs=True))
+        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+        with pytest.raises(OutOfMemory, match=r"^cuda:0 is out of memory$"):
+            engine.run(_noise(3))
+
+    @pytest.mark.parametrize("plan", [Plan(), Plan(cuda_graphs=True)])
+    def test_a_closed_engine_frees_its_session_and_stays_closed(self, publish: Publish, plan: Plan) -> None:
+        """A run that comes too late neither opens another nor counts as a mistake of the network."""
+        engine = _engine(Recorded(publish().model_file), publish().model_file, plan)
+        engine.run(_noise(3))
+        alive = weakref.ref(engine._session)
+        engine.close()
+        assert alive() is None
+        with pytest.raises(EngineError, match=r"^the network was unloaded$"):
+            engine.run(_noise(3))
+        assert not engine.simplify("late")
+
+    def test_a_session_is_freed_neither_in_a_run_nor_in_a_capture(
+        self, session: Recorded, publish: Publish
+    ) -> None:
+        """Closing waits for a run that is under way, and for another network's capture."""
+        engine = _engine(session, publish().model_file)
+        engine.run(_noise(3))
+        entered, leave = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            entered.set()
+            assert leave.wait(timeout=30)
+
+        session.on_graph = wait
+        with ThreadPoolExecutor(2) as threads:
+            running = threads.submit(engine.run, _noise(3))
+            assert entered.wait(timeout=30)
+            closing = threads.submit(engine.close)
+            assert not closing.done()
+            leave.set()
+            assert len(running.result(timeout=30).probabilities) == 3
+            closing.result(timeout=30)
+        other = _engine(Recorded(publish().model_file), publish().model_file)
+        with ThreadPoolExecutor(1) as threads:
+            with CALLS.alone():
+                closing = threads.submit(other.close)
+                assert other._session is not None
+                assert not closing.done()
+            closing.result(timeout=30)
+        assert other._session is None
+
+    def test_a_run_that_hangs_holds_up_no_stop(
+        self, session: Recorded, publish: Publish, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It keeps its session until it ends."""
+        monkeypatch.setattr(engine_module, "_LONGEST_RUN_S", 0.01)
+        engine = _engine(session, publish().model_file)
+        engine.run(_noise(3))
+        entered, leave = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            entered.set()
+            assert leave.wait(timeout=30)
+
+        session.on_graph = hang
+        with ThreadPoolExecutor(1) as threads:
+            running = threads.submit(engine.run, _noise(3))
+            assert entered.wait(timeout=30)
+            engine.close()
+            leave.set()
+            assert len(running.result(timeout=30).probabilities) == 3
+
+    def test_graphs_are_given_up_before_anything_else(
+        self, session: Recorded, publish: Publish, log_events: Any
+    ) -> None:
+        """Where a proof fails, each is tried without the other."""
+        engine = _engine(session, publish().model_file, Plan(nhwc=True, cuda_graphs=True))
+        engine.run(_noise(3))
+        assert engine.captured_sizes == (4,)
+        assert engine.simplify("golden probabilities differ")
+        assert engine.captured_sizes == ()
+        assert len(engine.run(_noise(3)).probabilities) == 3
+        assert engine.simplify("still")
+        assert not engine.simplify("and still")
+        assert [record.getMessage() for record in log_events.records] == ["cuda_graphs_off", "nhwc_off"]
+
+
+def _engine(session: Recorded, file: Path, plan: Plan | None = None) -> OnnxEngine:
+    """With graphs of the session at first, and a real session when they are given up."""
+
+    def open_session(_plan: Plan) -> Any:
+        return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    sessions = Sessions(file, open_session, plan or Plan(cuda_graphs=True))
+    graphs = CudaGraphs(session, SIZES, ("cpu", 0))
+    return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+
+
+def _fail() -> None:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def _noise(count: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng((count, seed)).integers(0, 256, (count, 8, 8, 3), np.uint8)  # (N, H, W, C)

@@ -1,0 +1,99 @@
+"""The choice of a device looks at nothing but its arguments, and always has a reason."""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from serving.engine import devices
+from serving.engine.devices import choose_device, find_cuda, find_device
+from serving.errors import DeviceUnavailable
+
+
+def test_cpu_is_taken_where_it_is_asked_for() -> None:
+    """Even where there are GPUs."""
+    device = choose_device("cpu", 2, "")
+    assert (device.name, device.provider, device.reason) == ("cpu", "CPUExecutionProvider", "asked for")
+
+
+def test_auto_takes_the_first_gpu() -> None:
+    """And says how many there are."""
+    device = choose_device("auto", 2, "")
+    assert (device.name, device.provider) == ("cuda:0", "CUDAExecutionProvider")
+    assert device.reason == "auto: 2 CUDA device(s) found"
+
+
+def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
+    """The reason that none was found is the reason of the choice."""
+    device = choose_device("auto", 0, "there is no driver")
+    assert (device.name, device.reason) == ("cpu", "auto: there is no driver")
+
+
+@pytest.mark.parametrize(
+    ("requested", "name"), [("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")]
+)
+def test_a_gpu_that_is_there_is_taken(requested: str, name: str) -> None:
+    """Without a number it is the first."""
+    assert choose_device(requested, 2, "").name == name
+
+
+@pytest.mark.parametrize("requested", ["cuda", "cuda:0", "cuda:3"])
+def test_cuda_without_a_gpu_is_refused_with_the_reason(requested: str) -> None:
+    """It never falls back in silence."""
+    with pytest.raises(
+        DeviceUnavailable, match=f"^device {requested} was asked for, but there is no driver$"
+    ):
+        choose_device(requested, 0, "there is no driver")
+
+
+def test_a_number_past_the_last_gpu_is_refused_with_their_number() -> None:
+    """Both numbers are told."""
+    with pytest.raises(DeviceUnavailable, match=r"device cuda:2 was asked for, but there are 2 CUDA device"):
+        choose_device("cuda:2", 2, "")
+
+
+def test_none_found_comes_with_a_reason() -> None:
+    """On a machine without a GPU there is a sentence for the operator; with one there is none to give."""
+    count, why_none = find_cuda()
+    assert bool(why_none) == (count == 0)
+
+
+def test_a_gpu_without_its_libraries_is_no_gpu_and_the_log_warns(
+    monkeypatch: pytest.MonkeyPatch, log_events: Any
+) -> None:
+    """An idle GPU must not go unnoticed: auto warns and takes the CPU, cuda is refused."""
+    driver = SimpleNamespace(
+        cuInit=lambda _flags: 0,
+        cuDeviceGetCount=partial(_answer, 2),
+        cuDriverGetVersion=partial(_answer, 99000),
+    )
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _name: driver)
+    monkeypatch.setattr(devices, "why_unusable", lambda: "")
+    assert find_device("cuda:1").name == "cuda:1"
+    monkeypatch.setattr(devices, "why_unusable", lambda: "libcublas.so.13 is missing")
+    device = find_device("auto")
+    assert (device.name, device.reason) == ("cpu", "auto: libcublas.so.13 is missing")
+    (told,) = log_events.named("cuda_unusable")
+    assert (told.levelname, told.devices, told.reason) == ("WARNING", 2, "libcublas.so.13 is missing")
+    with pytest.raises(DeviceUnavailable, match=r"^device cuda was asked for, but libcublas\.so\.13"):
+        find_device("cuda")
+    driver.cuDriverGetVersion = partial(_answer, 11080)
+    with pytest.raises(DeviceUnavailable, match=r"but the NVIDIA driver supports CUDA 11\.8, ONNX"):
+        find_device("cuda")
+
+
+def test_nobody_looks_for_cuda_where_the_cpu_was_asked_for() -> None:
+    """Looking loads the driver."""
+    device = find_device("cpu", look=lambda: pytest.fail("it looked"))
+    assert (device.name, device.reason) == ("cpu", "asked for")
+
+
+def _answer(value: int, place: Any) -> int:
+    """As a function of the driver: by reference."""
+    place._obj.value = value
+    return 0

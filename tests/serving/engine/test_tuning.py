@@ -1,0 +1,142 @@
+"""On how many threads a network runs, and where: decided from what was measured."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.bundle import Bundle, Golden
+from serving.bundle.images import Pixels
+from serving.engine import tuning
+from serving.engine.base import Device
+from serving.engine.tuning import RunCost, choose_place, images_on_loop, in_thread, load_tuned, measure_cost
+
+Publish = Callable[..., Bundle]
+
+CPU = Device("cpu", 0, "tests")
+SECONDS = st.floats(1e-6, 1)
+
+
+def test_the_cost_of_a_size_between_lies_on_the_line() -> None:
+    """1 image takes 1 ms, 5 take 9 ms: 3 take 5 ms."""
+    assert RunCost(0.001, 5, 0.009).seconds(3) == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    ("cost", "images"),
+    [
+        (RunCost(60e-6, 32, 1.1e-3), 32),  # LeNet-5: any batch
+        (RunCost(200e-6, 32, 6.4e-3), 10),  # as many as the loop may be held for
+        (RunCost(4e-3, 32, 110e-3), 0),  # mobilenet_v3_small: none
+        (RunCost(60e-6, 1, 60e-6), 1),
+    ],
+)
+def test_cheap_networks_stay_on_the_event_loop(cost: RunCost, images: int) -> None:
+    """What costs less than the way to a thread and back is run where the requests are."""
+    assert images_on_loop(cost) == images
+
+
+@given(one_s=SECONDS, more_s=SECONDS, largest=st.integers(1, 64))
+def test_the_loop_is_never_held_for_long(one_s: float, more_s: float, largest: int) -> None:
+    """Whatever was measured, what runs on the loop takes at most 2 ms."""
+    cost = RunCost(one_s, largest, one_s + more_s * (largest > 1))
+    images = images_on_loop(cost)
+    assert 0 <= images <= largest
+    if images:
+        assert cost.seconds(images) <= 2e-3
+
+
+def test_measuring_takes_the_fastest_of_a_few_runs(publish: Publish) -> None:
+    """One slow run in a noisy neighbourhood does not send a network to the thread."""
+    golden: Golden = publish().golden()
+    engine = _SlowAtFirst()
+    cost = measure_cost(engine, golden.images, 4)
+    assert engine.sizes[0] == 1
+    assert engine.sizes[-1] == 4
+    assert cost.largest == 4
+    assert cost.one_s < engine.slow_s
+
+
+def test_a_small_network_gets_one_thread(publish: Publish) -> None:
+    """What is quicker than the threshold is not even tried on several."""
+    engine = load_tuned(publish().model_file, CPU, threads=None, cores=2, max_batch_size=4)
+    assert engine.threads == 1
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_a_number_that_is_asked_for_is_kept(publish: Publish, threads: int) -> None:
+    """Whoever knows better is not measured."""
+    engine = load_tuned(publish().model_file, CPU, threads=threads, cores=2, max_batch_size=4)
+    assert engine.threads == threads
+
+
+@pytest.mark.parametrize(("speedup", "threads"), [(1.9, 2), (1.61, 2), (1.5, 1), (0.7, 1)])
+def test_all_cores_are_used_where_they_pay(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, threads: int
+) -> None:
+    """Two threads have to be 1.6 times as fast as one."""
+    loaded: list[_Timed] = []
+
+    def load(_file: Path, _device: Device, *, threads: int, max_batch_size: int) -> "_Timed":
+        loaded.append(_Timed(threads, 0.05 / (speedup if threads > 1 else 1)))
+        return loaded[-1]
+
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(tuning.OnnxEngine, "load", load)
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: clock.now_s))
+    monkeypatch.setattr(_Timed, "clock", clock, raising=False)
+    engine = load_tuned(Path("model.onnx"), CPU, threads=None, cores=2, max_batch_size=4)
+    assert engine.threads == threads
+    assert [each.threads for each in loaded] == [1, 2]
+
+
+class _Timed:
+    """The engine's seam: its runs take a time that is written down."""
+
+    clock: SimpleNamespace
+    image_shape = (2, 2, 1)
+
+    def __init__(self, threads: int, run_s: float) -> None:
+        self.threads = threads
+        self._run_s = run_s
+
+    def run(self, _images: Pixels) -> None:
+        self.clock.now_s += self._run_s
+
+
+class _SlowAtFirst:
+    """The engine's seam: its first run is slow."""
+
+    slow_s = 0.01
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def run(self, images: Pixels) -> Any:
+        if not self.sizes:
+            time.sleep(self.slow_s)
+        self.sizes.append(len(images))
+        return np.zeros(len(images))
+
+
+def test_what_another_process_runs_never_holds_the_event_loop() -> None:
+    """However cheap it is there, here it would be waited for."""
+    assert in_thread(RunCost(1e-9, 32, 1e-9)) == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "remote", "largest"),
+    [("cpu", False, 32), ("cpu", True, 0), ("cuda", False, 0), ("cuda", True, 0)],
+)
+def test_only_networks_on_this_process_s_cpu_run_on_the_event_loop(
+    device: str, *, remote: bool, largest: int
+) -> None:
+    """On CUDA the cheapest of them waits for the captures of others."""
+    place = choose_place(Device(device, 0, "tests"), remote=remote)
+    assert place(RunCost(60e-6, 32, 1.1e-3)) == largest

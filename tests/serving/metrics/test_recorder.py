@@ -1,0 +1,173 @@
+"""The metrics as a scraper sees them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from prometheus_client import generate_latest
+
+from serving.metrics.recorder import Metrics
+
+LARGEST_BATCH = 1024
+
+
+def test_every_metric_of_ours_says_its_program_its_unit_and_its_meaning() -> None:
+    """Prometheus naming: a prefix, base units, _total for what only grows; and a sentence of help."""
+    families = [each for each in Metrics().registry.collect() if each.name.startswith("lenserve")]
+    assert len(families) >= 10
+    for family in families:
+        assert re.fullmatch(r"lenserve_[a-z_]+", family.name)
+        assert family.documentation
+        if family.type == "histogram":
+            assert family.name.endswith(("_seconds", "_size")), family.name
+
+
+def test_two_servers_in_one_process_do_not_mix() -> None:
+    """Each has a registry of its own."""
+    first, second = Metrics(), Metrics()
+    first.images.labels("digits", "1", "OK").inc(3)
+    labels = {"model": "digits", "version": "1", "outcome": "OK"}
+    assert first.registry.get_sample_value("lenserve_images_total", labels) == 3
+    assert second.registry.get_sample_value("lenserve_images_total", labels) is None
+
+
+def test_the_largest_batch_has_a_bucket_of_its_own() -> None:
+    """Batches of every allowed size are told apart by power of two; none falls into +Inf."""
+    metrics = Metrics()
+    metrics.batch_size.labels("digits", "1").observe(LARGEST_BATCH)
+    labels = {"model": "digits", "version": "1", "le": f"{LARGEST_BATCH}.0"}
+    assert metrics.registry.get_sample_value("lenserve_batch_size_bucket", labels) == 1
+
+
+def test_the_text_of_a_scrape_has_the_process_too() -> None:
+    """Memory and CPU of the process come with ours."""
+    text = generate_latest(Metrics().registry).decode()
+    assert "process_resident_memory_bytes" in text
+    assert "python_info" in text
+    assert "lenserve_ready 0.0" in text
+
+
+def _scraped(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, {"model": "digits", "version": "1", **labels})
+
+
+def _use(metrics: Metrics) -> None:
+    """Two runs, of 3 images of 2 requests and of 1 image; one request is refused and one breaks."""
+    version = metrics.version("digits", 1)
+    version.decoded(0.002)
+    version.ran(3, 0.5, [0.25, 0.125])
+    version.ran(1, 0.25, [0.0])
+    for images, duration_s in ((2, 1.0), (1, 0.5), (1, 0.25)):
+        version.ranked(0.0625)
+        version.request_ended(images, duration_s)
+    version.image_outcome("EMPTY_IMAGE", 2)
+    version.request_failed("OVERLOADED", 0.125)
+    version.request_failed("INVALID_TENSOR", 0.25)
+
+
+def test_a_version_records_stages_runs_and_images() -> None:
+    """Every method of a recorder reaches its metric, under the version's labels."""
+    metrics = Metrics()
+    _use(metrics)
+
+    stages = {
+        stage: (
+            _scraped(metrics, "lenserve_stage_duration_seconds_count", stage=stage),
+            _scraped(metrics, "lenserve_stage_duration_seconds_sum", stage=stage),
+        )
+        for stage in ("decode", "queue", "infer", "rank", "total")
+    }
+    assert stages == {
+        "decode": (1, 0.002),
+        "queue": (3, 0.375),
+        "infer": (2, 0.75),
+        "rank": (3, 0.1875),
+        "total": (3, 1.75),
+    }
+    assert _scraped(metrics, "lenserve_batch_size_sum") == 4
+    assert _scraped(metrics, "lenserve_run_duration_seconds_sum", images="3") == 0.5
+    assert _scraped(metrics, "lenserve_images_total", outcome="OK") == 4
+    assert _scraped(metrics, "lenserve_images_total", outcome="EMPTY_IMAGE") == 2
+    assert _scraped(metrics, "lenserve_request_failures_total", reason="OVERLOADED") == 1
+
+
+def test_a_recorder_is_made_once() -> None:
+    """Whoever asks again, after a reload say, goes on counting where the last one stopped."""
+    metrics = Metrics()
+    assert metrics.version("digits", 1) is metrics.version("digits", 1)
+    assert metrics.rpc("/a/B") is metrics.rpc("/a/B")
+
+
+def test_a_method_records_its_calls_by_status() -> None:
+    """Every status has a counter; all of them share a histogram."""
+    metrics = Metrics()
+    rpc = metrics.rpc("/a/B")
+    rpc.ended("OK", 0.5)
+    rpc.ended("OK", 0.5)
+    rpc.ended("NOT_FOUND", 0.25)
+
+    value = metrics.registry.get_sample_value
+    assert value("lenserve_requests_total", {"method": "/a/B", "code": "OK"}) == 2
+    assert value("lenserve_requests_total", {"method": "/a/B", "code": "NOT_FOUND"}) == 1
+    assert value("lenserve_request_duration_seconds_sum", {"method": "/a/B"}) == 1.25
+
+
+def test_tritons_names_follow_from_ours() -> None:
+    """The counters of Triton's /metrics: microseconds, a run's time once for each request that was in it."""
+    metrics = Metrics()
+    _use(metrics)
+
+    names = ("request", "queue", "compute_input", "compute_infer", "compute_output")
+    durations_us = {name: _scraped(metrics, f"nv_inference_{name}_duration_us") for name in names}
+    assert durations_us == {
+        "request": 1_750_000,
+        "queue": 375_000,
+        "compute_input": 2000,
+        "compute_infer": 1_250_000,
+        "compute_output": 187_500,
+    }
+    assert _scraped(metrics, "nv_inference_request_success") == 3
+    assert _scraped(metrics, "nv_inference_count") == 4
+    assert _scraped(metrics, "nv_inference_exec_count") == 2
+    failures = {
+        reason: _scraped(metrics, "nv_inference_request_failure", reason=reason)
+        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+    }
+    assert failures == {"REJECTED": 1, "CANCELED": 0, "BACKEND": 0, "OTHER": 1}
+    assert 'nv_inference_count{model="digits",version="1"} 4.0' in generate_latest(metrics.registry).decode()
+
+
+_WORKER = """
+from prometheus_client import generate_latest
+from serving.metrics.recorder import Metrics
+metrics = Metrics()
+metrics.version("digits", 1).ran(3, 0.5, [0.25])
+metrics.rpc("/a/B").ended("OK", 0.5)
+metrics.ready.set(1)
+print(generate_latest(metrics.registry).decode())
+"""
+
+
+def test_processes_count_together(tmp_path: Path) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR, a scrape of any process sees what all did, Triton's names too."""
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", _WORKER],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    lines = done.stdout.splitlines()
+    for line in (
+        'nv_inference_count{model="digits",version="1"} 6.0',
+        'nv_inference_queue_duration_us{model="digits",version="1"} 500000.0',
+        'lenserve_requests_total{code="OK",method="/a/B"} 2.0',
+        'lenserve_batch_size_count{model="digits",version="1"} 2.0',
+        "lenserve_ready 1.0",
+    ):
+        assert line in lines, done.stdout

@@ -1,0 +1,276 @@
+"""Which of a version's files is served, and what happens when it does not keep its promise."""
+
+import shutil
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from serving.bundle import MODEL_FILE, Bundle, Description, Precision, Repository, variant_file
+from serving.bundle.images import Pixels
+from serving.bundle.manifest import Variant
+from serving.engine.base import Device, Engine, Output
+from serving.engine.cuda_graphs import CudaGraphs
+from serving.engine.devices import find_cuda
+from serving.engine.onnx import OnnxEngine
+from serving.engine.sessions import Plan, Sessions
+from serving.errors import OutOfMemory, ProofFailed
+from serving.models.loading import Loaded, choose_precision, load_version, prove, read_cpu_flags
+
+CPU, CUDA = Device("cpu", 0, "tests"), Device("cuda", 0, "tests")
+VNNI = frozenset({"sse2", "avx512_vnni"})
+PLAIN = frozenset({"sse2"})
+SIZES = (1, 4)
+
+Publish = Callable[..., Bundle]
+load_engine = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "flags", "precision"),
+    [
+        ("auto", CPU, VNNI, "int8"),
+        ("auto", CPU, PLAIN, None),
+        ("auto", CUDA, VNNI, "fp16"),
+        ("fp32", CUDA, VNNI, None),
+        ("fp32", CPU, VNNI, None),
+        ("int8", CPU, PLAIN, "int8"),
+        ("fp16", CPU, PLAIN, "fp16"),
+    ],
+)
+def test_the_precision_follows_the_device_unless_asked_for(
+    requested: str, device: Device, flags: frozenset[str], precision: Precision | None
+) -> None:
+    """INT8 where the CPU multiplies bytes, FP16 on CUDA; whoever asks gets what they ask for."""
+    assert choose_precision(requested, device, flags) == precision
+
+
+def test_this_machines_cpu_says_what_it_can_do() -> None:
+    """On Linux on x86 there is at least SSE2; elsewhere nothing is known, and nothing is assumed."""
+    flags = read_cpu_flags()
+    assert "sse2" in flags or not Path("/proc/cpuinfo").exists() or not flags
+
+
+def test_a_variant_is_served_where_the_version_has_it(publish: Publish, repository: Repository) -> None:
+    """With its own tolerance; a version without one is served as it was exported."""
+    plain = publish()
+    bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.25)
+    loaded = _load(repository, bundle, "int8")
+    assert (loaded.precision, loaded.tolerance) == ("int8", 0.25)
+    assert _load(repository, bundle, None).precision is None
+    assert _load(repository, bundle, "fp16").precision is None
+    assert _load(repository, plain, "int8").precision is None
+    assert loaded.cost.one_s > 0
+    prove(loaded, SIZES)
+
+
+def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
+    publish: Publish, repository: Repository, log_events: Any
+) -> None:
+    """Another network under its name: the version is served all the same, and the log says so."""
+    plain = publish()
+    wrong = _with_variant(repository, plain, publish(rotate=1).model_file, tolerance=1e-6)
+    loaded = _load(repository, wrong, "int8")
+    assert loaded.precision is None
+    assert loaded.tolerance == plain.manifest.golden_tolerance
+    (told,) = log_events.named("variant_unfit")
+    assert (told.precision, told.version) == ("int8", wrong.version)
+
+
+@pytest.mark.parametrize("rotate", [0, 1])
+def test_a_session_that_lies_gives_way_to_a_plainer_one_of_the_same_file(
+    publish: Publish, repository: Repository, log_events: Any, rotate: int
+) -> None:
+    """What only makes a network faster refuses no version; a network that is wrong in itself is refused."""
+    wrong, plain = publish(rotate=1), publish()
+    files = {True: wrong.model_file, False: publish(rotate=rotate).model_file}
+
+    def open_session(plan: Plan) -> Any:
+        return onnxruntime.InferenceSession(files[plan.nhwc], providers=["CPUExecutionProvider"])
+
+    def load(file: Path) -> Engine:
+        sessions = Sessions(file, open_session, Plan(nhwc=True))
+        return OnnxEngine(sessions.open(), threads=1, sessions=sessions)
+
+    if rotate:
+        with pytest.raises(ProofFailed):
+            load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+    else:
+        load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+    (told,) = log_events.named("nhwc_off")
+    assert "golden probabilities differ" in told.reason
+
+
+def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
+    publish: Publish, repository: Repository, log_events: Any
+) -> None:
+    """Only where it runs can FP16 show NaN: the version is served in FP32 there, and the log warns."""
+    plain = publish()
+    bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.02, precision="fp16")
+
+    def load(file: Path) -> Engine:
+        engine = load_engine(file)
+        return _Overflowing(engine) if file.name == variant_file("fp16") else engine
+
+    loaded = load_version(repository, bundle.model, bundle.version, load, sizes=SIZES, precision="fp16")
+    assert loaded.precision is None
+    assert loaded.tolerance == plain.manifest.golden_tolerance
+    (told,) = log_events.named("variant_unfit")
+    assert (told.levelname, told.precision) == ("WARNING", "fp16")
+    assert told.reason == "3 of 3 golden examples get NaN or infinite probabilities"
+
+
+def test_a_variant_that_memory_is_too_small_for_gives_way_to_nothing(
+    publish: Publish, repository: Repository, log_events: Any
+) -> None:
+    """The exported file is larger: loading it would only take longer to fail."""
+    plain = publish()
+    bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.02, precision="fp16")
+    files = list[str]()
+
+    def load(file: Path) -> Engine:
+        files.append(file.name)
+        raise OutOfMemory("cuda:0 is out of memory")
+
+    with pytest.raises(OutOfMemory):
+        load_version(repository, bundle.model, bundle.version, load, sizes=SIZES, precision="fp16")
+    assert files == [variant_file("fp16")]
+    assert not log_events.records
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_graphs_that_memory_is_too_small_for_are_given_up_once(
+    publish: Publish, repository: Repository, log_events: Any, *, enough: bool
+) -> None:
+    """Single launches may fit, but only once the first session's memory is free; NHWC takes none."""
+    plain = publish()
+    plans, first = list[Plan](), list[weakref.ref[_Exhausting]]()
+
+    def open_session(plan: Plan) -> Any:
+        assert not first or first[0]() is None
+        plans.append(plan)
+        session = onnxruntime.InferenceSession(plain.model_file, providers=["CPUExecutionProvider"])
+        if enough and not plan.cuda_graphs:
+            return session
+        exhausting = _Exhausting(session)
+        first[:] = [weakref.ref(exhausting)]
+        return exhausting
+
+    def load(file: Path) -> Engine:
+        sessions = Sessions(file, open_session, Plan(nhwc=True, cuda_graphs=True))
+        session = sessions.open()
+        graphs = CudaGraphs(session, SIZES, ("cpu", 0))
+        return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+
+    with nullcontext() if enough else pytest.raises(OutOfMemory):
+        load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+    assert plans == [Plan(nhwc=True, cuda_graphs=True), Plan(nhwc=True)]
+    (told,) = log_events.records
+    assert (told.getMessage(), "out of memory" in told.reason) == ("cuda_graphs_off", True)
+
+
+@pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
+@pytest.mark.parametrize(("precision", "warnings"), [("fp16", 1), ("auto", 0)])
+async def test_a_cpu_proves_no_fp16(
+    publish: Publish, serve: Callable[..., Any], log_events: Any, precision: str, warnings: int
+) -> None:
+    """It computes an FP16 file in FP32: those who ask for it are warned, and auto does not take it."""
+    publish()
+    async with serve(precision=precision):
+        assert len(log_events.named("fp16_not_proven")) == warnings
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+async def test_a_server_takes_the_precision_that_it_is_told(
+    publish: Publish, repository: Repository, serve: Callable[..., Any], log_events: Any, precision: str
+) -> None:
+    """The setting reaches the version, and its log line says what is served."""
+    plain = publish()
+    _with_variant(repository, plain, plain.model_file, tolerance=0.25)
+    async with serve(precision=precision):
+        told = await log_events.wait_for("version_loaded")
+    assert (told.version, told.precision) == (2, precision)
+
+
+def test_a_version_whose_exported_file_fails_is_refused_whatever_its_variant(
+    publish: Publish, repository: Repository
+) -> None:
+    """There is nothing left to give way to."""
+    plain = publish()
+    other = publish(rotate=1)
+    wrong = _with_variant(repository, plain, other.model_file, tolerance=1e-6, exported=other.model_file)
+    with pytest.raises(ProofFailed):
+        _load(repository, wrong, "int8")
+
+
+def test_a_network_that_is_refused_is_closed_where_it_was_loaded(
+    publish: Publish, repository: Repository
+) -> None:
+    """Otherwise its session would go with the error, on the event loop, in the midst of a capture."""
+    plain = publish()
+    wrong = _with_variant(repository, plain, publish(rotate=1).model_file, tolerance=1e-6)
+    engines = list[OnnxEngine]()
+
+    def load(file: Path) -> Engine:
+        engines.append(load_engine(file))
+        return engines[-1]
+
+    load_version(repository, wrong.model, wrong.version, load, sizes=SIZES, precision="int8")
+    assert [engine._session is None for engine in engines] == [True, False]
+
+
+def _load(repository: Repository, bundle: Bundle, precision: Precision | None) -> Loaded:
+    return load_version(
+        repository, bundle.model, bundle.version, load_engine, sizes=SIZES, precision=precision
+    )
+
+
+class _Overflowing:
+    """A network whose sums are too large for its numbers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def run(self, images: Pixels) -> Output:
+        output = self._engine.run(images)
+        return Output(np.full_like(output.probabilities, np.nan), output.embedding)
+
+
+class _Exhausting:
+    """A session that never has enough memory."""
+
+    def __init__(self, session: Any) -> None:
+        self.get_inputs = session.get_inputs
+
+    def run(self, *_: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+
+def _with_variant(
+    repository: Repository,
+    source: Bundle,
+    variant: Path,
+    *,
+    tolerance: float,
+    exported: Path | None = None,
+    precision: Precision = "int8",
+) -> Bundle:
+    """Publish a version once more, with a form in another precision beside it."""
+
+    def write(folder: Path) -> Description:
+        shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        shutil.copy(exported or source.model_file, folder / MODEL_FILE)
+        shutil.copy(variant, folder / variant_file(precision))
+        manifest = source.manifest
+        told = {name: getattr(manifest, name) for name in Description.model_fields}
+        form = Variant(evaluation=manifest.evaluation, same_labels=1.0, golden_tolerance=tolerance)
+        return Description(**{**told, "variants": {precision: form}})
+
+    return repository.publish(source.model, write)

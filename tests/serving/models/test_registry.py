@@ -1,0 +1,1022 @@
+"""Which versions are served, whatever happens to the repository, to a load or to an engine."""
+
+import asyncio
+import gc
+import os
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.bundle import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Bundle,
+    Description,
+    Golden,
+    Repository,
+    write_golden,
+)
+from serving.bundle.images import Pixels
+from serving.classify.classifier import Classifier
+from serving.engine.base import Device, Output
+from serving.engine.onnx import OnnxEngine
+from serving.errors import EngineError, ModelUnavailable, OutOfMemory, UnknownModel
+from serving.metrics.recorder import Metrics
+from serving.models.registry import Models
+from serving.models.versions import State, Version
+
+NAME = "colours"
+
+Publish = Callable[..., Bundle]
+OpenModels = Callable[..., AbstractAsyncContextManager[Models]]
+
+
+class Loader:
+    """Loads real networks, and counts; where a test closes the gate, those that are gated wait for it."""
+
+    def __init__(self, *, gated: str | None = None) -> None:
+        """Gate one version, whose gate is closed; or all, with an open one."""
+        self._gated = gated
+        self.gate = threading.Event()
+        if gated is None:
+            self.gate.set()
+        self.entered = threading.Event()
+        self.engines: list[Probed] = []
+
+    def __call__(self, file: Path) -> "Probed":
+        """Load an ONNX file."""
+        if self._gated in (None, file.parent.name):
+            self.entered.set()
+            assert self.gate.wait(timeout=30)
+        cpu = Device("cpu", 0, "tests")
+        self.engines.append(Probed(OnnxEngine.load(file, cpu, threads=1, max_batch_size=4)))
+        return self.engines[-1]
+
+    async def until_entered(self) -> None:
+        """Wait until a load stands at the gate."""
+        assert await asyncio.to_thread(self.entered.wait, 20)
+
+
+class Probed:
+    """A real network that a test can break, and that counts its runs."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self._engine = engine
+        self.error: Exception | None = None
+        self.skew = 0.0
+        self.runs = 0
+
+    def run(self, images: Pixels) -> Output:
+        """Run, fail or lie."""
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+        output = self._engine.run(images)
+        return Output(output.probabilities + np.float32(self.skew), output.embedding)
+
+
+class TestFirstLook:
+    """What is served when the server has started."""
+
+    async def test_the_newest_version_of_every_model_is_served(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """One look loads them all, the highest number of each, and nothing else."""
+        publish("digits")
+        publish("digits")
+        publish("faces")
+        async with open_models() as models:
+            assert models.names() == ["digits", "faces"]
+            served = [(each.model, each.version, each.state, each.is_default) for each in models.statuses()]
+            assert served == [("digits", 2, State.READY, True), ("faces", 1, State.READY, True)]
+            assert models.ready
+            with models.lease("digits") as version:
+                assert version.number == 2
+
+    async def test_before_the_first_look_nothing_is_known_and_nothing_is_denied(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """While the server starts a model is unavailable, not unknown, and the server is not ready."""
+        publish()
+        load = Loader()
+        load.gate.clear()
+        async with open_models(load_engine=load, scanned=False) as models:
+            await load.until_entered()
+            assert not models.ready
+            assert [each.state for each in models.statuses()] == [State.LOADING]
+            for name in (NAME, "nobody"):
+                with pytest.raises(
+                    ModelUnavailable, match=rf"'{name}' is not loaded yet: the server is starting"
+                ):
+                    models.get(name)
+            load.gate.set()
+            await asyncio.wait_for(models.scanned(), 20)
+            assert models.ready
+            assert _default(models) == 1
+
+    async def test_an_empty_repository_is_ready(self, open_models: OpenModels) -> None:
+        """There is nothing to serve yet, and nothing wrong."""
+        async with open_models() as models:
+            assert models.ready
+            with pytest.raises(UnknownModel, match=r"^there is no model 'digits'; known models: none$"):
+                models.get("digits")
+
+    async def test_the_older_version_is_served_where_the_newest_is_refused(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """A start with a bad newest version is a start."""
+        publish()
+        publish(lie=True)
+        async with open_models() as models:
+            assert models.ready
+            assert _default(models) == 1
+            assert "golden probabilities differ" in models.get(NAME).refused[2]
+            states = [(each.version, each.state) for each in models.statuses()]
+            assert states == [(1, State.READY), (2, State.REFUSED)]
+
+    async def test_a_version_that_does_not_fit_into_memory_is_refused_alone(
+        self, publish: Publish, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Be it at load or at its first batch: one sentence says so, and the others are served."""
+        publish()
+        publish()
+        load = Loader()
+
+        def load_engine(file: Path) -> Probed:
+            engine = load(file)
+            if file.parent.name == "2":
+                engine.error = OutOfMemory("the device is out of memory for 4 images: serve fewer models")
+            return engine
+
+        async with open_models(load_engine=load_engine) as models:
+            assert models.ready
+            assert _default(models) == 1
+            (told,) = log_events.named("version_refused")
+            assert told.reason == "the device is out of memory for 4 images: serve fewer models"
+            assert not told.exc_info
+
+    async def test_a_repository_in_which_nothing_works_is_not_ready(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """A server that can answer nobody does not take their requests."""
+        publish(lie=True)
+        async with open_models() as models:
+            assert not models.ready
+            message = (
+                "'colours' has no version that can answer: version 1 was refused: golden probabilities differ"
+            )
+            with pytest.raises(ModelUnavailable, match=message), models.lease(NAME):
+                pytest.fail("there is nothing to lease")
+
+    async def test_one_model_that_cannot_be_served_lowers_readiness_of_no_other(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """The rest of the repository is as good as before."""
+        publish("bad", lie=True)
+        publish("good")
+        async with open_models() as models:
+            assert models.ready
+            assert not models.get("bad").ready
+            assert models.get("good").ready
+
+
+class TestQuestions:
+    """Names, versions and aliases that mean nothing, and how that is said."""
+
+    async def test_what_is_unknown_is_told_with_what_is_known(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Each message names the thing and the choices."""
+        publish()
+        publish()
+        repository.set_alias(NAME, "canary", 1)
+        async with open_models() as models:
+            cases: list[tuple[str, Any, str]] = [
+                ("colors", None, "there is no model 'colors'; known models: colours"),
+                (NAME, 7, "version 7 of model 'colours' is not served; served versions: 1, 2"),
+                (NAME, "beta", "model 'colours' has no alias 'beta'; known aliases: canary"),
+            ]
+            for name, revision, message in cases:
+                with pytest.raises(UnknownModel) as caught, models.lease(name, revision):
+                    pytest.fail("there is nothing to lease")
+                assert str(caught.value) == message
+
+    async def test_a_version_is_found_by_number_and_by_alias(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """And without either it is the newest."""
+        publish()
+        publish()
+        repository.set_alias(NAME, "canary", 1)
+        async with open_models() as models:
+            for revision, number in ((None, 2), (2, 2), (1, 1), ("canary", 1)):
+                with models.lease(NAME, revision) as version:
+                    assert version.number == number
+
+    async def test_a_refused_version_says_why(self, publish: Publish, open_models: OpenModels) -> None:
+        """It is known, so it is unavailable and not unknown."""
+        publish()
+        publish(lie=True)
+        async with open_models() as models:
+            message = "version 2 of model 'colours' was refused: golden probabilities differ"
+            with pytest.raises(ModelUnavailable, match=message), models.lease(NAME, 2):
+                pytest.fail("there is nothing to lease")
+
+    async def test_a_model_that_is_loading_for_the_first_time_says_so(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """After the start too: a new model is unavailable until it is loaded, and readiness stays."""
+        publish("digits")
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            load.gate.clear()
+            load.entered.clear()
+            publish("faces")
+            looking = asyncio.ensure_future(models.refresh())
+            await load.until_entered()
+            assert models.ready
+            with pytest.raises(ModelUnavailable, match=r"^model 'faces' is loading$"):
+                models.get("faces")
+            load.gate.set()
+            await looking
+            assert _default(models, "faces") == 1
+
+    async def test_a_new_version_that_is_loading_says_so(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Whoever asks for it by number is told to wait; everyone else is served by the old one."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            load.gate.clear()
+            load.entered.clear()
+            publish()
+            looking = asyncio.ensure_future(models.refresh())
+            await load.until_entered()
+            with (
+                pytest.raises(ModelUnavailable, match="version 2 of model 'colours' is loading"),
+                models.lease(NAME, 2),
+            ):
+                pytest.fail("it is loading")
+            assert _default(models) == 1
+            load.gate.set()
+            await looking
+            assert _default(models) == 2
+
+
+class TestNewVersions:
+    """A new version takes over without anybody noticing."""
+
+    async def test_a_new_version_is_swapped_in_while_requests_flow_and_none_fails(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Sixteen callers that never pause: every answer is right, of the old version and then of the new."""
+        publish()
+        metrics = Metrics()
+        green = np.zeros((4, 4, 3), np.uint8)
+        green[..., 1] = 255
+        async with (
+            open_models(poll_interval_s=0.01, metrics=metrics, max_batch_size=8) as models,
+            Classifier(models, metrics=metrics) as classifier,
+        ):
+            met_another = asyncio.Semaphore(0)
+
+            async def call_until_replaced() -> list[tuple[int, str]]:
+                answers: list[tuple[int, str]] = []
+                while not answers or answers[-1][0] < 3:
+                    answer = await classifier.classify([green], model=NAME, top_k=1)
+                    ranking = answer.results[0]
+                    assert isinstance(ranking, tuple)
+                    if not answers or answers[-1][0] != answer.version:
+                        met_another.release()
+                    answers.append((answer.version, ranking[0].label))
+                return answers
+
+            callers = [asyncio.ensure_future(call_until_replaced()) for _ in range(16)]
+            for rotate in (1, 0):
+                for _ in callers:
+                    await asyncio.wait_for(met_another.acquire(), 20)
+                await asyncio.to_thread(publish, rotate=rotate)
+            told = await asyncio.wait_for(asyncio.gather(*callers), 30)
+        for answers in told:
+            assert set(answers) == {(1, "green"), (2, "blue"), (3, "green")}
+            versions = [version for version, _ in answers]
+            assert versions == sorted(versions)
+
+    async def test_a_lease_keeps_the_old_version_alive_until_it_ends(
+        self, publish: Publish, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Who began with the old version ends with it; then nothing of it stays in memory."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            image = np.zeros((1, 8, 8, 3), np.uint8)
+            with models.lease(NAME) as old, models.lease(NAME):
+                publish(rotate=1)
+                await models.refresh()
+                assert _default(models) == 2
+                assert (await old.batcher.submit(image)).probabilities.shape == (1, 3)
+                assert not log_events.named("version_unloaded")
+            engine = weakref.ref(load.engines.pop(0))
+            await log_events.wait_for("version_unloaded")
+            with pytest.raises(ModelUnavailable, match="unloaded"):
+                await old.batcher.submit(image)
+            del old
+            assert not _engine_threads()
+            gc.collect()
+            assert engine() is None
+
+    async def test_an_unloaded_version_frees_its_engine_in_a_thread(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """On CUDA that waits for captures: the event loop must not."""
+        publish()
+        engines = list[_Noted]()
+
+        def load(file: Path) -> OnnxEngine:
+            engines.append(_Noted.load(file, Device("cpu", 0, "tests"), threads=1, max_batch_size=4))
+            return engines[-1]
+
+        async with open_models(load_engine=load) as models:
+            version = models.lease(NAME)
+            assert not engines[0].closed_in
+        with pytest.raises(ModelUnavailable, match="unloaded"):
+            version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+        (thread,) = engines[0].closed_in
+        assert thread is not threading.main_thread()
+        with pytest.raises(EngineError, match="the network was unloaded"):
+            engines[0].run(np.zeros((1, 8, 8, 3), np.uint8))
+
+    async def test_a_repeated_swap_leaves_one_task_and_one_thread(
+        self, publish: Publish, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Ten versions later there is one queue with its one thread, and the watcher."""
+        publish()
+        async with open_models() as models:
+            with models.lease(NAME) as first:
+                await first.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+            tasks = len(asyncio.all_tasks())
+            for number in range(2, 12):
+                publish()
+                await models.refresh()
+                with models.lease(NAME) as version:
+                    assert version.number == number
+                    await version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+            await log_events.wait_for("version_unloaded", times=10)
+            await asyncio.sleep(0)
+            assert len(asyncio.all_tasks()) == tasks
+            assert len(_engine_threads(most=1)) == 1
+        assert not _engine_threads()
+
+
+class TestBadVersions:
+    """A version that cannot be trusted never takes the place of one that works."""
+
+    @pytest.mark.parametrize("file", [MODEL_FILE, GOLDEN_FILE])
+    async def test_a_flipped_bit_is_refused_and_the_old_version_goes_on(
+        self, publish: Publish, open_models: OpenModels, file: str
+    ) -> None:
+        """The message names the file and both digests."""
+        publish()
+        async with open_models() as models:
+            _flip_a_bit(publish(rotate=1).folder / file)
+            await models.refresh()
+            assert _default(models) == 1
+            assert models.ready
+            assert f"2/{file} has SHA-256" in models.get(NAME).refused[2]
+
+    @pytest.mark.parametrize("file", [MODEL_FILE, GOLDEN_FILE, MANIFEST_FILE])
+    async def test_a_missing_file_is_refused_and_the_old_version_goes_on(
+        self, publish: Publish, open_models: OpenModels, file: str
+    ) -> None:
+        """The message names the file."""
+        publish()
+        async with open_models() as models:
+            (publish(rotate=1).folder / file).unlink()
+            await models.refresh()
+            assert _default(models) == 1
+            assert f"2/{file} cannot be read" in models.get(NAME).refused[2]
+
+    async def test_a_manifest_whose_labels_are_not_the_networks_is_refused(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Four labels on a network of three classes: digests and golden file agree, the network does not."""
+        bundle = publish()
+        async with open_models() as models:
+            _publish_with_a_fourth_label(repository, bundle)
+            await models.refresh()
+            assert _default(models) == 1
+            reason = models.get(NAME).refused[2]
+            assert reason == "golden probabilities have shape [3, 4], the network gives [3, 3]"
+
+    async def test_a_load_that_fails_as_nobody_foresaw_refuses_that_version_alone(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """The watcher survives, and the next version is served."""
+        publish()
+        failing = Loader()
+
+        def load(file: Path) -> Probed:
+            if file.parent.name == "2":
+                raise ZeroDivisionError("nobody foresaw this")
+            return failing(file)
+
+        async with open_models(load_engine=load) as models:
+            publish()
+            await models.refresh()
+            assert models.get(NAME).refused == {2: "nobody foresaw this"}
+            publish()
+            await models.refresh()
+            assert _default(models) == 3
+
+    async def test_a_refused_version_is_not_tried_again_until_it_changes(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """A bad version costs one load, not one at every look; a new manifest earns another."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            bad = publish(lie=True)
+            for _ in range(3):
+                await models.refresh()
+            assert len(load.engines) == 2
+            manifest = bad.folder / MANIFEST_FILE
+            manifest.write_bytes(manifest.read_bytes())
+            for _ in range(3):
+                await models.refresh()
+            assert len(load.engines) == 3
+            assert _default(models) == 1
+
+    async def test_a_version_that_was_mended_by_hand_is_served(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """A copy that arrives file by file is refused while it is half there, and taken when it is whole."""
+        publish()
+        async with open_models() as models:
+            folder = publish(rotate=1).folder
+            whole = (folder / MODEL_FILE).read_bytes()
+            (folder / MODEL_FILE).write_bytes(whole[:100])
+            await models.refresh()
+            assert f"has 100 bytes, its manifest says {len(whole)}" in models.get(NAME).refused[2]
+            (folder / MODEL_FILE).write_bytes(whole)
+            await models.refresh()
+            assert _default(models) == 2
+            assert not models.get(NAME).refused
+
+    async def test_a_version_that_goes_while_it_loads_is_refused_and_forgotten(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """The old version goes on, and the next look knows nothing of the other."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            load.gate.clear()
+            load.entered.clear()
+            folder = publish().folder
+            looking = asyncio.ensure_future(models.refresh())
+            await load.until_entered()
+            shutil.rmtree(folder)
+            load.gate.set()
+            await looking
+            assert _default(models) == 1
+            await models.refresh()
+            assert not models.get(NAME).refused
+
+    async def test_states_in_the_metrics_follow_what_happens(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Each version has exactly one state at a time, also after a second refusal for the same reason."""
+        publish()
+        metrics = Metrics()
+        async with open_models(metrics=metrics) as models:
+            bad = publish(lie=True)
+            for _ in range(2):
+                await models.refresh()
+                assert _states(metrics) == {("1", "ready"), ("2", "refused")}
+                os.utime(bad.folder / MANIFEST_FILE)
+            publish()
+            await models.refresh()
+            assert _states(metrics) == {("2", "refused"), ("3", "ready")}
+            shutil.rmtree(bad.folder)
+            await models.refresh()
+            assert _states(metrics) == {("3", "ready")}
+
+
+class TestAliases:
+    """Aliases pin, and add."""
+
+    async def test_stable_pins_what_is_served_by_default(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """A newer version waits until the alias moves to it."""
+        publish()
+        repository.set_alias(NAME, "stable", 1)
+        async with open_models() as models:
+            publish()
+            await models.refresh()
+            assert _default(models) == 1
+            assert list(models.get(NAME).versions) == [1]
+            repository.set_alias(NAME, "stable", 2)
+            await models.refresh()
+            assert _default(models) == 2
+
+    async def test_other_aliases_are_served_beside_the_default(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """And unloaded when they name something else."""
+        for _ in range(3):
+            publish()
+        repository.set_alias(NAME, "canary", 1)
+        async with open_models() as models:
+            lines = {each.version: (each.is_default, each.aliases) for each in models.statuses()}
+            assert lines == {1: (False, ("canary",)), 3: (True, ())}
+            repository.set_alias(NAME, "canary", 2)
+            await models.refresh()
+            assert sorted(models.get(NAME).versions) == [2, 3]
+
+    async def test_stable_on_a_refused_version_keeps_the_one_that_serves(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """A promotion of something bad changes nothing but the log."""
+        publish()
+        publish(lie=True)
+        async with open_models() as models:
+            repository.set_alias(NAME, "stable", 2)
+            await models.refresh()
+            assert _default(models) == 1
+            with (
+                pytest.raises(ModelUnavailable, match=r"version 2 .* was refused"),
+                models.lease(NAME, "stable"),
+            ):
+                pytest.fail("it was refused")
+
+    async def test_an_alias_to_a_version_that_is_not_there_is_told(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Written by hand, say: the reason is told, and it is served as soon as it is there."""
+        publish()
+        (repository.root / NAME / "aliases.json").write_text('{"stable": {"version": 2}}')
+        async with open_models() as models:
+            message = "no version that can answer: version 2 was refused: the repository has no version 2"
+            with pytest.raises(ModelUnavailable, match=message), models.lease(NAME):
+                pytest.fail("there is no version 2")
+            publish()
+            await models.refresh()
+            assert _default(models) == 2
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"stable": 2}', '{"stable": {"version": 0}}', None])
+    async def test_damaged_aliases_keep_what_is_served_and_hold_up_no_other_model(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        log_events: Any,
+        content: str | None,
+    ) -> None:
+        """The damage is logged once, other models get their new versions, and mended aliases count again."""
+        aliases = repository.root / "a" / "aliases.json"
+        publish("a")
+        publish("b")
+        repository.set_alias("a", "stable", 1)
+        async with open_models() as models:
+            publish("a")
+            publish("b")
+            aliases.unlink()
+            aliases.write_text(content) if content is not None else aliases.mkdir()
+            for _ in range(3):
+                await models.refresh()
+            assert (_default(models, "a"), _default(models, "b")) == (1, 2)
+            assert models.ready
+            (record,) = log_events.named("model_unreadable")
+            assert "aliases.json" in record.reason
+            aliases.unlink() if content is not None else aliases.rmdir()
+            await models.refresh()
+            assert _default(models, "a") == 2
+
+    async def test_damaged_aliases_at_the_start_serve_nothing_of_that_model_and_say_why(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Nobody knows what stable meant, so nobody guesses."""
+        publish("a")
+        publish("b")
+        (repository.root / "a" / "aliases.json").write_text("{")
+        async with open_models() as models:
+            assert models.ready
+            with pytest.raises(
+                ModelUnavailable, match=r"'a' has no version that can answer: .*aliases\.json"
+            ):
+                models.lease("a").__enter__()
+            assert _default(models, "b") == 1
+
+
+class TestRepositoryChanges:
+    """Models and folders that go."""
+
+    async def test_a_removed_model_is_unloaded(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """It is unknown from then on, and known again when it comes back."""
+        publish("a")
+        publish("b")
+        async with open_models() as models:
+            shutil.rmtree(repository.root / "a")
+            await models.refresh()
+            await log_events.wait_for("version_unloaded")
+            with pytest.raises(UnknownModel, match="no model 'a'; known models: b"):
+                models.get("a")
+            publish("a")
+            await models.refresh()
+            assert _default(models, "a") == 1
+
+    async def test_a_removed_newest_version_gives_way_to_the_one_before(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Deleting a version is a way back."""
+        publish()
+        newest = publish()
+        async with open_models() as models:
+            shutil.rmtree(newest.folder)
+            await models.refresh()
+            assert _default(models) == 1
+
+    async def test_a_repository_that_vanishes_keeps_everything_that_is_served(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Default and aliases go on; it is logged once; when it is back, new versions are noticed again."""
+        publish()
+        publish()
+        repository.set_alias(NAME, "canary", 1)
+        away = repository.root.with_name("away")
+        async with open_models(poll_interval_s=0.001) as models:
+            repository.root.rename(away)
+            await log_events.wait_for("repository_unreadable")
+            with pytest.raises(FileNotFoundError, match="is no folder"):
+                await models.refresh()
+            assert models.ready
+            for revision, number in ((None, 2), ("canary", 1)):
+                with models.lease(NAME, revision) as version:
+                    assert version.number == number
+            away.rename(repository.root)
+            await asyncio.to_thread(publish)
+            async with asyncio.timeout(20):
+                while _default(models) < 3:
+                    await models.change.wait()
+            assert len(log_events.named("repository_unreadable")) == 1
+
+    async def test_two_looks_at_once_load_a_version_once(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Looks take turns."""
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            publish()
+            await asyncio.gather(*(models.refresh() for _ in range(5)))
+            assert len(load.engines) == 1
+
+
+class TestLoadAndUnload:
+    """What operators ask for by name."""
+
+    async def test_an_unloaded_model_stays_so_until_it_is_loaded_again(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Looks at the repository, and new versions in it, do not bring it back; the others go on."""
+        publish()
+        publish("shapes")
+        async with open_models() as models:
+            with models.lease(NAME) as held:
+                await models.unload(NAME)
+                publish()
+                await models.refresh()
+
+                with pytest.raises(ModelUnavailable, match="it was unloaded on request"):
+                    models.lease(NAME)
+                assert models.ready
+                assert models.lease("shapes").number == 1
+                assert await _runs(held)
+            await models.load(NAME)
+
+            assert models.lease(NAME).number == 2
+
+    async def test_without_any_model_on_purpose_a_server_is_ready(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Readiness asks whether the server works, and it does as it was told."""
+        publish()
+        async with open_models() as models:
+            await models.unload(NAME)
+
+            assert models.ready
+            assert models.statuses() == []
+
+    async def test_a_load_looks_at_once(self, publish: Publish, open_models: OpenModels) -> None:
+        """A version that was published a moment ago is served when load returns."""
+        publish()
+        async with open_models() as models:
+            publish()
+            await models.load(NAME)
+
+            assert models.lease(NAME).number == 2
+
+    async def test_a_load_that_fails_says_why_and_the_old_version_goes_on(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Also the second time: a load tries again what was refused."""
+        publish()
+        async with open_models() as models:
+            publish(lie=True)
+            for _ in range(2):
+                with pytest.raises(
+                    ModelUnavailable, match="failed to load 'colours': version 2 was refused: "
+                ):
+                    await models.load(NAME)
+            assert models.lease(NAME).number == 1
+
+    async def test_a_load_whose_caller_has_gone_is_carried_through(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Version 2 is loaded, its alias 1 is loading: neither is lost, and nobody loads it once more."""
+        load = Loader(gated="1")
+        async with open_models(load_engine=load) as models:
+            for alias in ("canary", "stable"):
+                repository.set_alias(NAME, alias, publish().version)
+            callers = [asyncio.ensure_future(models.load(NAME)) for _ in range(3)]
+            await load.until_entered()
+            for caller in callers:
+                caller.cancel()
+            await asyncio.wait(callers)
+            last = asyncio.ensure_future(models.load(NAME))
+            load.gate.set()
+            await last
+
+            assert len(load.engines) == 2
+            assert sorted(models.get(NAME).versions) == [1, 2]
+            assert models._loaded == set(models.get(NAME).versions.values())
+
+    async def test_a_load_that_fails_when_its_caller_has_gone_is_logged(
+        self, publish: Publish, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Nobody else can say why: neither the caller nor asyncio, which knows no model."""
+        load, unhandled = Loader(), []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        async with open_models(load_engine=load) as models:
+            publish(lie=True)
+            load.gate.clear()
+            caller = asyncio.ensure_future(models.load(NAME))
+            await load.until_entered()
+            caller.cancel()
+            await asyncio.wait([caller])
+            load.gate.set()
+
+            failed = await log_events.wait_for("load_failed")
+        assert failed.reason.startswith("failed to load 'colours': version 1 was refused: golden")
+        assert failed.exc_info is None
+        gc.collect()
+        assert not unhandled
+
+    async def test_a_model_that_cannot_be_read_cannot_be_loaded(
+        self, publish: Publish, open_models: OpenModels, repository: Repository
+    ) -> None:
+        """Damaged aliases say of no version that it is to be served."""
+        publish()
+        (repository.root / NAME / "aliases.json").write_text("[]")
+        async with open_models() as models:
+            with pytest.raises(ModelUnavailable, match=r"failed to load 'colours': .*aliases"):
+                await models.load(NAME)
+
+    async def test_a_model_that_nobody_knows_is_neither_loaded_nor_unloaded(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """The repository has no folder of that name."""
+        publish()
+        async with open_models() as models:
+            with pytest.raises(
+                UnknownModel, match="failed to load 'shapes': the repository has no such model"
+            ):
+                await models.load("shapes")
+            with pytest.raises(UnknownModel, match="there is no model 'shapes'"):
+                await models.unload("shapes")
+
+
+async def _runs(version: Version) -> bool:
+    """Whether a version that is held still answers."""
+    output = await version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+    return output.probabilities.shape == (1, 3)
+
+
+class TestEnd:
+    """Leaving `async with` at any moment leaves nothing."""
+
+    async def test_draining_ends_readiness_and_nothing_else(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Requests are still answered, and whoever watches is told."""
+        publish()
+        async with open_models() as models:
+            change = models.change
+            models.drain()
+            assert change.is_set()
+            assert models.draining
+            assert not models.ready
+            assert _default(models) == 1
+
+    async def test_leaving_in_the_middle_of_a_load_leaves_no_task_and_no_thread(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Version 2 is loaded and not served yet, its alias 1 is loading: both go."""
+        publish()
+        publish()
+        repository.set_alias(NAME, "canary", 1)
+        load = Loader(gated="1")
+        async with open_models(load_engine=load, scanned=False) as models:
+            await load.until_entered()
+            assert len(load.engines) == 1
+            assert [(each.version, each.state) for each in models.statuses()] == [(1, State.LOADING)]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        load.gate.set()
+        assert not _engine_threads()
+
+    async def test_leaving_while_an_old_version_is_leased_closes_it_too(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Who still holds it is answered with ModelUnavailable instead of never."""
+        publish()
+        async with open_models() as models:
+            lease = models.lease(NAME)
+            old = lease.__enter__()
+            publish()
+            await models.refresh()
+            assert _default(models) == 2
+        with pytest.raises(ModelUnavailable, match="unloaded"):
+            await old.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+        lease.__exit__(None, None, None)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert not _engine_threads()
+
+
+class TestCheckEngine:
+    """After a failure on good input an engine has to prove itself again."""
+
+    async def test_an_engine_that_passes_is_kept(self, publish: Publish, open_models: OpenModels) -> None:
+        """One failure is no reason to give up an engine that works."""
+        publish()
+        async with open_models() as models:
+            with models.lease(NAME) as version:
+                await models.check_engine(version)
+            assert models.ready
+            assert not models.broken
+
+    @pytest.mark.parametrize(
+        ("error", "skew", "reason"),
+        [
+            (EngineError("the device is lost"), 0.0, "the device is lost"),
+            (None, 0.5, "golden probabilities differ by 0.5, the tolerance is 0.002"),
+        ],
+    )
+    async def test_an_engine_that_fails_its_golden_examples_is_given_up(
+        self, publish: Publish, open_models: OpenModels, error: Exception | None, skew: float, reason: str
+    ) -> None:
+        """Not ready, broken, told to watchers, and requests are refused with the reason."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            load.engines[0].error, load.engines[0].skew = error, skew
+            change = models.change
+            with models.lease(NAME) as version:
+                await models.check_engine(version)
+            assert change.is_set()
+            assert models.broken
+            assert not models.ready
+            assert not models.get(NAME).ready
+            assert [each.state for each in models.statuses()] == [State.BROKEN]
+            with pytest.raises(ModelUnavailable, match=f"version 1 of model 'colours' is broken: {reason}"):
+                models.lease(NAME).__enter__()
+
+    async def test_many_failures_at_once_are_one_check(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """A thousand failing requests do not start a thousand proofs."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            with models.lease(NAME) as version:
+                before = load.engines[0].runs
+                await asyncio.gather(*(models.check_engine(version) for _ in range(50)))
+                one_check = load.engines[0].runs - before
+            assert one_check == 4  # one size to warm, three golden examples one by one
+
+    async def test_an_engine_is_not_blamed_for_files_that_went_away(
+        self, publish: Publish, open_models: OpenModels, log_events: Any
+    ) -> None:
+        """Without its golden examples a version cannot be checked, which says nothing against it."""
+        bundle = publish()
+        async with open_models() as models:
+            shutil.rmtree(bundle.folder)
+            with models.lease(NAME) as version:
+                await models.check_engine(version)
+            assert models.ready
+            assert log_events.named("version_unchecked")
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ModelUnavailable("the process that owns the device does not answer"),
+            OutOfMemory("the device is out of memory for 4 images"),
+            ZeroDivisionError("nobody foresaw this"),
+        ],
+    )
+    async def test_a_check_that_comes_to_no_end_is_logged(
+        self, publish: Publish, open_models: OpenModels, log_events: Any, error: Exception
+    ) -> None:
+        """It says nothing of the engine, and asyncio is left nothing to complain of."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load) as models:
+            load.engines[0].error = error
+            with models.lease(NAME) as version:
+                await models.check_engine(version)
+            assert version.check is not None
+            assert version.check.exception() is None
+            assert models.ready
+            (record,) = log_events.named("version_unchecked")
+            assert record.reason == str(error)
+            assert bool(record.exc_info) is isinstance(error, ZeroDivisionError)
+
+
+def _default(models: Models, name: str = NAME) -> int:
+    with models.lease(name) as version:
+        return version.number
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _publish_with_a_fourth_label(repository: Repository, bundle: Bundle) -> None:
+    def write(folder: Path) -> Description:
+        shutil.copy(bundle.model_file, folder)
+        golden = bundle.golden()
+        write_golden(Golden(golden.images, np.pad(golden.probabilities, ((0, 0), (0, 1)))), folder)
+        described = bundle.manifest.model_dump(exclude={"files"})
+        return Description.model_validate({**described, "labels": (*bundle.manifest.labels, "violet")})
+
+    repository.publish(bundle.model, write)
+
+
+def _states(metrics: Metrics) -> set[tuple[str, str]]:
+    (family,) = [each for each in metrics.registry.collect() if each.name == "lenserve_version_state"]
+    return {(sample.labels["version"], sample.labels["state"]) for sample in family.samples}
+
+
+def _engine_threads(*, most: int = 0) -> list[threading.Thread]:
+    """Those that are still there when all but `most` have had time to end."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
+    for thread in threads[: len(threads) - most]:
+        thread.join(timeout=20)
+    return [thread for thread in threads if thread.is_alive()]
+
+
+async def test_the_repository_is_looked_at_when_every_process_looks(
+    repository: Repository, open_models: OpenModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At multiples of the interval on the machine's clock, though the watch begins in between."""
+    interval_s = 0.5
+    looked_s: list[float] = []
+    enough = threading.Event()
+
+    def models() -> list[str]:
+        looked_s.append(time.monotonic())
+        if len(looked_s) == 4:
+            enough.set()
+        return []
+
+    monkeypatch.setattr(repository, "models", models)
+    await asyncio.sleep(1.5 * interval_s - time.monotonic() % interval_s)
+    async with open_models(poll_interval_s=interval_s):
+        assert await asyncio.to_thread(enough.wait, 20)
+
+    assert looked_s[0] % interval_s >= interval_s / 2
+    assert min(at_s % interval_s for at_s in looked_s[1:]) < interval_s / 4
+
+
+class _Noted(OnnxEngine):
+    """Remembers where it was closed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.closed_in: list[threading.Thread] = []
+
+    def close(self) -> None:
+        self.closed_in.append(threading.current_thread())
+        super().close()

@@ -1,0 +1,23 @@
+"""What a serving process does with its memory, in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import gc, json
+from serving import server
+from serving.processes.memory_tuning import settle_memory
+before = gc.get_threshold()
+settle_memory()
+print(json.dumps([gc.get_freeze_count(), len(gc.get_objects()), before, gc.get_threshold()]))
+"""
+
+
+def test_what_was_imported_is_never_searched_again() -> None:
+    """All of it is frozen but what the question itself makes, and the rest is searched less often."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
+    frozen, searched, before, after = json.loads(done.stdout)
+    assert frozen > 10_000
+    assert searched < frozen / 100
+    assert all(a > b for a, b in zip(after, before, strict=True))

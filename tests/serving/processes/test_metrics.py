@@ -1,0 +1,69 @@
+"""A scrape of the supervisor, with real processes that count."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from serving.processes.metrics import WorkerMetrics
+
+_NUMBERED = """
+import sys
+from serving.metrics.recorder import Metrics, count_as_worker
+count_as_worker(int(sys.argv[1]))
+metrics = Metrics()
+metrics.rpc("/a/B").ended("OK", 0.5)
+metrics.pending_images.set(2)
+for state in ("loading", "ready"):
+    metrics.version_state.labels("digits", "1", state).set(1)
+metrics.forget_state("digits", "1", "loading")
+metrics.tell()
+"""
+
+
+def test_a_successor_counts_on_in_the_files_of_the_dead(tmp_path: Path) -> None:
+    """However often workers die there are no more files; what was true only while one lived is forgotten."""
+    workers = WorkerMetrics(tmp_path, dict)
+
+    def shown(name: str, **labels: str) -> float | None:
+        return workers.registry.get_sample_value(name, labels)
+
+    for number in (1, 2, 1):
+        subprocess.run(
+            [sys.executable, "-c", _NUMBERED, str(number)],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            cwd=Path(__file__).parents[3],
+            check=True,
+        )
+    assert shown("lenserve_requests_total", method="/a/B", code="OK") == 3
+    assert shown("lenserve_version_state", model="digits", version="1", state="ready") == 1
+    assert shown("lenserve_version_state", model="digits", version="1", state="loading") == 0
+    assert shown("lenserve_pending_images") == 4
+
+    workers.died(1)
+    workers.is_ready(2, ready=True)
+    assert shown("lenserve_pending_images") == 2
+    assert shown("lenserve_requests_total", method="/a/B", code="OK") == 3
+    assert shown("lenserve_worker_deaths_total", worker="1") == 1
+    assert shown("lenserve_worker_ready", worker="2") == 1
+    assert {file.stem.rpartition("_")[2] for file in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_memory_and_time_of_each_worker_are_shown(tmp_path: Path) -> None:
+    """Those of the supervisor alone would say nothing of what serves; a process that is gone is left out."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    workers = WorkerMetrics(tmp_path, lambda: {1: os.getpid(), 2: ended.pid})
+
+    def shown(name: str, **labels: str) -> float | None:
+        return workers.registry.get_sample_value(name, labels)
+
+    ours, own = (
+        shown(f"{prefix}process_resident_memory_bytes", **labels)
+        for prefix, labels in (("lenserve_worker_", {"worker": "1"}), ("", {}))
+    )
+    assert ours is not None
+    assert own is not None
+    assert abs(ours - own) < 2**24
+    assert (shown("lenserve_worker_process_cpu_seconds_total", worker="1") or 0) > 0
+    assert shown("lenserve_worker_process_cpu_seconds_total", worker="2") is None

@@ -1,0 +1,464 @@
+"""Several workers in real processes: they count together, reload together, die alone and stop together."""
+
+import asyncio
+import os
+import re
+import select
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from serving.bundle import Bundle
+from serving.client.client import AsyncClient
+from serving.pb.inference import grpc_service_pb2 as inference
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+
+CLASSIFY = "/lenserve.v1.Classifier/Classify"
+CLASSIFIED = f'lenserve_requests_total{{code="OK",method="{CLASSIFY}"}}'
+STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
+CONNECTIONS = 24  # over grpc dealt out at random: all to one of two workers once in eight million runs
+CALLERS = 8
+
+Publish = Callable[..., Bundle]
+
+
+@pytest.fixture
+async def start_workers(start_server: Any) -> Any:
+    """Start `lenserve serve --workers 2`, and wait until it is ready."""
+
+    async def start(*options: str) -> Any:
+        return await asyncio.to_thread(start_server, "--workers", "2", "--poll-interval-s", "0.05", *options)
+
+    return start
+
+
+class TestTogether:
+    """Whoever is asked speaks for all."""
+
+    @pytest.mark.parametrize("transport", ["h2", "grpc"])
+    async def test_counters_and_statistics_are_those_of_all_workers(
+        self, publish: Publish, start_workers: Any, transport: str
+    ) -> None:
+        """Connections spread over both; /metrics and ModelStatistics give the sum."""
+        publish()
+        server = await start_workers("--transport", transport)
+        async with _connections(server.grpc) as channels:
+            for channel in channels:
+                assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
+            await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+            await _until_scraped(
+                server, f'nv_inference_request_success{{model="colours",version="1"}} {CONNECTIONS}.0'
+            )
+            statistics = [await _statistics(channel) for channel in channels[:4]]
+
+        assert [each.model_stats[0].inference_count for each in statistics] == [CONNECTIONS] * 4
+        shares = [_calls(_folder(server) / f"counter_{worker}.db") for worker in (1, 2)]
+        assert sum(shares) == CONNECTIONS
+        if transport == "h2":
+            assert shares[0] == shares[1]
+        else:
+            assert min(shares) > 0
+
+    async def test_connections_are_dealt_evenly_and_shake_hands_with_their_worker(
+        self, publish: Publish, start_workers: Any, certificates: Path
+    ) -> None:
+        """The supervisor passes them on as they come; the keys are the workers'."""
+        publish()
+        server = await start_workers(
+            *("--tls-cert-file", str(certificates / "server.pem")),
+            *("--tls-key-file", str(certificates / "server.key")),
+        )
+        trust = grpc.ssl_channel_credentials((certificates / "ca.pem").read_bytes())
+        async with _connections(server.grpc, trust) as channels:
+            for channel in channels:
+                await _classify(channel)
+            await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+        assert [_calls(_folder(server) / f"counter_{worker}.db") for worker in (1, 2)] == [
+            CONNECTIONS / 2
+        ] * 2
+
+    async def test_a_new_version_reaches_every_worker(self, publish: Publish, start_workers: Any) -> None:
+        """The log says so for each of them, and no client finds the old one afterwards."""
+        publish()
+        server = await start_workers()
+        assert server.event("listening")["workers"] == 2
+        assert server.event("ready")["models"] == "colours@1"
+        publish(rotate=1)
+        serving = await asyncio.to_thread(server.wait_for, "version_serving", times=2, version=2)
+        assert {event["worker"] for event in serving} == {1, 2}
+        async with _connections(server.grpc) as channels:
+            answers = [await _classify(channel) for channel in channels]
+        assert {answer.version for answer in answers} == {2}
+
+
+class TestDeath:
+    """One dies, the others carry on."""
+
+    async def test_a_killed_worker_is_replaced_and_no_client_notices(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Callers that never pause, each with a connection of its own, and each worker killed in turn."""
+        publish()
+        server = await start_workers()
+        done = asyncio.Event()
+
+        async def call_until_done(client: AsyncClient) -> int:
+            calls = 0
+            while not done.is_set():
+                assert (await client.classify(_green(), model="colours")).top.label == "green"
+                calls += 1
+            return calls
+
+        async with AsyncClient(server.grpc) as client:
+            callers = [asyncio.ensure_future(call_until_done(client)) for _ in range(CALLERS)]
+            for worker, pid in enumerate(_workers(server), 1):
+                os.kill(pid, signal.SIGKILL)
+                (died,) = await asyncio.to_thread(server.wait_for, "worker_died", worker=worker)
+                assert died["reason"] == "signal 9 (SIGKILL)"
+                await asyncio.to_thread(server.wait_for, "listening", times=2, worker=worker)
+            done.set()
+            assert min(await asyncio.wait_for(asyncio.gather(*callers), 30)) > 0
+        lines = (await _get(server.http, "/metrics"))[1].splitlines()
+        assert 'lenserve_worker_deaths_total{worker="1"} 1.0' in lines
+        assert 'lenserve_worker_deaths_total{worker="2"} 1.0' in lines
+
+    async def test_probes_say_which_worker_is_dead(self, publish: Publish, start_workers: Any) -> None:
+        """Not live and not ready until its successor is; what it had counted is not lost."""
+        publish()
+        server = await start_workers()
+        async with _connections(server.grpc) as channels:
+            for channel in channels:
+                await _classify(channel)
+        await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+        pid = _workers(server)[1]
+        assert await _get(server.http, "/readyz") == (200, "ok\n")
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(server.wait_for, "worker_died")
+        probes = [await _get(server.http, path) for path in ("/readyz", "/livez")]
+        assert probes[0][0] == 503
+        assert re.fullmatch("worker 2 is (dead|starting)\n", probes[0][1])
+        await asyncio.to_thread(server.wait_for, "listening", times=2, worker=2)
+        while (await _get(server.http, "/readyz"))[0] != 200:  # its report is on its way
+            pass
+        assert await _get(server.http, "/livez") == (200, "ok\n")
+        await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+
+    async def test_workers_outlive_their_supervisor_for_no_longer_than_their_calls(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """A supervisor that is killed leaves no process, and no folder."""
+        publish()
+        server = await start_workers("--lame-duck-s", "600")
+        workers, folder = [os.pidfd_open(pid) for pid in _workers(server)], _folder(server)
+        server.process.kill()
+        for worker in workers:
+            assert await asyncio.to_thread(select.select, [worker], [], [], 20) == ([worker], [], [])
+            os.close(worker)
+        assert not folder.exists()
+        assert len(list(server.events("stopped"))) == 2
+
+
+class TestStart:
+    """What cannot work is refused before anybody connects."""
+
+    @pytest.mark.parametrize("option", ["--grpc-port", "--http-port"])
+    async def test_a_port_that_is_taken_is_one_line_and_exit_1(
+        self, publish: Publish, run_workers: Any, option: str
+    ) -> None:
+        """As with one worker."""
+        publish()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            code, lines = await run_workers(option, str(port))
+        assert code == 1
+        assert len(lines) == 1
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in lines[0]
+
+    async def test_what_no_worker_can_start_with_is_said_once(
+        self, publish: Publish, run_workers: Any, tmp_path: Path
+    ) -> None:
+        """It is not tried again for ever."""
+        publish()
+        code, lines = await run_workers("--token-file", str(tmp_path / "tokens.toml"))
+        assert code == 2
+        assert [line for line in lines if line.startswith("lenserve serve: ")] == [lines[-1]]
+        assert "tokens.toml" in lines[-1]
+
+
+class TestStop:
+    """All at once, and nothing is left."""
+
+    async def test_sigterm_answers_every_call_that_was_taken_and_ends_with_0(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Callers on connections to both workers: each is answered until it hears of the stop."""
+        publish()
+        server = await start_workers()
+        answered = asyncio.Semaphore(0)
+
+        async def call_until_refused(channel: grpc.aio.Channel) -> tuple[str, str]:
+            while True:
+                try:
+                    await _classify(channel)
+                except grpc.aio.AioRpcError as error:
+                    return error.code().name, error.details()
+                answered.release()
+
+        async with _connections(server.grpc) as channels:
+            callers = [asyncio.ensure_future(call_until_refused(channel)) for channel in channels]
+            for _ in range(10 * CONNECTIONS):
+                await asyncio.wait_for(answered.acquire(), 20)
+            code = await asyncio.to_thread(server.stop)
+            ends = await asyncio.wait_for(asyncio.gather(*callers), 20)
+        assert code == 0, server.log
+        assert set(ends) == {("UNAVAILABLE", "the server is stopping and takes no new calls")}
+        assert {event["worker"] for event in server.events("stopped") if "worker" in event} == {1, 2}
+        assert not list(server.events("worker_died"))
+
+    async def test_a_second_signal_ends_all_at_once(self, publish: Publish, start_workers: Any) -> None:
+        """Who cannot wait for the lame duck signals again; the exit code says that it was no clean stop."""
+        publish()
+        server = await start_workers("--lame-duck-s", "600")
+        folder = _folder(server)
+        server.process.send_signal(signal.SIGINT)
+        await asyncio.to_thread(server.wait_for, "stopping", times=3)
+        assert await _get(server.http, "/readyz") == (503, "the server is stopping\n")
+        assert await asyncio.to_thread(server.stop) == 1
+        assert not folder.exists()
+        assert not [event for event in server.log if "text" in event], server.log
+
+    async def test_a_worker_that_hangs_is_killed(self, publish: Publish, start_workers: Any) -> None:
+        """A stop ends, also where a process does not answer."""
+        publish()
+        server = await start_workers("--drain-timeout-s", "0")
+        os.kill(_workers(server)[0], signal.SIGSTOP)
+        assert await asyncio.to_thread(server.stop) == 0
+        assert [event["worker"] for event in server.events("worker_killed")] == [1]
+
+    async def test_a_load_that_hangs_holds_up_no_stop(
+        self, publish: Publish, start_workers: Any, hang_load: Any
+    ) -> None:
+        """A worker ends with its calls, and need not be killed when the time for them is over."""
+        publish()
+        server = await start_workers("--drain-timeout-s", "600")
+        await asyncio.to_thread(hang_load)
+        assert await asyncio.to_thread(server.stop) == 0
+        assert list(server.events("threads_left"))
+        assert not list(server.events("worker_killed"))
+
+
+class TestOwner:
+    """One process more runs the networks of both workers."""
+
+    async def test_each_network_is_loaded_once_and_swapped_for_all(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Workers ask it for the new version, and when the last of them left the old one it is unloaded."""
+        publish()
+        server = await start_workers("--device-process")
+        async with _connections(server.grpc) as channels:
+            for channel in channels:
+                assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
+            publish(rotate=1)
+            await asyncio.to_thread(server.wait_for, "version_serving", times=2, version=2)
+            answers = [await _classify(channel) for channel in channels]
+        assert {each.predictions[0].ranking.labels[0].label for each in answers} == {"blue"}
+        await asyncio.to_thread(server.wait_for, "network_unloaded")
+        loaded = [Path(event["file"]).parent.name for event in server.events("network_loaded")]
+        assert loaded == ["1", "2"]
+
+    async def test_an_owner_that_is_killed_is_replaced_and_no_client_notices(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Calls wait for its successor, without being sent again by their clients; probes tell."""
+        publish()
+        server = await start_workers("--device-process")
+        done = asyncio.Event()
+
+        async def call_until_done(channel: grpc.aio.Channel) -> int:
+            calls = 0
+            while not done.is_set():
+                assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
+                calls += 1
+            return calls
+
+        async with _connections(server.grpc) as channels:
+            callers = [asyncio.ensure_future(call_until_done(channel)) for channel in channels]
+            os.kill(_workers(server)[2], signal.SIGKILL)
+            await asyncio.to_thread(server.wait_for, "worker_died", worker=0)
+            code, why = await _get(server.http, "/readyz")
+            assert code == 503
+            assert re.fullmatch("the owner of the device is (dead|starting)\n", why)
+            await asyncio.to_thread(server.wait_for, "network_loaded", times=2)
+            done.set()
+            assert min(await asyncio.wait_for(asyncio.gather(*callers), 30)) > 0
+        assert len(list(server.events("worker_died"))) == 1
+
+    async def test_a_worker_that_is_killed_leaves_nothing_with_the_owner(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """Its socket and its memory go with it, and its successor's take their place."""
+        publish()
+        server = await start_workers("--device-process")
+        worker, _, owner = _workers(server)
+        async with _connections(server.grpc) as channels:
+            await asyncio.gather(*map(_classify, channels))
+        before = _held(owner)
+        os.kill(worker, signal.SIGKILL)
+        await asyncio.to_thread(server.wait_for, "listening", times=2, worker=1)
+        async with asyncio.timeout(20):
+            while await asyncio.to_thread(_held, owner) != before:
+                pass
+        assert len(list(server.events("network_loaded"))) == 1
+
+    async def test_all_stop_together_and_answer_what_they_took(
+        self, publish: Publish, start_workers: Any
+    ) -> None:
+        """The owner ends last, whether it is told to or its supervisor is killed."""
+        publish()
+        for kill in (False, True):
+            server = await start_workers("--device-process")
+            processes = [os.pidfd_open(pid) for pid in _workers(server)]
+            shared = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108 - names alone
+            async with _connections(server.grpc) as channels:
+                for channel in channels:
+                    await _classify(channel)
+                callers = [asyncio.ensure_future(_call_until_refused(channel)) for channel in channels]
+                if kill:
+                    server.process.kill()
+                else:
+                    assert await asyncio.to_thread(server.stop) == 0, server.log
+                ends = await asyncio.wait_for(asyncio.gather(*callers), 20)
+            assert set(ends) == {("UNAVAILABLE", "the server is stopping and takes no new calls")}
+            for process in processes:
+                assert await asyncio.to_thread(select.select, [process], [], [], 20) == ([process], [], [])
+                os.close(process)
+            assert set(os.listdir("/dev/shm")) <= shared  # noqa: PTH208, S108
+            assert not list(server.events("worker_killed"))
+
+
+@pytest.fixture
+def run_workers(repository: Any) -> Any:
+    """Run `lenserve serve --workers 2` to its end: the exit code, and the lines on stderr."""
+
+    async def run(*options: str) -> tuple[int | None, list[str]]:
+        arguments = {"--repository": str(repository.root), "--grpc-port": "0", "--http-port": "0"}
+        arguments |= dict([options])
+        process = await asyncio.create_subprocess_exec(
+            *(os.sys.executable, "-m", "serving.cli", "serve", "--workers", "2"),
+            *(word for pair in arguments.items() for word in pair),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode, errors.decode().splitlines()
+
+    return run
+
+
+@asynccontextmanager
+async def _connections(
+    server: str, trust: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Channels that share no connection."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    open_channel = grpc.aio.insecure_channel if trust is None else partial(_secure_channel, trust)
+    channels = [open_channel(server, options=options) for _ in range(CONNECTIONS)]
+    yield channels
+    for channel in channels:
+        await channel.close()
+
+
+def _secure_channel(trust: grpc.ChannelCredentials, server: str, *, options: Any) -> grpc.aio.Channel:
+    return grpc.aio.secure_channel(server, trust, options=options)
+
+
+async def _classify(channel: grpc.aio.Channel) -> pb.ClassifyResponse:
+    pixels = pb.Pixels(height=8, width=8, channels=3, data=_green().tobytes())
+    request = pb.ClassifyRequest(model="colours", images=[pb.Image(pixels=pixels)])
+    call = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
+    return await call(request)
+
+
+async def _call_until_refused(channel: grpc.aio.Channel) -> tuple[str, str]:
+    while True:
+        try:
+            await _classify(channel)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details()
+
+
+async def _statistics(channel: grpc.aio.Channel) -> inference.ModelStatisticsResponse:
+    call = channel.unary_unary(
+        STATISTICS,
+        inference.ModelStatisticsRequest.SerializeToString,
+        inference.ModelStatisticsResponse.FromString,
+    )
+    return await call(inference.ModelStatisticsRequest(name="colours"))
+
+
+async def _get(address: str, path: str) -> tuple[int, str]:
+    def fetch() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(fetch)
+
+
+async def _until_scraped(server: Any, line: str) -> None:
+    """Scrape until the line is there: workers tell what they have counted a few times a second."""
+    async with asyncio.timeout(20):
+        while line not in (await _get(server.http, "/metrics"))[1].splitlines():
+            pass
+
+
+def _workers(server: Any) -> list[int]:
+    """Process ids of worker 1, worker 2, and the owner of the device if there is one."""
+    pid = server.process.pid
+    children = (int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return sorted(children)
+
+
+def _held(pid: int) -> tuple[int, int]:
+    """Descriptors and shared mappings of a process."""
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return descriptors, Path(f"/proc/{pid}/maps").read_text().count("memfd:lenserve")
+
+
+def _folder(server: Any) -> Path:
+    """Where the workers count together."""
+    environment = Path(f"/proc/{_workers(server)[0]}/environ").read_text().split("\0")
+    return Path(dict(each.split("=", 1) for each in environment if each)["PROMETHEUS_MULTIPROC_DIR"])
+
+
+def _calls(file: Path) -> int:
+    """Calls of Classify that one worker has counted."""
+    families = MultiProcessCollector.merge([str(file)])
+    samples = (sample for family in families for sample in family.samples)
+    return int(
+        sum(
+            each.value
+            for each in samples
+            if each.name == "lenserve_requests_total" and each.labels["method"] == CLASSIFY
+        )
+    )
+
+
+def _green() -> Any:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[..., 1] = 255
+    return pixels

@@ -1,0 +1,149 @@
+"""A place among the workers: what its supervisor sees of the processes that fill it, one after another."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.errors import UsageError
+from serving.processes.messages import Order, Report
+from serving.processes.worker_process import WorkerProcess, pause_s
+from serving.settings import ServerSettings
+
+# Workers of a few lines: they read their order, report, and end as they are told here.
+REPORTING = """
+import json, signal, sys
+order = json.loads(sys.stdin.readline())
+def say(**report):
+    print(json.dumps(report), flush=True)
+"""
+GOOD = f"{REPORTING}say(ready=True, models=[str(order['worker'])]); sys.stdin.readline()"
+FAILING = f"{REPORTING}sys.exit(3)"
+BROKEN = f"{REPORTING}say(broken=True); say(broken=True, models=['a']); signal.pause()"
+MUMBLING = f"{REPORTING}say(ready=True); print('{{\"rea', end='', flush=True)"
+REFUSING = f"{REPORTING}say(error='UsageError', message='no such folder')"
+
+
+class Place:
+    """A worker that runs this code, and what it told its supervisor."""
+
+    def __init__(self, code: str, folder: Path, *, python: str = sys.executable) -> None:
+        self.deaths: list[int] = []
+        self.reports: list[Report | None] = []
+        self.breaks = 0
+        self._told = asyncio.Event()
+        self.worker = WorkerProcess(
+            Order(worker=7, settings=ServerSettings(repository=folder)),
+            folder,
+            on_report=self._note,
+            on_death=self._count,
+            on_break=self._break,
+            command=(python, "-c", code),
+        )
+
+    def _note(self) -> None:
+        self.reports.append(self.worker.report)
+        self._told.set()
+
+    def _count(self, number: int) -> None:
+        self.deaths.append(number)
+        self._told.set()
+
+    def _break(self) -> None:
+        self.breaks += 1
+
+    async def until(self, reached: Callable[[], Any]) -> None:
+        """Wait until something that it was told makes this true."""
+        async with asyncio.timeout(20):
+            while not reached():
+                self._told.clear()
+                await self._told.wait()
+
+
+async def test_a_worker_is_ordered_reports_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """It is starting, then ready; at the end nobody counts a death."""
+    place = Place(GOOD, tmp_path)
+    running = asyncio.create_task(place.worker.keep_running())
+    assert place.worker.problem == "worker 7 is dead"
+
+    await place.until(lambda: place.worker.report)
+    assert place.worker.report == Report(ready=True, models=("7",))
+    assert (place.worker.live, place.worker.problem) == (True, "")
+
+    place.worker.stop()
+    await asyncio.wait_for(running, 20)
+    assert (place.deaths, place.reports[-1]) == ([], None)
+
+
+async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_events: Any) -> None:
+    """Every death is logged with its reason and the pause that follows, which grows."""
+    place = Place(FAILING, tmp_path)
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: len(place.deaths) == 3)
+    place.worker.stop()
+    await asyncio.wait_for(running, 20)
+
+    assert place.deaths == [7, 7, 7]
+    died = log_events.named("worker_died")
+    assert [(each.worker, each.reason, each.pause_s) for each in died] == [
+        (7, "exit code 3", 0.1),
+        (7, "exit code 3", 0.2),
+        (7, "exit code 3", 0.4),
+    ]
+
+
+async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
+    tmp_path: Path, log_events: Any
+) -> None:
+    """Half a report is none."""
+    place = Place(MUMBLING, tmp_path)
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: place.deaths)
+    place.worker.kill()
+    await asyncio.wait_for(running, 20)
+
+    assert place.reports[0] == Report(ready=True)
+    assert log_events.named("worker_died")[0].reason == "exit code 0"
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, log_events: Any) -> None:
+    """A machine that is out of processes or memory may recover, and the other workers carry on."""
+    place = Place(GOOD, tmp_path, python=str(tmp_path / "no-python"))
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: len(place.deaths) == 2)
+    place.worker.stop()
+    await asyncio.wait_for(running, 20)
+
+    assert "it cannot be started" in log_events.named("worker_died")[1].reason
+    assert "no-python" in log_events.named("worker_died")[1].reason
+
+
+async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_events: Any) -> None:
+    """Only a new process mends that; until then it is not live."""
+    place = Place(BROKEN, tmp_path)
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: place.reports)
+    assert not place.worker.live
+    await place.until(lambda: place.deaths)
+    place.worker.kill()
+    await asyncio.wait_for(running, 20)
+
+    assert log_events.named("worker_died")[0].reason == "signal 15 (SIGTERM)"
+    assert place.breaks == 1
+
+
+async def test_what_keeps_a_first_worker_from_starting_is_raised(tmp_path: Path) -> None:
+    """A mistake of the operator is not tried again for ever."""
+    place = Place(REFUSING, tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        await asyncio.wait_for(place.worker.keep_running(), 20)
+    assert not place.deaths
+
+
+@pytest.mark.parametrize(("deaths", "expected_s"), [(1, 0.1), (2, 0.2), (7, 6.4), (8, 10.0), (2000, 10.0)])
+def test_pauses_grow_from_a_tenth_of_a_second_to_ten(deaths: int, expected_s: float) -> None:
+    """A worker that can never start costs next to nothing, however long that lasts."""
+    assert pause_s(deaths) == pytest.approx(expected_s)

@@ -1,0 +1,209 @@
+"""A head that was seen before changes nothing but the price."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import InvalidTensor, LenserveError
+from serving.pb.inference import grpc_service_pb2 as pb
+from serving.rpc.open_inference.requests import RequestReader
+from serving.rpc.open_inference.shared_memory import Regions
+from serving.rpc.open_inference.tensors import WantedOutput
+from serving.rpc.open_inference.wire import field
+
+SHAPE = (2, 3, 3, 1)
+PIXELS = np.arange(18, dtype=np.uint8).reshape(SHAPE)
+NO_REGIONS = Regions()
+RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+ID = pb.ModelInferRequest.ID_FIELD_NUMBER
+
+
+def _request(pixels: Any = PIXELS, *, model: str = "colours", **fields: Any) -> bytes:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=pixels.shape)
+    message = pb.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=[pixels.tobytes()], **fields
+    )
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def _read(reader: RequestReader, data: bytes) -> tuple[bool, Any]:
+    """Whether the head was known, and what was decoded."""
+    request = reader.read(data)
+    return request.head is not None, reader.decode(request, NO_REGIONS)
+
+
+def _decoded(reader: RequestReader, data: bytes) -> Any:
+    """What is decoded, or why nothing is, as values that can be compared."""
+    try:
+        request = reader.read(data)
+        given_, wanted = reader.decode(request, NO_REGIONS)
+    except (LenserveError, DecodeError) as error:
+        return type(error), str(error)
+    message = request.message
+    told = (message.model_name, message.model_version, message.id, dict(message.parameters), list(wanted))
+    return told, given_.tolist() if isinstance(given_, np.ndarray) else given_
+
+
+def test_a_known_head_brings_its_own_pixels() -> None:
+    """The second request of a kind is not parsed, and its pixels are not those of the first."""
+    reader = RequestReader()
+    others = 255 - PIXELS
+
+    assert _read(reader, _request())[0] is False
+    is_known, (pixels, wanted) = _read(reader, _request(others))
+
+    assert is_known
+    np.testing.assert_array_equal(pixels, others)
+    assert [each.name for each in wanted] == ["probabilities"]
+
+
+def test_heads_of_one_size_are_told_apart() -> None:
+    """Two models with names of one length: each request goes to its own."""
+    reader = RequestReader()
+    requests = [_request(model=model) for model in ("first", "other")] * 2
+
+    read = [reader.read(data) for data in requests[:2]]
+    for each in read:
+        reader.decode(each, NO_REGIONS)
+    again = [reader.read(data) for data in requests[2:]]
+
+    assert [each.head is None for each in (*read, *again)] == [True, True, False, False]
+    assert [each.model_name for each in again] == ["first", "other"]
+
+
+def test_parameters_stay_with_a_known_head() -> None:
+    """What is asked beside the outputs is told again with every request."""
+    reader = RequestReader()
+    parameters = {"timeout": pb.InferParameter(int64_param=7)}
+    data = _request(parameters=parameters, model_version="3")
+    reader.decode(reader.read(data), NO_REGIONS)
+
+    known = reader.read(data)
+
+    assert known.head is not None
+    assert known.message.parameters["timeout"].int64_param == 7
+    assert known.message.model_version == "3"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(_request(id="7"), id="an id, which does not come again"),
+        pytest.param(_request() + field(ID, b""), id="the pixels are not last"),
+        pytest.param(_request() + b"\x08\x01", id="a field that nobody knows comes after the pixels"),
+        pytest.param(_request(model="m" * 2000), id="a long head"),
+        pytest.param(
+            _request()[:-19] + b"\x92\0" + PIXELS.tobytes(), id="a length in more bytes than it takes"
+        ),
+    ],
+)
+def test_other_heads_are_not_remembered(data: bytes) -> None:
+    """They are decoded as they always were."""
+    reader = RequestReader()
+
+    read = [_read(reader, data) for _ in range(2)]
+
+    for is_known, (pixels, _) in read:
+        assert not is_known
+        np.testing.assert_array_equal(pixels, PIXELS)
+
+
+def test_what_only_looks_like_raw_contents_is_none() -> None:
+    """The end of an unknown field may read like the field of the pixels."""
+    reader = RequestReader()
+    raw = field(RAW, PIXELS.tobytes())
+    data = _request() + field(1000, raw)
+
+    for _ in range(2):
+        is_known, (pixels, _) = _read(reader, data)
+        assert not is_known
+        np.testing.assert_array_equal(pixels, PIXELS)
+
+
+def test_a_refused_request_is_refused_again() -> None:
+    """Only what could be decoded is remembered."""
+    reader = RequestReader()
+    data = _request().replace(b"UINT8", b"INT16")
+
+    for _ in range(2):
+        with pytest.raises(InvalidTensor, match="INT16"):
+            _read(reader, data)
+
+
+def test_an_id_after_fewer_pixels_is_no_part_of_them() -> None:
+    """A request of the same size whose raw contents are shorter has another head."""
+    reader = RequestReader()
+    longer, shorter = _request(), _request(PIXELS[:1])
+    _read(reader, longer)
+    ended = shorter + field(ID, b"7" * (len(longer) - len(shorter) - 2))
+
+    assert len(ended) == len(longer)
+    is_known, (pixels, _) = _read(reader, ended)
+    assert not is_known
+    np.testing.assert_array_equal(pixels, PIXELS[:1])
+
+
+def test_outputs_are_wanted_as_before() -> None:
+    """Classes and spans of shared memory belong to the head."""
+    reader = RequestReader()
+    parameters = {"classification": pb.InferParameter(int64_param=2)}
+    outputs = [pb.ModelInferRequest.InferRequestedOutputTensor(name="probabilities", parameters=parameters)]
+    data = _request(outputs=outputs)
+    _read(reader, data)
+
+    is_known, (_, wanted) = _read(reader, data)
+
+    assert is_known
+    assert list(wanted) == [WantedOutput("probabilities", 2)]
+
+
+def test_memory_is_bounded_and_what_is_asked_again_stays() -> None:
+    """However many kinds of requests come, of one size and of many: the oldest are forgotten first."""
+    reader = RequestReader()
+    for number in range(1000):
+        _read(reader, _request(model=f"{number:04}"))
+        _read(reader, _request(PIXELS[:1], model="m" * number))
+        assert len(reader._heads) <= 256
+        assert max(map(len, reader._heads.values())) <= 8
+
+    assert _read(reader, _request(model="0999"))[0]
+
+
+_shapes = st.tuples(*[st.integers(1, 3)] * 4)
+_requests = st.builds(
+    lambda shape, fill, **fields: _request(np.full(shape, fill, np.uint8), **fields),
+    _shapes,
+    st.sampled_from([0, 7, 0x3A, 255]),  # 0x3A begins a field of raw contents
+    model=st.sampled_from(["a", "b", "long" * 9]),
+    model_version=st.sampled_from(["", "3"]),
+    id=st.sampled_from(["", "", "request 7"]),
+    outputs=st.lists(
+        st.builds(
+            pb.ModelInferRequest.InferRequestedOutputTensor,
+            name=st.sampled_from(["probabilities", "embedding", "logits"]),
+        ),
+        max_size=2,
+    ),
+)
+
+
+_WHOLE_FIELDS = [b"", field(1, b"other"), field(ID, b"7"), field(RAW, b""), b"\x08\x01", b"\x0b\x0c"]
+_HALF_FIELDS = [b"\x0b", b"\x0c", b"\x00", b"\x3a", b"\x3a\x05ab"]
+_fields = st.sampled_from(_WHOLE_FIELDS + _HALF_FIELDS)
+
+
+@given(st.lists(st.tuples(_requests, _fields, _fields, st.binary(max_size=40)), max_size=4))
+def test_who_remembers_decodes_as_who_does_not(
+    requests: list[tuple[bytes, bytes, bytes, bytes]],
+) -> None:
+    """Any requests in any order, with fields before and after them, and with any other end."""
+    reader = RequestReader()
+    for request, before, after, end in requests:
+        data = before + request + after
+        for each in (request, data, data[: max(0, len(data) - len(end))] + end, request + end):
+            assert _decoded(reader, each) == _decoded(RequestReader(), each)

@@ -1,0 +1,329 @@
+"""What surrounds every RPC: ids, metrics, errors, parsing, deadlines, cancellation, draining."""
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from serving.errors import Overloaded
+from serving.metrics.recorder import Metrics
+from serving.pb.inference import grpc_service_pb2 as oip
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.middleware import Around, Failure, WireUnary
+from serving.rpc.routes import Call, Stream, Unary
+from serving.rpc.status import Code
+from serving.rpc.tokens import Tokens
+from serving.server import build_table
+
+CLASSIFY = "lenserve.v1.Classifier/Classify"
+METHOD = "/tests.Echo/Say"
+
+
+def _count(registry: CollectorRegistry, method: str, code: str) -> float:
+    return registry.get_sample_value("lenserve_requests_total", {"method": method, "code": code}) or 0
+
+
+async def _echo(request: StringValue, call: Call) -> StringValue:
+    return StringValue(value=f"{request.value} {call.request_id}")
+
+
+async def _echo_each(requests: AsyncIterator[StringValue], call: Call) -> AsyncIterator[StringValue]:
+    async for request in requests:
+        if request.value == "full":
+            raise Overloaded("full")
+        yield await _echo(request, call)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0)
+
+
+async def _messages(*values: str) -> AsyncIterator[bytes]:
+    for value in values:
+        yield StringValue(value=value).SerializeToString()
+
+
+async def test_a_row_may_parse_by_itself_and_answer_in_bytes() -> None:
+    """What a row's own parser makes is what its function takes, and bytes go out as they are."""
+
+    def parse(data: bytes) -> list[str]:
+        return [StringValue.FromString(data).value]
+
+    async def answer(request: list[str], _call: Call) -> bytes:
+        return repr(request).encode()
+
+    row = Around(Metrics()).wrap(Unary(METHOD, StringValue, answer, parse=parse))
+
+    assert await row.answer(StringValue(value="a").SerializeToString(), Call({})) == b"['a']"
+    with pytest.raises(Failure, match=r"the request is no google\.protobuf\.StringValue: 1 bytes"):
+        await row.answer(b"\xff", Call({}))
+
+
+async def test_a_given_request_id_is_kept_and_a_missing_one_is_made() -> None:
+    """The function sees the id that its caller gave; else it sees 16 hex digits, new for every call."""
+    echo = Around(Metrics()).wrap(Unary(METHOD, StringValue, _echo))
+
+    given_one = await echo.answer(b"", Call({"x-request-id": "order-7"}))
+    made = [await echo.answer(b"", Call({})) for _ in range(2)]
+
+    assert StringValue.FromString(given_one).value == " order-7"
+    ids = [StringValue.FromString(answer).value.strip() for answer in made]
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in ids)
+    assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize("given_id", ["", "two words", "line\nbreak", "x" * 129, "käse"])
+async def test_a_request_id_that_could_forge_a_log_line_is_replaced(given_id: str) -> None:
+    """Only short plain ids are taken over."""
+    call = Call({"x-request-id": given_id})
+
+    await Around(Metrics()).wrap(Unary(METHOD, StringValue, _echo)).answer(b"", call)
+
+    assert re.fullmatch("[0-9a-f]{16}", call.request_id)
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_the_request_id_goes_back_over_the_channel(
+    publish: Callable[..., object],
+    serve: Callable[..., Any],
+    connect: Callable[..., Any],
+    *,
+    is_refused: bool,
+) -> None:
+    """x-request-id is in the trailers of answers and of failures, and in the ErrorInfo of these."""
+    publish()
+    metadata = (("x-request-id", "order-7"),)
+    async with serve() as server:
+        stub = connect(server.grpc.port)
+        if is_refused:
+            refusal = await stub.refusal(CLASSIFY, pb.ClassifyRequest(model="no"), metadata=metadata)
+            trailers = refusal.trailers
+            assert refusal.request_id == "order-7"
+        else:
+            method = "inference.GRPCInferenceService/ServerLive"
+            call = stub.start(method, oip.ServerLiveRequest(), metadata=metadata)
+            await call
+            trailers = dict(await call.trailing_metadata())
+
+    assert trailers["x-request-id"] == "order-7"
+
+
+async def test_calls_are_counted_by_method_and_code() -> None:
+    """Every call ends in one counter and one histogram, whatever its end."""
+    metrics = Metrics()
+    around = Around(metrics)
+
+    async def answer(request: StringValue, _call: Call) -> StringValue:
+        if request.value == "full":
+            raise Overloaded("full")
+        if request.value == "bug":
+            raise KeyError("bug")
+        return request
+
+    row = around.wrap(Unary(METHOD, StringValue, answer))
+    for value in ("", "", "full", "bug"):
+        message = StringValue(value=value).SerializeToString()
+        if value:
+            with pytest.raises(Failure):
+                await row.answer(message, Call({}))
+        else:
+            await row.answer(message, Call({}))
+
+    codes = {
+        code: _count(metrics.registry, METHOD, code) for code in ("OK", "RESOURCE_EXHAUSTED", "INTERNAL")
+    }
+    assert codes == {"OK": 2, "RESOURCE_EXHAUSTED": 1, "INTERNAL": 1}
+    durations = metrics.registry.get_sample_value(
+        "lenserve_request_duration_seconds_count", {"method": METHOD}
+    )
+    assert durations == 4
+
+
+async def test_a_cancelled_call_is_counted_as_cancelled(
+    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """A client that goes away is CANCELLED in the metrics; its places are free, its work is not done."""
+    publish()
+    image = pb.Image(pixels=pb.Pixels(height=1, width=1, channels=1, data=b"0"))
+    async with serve_gated() as server:
+        stub = connect(server.grpc.port)
+        server.engine.close()
+        running = stub.start(CLASSIFY, pb.ClassifyRequest(model="colours", images=[image]))
+        await asyncio.to_thread(server.engine.entered.wait, 10)
+        waiting = stub.start(CLASSIFY, pb.ClassifyRequest(model="colours", images=[image] * 2))
+        await _until(lambda: server.classifier.admission.pending == 3)
+        waiting.cancel()
+        await _until(lambda: server.classifier.admission.pending == 1)
+        server.engine.gate.set()
+        await running
+        await stub.call(CLASSIFY, pb.ClassifyRequest(model="colours", images=[image] * 3))
+
+    assert server.engine.runs == [1, 3]
+    assert _count(server.metrics.registry, f"/{CLASSIFY}", "CANCELLED") == 1
+    assert _count(server.metrics.registry, f"/{CLASSIFY}", "OK") == 2
+
+
+async def test_idle_waits_for_running_calls() -> None:
+    """idle() returns at once where nothing runs, and else when the last call has ended."""
+    around = Around(Metrics())
+    may_end = asyncio.Event()
+
+    async def slow(request: StringValue, _call: Call) -> StringValue:
+        await may_end.wait()
+        return request
+
+    row = around.wrap(Unary(METHOD, StringValue, slow))
+    await around.idle()
+    calls = [asyncio.create_task(row.answer(b"", Call({}))) for _ in range(2)]
+    await asyncio.sleep(0)  # both begin
+    idle = asyncio.create_task(around.idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+    may_end.set()
+    await asyncio.gather(*calls)
+    await asyncio.wait_for(idle, 1)
+
+
+async def test_while_draining_new_calls_are_refused_and_probes_answered() -> None:
+    """drain() turns new calls and streams away as UNAVAILABLE; rows open to probes go on."""
+    around = Around(Metrics())
+    call = around.wrap(Unary(METHOD, StringValue, _echo))
+    stream = around.wrap(Stream(METHOD, StringValue, _echo_each))
+    probe = around.wrap(Unary(METHOD, StringValue, _echo, is_open=True))
+    await around.drain()
+
+    with pytest.raises(Failure) as refused:
+        await call.answer(b"", Call({}))
+    with pytest.raises(Failure) as stream_refused:
+        await anext(stream.answer(_messages("a"), Call({})))
+    answered = await probe.answer(b"", Call({"x-request-id": "p"}))
+
+    assert refused.value.status.code is stream_refused.value.status.code is Code.UNAVAILABLE
+    assert refused.value.status.message == "the server is stopping and takes no new calls"
+    assert StringValue.FromString(answered).value == " p"
+
+
+async def test_a_call_that_is_refused_by_its_beginning_is_named_and_counted_like_any_other() -> None:
+    """And only those who may call at all are told that the server is full."""
+
+    def full() -> None:
+        raise Overloaded("full")
+
+    metrics = Metrics()
+    tokens = Tokens({"secret": ["*"]})
+    row = Around(metrics, tokens).wrap(Unary(METHOD, StringValue, _echo, admit=full))
+    assert isinstance(row, WireUnary)
+    codes = []
+    for metadata in ({}, {"authorization": "Bearer secret"}):
+        call = Call(metadata)
+        with pytest.raises(Failure) as refused:
+            row.admit(call)
+        assert call.request_id
+        codes.append(refused.value.status.code)
+    assert codes == [Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED]
+    metrics.tell()
+    assert [_count(metrics.registry, METHOD, code.name) for code in codes] == [1, 1]
+
+
+async def test_a_deadline_ends_the_work() -> None:
+    """A function that is still at work when the deadline passes is cancelled, and the call is late."""
+    ended = []
+
+    async def never(_request: StringValue, _call: Call) -> StringValue:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+        raise AssertionError
+
+    row = Around(Metrics()).wrap(Unary(METHOD, StringValue, never))
+    with pytest.raises(Failure) as caught:
+        await row.answer(b"", Call({}, deadline_s=time.monotonic() + 0.01))
+
+    assert caught.value.status.code is Code.DEADLINE_EXCEEDED
+    assert caught.value.status.message == "the deadline passed before the answer was ready"
+    assert ended == [True]
+
+
+async def test_an_error_in_a_stream_ends_it_with_its_status() -> None:
+    """Answers before the error are given; the error becomes the stream's status and is counted."""
+    metrics = Metrics()
+    row = Around(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
+    answers = row.answer(_messages("a", "full", "b"), Call({"x-request-id": "i"}))
+
+    (first,) = await anext(answers)
+    with pytest.raises(Failure) as caught:
+        await anext(answers)
+
+    assert StringValue.FromString(first).value == "a i"
+    assert caught.value.status.code is Code.RESOURCE_EXHAUSTED
+    assert _count(metrics.registry, METHOD, "RESOURCE_EXHAUSTED") == 1
+
+
+async def test_a_stream_that_its_client_leaves_is_counted_as_cancelled() -> None:
+    """Closing a stream early is no error."""
+    metrics = Metrics()
+    row = Around(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
+    answers = row.answer(_messages("a", "b"), Call({}))
+    await anext(answers)
+
+    await answers.aclose()
+
+    assert _count(metrics.registry, METHOD, "CANCELLED") == 1
+
+
+@pytest.fixture
+async def wired(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[dict[str, Any]]:
+    """Every unary row of a real server as a transport sees it: method -> function from bytes to bytes."""
+    publish()
+    async with serve() as server:
+        table = build_table(server.classifier, server.models, server.metrics, model_control=True)
+        rows = map(server.around.wrap, table)
+        yield {row.method[1:]: row.answer for row in rows if isinstance(row, WireUnary)}
+
+
+# Strings and bytes of several fields, right and wrong: more often nearly a message than pure noise is.
+_FIELDS = st.tuples(st.integers(0, 130), st.binary(max_size=20)).map(
+    lambda pair: bytes([pair[0], len(pair[1])]) + pair[1]
+)
+_NOISE = st.one_of(st.binary(max_size=64), st.lists(_FIELDS, max_size=6).map(b"".join))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(message=_NOISE)
+async def test_no_bytes_whatever_make_an_internal_error(wired: dict[str, Any], message: bytes) -> None:
+    """Random bytes for any method are answered, or are the caller's mistake: never INTERNAL."""
+    for method, answer in wired.items():
+        try:
+            await answer(message, Call({}))
+            code = Code.OK
+        except Failure as failure:
+            code = failure.status.code
+        assert code in {Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED}, method
+
+
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    """The type that was expected and the number of bytes that came are named."""
+    publish()
+    async with serve() as server:
+        refusal = await connect(server.grpc.port).refusal(CLASSIFY, b"\xff\xff\xff")
+
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    assert refusal.message == "the request is no lenserve.v1.ClassifyRequest: 3 bytes"
+
+
+def test_a_call_has_no_deadline_unless_it_is_given_one() -> None:
+    """The default never passes."""
+    assert Call({}).deadline_s == math.inf

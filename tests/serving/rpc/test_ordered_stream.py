@@ -1,0 +1,280 @@
+"""Ordered pipelining under arrivals, durations, failures, slow takers and cancellations of all kinds."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.errors import DeadlineExceeded
+from serving.rpc.ordered_stream import pipelined
+
+
+@dataclass(frozen=True)
+class Request:
+    """What hypothesis draws for one request. Time is turns of the event loop."""
+
+    pause: int  # before it arrives
+    work: int
+    rest: int  # before the answer after it is taken
+    fails: bool = False
+
+
+@dataclass
+class Work:
+    """Answers requests by their place, and watches how many are in flight."""
+
+    running: int = 0
+    most: int = 0
+    begun: list[int] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+
+    async def answer(self, place_and_request: tuple[int, Request]) -> int:
+        """The request's place, or an error."""
+        place, request = place_and_request
+        self.begun.append(place)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await _turns(request.work)
+        except asyncio.CancelledError:
+            self.cancelled.append(place)
+            raise
+        finally:
+            self.running -= 1
+        if request.fails:
+            raise ValueError(place)
+        return place
+
+
+def _pipelined(*arguments: Any, **options: Any) -> AsyncGenerator[int, None]:
+    """The answers one by one."""
+
+    async def each() -> AsyncGenerator[int, None]:
+        async with aclosing(pipelined(*arguments, **options)) as groups:
+            async for group in groups:
+                assert group
+                for answer in group:
+                    yield answer
+
+    return each()
+
+
+async def _turns(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def _arrivals(requests: list[Request], read: list[int]) -> AsyncIterator[tuple[int, Request]]:
+    for place, request in enumerate(requests):
+        await _turns(request.pause)
+        read.append(place)
+        yield place, request
+
+
+TURNS = st.integers(0, 6)
+REQUESTS = st.lists(st.builds(Request, pause=TURNS, work=TURNS, rest=TURNS), max_size=20)
+LIMITS = st.integers(1, 5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests=REQUESTS, max_in_flight=LIMITS)
+async def test_every_request_gets_its_own_answer_in_order(
+    requests: list[Request], max_in_flight: int
+) -> None:
+    """None is lost or doubled; never more are at work, or done and not taken, than allowed."""
+    work, read, taken = Work(), [], []
+    answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+    async for place in answers:
+        assert len(read) - len(taken) <= max_in_flight
+        taken.append(place)
+        await _turns(requests[place].rest)
+        assert len(read) - len(taken) < max_in_flight or len(read) == len(requests)
+
+    assert taken == list(range(len(requests)))
+    assert work.most <= max_in_flight
+    assert work.running == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests=REQUESTS, max_in_flight=LIMITS, taken=st.integers(0, 20))
+async def test_leaving_early_cancels_what_is_at_work(
+    requests: list[Request], max_in_flight: int, taken: int
+) -> None:
+    """After aclose nothing runs and nothing more is read, wherever the stream was left."""
+    work, read = Work(), []
+    answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+    async with aclosing(answers):
+        for place in range(min(taken, len(requests))):
+            assert await anext(answers) == place
+    begun = len(read)
+    await _turns(20)
+
+    assert (work.running, len(read)) == (0, begun)
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests=REQUESTS, max_in_flight=LIMITS, after=st.integers(0, 30))
+async def test_a_cancelled_caller_cancels_what_is_at_work(
+    requests: list[Request], max_in_flight: int, after: int
+) -> None:
+    """The same where the task that takes the answers is cancelled, at any moment."""
+    work, read = Work(), []
+
+    async def take() -> None:
+        answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+        async with aclosing(answers):
+            async for place in answers:
+                await _turns(requests[place].rest)
+
+    task = asyncio.create_task(take())
+    await _turns(after)
+    task.cancel()
+    await asyncio.wait([task])
+    begun = len(read)
+    await _turns(20)
+
+    assert (work.running, len(read)) == (0, begun)
+
+
+@pytest.mark.parametrize("between", range(6))
+async def test_a_caller_that_is_cancelled_twice_cancels_what_is_at_work(between: int) -> None:
+    """A deadline and a client that goes may come together: the second does not stop the first's work."""
+    work = Work()
+    requests = [Request(pause=0, work=1000, rest=0)] * 3
+
+    async def take() -> None:
+        async with aclosing(_pipelined(_arrivals(requests, []), work.answer, max_in_flight=3)) as answers:
+            await anext(answers)
+
+    task = asyncio.create_task(take())
+    await _turns(10)
+    assert work.running == 3
+    task.cancel()
+    await _turns(between)
+    task.cancel()
+    await asyncio.wait([task])
+    await _turns(20)
+
+    assert (work.running, sorted(work.cancelled)) == (0, [0, 1, 2])
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests=REQUESTS, max_in_flight=LIMITS, bad=st.integers(0, 19))
+async def test_an_error_comes_at_its_turn(requests: list[Request], max_in_flight: int, bad: int) -> None:
+    """All answers before it are given; those after it are cancelled."""
+    if bad < len(requests):
+        requests[bad] = Request(requests[bad].pause, requests[bad].work, 0, fails=True)
+    work, read, taken = Work(), [], []
+    answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
+    try:
+        async for place in answers:
+            taken.append(place)  # noqa: PERF401 - what was taken before the error counts
+    except ValueError as error:
+        assert error.args == (bad,)  # noqa: PT017 - whether it comes depends on what is drawn
+
+    assert taken == list(range(min(bad, len(requests))))
+    assert work.running == 0
+
+
+async def test_requests_are_at_work_together() -> None:
+    """The first ends last, and holds up no work: only the order of the answers."""
+    ended: list[int] = []
+    may_end = asyncio.Event()
+
+    async def answer(place: int) -> int:
+        if place == 0:
+            await may_end.wait()
+        ended.append(place)
+        if place == 3:
+            may_end.set()
+        return place
+
+    answers = _pipelined(_numbers(4), answer, max_in_flight=4)
+
+    assert [place async for place in answers] == [0, 1, 2, 3]
+    assert ended == [1, 2, 3, 0]
+
+
+async def _numbers(end: int | None = None) -> AsyncIterator[int]:
+    for number in count() if end is None else range(end):
+        yield number
+
+
+async def test_answers_that_are_ready_together_come_together() -> None:
+    """While the first is made, those behind it wait; then all of them are one group."""
+    may_end = asyncio.Event()
+
+    async def answer(place: int) -> int:
+        if place == 0:
+            await may_end.wait()
+        return place
+
+    groups = pipelined(_numbers(5), answer, max_in_flight=4)
+    first = asyncio.create_task(anext(groups))
+    await _turns(10)
+    may_end.set()
+
+    assert await first == [0, 1, 2, 3]
+    assert [group async for group in groups] == [[4]]
+
+
+async def test_reading_stops_where_nobody_takes_answers() -> None:
+    """However fast answers are, an endless sender is not read beyond the limit."""
+    read: list[int] = []
+
+    async def answer(number: int) -> int:
+        read.append(number)
+        return number
+
+    answers = _pipelined(_numbers(), answer, max_in_flight=3)
+    async with aclosing(answers):
+        assert await anext(answers) == 0
+        await _turns(50)
+        assert read == [0, 1, 2]
+        assert await anext(answers) == 1
+        await _turns(50)
+        assert read == [0, 1, 2, 3]
+
+
+async def test_an_error_of_reading_comes_after_the_answers() -> None:
+    """What was read before the sender broke off is answered."""
+
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        raise ConnectionResetError
+
+    async def answer(number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    answers = _pipelined(broken(), answer, max_in_flight=4)
+    taken = [await anext(answers), await anext(answers)]
+
+    with pytest.raises(ConnectionResetError):
+        await anext(answers)
+    assert taken == [1, 2]
+
+
+async def test_the_deadline_ends_a_stream_in_which_nothing_comes() -> None:
+    """A sender that falls silent does not hold the stream beyond its deadline."""
+
+    async def silent() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    async def answer(number: int) -> int:
+        return number
+
+    answers = _pipelined(silent(), answer, max_in_flight=4, deadline_s=time.monotonic() + 0.05)
+    assert await anext(answers) == 1
+
+    with pytest.raises(DeadlineExceeded, match="before the stream had ended"):
+        await anext(answers)

@@ -1,0 +1,64 @@
+"""The table of RPCs: complete, and free of any transport's types."""
+
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf import descriptor_pool
+
+from serving.rpc.routes import Pipeline, Unary, services
+from serving.server import build_table
+
+SERVICES = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1alpha.ServerReflection",
+    "inference.GRPCInferenceService",
+    "lenserve.v1.Classifier",
+]
+
+
+async def test_the_table_has_every_method_of_every_service(
+    publish: Callable[..., object], serve: Callable[..., Any]
+) -> None:
+    """What the .proto files promise is answered, each method with its message and manner of streaming."""
+    publish()
+    async with serve() as server:
+        table = build_table(server.classifier, server.models, server.metrics)
+    pool = descriptor_pool.Default()
+    promised = {
+        f"/{service}/{method.name}": (method.input_type.full_name, method.server_streaming)
+        for service in SERVICES
+        for method in pool.FindServiceByName(service).methods
+    }
+
+    answered = {rpc.method: (rpc.request.DESCRIPTOR.full_name, not isinstance(rpc, Unary)) for rpc in table}
+
+    # Health/List arrived in newer .proto files than the tests' oldest grpcio-health-checking.
+    promised.pop("/grpc.health.v1.Health/List", None)
+    assert answered == promised
+
+
+async def test_rows_name_the_model_that_tokens_are_for(
+    publish: Callable[..., object], serve: Callable[..., Any]
+) -> None:
+    """Every row of single requests either is open, or names no model, or says which field names it."""
+    publish()
+    async with serve() as server:
+        table = build_table(server.classifier, server.models, server.metrics)
+
+    for rpc in table:
+        if "SharedMemory" in rpc.method:  # where `name` is that of a region
+            continue
+        fields = set(rpc.request.DESCRIPTOR.fields_by_name) & {"model", "model_name", "name"}
+        if isinstance(rpc, Pipeline) or (isinstance(rpc, Unary) and not rpc.is_open):
+            assert {rpc.model_field} - {""} == fields, rpc.method
+
+
+def test_services_are_named_once_and_sorted() -> None:
+    """Two methods of one service make one name."""
+    rows = [Unary(method, type, _never) for method in ("/b.B/One", "/a.A/One", "/b.B/Two")]  # type: ignore[arg-type]
+
+    assert services(rows) == ["a.A", "b.B"]
+
+
+async def _never(request: object, call: object) -> object:
+    raise AssertionError((request, call))

@@ -1,0 +1,121 @@
+"""Tokens: who may call, and what a wrong token file says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpc_health.v1 import health_pb2
+
+from serving.errors import PermissionDenied, Unauthenticated, UsageError
+from serving.pb.inference import grpc_service_pb2 as oip
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.tokens import Tokens
+
+TOKENS = Tokens({"everything": ["*"], "colours-only": ["colours", "shades"], "nothing": []})
+
+
+@pytest.mark.parametrize(
+    ("authorization", "model"),
+    [
+        ("Bearer everything", "colours"),
+        ("bearer everything", ""),
+        ("BEARER   colours-only ", "shades"),
+        ("Bearer colours-only", ""),
+        ("Bearer nothing", ""),
+    ],
+)
+def test_a_good_token_passes(authorization: str, model: str) -> None:
+    """The scheme's case and blanks do not matter; calls about no model want any known token."""
+    TOKENS.check(authorization, model)
+
+
+@pytest.mark.parametrize(
+    "authorization", ["", "everything", "Basic everything", "Bearer ", "Bearer every", "Bearer \x00é"]
+)
+def test_a_missing_or_wrong_token_is_unauthenticated(authorization: str) -> None:
+    """No header, another scheme, no token and an unknown token are all turned away."""
+    with pytest.raises(Unauthenticated):
+        TOKENS.check(authorization, "colours")
+
+
+@pytest.mark.parametrize("token", ["colours-only", "nothing"])
+def test_a_token_for_other_models_is_denied_by_name(token: str) -> None:
+    """The model is named, the token is not repeated."""
+    with pytest.raises(PermissionDenied, match=r"^the token is not for model 'shapes'$"):
+        TOKENS.check(f"Bearer {token}", "shapes")
+
+
+def test_a_token_file_is_read(tmp_path: Path) -> None:
+    """[tokens] maps tokens to lists of models."""
+    file = tmp_path / "tokens.toml"
+    file.write_text('[tokens]\n"abc" = ["colours"]\n')
+
+    tokens = Tokens.read(file)
+
+    tokens.check("Bearer abc", "colours")
+    with pytest.raises(PermissionDenied):
+        tokens.check("Bearer abc", "shapes")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"tokens = 3", "expected .tokens. with lists of model names"),
+        (b"[tokens]\nabc = 'colours'", "expected .tokens. with lists of model names"),
+        (b"[tokens]\n[others]\n", "expected .tokens. with lists of model names"),
+        (b"[tokens", "is not TOML"),
+        (b"\xff\xfe", "is not TOML"),
+    ],
+)
+def test_a_wrong_token_file_is_a_usage_error(tmp_path: Path, text: bytes, message: str) -> None:
+    """What is wrong with the file is said without repeating what may be a secret."""
+    file = tmp_path / "tokens.toml"
+    file.write_bytes(text)
+
+    with pytest.raises(UsageError, match=message):
+        Tokens.read(file)
+
+
+def test_a_missing_token_file_is_a_usage_error(tmp_path: Path) -> None:
+    """A server that was told of tokens never starts without them."""
+    with pytest.raises(UsageError, match=r"cannot be read: No such file"):
+        Tokens.read(tmp_path / "none.toml")
+
+
+async def test_probes_are_open_and_all_else_is_not(
+    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Without a token a probe learns that the server lives, and nobody learns what it serves."""
+    publish()
+    file = tmp_path / "tokens.toml"
+    file.write_text('[tokens]\n"abc" = ["colours"]\n')
+    service = "inference.GRPCInferenceService"
+    async with serve(token_file=file) as server:
+        stub = connect(server.grpc.port)
+        live = await stub.call(f"{service}/ServerLive", oip.ServerLiveRequest())
+        ready = await stub.call(f"{service}/ServerReady", oip.ServerReadyRequest())
+        health = await stub.call("grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest())
+        closed = [
+            (await stub.refusal(method, request)).code
+            for method, request in (
+                ("lenserve.v1.Classifier/Classify", pb.ClassifyRequest(model="colours")),
+                (f"{service}/ServerMetadata", oip.ServerMetadataRequest()),
+                (f"{service}/ModelReady", oip.ModelReadyRequest(name="colours")),
+                (f"{service}/ModelMetadata", oip.ModelMetadataRequest(name="colours")),
+                (f"{service}/ModelConfig", oip.ModelConfigRequest(name="colours")),
+                (f"{service}/ModelInfer", oip.ModelInferRequest(model_name="colours")),
+            )
+        ]
+        metadata = (("authorization", "Bearer abc"),)
+        named = await stub.call(
+            f"{service}/ModelReady", oip.ModelReadyRequest(name="colours"), metadata=metadata
+        )
+        foreign = await stub.refusal(
+            f"{service}/ModelConfig", oip.ModelConfigRequest(name="shapes"), metadata=metadata
+        )
+
+    assert (live.live, ready.ready, health.status) == (True, True, health_pb2.HealthCheckResponse.SERVING)
+    assert closed == ["UNAUTHENTICATED"] * 6
+    assert named.ready
+    assert (foreign.code, foreign.message) == ("PERMISSION_DENIED", "the token is not for model 'shapes'")

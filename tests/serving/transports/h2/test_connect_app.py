@@ -1,0 +1,222 @@
+"""Connect's unary calls and gRPC-Web over HTTP/1.1, as curl and browsers make them, against a real server."""
+
+import asyncio
+import base64
+import gzip
+import http.client
+import json
+import shutil
+import struct
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
+
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.status import Code
+from serving.transports.h2 import connect_app as web_app
+
+CLASSIFY = "/lenserve.v1.Classifier/Classify"
+CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
+JSON = {"content-type": "application/json"}
+RED = pb.Image(pixels=pb.Pixels(height=8, width=8, channels=3, data=bytes([255, 0, 0] * 64)))
+REQUEST = pb.ClassifyRequest(model="colours", images=[RED], top_k=1)
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+async def port(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[int]:
+    """Of a server of one model that takes messages of up to 10,000 bytes."""
+    publish()
+    async with serve(max_message_bytes=10_000) as server:
+        yield server.grpc.port
+
+
+@pytest.fixture
+def ask(port: int) -> Ask:
+    """POST over HTTP/1.1; the response with its body."""
+
+    def post(path: str, body: bytes, headers: dict[str, str], method: str) -> tuple[Any, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response, response.read()
+        finally:
+            connection.close()
+
+    async def asked(
+        path: str, body: bytes, headers: dict[str, str], method: str = "POST"
+    ) -> tuple[Any, bytes]:
+        return await asyncio.to_thread(post, path, body, headers, method)
+
+    return asked
+
+
+def _json(message: Any) -> bytes:
+    return json.dumps(MessageToDict(message)).encode()
+
+
+class TestConnect:
+    """Unary calls, in JSON and in protobuf's own format."""
+
+    async def test_json_in_json_out(self, ask: Ask) -> None:
+        """Pixels in base64; labels by name."""
+        response, body = await ask(CLASSIFY, _json(REQUEST), {**JSON, "x-request-id": "order-7"})
+        assert (response.status, response.headers["content-type"]) == (200, "application/json")
+        assert response.headers["x-request-id"] == "order-7"
+        (prediction,) = json.loads(body)["predictions"]
+        assert prediction["ranking"]["labels"][0]["label"] == "red"
+
+    async def test_protobuf_in_protobuf_out(self, ask: Ask) -> None:
+        """The same answer as in JSON."""
+        response, body = await ask(
+            CLASSIFY, REQUEST.SerializeToString(), {"content-type": "application/proto"}
+        )
+        assert response.status == 200
+        answer = pb.ClassifyResponse.FromString(body)
+        _, text = await ask(CLASSIFY, _json(REQUEST), JSON)
+        assert json.loads(text) == MessageToDict(answer)
+
+    async def test_a_compressed_request_is_read(self, ask: Ask) -> None:
+        """Content-Encoding: gzip; a bomb is refused."""
+        headers = {**JSON, "content-encoding": "gzip"}
+        response, _ = await ask(CLASSIFY, gzip.compress(_json(REQUEST)), headers)
+        assert response.status == 200
+        response, body = await ask(CLASSIFY, gzip.compress(bytes(1_000_000)), headers)
+        assert (response.status, json.loads(body)["code"]) == (429, "resource_exhausted")
+
+    async def test_a_failure_has_a_code_a_sentence_and_details(self, ask: Ask) -> None:
+        """As Connect's specification has them."""
+        request = pb.ClassifyRequest(model="shapes", images=[RED])
+        response, body = await ask(CLASSIFY, _json(request), {**JSON, "x-request-id": "order-7"})
+        error = json.loads(body)
+        assert (response.status, error["code"]) == (404, "not_found")
+        assert error["message"].startswith("there is no model 'shapes'")
+        (detail,) = error["details"]
+        assert detail["type"] == "google.rpc.ErrorInfo"
+        value = detail["value"]
+        info = error_details_pb2.ErrorInfo.FromString(base64.b64decode(value + "=" * (-len(value) % 4)))
+        assert (info.reason, info.metadata["request_id"]) == ("UNKNOWN_MODEL", "order-7")
+
+    def test_every_failure_has_a_status_of_http(self) -> None:
+        """The specification has one for each code."""
+        assert set(web_app._HTTP_STATUS) == set(Code) - {Code.OK}
+
+    @pytest.mark.parametrize(
+        "body", [b"", b"{", b"7", b'{"model": 7}', b'{"modle": "x"}', b"\xff", b"[" * 9999]
+    )
+    async def test_what_is_no_request_is_invalid(self, ask: Ask, body: bytes) -> None:
+        """Also a misspelt field: nothing is ignored."""
+        response, text = await ask(CLASSIFY, body, JSON)
+        error = json.loads(text)
+        assert (response.status, error["code"]) == (400, "invalid_argument")
+        assert "lenserve.v1.ClassifyRequest" in error["message"]
+
+    async def test_a_request_over_the_limit_is_refused(self, ask: Ask) -> None:
+        """As in gRPC; the limit is of what is sent."""
+        response, body = await ask(CLASSIFY, bytes(10_001), JSON)
+        assert (response.status, json.loads(body)["code"]) == (429, "resource_exhausted")
+        assert "10000" in json.loads(body)["message"]
+
+    @pytest.mark.parametrize(
+        ("told", "status", "code"),
+        [("0", 504, "deadline_exceeded"), ("soon", 400, "invalid_argument"), ("-1", 400, "invalid_argument")],
+    )
+    async def test_timeouts(self, ask: Ask, told: str, status: int, code: str) -> None:
+        """Milliseconds; none that is none is taken for "no timeout"."""
+        response, body = await ask(CLASSIFY, _json(REQUEST), {**JSON, "connect-timeout-ms": told})
+        assert (response.status, json.loads(body)["code"]) == (status, code)
+        response, _ = await ask(CLASSIFY, _json(REQUEST), {**JSON, "connect-timeout-ms": "10000"})
+        assert response.status == 200
+
+    async def test_what_is_not_there_and_what_is_not_spoken(self, ask: Ask) -> None:
+        """404 for a method, 405 for a verb, 415 for a format; streams are for gRPC and gRPC-Web."""
+        for path in ("/lenserve.v1.Classifier/Nothing", "/", WATCH):
+            response, body = await ask(path, b"{}", JSON)
+            assert (response.status, json.loads(body)["code"]) == (404, "unimplemented")
+        response, _ = await ask(CLASSIFY, b"", JSON, method="GET")
+        assert (response.status, response.headers["allow"]) == (405, "POST")
+        for content_type in ("text/html", "application/connect+json", ""):
+            response, body = await ask(CLASSIFY, b"{}", {"content-type": content_type})
+            assert response.status == 415
+            assert b"application/json" in body
+
+    async def test_curl_over_http_2(self, port: int) -> None:
+        """The line that people paste."""
+        curl = shutil.which("curl")
+        if curl is None:
+            pytest.skip("no curl on this machine")
+        url = f"http://127.0.0.1:{port}{CHECK}"
+        options = ("--silent", "--http2-prior-knowledge", "--header", "content-type: application/json")
+        command = [curl, *options, "--data", "{}", url]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == {"status": "SERVING"}
+
+
+def _frame(message: bytes) -> bytes:
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+def _frames(body: bytes) -> list[tuple[int, bytes]]:
+    frames = []
+    while body:
+        flag, length = struct.unpack_from(">BI", body)
+        frames.append((flag, body[5 : 5 + length]))
+        body = body[5 + length :]
+    return frames
+
+
+class TestGrpcWeb:
+    """Trailers are the last frame of the body."""
+
+    @pytest.mark.parametrize("content_type", ["application/grpc-web", "application/grpc-web+proto"])
+    async def test_a_unary_call(self, ask: Ask, content_type: str) -> None:
+        """One message, then trailers."""
+        response, body = await ask(
+            CLASSIFY, _frame(REQUEST.SerializeToString()), {"content-type": content_type}
+        )
+        (message_flag, message), (trailers_flag, trailers) = _frames(body)
+        assert (response.status, response.headers["content-type"]) == (200, content_type)
+        assert (message_flag, trailers_flag) == (0, 0x80)
+        answer = pb.ClassifyResponse.FromString(message)
+        assert answer.predictions[0].ranking.labels[0].label == "red"
+        assert b"grpc-status: 0\r\n" in trailers
+
+    async def test_the_text_form(self, ask: Ask) -> None:
+        """The same in base64, both ways."""
+        headers = {"content-type": "application/grpc-web-text"}
+        response, text = await ask(CLASSIFY, base64.b64encode(_frame(REQUEST.SerializeToString())), headers)
+        assert response.headers["content-type"] == "application/grpc-web-text"
+        pieces = text.replace(b"=", b"= ").replace(b"= =", b"==").split()  # each is padded for itself
+        (_, message), (_, trailers) = _frames(b"".join(map(base64.b64decode, pieces)))
+        assert pb.ClassifyResponse.FromString(message).model == "colours"
+        assert b"grpc-status: 0\r\n" in trailers
+        response, _ = await ask(CLASSIFY, b"!!!!", headers)
+        assert response.headers["grpc-status"] == "13"
+
+    async def test_a_failure_is_in_the_headers(self, ask: Ask) -> None:
+        """Where there is no message there is no body."""
+        request = pb.ClassifyRequest(model="shapes", images=[RED])
+        response, body = await ask(
+            CLASSIFY, _frame(request.SerializeToString()), {"content-type": "application/grpc-web"}
+        )
+        assert (response.status, response.headers["grpc-status"], body) == (200, "5", b"")
+
+    async def test_a_stream_of_answers(self, port: int) -> None:
+        """Each message as soon as it is there: a watch tells the first state while it goes on."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = _frame(health_pb2.HealthCheckRequest().SerializeToString())
+        head = f"POST {WATCH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc-web\r\n"
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        expected = _frame(health_pb2.HealthCheckResponse(status="SERVING").SerializeToString())
+        async with asyncio.timeout(10):
+            assert (await reader.readuntil(expected)).endswith(expected)
+        writer.close()
+        await writer.wait_closed()

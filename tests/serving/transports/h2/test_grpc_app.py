@@ -1,0 +1,132 @@
+"""One call as an ASGI server sees it, with a fake of that server: what real clients cannot be made to do."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from serving.rpc.middleware import Failure, WireUnary
+from serving.rpc.routes import Call
+from serving.rpc.status import Code, Status
+from serving.transports.h2.grpc_app import GrpcApp
+from serving.transports.h2.grpc_framing import frame
+from serving.transports.http.asgi import EXTENSIONS
+
+METHOD = "/tests.Echo/Say"
+HEADERS = {"content-type": "application/grpc", "te": "trailers"}
+
+
+class FakeServer:
+    """The fake of an ASGI server: gives the events that it is given, and keeps what it is sent."""
+
+    def __init__(self, *events: dict[str, Any], send_fails: Exception | None = None) -> None:
+        self._events = list(events)
+        self._send_fails = send_fails
+        self.sent: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        """The next event."""
+        return self._events.pop(0)
+
+    async def send(self, event: dict[str, Any]) -> None:
+        """Keep it, or fail."""
+        if self._send_fails:
+            raise self._send_fails
+        self.sent.append(dict(event))
+
+    @property
+    def types(self) -> Sequence[str]:
+        """What was sent, in a word each."""
+        return [event["type"].rpartition(".")[2] for event in self.sent]
+
+
+async def _echo(message: bytes, call: Call) -> bytes:
+    call.request_id = "id-7"
+    return message
+
+
+async def _call(server: FakeServer, app: GrpcApp | None = None, **scope: Any) -> None:
+    headers = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
+    usual = {"type": "http", "path": METHOD, "headers": headers, "extensions": EXTENSIONS}
+    app = app or GrpcApp([WireUnary(METHOD, _echo)], max_message_bytes=100)
+    await app(usual | scope, server.receive, server.send)
+
+
+def _request(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> None:
+    """Most clients end their request in a frame of its own: nothing depends on it."""
+    server = FakeServer(_request(frame(b"hello"), more=True))
+    await _call(server)
+    assert server.types == ["answer"]
+    assert server.sent[0]["body"] == frame(b"hello")
+    assert dict(server.sent[0]["trailers"]) == {b"grpc-status": b"0", b"x-request-id": b"id-7"}
+
+
+@pytest.mark.parametrize(("first", "received"), [(b"", 1), (frame(b"hello")[:7], 1), (frame(b"hello"), 0)])
+async def test_the_rest_of_a_message_is_not_received_where_there_is_no_place_for_it(
+    first: bytes, received: int
+) -> None:
+    """A message that is whole already is left to the function, which knows more of it."""
+    refused: list[Call] = []
+
+    def admit(call: Call) -> None:
+        refused.append(call)
+        raise Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "full"))
+
+    server = FakeServer(_request(first, more=True))
+    await _call(server, GrpcApp([WireUnary(METHOD, _echo, admit)], max_message_bytes=100))
+    assert len(refused) == received
+    ending = dict(server.sent[0]["headers" if received else "trailers"])
+    assert ending[b"grpc-status"] == (b"8" if received else b"0")
+
+
+@pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])
+async def test_a_client_that_has_gone_is_no_failure(caplog: pytest.LogCaptureFixture, path: str) -> None:
+    """Nobody is there to be told, and nothing is wrong here."""
+    await _call(FakeServer(_request(frame(b"hello")), send_fails=BrokenPipeError()), path=path)
+    assert not caplog.records
+
+
+async def test_without_trailers_there_is_no_grpc() -> None:
+    """A proxy that drops `te: trailers` is told, in headers alone."""
+    server = FakeServer(_request(frame(b"hello")))
+    await _call(server, extensions={})
+    assert server.types == ["start", "body"]
+    headers = dict(server.sent[0]["headers"])
+    assert headers[b"grpc-status"] == b"13"
+    assert b"trailers" in headers[b"grpc-message"]
+
+
+async def test_what_is_no_grpc_is_left_to_another_application() -> None:
+    """Where there is one; else HTTP says 415."""
+    server, others = FakeServer(), []
+
+    async def other(scope: Any, _receive: Any, _send: Any) -> None:
+        others.append(scope["path"])
+
+    headers = [(b"content-type", b"application/json")]
+    await _call(server, GrpcApp([], max_message_bytes=100, other=other), headers=headers)
+    assert others == [METHOD]
+    await _call(server, headers=headers)
+    assert [event.get("status") for event in server.sent] == [415, None]
+
+
+async def test_a_bug_of_the_transport_is_internal_and_its_traceback_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The client gets a fixed sentence."""
+
+    async def answer(_message: bytes, _call: Call) -> bytes:
+        raise ZeroDivisionError("secret")
+
+    server = FakeServer(_request(frame(b"hello")))
+    with caplog.at_level(logging.ERROR):
+        await _call(server, GrpcApp([WireUnary(METHOD, answer)], max_message_bytes=100))
+    assert dict(server.sent[0]["headers"])[b"grpc-status"] == b"13"
+    assert "secret" not in str(server.sent)
+    (record,) = caplog.records
+    assert (record.getMessage(), record.exc_info is not None) == ("transport_failed", True)

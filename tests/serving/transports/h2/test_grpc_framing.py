@@ -1,0 +1,172 @@
+"""gRPC over HTTP/2 as bytes: any cut of any body, any timeout, any message of a failure."""
+
+import base64
+import gzip
+import math
+import time
+import zlib
+from urllib.parse import unquote
+
+import pytest
+from google.rpc import status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.rpc.middleware import Failure
+from serving.rpc.status import Code, Status
+from serving.transports.h2.grpc_framing import (
+    PREFIX,
+    Frames,
+    Metadata,
+    decompress,
+    ending,
+    frame,
+    is_grpc,
+    open_call,
+    parse_timeout_s,
+    takes_gzip,
+)
+
+LIMIT = 1000
+
+messages = st.lists(st.tuples(st.binary(max_size=60), st.booleans()), max_size=6)
+
+
+@st.composite
+def cut(draw: st.DrawFn, body: bytes) -> list[bytes]:
+    """A body in pieces, some of them empty."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=8)))
+    return [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+
+
+@given(st.data())
+def test_messages_come_back_however_a_body_is_cut(data: st.DataObject) -> None:
+    """Plain and compressed, in order, each as soon as its last byte is there."""
+    sent = data.draw(messages)
+    body = b"".join(frame(message, compressed=compressed) for message, compressed in sent)
+    frames = Frames(b"gzip", LIMIT)
+    received = [message for chunk in data.draw(cut(body)) for message in frames.feed(chunk)]
+    frames.close()
+    assert received == [message for message, _ in sent]
+
+
+@given(st.data())
+def test_a_body_that_ends_inside_a_message_is_told(data: st.DataObject) -> None:
+    """Wherever it is cut off; what was complete was given out."""
+    sent = data.draw(messages.filter(bool))
+    bodies = [frame(message, compressed=compressed) for message, compressed in sent]
+    missing = data.draw(st.integers(1, len(bodies[-1]) - 1))
+    frames = Frames(b"gzip", LIMIT)
+    assert frames.feed(b"".join(bodies)[:-missing]) == [message for message, _ in sent[:-1]]
+    with pytest.raises(Failure) as caught:
+        frames.close()
+    assert caught.value.status.code is Code.INTERNAL
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.sampled_from([b"identity", b"gzip", b"deflate"]))
+def test_no_bytes_whatever_raise_anything_but_a_failure(chunks: list[bytes], encoding: bytes) -> None:
+    """And what is given out never grows beyond the limit."""
+    frames, received, code = Frames(encoding, LIMIT), [], None
+    try:
+        for chunk in chunks:
+            received += frames.feed(chunk)
+        frames.close()
+    except Failure as failure:
+        code = failure.status.code
+    assert code in {None, Code.INTERNAL, Code.RESOURCE_EXHAUSTED}
+    assert all(len(message) <= LIMIT for message in received)
+
+
+def test_the_limit_holds_to_the_byte_for_what_is_sent_and_for_what_it_becomes() -> None:
+    """A message that is too long is refused with both numbers, before it is there."""
+    assert Frames(b"identity", LIMIT).feed(frame(bytes(LIMIT))) == [bytes(LIMIT)]
+    assert decompress(gzip.compress(bytes(LIMIT)), b"gzip", LIMIT) == bytes(LIMIT)
+    with pytest.raises(Failure, match=f"a message is {LIMIT + 1} bytes, limit is {LIMIT}"):
+        Frames(b"identity", LIMIT).feed(PREFIX.pack(0, LIMIT + 1))
+    for encoding, squeeze in ((b"gzip", gzip.compress), (b"deflate", zlib.compress)):
+        with pytest.raises(Failure, match=f"a message is more than {LIMIT} bytes when decompressed"):
+            decompress(squeeze(bytes(LIMIT + 1)), encoding, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [(b"2H", 7200), (b"3M", 180), (b"7S", 7), (b"100m", 0.1), (b"5u", 5e-6), (b"99999999n", 0.099999999)],
+)
+def test_timeouts(text: bytes, seconds: float) -> None:
+    """Every unit of the specification."""
+    assert parse_timeout_s(text) == pytest.approx(seconds)
+
+
+@given(st.binary(max_size=12))
+def test_any_timeout_is_seconds_or_a_failure(text: bytes) -> None:
+    """Never negative, never endless, at most eight digits."""
+    try:
+        seconds = parse_timeout_s(text)
+    except Failure:
+        return
+    assert 0 <= seconds < math.inf
+    assert len(text) <= 9
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(b"30S", 30), (b"100m", 0.1), (b"1n", 0)])
+def test_a_call_ends_when_its_client_gives_up(timeout: bytes, seconds: float) -> None:
+    """On the clock of time.monotonic(). Endless where nothing is said."""
+    before_s = time.monotonic()
+    deadline_s = open_call({b"grpc-timeout": timeout}).deadline_s
+    assert before_s <= deadline_s - seconds + 1e-6 <= time.monotonic() + 1e-6
+    assert open_call({}).deadline_s == math.inf
+
+
+def test_metadata_is_the_text_that_the_client_gave() -> None:
+    """Not what is HTTP's or gRPC's own, and not what is binary."""
+    metadata = Metadata(
+        {b"te": b"trailers", b"grpc-timeout": b"1S", b"x-bin": b"AAE", b"user-agent": b"u", b"x-id": b"7\xff"}
+    )
+    assert dict(metadata) == {"user-agent": "u", "x-id": "7�"}
+    assert (len(metadata), metadata.get("te", "-"), metadata.get("x-bin", "-")) == (2, "-", "-")
+    assert metadata.get("x-id") == metadata["x-id"] == "7�"
+    with pytest.raises(KeyError):
+        metadata["te"]
+
+
+@pytest.mark.parametrize(
+    "text", ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=x"]
+)
+def test_content_types_of_grpc(text: str) -> None:
+    """Media types have no case, and may have parameters."""
+    assert is_grpc(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "application/grpc-web", "application/grpc-web+proto", "application/json"]
+)
+def test_content_types_of_others(text: str) -> None:
+    """gRPC-Web is another protocol."""
+    assert not is_grpc(text.encode())
+
+
+def test_gzip_is_answered_where_it_was_sent_and_is_taken() -> None:
+    """Who does not compress need not decompress."""
+    sent = {b"grpc-encoding": b"gzip"}
+    assert takes_gzip({**sent, b"grpc-accept-encoding": b"identity, deflate, gzip"})
+    assert not takes_gzip({**sent, b"grpc-accept-encoding": b"identity,deflate"})
+    assert not takes_gzip(sent)
+    assert not takes_gzip({b"grpc-accept-encoding": b"gzip"})
+
+
+@given(st.text() | st.text(" %a"))
+def test_any_message_of_a_failure_fits_into_headers_and_comes_back(text: str) -> None:
+    """Printable ASCII, without blanks at its ends; percent-decoded it is the message, or how that begins."""
+    status = Status(Code.NOT_FOUND, "UNKNOWN_MODEL", text)
+    trailers = dict(ending(status, "id-7"))
+    assert trailers[b"grpc-status"] == b"5"
+    assert trailers[b"x-request-id"] == b"id-7"
+    assert all(0x20 <= byte < 0x7F for byte in trailers[b"grpc-message"])
+    assert trailers[b"grpc-message"] == trailers[b"grpc-message"].strip()
+    assert len(trailers[b"grpc-message"]) < 8192
+    told = unquote(trailers[b"grpc-message"].decode())
+    assert told == text or (len(text) > len(told) - 1 and text.startswith(told.removesuffix("…")))
+    details = trailers[b"grpc-status-details-bin"]
+    assert b"=" not in details
+    decoded = status_pb2.Status.FromString(base64.b64decode(details + b"=" * (-len(details) % 4)))
+    assert (decoded.code, decoded.message) == (5, told)

@@ -1,0 +1,62 @@
+"""Small applications of ASGI, for servers to serve."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from serving.transports.http.asgi import ANSWER, TRAILERS
+
+App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+
+HEAD = b"\x82\x86\x84"  # of GET / by HPACK's static table
+TOLD_4 = b"\x0f\x0d\x014"  # content-length: 4
+START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
+START_WITH_TRAILERS = START | {"trailers": True}
+MIB = 2**20
+
+
+def body_event(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    """A part of an answer."""
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def read(receive: Any) -> bytes:
+    """All of a request."""
+    body, more = b"", True
+    while more:
+        event = await receive()
+        body, more = body + event["body"], event["more_body"]
+    return body
+
+
+async def echo(_scope: Any, receive: Any, send: Any) -> None:
+    """Give the request back, when it is complete."""
+    body = await read(receive)
+    await send(START)
+    await send(body_event(body))
+
+
+def answers(*events: dict[str, Any]) -> App:
+    """An application that sends these, and reads nothing."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        for event in events:
+            await send(event)
+
+    return app
+
+
+FORMS: dict[str, Callable[[bytes], App]] = {
+    "one body": lambda body: answers(START, body_event(body)),
+    "two bodies": lambda body: answers(START, body_event(body[:7], more=True), body_event(body[7:])),
+    "with trailers": lambda body: answers(
+        START_WITH_TRAILERS, body_event(body), {"type": TRAILERS, "headers": [(b"a", b"1")]}
+    ),
+    "at once": lambda body: answers(
+        {"type": ANSWER, "headers": (), "body": body, "trailers": [(b"a", b"1")]}
+    ),
+}
+
+
+async def fail(*_: Any) -> None:
+    """Raise."""
+    raise ValueError("it failed")

@@ -1,0 +1,330 @@
+"""A connection and its streams: clients that keep RFC 9113, and those that do not."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, PingAckReceived, ResponseReceived, StreamEnded
+from hyperframe.frame import SettingsFrame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.transports.http.http2 import frames
+from serving.transports.http.http2.frames import (
+    CONTINUATION,
+    DATA,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    ErrorCode,
+    frame,
+)
+from tests.serving.transports.http.http2.applications import (
+    HEAD,
+    START,
+    TOLD_4,
+    answers,
+    body_event,
+    echo,
+    fail,
+)
+
+# What clients send.
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+async def test_answers_are_the_same_however_the_bytes_of_a_client_are_cut(
+    wire: Any, data: st.DataObject
+) -> None:
+    """Requests with and without bodies, paddings, trailers and long heads, in any pieces."""
+    client = H2Connection(H2Configuration(header_encoding=None))
+    client.initiate_connection()
+    bodies = data.draw(st.lists(st.binary(max_size=40), min_size=1, max_size=4))
+    for number, body in zip(range(1, 9, 2), bodies, strict=False):
+        head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "here")]
+        client.send_headers(number, [*head, ("long", "x" * data.draw(st.sampled_from([0, 0, 0, 17_000])))])
+        client.send_data(number, body, pad_length=data.draw(st.none() | st.integers(0, 9)))
+        trailers = data.draw(st.booleans())
+        client.send_headers(number, [("a", "b")], end_stream=True) if trailers else client.end_stream(number)
+        client.ping(bytes(8))
+    sent = client.data_to_send()[len(frames.PREFACE) :]
+    under_test = wire(echo)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=12)))
+    for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
+        under_test.feed(sent[start:end])
+        if data.draw(st.booleans()):
+            await under_test.settle()
+    await under_test.settle()
+    events = client.receive_data(b"".join(each.serialize() for each in under_test.frames))
+    for number, body in zip(range(1, 9, 2), bodies, strict=False):
+        ours = [event for event in events if getattr(event, "stream_id", 0) == number]
+        assert [event.headers for event in ours if isinstance(event, ResponseReceived)] == [
+            [(b":status", b"200")]
+        ]
+        assert b"".join(event.data for event in ours if isinstance(event, DataReceived)) == body
+        assert [event for event in ours if isinstance(event, StreamEnded)] == ours[-1:]
+    assert len([event for event in events if isinstance(event, PingAckReceived)]) == len(bodies)
+
+
+raw_frames = st.builds(
+    frames.frame, st.integers(0, 12), st.integers(0, 255), st.integers(0, 4), st.binary(max_size=24)
+)
+
+
+@given(garbage=st.lists(raw_frames | st.binary(max_size=40), max_size=8), has_settings=st.booleans())
+@settings(max_examples=200, deadline=None)
+async def test_no_bytes_whatever_raise(wire: Any, garbage: list[bytes], *, has_settings: bool) -> None:
+    """They end in GOAWAY and a closed connection, or the connection goes on."""
+    under_test = wire(echo)
+    if has_settings:
+        await under_test.begun()
+        under_test.feed(under_test.head(1, ends=False))
+    for piece in garbage:
+        if not under_test.transport.closed:
+            under_test.feed(piece)
+    await under_test.settle()
+    assert under_test.transport.closed == bool(under_test.goaways) == bool(under_test.ended)
+    under_test.connection.abort()
+    await under_test.settle()
+
+
+async def test_what_needs_no_answer_gets_none(wire: Any) -> None:
+    """Frames that are not known here, PRIORITY, GOAWAY and acknowledgements; a PING gets its own bytes."""
+    under_test = await wire(echo).begun()
+    quiet = (99, 0, 9, b"abc"), (PRIORITY, 0, 9, bytes(5)), (GOAWAY, 0, 0, bytes(8)), (PING, 1, 0, bytes(8))
+    under_test.feed(*(frame(*each) for each in quiet), frame(SETTINGS, 1, 0), frame(PING, 0, 0, b"abcdefgh"))
+    await under_test.settle()
+    (pong,) = under_test.frames
+    assert (pong.opaque_data, set(pong.flags)) == (b"abcdefgh", {"ACK"})
+
+
+# What breaks the rules: the state is a request on stream 3 that is not over, and stream 1 that nobody opened.
+
+PROTOCOL, SIZE, FLOW = ErrorCode.PROTOCOL_ERROR, ErrorCode.FRAME_SIZE_ERROR, ErrorCode.FLOW_CONTROL_ERROR
+CLOSED, COMPRESSION, CALM = ErrorCode.STREAM_CLOSED, ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM
+PAST = (2**31 - 2**16 + 1).to_bytes(4, "big")  # more than a window of the usual size can grow
+WIDEST = b"\0\4\x7f\xff\xff\xff"  # INITIAL_WINDOW_SIZE
+
+
+def _case(name: str, code: ErrorCode, *raw: tuple[int, int, int, bytes]) -> Any:
+    sent = b"".join(frame(*each) for each in raw)
+    return pytest.param(sent, code, id=name)
+
+
+@pytest.mark.parametrize(("sent", "code"), [
+    _case("DATA on an idle stream", PROTOCOL, (DATA, 0, 5, b"")),
+    _case("RST_STREAM on an idle stream", PROTOCOL, (RST_STREAM, 0, 5, bytes(4))),
+    _case("WINDOW_UPDATE on an idle stream", PROTOCOL, (WINDOW_UPDATE, 0, 5, b"\0\0\0\1")),
+    _case("a request on an even stream", PROTOCOL, (HEADERS, 5, 4, HEAD)),
+    _case("WINDOW_UPDATE of 0", PROTOCOL, (WINDOW_UPDATE, 0, 0, bytes(4))),
+    _case("a window too large", FLOW, (WINDOW_UPDATE, 0, 0, PAST)),
+    _case("a window too large by SETTINGS", FLOW,
+          (WINDOW_UPDATE, 0, 3, b"\0\0\0\1"), (SETTINGS, 0, 0, WIDEST)),
+    _case("PUSH_PROMISE", PROTOCOL, (PUSH_PROMISE, 4, 3, b"\0\0\0\2")),
+    _case("a frame over 2^14", SIZE, (DATA, 0, 3, bytes(2**14 + 1))),
+    _case("CONTINUATION alone", PROTOCOL, (CONTINUATION, 4, 3, b"")),
+    _case("PING in a head", PROTOCOL, (HEADERS, 0, 5, HEAD), (PING, 0, 0, bytes(8))),
+    _case("an unknown frame in a head", PROTOCOL, (HEADERS, 0, 5, HEAD), (99, 0, 5, b"")),
+    _case("CONTINUATION of another", PROTOCOL, (HEADERS, 0, 5, HEAD), (CONTINUATION, 4, 3, b"")),
+    _case("a head without end", CALM, (HEADERS, 0, 5, HEAD), *[(CONTINUATION, 0, 5, b"")] * 1000),
+    _case("no HPACK", COMPRESSION, (HEADERS, 5, 5, b"\xff" * 9)),
+    _case("no HPACK in trailers", COMPRESSION, (HEADERS, 5, 3, b"\xc0")),
+    _case("PING of 7", SIZE, (PING, 0, 0, bytes(7))),
+    _case("PING of a stream", PROTOCOL, (PING, 0, 3, bytes(8))),
+    _case("SETTINGS that acknowledge and set", SIZE, (SETTINGS, 1, 0, bytes(6))),
+    _case("SETTINGS of 5", SIZE, (SETTINGS, 0, 0, bytes(5))),
+    _case("SETTINGS of a stream", PROTOCOL, (SETTINGS, 0, 3, b"")),
+    _case("RST_STREAM of 3", SIZE, (RST_STREAM, 0, 3, bytes(3))),
+    _case("WINDOW_UPDATE of 5", SIZE, (WINDOW_UPDATE, 0, 3, bytes(5))),
+    _case("more padding than frame", PROTOCOL, (DATA, frames.PADDED, 3, b"\1")),
+    _case("DATA on stream 0", PROTOCOL, (DATA, 0, 0, b"1")),
+    _case("HEADERS on stream 0", PROTOCOL, (HEADERS, 5, 0, HEAD)),
+    _case("RST_STREAM on stream 0", PROTOCOL, (RST_STREAM, 0, 0, bytes(4))),
+    _case("DATA on a lower even stream", PROTOCOL, (DATA, 0, 2, b"1")),
+])  # fmt: skip
+async def test_a_broken_rule_ends_the_connection(wire: Any, sent: bytes, code: ErrorCode) -> None:
+    """GOAWAY with the error that RFC 9113 wants, then the end."""
+    under_test = await wire(echo).begun()
+    under_test.feed(under_test.head(3, ends=False), sent)
+    await under_test.settle()
+    assert [error for _, error in under_test.goaways] == [code]
+    assert under_test.ended == [under_test.connection]
+
+
+async def test_settings_come_first(wire: Any) -> None:
+    """PROTOCOL_ERROR, after our own settings: section 3.4."""
+    under_test = wire(echo)
+    under_test.feed(frame(PING, 0, 0, bytes(8)))
+    await under_test.settle()
+    assert isinstance(under_test.frames[0], SettingsFrame)
+    assert under_test.goaways == [(0, PROTOCOL)]
+
+
+@pytest.mark.parametrize(("sent", "code"), [
+    _case("WINDOW_UPDATE of 0", PROTOCOL, (WINDOW_UPDATE, 0, 1, bytes(4))),
+    _case("a window too large", FLOW, (WINDOW_UPDATE, 0, 1, PAST)),
+    _case("more than content-length", PROTOCOL, (DATA, 0, 1, b"12345")),
+    _case("less than content-length", PROTOCOL, (DATA, 1, 1, b"123")),
+    _case("less than content-length, then trailers", PROTOCOL, (DATA, 0, 1, b"123"), (HEADERS, 5, 1, b"")),
+    _case("trailers in the middle", PROTOCOL, (HEADERS, 4, 1, b"")),
+    _case("too much", FLOW, *[(DATA, 0, 5, bytes(2**14))] * 65),
+    _case("a head that is none", PROTOCOL, (HEADERS, 5, 7, HEAD[1:])),
+    _case("an end before content-length", PROTOCOL, (HEADERS, 5, 7, HEAD + TOLD_4)),
+])  # fmt: skip
+async def test_a_broken_rule_ends_its_stream_alone(wire: Any, sent: bytes, code: ErrorCode) -> None:
+    """RST_STREAM with the error that RFC 9113 wants; the others go on."""
+    under_test = await wire(echo).begun()
+    under_test.feed(frame(HEADERS, frames.END_HEADERS, 1, HEAD + TOLD_4))
+    under_test.feed(under_test.head(5, ends=False))
+    under_test.feed(*[under_test.head(9, ends=False)] * (code is CLOSED), sent, under_test.head(11))
+    await under_test.settle()
+    assert [each.error_code for each in under_test.frames if each.type == RST_STREAM] == [code]
+    assert under_test.goaways == []
+    assert under_test.is_over(11)
+
+
+# Ends.
+
+
+class Held:
+    """An application that waits until it may go on, and says how it ended."""
+
+    def __init__(self, *, is_stubborn: bool = False) -> None:
+        self.may_end = asyncio.Event()
+        self.begun = self.cancelled = 0
+        self._is_stubborn = is_stubborn
+
+    async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+        """Answer when it may."""
+        self.begun += 1
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            if not self._is_stubborn:
+                raise
+            await self.may_end.wait()
+            with pytest.raises(OSError, match="gone"):
+                await send(START)
+            return
+        await send(START)
+        await send(body_event(b"held"))
+
+
+async def test_a_reset_stream_counts_until_its_task_has_ended(wire: Any) -> None:
+    """Resets make no room for more than the settings say; what is over it is refused."""
+    held = Held(is_stubborn=True)
+    under_test = wire(held)
+    await under_test.settle()
+    most = under_test.frames[0].settings[SettingsFrame.MAX_CONCURRENT_STREAMS]
+    await under_test.begun()
+    under_test.feed(*(under_test.head(number) for number in range(1, 2 * most, 2)))
+    await under_test.settle()
+    under_test.feed(frames.reset(1, ErrorCode.CANCEL), under_test.head(2 * most + 1))
+    await under_test.settle()
+    assert (held.begun, held.cancelled) == (most, 1)
+    assert under_test.resets(2 * most + 1) == [ErrorCode.REFUSED_STREAM]
+    held.may_end.set()
+    await under_test.settle()
+    under_test.feed(under_test.head(2 * most + 3))
+    await under_test.settle()
+    assert under_test.is_over(2 * most + 3)
+    assert (under_test.of(1), under_test.goaways) == ([], [])
+
+
+async def test_leaving_lets_open_streams_end_and_takes_no_new_ones(wire: Any) -> None:
+    """GOAWAY once, at once; what a client sends before it has read that is nobody's fault."""
+    held = Held()
+    under_test = await wire(held).begun()
+    under_test.feed(under_test.head(1, ends=False))
+    await under_test.settle()
+    under_test.connection.leave()
+    under_test.connection.leave()
+    under_test.feed(under_test.head(3, ends=False), frame(DATA, 0, 3, b"1"), under_test.head(3))
+    under_test.feed(frames.reset(3, ErrorCode.CANCEL), frames.window_update(3, 1), frame(DATA, 1, 1, b"1"))
+    await under_test.settle()
+    assert under_test.goaways == [(1, ErrorCode.NO_ERROR)]
+    assert (held.begun, under_test.transport.closed) == (1, False)
+    held.may_end.set()
+    await under_test.settle()
+    assert (under_test.body(1), under_test.is_over(1)) == (b"held", True)
+    assert (under_test.goaways, under_test.of(3)) == ([(1, ErrorCode.NO_ERROR)], [])
+    assert under_test.ended == [under_test.connection]
+
+
+async def test_leaving_closes_at_once_where_nothing_is_open(wire: Any) -> None:
+    """After GOAWAY."""
+    under_test = await wire(echo).begun()
+    under_test.connection.leave()
+    await under_test.settle()
+    assert under_test.goaways == [(0, ErrorCode.NO_ERROR)]
+    assert under_test.ended == [under_test.connection]
+
+
+@pytest.mark.parametrize("how", ["reset", "lost"])
+async def test_a_client_that_goes_cancels_its_applications(wire: Any, how: str) -> None:
+    """Also one that has not begun, which never will; nothing is said to it."""
+    held = Held()
+    under_test = await wire(held).begun()
+    under_test.feed(under_test.head(1))
+    await under_test.settle()
+    under_test.feed(under_test.head(3))
+    if how == "reset":
+        under_test.feed(frames.reset(1, ErrorCode.CANCEL), frames.reset(3, ErrorCode.CANCEL))
+    else:
+        under_test.transport.abort()
+    await under_test.settle()
+    assert (held.begun, held.cancelled) == ((1, 1) if how == "reset" else (2, 2))
+    assert under_test.frames == []
+
+
+async def test_an_application_that_fails_ends_its_stream_alone(
+    wire: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """INTERNAL_ERROR for its client and one line for the log."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (fail() if scope["method"] == "POST" else echo(scope, receive, send))
+
+    under_test = await wire(app).begun()
+    under_test.feed(frame(HEADERS, 5, 1, b"\x83\x86\x84"), under_test.head(3))
+    await under_test.settle()
+    assert under_test.resets(1) == [ErrorCode.INTERNAL_ERROR]
+    assert under_test.is_over(3)
+    assert [(each.message, each.levelname) for each in caplog.records] == [("application_failed", "ERROR")]
+
+
+async def test_an_answer_before_the_end_of_its_request_is_followed_by_a_reset(wire: Any) -> None:
+    """NO_ERROR: the answer is complete, and no more of the request is wanted. What comes yet is no fault."""
+    under_test = await wire(answers(START, body_event(b"enough"))).begun()
+    under_test.feed(under_test.head(1, ends=False))
+    await under_test.settle()
+    under_test.feed(frame(DATA, frames.END_STREAM, 1, b"more"))
+    await under_test.settle()
+    assert [each.type for each in under_test.of(1)] == [HEADERS, DATA, RST_STREAM]
+    assert under_test.is_over(1)
+    assert (under_test.resets(1), under_test.goaways) == ([ErrorCode.NO_ERROR], [])
+
+
+async def test_who_receives_after_the_answer_is_told_that_it_is_over(wire: Any) -> None:
+    """http.disconnect, as ASGI has it."""
+    got: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await echo(scope, receive, send)
+        got.append((await receive())["type"])
+
+    under_test = await wire(app).begun()
+    under_test.feed(under_test.head(1))
+    await under_test.settle()
+    under_test.transport.abort()
+    await under_test.settle()
+    assert got == ["http.disconnect"]

@@ -1,0 +1,175 @@
+"""Heads of requests and answers: what hpack writes is read, what is written hpack reads, RFC 9113 is kept."""
+
+from collections.abc import Iterable, Sequence
+
+import hpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
+from serving.transports.http.http2.headers import HeadReader, write_fields, write_head
+
+Pairs = list[tuple[bytes, bytes]]
+
+MAX_BYTES = 2**16
+PSEUDO: Pairs = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/a"), (b":authority", b"here")]
+# Where the bytes of a length become more, and where hpack's own table is full.
+EDGES = [0, 1, 126, 127, 128, 254, 255, 256, 4096, 2**14, 2**14 + 127, 2**16]
+
+names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1, max_size=20).map(str.encode)
+# Those that mean something to HTTP itself have tests of their own.
+MEANT = {b"host", b"te", b"content-length", b"connection", b"proxy-connection", b"keep-alive", b"upgrade"}
+plain_names = names.filter(lambda name: name not in MEANT and name != b"transfer-encoding")
+lengths = st.integers(0, 300) | st.sampled_from(EDGES)
+values = st.builds(lambda letter, length: letter * length, st.sampled_from([b"a", b"\xff", b" "]), lengths)
+
+
+def _literals(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A block that leaves the table as it is."""
+    return hpack.Encoder().encode([(name, value, True) for name, value in fields])
+
+
+def _read(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, object]:
+    return HeadReader(MAX_BYTES).read(_literals(fields)).scope
+
+
+@given(st.integers(100, 999), st.lists(st.tuples(names, values | st.binary(max_size=50)), max_size=6))
+def test_hpack_reads_every_answer_as_it_was_written(status: int, fields: Pairs) -> None:
+    """Names and values of any length and with any bytes, in their order."""
+    decoder = hpack.Decoder(max_header_list_size=2**24)
+    read = decoder.decode(write_head(status, fields), raw=True)
+    assert [tuple(pair) for pair in read] == [(b":status", b"%d" % status), *fields]
+    assert [tuple(pair) for pair in decoder.decode(write_fields(fields), raw=True)] == fields
+    assert not decoder.header_table.dynamic_entries
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[bytes]:
+    """Blocks of one client: heads that it repeats, changes, hides from the table, between resizes of that."""
+    encoder, blocks = hpack.Encoder(), []
+    short = st.integers(0, 60).map(lambda length: b"v" * length)
+    several = draw(st.lists(st.lists(st.tuples(plain_names, short), max_size=3), min_size=1, max_size=3))
+    for _ in range(draw(st.integers(1, 12))):
+        if draw(st.integers(0, 3)) == 0:
+            encoder.header_table_size = draw(st.sampled_from([0, 40, 100, 1000, 4096]))
+        secret = draw(st.booleans())
+        fields = [(name, value, secret) for name, value in draw(st.sampled_from(several))]
+        blocks.append(encoder.encode([*PSEUDO, *fields], huffman=draw(st.booleans())))
+    return blocks
+
+
+@given(conversations())
+@settings(max_examples=200)
+def test_what_is_remembered_of_heads_is_never_wrong(blocks: Sequence[bytes]) -> None:
+    """Every block means what it means to a decoder that remembers nothing but HPACK's table."""
+    reader, decoder = HeadReader(MAX_BYTES), hpack.Decoder()
+    for block in blocks:
+        _, _, _, (_, host), *fields = decoder.decode(block, raw=True)
+        assert reader.read(block).scope["headers"] == [(b"host", host), *fields]
+
+
+def test_a_block_means_something_else_after_the_table_has_changed() -> None:
+    """The same byte names the newest entry: a head that was read before must not answer for it."""
+    reader = HeadReader(MAX_BYTES)
+    usual = _literals(PSEUDO)
+    add, newest = b"\x40\x01%b\x01%b", b"\xbe"
+    heads = [reader.read(usual + add % (letter, letter)) for letter in (b"a", b"b")]
+    assert [head.scope["headers"][-1][0] for head in heads] == [b"a", b"b"]
+    assert reader.read(usual + newest).scope["headers"][-1] == (b"b", b"b")
+    reader.decode(add % (b"c", b"c"))  # trailers, say
+    assert reader.read(usual + newest).scope["headers"][-1] == (b"c", b"c")
+    reader.decode(b"\x20")  # a table of nothing
+    with pytest.raises(ConnectionBroken):
+        reader.read(usual + newest)
+
+
+def test_a_request_becomes_a_scope_of_asgi() -> None:
+    """The path as it came, values without the space around them, and the authority as the only host."""
+    fields = [
+        *PSEUDO[:2],
+        (b":path", b"/a%20b?c=%20"),
+        PSEUDO[3],
+        (b"host", b"other"),
+        (b"te", b" trailers\t"),
+    ]
+    scope = _read(fields)
+    assert (scope["type"], scope["method"], scope["scheme"]) == ("http", "GET", "http")
+    assert (scope["path"], scope["query_string"]) == ("/a%20b", b"c=%20")
+    assert scope["headers"] == [(b"host", b"here"), (b"te", b"trailers")]
+
+
+@pytest.mark.parametrize("lengths", [[], [b"0"], [b"12"], [b"12", b"12"]])
+def test_a_content_length_is_taken_where_it_is_one_number(lengths: list[bytes]) -> None:
+    """Also where it comes twice and says the same."""
+    head = HeadReader(MAX_BYTES).read(_literals([*PSEUDO, *((b"content-length", each) for each in lengths)]))
+    assert head.content_length == (int(lengths[0]) if lengths else None)
+
+
+MALFORMED: dict[str, Pairs] = {
+    **{f"no {name.decode()}": [pair for pair in PSEUDO if pair[0] != name] for name, _ in PSEUDO[:3]},
+    **{f"two of {pair[0].decode()}": [*PSEUDO, pair] for pair in PSEUDO},
+    "an empty path": [*PSEUDO[:2], (b":path", b"")],
+    "a pseudo field of answers": [*PSEUDO, (b":status", b"200")],
+    "a pseudo field that nobody knows": [*PSEUDO, (b":other", b"1")],
+    "a pseudo field after others": [*PSEUDO[:3], (b"a", b"1"), PSEUDO[3]],
+    "a letter in upper case": [*PSEUDO, (b"Accept", b"1")],
+    "an empty name": [*PSEUDO, (b"", b"1")],
+    "a space in a name": [*PSEUDO, (b"a b", b"1")],
+    "a colon in a name": [*PSEUDO, (b"a:b", b"1")],
+    "a control character in a name": [*PSEUDO, (b"a\x7f", b"1")],
+    "no ASCII in a name": [*PSEUDO, (b"a\xe4", b"1")],
+    "NUL in a value": [*PSEUDO, (b"a", b"1\x002")],
+    "CR in a value": [*PSEUDO, (b"a", b"1\r2")],
+    "LF in a value": [*PSEUDO, (b"a", b"1\n2")],
+    "LF in the path": [*PSEUDO[:2], (b":path", b"/\n"), PSEUDO[3]],
+    **{
+        f"{name.decode()}, which belongs to HTTP/1.1": [*PSEUDO, (name, b"x")]
+        for name in (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+    },
+    "te of something": [*PSEUDO, (b"te", b"gzip")],
+    "te of more than trailers": [*PSEUDO, (b"te", b"trailers, gzip")],
+    **{
+        f"content-length {value!r}": [*PSEUDO, (b"content-length", value)]
+        for value in (b"", b"-1", b"+1", b"1.0", b"0x1", b"1, 1", b"1" * 30, b"\xd9\xa1")
+    },
+    "two lengths": [*PSEUDO, (b"content-length", b"1"), (b"content-length", b"2")],
+    "nothing at all": [],
+}
+
+
+@pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_request_breaks_its_stream_alone(fields: Pairs) -> None:
+    """PROTOCOL_ERROR, every time that it comes; the next request is read: section 8.1.1."""
+    reader = HeadReader(MAX_BYTES)
+    for _ in range(2):
+        with pytest.raises(StreamBroken) as caught:
+            reader.read(_literals(fields))
+        assert caught.value.code is ErrorCode.PROTOCOL_ERROR
+    assert reader.read(_literals(PSEUDO)).scope["path"] == "/a"
+
+
+@pytest.mark.parametrize("is_trailers", [True, False])
+def test_fields_that_unpack_to_more_than_the_limit_end_the_connection(*, is_trailers: bool) -> None:
+    """A few bytes that name one long entry again and again: told as ENHANCE_YOUR_CALM."""
+    reader = HeadReader(MAX_BYTES)
+    reader.decode(b"\x40\x01a" + b"\x7f\x81\x1e" + b"x" * 3968)
+    read = reader.decode if is_trailers else reader.read
+    with pytest.raises(ConnectionBroken) as caught:
+        read(_literals(PSEUDO) + b"\xbe" * 17)
+    assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
+
+
+@given(st.lists(st.binary(max_size=60) | st.binary(max_size=20).map((_literals(PSEUDO)).__add__), max_size=6))
+@settings(max_examples=300)
+def test_no_bytes_whatever_raise_anything_but_what_is_promised(blocks: Sequence[bytes]) -> None:
+    """The stream breaks, or the connection with an error that says so."""
+    reader = HeadReader(MAX_BYTES)
+    for block in blocks:
+        try:
+            reader.read(block)
+        except StreamBroken as broken:
+            assert broken.code is ErrorCode.PROTOCOL_ERROR  # noqa: PT017 - most blocks may do either
+        except ConnectionBroken as broken:
+            assert broken.code in {ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM}  # noqa: PT017
+            return

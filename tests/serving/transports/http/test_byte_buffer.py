@@ -1,0 +1,33 @@
+"""Bytes in pieces: all come out in their order, and cost what they are."""
+
+import tracemalloc
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.transports.http.byte_buffer import Chunks
+
+
+@given(st.lists(st.one_of(st.binary(max_size=3), st.binary(min_size=500, max_size=600)), max_size=30))
+def test_all_bytes_come_out_in_their_order(pieces: list[bytes]) -> None:
+    """However large each piece is; what was taken is gone."""
+    chunks = Chunks()
+    for piece in pieces:
+        chunks.append(piece)
+    assert chunks.size == sum(map(len, pieces))
+    taken = chunks.take()
+    assert type(taken) is bytes
+    assert (taken, chunks.size, chunks.take()) == (b"".join(pieces), 0, b"")
+
+
+def test_many_small_pieces_cost_what_is_in_them() -> None:
+    """A peer that sends its body byte by byte does not fill the memory with objects."""
+    chunks = Chunks()
+    tracemalloc.start()
+    try:
+        for number in range(100_000):
+            chunks.append(bytes([number % 256, 1]))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * chunks.size

@@ -1,0 +1,412 @@
+"""HTTP/1.1 over real sockets, and over a fake one for what must come in one turn of the event loop."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.transports.http.http1 import Http1Connection
+
+App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+
+LINGER_0 = struct.pack("ii", 1, 0)  # what is closed is reset
+GET = b"GET /%s HTTP/1.1\r\nHost: here\r\n\r\n"
+EXPECT = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+OK: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+def _body(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Give back the path and the request."""
+    body, more = b"", True
+    while more:
+        event = await receive()
+        body, more = body + event["body"], event["more_body"]
+    answer = scope["path"].encode() + b" " + body
+    await send(OK | {"headers": [(b"content-length", b"%d" % len(answer))]})
+    await send(_body(answer))
+
+
+class Held:
+    """An application that waits before it answers."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.paths: list[str] = []
+
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+        """Answer when it may."""
+        self.paths.append(scope["path"])
+        self.begun.set()
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        await send(OK | {"headers": [(b"content-length", b"4")]})
+        await send(_body(b"held"))
+
+
+@dataclass
+class Client:
+    """A real socket to a connection under test, and h11 to read its answers."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    connection: Http1Connection
+    ended: asyncio.Event
+    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
+
+    async def answer(self) -> tuple[int, bytes]:
+        """The next answer: its status, and its body."""
+        if self.http.our_state is h11.DONE:
+            self.http.start_next_cycle()
+        self.http.send(h11.Request(method="GET", target="/", headers=[("host", "here")]))
+        self.http.send(h11.EndOfMessage())
+        status, body = 0, b""
+        while not isinstance(event := await self._event(), h11.EndOfMessage):
+            if isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                body += event.data
+        return status, body
+
+    async def _event(self) -> Any:
+        while (event := self.http.next_event()) is h11.NEED_DATA:
+            self.http.receive_data(await self.reader.read(2**16))
+        return event
+
+
+@asynccontextmanager
+async def _connected(app: App) -> AsyncIterator[Client]:
+    made: list[Http1Connection] = []
+    accepted, ended = asyncio.Event(), asyncio.Event()
+
+    def make() -> Http1Connection:
+        accepted.set()
+        made.append(Http1Connection(app, lambda _: ended.set()))
+        return made[-1]
+
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    try:
+        async with asyncio.timeout(10):
+            await accepted.wait()
+            yield Client(reader, writer, made[0], ended)
+            writer.close()
+            await ended.wait()
+    finally:
+        writer.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_connection_takes_one_request_after_the_other() -> None:
+    """Keep-alive, as HTTP/1.1 has it."""
+    async with _connected(echo) as client:
+        for path in (b"1", b"2", b"3"):
+            client.writer.write(GET % path)
+            assert await client.answer() == (200, b"/" + path + b" ")
+
+
+@pytest.mark.parametrize("last", [b"GET / HTTP/1.0\r\n\r\n", GET[:-2] % b"" + b"Connection: close\r\n\r\n"])
+async def test_a_client_that_wants_no_more_is_closed_after_its_answer(last: bytes) -> None:
+    """HTTP/1.0, or who says so."""
+    async with _connected(echo) as client:
+        client.writer.write(last)
+        assert await client.answer() == (200, b"/ ")
+        assert await client.reader.read() == b""
+
+
+async def test_requests_that_do_not_wait_are_answered_in_order() -> None:
+    """One after the other: the second begins when the first is over."""
+    held = Held()
+    async with _connected(held) as client:
+        client.writer.write(GET % b"1" + GET % b"2" + GET % b"3")
+        await held.begun.wait()
+        assert held.paths == ["/1"]
+        held.may_end.set()
+        for _ in range(3):
+            assert await client.answer() == (200, b"held")
+        assert held.paths == ["/1", "/2", "/3"]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), max_size=4), st.data())
+@settings(max_examples=30, deadline=None)
+async def test_a_body_in_chunks_arrives_however_it_is_cut(chunks: list[bytes], data: st.DataObject) -> None:
+    """With a request after it on the same connection."""
+    client = h11.Connection(h11.CLIENT)
+    head = h11.Request(
+        method="POST", target="/a", headers=[("host", "here"), ("transfer-encoding", "chunked")]
+    )
+    sent = [client.send(event) for event in (head, *map(h11.Data, chunks), h11.EndOfMessage())]
+    whole = b"".join(each or b"" for each in sent) + GET % b"b"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    transport = FakeTransport(echo)
+    for start, end in zip([0, *cuts], [*cuts, None], strict=True):
+        if piece := whole[start:end]:
+            transport.connection.data_received(piece)
+            await transport.settle()
+    first, second = transport.written.split(b"HTTP/1.1 200")[1:]
+    assert first.endswith(b"\r\n\r\n/a " + b"".join(chunks))
+    assert second.endswith(b"\r\n\r\n/b ")
+
+
+async def test_a_client_that_expects_100_continue_gets_it_when_its_body_is_wanted() -> None:
+    """Before the answer, and not where the application does not read."""
+    async with _connected(echo) as client:
+        client.writer.write(EXPECT)
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        client.writer.write(b"body")
+        assert await client.answer() == (200, b"/ body")
+    held = Held()
+    held.may_end.set()
+    async with _connected(held) as client:
+        client.writer.write(EXPECT)
+        assert await client.answer() == (200, b"held")
+        assert await client.reader.read() == b""  # nobody knows whether the body comes
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (b"nonsense\r\n\r\n", {400}),
+        (b"\x16\x03\x01\x02\x00\x01", {400}),
+        (b"GET / HTTP/1.1\r\n\r\n", {400}),  # without Host
+        (GET[:-2] % b"" + b"a b: 1\r\n\r\n", {400}),
+        (b"GET / HTTP/1.1\r\nHost: here\r\na: " + b"x" * 2**17, {400, 431}),
+        (GET[:-2] % b"" + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", {400}),
+        (GET[:-2] % b"" + b"Transfer-Encoding: chunked\r\n\r\nnone\r\n", {400}),
+    ],
+    ids=["nonsense", "TLS", "no host", "a bad name", "a long head", "two lengths", "a bad chunk"],
+)
+async def test_what_is_no_request_is_refused(sent: bytes, statuses: set[int]) -> None:
+    """With a status, and the connection closes: what follows could be anything."""
+    transport = FakeTransport(echo)
+    transport.connection.data_received(sent)
+    await transport.settle()
+    assert int(transport.written.removeprefix(b"HTTP/1.1 ")[:3]) in statuses
+    assert transport.closed
+
+
+async def test_a_client_that_goes_cancels_its_application() -> None:
+    """At once, not when it would have been answered."""
+    held = Held()
+    async with _connected(held) as client:
+        client.writer.write(GET % b"")
+        await held.begun.wait()
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+        client.writer.transport.abort()
+        await held.cancelled.wait()
+
+
+async def test_a_client_that_only_ends_its_side_gets_its_answer() -> None:
+    """As `nc` does."""
+    held = Held()
+    async with _connected(held) as client:
+        client.writer.write(GET % b"")
+        client.writer.write_eof()
+        await held.begun.wait()
+        held.may_end.set()
+        assert await client.answer() == (200, b"held")
+        assert await client.reader.read() == b""
+
+
+async def test_leaving_closes_a_connection_that_is_idle() -> None:
+    """Also between two requests."""
+    async with _connected(echo) as client:
+        client.writer.write(GET % b"")
+        await client.answer()
+        client.connection.leave()
+        assert await client.reader.read() == b""
+
+
+async def test_leaving_lets_the_request_under_way_end() -> None:
+    """It is answered, and those that wait behind it are not begun."""
+    held = Held()
+    async with _connected(held) as client:
+        client.writer.write(GET % b"1" + GET % b"2")
+        await held.begun.wait()
+        client.connection.leave()
+        held.may_end.set()
+        assert await client.answer() == (200, b"held")
+        assert await client.reader.read() == b""
+    assert held.paths == ["/1"]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_an_application_that_fails_closes_the_connection(
+    caplog: pytest.LogCaptureFixture, *, has_begun: bool
+) -> None:
+    """One line for the log, and no answer that looks complete."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        if has_begun:
+            await send(OK)
+            await send(_body(b"some", more=True))
+        raise ValueError("it failed")
+
+    async with _connected(app) as client:
+        client.writer.write(GET % b"")
+        got = await client.reader.read()
+        assert b"some" in got if has_begun else got == b""
+        assert not got.endswith(b"0\r\n\r\n")
+        await client.ended.wait()
+    assert [(each.message, each.levelname) for each in caplog.records] == [("application_failed", "ERROR")]
+
+
+async def test_an_answer_waits_for_a_client_that_does_not_read() -> None:
+    """It is sent part by part, and all of it when the client reads."""
+    sent: list[int] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(OK)
+        for part in range(1, 65):
+            sent.append(part)
+            await send(_body(bytes(2**18), more=True))
+        await send(_body(b""))
+
+    transport = FakeTransport(app)
+    transport.connection.data_received(GET % b"")
+    transport.connection.pause_writing()
+    await transport.settle()
+    assert sent == [1]
+    transport.connection.resume_writing()
+    await transport.settle()
+    assert sent == list(range(1, 65))
+    assert transport.written.endswith(b"0\r\n\r\n")
+
+
+class FakeTransport(asyncio.Transport):
+    """The fake of a socket, with a connection under test."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__()
+        self.connection = Http1Connection(app, lambda _: None)
+        self.written = b""
+        self._reads, self.closed = True, False
+        self.connection.connection_made(self)
+
+    def write(self, data: Any) -> None:
+        """Keep it."""
+        self.written += data
+
+    def is_closing(self) -> bool:
+        """Whether it is closed."""
+        return self.closed
+
+    def close(self) -> None:
+        """Tell the connection in the next turn."""
+        if self.closed:
+            return
+        self.closed = True
+        asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
+
+    def is_reading(self) -> bool:
+        """Whether more may be brought."""
+        return self._reads
+
+    def pause_reading(self) -> None:
+        """Nothing is to be brought any more."""
+        self._reads = False
+
+    def resume_reading(self) -> None:
+        """It may be."""
+        self._reads = True
+
+    async def settle(self) -> None:
+        """Let everything run that can."""
+        for _ in range(8):
+            await asyncio.sleep(0)
+
+
+async def test_a_large_body_that_nobody_reads_is_not_read_from_the_socket() -> None:
+    """Until it is taken."""
+    may_read = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await may_read.wait()
+        await echo(scope, receive, send)
+
+    transport = FakeTransport(app)
+    transport.connection.data_received(b"PUT / HTTP/1.1\r\nHost: here\r\nContent-Length: 9999999\r\n\r\n")
+    brought = 0
+    while transport.is_reading():
+        transport.connection.data_received(bytes(2**16))
+        brought += 2**16
+    assert brought <= 2**21
+    may_read.set()
+    await transport.settle()
+    assert transport.is_reading()
+    transport.close()
+    await transport.settle()
+
+
+async def test_requests_that_wait_take_little_memory() -> None:
+    """However many are answered meanwhile."""
+    waits: list[asyncio.Future[None]] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        waits.append(asyncio.get_running_loop().create_future())
+        await waits[-1]
+        await send(OK | {"headers": [(b"content-length", b"0")]})
+        await send(_body(b""))
+
+    transport = FakeTransport(app)
+    many = (GET % b"") * 2000
+    brought = 0
+    for _ in range(10):
+        while transport.is_reading():
+            transport.connection.data_received(many)
+            brought += len(many)
+        await transport.settle()
+        waits[-1].set_result(None)
+        await transport.settle()
+    transport.close()
+    await transport.settle()
+    assert brought < 4 * 2**20
+
+
+async def test_nothing_is_begun_on_a_connection_that_has_closed() -> None:
+    """Also where the client goes in the turn in which it is answered."""
+    paths: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        paths.append(scope["path"])
+        await echo(scope, receive, send)
+        transport.close()
+
+    transport = FakeTransport(app)
+    transport.connection.data_received(GET % b"1" + GET % b"2")
+    await transport.settle()
+    assert paths == ["/1"]
+
+
+async def test_a_request_becomes_a_scope_of_asgi() -> None:
+    """The path as it came, the query apart."""
+    scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await echo(scope, receive, send)
+
+    async with _connected(app) as client:
+        client.writer.write(GET % b"a%20b?c=%20")
+        await client.answer()
+    (scope,) = scopes
+    assert (scope["type"], scope["method"], scope["scheme"]) == ("http", "GET", "http")
+    assert (scope["path"], scope["query_string"]) == ("/a%20b", b"c=%20")
+    assert scope["headers"] == [(b"host", b"here")]

@@ -1,0 +1,199 @@
+"""The first bytes of a connection: however they come, the right protocol gets all of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.transports.http.http2.frames import PREFACE
+from serving.transports.http.protocol_detection import Opening
+
+FIRST_OF_HTTP1 = [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"POST / HTTP/1.1\r\n\r\n",
+    b"PRI * HTTP/1.1\r\n\r\n",
+    b"\x16\x03",
+]
+
+
+class Recorder(asyncio.Protocol):
+    """A protocol that keeps what it gets."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.transport: asyncio.BaseTransport | None = None
+        self.received = b""
+        self.lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Keep the bytes."""
+        assert self.transport is not None
+        assert data
+        self.received += data
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Tell."""
+        self.lost.set()
+
+
+class FakeTransport(asyncio.Transport):
+    """The fake of a socket that is given over from one protocol to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.protocol: Any = None
+        self.aborted = self.closed = False
+
+    def close(self) -> None:
+        """Remember it."""
+        self.closed = True
+
+    def abort(self) -> None:
+        """Remember it."""
+        self.aborted = True
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Keep it."""
+        self.protocol = protocol
+
+
+def _opening(made: list[Recorder]) -> Opening:
+    def make(name: str) -> Callable[[], Recorder]:
+        def protocol() -> Recorder:
+            made.append(Recorder(name))
+            return made[-1]
+
+        return protocol
+
+    return Opening(make("2"), make("1"))
+
+
+@given(st.data())
+async def test_the_protocol_is_chosen_however_the_first_bytes_are_cut(data: st.DataObject) -> None:
+    """HTTP/2 gets what comes after its preface, HTTP/1.1 gets all; nobody else is made."""
+    is_http2 = data.draw(st.booleans())
+    rest = data.draw(st.binary(max_size=30))
+    first = PREFACE if is_http2 else data.draw(st.sampled_from(FIRST_OF_HTTP1))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(first + rest)), max_size=30)))
+    made: list[Recorder] = []
+    transport = FakeTransport()
+    transport.protocol = opening = _opening(made)
+    opening.connection_made(transport)
+    for start, end in zip([0, *cuts], [*cuts, None], strict=True):
+        if piece := (first + rest)[start:end]:
+            transport.protocol.data_received(piece)
+    (chosen,) = made
+    assert chosen.transport is transport
+    assert (chosen.name, chosen.received) == (("2", rest) if is_http2 else ("1", first + rest))
+
+
+@pytest.mark.parametrize("length", range(1, len(PREFACE)))
+async def test_what_parts_from_the_preface_late_is_not_http2(length: int) -> None:
+    """Nothing is decided while it could be either, and the first other byte decides."""
+    made: list[Recorder] = []
+    transport = FakeTransport()
+    opening = _opening(made)
+    opening.connection_made(transport)
+    opening.data_received(PREFACE[:length])
+    assert made == []
+    opening.data_received(b"?")
+    assert [(each.name, each.received) for each in made] == [("1", PREFACE[:length] + b"?")]
+
+
+@asynccontextmanager
+async def _listening(
+    made: list[Recorder],
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client of a real server."""
+    server = await asyncio.get_running_loop().create_server(lambda: _opening(made), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    try:
+        async with asyncio.timeout(10):
+            yield reader, writer
+    finally:
+        writer.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_real_socket_is_handed_over() -> None:
+    """Bytes that come with the preface, bytes that come later, and the end."""
+    made: list[Recorder] = []
+    async with _listening(made) as (reader, writer):
+        writer.write(PREFACE + b"ab")
+        writer.write(b"cd")
+        writer.write_eof()
+        await reader.read()
+        (chosen,) = made
+        await chosen.lost.wait()
+        assert chosen.received == b"abcd"
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:-1]])
+async def test_a_peer_that_does_not_say_what_it_speaks_is_closed(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """After a time, and no protocol is ever made."""
+    monkeypatch.setattr("serving.transports.http.protocol_detection._PATIENCE_S", 0.05)
+    made: list[Recorder] = []
+    async with _listening(made) as (reader, writer):
+        writer.write(said)
+        assert await reader.read() == b""
+    assert made == []
+
+
+async def test_who_has_spoken_is_not_closed_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The patience is for the first bytes alone."""
+    monkeypatch.setattr("serving.transports.http.protocol_detection._PATIENCE_S", 0.0)
+    transport, passed = FakeTransport(), asyncio.Event()
+    opening = _opening([])
+    opening.connection_made(transport)
+    opening.data_received(PREFACE)
+    asyncio.get_running_loop().call_later(0.01, passed.set)  # later than the patience ends
+    await passed.wait()
+    assert not transport.aborted
+
+
+async def test_a_peer_that_goes_before_it_speaks_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No protocol is made, and no timer waits for it."""
+    monkeypatch.setattr("serving.transports.http.protocol_detection._PATIENCE_S", 0.0)
+    made: list[Recorder] = []
+    transport, passed = FakeTransport(), asyncio.Event()
+    opening = _opening(made)
+    opening.connection_made(transport)
+    opening.connection_lost(None)
+    asyncio.get_running_loop().call_later(0.01, passed.set)  # later than the patience ends
+    await passed.wait()
+    assert (made, transport.aborted) == ([], False)
+
+
+@pytest.mark.parametrize("how", ["spoke", "went"])
+async def test_a_server_is_told_once_when_nothing_is_open_any_more(how: str) -> None:
+    """It keeps what it may have to close."""
+    ended: list[Opening] = []
+    opening = Opening(lambda: Recorder("2"), lambda: Recorder("1"), ended=ended.append)
+    opening.connection_made(FakeTransport())
+    assert ended == []
+    if how == "spoke":
+        opening.data_received(PREFACE)
+    else:
+        opening.connection_lost(None)
+    assert ended == [opening]
+
+
+async def test_leaving_closes_a_peer_that_has_not_spoken() -> None:
+    """There is nothing that could be waited for."""
+    transport = FakeTransport()
+    opening = _opening([])
+    opening.connection_made(transport)
+    opening.leave()
+    assert transport.closed
+    opening.connection_lost(None)

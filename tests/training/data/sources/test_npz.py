@@ -1,0 +1,95 @@
+"""Arrays in MedMNIST's layout, whole and wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.bundle import Geometry
+from training.data import load
+from training.data.sources import npz
+from training.errors import DataError
+from training.recipe import DataRecipe
+
+GREY = Geometry(height=28, width=28, channels=1)
+RECIPE = DataRecipe(source="npz")
+
+
+def arrays(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    """Three splits of random grey images of two classes."""
+    random = np.random.default_rng(0)
+    made = {}
+    for key, count in (("train", 40), ("val", 24), ("test", 10)):
+        made[f"{key}_images"] = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        made[f"{key}_labels"] = (np.arange(count) % 2)[:, None].astype(np.uint8)
+    return {**made, **changed}
+
+
+def test_three_splits_are_taken_as_they_are(tmp_path: Path) -> None:
+    """The only .npz in the folder is found; classes are named by the recipe or by number."""
+    np.savez(tmp_path / "some.npz", **arrays())
+    dataset, _ = load(RECIPE, GREY, tmp_path)
+    assert [len(part) for part in dataset.parts().values()] == [40, 24, 10]
+    assert dataset.labels == ("0", "1")
+    named, _ = load(RECIPE.model_copy(update={"labels": ("normal", "ill")}), GREY, tmp_path)
+    assert named.labels == ("normal", "ill")
+    assert np.array_equal(named.test.images[..., 0], arrays()["test_images"])
+
+
+def test_images_of_another_size_are_brought_into_geometry(tmp_path: Path) -> None:
+    """Colour images of 8x8 become grey ones of 28x28."""
+    shape = {"val": 24, "test": 10, "train": 40}
+    colour = {f"{key}_images": np.full((count, 8, 8, 3), 100, np.uint8) for key, count in shape.items()}
+    np.savez(tmp_path / "some.npz", **arrays(**colour))
+    collected = npz.collect(GREY, tmp_path / "some.npz", RECIPE)
+    assert collected.train.images.shape == (40, 28, 28, 1)
+    assert int(collected.train.images[0, 5, 5, 0]) == 100
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"train_images": np.zeros((40, 28, 28), np.float32)},
+            "train_images are float32 (40, 28, 28, 1), uint8",
+        ),
+        ({"test_images": np.zeros((10, 28, 28, 4), np.uint8)}, "(10, 28, 28, 4), uint8 (N, H, W)"),
+        ({"val_labels": np.zeros((24, 3), np.uint8)}, "val_labels are uint8 (24, 3), one whole number"),
+        ({"val_labels": np.zeros((23, 1), np.uint8)}, "holds 24 val_images and 23 val_labels"),
+        ({"test_labels": np.full((10, 1), -1)}, "go down to -1"),
+        ({"test_labels": np.array([[None]] * 10)}, "cannot be read"),
+    ],
+)
+def test_wrong_arrays_are_refused_with_both_numbers(
+    tmp_path: Path, changed: dict[str, np.ndarray], said: str
+) -> None:
+    """Shape and type are named; pickled objects are never loaded."""
+    np.savez(tmp_path / "some.npz", **arrays(**changed))
+    with pytest.raises(DataError) as caught:
+        npz.collect(GREY, tmp_path, RECIPE)
+    assert said in str(caught.value)
+
+
+def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
+    """None, two, or a name that is not there: each says what to do."""
+    with pytest.raises(DataError, match=r"holds 0 \.npz files \(none\): choose by --set data\.file=NAME"):
+        npz.collect(GREY, tmp_path, RECIPE)
+    np.savez(tmp_path / "a.npz", **arrays())
+    np.savez(tmp_path / "b.npz", train_labels=np.zeros(3))
+    with pytest.raises(DataError, match=r"holds 2 \.npz files \(a\.npz, b\.npz\)"):
+        npz.collect(GREY, tmp_path, RECIPE)
+    assert npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "a.npz"})).labels == ("0", "1")
+    with pytest.raises(DataError, match="there is no file"):
+        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "c.npz"}))
+    with pytest.raises(DataError, match="holds no train_images, only train_labels"):
+        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "b.npz"}))
+    (tmp_path / "c.npz").write_bytes(b"PK no archive")
+    with pytest.raises(DataError, match=r"c\.npz cannot be read"):
+        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "c.npz"}))
+
+
+def test_too_few_names_are_refused(tmp_path: Path) -> None:
+    """Both numbers."""
+    np.savez(tmp_path / "a.npz", **arrays())
+    with pytest.raises(DataError, match=r"holds label 1, data\.labels names 1 classes"):
+        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"labels": ("normal",)}))

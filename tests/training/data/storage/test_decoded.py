@@ -1,0 +1,172 @@
+"""Decoding once: what the cache gives is what the files give, and it never outlives their content."""
+
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.bundle import Geometry
+from training.data.storage.decoded import decode_files
+from training.data.storage.stored import StoredImages
+from training.errors import DataError
+
+GEOMETRY = Geometry(height=8, width=9, channels=3)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Three pictures of noise, and a file that is none between them."""
+    random = np.random.default_rng(0)
+    paths = [tmp_path / name for name in ("a.png", "b.png", "broken.png", "c.png")]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    paths[2].write_text("no picture")
+    return paths
+
+
+def test_the_cache_gives_what_decoding_gives(files: list[Path], tmp_path: Path) -> None:
+    """Fresh, written and read again: the same pixels and the same complaints; the second time from disk."""
+    plain, reasons = decode_files(files, GEOMETRY)
+    assert plain.shape == (4, 8, 9, 3)
+    assert list(reasons) == [2]
+    assert "no known image format" in reasons[2]
+    assert not plain[2].any()
+    for _ in range(2):
+        cached, complaints = decode_files(files, GEOMETRY, tmp_path / "cache")
+        np.testing.assert_array_equal(cached, plain)
+        assert complaints == reasons
+        assert isinstance(cached, np.memmap)
+    kept = sorted(path.suffix or path.name for path in (tmp_path / "cache").iterdir())
+    assert kept == [".json", ".lock", ".npy"], "nothing unfinished"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("change", ["content", "geometry", "order", "damage"])
+def test_another_content_geometry_or_order_is_decoded_anew(
+    change: str, *, streamed: bool, files: list[Path], tmp_path: Path
+) -> None:
+    """Nothing stale and nothing broken comes out of the cache."""
+    cache, geometry = tmp_path / "cache", GEOMETRY
+    decode_files(files, geometry, cache, streamed=streamed)
+    if change == "content":
+        files[0].write_bytes(files[1].read_bytes())
+    if change == "geometry":
+        geometry = Geometry(height=8, width=9, channels=3, fit="pad")
+    if change == "order":
+        files.reverse()
+    if change == "damage":
+        (written,) = cache.glob("*.npy")
+        written.write_bytes(written.read_bytes()[:100])
+    images, reasons = decode_files(files, geometry, cache, streamed=streamed)
+    expected, complaints = decode_files(files, geometry)
+    np.testing.assert_array_equal(images[:], expected)
+    assert reasons == complaints
+
+
+def test_what_is_mapped_can_be_written_to_without_changing_the_cache(
+    files: list[Path], tmp_path: Path
+) -> None:
+    """Torch takes only arrays that it could write to; the file stays as it is."""
+    for _ in range(2):
+        images, _reasons = decode_files(files, GEOMETRY, tmp_path / "cache")
+        before = images[0].copy()
+        images[0] = 7
+    np.testing.assert_array_equal(before, decode_files(files, GEOMETRY)[0][0])
+
+
+def test_what_is_streamed_is_read_and_not_mapped(files: list[Path], tmp_path: Path) -> None:
+    """The same pixels and complaints as in memory, from the same cache, by images that are no array."""
+    plain, reasons = decode_files(files, GEOMETRY)
+    for _ in range(2):
+        stored, complaints = decode_files(files, GEOMETRY, tmp_path, streamed=True)
+        assert isinstance(stored, StoredImages)
+        np.testing.assert_array_equal(stored[:], plain)
+        assert complaints == reasons
+    mapped, _ = decode_files(files, GEOMETRY, tmp_path)
+    np.testing.assert_array_equal(mapped, plain)
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+
+
+def test_too_little_room_is_told_with_both_numbers(files: list[Path], tmp_path: Path) -> None:
+    """Without a cache, or on a disk with less room than they need, what is streamed is refused at once."""
+    with pytest.raises(DataError, match=r"4 decoded images need 0\.00 GiB, more than may be in memory"):
+        decode_files(files, GEOMETRY, streamed=True)
+    large = Geometry(height=4096, width=4096, channels=3)
+    free_bytes = shutil.disk_usage(tmp_path).free
+    paths = files[:1] * (2 + free_bytes // (4096 * 4096 * 3))
+    cache = tmp_path / "cache"
+    with pytest.raises(DataError, match=rf"need \d+\.\d\d GiB, \d+\.\d\d GiB are free at {cache}: make room"):
+        decode_files(paths, large, cache, streamed=True)
+    assert [path.name for path in cache.iterdir()] == [".lock"]
+
+
+def test_a_disk_that_runs_full_is_no_undecodable_file(files: list[Path], tmp_path: Path) -> None:
+    """A write that fails ends the decoding with its reason, and leaves nothing that looks whole."""
+    program = f"""
+import resource, signal
+from pathlib import Path
+from serving.bundle import Geometry
+from training.data.storage.decoded import decode_files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+decode_files([Path({str(files[0])!r})] * 9, Geometry(height=8, width=9, channels=3), Path({str(tmp_path)!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "DataError: decoded images cannot be written to" in ended.stderr
+    assert "File too large" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir() if path not in files] == [".lock"]
+
+
+def test_decoding_that_is_killed_leaves_nothing_that_looks_whole(files: list[Path], tmp_path: Path) -> None:
+    """Killed in the middle of many files; the next one clears its remains away, decodes all, and is right."""
+    cache = tmp_path / "cache"
+    paths = files[:2] * 20_000
+    program = f"""
+from pathlib import Path
+from serving.bundle import Geometry
+from training.data.storage.decoded import decode_files
+paths = [Path({str(files[0])!r}), Path({str(files[1])!r})] * 20_000
+decode_files(paths, Geometry(height=8, width=9, channels=3), Path({str(cache)!r}), streamed=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while process.poll() is None and not list(cache.glob(".decoding-*")):
+            pass
+        process.kill()
+    assert process.returncode == -9
+    assert not list(cache.glob("decoded-*.npy"))
+    assert len(list(cache.glob(".decoding-*"))) == 1
+    stored, _ = decode_files(files, GEOMETRY, cache, streamed=True)
+    np.testing.assert_array_equal(stored[:], decode_files(files, GEOMETRY)[0])
+    assert not list(cache.glob(".decoding-*"))
+    again, _ = decode_files(paths[:100], GEOMETRY, cache, streamed=True)
+    np.testing.assert_array_equal(again[98:], stored[:2])
+
+
+def test_a_watcher_is_told_and_may_end_the_work(files: list[Path], tmp_path: Path) -> None:
+    """Told of 200 files four times; what it raises comes through, nothing half done is left, none goes on."""
+    paths, told = files[:2] * 100, []
+    decode_files(paths, GEOMETRY, watch=lambda *progress: told.append(progress))
+    assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]
+
+    def leave(_done: int, _files: int) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        decode_files(paths, GEOMETRY, tmp_path / "cache", watch=leave)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_those_who_decode_at_once_decode_once(files: list[Path], tmp_path: Path) -> None:
+    """Processes of one run want the same images at the same time: all get them, one writes them."""
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: decode_files(files, GEOMETRY, tmp_path, streamed=True), range(4)))
+    (written,) = tmp_path.glob("decoded-*.npy")
+    changed = written.stat().st_ino
+    assert all(np.array_equal(stored[:], found[0][0][:]) for stored, _ in found)
+    decode_files(files, GEOMETRY, tmp_path, streamed=True)
+    assert written.stat().st_ino == changed

@@ -1,0 +1,90 @@
+"""A recorded step gives what plain steps give; what cannot be recorded goes on as before."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.devices.cuda_graphs import GraphedStep
+from training.errors import RecordingFailed
+
+
+class Recorder:
+    """A recorder for the CPU: what it recorded runs again on the same tensors."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.plain = self.replayed = 0
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """Run at once."""
+        self.plain += 1
+        return work()
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """Run nothing yet, as CUDA would."""
+        if self.error is not None:
+            raise self.error
+        result = torch.zeros(())
+
+        def replay() -> None:
+            self.replayed += 1
+            result.copy_(work())
+
+        return result, replay
+
+
+def step(images: Tensor, targets: Tensor, batch: int) -> Tensor:
+    """Something that depends on all of them."""
+    return (images.float().sum() + targets.sum()) / batch
+
+
+def inputs(seed: int, count: int = 4) -> tuple[Tensor, Tensor]:
+    """Images (count, 2, 2, 1) and labels."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 2, 2, 1), generator=random), torch.arange(count) + seed
+
+
+def test_every_step_is_taken_on_its_own_images() -> None:
+    """Three plain ones, then replays: each gives what the step itself gives, and an earlier loss stays."""
+    recorder = Recorder()
+    graphed = GraphedStep(step, recorder)
+    given = [graphed(*inputs(seed), 4) for seed in range(8)]
+    assert [float(each) for each in given] == [float(step(*inputs(seed), 4)) for seed in range(8)]
+    assert (recorder.plain, recorder.replayed) == (3, 5)
+
+
+@pytest.mark.parametrize("other", ["count", "dtype", "batch"])
+def test_another_shape_is_not_replayed(other: str) -> None:
+    """A step on other images than were recorded is a plain one; the next that fits is replayed again."""
+    recorder = Recorder()
+    graphed = GraphedStep(step, recorder)
+    for seed in range(5):
+        graphed(*inputs(seed), 4)
+    images, targets = inputs(5, count=3 if other == "count" else 4)
+    images = images.float() if other == "dtype" else images
+    batch = 8 if other == "batch" else 4
+    assert float(graphed(images, targets, batch)) == float(step(images, targets, batch))
+    assert recorder.replayed == 2
+    graphed(*inputs(6), 4)
+    assert recorder.replayed == 3
+
+
+def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
+    """One sentence with the first line of the reason, and the setting with which a resumed run goes on."""
+    graphed = GraphedStep(step, Recorder(RuntimeError("operation not permitted\nand much more")))
+    for seed in range(3):
+        graphed(*inputs(seed), 4)
+    message = r"cannot be recorded as a CUDA graph \(operation not permitted\).*training\.cuda_graphs=false$"
+    with pytest.raises(RecordingFailed, match=message):
+        graphed(*inputs(3), 4)
+
+
+def test_full_memory_is_told_as_such() -> None:
+    """It has a sentence of its own."""
+    graphed = GraphedStep(step, Recorder(torch.OutOfMemoryError("CUDA out of memory")))
+    for seed in range(3):
+        graphed(*inputs(seed), 4)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphed(*inputs(3), 4)

@@ -1,0 +1,131 @@
+"""Full memory is one sentence with numbers and with what to set, whatever torch said."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.devices.out_of_memory import explaining_full_memory, for_inference, for_training
+from training.errors import OutOfMemory
+from training.recipe import Recipe
+from training.run.job import Job, train_and_evaluate
+
+CPU = torch.device("cpu")
+
+# One layer's maps of a batch are 196 GiB: more than this process may have, whatever the machine has.
+WIDE = (
+    "data.fake_images_per_class=3500",
+    "data.near_duplicates=ignore",
+    "training.batch_size=8192",
+    "network.maps=[8192,16]",
+)
+PROGRAM = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
+from training.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def explained(error: BaseException, advice: str = "set training.batch_size lower (now 64)") -> str:
+    """What becomes of an error."""
+    with pytest.raises(OutOfMemory) as caught, explaining_full_memory("training", CPU, advice):
+        raise error
+    return str(caught.value)
+
+
+def test_a_step_too_large_for_the_machine_ends_with_one_line(tmp_path: Path) -> None:
+    """The real command: exit code 1, no traceback, and both numbers."""
+    settings = [word for setting in WIDE for word in ("--set", setting)]
+    where = ["--device", "cpu", "--run-dir", str(tmp_path / "run"), "--repository", str(tmp_path / "models")]
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "run", "lenet5-fake", *where, *settings],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
+    assert "Traceback" not in ended.stderr
+    line = ended.stderr.splitlines()[-1]
+    assert "the machine is out of memory in training: " in line
+    assert " GiB are in use and 196.0 GiB more were asked for; " in line
+    assert "set training.batch_size lower (now 8,192), or training.precision=bfloat16" in line
+
+
+def test_a_gpu_s_own_error_is_explained() -> None:
+    """Torch says how much it wanted, in GiB or MiB."""
+    said = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which"
+    assert explained(torch.OutOfMemoryError(said)).startswith("the GPU is out of memory in training: ")
+    assert "20.0 GiB more were asked for; set training.batch_size" in explained(torch.OutOfMemoryError(said))
+    small = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB.")
+    assert " and 512 MiB more were asked for" in explained(small)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_cuda_s_libraries_say_is_explained_too(said: str) -> None:
+    """They have no type of their own, and say no number."""
+    assert explained(RuntimeError(said)).startswith("the GPU is out of memory in training: ")
+    assert "asked for" not in explained(RuntimeError(said))
+
+
+def test_a_machine_s_own_error_is_explained() -> None:
+    """Torch's allocator and Python's."""
+    said = (
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+    )
+    full = explained(RuntimeError(said + "to allocate 107374182400 bytes. Error code 12"))
+    assert full.startswith("the machine is out of memory in training: ")
+    assert " and 100.0 GiB more were asked for" in full
+    assert explained(MemoryError()).startswith("the machine is out of memory in training: ")
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    """A bug is no lack of memory."""
+    with pytest.raises(RuntimeError, match="shapes"), explaining_full_memory("training", CPU, ""):
+        raise RuntimeError("shapes cannot be multiplied")
+
+
+def test_advice_names_what_is_set_now(fake_recipe: Callable[..., Recipe]) -> None:
+    """With its value, and nothing that is set already."""
+    assert "training.precision=bfloat16" in for_training(fake_recipe(), CPU)
+    halved = for_training(fake_recipe("training.precision=bfloat16", "training.batch_size=4096"), CPU)
+    assert halved == "set training.batch_size lower (now 4,096), or choose a smaller network"
+    assert "training.cuda_graphs=false" in for_training(fake_recipe(), torch.device("cuda"))
+    assert "(now 28 x 28)" in for_inference(fake_recipe())
+
+
+@pytest.mark.parametrize(
+    ("place", "phase"),
+    [
+        ("training.learning.learner.train_step", "training"),
+        ("training.learning.loop.measure", "validation"),
+        ("training.run.job.predict", "calibration"),
+    ],
+)
+def test_each_phase_of_a_run_explains_itself(
+    place: str,
+    phase: str,
+    job: Job,
+    fake_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps, validation and calibration; the two that infer speak of images, not of batches."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(place, fail)
+    advice = "training.batch_size" if phase == "training" else "geometry.height"
+    with pytest.raises(OutOfMemory, match=rf"the GPU is out of memory in {phase}: .* 2\.0 GiB.*{advice}"):
+        train_and_evaluate(fake_recipe("training.epochs=1"), job)

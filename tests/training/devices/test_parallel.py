@@ -1,0 +1,281 @@
+"""Two processes learn what one does; one publishes; a killed one ends the job, which then goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import distributed, nn
+
+from serving.errors import UsageError
+from training.devices.parallel import ALONE, Group, joined, launched, refuse_shared_gpus
+from training.devices.synced_norm import SyncedNorm, synchronise_norms
+from training.errors import CheckpointError
+from training.learning.checkpoint import read
+from training.recipe import Recipe
+from training.run.display import Display
+from training.run.job import Job, train_and_evaluate
+
+# Plain descent: Adam divides the gradient of a bias before batch norm, which is nothing but rounding, by its
+# own size, and so makes two sums in another order drift apart.
+SETTINGS = (
+    "training.optimizer=sgd",
+    "training.learning_rate=0.05",
+    "gates.max_ece=0.9",
+    "training.epochs=5",
+    "training.patience=5",
+    "training.checkpoint_interval_steps=2",
+    "training.averaging=0.9",
+    "network.batch_norm=true",
+    "augmentation.max_shift_px=2",
+    "augmentation.mixup=0.4",
+)
+
+
+def start(folder: Path, processes: int, *options: str, name: str = "run") -> subprocess.Popen[str]:
+    """The real command, by torchrun where there is more than one process."""
+    runner = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    overrides = [word for setting in SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-m", *(runner if processes > 1 else []), "training", "run", "lenet5-fake"]
+    where = ["--repository", str(folder / "repository"), "--run-dir", str(folder / name), "--json"]
+    return subprocess.Popen(
+        [*command, *where, *overrides, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+    """The summary of a run that ends well: one line on stdout, whatever the number of processes."""
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    (line,) = stdout.splitlines()
+    return json.loads(line)
+
+
+def losses(folder: Path) -> np.ndarray:
+    """(epochs, 2): training and validation loss."""
+    history = json.loads((folder / "report" / "history.json").read_text())
+    return np.array([(record["train_loss"], record["validation_loss"]) for record in history])
+
+
+def wait_for_an_epoch(process: subprocess.Popen[str]) -> None:
+    """Until the first epoch is said."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch   1" in line:
+            return
+
+
+def kill_one(process: subprocess.Popen[str]) -> None:
+    """SIGKILL one of torchrun's processes once the first epoch is said."""
+    wait_for_an_epoch(process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    """The best weights of a run's last checkpoint."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return list(state["best_weights"].values())
+
+
+def test_two_processes_learn_what_one_does_and_go_on_when_killed(tmp_path: Path) -> None:
+    """Same losses within rounding, one version each; a killed process ends the job, resumed to the bit."""
+    alone, pair = start(tmp_path, 1, name="alone"), start(tmp_path, 2, name="pair")
+    published = [finish(alone), finish(pair)]
+    assert sorted(result["version"] for result in published) == [1, 2]
+    one, two = losses(tmp_path / "alone"), losses(tmp_path / "pair")
+    assert np.allclose(one[:2], two[:2], rtol=2e-3, atol=2e-4)
+    assert np.allclose(one, two, rtol=5e-2, atol=2e-3), "rounding grows with the steps, but not much"
+
+    broken = start(tmp_path, 2, name="broken")
+    kill_one(broken)
+    stdout, _ = broken.communicate(timeout=60)
+    assert broken.returncode != 0
+    assert stdout == ""
+    finish(start(tmp_path, 2, "--resume", name="broken"))
+    for unbroken, resumed in zip(weights(tmp_path / "pair"), weights(tmp_path / "broken"), strict=True):
+        assert torch.equal(unbroken, resumed)
+    assert len(list((tmp_path / "repository" / "lenet5-fake").glob("[0-9]*"))) == 3
+
+
+def write_shades(root: Path) -> None:
+    """Class folders of noise, one darker than the other."""
+    random = np.random.default_rng(0)
+    for name, brightest in (("dark", 120), ("light", 256)):
+        (root / name).mkdir(parents=True)
+        for number in range(100):
+            noise = random.integers(0, brightest, (28, 28), dtype=np.uint8)
+            Image.fromarray(noise).save(root / name / f"{number:03}.png")
+
+
+def test_two_processes_that_stream_learn_what_they_learn_from_memory(tmp_path: Path) -> None:
+    """One decodes for both, and both read from its file: the same weights to the bit."""
+    write_shades(tmp_path / "data")
+    source = ("--data-root", str(tmp_path / "data"), "--set", "data.source=folder")
+    short = ("--set", "training.epochs=1")
+    finish(start(tmp_path, 2, *source, *short, "--set", "data.memory_limit_gib=0", name="streamed"))
+    assert len(list((tmp_path / ".cache").glob("decoded-*.npy"))) == 1
+    finish(start(tmp_path, 2, *source, *short, name="memory"))
+    for streamed, whole in zip(weights(tmp_path / "streamed"), weights(tmp_path / "memory"), strict=True):
+        assert torch.equal(streamed, whole)
+
+
+def test_sigterm_ends_all_processes_after_the_same_step(tmp_path: Path) -> None:
+    """Whichever hears it first: both say the same epoch and step, and the checkpoint is theirs."""
+    process = start(tmp_path, 2, "--set", "training.epochs=500", "--set", "training.patience=500")
+    wait_for_an_epoch(process)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    said = [line for line in stderr.splitlines() if "saved in epoch" in line]
+    assert len(said) == 2, stderr
+    assert said[0].partition("saved")[2] == said[1].partition("saved")[2]
+    progress = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"]
+    assert f"saved in epoch {progress['epoch'] + 1} after step {progress['step']};" in said[0]
+
+
+def test_another_number_of_processes_cannot_go_on(tmp_path: Path) -> None:
+    """It would not go on bit for bit: both numbers are named."""
+    torch.save({"cpu_random": torch.zeros(2, 8, dtype=torch.uint8), **DIGESTS, **REST}, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match="is of a run by 2 processes, this one has 1"):
+        read(tmp_path / "c.pt", processes=1, **DIGESTS)
+
+
+DIGESTS = {"recipe_digest": "a", "data_digest": "b"}
+REST = dict.fromkeys(("progress", "history", "losses", "learner", "best_weights", "cuda_random"))
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 4), (7, 1)])
+def test_rows_are_divided_without_gap_or_overlap(count: int, size: int) -> None:
+    """Each row belongs to exactly one process."""
+    taken = [row for rank in range(size) for row in range(count)[Group(rank, size).rows(count)]]
+    assert taken == list(range(count))
+
+
+def test_alone_nothing_is_sent() -> None:
+    """One process needs no group: sums are its own values."""
+    values = torch.tensor([1.0, 2.0])
+    assert ALONE.sum_(values) is values
+    assert torch.equal(ALONE.gather(values), values[None])
+    ALONE.wait()
+
+
+CPU = torch.device("cpu")
+
+
+def test_one_process_can_make_a_real_group() -> None:
+    """Sums and values go through torch.distributed and come back as they were; then the group has ended."""
+    with joined(ALONE, CPU, even_alone=True) as group:
+        assert distributed.get_backend() == "gloo"
+        values = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
+        group.sum_many_(values)
+        assert [value.tolist() for value in values] == [[1.0, 2.0], [[3.0]]]
+        assert group.gather(values[0]).tolist() == [[1.0, 2.0]]
+        group.wait()
+    assert not distributed.is_initialized()
+
+
+def test_one_process_alone_joins_nothing() -> None:
+    """Unless it is asked to."""
+    with joined(ALONE, CPU) as group:
+        assert group is ALONE
+        assert not distributed.is_initialized()
+
+
+class Phases(Display):
+    """Keeps at which phases the group was still there."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.joined: dict[str, bool] = {}
+
+    def phase(self, name: str) -> None:
+        """Headline of what begins now."""
+        self.joined[name] = distributed.is_initialized()
+
+
+def test_the_group_ends_before_the_export(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
+    """What is left is the leader's, and nobody waits for it: NCCL would."""
+    phases = Phases()
+    with joined(ALONE, CPU, even_alone=True) as group:
+        summary = train_and_evaluate(
+            fake_recipe("network.batch_norm=true", "training.epochs=1", "gates.max_ece=0.9"),
+            replace(job, group=group, display=phases),
+        )
+    assert phases.joined == {"data": True, "training": True, "export and proof": False}
+    assert summary.verdict == "published"
+
+
+def test_a_real_group_of_one_learns_what_one_process_does(
+    job: Job, tmp_path: Path, fake_recipe: Callable[..., Recipe]
+) -> None:
+    """The same losses within rounding: batch norm takes its statistics through the group."""
+    recipe = fake_recipe("network.batch_norm=true", "gates.max_ece=0.9", "training.epochs=2")
+    train_and_evaluate(recipe, replace(job, run_dir=tmp_path / "alone"))
+    with joined(ALONE, CPU, even_alone=True) as group:
+        train_and_evaluate(recipe, replace(job, run_dir=tmp_path / "group", group=group))
+    assert np.allclose(losses(tmp_path / "alone"), losses(tmp_path / "group"), rtol=1e-2, atol=1e-3)
+
+
+def test_an_error_ends_the_group_too() -> None:
+    """The next one can be made."""
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), joined(ALONE, CPU, even_alone=True):
+            raise ZeroDivisionError
+    assert not distributed.is_initialized()
+
+
+def test_two_processes_that_share_a_gpu_are_refused() -> None:
+    """Both are named, and how many there may be."""
+    identities = torch.zeros(3, 32, dtype=torch.uint8)
+    identities[1] = 7
+    with pytest.raises(UsageError, match=r"processes 0 and 2 of 3 share a GPU.*at most 2 processes"):
+        refuse_shared_gpus(identities)
+    refuse_shared_gpus(identities[:2])
+
+
+def test_a_place_is_read_from_torchrun_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is joined, so that the device can be chosen first."""
+    for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    assert launched() == Group(rank=3, size=4, local_rank=1, local_size=2)
+    assert not launched().joined
+    monkeypatch.delenv("RANK")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 4, but RANK is not set"):
+        launched()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched() is ALONE
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)])
+def test_a_synced_norm_of_one_process_is_torchs_batch_norm(shape: tuple[int, ...]) -> None:
+    """Outputs, gradients and statistics agree, in training and in evaluation."""
+    torch.manual_seed(0)
+    plain = nn.BatchNorm1d(5) if len(shape) == 2 else nn.BatchNorm2d(5)
+    nn.init.uniform_(plain.weight)
+    holder = nn.Sequential(type(plain)(5))
+    holder[0].load_state_dict(plain.state_dict())
+    synchronise_norms(holder, ALONE)
+    assert isinstance(holder[0], SyncedNorm)
+    values = torch.randn(shape)
+    ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    result, expected = holder(ours), plain(theirs)
+    (result**3).sum().backward()
+    (expected**3).sum().backward()
+    assert torch.allclose(result, expected, atol=1e-5)
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-3)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, holder[0].state_dict()[name], atol=1e-5), name
+    assert torch.allclose(holder.eval()(values), plain.eval()(values), atol=1e-5)

@@ -1,0 +1,229 @@
+"""INT8 and FP16 forms: kept where they say nearly the same, left out with a reason where they do not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from sklearn.datasets import load_digits
+
+from serving.bundle import Bundle
+from training.data.splits import Split
+from training.evaluation.onnx_session import open_session, run
+from training.export.fp16_range import Largest, largest_value
+from training.export.variant_report import VariantReport
+from training.export.variants import _of_both, make_variant
+from training.recipe import resolve
+from training.recipe.sections import VariantRecipe
+from training.run.job import Job, train_and_evaluate
+
+LABELS = tuple("0123456789")
+ANY_SPEED = {"min_int8_speedup": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Split:
+    """Real digits at 28x28."""
+    scans = load_digits()
+    images = np.kron(scans.images * 15.9, np.ones((4, 4)))[:, 2:30, 2:30, np.newaxis].astype(np.uint8)
+    return Split(images, scans.target.astype(np.int64), tuple(map(str, range(len(images)))))
+
+
+@pytest.fixture
+def model_file(digits_bundle: Bundle, tmp_path: Path) -> Path:
+    """The digits' own exported file, in a folder of its own."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(digits_bundle.model_file.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_good_variant_is_kept_and_measured(precision: str, model_file: Path, digits_bundle: Bundle) -> None:
+    """Smaller, with the same inputs and outputs, and its figures are those that its file gives."""
+    golden = digits_bundle.golden()
+    truth = golden.probabilities.argmax(axis=1).astype(np.int64)
+    test = Split(golden.images, truth, tuple(map(str, range(len(truth)))))
+    recipe = VariantRecipe.model_validate({**ANY_SPEED, "min_same_labels": 0.9, "max_accuracy_drop": 0.1})
+    report = make_variant(
+        precision, model_file, calibration=golden.images, test=test, labels=LABELS, recipe=recipe
+    )
+    assert report.kept, report.reason
+    path = model_file.with_name(f"model.{precision}.onnx")
+    assert path.stat().st_size < 0.6 * model_file.stat().st_size
+    probabilities, embedding = run(open_session(path), test.images)
+    assert probabilities.dtype == embedding.dtype == np.float32
+    assert report.variant is not None
+    assert report.same_labels == (probabilities.argmax(axis=1) == truth).mean()
+    assert report.variant.evaluation.correct == (probabilities.argmax(axis=1) == truth).sum()
+    assert golden.largest_difference(probabilities) <= report.variant.golden_tolerance
+    assert set(report.speedup) == {"batch 1", "batch 32"}
+    stored = {onnx.TensorProto.DataType.Name(t.data_type) for t in onnx.load(path).graph.initializer}
+    assert {"int8": "INT8", "fp16": "FLOAT16"}[precision] in stored
+
+
+def test_fp16_is_left_out_where_its_largest_number_is_near(model_file: Path, digits: Split) -> None:
+    """In FP32 such a network is as good as ever: the reason names the tensor, its value and the limit."""
+    _stretch(model_file, digits.images, 3.4e5)
+    report = _halved(model_file, digits)
+    assert not report.kept
+    assert not model_file.with_name("model.fp16.onnx").exists()
+    assert report.reason.startswith("tensor 'stretched' reaches 340,000 in FP32, at most 16,376 is allowed")
+    assert "25% of FP16's largest number, 65,504" in report.in_words()
+
+
+def test_fp16_is_kept_where_all_values_are_in_range(model_file: Path, digits: Split) -> None:
+    """Just below the limit."""
+    _stretch(model_file, digits.images, 16_000.0)
+    assert _halved(model_file, digits).kept
+    assert model_file.with_name("model.fp16.onnx").exists()
+
+
+def test_the_range_of_fp16_is_a_setting(model_file: Path, digits: Split) -> None:
+    """Who knows the images to come may use more of it."""
+    _stretch(model_file, digits.images, 60_000.0)
+    assert not _halved(model_file, digits, max_fp16_range=0.5).kept
+    assert _halved(model_file, digits, max_fp16_range=1.0).kept
+
+
+def test_a_kept_fp16_is_not_called_proven(model_file: Path, digits: Split) -> None:
+    """Nothing here computed in FP16: its tolerance is stated, and not taken from sums in FP32."""
+    report = _halved(model_file, digits)
+    assert report.variant is not None
+    assert report.variant.golden_tolerance == 2e-2
+    assert report.reason.startswith("not proven in FP16")
+    assert report.in_words().startswith("kept, not proven in FP16: ")
+
+
+def test_a_large_weight_counts_too(model_file: Path, digits: Split) -> None:
+    """No activation shows a weight that meets only zeros."""
+    model = onnx.load(model_file)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1, -7e4]), "heavy"))
+    onnx.save(model, model_file)
+    assert largest_value(model_file, [digits.images[:3]]) == Largest("heavy", 7e4)
+
+
+def test_one_image_with_nan_among_good_ones_counts(tmp_path: Path) -> None:
+    """FP16 could not give it either: neither its batch nor a later one hides it."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        make("Cast", ["image"], ["pixels"], to=onnx.TensorProto.FLOAT),
+        make("Sub", ["pixels", "seven"], ["shifted"]),
+        make("Sqrt", ["shifted"], ["root"]),  # NaN of a pixel below seven
+        make("Mul", ["root", "root"], ["embedding"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "root",
+        [value("image", onnx.TensorProto.UINT8, ["batch", 4, 4, 1])],
+        [value("embedding", onnx.TensorProto.FLOAT, ["batch", 4, 4, 1])],
+        [onnx.numpy_helper.from_array(np.float32(7), "seven")],
+    )
+    file = tmp_path / "model.onnx"
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), file)
+    images = np.full((12, 4, 4, 1), 107, np.uint8)
+    assert largest_value(file, [images]).value == 107
+    images[5, 2, 1] = 3
+    assert largest_value(file, [images]) == Largest("root", np.inf)
+
+
+def test_the_range_is_taken_from_few_images_of_both_splits() -> None:
+    """Every node is computed and measured on each: 512 took minutes."""
+    images = np.zeros((100, 2, 2, 1), np.uint8)
+    assert [len(part) for part in _of_both(images, images)] == [32, 32]
+    assert [len(part) for part in _of_both(images[:0], images)] == [0, 64]
+    assert [len(part) for part in _of_both(images[:5], images[:9])] == [5, 9]
+
+
+def test_no_images_show_no_range(model_file: Path, digits: Split) -> None:
+    """That is no reason to believe that all is small."""
+    with pytest.raises(ValueError, match="no images"):
+        largest_value(model_file, [digits.images[:0]])
+
+
+def test_a_variant_that_changes_labels_is_left_out_with_its_numbers(model_file: Path, digits: Split) -> None:
+    """Calibrated on black images alone, INT8 knows no range: the gate says by how much it fails."""
+    recipe = VariantRecipe.model_validate(ANY_SPEED)
+    black = np.zeros((8, 28, 28, 1), np.uint8)
+    report = make_variant("int8", model_file, calibration=black, test=digits, labels=LABELS, recipe=recipe)
+    assert not report.kept
+    assert "at least 99.00% are needed" in report.reason
+    assert not model_file.with_name("model.int8.onnx").exists()
+    assert report.in_words().startswith("left out, ")
+
+
+def test_a_slow_int8_is_left_out(model_file: Path, digits: Split) -> None:
+    """Nothing is a thousand times faster: the reason names both numbers."""
+    recipe = VariantRecipe.model_validate(
+        {"min_int8_speedup": 1000, "max_accuracy_drop": 1, "min_same_labels": 0}
+    )
+    few = digits.take(slice(64))
+    report = make_variant("int8", model_file, calibration=few.images, test=few, labels=LABELS, recipe=recipe)
+    assert not report.kept
+    assert "times the CPU, at most 0.00 times is allowed" in report.reason
+
+
+def test_without_training_images_there_is_no_int8(model_file: Path, digits: Split) -> None:
+    """A network that is taken as it is has nothing to calibrate on."""
+    none = digits.images[:0]
+    report = make_variant(
+        "int8", model_file, calibration=none, test=digits, labels=LABELS, recipe=VariantRecipe()
+    )
+    assert (report.kept, report.reason) == (False, "there are no training images to calibrate on")
+
+
+def test_a_file_that_cannot_be_changed_is_no_failure_of_the_run(tmp_path: Path, digits: Split) -> None:
+    """The tools' complaint is the reason."""
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    report = make_variant(
+        "fp16",
+        tmp_path / "model.onnx",
+        calibration=digits.images,
+        test=digits,
+        labels=LABELS,
+        recipe=VariantRecipe(),
+    )
+    assert not report.kept
+    assert report.reason.startswith("it could not be made: ")
+
+
+def test_kept_variants_are_published_with_digests(job: Job) -> None:
+    """Their files lie beside model.onnx, the manifest says what they are worth, and the report too."""
+    overrides = ["training.epochs=3", "variants.min_int8_speedup=1e-3", "variants.min_same_labels=0.9"]
+    recipe = resolve(
+        "lenet5-digits", [*overrides, "variants.max_accuracy_drop=0.1", "gates.min_accuracy=0.9"]
+    )
+    summary = train_and_evaluate(recipe, replace(job, model="digits"))
+    assert summary.verdict == "published", summary.refusal
+    manifest = job.repository.read("digits", 1).manifest
+    assert set(manifest.variants) == {"int8", "fp16"}
+    assert {"model.int8.onnx", "model.fp16.onnx"} <= set(manifest.files)
+    assert manifest.variants["int8"].evaluation.images == manifest.evaluation.images
+    assert "kept: " in (job.repository.folder("digits", 1) / "report" / "report.html").read_text()
+
+
+def _halved(model_file: Path, digits: Split, **settings: float) -> VariantReport:
+    """What becomes of FP16, by all other gates' leave."""
+    recipe = VariantRecipe.model_validate({"max_accuracy_drop": 1, "min_same_labels": 0, **settings})
+    few = digits.take(slice(32))  # all of them tell the range
+    return make_variant("fp16", model_file, calibration=few.images, test=few, labels=LABELS, recipe=recipe)
+
+
+def _stretch(model_file: Path, images: np.ndarray, reaches: float) -> None:
+    """Scale the embedding up until a value of these images reaches so much, and down again."""
+    factor = np.float32(reaches / np.abs(run(open_session(model_file), images[:32])[1]).max())
+    model = onnx.load(model_file)
+    graph = model.graph
+    made = next(node for node in graph.node if "embedding" in node.output)
+    made.output[list(made.output).index("embedding")] = "inside"
+    for node in graph.node:
+        node.input[:] = ["shrunk" if name == "embedding" else name for name in node.input]
+    after = list(graph.node).index(made) + 1
+    up = onnx.helper.make_node("Mul", ["inside", "factor"], ["stretched"])
+    down = onnx.helper.make_node("Div", ["stretched", "factor"], ["shrunk"])
+    out = onnx.helper.make_node("Identity", ["shrunk"], ["embedding"])
+    for node in (out, down, up):
+        graph.node.insert(after, node)
+    graph.initializer.append(onnx.numpy_helper.from_array(factor, "factor"))
+    onnx.save(model, model_file)

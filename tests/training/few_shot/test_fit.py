@@ -1,0 +1,81 @@
+"""Heads from few examples, on real digits: the curve, and a whole run to a published bundle."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from training.evaluation.onnx_session import open_session, run
+from training.few_shot.fit import Fitted, curve
+from training.recipe import HeadRecipe, resolve
+from training.report.metrics import Metrics
+from training.run.job import Job, train_and_evaluate
+
+
+def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Digits 0, 1 and 2, every second one to draw from, the others to judge by."""
+    features, labels = load_digits(return_X_y=True)
+    chosen = labels < 3
+    features, labels = features[chosen].astype(np.float32), labels[chosen].astype(np.int64)
+    return (features[::2], labels[::2]), (features[1::2], labels[1::2])
+
+
+def test_the_curve_rises_with_the_examples_and_is_the_same_every_time() -> None:
+    """Points at the numbers that there are examples of, then all; each mean within its interval."""
+    train, test = digits()
+    recipe = HeadRecipe(shots=(1, 5, 20, 1000), draws=20)
+    points = curve(recipe, train, test, seed=0)
+    assert [point.per_label for point in points] == [1, 5, 20, None]
+    assert [point.draws for point in points] == [20, 20, 20, 1]
+    assert points[0].mean < points[1].mean < points[2].mean <= points[3].best
+    for point in points:
+        assert point.worst <= point.low <= point.mean <= point.high or point.draws == 1
+        assert point.low <= point.mean <= point.high
+    assert points == curve(recipe, train, test, seed=0)
+    assert points != curve(recipe, train, test, seed=1)
+
+
+def test_the_mean_of_one_example_is_that_of_direct_fits() -> None:
+    """The same draws, fitted by hand, give the same mean."""
+    train, test = digits()
+    recipe = HeadRecipe(kind="prototype", shots=(1,), draws=10)
+    random = np.random.default_rng([3, 1])
+    accuracies = []
+    for _ in range(10):
+        drawn = [random.choice(np.flatnonzero(train[1] == label), 1, replace=False)[0] for label in range(3)]
+        nearest = np.linalg.norm(test[0][:, None] - train[0][drawn], axis=2).argmin(axis=1)
+        accuracies.append((nearest == test[1]).mean())
+    assert curve(recipe, train, test, seed=3)[0].mean == pytest.approx(np.mean(accuracies))
+
+
+@pytest.mark.parametrize("kind", ["linear-svm", "rbf-svm"])
+def test_a_run_publishes_a_bundle_that_agrees_with_scikit_learn(kind: str, job: Job) -> None:
+    """LeNet-5's random features of the digits and a fitted head: proven, and the curve in the report."""
+    overrides = ["method=few-shot", "head.layer=conv2", "head.pooling=none", "head.scaling=standard"]
+    numbers = ["head.shots=[1, 10]", "head.draws=3", "gates.min_accuracy=0.9", "gates.max_ece=0.2"]
+    recipe = resolve("lenet5-digits", [*overrides, *numbers, f"head.kind={kind}"])
+    job = replace(job, model="few")
+    summary = train_and_evaluate(recipe, job)
+    assert summary.verdict == "published", summary.refusal
+    bundle = job.repository.read("few", 1)
+    assert {"report/few-shot.png", "report/report.html"} <= set(bundle.manifest.files)
+    metrics = Metrics.model_validate_json((bundle.folder / "report" / "metrics.json").read_text())
+    assert [point.per_label for point in metrics.few_shot] == [1, 10, None]
+    agreement = next(check for check in metrics.checks if check.name == "same labels as scikit-learn")
+    assert agreement.passed
+    assert agreement.detail == "359 of 359"
+    assert metrics.few_shot[-1].mean == bundle.manifest.evaluation.accuracy.value
+    assert json.loads((bundle.folder / "report" / "history.json").read_text()) == []
+    assert 0.2 < bundle.manifest.calibration.temperature < 10
+    probabilities, embedding = run(open_session(bundle.model_file), bundle.golden().images)
+    assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-5
+    assert embedding.shape[1] == bundle.manifest.embedding_size == 16 * 10 * 10
+
+
+def test_predictions_of_a_fit_are_scikit_learn_s_own() -> None:
+    """Nearly all digits of three kinds are told apart by fifty examples."""
+    train, test = digits()
+    fitted = Fitted(HeadRecipe(), train[0][:50], train[1][:50])
+    assert (fitted.predict(test[0]) == test[1]).mean() > 0.95

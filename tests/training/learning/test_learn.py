@@ -1,0 +1,107 @@
+"""How networks come to their weights, on real digits and a small backbone with random weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from training import data
+from training.data import Dataset
+from training.learning.learn import Surroundings, learn
+from training.networks import build
+from training.recipe import Recipe, resolve
+from training.run.job import Job, train_and_evaluate
+from training.run.runs import RunFolder
+
+SMALL = (
+    *("network.name=squeezenet1_1", "geometry.height=32", "geometry.width=32", "geometry.channels=3"),
+    *("data.source=digits", "augmentation.max_shift_px=0"),
+    *("training.epochs=2", "training.batch_size=64", "gates.min_accuracy=0", "gates.max_ece=1"),
+)
+
+
+def recipe_with(*overrides: str) -> Recipe:
+    """SqueezeNet with random weights on the digits at 32x32."""
+    return resolve("lenet5-digits", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    """A few hundred of them."""
+    recipe = recipe_with()
+    dataset, _ = data.load(recipe.data, recipe.geometry, None)
+    few = np.arange(200)
+    return replace(
+        dataset,
+        train=dataset.train.take(few),
+        validation=dataset.validation.take(few),
+        test=dataset.test.take(few),
+    )
+
+
+@pytest.fixture
+def around(job: Job) -> Surroundings:
+    """A run folder of its own."""
+    job.run_dir.mkdir()
+    return Surroundings(RunFolder(job.run_dir), job.cache, job.device, job.display, job.interrupts)
+
+
+def test_with_a_resting_trunk_only_the_head_learns_and_features_are_kept(
+    digits: Dataset, around: Surroundings
+) -> None:
+    """The trunk stays as it was; a second run takes its features from the cache, with the same end."""
+    recipe = recipe_with("network.train_from=head")
+    learned = learn(recipe, digits, around)
+    torch.manual_seed(recipe.training.seed)
+    fresh = build(recipe.network, recipe.geometry, 10).state_dict()
+    changed = {
+        name for name, value in learned.network.state_dict().items() if not torch.equal(value, fresh[name])
+    }
+    assert changed == {"head.weight", "head.bias"}
+    assert learned.data_digest == digits.digest()
+    cached = sorted(around.cache.glob("features-*.npy"))
+    assert len(cached) == 2
+    ages = [path.stat().st_mtime_ns for path in cached]
+    around.folder.checkpoint.unlink()
+    again = learn(recipe, digits, around)
+    assert [path.stat().st_mtime_ns for path in sorted(around.cache.glob("features-*.npy"))] == ages
+    assert torch.equal(again.network.state_dict()["head.weight"], learned.network.state_dict()["head.weight"])
+
+
+def test_a_broken_cache_is_made_afresh(digits: Dataset, around: Surroundings) -> None:
+    """Half a file, or one of another shape, is no reason to fail or to learn nonsense."""
+    recipe = recipe_with("network.train_from=head")
+    learned = learn(recipe, digits, around)
+    first, second = sorted(around.cache.glob("features-*.npy"))
+    first.write_bytes(first.read_bytes()[:100])
+    np.save(second, np.zeros((3, 3), np.float32))
+    around.folder.checkpoint.unlink()
+    again = learn(recipe, digits, around)
+    assert torch.equal(again.network.state_dict()["head.weight"], learned.network.state_dict()["head.weight"])
+
+
+def test_from_a_layer_on_the_rest_learns(digits: Dataset, around: Surroundings) -> None:
+    """Layers before the named one keep their weights through a whole training."""
+    recipe = recipe_with("network.train_from=features.11", "training.epochs=1")
+    learned = learn(recipe, digits, around)
+    torch.manual_seed(recipe.training.seed)
+    fresh = build(recipe.network, recipe.geometry, 10).state_dict()
+    changed = {
+        name for name, value in learned.network.state_dict().items() if not torch.equal(value, fresh[name])
+    }
+    assert {name.split(".")[2] if name.startswith("trunk.") else "head" for name in changed} == {
+        "11",
+        "12",
+        "head",
+    }
+
+
+def test_a_whole_run_on_a_backbone_is_published(job: Job) -> None:
+    """Data, features, head, export, proof: the manifest tells the size and no pretrained weights."""
+    summary = train_and_evaluate(recipe_with("network.train_from=head"), job)
+    assert summary.verdict == "published", summary.refusal
+    manifest = job.repository.read("fake", 1).manifest
+    assert manifest.embedding_size == 512
+    assert manifest.provenance.pretrained is None
+    assert manifest.provenance.parameters == 1_235_496 - 513_000 + 512 * 10 + 10

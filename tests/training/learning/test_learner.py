@@ -1,0 +1,87 @@
+"""A network, its optimizer and its averaged weights, stepped and restored together."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+
+from training.devices.parallel import ALONE
+from training.learning.learner import Learner
+from training.networks import build
+from training.recipe import resolve
+
+SMALL = ("geometry.height=12", "geometry.width=12", "network.batch_norm=true")
+
+
+def learner(*overrides: str) -> Learner:
+    """Of a small LeNet-5, on eight images."""
+    torch.manual_seed(0)
+    recipe = resolve("lenet5-fake", [*SMALL, *overrides])
+    network = build(recipe.network, recipe.geometry, 2)
+    return Learner(recipe, network, IMAGES, LABELS, ALONE)
+
+
+IMAGES = torch.randint(0, 256, (8, 12, 12, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+
+
+def steps(made: Learner, count: int, start: int = 0) -> list[float]:
+    """That many steps on the eight images."""
+    return [
+        float(made.step(IMAGES, LABELS, rate=1e-2, steps=start + number + 1, batch=8))
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
+def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str) -> None:
+    """Network, momentum and average come back whole."""
+    overrides = (f"training.optimizer={optimizer}", "training.averaging=0.9", "training.channels_last=true")
+    unbroken = learner(*overrides)
+    steps(unbroken, 3)
+    state = copy.deepcopy(unbroken.state())
+    resumed = learner(*overrides)
+    steps(resumed, 1)  # astray, until it is restored
+    resumed.restore(state)
+    assert steps(unbroken, 3, start=3) == steps(resumed, 3, start=3)
+    for name, value in unbroken.judged.state_dict().items():
+        assert torch.equal(value, resumed.judged.state_dict()[name]), name
+
+
+def test_the_averaged_weights_are_judged_where_there_are_any() -> None:
+    """With averaging another network than the trained one is judged."""
+    plain = learner()
+    averaged = learner("training.averaging=0.9")
+    assert plain.judged is plain.network
+    assert averaged.judged is not averaged.network
+
+
+def test_class_weights_make_the_rare_class_count() -> None:
+    """Two of eight images weigh as much as the other six: the first loss is another one."""
+    plain = learner()
+    weighted = learner("training.class_balance=weights")
+    assert steps(plain, 1) != steps(weighted, 1)
+
+
+def test_channels_last_learns_the_same() -> None:
+    """The order of memory changes the losses by rounding alone."""
+    plain = learner()
+    other = learner("training.channels_last=true")
+    assert steps(other, 5) == pytest.approx(steps(plain, 5), rel=1e-3)
+    assert other.network.trunk.get_submodule("conv2").weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_nothing_of_a_learner_outlives_it() -> None:
+    """No cycle keeps it: a graph's memory on a GPU is free as soon as training has ended."""
+    made = learner("training.averaging=0.9")
+    steps(made, 1)
+    optimizer = weakref.ref(made.optimizer)
+    gc.collect()
+    gc.disable()
+    try:
+        del made
+        assert optimizer() is None
+    finally:
+        gc.enable()

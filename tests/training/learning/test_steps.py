@@ -1,0 +1,139 @@
+"""The mathematics of a step, and the order of the images."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.nn import functional
+
+from serving.bundle import Geometry
+from training.learning.optimizers import set_rate
+from training.learning.steps import (
+    Objective,
+    balanced_order,
+    class_weights,
+    epoch_order,
+    measure,
+    steps_per_epoch,
+    train_step,
+)
+from training.networks import Network, build
+from training.recipe import NetworkRecipe
+
+GEOMETRY = Geometry(height=12, width=12, channels=1)
+
+
+def test_order_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
+    """Each image once; the same for the same seed and epoch, and another one otherwise."""
+    order = epoch_order(100, seed=3, epoch=7)
+    assert sorted(order.tolist()) == list(range(100))
+    assert torch.equal(order, epoch_order(100, seed=3, epoch=7))
+    assert not torch.equal(order, epoch_order(100, seed=3, epoch=8))
+    assert not torch.equal(order, epoch_order(100, seed=4, epoch=7))
+
+
+def test_a_balanced_order_has_each_class_as_often_and_no_image_much_more() -> None:
+    """90, 9 and 1 images: each class fills a third, and goes through its images evenly."""
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    order = balanced_order(labels, seed=0, epoch=0)
+    assert torch.equal(order, balanced_order(labels, seed=0, epoch=0))
+    assert not torch.equal(order, balanced_order(labels, seed=0, epoch=1))
+    assert len(order) == 100
+    assert sorted(torch.bincount(labels[order]).tolist()) == [33, 33, 34]
+    of_second_class = Counter(index for index in order.tolist() if 90 <= index < 99)
+    assert len(of_second_class) == 9
+    assert max(of_second_class.values()) - min(of_second_class.values()) <= 1
+
+
+def test_class_weights_give_every_class_the_same_say() -> None:
+    """Weight times count is the same for each class, and the mean over all images is 1."""
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    weights = class_weights(labels, 2)
+    assert float(weights[0]) * 30 == pytest.approx(float(weights[1]) * 10)
+    assert float(weights[labels].mean()) == pytest.approx(1)
+
+
+def test_only_whole_batches_count_but_at_least_one() -> None:
+    """A remainder sits out, so that no batch is too small for batch norm."""
+    assert [steps_per_epoch(images, 32) for images in (129, 64, 63, 5)] == [4, 2, 1, 1]
+
+
+@pytest.fixture
+def network() -> Network:
+    """A small network in training mode."""
+    torch.manual_seed(0)
+    return build(NetworkRecipe(), GEOMETRY, 2).train()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Eight random images."""
+    return torch.randint(
+        0, 256, (8, 12, 12, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+LABELS = torch.arange(8) % 2
+
+
+def test_steps_lower_the_loss_on_one_batch(network: Network, images: torch.Tensor) -> None:
+    """A network can learn eight images by heart."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    losses = [float(train_step(network, optimizer, images, LABELS, Objective(), batch=8)) for _ in range(60)]
+    assert losses[-1] < 0.1 < losses[0]
+    loss, accuracy = measure(network, images, LABELS)
+    assert (loss < 0.1, accuracy) == (True, 1.0)
+
+
+def test_the_loss_is_torchs_own(network: Network, images: torch.Tensor) -> None:
+    """Plain, smoothed and mixed targets give what torch's cross-entropy gives, before the step."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    logits = network(images)[0].detach()
+    shares = torch.full((8, 2), 0.5)
+    for objective, targets, expected in (
+        (Objective(), LABELS, functional.cross_entropy(logits, LABELS)),
+        (
+            Objective(label_smoothing=0.2),
+            LABELS,
+            functional.cross_entropy(logits, LABELS, label_smoothing=0.2),
+        ),
+        (Objective(), shares, functional.cross_entropy(logits, shares)),
+    ):
+        loss = train_step(network, optimizer, images, targets, objective, batch=8)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_class_weights_scale_each_images_loss(network: Network, images: torch.Tensor) -> None:
+    """The loss is the mean of weight times loss, over the count of images."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    weights = torch.tensor([0.5, 1.5])
+    single = functional.cross_entropy(network(images)[0].detach(), LABELS, reduction="none")
+    loss = train_step(network, optimizer, images, LABELS, Objective(class_weights=weights), batch=8)
+    assert float(loss) == pytest.approx(float((single * weights[LABELS]).mean()), rel=1e-5)
+
+
+def test_long_gradients_are_scaled_down(network: Network, images: torch.Tensor) -> None:
+    """At rate 1 plain descent moves the weights by the gradient: no further than the limit."""
+    before = torch.cat([value.detach().flatten().clone() for value in network.parameters()])
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    train_step(network, optimizer, images, LABELS, Objective(max_gradient_norm=1e-3), batch=8)
+    after = torch.cat([value.detach().flatten() for value in network.parameters()])
+    assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_bfloat16_changes_the_loss_a_little(network: Network, images: torch.Tensor) -> None:
+    """The forward pass is rounded, the weights and the loss are not."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    wide = train_step(network, optimizer, images, LABELS, Objective(), batch=8)
+    narrow = train_step(network, optimizer, images, LABELS, Objective(autocast=torch.bfloat16), batch=8)
+    assert narrow.dtype == torch.float32
+    assert float(narrow) != float(wide)
+    assert float(narrow) == pytest.approx(float(wide), rel=2e-2)
+
+
+def test_each_group_of_parameters_has_its_part_of_the_rate() -> None:
+    """Rates are the recipe's times the group's factor."""
+    value = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [value], "rate_factor": 0.25}], lr=1.0)
+    set_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.125

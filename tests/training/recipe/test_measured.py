@@ -1,0 +1,104 @@
+"""Measured results beside the recipes."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from serving.bundle import Bundle, Pretrained
+from serving.errors import UsageError
+from training.evaluation.evaluate import wilson
+from training.few_shot.curve import CurvePoint
+from training.recipe import resolve, shipped_names
+from training.recipe.measured import Measured, read_measured, record, shipped_recipe
+from training.recipe.tables import describe_recipe
+from training.report.metrics import METRICS_FILE, Metrics
+
+
+def measured(digest: str) -> Measured:
+    """Some result."""
+    return Measured(
+        recipe_digest=digest,
+        accuracy=wilson(99, 100),
+        images=100,
+        seconds=1.5,
+        machine="a machine",
+        framework="torch",
+        date=date(2026, 1, 2),
+    )
+
+
+def test_a_recorded_result_is_read_again_and_replaces_only_its_own(tmp_path: Path) -> None:
+    """Other recipes keep their results."""
+    path = tmp_path / "measured.json"
+    first, second = measured("a" * 64), measured("b" * 64)
+    record("one", first, path)
+    record("two", first, path)
+    record("one", second, path)
+    assert read_measured(path) == {"one": second, "two": first}
+
+
+def test_a_result_keeps_every_figure_and_says_nothing_of_those_that_it_lacks(tmp_path: Path) -> None:
+    """What is written is read again, a curve up to all images too; absent figures are not written."""
+    path = tmp_path / "measured.json"
+    point = CurvePoint(per_label=None, draws=1, mean=0.9, low=0.8, high=0.95, worst=0.9, best=0.9)
+    plain = measured("a" * 64)
+    full = plain.model_copy(
+        update={
+            "balanced_accuracy": wilson(9, 10),
+            "auc": wilson(8, 10),
+            "top5": wilson(10, 10),
+            "validation": wilson(7, 10),
+            "few_shot": (point, point.model_copy(update={"per_label": 5, "draws": 50})),
+            "pretrained": Pretrained(network="resnet18", file="weights.pth", sha256="c" * 64),
+        }
+    )
+    record("full", full, path)
+    record("plain", plain, path)
+    assert read_measured(path) == {"full": full, "plain": plain}
+    assert path.read_text().count("auc") == 1
+
+
+def test_a_run_gives_what_is_kept_of_it(digits_bundle: Bundle) -> None:
+    """Its figures, its machine and the digest of the shipped recipe, not that of its own settings."""
+    written = (digits_bundle.folder / "report" / METRICS_FILE).read_text()
+    metrics = Metrics.model_validate_json(written)
+    shipped = resolve("lenet5-digits")
+    kept = metrics.as_measured(shipped, 1.5)
+    assert kept.recipe_digest == shipped.digest() != metrics.recipe_digest
+    assert kept.accuracy == digits_bundle.manifest.evaluation.accuracy
+    assert (kept.images, kept.seconds, kept.machine) == (359, 1.5, metrics.machine)
+    resumed = metrics.model_copy(update={"earlier_seconds": 60.0})
+    assert resumed.as_measured(shipped, 1.5).seconds == 61.5
+    assert kept.top5 == metrics.test.top5 is not None
+    assert kept.validation == metrics.validation is not None
+    assert (kept.auc, kept.few_shot, kept.pretrained) == (None, (), None)
+
+
+def test_only_where_weights_lie_may_be_set_in_a_recorded_run() -> None:
+    """The recipe stays the shipped one then; every other setting, and random weights, make it another."""
+    assert shipped_recipe("imagenet", []) == resolve("imagenet")
+    assert shipped_recipe("imagenet", ["network.weights=/a/file.pth"]) == resolve("imagenet")
+    with pytest.raises(UsageError, match=r"but network\.weights=FILE; got network\.name=resnet50$"):
+        shipped_recipe("imagenet", ["network.weights=/a/file.pth", "network.name=resnet50"])
+    with pytest.raises(UsageError, match=r"got training\.seed=1$"):
+        shipped_recipe("lenet5-fake", ["training.seed=1"])
+    with pytest.raises(UsageError, match="not random ones"):
+        shipped_recipe("transfer", ["network.weights=random"])
+    with pytest.raises(UsageError, match="not random ones"):
+        shipped_recipe("lenet5-fake", ["network.weights=random"])
+    with pytest.raises(UsageError, match=r"takes no file, .* got own\.toml$"):
+        shipped_recipe("own.toml", [])
+
+
+def test_a_result_of_an_older_recipe_says_so() -> None:
+    """A figure counts for the very recipe that gave it."""
+    recipe = resolve("lenet5-digits")
+    assert describe_recipe(recipe, measured(recipe.digest()))["measured"]["current"]
+    assert not describe_recipe(recipe, measured("0" * 64))["measured"]["current"]
+    assert describe_recipe(recipe, None)["measured"] is None
+
+
+def test_shipped_results_belong_to_shipped_recipes() -> None:
+    """measured.json speaks of no recipe that is not there."""
+    assert set(read_measured()) <= set(shipped_names())

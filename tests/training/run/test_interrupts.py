@@ -1,0 +1,24 @@
+"""Signals are remembered, and obeyed where it is safe."""
+
+import os
+import signal
+
+import pytest
+
+from training.errors import Interrupted
+from training.run.interrupts import Interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered_until_it_is_safe_to_leave(number: signal.Signals) -> None:
+    """Nothing happens when it comes; the next question raises, and says what was saved and how to go on."""
+    before = signal.getsignal(number)
+    interrupts = Interrupts()
+    interrupts.leave_if_asked("nothing")
+    with interrupts.listening():
+        os.kill(os.getpid(), number)
+        assert interrupts.received is number
+        assert signal.getsignal(number) is signal.SIG_DFL, "a second one ends the process at once"
+    assert signal.getsignal(number) is before
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}: all saved; .*--resume"):
+        interrupts.leave_if_asked("all saved")

@@ -1,0 +1,123 @@
+"""A whole run: what it publishes, and what it does not."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.bundle import Bundle
+from serving.errors import UsageError
+from training.data import load
+from training.errors import DataError
+from training.evaluation.evaluate_bundle import evaluate_bundle
+from training.evaluation.onnx_session import open_session, run
+from training.recipe import Recipe
+from training.report.metrics import Metrics
+from training.run.job import Job, train_and_evaluate
+from training.run.summary import RunSummary
+
+
+def test_the_bundle_is_whole_and_verified(
+    digits_recipe: Recipe, digits_summary: RunSummary, digits_bundle: Bundle
+) -> None:
+    """Model, golden examples and report are there, every digest holds, and the manifest tells the origin."""
+    manifest = digits_bundle.manifest
+    assert digits_summary.verdict == "published"
+    assert digits_summary.path == str(digits_bundle.folder)
+    assert manifest.labels == tuple("0123456789")
+    assert manifest.embedding_size == 84
+    assert manifest.provenance.recipe == "lenet5-digits"
+    assert manifest.provenance.recipe_digest == digits_recipe.digest()
+    assert manifest.provenance.parameters == 62_158
+    assert set(manifest.files) == {
+        "model.onnx",
+        "golden.npz",
+        "report/metrics.json",
+        "report/history.json",
+        "report/history.png",
+        "report/augmentation.png",
+        "report/confusion.png",
+        "report/report.html",
+    }
+
+
+def test_golden_examples_are_real_test_images_of_every_class(
+    digits_recipe: Recipe, digits_bundle: Bundle
+) -> None:
+    """32 images of the test split, each digit three times or more, and what the file says of them."""
+    golden = digits_bundle.golden()
+    dataset, _ = load(digits_recipe.data, digits_recipe.geometry, None)
+    known = {
+        image.tobytes(): label for image, label in zip(dataset.test.images, dataset.test.labels, strict=True)
+    }
+    labels = [known[image.tobytes()] for image in golden.images]
+    assert len(labels) == 32
+    assert min(np.bincount(labels, minlength=10)) >= 3
+    probabilities, _ = run(open_session(digits_bundle.model_file), golden.images)
+    assert golden.largest_difference(probabilities) < 1e-6
+
+
+def test_evaluating_the_bundle_again_gives_what_its_manifest_says(digits_bundle: Bundle) -> None:
+    """The published figure can be had again from the published file alone."""
+    result = evaluate_bundle(digits_bundle.folder, None, None)
+    evaluation = digits_bundle.manifest.evaluation
+    assert result.data == "digits"
+    assert (result.metrics["images"], result.metrics["correct"]) == (evaluation.images, evaluation.correct)
+    assert result.same_as_manifest
+    assert result.metrics["accuracy"] > 0.9
+
+
+def test_evaluating_on_data_with_unknown_labels_is_refused(digits_bundle: Bundle) -> None:
+    """Labels that the bundle does not know are named."""
+    with pytest.raises(DataError, match="does not know: pattern-0, pattern-1"):
+        evaluate_bundle(digits_bundle.folder, "fake", None)
+
+
+def test_evaluating_another_folder_is_wrong_usage(tmp_path: Path) -> None:
+    """A path that is no version's folder is the command line's fault."""
+    with pytest.raises(UsageError, match="is no bundle's folder"):
+        evaluate_bundle(tmp_path, None, None)
+
+
+def test_the_report_is_self_contained(digits_bundle: Bundle) -> None:
+    """One page without links to anything, nothing left to fill in, and metrics that parse."""
+    report = digits_bundle.folder / "report"
+    page = (report / "report.html").read_text()
+    assert "$" not in page
+    assert page.count("data:image/png;base64,") >= 3
+    assert "<h2>Augmentation</h2>" in page
+    assert "http" not in page.replace("http-equiv", "")
+    metrics = Metrics.model_validate_json((report / "metrics.json").read_text())
+    assert metrics.test.evaluation == digits_bundle.manifest.evaluation
+    assert all(check.passed for check in metrics.checks)
+    best = json.loads((report / "history.json").read_text())[metrics.best_epoch - 1]
+    assert metrics.validation.value == pytest.approx(best["validation_accuracy"])
+    assert metrics.validation.low < metrics.validation.value < metrics.validation.high
+    assert len(json.loads((report / "history.json").read_text())) == metrics.epochs == 3
+
+
+def test_resuming_a_finished_run_gives_its_summary_again(
+    digits_recipe: Recipe, digits_job: Job, digits_summary: RunSummary
+) -> None:
+    """Nothing is trained or published twice."""
+    summary = train_and_evaluate(digits_recipe, replace(digits_job, resume=True))
+    assert summary == digits_summary
+    assert digits_job.repository.versions("lenet5-digits") == [1]
+
+
+def test_a_failed_gate_publishes_nothing_and_keeps_the_report(
+    job: Job, fake_recipe: Callable[..., Recipe]
+) -> None:
+    """The verdict names each failed check with its numbers; the repository is not even made."""
+    recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9", "gates.max_parity_gap=1e-12")
+    summary = train_and_evaluate(recipe, job)
+    assert (summary.verdict, summary.version, summary.path) == ("refused", None, None)
+    assert summary.refusal is not None
+    assert "calibration error on the test split: " in summary.refusal
+    assert "at most 1e-09 is allowed" in summary.refusal
+    assert "largest probability gap to torch" in summary.refusal
+    assert not job.repository.root.exists()
+    assert (job.run_dir / "report" / "report.html").exists()

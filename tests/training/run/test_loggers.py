@@ -1,0 +1,191 @@
+"""TensorBoard and MLflow get what history.json has, and are not needed."""
+
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serving.errors import UsageError
+from training.errors import LoggerUnavailable
+from training.learning.history import EpochRecord
+from training.recipe import Recipe
+from training.run.job import Job, train_and_evaluate
+from training.run.loggers import open_loggers
+
+RECORD = EpochRecord(
+    epoch=3,
+    train_loss=0.5,
+    validation_loss=0.25,
+    validation_accuracy=0.75,
+    learning_rate=1e-3,
+    images_per_s=100.0,
+    seconds=2.0,
+)
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
+    """Each scalar at its epoch, the recipe as text, the headline of the test split."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
+
+    with open_loggers(
+        ("tensorboard",), tmp_path, run="digits", settings={"training.epochs": 3}, warn=refuse
+    ) as loggers:
+        for logger in loggers:
+            logger.epoch(RECORD)
+            logger.result({"accuracy": 0.5})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (found,) = events.Scalars("validation_loss")
+    assert (found.step, found.value) == (3, 0.25)
+    assert events.Scalars("test/accuracy")[0].value == 0.5
+    assert "recipe/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")]
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
+) -> None:
+    """Asked for and not installed: one line that says how to get it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with (
+        pytest.raises(UsageError, match=rf"--log {name} needs .* pip install {name}"),
+        open_loggers((name,), tmp_path, run="digits", settings={}, warn=refuse),
+    ):
+        pass
+
+
+class Mlflow:
+    """The functions of mlflow that are used, by their names and arguments there. They can be out of order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.down = False
+
+    def is_tracking_uri_set(self) -> bool:
+        """Nobody said where."""
+        return False
+
+    def set_tracking_uri(self, uri: str) -> None:
+        """Where."""
+        self._take("uri", uri)
+
+    def set_experiment(self, name: str) -> None:
+        """Of runs."""
+        self._take("experiment", name)
+
+    def start_run(self, run_name: str) -> None:
+        """Begin."""
+        self._take("start", run_name)
+
+    def log_params(self, params: dict[str, object]) -> None:
+        """Once."""
+        self._take("params", params)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Of an epoch, or of the end."""
+        self._take("metrics", metrics, step)
+
+    def end_run(self, status: str) -> None:
+        """End."""
+        self._take("end", status)
+
+    def _take(self, *call: object) -> None:
+        if self.down:
+            raise ConnectionError("nobody listens\nand much more")
+        self.told.append(call)
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> Mlflow:
+    """In place of the package."""
+    fake = Mlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    return fake
+
+
+def refuse(text: str) -> None:
+    """Nothing is to be said."""
+    raise AssertionError(text)
+
+
+def test_mlflow_gets_parameters_history_and_result(tmp_path: Path, mlflow: Mlflow) -> None:
+    """One call for the recipe, one an epoch, one for the result; the run is closed."""
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=refuse) as (logger,):
+        logger.epoch(RECORD)
+        logger.result({"accuracy": 1})
+    assert mlflow.told[0] == ("uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert mlflow.told[1:4] == [("experiment", "lenserve"), ("start", "digits"), ("params", {"a": 1})]
+    (_, epoch, step), *rest = mlflow.told[4:]
+    assert (epoch["validation_loss"], step) == (0.25, 3)
+    assert rest == [("metrics", {"test.accuracy": 1.0}, None), ("end", "FINISHED")]
+
+
+def test_a_server_that_fails_for_a_while_ends_nothing_and_lacks_nothing(
+    tmp_path: Path, mlflow: Mlflow
+) -> None:
+    """Said once; the next epoch brings what was missed, in order. A run that failed is closed as one."""
+    said: list[str] = []
+
+    def run_and_fail() -> None:
+        with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=said.append) as (logger,):
+            mlflow.down = True
+            logger.epoch(replace(RECORD, epoch=1))
+            logger.epoch(replace(RECORD, epoch=2))
+            mlflow.down = False
+            logger.epoch(RECORD)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_and_fail()
+    assert said == ["mlflow takes nothing, and is asked again later: ConnectionError: nobody listens"]
+    assert [call[2] for call in mlflow.told if call[0] == "metrics"] == [1, 2, 3]
+    assert mlflow.told[-1] == ("end", "FAILED")
+
+
+def test_what_was_never_taken_is_said_at_the_end(tmp_path: Path, mlflow: Mlflow) -> None:
+    """The run ends well all the same."""
+    said: list[str] = []
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=said.append) as (logger,):
+        mlflow.down = True
+        logger.epoch(RECORD)
+    assert said[1:] == ["mlflow lacks the last 2 entries; the report's history.json has all epochs"]
+
+
+def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path, mlflow: Mlflow) -> None:
+    """Before anything is trained, in one line."""
+    mlflow.down = True
+    with (
+        pytest.raises(
+            LoggerUnavailable, match=r"^--log mlflow cannot begin: ConnectionError: nobody listens$"
+        ),
+        open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=refuse),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what MLflow stands on
+def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:
+    """The package itself, where it is installed: parameters, each epoch, the result, the status."""
+    pytest.importorskip("mlflow")
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=refuse) as (logger,):
+        logger.epoch(RECORD)
+        logger.result({"accuracy": 1})
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT name, status FROM runs").fetchall() == [("digits", "FINISHED")]
+        assert database.execute("SELECT key, value FROM params").fetchall() == [("a", "1")]
+        metrics = dict(database.execute("SELECT key, value FROM metrics"))
+    assert (metrics["validation_loss"], metrics["test.accuracy"]) == (0.25, 1.0)
+
+
+def test_a_run_logs_every_epoch(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
+    """The real job writes event files into its run folder."""
+    pytest.importorskip("tensorboard")
+    recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9")
+    train_and_evaluate(recipe, replace(job, loggers=("tensorboard",)))
+    assert list((job.run_dir / "tensorboard").glob("events.*"))

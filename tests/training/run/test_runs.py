@@ -1,0 +1,79 @@
+"""Run folders: nothing is lost, nothing is mixed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.errors import RunFolderTaken
+from training.recipe import Recipe
+from training.run.runs import open_run
+
+Recipes = Callable[..., Recipe]
+
+
+def leave_run(path: Path, recipe: Recipe, *, finished: bool) -> None:
+    """What a run leaves behind."""
+    with open_run(path, recipe, resume=False) as (folder, _):
+        folder.checkpoint.write_bytes(b"state")
+        if finished:
+            folder.summary.write_text("{}")
+
+
+def test_an_unfinished_run_is_not_begun_again(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """Without --resume its checkpoint is safe, and the message says both ways out."""
+    leave_run(tmp_path / "run", fake_recipe(), finished=False)
+    refused = pytest.raises(
+        RunFolderTaken, match=r"unfinished run: go on with --resume, or choose another --run-dir"
+    )
+    with refused, open_run(tmp_path / "run", fake_recipe(), resume=False):
+        pass
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == b"state"
+
+
+def test_a_finished_run_is_moved_aside(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """The next run begins in an empty folder, and the one before keeps everything under a number."""
+    for _ in range(3):
+        leave_run(tmp_path / "run", fake_recipe(), finished=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+    assert all((path / "checkpoint.pt").exists() for path in tmp_path.iterdir())
+
+
+def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """Another recipe cannot go on with a run."""
+    leave_run(tmp_path / "run", fake_recipe(), finished=False)
+    changed = fake_recipe("training.epochs=9", "network.dropout=0.5")
+    with (
+        pytest.raises(
+            RunFolderTaken, match=r"network\.dropout was None, is 0\.5; training\.epochs was 3, is 9"
+        ),
+        open_run(tmp_path / "run", changed, resume=True),
+    ):
+        pass
+
+
+def test_resume_without_a_run_begins(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """A job that is always started with --resume needs no first time of its own."""
+    with open_run(tmp_path / "run", fake_recipe(), resume=True) as (folder, said):
+        assert folder.recipe.exists()
+        assert "starts at the beginning" in said
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """A folder that no run wrote is refused."""
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(RunFolderTaken, match="files that no run wrote"),
+        open_run(tmp_path, fake_recipe(), resume=False),
+    ):
+        pass
+
+
+def test_two_processes_cannot_share_a_run(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """The second one is told that the first is at work."""
+    with (
+        open_run(tmp_path / "run", fake_recipe(), resume=False),
+        pytest.raises(RunFolderTaken, match="another process is at work"),
+        open_run(tmp_path / "run", fake_recipe(), resume=True),
+    ):
+        pass

@@ -1,0 +1,85 @@
+"""Changes of sharpness, brightness, contrast and colour, and erased rectangles: each image by its draw."""
+
+import torch
+from torch import Tensor
+
+from training.data.augmentation.uniforms import Use
+from training.devices.kernels import full_precision
+from training.recipe.sections import AugmentationRecipe
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as the bundle's geometry makes grey
+_SMALLEST_ERASED_AREA = 0.02
+_GREY = 127.5
+_NO_BLUR_PX = 0.01  # at which neighbours get nothing
+_LARGEST_ERASED_ASPECT = 3.3  # height to width, and its inverse (Zhong et al. 2017, arXiv:1708.04896)
+
+
+def grey(images: Tensor) -> Tensor:
+    """(B, H, W, C) float32 -> (B, H, W, 1) float32."""
+    if images.shape[3] == 1:
+        return images
+    return (images * images.new_tensor(_LUMA)).sum(dim=3, keepdim=True)
+
+
+def blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
+    """Factor 1 leaves the images, 0 gives the other; factor is (B,). Stays within 0..255."""
+    by = factor[:, None, None, None]
+    return (images * by + towards * (1 - by)).clamp(0, 255)
+
+
+def blur(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
+    """Soften each image by a Gaussian of its own: (B, H, W, C) float32, 0..255, before and after."""
+    deviation_px = uniforms[:, Use.BLUR] * recipe.max_blur_px  # (B,)
+    planes = images.permute(0, 3, 1, 2)  # (B, C, H, W)
+    down, across = (_gaussian(size, deviation_px)[:, None] for size in planes.shape[2:])
+    with full_precision(images.device):  # TF32 would round the pixels
+        blurred = down @ planes @ across.mT  # (B, C, H, W)
+    return blurred.permute(0, 2, 3, 1)
+
+
+def recolour(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
+    """Brightness, contrast, saturation, in this order: (B, H, W, C) float32, 0..255, before and after."""
+    if recipe.brightness:
+        images = blend(
+            images, torch.zeros_like(images), _factor(uniforms[:, Use.BRIGHTNESS], recipe.brightness)
+        )
+    if recipe.contrast:
+        mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
+        images = blend(images, mean, _factor(uniforms[:, Use.CONTRAST], recipe.contrast))
+    if recipe.saturation:
+        images = blend(images, grey(images), _factor(uniforms[:, Use.SATURATION], recipe.saturation))
+    return images
+
+
+def erase(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
+    """Cover a rectangle of some images with grey: (B, H, W, C) float32 or uint8, before and after."""
+    _, height, width, _ = images.shape
+    span = recipe.max_erased_area - _SMALLEST_ERASED_AREA
+    area = (_SMALLEST_ERASED_AREA + uniforms[:, Use.ERASED_AREA] * span) * height * width  # (B,) pixels
+    aspect = _LARGEST_ERASED_ASPECT ** (2 * uniforms[:, Use.ERASED_ASPECT] - 1)
+    box_height = torch.sqrt(area * aspect).clamp(max=height)
+    box_width = torch.sqrt(area / aspect).clamp(max=width)
+    top = uniforms[:, Use.ERASED_Y] * (height - box_height)
+    left = uniforms[:, Use.ERASED_X] * (width - box_width)
+    row = torch.arange(height, device=images.device)[None, :, None]
+    column = torch.arange(width, device=images.device)[None, None, :]
+    inside = _within(row, top, box_height) & _within(column, left, box_width)  # (B, H, W)
+    chosen = inside & (uniforms[:, Use.ERASE] < recipe.erasing)[:, None, None]
+    return torch.where(chosen[..., None], torch.full_like(images, _GREY), images)
+
+
+def _gaussian(size: int, deviation_px: Tensor) -> Tensor:
+    """(B,) -> (B, size, size): what each pixel of a line takes of each; at the ends, of those there are."""
+    position = torch.arange(size, device=deviation_px.device)
+    distance = (position[:, None] - position) / deviation_px.clamp(min=_NO_BLUR_PX)[:, None, None]
+    weights = torch.exp(-(distance**2) / 2)
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _factor(uniforms: Tensor, reach: float) -> Tensor:
+    return 1 + (2 * uniforms - 1) * reach
+
+
+def _within(position: Tensor, start: Tensor, length: Tensor) -> Tensor:
+    begin = start.round()[:, None, None]
+    return (position >= begin) & (position < begin + length.round()[:, None, None])

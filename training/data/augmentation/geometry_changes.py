@@ -1,0 +1,114 @@
+"""Moves, turns, zooms, crops and mirrors of a batch: one affine map for each image, sampled once.
+
+torchvision's transforms change a whole batch by one draw, or one image at a time; here each image has its own
+draw and the batch is sampled in one call.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.data.augmentation.uniforms import Use
+from training.devices.kernels import full_precision
+from training.recipe.sections import AugmentationRecipe
+
+_LARGEST_ASPECT = 4 / 3  # of a crop, width to height, and its inverse
+
+
+def shift(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe, background: int) -> Tensor:
+    """Move each image by its own whole number of pixels on each axis; exact, and faster than sampling.
+
+    Args:
+        images: (B, H, W, C) of any dtype.
+        uniforms: (B, len(Use)), 0..1.
+        recipe: its reach, and what comes in from outside.
+        background: 0..255.
+
+    Returns: (B, H, W, C)
+    """
+    count, height, width, _ = images.shape
+    reach = recipe.max_shift_px
+    padded = _pad(images, reach, recipe.edge, background)
+    offsets = (uniforms[:, (Use.SHIFT_Y, Use.SHIFT_X)] * (2 * reach + 1)).long()  # (B, 2), 0..2 * reach
+    down = torch.arange(height, device=images.device)[None, :, None] + offsets[:, 0, None, None]  # (B, H, 1)
+    right = torch.arange(width, device=images.device)[None, None, :] + offsets[:, 1, None, None]  # (B, 1, W)
+    item = torch.arange(count, device=images.device)[:, None, None]  # (B, 1, 1)
+    return padded[item, down, right]  # (B, H, W, C)
+
+
+def mirror(images: Tensor, mirrored: Tensor, axis: int) -> Tensor:
+    """Mirror those images along an axis: mirrored is (B,) bool."""
+    return torch.where(mirrored[:, None, None, None], images.flip(axis), images)
+
+
+def is_affine(recipe: AugmentationRecipe) -> bool:
+    """Does this recipe turn, zoom or crop?"""
+    return recipe.max_rotation_degrees > 0 or recipe.max_zoom > 0 or recipe.min_crop_area < 1
+
+
+def affine(uniforms: Tensor, recipe: AugmentationRecipe, shape: torch.Size) -> Tensor:
+    """Where each pixel of the result comes from, in grid_sample's coordinates: -1..1 from edge to edge.
+
+    Args:
+        uniforms: (B, len(Use)), 0..1.
+        recipe: its bounds.
+        shape: (B, H, W, C).
+
+    Returns: (B, 2, 3) float32.
+    """
+    _, height, width, _ = shape
+    turn = (2 * uniforms[:, Use.ROTATION] - 1) * math.radians(recipe.max_rotation_degrees)  # (B,)
+    scale = 1 / (1 + (2 * uniforms[:, Use.ZOOM] - 1) * recipe.max_zoom)  # (B,), of what is looked at
+    area = 1 - uniforms[:, Use.CROP_AREA] * (1 - recipe.min_crop_area)  # (B,)
+    aspect = _LARGEST_ASPECT ** (2 * uniforms[:, Use.CROP_ASPECT] - 1) if recipe.min_crop_area < 1 else 1.0
+    crop_width = torch.clamp(torch.sqrt(area * aspect), max=1.0)  # (B,), of the image's width
+    crop_height = torch.clamp(torch.sqrt(area / aspect), max=1.0)
+    right = (2 * uniforms[:, Use.CROP_X] - 1) * (1 - crop_width)  # (B,), of the crop's centre
+    down = (2 * uniforms[:, Use.CROP_Y] - 1) * (1 - crop_height)
+    cosine, sine = torch.cos(turn) * scale, torch.sin(turn) * scale
+    # A turn is a turn in pixels: on an image that is not square, the coordinates are stretched.
+    rows = [
+        cosine * crop_width, -sine * crop_height * (height / width), right,
+        sine * crop_width * (width / height), cosine * crop_height, down,
+    ]  # fmt: skip
+    return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def sample(images: Tensor, matrices: Tensor, edge: str, background: int) -> Tensor:
+    """Look at each image through its own affine map, bilinearly.
+
+    Args:
+        images: (B, H, W, C) of any dtype, 0..255.
+        matrices: (B, 2, 3) as `affine` gives them.
+        edge: background or reflect.
+        background: 0..255.
+
+    Returns: (B, H, W, C) float32, 0..255.
+    """
+    planes = images.permute(0, 3, 1, 2).float() - background  # (B, C, H, W)
+    # The grid is a matrix product: TF32's 10 bits miss by up to 0.05 pixels at 224 x 224.
+    with full_precision(images.device):
+        grid = functional.affine_grid(matrices, list(planes.shape), align_corners=False)  # (B, H, W, 2)
+    padding = "reflection" if edge == "reflect" else "zeros"
+    looked_at = functional.grid_sample(planes, grid, padding_mode=padding, align_corners=False)
+    return (looked_at + background).permute(0, 2, 3, 1)
+
+
+def _pad(images: Tensor, reach: int, edge: str, background: int) -> Tensor:
+    if edge == "background":
+        return functional.pad(images, (0, 0, reach, reach, reach, reach), value=background)
+    _, height, width, _ = images.shape
+    rows, columns = (_reflected(length, reach, images.device) for length in (height, width))
+    return images[:, rows][:, :, columns]
+
+
+def _reflected(length: int, reach: int, device: torch.device) -> Tensor:
+    """Indices of -reach..length + reach - 1 with the edges as mirrors, which are not repeated themselves.
+
+    Made on the device: a copy to a GPU would wait for all that it has yet to do.
+    """
+    period = max(1, 2 * (length - 1))
+    folded = torch.arange(-reach, length + reach, device=device) % period
+    return torch.minimum(folded, period - folded)

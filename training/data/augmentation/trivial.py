@@ -1,0 +1,149 @@
+"""TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158): one operation of random strength for each image.
+
+The fourteen operations and the wide ranges of the paper. Each operation runs once, on those images of the
+batch that drew it.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.data.augmentation.colour_changes import blend, grey
+from training.data.augmentation.geometry_changes import sample
+from training.data.augmentation.uniforms import Use
+
+_MAX_TURN_DEGREES = 135.0
+_MAX_SHEAR = 0.99
+_MAX_SHIFT = 32 / 224  # of a side: 32 pixels where the paper's images have 224
+_MAX_BLEND = 0.99
+_FEWEST_BITS, _MOST_BITS = 2, 8
+
+Operation = Callable[
+    [Tensor, Tensor, int], Tensor
+]  # images (b, H, W, C) float32, strength (b,) -1..1, background
+
+
+def augment_trivially(images: Tensor, uniforms: Tensor, background: int) -> Tensor:
+    """(B, H, W, C) float32, 0..255, before and after.
+
+    Args:
+        images: as above.
+        uniforms: (B, len(Use)), 0..1.
+        background: 0..255, what comes in from outside.
+    """
+    chosen = (uniforms[:, Use.TRIVIAL_OPERATION] * len(_OPERATIONS)).long()  # (B,)
+    strength = 2 * uniforms[:, Use.TRIVIAL_STRENGTH] - 1  # (B,), -1..1
+    changed = images.clone()
+    for number, operation in enumerate(_OPERATIONS):
+        drew_it = (chosen == number).nonzero()[:, 0]  # (b,)
+        if len(drew_it):
+            changed[drew_it] = operation(images[drew_it], strength[drew_it], background)
+    return changed
+
+
+def _affine(*entries: Tensor) -> Tensor:
+    """Six entries (b,), row by row -> (b, 2, 3)."""
+    return torch.stack(entries, dim=1).view(-1, 2, 3)
+
+
+def _rotate(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    height, width = images.shape[1:3]
+    turn, zero = strength * math.radians(_MAX_TURN_DEGREES), torch.zeros_like(strength)
+    cosine, sine = torch.cos(turn), torch.sin(turn)
+    matrices = _affine(cosine, -sine * height / width, zero, sine * width / height, cosine, zero)
+    return sample(images, matrices, "background", background)
+
+
+def _shear_x(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    matrices = _affine(one, strength * _MAX_SHEAR, zero, zero, one, zero)
+    return sample(images, matrices, "background", background)
+
+
+def _shear_y(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    matrices = _affine(one, zero, zero, strength * _MAX_SHEAR, one, zero)
+    return sample(images, matrices, "background", background)
+
+
+def _move_x(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    matrices = _affine(one, zero, 2 * strength * _MAX_SHIFT, zero, one, zero)
+    return sample(images, matrices, "background", background)
+
+
+def _move_y(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    matrices = _affine(one, zero, zero, zero, one, 2 * strength * _MAX_SHIFT)
+    return sample(images, matrices, "background", background)
+
+
+def _leave(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del strength, background
+    return images
+
+
+def _brighten(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del background
+    return blend(images, torch.zeros_like(images), 1 + strength * _MAX_BLEND)
+
+
+def _contrast(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del background
+    return blend(images, grey(images).mean(dim=(1, 2, 3), keepdim=True), 1 + strength * _MAX_BLEND)
+
+
+def _saturate(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del background
+    return blend(images, grey(images), 1 + strength * _MAX_BLEND)
+
+
+def _sharpen(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del background
+    planes = images.permute(0, 3, 1, 2)  # (b, C, H, W)
+    soft = functional.avg_pool2d(planes, 3, stride=1, padding=1, count_include_pad=False)
+    return blend(images, soft.permute(0, 2, 3, 1), 1 + strength * _MAX_BLEND)
+
+
+def _posterize(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del background
+    bits = (_MOST_BITS - strength.abs() * (_MOST_BITS - _FEWEST_BITS)).round()  # (b,)
+    step = (2 ** (_MOST_BITS - bits))[:, None, None, None]
+    return torch.floor(images / step) * step
+
+
+def _solarize(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del background
+    threshold = (255 * (1 - strength.abs()))[:, None, None, None]
+    return torch.where(images >= threshold, 255 - images, images)
+
+
+def _stretch_contrast(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    del strength, background
+    low, high = images.amin(dim=(1, 2), keepdim=True), images.amax(dim=(1, 2), keepdim=True)  # (b, 1, 1, C)
+    stretched = (images - low) * (255 / (high - low).clamp(min=1))
+    return torch.where(high > low, stretched, images)
+
+
+def _equalize(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    """Each grey level becomes the share of pixels that are as dark or darker, channel by channel."""
+    del strength, background
+    count, height, width, channels = images.shape
+    levels = images.round().long().permute(0, 3, 1, 2).reshape(count * channels, -1)  # (b * C, H * W)
+    histogram = levels.new_zeros(count * channels, 256).scatter_add_(1, levels, torch.ones_like(levels))
+    below = histogram.cumsum(dim=1)  # (b * C, 256)
+    least = below.gather(1, levels.amin(dim=1, keepdim=True))  # (b * C, 1), pixels of the darkest level
+    total = height * width
+    table = (below - least).clamp(min=0) * 255.0 / (total - least).clamp(min=1)
+    spread = table.gather(1, levels).reshape(count, channels, height, width).permute(0, 2, 3, 1)
+    plain = (least == total).reshape(count, 1, 1, channels)  # of one level: nothing to spread
+    return torch.where(plain, images, spread)
+
+
+_OPERATIONS: tuple[Operation, ...] = (
+    _leave, _rotate, _shear_x, _shear_y, _move_x, _move_y, _brighten, _contrast,
+    _saturate, _sharpen, _posterize, _solarize, _stretch_contrast, _equalize,
+)  # fmt: skip

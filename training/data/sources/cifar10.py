@@ -1,0 +1,120 @@
+"""CIFAR-10 as published, in binary or Python batches, or as .npz. No file can get code to run."""
+
+import io
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle import Geometry
+from serving.bundle.images import Pixels
+from training.data.sources import npz
+from training.data.splits import Collected, Split
+from training.data.storage.arrays import fit
+from training.errors import DataError
+from training.networks.torchvision_import import import_torchvision
+from training.recipe import DataRecipe
+
+LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_SIDE, _CHANNELS = 32, 3
+_IMAGE_BYTES = _SIDE * _SIDE * _CHANNELS
+_ARCHIVE = "cifar10.npz"
+_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+_TEST = ("test_batch",)
+_BINARY, _PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
+
+_Batch = tuple[Pixels, npt.NDArray[np.uint8]]  # rows (N, 3072) and labels (N,)
+
+# All that the published batches need: dictionaries, lists and bytes need no class at all.
+_ADMITTED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+def collect(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> Collected:
+    """The published splits, from whichever of the three layouts is there.
+
+    Raises:
+        DataError: there is none, or a file is damaged; names every place that was looked at.
+    """
+    if (data_root / _ARCHIVE).is_file():
+        return npz.read(data_root / _ARCHIVE, geometry, recipe.labels or LABELS)
+    if recipe.download and not any((data_root / folder).is_dir() for folder in (_BINARY, _PYTHON)):
+        _download(data_root)
+    for folder, suffix, read in ((_BINARY, ".bin", _read_binary), (_PYTHON, "", _read_pickled)):
+        if (data_root / folder).is_dir():
+            train, test = (
+                _join([read(data_root / folder / f"{name}{suffix}") for name in names], geometry, split)
+                for split, names in (("train", _TRAIN), ("test", _TEST))
+            )
+            return Collected(labels=LABELS, train=train, test=test)
+    raise DataError(
+        f"CIFAR-10 is not in {data_root}: neither {_ARCHIVE} nor {_BINARY}/ nor {_PYTHON}/ is there; "
+        "name its folder by --data-root, or let torchvision fetch it: --set data.download=true"
+    )
+
+
+def _join(parts: Sequence[_Batch], geometry: Geometry, split: str) -> Split:
+    rows = np.concatenate([rows for rows, _ in parts])  # (N, 3072)
+    labels = np.concatenate([labels for _, labels in parts])  # (N,)
+    images = rows.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
+    names = tuple(f"{split} {number}" for number in range(len(labels)))
+    return Split(fit(images, geometry), labels.astype(np.int64), names)
+
+
+def _read_binary(path: Path) -> _Batch:
+    """One label byte and 3,072 pixel bytes an image."""
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not len(content) or len(content) % (1 + _IMAGE_BYTES):
+        raise DataError(f"{path} holds {len(content)} bytes, which is no multiple of {1 + _IMAGE_BYTES}")
+    rows = content.reshape(-1, 1 + _IMAGE_BYTES)
+    return rows[:, 1:], _checked(rows[:, 0], path)
+
+
+def _read_pickled(path: Path) -> _Batch:
+    """A dictionary with `data` (N, 3072) and `labels`, N of them."""
+    try:
+        batch = _ArraysAlone(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        rows, labels = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.uint8)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is no batch of CIFAR-10: {error}") from error
+    if rows.shape != (len(labels), _IMAGE_BYTES):
+        raise DataError(f"{path} holds an array {rows.shape} for {len(labels)} labels")
+    return rows, _checked(labels, path)
+
+
+def _checked(labels: npt.NDArray[np.uint8], path: Path) -> npt.NDArray[np.uint8]:
+    if labels.max() >= len(LABELS):
+        raise DataError(f"{path} holds label {labels.max()}, the highest is {len(LABELS) - 1}")
+    return labels
+
+
+class _ArraysAlone(pickle.Unpickler):
+    """Refuses every class and function but those that make a numpy array, so that no file can run code."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - as the base class has it
+        """A class that the file names."""
+        if (module_name, global_name) not in _ADMITTED:
+            raise DataError(f"the file asks for {module_name}.{global_name}, which no array of pixels needs")
+        # numpy moved this module; both names mean the same function.
+        return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
+
+
+def _download(data_root: Path) -> None:
+    try:
+        import_torchvision("torchvision.datasets").CIFAR10(str(data_root), download=True)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"CIFAR-10 could not be fetched to {data_root}: {error}") from error

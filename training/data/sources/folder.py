@@ -1,0 +1,132 @@
+"""Image files in class folders: <root>/train|val|test/<class>/, or <root>/<class>/ to be split by a seed."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from serving.bundle import Geometry
+from training.data.splits import Collected, Split
+from training.data.storage.decoded import IN_MEMORY, Decoding, decode_files
+from training.errors import DataError
+
+_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image file that is not decoded yet."""
+
+    path: Path
+    name: str  # below the root
+    label: int
+
+
+def collect(
+    geometry: Geometry,
+    root: Path,
+    decoding: Decoding = IN_MEMORY,
+    *,
+    val_is_test: bool = False,
+) -> Collected:
+    """Decode every image file once, by the code that the server runs.
+
+    Args:
+        geometry: of the decoded images.
+        root: holds the split folders, or the class folders.
+        decoding: where images are kept, and who watches.
+        val_is_test: where there is no `test`, `val` is the test split: for sets that were published so.
+
+    Raises:
+        DataError: there is no such folder, or it has another layout, or no image can be decoded, or there is
+            no room to decode them.
+    """
+    folders = _split_folders(root)
+    if val_is_test and "test" not in folders and "validation" in folders:
+        folders = {"train": folders["train"], "test": folders["validation"]}
+    labels = _labels(folders.values(), root)
+    undecodable: dict[str, str] = {}
+    ignored: list[str] = []
+    items = {name: list(_items(folder, root, labels, ignored)) for name, folder in folders.items()}
+    streamed = exceeds(decoding.limit_bytes, sum(map(len, items.values())), geometry)
+    splits = {
+        name: decode_all(some, geometry, undecodable, decoding, streamed=streamed)
+        for name, some in items.items()
+    }
+    if not any(len(split) for split in splits.values()):
+        raise DataError(f"no image under {root} can be decoded: {len(undecodable)} tried")
+    return Collected(
+        labels=labels,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        undecodable=undecodable,
+        ignored=tuple(ignored),
+    )
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise DataError(f"the data root {root} is no folder")
+    found = {_SPLITS[name]: root / name for name in _SPLITS if (root / name).is_dir()}
+    if not found:
+        return {"train": root}
+    if "train" not in found:
+        raise DataError(f"{root} holds {', '.join(found)}, but no train folder")
+    return found
+
+
+def _labels(folders: Iterable[Path], root: Path) -> tuple[str, ...]:
+    labels = sorted({path.name for folder in folders for path in _class_folders(folder)})
+    if len(labels) < 2:  # noqa: PLR2004 - there is nothing to tell apart
+        raise DataError(f"{root} has {len(labels)} class folders, at least 2 are needed")
+    return tuple(labels)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _items(folder: Path, root: Path, labels: tuple[str, ...], ignored: list[str]) -> Iterable[Item]:
+    for class_folder in _class_folders(folder):
+        for path in sorted(path for path in class_folder.rglob("*") if path.is_file()):
+            name = path.relative_to(root).as_posix()
+            if is_image(path):
+                yield Item(path, name, labels.index(class_folder.name))
+            else:
+                ignored.append(name)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def exceeds(limit_bytes: int | None, images: int, geometry: Geometry) -> bool:
+    """Whether so many decoded images are more than the limit."""
+    return limit_bytes is not None and images * math.prod(geometry.shape) > limit_bytes
+
+
+def decode_all(
+    items: Sequence[Item],
+    geometry: Geometry,
+    undecodable: dict[str, str],
+    decoding: Decoding,
+    *,
+    streamed: bool,
+) -> Split:
+    """Decode files to model geometry; what cannot be decoded is put into `undecodable` with its reason."""
+    paths = [item.path for item in items]
+    images, reasons = decode_files(paths, geometry, decoding.cache, streamed=streamed, watch=decoding.watch)
+    undecodable.update({items[index].name: why for index, why in reasons.items()})
+    whole = Split(
+        images, np.array([item.label for item in items], dtype=np.int64), tuple(item.name for item in items)
+    )
+    if not reasons:
+        return whole
+    return whole.take(np.array([index for index in range(len(items)) if index not in reasons], np.intp))

@@ -1,0 +1,65 @@
+"""ImageNet's pictures to judge by: files or folders are named by synset, n01443537_goldfish.JPEG say."""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from serving.bundle import Geometry
+from training.data.sources import folder
+from training.data.splits import Collected
+from training.data.storage.decoded import IN_MEMORY, Decoding
+from training.errors import DataError
+from training.networks.torchvision_import import import_torchvision
+
+_SYNSET = re.compile(r"n\d{8}")
+
+
+def collect(
+    geometry: Geometry,
+    root: Path,
+    decoding: Decoding = IN_MEMORY,
+) -> Collected:
+    """All pictures below the root as the test split: there is nothing to train with.
+
+    Raises:
+        DataError: there is no such folder, or no picture in it is named by its synset.
+    """
+    if not root.is_dir():
+        raise DataError(f"the data root {root} is no folder")
+    index = {synset: number for number, synset in enumerate(synsets())}
+    items, ignored = [], []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = path.relative_to(root).as_posix()
+        label = next((index[part] for part in _SYNSET.findall(name) if part in index), None)
+        if label is None or not folder.is_image(path):
+            ignored.append(name)
+        else:
+            items.append(folder.Item(path, name, label))
+    if not items:
+        raise DataError(f"{root} holds no image that is named by its synset, as n01443537_goldfish.JPEG is")
+    undecodable: dict[str, str] = {}
+    streamed = folder.exceeds(decoding.limit_bytes, len(items), geometry)
+    test = folder.decode_all(items, geometry, undecodable, decoding, streamed=streamed)
+    return Collected(
+        labels=categories(),
+        train=test.take(slice(0)),
+        validation=test.take(slice(0)),
+        test=test,
+        undecodable=undecodable,
+        ignored=tuple(ignored),
+    )
+
+
+def synsets() -> tuple[str, ...]:
+    """WordNet's names of the 1,000 classes, in their order."""
+    text = (resources.files("training.data.sources") / "imagenet_synsets.txt").read_text(encoding="ascii")
+    return tuple(text.split())
+
+
+def categories() -> tuple[str, ...]:
+    """What torchvision calls the 1,000 classes, in the same order; made distinct by their synset."""
+    names = import_torchvision("torchvision.models").get_model_weights("resnet50").DEFAULT.meta["categories"]
+    return tuple(
+        f"{name} ({synset})" if names.count(name) > 1 else name
+        for name, synset in zip(names, synsets(), strict=True)
+    )

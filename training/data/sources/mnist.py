@@ -1,0 +1,141 @@
+"""MNIST and Fashion-MNIST from their idx files, gzipped or plain, as torchvision or Debian keeps them."""
+
+import gzip
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle import Geometry
+from training.data.splits import Collected, Split
+from training.data.storage.arrays import fit
+from training.errors import DataError
+from training.networks.torchvision_import import import_torchvision
+
+_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_DIGITS = tuple(str(digit) for digit in range(10))
+_CLOTHES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+# Where Debian's package dataset-fashion-mnist lays the files.
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+_UNSIGNED_BYTES = 0x08  # idx: two zero bytes, the type, the number of axes, then each length, big-endian
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """One of the data sets that come as four idx files."""
+
+    name: str
+    torchvision: str  # the class, which is the folder too
+    labels: tuple[str, ...]
+    elsewhere: tuple[Path, ...] = ()
+
+
+_MNIST = _Published("MNIST", "MNIST", _DIGITS)
+_FASHION = _Published("Fashion-MNIST", "FashionMNIST", _CLOTHES, (_DEBIAN,))
+
+
+def collect(geometry: Geometry, data_root: Path, *, download: bool) -> Collected:
+    """MNIST's published train and test splits.
+
+    Raises:
+        DataError: a file is missing or damaged; names every file that was looked for.
+    """
+    return _collect(_MNIST, geometry, data_root, download=download)
+
+
+def collect_fashion(geometry: Geometry, data_root: Path | None, *, download: bool) -> Collected:
+    """The same of Fashion-MNIST; without a data root, from where Debian's package puts it.
+
+    Raises:
+        DataError: as above.
+    """
+    return _collect(_FASHION, geometry, data_root, download=download)
+
+
+def _collect(
+    published: _Published, geometry: Geometry, data_root: Path | None, *, download: bool
+) -> Collected:
+    roots = () if data_root is None else (data_root / published.torchvision / "raw", data_root)
+    folders = (*roots, *published.elsewhere)
+    folder = next((folder for folder in folders if not _missing(folder)), folders[0])
+    missing = _missing(folder)
+    if missing and download and data_root is not None:
+        _download(published, data_root)
+    elif download and missing:
+        raise DataError("data.download=true needs --data-root: the folder to fetch to")
+    elif missing:
+        files = ", ".join(f"{name}[.gz]" for name in missing)
+        raise DataError(
+            f"{published.name} is not in {folder}: {files} not found; name its folder by --data-root, "
+            "or let torchvision fetch it: --set data.download=true"
+        )
+    return Collected(
+        labels=published.labels,
+        train=_read_split(folder, *_TRAIN, "train", geometry),
+        test=_read_split(folder, *_TEST, "test", geometry),
+    )
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in (*_TRAIN, *_TEST) if _find(folder, name) is None]
+
+
+def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
+    """Read one idx file of unsigned bytes.
+
+    Returns: an array with that many axes.
+
+    Raises:
+        DataError: names the file and both numbers.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    header = 4 + 4 * axes
+    if len(content) < header or content[:4] != bytes((0, 0, _UNSIGNED_BYTES, axes)):
+        raise DataError(
+            f"{path} is no idx file of unsigned bytes with {axes} axes: it begins {content[:4].hex()!r}"
+        )
+    shape = struct.unpack(f">{axes}I", content[4:header])
+    expected = int(np.prod(shape, dtype=np.int64))
+    if len(content) - header != expected:
+        raise DataError(
+            f"{path} holds {len(content) - header} bytes, its shape {list(shape)} needs {expected}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def _read_split(folder: Path, images_name: str, labels_name: str, name: str, geometry: Geometry) -> Split:
+    images_path, labels_path = _find(folder, images_name), _find(folder, labels_name)
+    if images_path is None or labels_path is None:
+        raise DataError(
+            f"the files were fetched, but {images_name} or {labels_name} is still not in {folder}"
+        )
+    images = read_idx(images_path, axes=3)[..., np.newaxis]  # (N, 28, 28, 1)
+    labels = read_idx(labels_path, axes=1)  # (N,)
+    if len(images) != len(labels):
+        raise DataError(f"{images_path} holds {len(images)} images, {labels_path} {len(labels)} labels")
+    if labels.size and labels.max() >= len(_DIGITS):
+        raise DataError(f"{labels_path} holds label {labels.max()}, the highest is {len(_DIGITS) - 1}")
+    names = tuple(f"{name} {number}" for number in range(len(labels)))
+    return Split(fit(images, geometry), labels.astype(np.int64), names)
+
+
+def _download(published: _Published, data_root: Path) -> None:
+    try:
+        datasets = import_torchvision("torchvision.datasets")
+        getattr(datasets, published.torchvision)(str(data_root), download=True)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"{published.name} could not be fetched to {data_root}: {error}") from error

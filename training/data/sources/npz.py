@@ -1,0 +1,98 @@
+"""Arrays in one .npz file with MedMNIST's keys, {train,val,test}_{images,labels}. Nothing is unpickled."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle import Geometry
+from training.data.splits import Collected, Split
+from training.data.storage.arrays import fit
+from training.errors import DataError
+from training.recipe import DataRecipe
+
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_GREY_AXES, _COLOUR_AXES = 3, 4
+_CHANNELS = (1, 3)
+
+
+def collect(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> Collected:
+    """The splits that the file holds.
+
+    Raises:
+        DataError: there is no such file, or not one alone, or its arrays are not what the layout says.
+    """
+    return read(_find(data_root, recipe.file), geometry, recipe.labels)
+
+
+def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> Collected:
+    """Read one file.
+
+    Args:
+        path: of the .npz.
+        geometry: into which the images are brought.
+        labels: names of the classes; none: their numbers.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    splits = {
+        name: _split(arrays, key, geometry, path)
+        for key, name in _SPLITS.items()
+        if f"{key}_images" in arrays
+    }
+    if "train" not in splits:
+        raise DataError(f"{path} holds no train_images, only {', '.join(sorted(arrays)) or 'nothing'}")
+    classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    if labels and len(labels) < classes:
+        raise DataError(f"{path} holds label {classes - 1}, data.labels names {len(labels)} classes")
+    return Collected(
+        labels=labels or tuple(map(str, range(classes))),
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+    )
+
+
+def _find(data_root: Path, file: str | None) -> Path:
+    if file is not None or data_root.is_file():
+        path = data_root if file is None else data_root / file
+        if not path.is_file():
+            raise DataError(f"there is no file {path}")
+        return path
+    if not data_root.is_dir():
+        raise DataError(f"the data root {data_root} is neither a folder nor a file")
+    found = sorted(data_root.glob("*.npz"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise DataError(
+            f"{data_root} holds {len(found)} .npz files ({names}): choose by --set data.file=NAME"
+        )
+    return found[0]
+
+
+def _split(arrays: dict[str, npt.NDArray[np.generic]], key: str, geometry: Geometry, path: Path) -> Split:
+    images, labels = arrays[f"{key}_images"], arrays.get(f"{key}_labels")
+    if labels is None:
+        raise DataError(f"{path} holds {key}_images, but no {key}_labels")
+    if images.ndim == _GREY_AXES:
+        images = images[..., np.newaxis]  # (N, h, w, 1)
+    if images.dtype != np.uint8 or images.ndim != _COLOUR_AXES or images.shape[3] not in _CHANNELS:
+        raise DataError(
+            f"{path}: {key}_images are {images.dtype} {images.shape}, "
+            "uint8 (N, H, W) or (N, H, W, 3) is needed"
+        )
+    truth = labels.reshape(len(labels), -1)  # (N, 1): MedMNIST keeps a column
+    if truth.shape[1] != 1 or truth.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {key}_labels are {labels.dtype} {labels.shape}, one whole number an image is needed"
+        )
+    if len(truth) != len(images) or not len(images):
+        raise DataError(f"{path} holds {len(images)} {key}_images and {len(truth)} {key}_labels")
+    if truth.min() < 0:
+        raise DataError(f"{path}: {key}_labels go down to {truth.min()}, the lowest is 0")
+    names = tuple(f"{key} {number}" for number in range(len(images)))
+    return Split(fit(images.astype(np.uint8), geometry), truth[:, 0].astype(np.int64), names)

@@ -1,0 +1,1 @@
+"""Where images are kept: in memory, on disk, on the device."""

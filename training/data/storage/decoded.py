@@ -1,0 +1,212 @@
+"""Image files decoded once: in model geometry on disk, by the content of the files."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
+from serving.bundle.images import Pixels
+from serving.errors import ImageError
+from training.data.storage.memory import GIB
+from training.data.storage.stored import Images, StoredImages
+from training.errors import DataError
+from training.files import alone, replace_file, sync_folder
+
+_LIMITS = ImageLimits()
+_VERSION = 1  # of decoding and geometry: pixels of an older one are not taken from the cache
+_AT_ONCE = 4096  # files that threads are asked for: a million requests would fill the memory
+_WATCHED = 64  # files from one look of the watcher to the next
+_UNFINISHED = ".decoding-"
+
+Undecodable = dict[int, str]  # index of a file -> why
+Watch = Callable[[int, int], None]  # called with how many of how many files are done; may raise
+_Keep = Callable[[int, Pixels], None]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def unwatched(done: int, files: int) -> None:
+    """Nobody looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a source decodes its files."""
+
+    cache: Path | None = None  # folder that keeps decoded images by their content; none: decoded anew
+    limit_bytes: int | None = None  # more, all splits together, are streamed from the cache; none: never
+    watch: Watch = unwatched
+
+
+IN_MEMORY = Decoding()
+
+
+def decode_files(
+    paths: Sequence[Path],
+    geometry: Geometry,
+    cache: Path | None = None,
+    *,
+    streamed: bool = False,
+    watch: Watch = unwatched,
+) -> tuple[Images, Undecodable]:
+    """Decode files by the code that the server runs.
+
+    Args:
+        paths: of the files.
+        geometry: into which each image is brought.
+        cache: folder of decoded images; none: decoded anew, and whole in memory.
+        streamed: they are too many for memory, and stay in the cache.
+        watch: is told of progress now and then; what it raises ends the work, and nothing is kept.
+
+    Returns: (N, H, W, C) uint8, zeros where a file cannot be decoded; from the cache they are mapped, so that
+        only what is used takes memory, or read when they are asked for. And why which file cannot be decoded.
+
+    Raises:
+        DataError: they are to be streamed, and there is no cache, or too little room in it.
+    """
+    shape = (len(paths), *geometry.shape)
+    needed_bytes = int(np.prod(shape))
+    if streamed and cache is None:
+        raise DataError(
+            f"{len(paths)} decoded images need {needed_bytes / GIB:.2f} GiB, more than may be in memory, and "
+            "there is no folder to stream them from: name one by --cache"
+        )
+    if cache is None or not paths:
+        return _in_memory(paths, geometry, watch)
+    stem = cache / f"decoded-{_digest(paths, geometry)[:32]}"
+    found = _open(stem, shape, streamed=streamed)
+    if found is not None:
+        return found
+    with alone(cache / ".lock"):
+        for left in cache.glob(f"{_UNFINISHED}*"):  # by one that was killed
+            left.unlink()
+        # Another process of this run, or another run, may have decoded them meanwhile.
+        found = _open(stem, shape, streamed=streamed)
+        if found is not None:
+            return found
+        free_bytes = shutil.disk_usage(cache).free
+        if free_bytes < needed_bytes:
+            if not streamed:
+                return _in_memory(paths, geometry, watch)
+            raise _full(cache, needed_bytes, free_bytes)
+        _write(stem, paths, geometry, watch)
+    found = _open(stem, shape, streamed=streamed)
+    if found is None:
+        raise DataError(f"the decoded images in {stem}.npy were just written and cannot be read")
+    return found
+
+
+def _in_memory(paths: Sequence[Path], geometry: Geometry, watch: Watch) -> tuple[Pixels, Undecodable]:
+    images = np.zeros((len(paths), *geometry.shape), np.uint8)
+    return images, _decode(paths, geometry, images.__setitem__, watch)
+
+
+def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, watch: Watch) -> None:
+    """Write beside, sync, rename: whoever is killed leaves nothing that would be taken for whole."""
+    unfinished = stem.with_name(f"{_UNFINISHED}{stem.name}.npy")
+    shape = (len(paths), *geometry.shape)
+    size = int(np.prod(geometry.shape))
+    try:
+        with unfinished.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            offset = file.tell()
+            file.truncate(offset + len(paths) * size)  # zeros, until they are written over
+
+            def keep(index: int, image: Pixels) -> None:
+                # Written and not mapped: a full disk is then an error, where a mapping would end the process.
+                _write_whole(file.fileno(), np.ascontiguousarray(image).data, offset + index * size)
+
+            undecodable = _decode(paths, geometry, keep, watch)
+            os.fsync(file.fileno())
+        replace_file(stem.with_suffix(".json"), json.dumps(undecodable).encode())
+        unfinished.replace(stem.with_suffix(".npy"))
+        sync_folder(stem.parent)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            free_bytes = shutil.disk_usage(stem.parent).free
+            raise _full(stem.parent, len(paths) * size, free_bytes) from error
+        raise DataError(f"decoded images cannot be written to {stem.parent}: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_whole(descriptor: int, content: memoryview, offset: int) -> None:
+    if os.pwrite(descriptor, content, offset) != content.nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _full(cache: Path, needed_bytes: int, free_bytes: int) -> DataError:
+    return DataError(
+        f"the decoded images need {needed_bytes / GIB:.2f} GiB, {free_bytes / GIB:.2f} GiB are free at "
+        f"{cache}: make room, choose another --run-dir, or set data.memory_limit_gib higher"
+    )
+
+
+def _decode(paths: Sequence[Path], geometry: Geometry, keep: _Keep, watch: Watch) -> Undecodable:
+    def decode(index: int) -> str | None:
+        try:
+            pixels = decode_image(paths[index].read_bytes(), _LIMITS)
+            image = apply_geometry(pixels, geometry)
+        except (ImageError, OSError) as error:
+            return str(error)
+        keep(index, image)
+        return None
+
+    undecodable = {}
+    with closing(_in_threads(decode, range(len(paths)))) as reasons:  # none is begun after the watcher raised
+        for index, why in enumerate(reasons):
+            if why is not None:
+                undecodable[index] = why
+            if (index + 1) % _WATCHED == 0 or index + 1 == len(paths):
+                watch(index + 1, len(paths))
+    return undecodable
+
+
+def _in_threads(
+    function: Callable[[_Item], _Result], items: Sequence[_Item]
+) -> Generator[_Result, None, None]:
+    # Pillow and digests let go of the interpreter lock while they work, so threads are enough.
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(items), _AT_ONCE):
+            yield from pool.map(function, items[start : start + _AT_ONCE])
+
+
+def _digest(paths: Sequence[Path], geometry: Geometry) -> str:
+    sha = hashlib.sha256(f"{_VERSION} {geometry.model_dump_json()}".encode())
+    for digest in _in_threads(_content_digest, paths):
+        sha.update(digest)
+    return sha.hexdigest()
+
+
+def _content_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        return hashlib.sha256(str(error).encode()).digest()
+
+
+def _open(stem: Path, shape: tuple[int, ...], *, streamed: bool) -> tuple[Images, Undecodable] | None:
+    """None where there is nothing, or where what is there is broken: then it is made afresh."""
+    path = stem.with_suffix(".npy")
+    with suppress(OSError, ValueError, EOFError):
+        reasons = json.loads(stem.with_suffix(".json").read_bytes())
+        # Copy on write, where they are used as an array: torch warns of arrays that nobody may write to. The
+        # kernel refuses such a mapping of more than all memory.
+        images: np.memmap = np.load(path, mmap_mode="r" if streamed else "c", allow_pickle=False)
+        if images.shape == shape and images.dtype == np.uint8:
+            undecodable = {int(index): str(why) for index, why in reasons.items()}
+            return (StoredImages(path, images.offset, shape) if streamed else images), undecodable
+    return None

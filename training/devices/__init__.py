@@ -1,0 +1,1 @@
+"""The machine that trains: its device and kernels, its memory, its processes."""

@@ -1,0 +1,111 @@
+"""A training step recorded as a CUDA graph: one launch where Python would launch every kernel by itself.
+
+A small network's kernels take less time on a GPU than their launches on the CPU. After a few plain steps one
+is recorded, and from then on it is replayed on new images. Knows no network and no optimizer.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.errors import RecordingFailed
+
+# What is made at the first use must exist before the recording: algorithms, the optimizer's state.
+_PLAIN_STEPS = 3
+
+Step = Callable[[Tensor, Tensor, int], Tensor]  # images, targets, images of all processes -> mean loss
+
+
+class Recorder(Protocol):
+    """CUDA's part of it."""
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """Run at once, as `record` will."""
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """Record without running; what it returns is filled by each call of the second value."""
+
+
+class GraphedStep:
+    """Replays a step. A class because images, targets and loss keep their places in the GPU's memory."""
+
+    def __init__(self, step: Step, recorder: Recorder) -> None:
+        """Record nothing yet.
+
+        Args:
+            step: must read all that changes from tensors: a number would stay what it was when recorded.
+            recorder: of the device that the step runs on.
+        """
+        self._step = step
+        self._recorder = recorder
+        self._plain_steps = 0
+        self._replay: Callable[[], None] | None = None
+        self._places: tuple[Tensor, Tensor, int]
+        self._loss: Tensor
+
+    def __call__(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
+        """One step; see `training.learning.steps.train_step`.
+
+        Raises:
+            RecordingFailed: the step does what a CUDA graph cannot hold.
+        """
+        if self._plain_steps < _PLAIN_STEPS:
+            self._plain_steps += 1
+            return self._recorder.run(lambda: self._step(images, targets, batch))
+        if self._replay is None:
+            self._record(images, targets, batch)
+        if self._replay is None:
+            raise AssertionError("the step was just recorded. This is a bug.")
+        if not self._fits(images, targets, batch):
+            return self._step(images, targets, batch)
+        self._places[0].copy_(images)
+        self._places[1].copy_(targets)
+        self._replay()
+        return self._loss.clone()
+
+    def _record(self, images: Tensor, targets: Tensor, batch: int) -> None:
+        self._places = images.clone(), targets.clone(), batch
+        try:
+            self._loss, self._replay = self._recorder.record(lambda: self._step(*self._places))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # torch's random generator and current stream are left as they were in the recording: plain steps
+            # could not go on in this process.
+            reason = str(error).partition("\n")[0]
+            raise RecordingFailed(
+                f"a training step cannot be recorded as a CUDA graph ({reason}): use the same command with "
+                "--resume and --set training.cuda_graphs=false"
+            ) from error
+
+    def _fits(self, images: Tensor, targets: Tensor, batch: int) -> bool:
+        return self._places[2] == batch and all(
+            (place.shape, place.dtype) == (value.shape, value.dtype)
+            for place, value in ((self._places[0], images), (self._places[1], targets))
+        )
+
+
+class CudaRecorder:
+    """torch's CUDA graphs on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """Run on the stream; see `Recorder`."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = work()
+        current.wait_stream(self._stream)
+        return result
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """Record on the stream; see `Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use CUDA meanwhile: one that watches, or pins memory.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            result = work()
+        return result, graph.replay

@@ -1,0 +1,138 @@
+"""What predictions are worth on a labelled split. Knows no network: it takes probabilities."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from serving.bundle import Estimate, Evaluation
+from training.evaluation.calibrate import expected_calibration_error
+from training.evaluation.scores import LabelScore, Scores
+
+_Z_95 = 1.959963984540054  # standard normal, two-sided 95 %
+_MOST_LISTED_LABELS = 100  # of more labels only those are listed that occur
+_TOP_5_FROM = 10  # labels; among fewer five guesses say little
+_FEWEST_FOR_RECALL = 10  # images of a label: drawn again, fewer would always be as they are
+_RESAMPLES = 2000
+_RESAMPLES_AT_ONCE = 100
+
+_Weights = npt.NDArray[np.float64]
+
+
+def score(
+    probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64], labels: Sequence[str]
+) -> Scores:
+    """Compare predictions with the truth.
+
+    Args:
+        probabilities: (N, K), N >= 1.
+        truth: (N,) index into labels.
+        labels: K names.
+    """
+    predicted = probabilities.argmax(axis=1)  # (N,)
+    indices = _listed(truth, predicted, len(labels))
+    columns = precision_recall_fscore_support(truth, predicted, labels=indices, zero_division=0)
+    correct = int((predicted == truth).sum())
+    return Scores(
+        evaluation=Evaluation(
+            images=len(truth),
+            correct=correct,
+            accuracy=wilson(correct, len(truth)),
+            ece=expected_calibration_error(probabilities, truth),
+        ),
+        labels=tuple(
+            LabelScore(label=label, precision=precision, recall=recall, f1=f1, images=images)
+            for label, precision, recall, f1, images in zip(
+                (labels[index] for index in indices), *columns, strict=True
+            )
+        ),
+        confusion=tuple(map(tuple, confusion_matrix(truth, predicted, labels=indices).tolist())),
+        balanced_accuracy=balanced_accuracy(truth, predicted),
+        auc=area_under_curve(probabilities[:, 1], truth == 1) if len(labels) == 2 else None,  # noqa: PLR2004
+        top5=_top5(probabilities, truth) if len(labels) >= _TOP_5_FROM else None,
+    )
+
+
+def balanced_accuracy(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> Estimate | None:
+    """The mean recall of the labels that occur, with its bootstrap interval; none with too few of a label.
+
+    Images are drawn again within each label, so the number of right ones is binomial: drawn at once.
+    """
+    members = [predicted[truth == label] == label for label in np.unique(truth)]
+    recalls = np.array([right.mean() for right in members])  # (K,)
+    counts = np.array([len(right) for right in members])  # (K,)
+    if counts.min() < _FEWEST_FOR_RECALL:
+        return None
+    random = np.random.default_rng(0)
+    drawn = random.binomial(counts, recalls, (_RESAMPLES, len(members))) / counts  # (R, K)
+    return _percentiles(float(recalls.mean()), drawn.mean(axis=1))
+
+
+def area_under_curve(scores: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> Estimate | None:
+    """Area under the ROC curve with its bootstrap interval; none where only one label occurs.
+
+    Images are drawn again within each label. A draw is a weight for every image, so one sorting does for all.
+
+    Args:
+        scores: (N,) higher for positives.
+        positive: (N,)
+    """
+    if positive.all() or not positive.any():
+        return None
+    order = np.argsort(scores, kind="stable")
+    positive = positive[order]  # (N,)
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of runs of equal scores
+    random = np.random.default_rng(0)
+    areas = [
+        _areas(_weights(positive, _RESAMPLES_AT_ONCE, random), positive, starts)
+        for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE)
+    ]
+    value = _areas(np.ones((1, len(positive))), positive, starts)
+    return _percentiles(float(value[0]), np.concatenate(areas))
+
+
+def _weights(positive: npt.NDArray[np.bool_], draws: int, random: np.random.Generator) -> _Weights:
+    """How often each image is drawn, (draws, N)."""
+    weights = np.zeros((draws, len(positive)))
+    for members in (np.flatnonzero(positive), np.flatnonzero(~positive)):
+        weights[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
+    return weights
+
+
+def _areas(weights: _Weights, positive: npt.NDArray[np.bool_], starts: npt.NDArray[np.intp]) -> _Weights:
+    """The part of all pairs that are in the right order, equal scores counting half: (draws,)."""
+    positives = np.add.reduceat(weights * positive, starts, axis=1)  # (draws, distinct scores)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    areas: _Weights = (positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1))
+    return areas
+
+
+def _percentiles(value: float, drawn: _Weights) -> Estimate:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(value=value, low=min(value, float(low)), high=max(value, float(high)))
+
+
+def _listed(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], labels: int) -> list[int]:
+    if labels <= _MOST_LISTED_LABELS:
+        return list(range(labels))
+    return sorted({*truth.tolist(), *predicted.tolist()})
+
+
+def _top5(probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64]) -> Estimate:
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]  # (N, 5)
+    return wilson(int((best == truth[:, np.newaxis]).any(axis=1).sum()), len(truth))
+
+
+def wilson(correct: int, images: int) -> Estimate:
+    """A fraction with its 95 % interval (Wilson 1927), which is sound near 0 and 1 too."""
+    value = correct / images
+    shrink = 1 + _Z_95**2 / images
+    centre = (value + _Z_95**2 / (2 * images)) / shrink
+    reach = _Z_95 / shrink * math.sqrt(value * (1 - value) / images + _Z_95**2 / (4 * images**2))
+    # Rounding must not carry the bounds past the value, nor past what a fraction can be.
+    return Estimate(
+        value=value, low=max(0.0, min(value, centre - reach)), high=min(1.0, max(value, centre + reach))
+    )

@@ -1,0 +1,42 @@
+"""An exported file in ONNX Runtime on the CPU, as a server without a GPU would run it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from training.data.storage.stored import Images
+
+_ERRORS_ONLY = 3
+_BATCH = 64
+
+Floats = npt.NDArray[np.float32]
+
+
+def open_session(model_file: Path) -> Any:  # noqa: ANN401 - ONNX Runtime ships no type information
+    """Load the file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes need the cores
+    return onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, images: Images, batch_size: int = _BATCH) -> tuple[Floats, Floats]:  # noqa: ANN401 - as above
+    """Run all images, batch by batch.
+
+    Args:
+        session: of a file whose graph is that of a bundle.
+        images: (N, H, W, C) uint8, N >= 1.
+        batch_size: of each run; the last one may be smaller.
+
+    Returns: probabilities (N, K) and embedding (N, D).
+    """
+    outputs = [
+        session.run(["probabilities", "embedding"], {"image": images[start : start + batch_size]})
+        for start in range(0, len(images), batch_size)
+    ]
+    return np.concatenate([output[0] for output in outputs]), np.concatenate(
+        [output[1] for output in outputs]
+    )

@@ -1,0 +1,1 @@
+"""From a network to a published ONNX file and its variants."""

@@ -1,0 +1,154 @@
+"""A network becomes one self-contained ONNX file: uint8 NHWC pixels in, probabilities and embedding out."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from google.protobuf.message import Message
+from torch import Tensor, nn
+
+from serving.bundle import Geometry
+from training.errors import ExportError
+from training.export.fold_scaling import fold_scaling
+from training.networks import Network
+
+# What torch's exporter writes by itself. Pinned: a new torch must not silently raise what a server needs.
+OPSET = 20
+
+_EXAMPLE_BATCH = 2  # the exporter takes a batch of 1 for a constant
+_INPUT = "image"
+_OUTPUTS = ("probabilities", "embedding")
+
+
+class Classifier(nn.Module):
+    """What is published: a network with its temperature and softmax."""
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, W, C) uint8 -> calibrated probabilities (N, K) and embedding (N, D), float32."""
+        logits, embedding = self.network(image)
+        return torch.softmax(logits / self.temperature, dim=1), embedding
+
+
+def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
+    """Write the file, without a word on the machine that built it.
+
+    Two exports of the same weights are the same bytes.
+
+    Args:
+        classifier: on the CPU, in evaluation mode.
+        geometry: of its images.
+        path: of the file; replaced where there is one.
+
+    Raises:
+        ExportError: the result is not what the bundle promises.
+    """
+    shape = (_EXAMPLE_BATCH, geometry.height, geometry.width, geometry.channels)
+    with _quiet():
+        program = torch.onnx.export(
+            classifier.eval(),
+            (torch.zeros(shape, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[_INPUT],
+            output_names=list(_OUTPUTS),
+            dynamic_shapes={_INPUT: {0: torch.export.Dim("batch")}},
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("the exporter gave no program. This is a bug.")
+    model = program.model_proto
+    fold_scaling(model)
+    strip(model)
+    check(model, shape)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, whose warnings are about its own insides and change with every version.
+
+    Only here: what it writes is checked and compared with torch afterwards, and that does not depend on what
+    it said.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what no server needs: source paths of the builder, and operator sets that no node uses."""
+    _clear_notes(model)
+    used = {node.domain for node in _nodes(model)}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes: of the graph, of functions, and of the graphs inside nodes."""
+    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                waiting.extend(graph.node)
+
+
+def _clear_notes(message: Message) -> None:
+    """Clear metadata and documentation everywhere: the exporter puts the builder's source paths there."""
+    for field in ("metadata_props", "doc_string"):
+        if field in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(field)
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None:
+            continue
+        for part in [value] if isinstance(value, Message) else value:
+            _clear_notes(part)
+
+
+def check(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    """Refuse a graph that is not what a bundle promises.
+
+    Args:
+        model: stripped.
+        shape: (N, H, W, C) of its images, N of no account.
+
+    Raises:
+        ExportError: it is not.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not sound: {error}") from error
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": OPSET}:
+        raise ExportError(
+            f"the exported graph needs operator sets {opsets}, expected only ONNX's own, version {OPSET}"
+        )
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise ExportError("the exported graph keeps weights in another file")
+    found = [(value.name, _dimensions(value)[:1]) for value in (*model.graph.input, *model.graph.output)]
+    expected = [(name, ["batch"]) for name in (_INPUT, *_OUTPUTS)]
+    if found != expected or _dimensions(model.graph.input[0])[1:] != list(shape[1:]):
+        raise ExportError(f"the exported graph has {found}, expected {expected} and images {list(shape[1:])}")
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]

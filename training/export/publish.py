@@ -1,0 +1,81 @@
+"""A proven version becomes a bundle in the repository: all of it, or nothing."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from serving.bundle import (
+    MODEL_FILE,
+    Bundle,
+    Description,
+    Golden,
+    Provenance,
+    Repository,
+    variant_file,
+    write_golden,
+)
+from serving.bundle.golden import MAX_GOLDEN_IMAGES
+from training.data.splits import Indices, Labels, Split
+from training.evaluation.gates import refuse_failed
+from training.evaluation.onnx_session import open_session, run
+from training.recipe import Recipe
+from training.report.metrics import Metrics
+from training.run.runs import RunFolder
+
+
+def publish(
+    repository: Repository,
+    *,
+    recipe: Recipe,
+    folder: RunFolder,
+    metrics: Metrics,
+    test: Split,
+    labels: tuple[str, ...],
+) -> Bundle:
+    """Publish the exported file and the report of a run folder.
+
+    Raises:
+        GateRefused: a check failed, and the repository was not touched.
+        BundleError: the model's name is no name.
+    """
+    refuse_failed(metrics.checks)
+
+    def write(staging: Path) -> Description:
+        shutil.copyfile(folder.model, staging / MODEL_FILE)
+        shutil.copytree(folder.report, staging / "report")
+        variants = {kept.precision: kept.variant for kept in metrics.variants if kept.kept and kept.variant}
+        for precision in variants:
+            shutil.copyfile(folder.path / variant_file(precision), staging / variant_file(precision))
+        session = open_session(staging / MODEL_FILE)
+        images = test.images[spread(test.labels, MAX_GOLDEN_IMAGES)]
+        probabilities, embedding = run(session, images)
+        write_golden(Golden(images, probabilities), staging)
+        return Description(
+            labels=labels,
+            geometry=recipe.geometry,
+            embedding_size=embedding.shape[1],
+            calibration=metrics.calibration,
+            evaluation=metrics.test.evaluation,
+            variants=variants,
+            provenance=Provenance(
+                recipe=recipe.name,
+                recipe_digest=metrics.recipe_digest,
+                data_digest=metrics.data_digest,
+                created_at=metrics.created_at,
+                framework=metrics.framework,
+                parameters=metrics.parameters,
+                pretrained=metrics.pretrained,
+            ),
+        )
+
+    return repository.publish(metrics.model, write)
+
+
+def spread(labels: Labels, count: int) -> Indices:
+    """Up to `count` indices, evenly over the labels: the first image of each, then the second."""
+    rank = np.empty(len(labels), dtype=np.intp)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    return np.lexsort((labels, rank))[:count]

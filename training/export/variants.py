@@ -1,0 +1,224 @@
+"""INT8 and FP16 forms of an exported file, each kept only where it says nearly what the file says."""
+
+import logging
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from serving.bundle import Variant, variant_file
+from serving.bundle.images import Pixels
+from training.data.splits import Split
+from training.data.storage.stored import Images
+from training.evaluation.evaluate import score
+from training.evaluation.onnx_session import Floats, open_session, run
+from training.export.fp16_range import FP16_MAX, RANGE_IMAGES, largest_value
+from training.export.variant_report import VariantReport
+from training.recipe.sections import VariantRecipe
+
+Precision = Literal["int8", "fp16"]
+
+# Where whole numbers are as good as fractions: sums of products, and what passes values on. All else stays.
+_QUANTIZED = (
+    *("Conv", "Gemm", "MatMul", "Add", "Concat"),
+    *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
+)
+_SUMS_OF_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_CALIBRATION_BATCH = 16
+# How far an FP16 file may be from the golden probabilities on a GPU. A CPU computes it in FP32 and shows only
+# what rounding its weights does. Rounding every tensor of SqueezeNet 1.1 too moves probabilities by 4.4e-3.
+# Where roundings add up at random, a network that is four times as deep moves twice as far. The other factor
+# of two is for sums in FP16.
+_FP16_TOLERANCE = 2e-2
+_KEPT = {
+    "int8": "as good as the file it was made from",
+    "fp16": "not proven in FP16: this machine computed it in FP32, a server proves it on its GPU",
+}
+_TIMED_BATCHES = (1, 32)
+_TIMED_RUNS = 7
+_IMAGES_A_TURN = 32  # so that the smallest network's turn is longer than the clock's step
+
+
+def make_variant(
+    precision: Precision,
+    model_file: Path,
+    *,
+    calibration: Pixels,
+    test: Split,
+    labels: Sequence[str],
+    recipe: VariantRecipe,
+) -> VariantReport:
+    """Write model.int8.onnx or model.fp16.onnx beside the exported file, and keep it where it is as good.
+
+    Args:
+        precision: of weights and sums.
+        model_file: the exported file, which has passed its proof.
+        calibration: (N, H, W, C) uint8 training images: with some test images they tell the range of values.
+        test: on which both files are asked.
+        labels: K names.
+        recipe: how far it may fall behind.
+    """
+    path = model_file.with_name(variant_file(precision))
+    path.unlink(missing_ok=True)
+    if precision == "int8" and not len(calibration):
+        return VariantReport(
+            precision=precision, kept=False, reason="there are no training images to calibrate on"
+        )
+    try:
+        with _quiet():
+            if precision == "int8":
+                _quantize(model_file, path, calibration)
+            else:
+                too_large = _beyond_fp16(model_file, _of_both(calibration, test.images), recipe)
+                if too_large:
+                    return VariantReport(precision=precision, kept=False, reason=too_large)
+                _halve(model_file, path)
+            whole, variant = open_session(model_file), open_session(path)
+    except Exception as error:  # noqa: BLE001 - the tools raise whatever they trip over; the file stays as it is
+        path.unlink(missing_ok=True)
+        return VariantReport(
+            precision=precision, kept=False, reason=f"it could not be made: {_first_line(error)}"
+        )
+    report = _judge(precision, (whole, variant), test, labels, recipe)
+    if not report.kept:
+        path.unlink()
+    return report
+
+
+def _judge(
+    precision: Precision, sessions: tuple[Any, Any], test: Split, labels: Sequence[str], recipe: VariantRecipe
+) -> VariantReport:
+    whole, variant = (run(session, test.images)[0] for session in sessions)  # (N, K) each
+    before, after = (score(found, test.labels, labels).evaluation for found in (whole, variant))
+    same = float((whole.argmax(axis=1) == variant.argmax(axis=1)).mean())
+    drop = before.accuracy.value - after.accuracy.value
+    speedup = {f"batch {batch}": _speedup(sessions, test.images, batch) for batch in _TIMED_BATCHES}
+    reasons = []
+    if drop > recipe.max_accuracy_drop:
+        reasons.append(f"accuracy falls by {drop:.2%}, at most {recipe.max_accuracy_drop:.2%} is allowed")
+    if same < recipe.min_same_labels:
+        reasons.append(
+            f"{same:.2%} of the labels are the same, at least {recipe.min_same_labels:.2%} are needed"
+        )
+    if precision == "int8" and min(speedup.values()) < recipe.min_int8_speedup:
+        reasons.append(
+            f"it takes {1 / min(speedup.values()):.2f} times the CPU, "
+            f"at most {1 / recipe.min_int8_speedup:.2f} times is allowed"
+        )
+    return VariantReport(
+        precision=precision,
+        kept=not reasons,
+        reason="; ".join(reasons) or _KEPT[precision],
+        accuracy=after.accuracy,
+        same_labels=same,
+        variant=Variant(
+            evaluation=after, same_labels=same, golden_tolerance=_tolerance(precision, whole, variant)
+        ),
+        speedup=speedup,
+    )
+
+
+def _tolerance(precision: Precision, whole: Floats, variant: Floats) -> float:
+    """How far a sound server may be from the golden probabilities: half more than the farthest here."""
+    farthest = min(1.0, 1.5 * float(np.abs(whole - variant).max()) + 2e-3)
+    return max(farthest, _FP16_TOLERANCE) if precision == "fp16" else farthest
+
+
+def _of_both(calibration: Pixels, test: Images) -> tuple[Pixels, Pixels]:
+    """At most RANGE_IMAGES, half of them training images where there are so many."""
+    training = _some(calibration, RANGE_IMAGES // 2)
+    return training, _some(test, RANGE_IMAGES - len(training))
+
+
+def _some(images: Images, most: int) -> Pixels:
+    """So many, evenly over all of them."""
+    count = min(len(images), most)
+    return images[np.linspace(0, len(images) - 1, count).astype(np.intp)]
+
+
+def _beyond_fp16(model_file: Path, images: Iterable[Pixels], recipe: VariantRecipe) -> str:
+    """Why the values of a network are too large for FP16, or nothing."""
+    largest = largest_value(model_file, images)
+    limit = recipe.max_fp16_range * FP16_MAX
+    if largest.value <= limit:
+        return ""
+    return (
+        f"tensor {largest.tensor!r} reaches {largest.value:,.0f} in FP32, at most {limit:,.0f} is allowed: "
+        f"{recipe.max_fp16_range:.0%} of FP16's largest number, {FP16_MAX:,.0f} (variants.max_fp16_range)"
+    )
+
+
+def _speedup(sessions: tuple[Any, Any], images: Images, batch: int) -> float:
+    """How many times less CPU the second one takes: the median of runs that take turns."""
+    feed = {"image": np.resize(images[:batch], (batch, *images.shape[1:]))}
+    times = np.empty((_TIMED_RUNS + 1, len(sessions)))
+    for turn in range(len(times)):
+        for which, session in enumerate(sessions):
+            began_s = time.process_time()
+            for _ in range(_IMAGES_A_TURN // batch):
+                session.run(["probabilities"], feed)
+            times[turn, which] = time.process_time() - began_s
+    whole, variant = np.median(times[1:], axis=0)  # the first turn makes its memory
+    return round(float(whole / variant), 2)
+
+
+class _Images(CalibrationDataReader):  # type: ignore[misc]
+    """Training images in small batches, as ONNX Runtime wants them."""
+
+    def __init__(self, images: Pixels) -> None:
+        starts = range(0, len(images), _CALIBRATION_BATCH)
+        self._batches = iter([{"image": images[start : start + _CALIBRATION_BATCH]} for start in starts])
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        """One batch, or none when all were seen."""
+        return next(self._batches, None)
+
+
+def _quantize(model_file: Path, path: Path, calibration: Pixels) -> None:
+    with TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(model_file), str(prepared), skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node
+        first = next(i for i, node in enumerate(nodes) if node.op_type in _SUMS_OF_PRODUCTS)
+        quantize_static(
+            str(prepared),
+            str(path),
+            _Images(calibration),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTIZED),
+            # Before the first filters the image is only scaled: eight bits would be taken of its eight bits.
+            nodes_to_exclude=[node.name for node in nodes[:first]],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def _halve(model_file: Path, path: Path) -> None:
+    onnx.save(convert_float_to_float16(onnx.load(model_file), keep_io_types=True), path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the tools: what they write is measured afterwards, whatever they said."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,77 @@
+"""Features of frozen layers, computed once and kept on disk by the content of all that they depend on."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from training.data.storage.decoded import Watch
+from training.data.storage.placed import Placed
+from training.data.storage.stored import Images, feed
+from training.devices.kernels import full_precision
+from training.files import alone, replace_file
+from training.learning.steps import forward_batches
+
+Features = npt.NDArray[np.float32]
+
+
+@torch.no_grad()
+def features_of(
+    extractor: nn.Module, images: Images, *, name: str, device: torch.device, cache: Path, watch: Watch
+) -> Features:
+    """The features of images, from the cache where they are in it.
+
+    Args:
+        extractor: frozen; (N, H, W, C) uint8 -> (N, D) float32.
+        images: (N, H, W, C) uint8 in model geometry.
+        name: all that decides the features beside the extractor's weights: network, layer, pooling.
+        device: of the computation.
+        cache: folder of the cache, made where it is missing.
+        watch: called after every batch.
+
+    Returns: (N, D) float32.
+    """
+    path = cache / f"features-{_digest(extractor, images, name)[:32]}.npy"
+    with alone(path.with_suffix(".lock")):  # the processes of one run compute them once
+        found = _read(path, len(images))
+        if found is not None:
+            return found
+        extractor = extractor.to(device).eval()
+        parts: list[Tensor] = []
+        with full_precision(device):  # the cache knows nothing of kernels
+            for batch in forward_batches(Placed(images, torch.device("cpu"))):
+                parts.append(extractor(batch.to(device)).float().cpu())
+                watch(sum(map(len, parts)), len(images))
+        features = torch.cat(parts).numpy()  # (N, D)
+        _write(path, features)
+    return features
+
+
+def _digest(extractor: nn.Module, images: Images, name: str) -> str:
+    sha = hashlib.sha256(f"{name} {images.shape}".encode())
+    for key, value in extractor.state_dict().items():
+        sha.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    feed(sha.update, [images])
+    return sha.hexdigest()
+
+
+def _read(path: Path, count: int) -> Features | None:
+    """None where there is nothing, or where what is there is broken: then it is made afresh."""
+    try:
+        with path.open("rb") as file:
+            features = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    is_sound = features.dtype == np.float32 and features.ndim == 2 and len(features) == count  # noqa: PLR2004
+    return features if is_sound else None
+
+
+def _write(path: Path, features: Features) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, features, allow_pickle=False)
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,138 @@
+"""A head from a handful of examples, fitted by scikit-learn on frozen features, and the curve of accuracy."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import t as student_t
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
+from sklearn.svm import SVC
+from torch import nn
+
+from training.data.splits import Labels
+from training.evaluation.evaluate import wilson
+from training.few_shot.curve import CurvePoint
+from training.few_shot.features import Features
+from training.networks.heads import Scaled, Standardise, UnitLength, explicit
+from training.recipe.sections import HeadRecipe
+
+_MOST_ITERATIONS = 10_000
+_Doubles = npt.NDArray[np.float64]
+
+
+class Fitted:
+    """A classifier and what comes before it, as scikit-learn and as arithmetic."""
+
+    def __init__(self, recipe: HeadRecipe, features: Features, labels: Labels) -> None:
+        self._recipe = recipe
+        wide = features.astype(np.float64)
+        self._shift = wide.mean(axis=0)  # (D,)
+        spread = wide.std(axis=0)
+        self._scale = np.where(spread > 0, spread, 1.0)  # (D,)
+        # Where nothing varies within a label, as with one example of each, NearestCentroid warns of a spread
+        # of zero, which it never uses with equal priors.
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*within_class_std_dev_", category=UserWarning)
+            self._classifier = _classifier(recipe).fit(self._prepared(features), labels)
+
+    def predict(self, features: Features) -> Labels:
+        """Scikit-learn's labels, (N,)."""
+        predicted: Labels = self._classifier.predict(self._prepared(features)).astype(np.int64)
+        return predicted
+
+    def module(self, features: Features) -> nn.Sequential:
+        """The same as arithmetic: (N, D) float32 -> logits (N, K), whose median margin here is 1."""
+        logits = nn.Sequential(*self._before(), explicit(self._classifier))
+        with torch.no_grad():
+            best = logits(torch.from_numpy(features)).topk(2, dim=1).values  # (N, 2)
+        margin = float((best[:, 0] - best[:, 1]).median())
+        return nn.Sequential(*logits, Scaled(1 / margin if margin > 0 else 1.0))
+
+    def _before(self) -> Iterator[nn.Module]:
+        if self._recipe.scaling == "standard":
+            yield Standardise(self._shift, self._scale)
+        if self._recipe.scaling == "unit":
+            yield UnitLength()
+
+    def _prepared(self, features: Features) -> _Doubles:
+        prepared: _Doubles = features.astype(np.float64)
+        if self._recipe.scaling == "standard":
+            prepared = (prepared - self._shift) / self._scale
+        if self._recipe.scaling == "unit":
+            prepared = prepared / np.maximum(np.linalg.norm(prepared, axis=1, keepdims=True), 1e-12)
+        return prepared
+
+
+def curve(
+    recipe: HeadRecipe,
+    train: tuple[Features, Labels],
+    test: tuple[Features, Labels],
+    *,
+    seed: int,
+) -> tuple[CurvePoint, ...]:
+    """Fit with 1, 2, 5, ... images of each label, many times each, and with all of them.
+
+    Args:
+        recipe: the head, the numbers of images and of draws. Numbers that a label does not have are left out.
+        train: features (N, D) and labels (N,) from which is drawn.
+        test: on which is judged.
+        seed: of the draws.
+    """
+    features, labels = train
+    fewest = int(np.bincount(labels).min())
+    points = []
+    for per_label in (number for number in recipe.shots if number <= fewest):
+        random = np.random.default_rng([seed, per_label])
+        accuracies = []
+        for _ in range(recipe.draws):
+            drawn = _draw(labels, per_label, random)
+            accuracies.append(_accuracy(Fitted(recipe, features[drawn], labels[drawn]), test))
+        points.append(_point(per_label, accuracies, len(test[1])))
+    points.append(_point(None, [_accuracy(Fitted(recipe, features, labels), test)], len(test[1])))
+    return tuple(points)
+
+
+def _classifier(recipe: HeadRecipe) -> Any:  # noqa: ANN401 - scikit-learn ships no types
+    strength = recipe.regularisation
+    if recipe.kind == "logistic":
+        return LogisticRegression(C=strength, max_iter=_MOST_ITERATIONS)
+    if recipe.kind == "prototype":
+        return NearestCentroid()
+    kernel = {"linear-svm": "linear", "rbf-svm": "rbf", "poly-svm": "poly"}[recipe.kind]
+    return SVC(kernel=kernel, C=strength, degree=recipe.degree, coef0=1.0, break_ties=True)
+
+
+def _draw(labels: Labels, per_label: int, random: np.random.Generator) -> npt.NDArray[np.intp]:
+    members: list[npt.NDArray[np.intp]] = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.concatenate([random.choice(those, per_label, replace=False) for those in members])
+
+
+def _accuracy(fitted: Fitted, test: tuple[Features, Labels]) -> float:
+    return float((fitted.predict(test[0]) == test[1]).mean())
+
+
+def _point(per_label: int | None, accuracies: list[float], images: int) -> CurvePoint:
+    values = np.array(accuracies)
+    mean = float(values.mean())
+    if len(values) == 1:
+        estimate = wilson(round(mean * images), images)
+        low, high = estimate.low, estimate.high
+    else:
+        reach = (
+            float(student_t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+        )
+        low, high = max(0.0, mean - reach), min(1.0, mean + reach)
+    return CurvePoint(
+        per_label=per_label,
+        draws=len(values),
+        mean=mean,
+        low=low,
+        high=high,
+        worst=float(values.min()),
+        best=float(values.max()),
+    )

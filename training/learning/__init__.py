@@ -1,0 +1,1 @@
+"""Gradient descent: steps, optimizers, schedules, checkpoints."""

@@ -1,0 +1,128 @@
+"""A learning rate for a recipe: trained with a rate that rises step by step, until the loss goes up.
+
+After Smith (2017, arXiv:1506.01186): a good rate lies where the loss falls fastest, well below the one at
+which it explodes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from training.data import Dataset
+from training.data.batches import Batches
+from training.devices.out_of_memory import explaining_full_memory, for_training
+from training.devices.parallel import ALONE
+from training.errors import Diverged
+from training.learning.learner import Learner
+from training.networks import build
+from training.recipe import Recipe
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+
+_SMOOTHING = 0.9  # of the loss's moving average
+_EXPLODED = 3.0  # times the lowest loss: there is nothing more to learn of
+_FEWEST_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What the sweep found."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]  # smoothed
+    suggestion: float  # where the loss falls fastest
+
+
+def find_rate(
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    display: Display,
+    interrupts: Interrupts,
+    *,
+    lowest: float = 1e-5,
+    highest: float = 10.0,
+    steps: int = 100,
+) -> Sweep:
+    """Train a fresh network while the rate rises geometrically, and stop when the loss explodes.
+
+    Raises:
+        OutOfMemory: of the GPU, or of the machine.
+        Diverged: the loss is no number from the first steps on.
+        Interrupted: somebody asked to stop.
+    """
+    rates = [_rate(step, steps, lowest, highest) for step in range(steps)]
+    with explaining_full_memory("training", device, for_training(recipe, device)):
+        losses = _sweep(recipe, dataset, device, display, interrupts, rates)
+    return judge(rates[: len(losses)], losses)
+
+
+def _sweep(  # noqa: PLR0917 - as `find_rate` was given them
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    display: Display,
+    interrupts: Interrupts,
+    rates: Sequence[float],
+) -> list[float]:
+    """The loss of a step at each rate, up to the one at which it explodes."""
+    torch.manual_seed(recipe.training.seed)
+    batches = Batches(recipe, dataset.train, len(dataset.labels), device, ALONE)
+    network = build(recipe.network, recipe.geometry, len(dataset.labels))
+    learner = Learner(recipe, network, batches.images, batches.labels, ALONE)
+    losses: list[float] = []
+    with display.training(len(rates), batches.batch_size):
+        for step, rate in enumerate(rates):
+            images, targets = batches.take(*divmod(step, batches.steps))
+            loss = learner.step(images, targets, rate=rate, steps=step + 1, batch=batches.batch_size)
+            losses.append(float(loss))
+            display.step_done(step + 1)
+            interrupts.leave_if_asked("a sweep keeps nothing")
+            if not math.isfinite(losses[-1]) or losses[-1] > _EXPLODED * min(losses):
+                break
+    return losses
+
+
+def judge(rates: Sequence[float], losses: Sequence[float]) -> Sweep:
+    """Smooth the losses, and find where they fall fastest over the logarithm of the rate.
+
+    Args:
+        rates: rising geometrically.
+        losses: of each step; the last ones may be no numbers.
+
+    Raises:
+        Diverged: too few of them are numbers.
+    """
+    finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    if finite < _FEWEST_STEPS:
+        raise Diverged(f"the loss is no number after {finite} steps, at a rate of {rates[finite - 1]:.2g}")
+    smoothed, average = [], 0.0
+    for step, loss in enumerate(losses[:finite], start=1):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smoothed.append(average / (1 - _SMOOTHING**step))  # as if it had begun with the first loss
+    lowest = int(np.argmin(smoothed))
+    falls = np.gradient(np.array(smoothed))[: max(1, lowest)]
+    return Sweep(tuple(rates[:finite]), tuple(smoothed), suggestion=rates[int(np.argmin(falls))])
+
+
+def draw_sweep(sweep: Sweep, current: float) -> Figure:
+    """The loss over the rate, with the suggestion and the recipe's own."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(sweep.rates, sweep.losses, color="#1f4e8c")
+    axes.axvline(sweep.suggestion, color="#2a9d5c", linestyle=":", label=f"steepest: {sweep.suggestion:.2g}")
+    axes.axvline(current, color="#c0752d", linestyle="--", label=f"the recipe's: {current:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
+    axes.set_ylim(top=min(max(sweep.losses), 1.2 * max(sweep.losses[:_FEWEST_STEPS])))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _rate(step: int, steps: int, lowest: float, highest: float) -> float:
+    return float(lowest * (highest / lowest) ** (step / (steps - 1)))

@@ -1,0 +1,171 @@
+"""How a network comes to its weights: trained, fitted on frozen features, or taken as it is."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training.data import Dataset
+from training.data.splits import Labels, Split
+from training.devices.device import Device
+from training.devices.out_of_memory import explaining_full_memory, for_inference
+from training.devices.parallel import ALONE, Group
+from training.few_shot.curve import CurvePoint
+from training.few_shot.features import Features, features_of
+from training.few_shot.fit import Fitted, curve
+from training.learning.history import EpochRecord
+from training.learning.loop import train
+from training.networks import Network, build
+from training.networks.backbones import HEAD, Backbone, HeadAlone, build_classifier
+from training.networks.heads import HeadOnFeatures
+from training.networks.layers import LayerFeatures
+from training.recipe import Recipe
+from training.recipe.sections import EMBEDDING, AugmentationRecipe
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.loggers import Logger
+from training.run.runs import RunFolder
+from training.run.watch import watch
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What learning needs beside recipe and data."""
+
+    folder: RunFolder
+    cache: Path  # of features
+    device: Device
+    display: Display
+    interrupts: Interrupts
+    group: Group = ALONE
+    loggers: tuple[Logger, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A network with its final weights, and how it came to them."""
+
+    network: Network
+    data_digest: str
+    history: tuple[EpochRecord, ...] = ()
+    best_epoch: int = 0
+    earlier_seconds: float = 0.0  # of training, by processes before this one
+    curve: tuple[CurvePoint, ...] = ()  # accuracy by the number of examples
+    fitted_labels: Labels | None = None  # scikit-learn's, of the test split
+
+
+def learn(recipe: Recipe, dataset: Dataset, around: Surroundings) -> Learned:
+    """Follow the recipe's method.
+
+    Raises:
+        RecipeError: the network cannot be built as the recipe says.
+        WeightsError: pretrained weights cannot be read, or belong to another network.
+        CheckpointError, Diverged, Interrupted, OutOfMemory: as training does.
+    """
+    if recipe.method == "as-is":
+        return Learned(build_classifier(recipe.network, recipe.geometry), dataset.digest())
+    torch.manual_seed(recipe.training.seed)
+    if recipe.method == "few-shot":
+        return _fit_head(recipe, dataset, around)
+    with explaining_full_memory("training", torch.device("cpu"), "choose a smaller network"):
+        network = build(recipe.network, recipe.geometry, len(dataset.labels))
+    if isinstance(network, Backbone) and _trunk_rests(recipe):
+        return _train_head(recipe, dataset, network, around, around.folder.checkpoint)
+    if isinstance(network, Backbone) and recipe.training.head_epochs:
+        head = _train_head(_first_stage(recipe), dataset, network, around, around.folder.head_checkpoint)
+        whole = _train(recipe, dataset, network, around, around.folder.checkpoint)
+        return replace(whole, earlier_seconds=head.earlier_seconds + whole.earlier_seconds)
+    return _train(recipe, dataset, network, around, around.folder.checkpoint)
+
+
+def _trunk_rests(recipe: Recipe) -> bool:
+    """Whether every epoch would see the same features: nothing moves the images, nothing trains the trunk."""
+    return recipe.network.train_from == HEAD and recipe.augmentation == AugmentationRecipe()
+
+
+def _first_stage(recipe: Recipe) -> Recipe:
+    """The epochs in which only the head learns, as a recipe of its own with a checkpoint of its own."""
+    training = recipe.training.model_copy(
+        update={
+            "epochs": recipe.training.head_epochs,
+            "learning_rate": recipe.training.head_learning_rate,
+            "head_rate_factor": 1.0,
+            "averaging": 0.0,
+            "keep": "best",
+        }
+    )
+    return recipe.model_copy(update={"training": training, "augmentation": AugmentationRecipe()})
+
+
+def _train(
+    recipe: Recipe, dataset: Dataset, network: Network, around: Surroundings, checkpoint: Path
+) -> Learned:
+    trained = train(
+        recipe,
+        dataset,
+        network=network,
+        device=around.device.torch_device,
+        checkpoint_path=checkpoint,
+        display=around.display,
+        interrupts=around.interrupts,
+        group=around.group,
+        loggers=around.loggers,
+    )
+    return Learned(
+        trained.network,
+        trained.data_digest,
+        trained.history,
+        trained.best_epoch,
+        earlier_seconds=trained.earlier_seconds,
+    )
+
+
+def _train_head(
+    recipe: Recipe, dataset: Dataset, network: Backbone, around: Surroundings, checkpoint: Path
+) -> Learned:
+    extractor = LayerFeatures(network, None, "mean")
+    features = replace(
+        dataset,
+        train=_extract(recipe, extractor, dataset.train, around),
+        validation=_extract(recipe, extractor, dataset.validation, around),
+        test=dataset.test.take(slice(0)),
+    )
+    learned = _train(recipe, features, HeadAlone(network), around, checkpoint)
+    network.head.load_state_dict(learned.network.head.state_dict())
+    return replace(learned, network=network.cpu().eval(), data_digest=dataset.digest())
+
+
+def _fit_head(recipe: Recipe, dataset: Dataset, around: Surroundings) -> Learned:
+    head, classes = recipe.head, len(dataset.labels)
+    layer = None if head.layer == EMBEDDING else head.layer
+    extractor = LayerFeatures(build(recipe.network, recipe.geometry, classes), layer, head.pooling)
+    train, test = (_features(recipe, extractor, split, around) for split in (dataset.train, dataset.test))
+    points = curve(
+        head, (train, dataset.train.labels), (test, dataset.test.labels), seed=recipe.training.seed
+    )
+    around.display.curve(points)
+    fitted = Fitted(head, train, dataset.train.labels)
+    network = HeadOnFeatures(
+        extractor.cpu(), fitted.module(train), embedding_size=train.shape[1], classes=classes
+    )
+    return Learned(network.eval(), dataset.digest(), curve=points, fitted_labels=fitted.predict(test))
+
+
+def _extract(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Surroundings) -> Split:
+    """The split with features (N, D) float32 in the place of its images."""
+    features = _features(recipe, extractor, split, around)
+    # A network that takes features is trained on them as another one on images.
+    return Split(features, split.labels, split.names)  # type: ignore[arg-type]
+
+
+def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Surroundings) -> Features:
+    device = around.device.torch_device
+    with explaining_full_memory("feature extraction", device, for_inference(recipe)):
+        return features_of(
+            extractor,
+            split.images,
+            name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
+            device=device,
+            cache=around.cache,
+            watch=watch("features of", around.display, around.interrupts),
+        )

@@ -1,0 +1,108 @@
+"""What learns: a network, its optimizer and its averaged weights, made by one recipe. Knows no epochs."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from training.data.storage.placed import Placed
+from training.devices.cuda_graphs import CudaRecorder, GraphedStep, Step
+from training.devices.kernels import are_fast
+from training.devices.parallel import Group
+from training.devices.synced_norm import synchronise_norms
+from training.learning.averaging import Average
+from training.learning.optimizers import make_optimizer, restore_optimizer, set_rate
+from training.learning.steps import Forward, Objective, class_weights, train_step
+from training.networks import Network
+from training.recipe import Recipe
+
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class Learner:
+    """A class because a step changes all three together, and a checkpoint restores all three."""
+
+    def __init__(
+        self, recipe: Recipe, network: Network, images: Tensor | Placed, labels: Tensor, group: Group
+    ) -> None:
+        self.network = _prepared(network, recipe, images, group)
+        training = recipe.training
+        # Sums between processes are not recorded: one that waits for another must be able to give up.
+        graphs = training.cuda_graphs and are_fast(images.device) and not group.joined
+        self.optimizer = make_optimizer(self.network, training, recorded=graphs)
+        self.average = Average(self.network, training.averaging) if training.averaging else None
+        # The network itself stays as it is: torch.compile's wrapper would change the names of its weights.
+        forward: Forward = torch.compile(self.network) if training.compile else self.network
+        weighted = training.class_balance == "weights"
+        objective = Objective(
+            label_smoothing=training.label_smoothing,
+            class_weights=class_weights(labels, int(labels.max()) + 1) if weighted else None,
+            max_gradient_norm=training.max_gradient_norm,
+            autocast=_PRECISIONS[training.precision],
+            group=group,
+        )
+        # No method of this object: with a cycle, a graph's memory would outlive the training.
+        self._step: Step = partial(_step, forward, self.optimizer, objective)
+        if graphs:
+            self._step = GraphedStep(self._step, CudaRecorder(images.device))
+
+    @property
+    def judged(self) -> Network:
+        """The network that is measured and published."""
+        return self.network if self.average is None else self.average.network
+
+    def step(self, images: Tensor, targets: Tensor, *, rate: float, steps: int, batch: int) -> Tensor:
+        """One step.
+
+        Args:
+            images: (b, H, W, C), this process's rows.
+            targets: (b,) labels or (b, K) shares.
+            rate: learning rate.
+            steps: finished steps with this one, of the whole run.
+            batch: images of all processes.
+
+        Returns: () float32, the mean loss before the step.
+        """
+        self.network.train()
+        set_rate(self.optimizer, rate)
+        loss = self._step(images, targets, batch)
+        if self.average is not None:
+            self.average.follow(steps)
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.network.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        if self.average is not None:
+            self.average.network.load_state_dict(state["average"])
+
+
+def _step(  # noqa: PLR0917 - the first three are bound, the others vary
+    forward: Forward,
+    optimizer: Optimizer,
+    objective: Objective,
+    images: Tensor,
+    targets: Tensor,
+    batch: int,
+) -> Tensor:
+    return train_step(forward, optimizer, images, targets, objective, batch=batch)
+
+
+def _prepared(network: Network, recipe: Recipe, images: Tensor | Placed, group: Group) -> Network:
+    network.prepare(lambda count: images[:count].cpu())
+    if recipe.training.channels_last:
+        network.use_memory_format(torch.channels_last)
+    if group.joined:
+        synchronise_norms(network, group)
+    return network.to(images.device)

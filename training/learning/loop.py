@@ -1,0 +1,270 @@
+"""The bookkeeping of training: epochs, early stopping, the best weights, checkpoints, leaving when asked.
+
+The mathematics is in learner.py and steps.py. Order and augmentation are pure functions of seed, epoch and
+step; what dropout draws comes from torch's generators, whose state the checkpoint keeps. So a run that was
+killed goes on bit for bit.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.data import Dataset
+from training.data.batches import Batches
+from training.data.storage.placed import Placed
+from training.devices.out_of_memory import explaining_full_memory, for_inference, for_training
+from training.devices.parallel import ALONE, Group
+from training.errors import CheckpointError, Diverged
+from training.learning import checkpoint
+from training.learning.checkpoint import Checkpoint, Progress
+from training.learning.history import EpochRecord
+from training.learning.learner import Learner
+from training.learning.schedule import learning_rate
+from training.learning.steps import measure
+from training.networks import Network, build
+from training.recipe import Recipe
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.loggers import Logger
+
+_LOOK_STEPS = 50  # between looks at the losses: on a GPU each look waits until it has caught up
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training leaves: the network with its best weights, and how it came to them."""
+
+    network: Network
+    history: tuple[EpochRecord, ...]
+    best_epoch: int
+    data_digest: str
+    earlier_seconds: float  # that processes before this one, which was resumed, trained for
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    network: Network | None = None,
+    device: torch.device,
+    checkpoint_path: Path,
+    display: Display,
+    interrupts: Interrupts,
+    group: Group = ALONE,
+    loggers: tuple[Logger, ...] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Trained:
+    """Train to the end, from the checkpoint where there is one.
+
+    Args:
+        recipe: what to learn, and how.
+        dataset: its images; or, for a network that takes them, features (N, D) float32 in their place.
+        network: to go on with; none: a fresh one by the recipe.
+        device: where the network and the data lie.
+        checkpoint_path: of this training.
+        display: shows the progress.
+        interrupts: may ask to stop.
+        group: the processes that train together.
+        loggers: are told of each epoch.
+        clock: in seconds, by which steps are timed.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another run.
+        RecordingFailed: a step does what a CUDA graph cannot hold.
+        Diverged: the loss is no longer a number.
+        OutOfMemory: of the GPU, or of the machine.
+        Interrupted: somebody asked the job to stop; the checkpoint is written.
+        ProcessLost: another process of the group is gone.
+    """
+    with explaining_full_memory("training", device, for_training(recipe, device)):
+        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, clock)
+        loop.restore()
+        earlier_seconds = loop.seconds()
+        with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
+            while not loop.progress.finished:
+                loop.run_epoch(display, interrupts)
+                for logger in loggers:
+                    logger.epoch(loop.history[-1])
+    network = loop.learner.judged
+    network.load_state_dict(loop.best_weights)
+    network.use_memory_format(torch.contiguous_format)  # as the exported file will have it
+    return Trained(
+        network.eval(), tuple(loop.history), loop.progress.best_epoch, loop.data_digest, earlier_seconds
+    )
+
+
+class _Loop:
+    """The state of one run: a class because a checkpoint must see and restore all of it."""
+
+    def __init__(  # noqa: PLR0917 - as `train` was given them
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        network: Network | None,
+        device: torch.device,
+        path: Path,
+        group: Group,
+        clock: Callable[[], float],
+    ) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.path = path
+        self.group = group
+        self._clock = clock
+        self.data_digest = dataset.digest()
+        torch.manual_seed(recipe.training.seed)  # weights are the same on every process
+        self.batches = Batches(recipe, dataset.train, len(dataset.labels), device, group)
+        network = network or build(recipe.network, recipe.geometry, len(dataset.labels))
+        self.learner = Learner(recipe, network, self.batches.images, self.batches.labels, group)
+        if group.rank:  # dropout is not
+            torch.manual_seed(recipe.training.seed + group.rank)
+        self.validation = (
+            Placed(dataset.validation.images, device),  # (N, H, W, C) uint8
+            torch.from_numpy(dataset.validation.labels).to(device),  # (N,) int64
+        )
+        self.progress = Progress()
+        self.losses = torch.zeros(self.batches.steps, device=device)  # (steps,) of the epoch under way
+        self.history: list[EpochRecord] = []
+        self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
+        self._clock_s = clock()
+
+    def seconds(self) -> float:
+        """That the steps so far have taken."""
+        return sum(record.seconds for record in self.history) + self.progress.epoch_seconds
+
+    def run_epoch(self, display: Display, interrupts: Interrupts) -> None:
+        """Finish the epoch under way, judge it, and save."""
+        interval = self.recipe.training.checkpoint_interval_steps
+        self._clock_s = self._clock()
+        while self.progress.step < self.batches.steps:
+            self._run_step()
+            display.step_done(self.progress.epoch * self.batches.steps + self.progress.step)
+            self._leave_if_asked(interrupts)
+            if self.progress.step % _LOOK_STEPS == 0:
+                self._look_at_losses()
+            if self.progress.step % interval == 0:
+                self.save()
+        self._look_at_losses()
+        record = self._finish_epoch()
+        display.epoch_done(record, is_best=self.progress.best_epoch == record.epoch)
+        self._clock_s = self._clock()  # validation is no part of the next epoch's steps
+        self.save()
+
+    def _run_step(self) -> None:
+        epoch, step = self.progress.epoch, self.progress.step
+        images, targets = self.batches.take(epoch, step)
+        done = epoch * self.batches.steps + step
+        self.losses[step] = self.learner.step(
+            images, targets, rate=self._rate(done), steps=done + 1, batch=self.batches.batch_size
+        )
+        self.progress.step += 1
+
+    def _rate(self, done: int) -> float:
+        """Of the step after so many."""
+        return learning_rate(done, self.recipe.training.epochs * self.batches.steps, self.recipe.training)
+
+    def _look_at_losses(self) -> None:
+        losses = self.losses[: self.progress.step]
+        wrong = (~torch.isfinite(losses)).nonzero()
+        if len(wrong):
+            step = int(wrong[0])
+            raise Diverged(
+                f"the loss is {float(losses[step])} in epoch {self.progress.epoch + 1}, step {step + 1}: "
+                f"training.learning_rate {self.recipe.training.learning_rate} may be too high"
+            )
+
+    def _stop_clock(self) -> None:
+        """Add what this epoch took since the clock was started."""
+        now_s = self._clock()
+        self.progress.epoch_seconds += now_s - self._clock_s
+        self._clock_s = now_s
+
+    def _finish_epoch(self) -> EpochRecord:
+        progress, recipe = self.progress, self.recipe.training
+        train_loss = float(self.losses.double().mean())
+        self._stop_clock()
+        with explaining_full_memory("validation", self.device, for_inference(self.recipe)):
+            validation_loss, validation_accuracy = measure(self.learner.judged, *self.validation, self.group)
+        progress.epoch += 1
+        record = EpochRecord(
+            epoch=progress.epoch,
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+            learning_rate=self._rate(progress.epoch * self.batches.steps - 1),
+            images_per_s=self.batches.steps * self.batches.batch_size / progress.epoch_seconds,
+            seconds=progress.epoch_seconds,
+        )
+        self.history.append(record)
+        if recipe.keep == "last" or validation_loss < progress.best_loss:
+            progress.best_loss, progress.best_epoch = validation_loss, progress.epoch
+            self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
+        progress.step, progress.epoch_seconds = 0, 0.0
+        self.losses.zero_()
+        patience_is_over = progress.epoch - progress.best_epoch >= recipe.patience
+        progress.finished = patience_is_over or progress.epoch == recipe.epochs
+        return record
+
+    def _leave_if_asked(self, interrupts: Interrupts) -> None:
+        """All processes leave after the same step, whichever was asked."""
+        asked = self.group.sum_(torch.tensor([float(interrupts.received is not None)]))
+        if not asked.item():
+            return
+        self.save()
+        interrupts.leave(f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}")
+
+    def save(self) -> None:
+        """Write the checkpoint; one process for all."""
+        self._stop_clock()
+        on_cuda = self.device.type == "cuda"
+        cpu_random = self.group.gather(torch.get_rng_state())
+        cuda_random = self.group.gather(torch.cuda.get_rng_state(self.device)) if on_cuda else None
+        if self.group.leads:
+            state = Checkpoint(
+                recipe_digest=self.recipe.digest(),
+                data_digest=self.data_digest,
+                progress=asdict(self.progress),
+                history=[asdict(record) for record in self.history],
+                losses=self.losses,
+                learner=self.learner.state(),
+                best_weights=self.best_weights,
+                cpu_random=cpu_random,
+                cuda_random=cuda_random,
+            )
+            checkpoint.save(state, self.path)
+        self._clock_s = self._clock()
+
+    def restore(self) -> None:
+        """Take up the checkpoint, where there is one."""
+        self.group.wait()  # nobody reads while another one still writes
+        found = checkpoint.read(
+            self.path,
+            recipe_digest=self.recipe.digest(),
+            data_digest=self.data_digest,
+            processes=self.group.size,
+        )
+        if found is not None:
+            self.progress = Progress(**found.progress)
+            self.history = [EpochRecord(**record) for record in found.history]
+            self.losses = found.losses.to(self.device)
+            self.learner.restore(found.learner)
+            self.best_weights = found.best_weights
+            # A copy of its own: torch crashes on a state that is a part of a larger tensor.
+            torch.set_rng_state(found.cpu_random[self.group.rank].clone())
+            if found.cuda_random is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(found.cuda_random[self.group.rank].clone(), self.device)
+        self._agree()
+
+    def _agree(self) -> None:
+        position: Tensor = torch.tensor([self.progress.epoch, self.progress.step])
+        positions = self.group.gather(position)  # (processes, 2)
+        if not bool((positions == positions[0]).all()):
+            raise CheckpointError(
+                f"the processes of this run see different checkpoints in {self.path}: "
+                "the run folder must be one that all of them share"
+            )

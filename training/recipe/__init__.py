@@ -1,0 +1,27 @@
+"""Recipes: all that decides what a run learns, and when its result is good enough."""
+
+from training.recipe.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
+from training.recipe.sections import (
+    AugmentationRecipe,
+    DataRecipe,
+    GateRecipe,
+    HeadRecipe,
+    NetworkRecipe,
+    TrainingRecipe,
+    VariantRecipe,
+)
+
+__all__ = [
+    "AugmentationRecipe",
+    "DataRecipe",
+    "GateRecipe",
+    "HeadRecipe",
+    "NetworkRecipe",
+    "Recipe",
+    "TrainingRecipe",
+    "VariantRecipe",
+    "known_classes",
+    "resolve",
+    "resolve_network",
+    "shipped_names",
+]

@@ -1,0 +1,97 @@
+"""What `recipes` and `evaluate` print for people, and say to machines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from training.evaluation.scores import LabelScore
+from training.recipe import Recipe
+from training.recipe.measured import Measured
+from training.recipe.results import is_current, result_lines
+
+
+class LayerRow(Protocol):
+    """What is shown of a layer; the class itself comes with torch, which `recipes` should not load."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def output(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def parameters(self) -> int: ...  # noqa: D102
+    @property
+    def frozen(self) -> int: ...  # noqa: D102
+
+
+def describe_recipe(recipe: Recipe, measured: Measured | None) -> dict[str, Any]:
+    """One recipe for --json."""
+    return {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "stated": recipe.stated,
+        "baseline": recipe.baseline,
+        "measured": None
+        if measured is None
+        else {**measured.model_dump(mode="json"), "current": is_current(recipe, measured)},
+    }
+
+
+def recipes_table(recipes: Sequence[Recipe], results: Mapping[str, Measured]) -> Table:
+    """All recipes for people."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("recipe", "what it is", "stated", "measured"):
+        table.add_column(column, overflow="fold", no_wrap=column == "recipe")
+    for recipe in recipes:
+        shown = "\n".join(result_lines(recipe, results))
+        table.add_row(recipe.name, recipe.summary, recipe.stated or "", escape(shown))
+    return table
+
+
+def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Group:
+    """A network for people: each layer by its whole name, indented by its depth."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("layer", "kind", "output", "parameters"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
+    for layer in layers:
+        frozen = f" (+ {layer.frozen:,} frozen)" if layer.frozen else ""
+        table.add_row(
+            "  " * layer.name.count(".") + layer.name,
+            layer.kind,
+            " x ".join(map(str, layer.output)),
+            f"{layer.parameters:,}{frozen}" if layer.parameters or layer.frozen else "",
+        )
+    total = sum(layer.parameters for layer in layers if "." not in layer.name)
+    height, width, channels = recipe.geometry.shape
+    return Group(
+        f"{recipe.network.name}: {total:,} parameters; images {height} x {width} x {channels}, "
+        f"{classes} classes",
+        table,
+    )
+
+
+def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float]) -> Table:
+    """An evaluation for people."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{metrics['accuracy']:.2%} of {metrics['images']:,} test images right "
+        f"(95 %: {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
+        f"calibration error {metrics['ece']:.4f}",
+    )
+    for column in ("label", "precision", "recall", "F1", "images"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for entry in labels:
+        table.add_row(
+            escape(entry.label),
+            f"{entry.precision:.2%}",
+            f"{entry.recall:.2%}",
+            f"{entry.f1:.4f}",
+            f"{entry.images:,}",
+        )
+    return table

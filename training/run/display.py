@@ -1,0 +1,129 @@
+"""What a person sees of a run, on stderr. Knows how things look, and decides nothing."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from training.data.checks import DataReport
+from training.evaluation.gates import Check
+from training.few_shot.curve import CurvePoint
+from training.learning.history import EpochRecord
+
+_SHOWN_CLASSES = 12
+
+
+class Display:
+    """A console and the progress bar that may be on it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._first_step: int | None = None
+        self._began_s = 0.0
+        self._batch_size = 0
+
+    def note(self, text: str) -> None:
+        """One line on something that was chosen or done."""
+        self._console.print(text, markup=False)
+
+    def warning(self, text: str) -> None:
+        """One line on something that is not as it should be."""
+        self._console.print(f"[yellow]![/yellow] {escape(text)}")
+
+    def phase(self, name: str) -> None:
+        """Headline of what begins now."""
+        self._console.print(f"[bold]{name}[/bold]")
+
+    def data(self, report: DataReport) -> None:
+        """How many images of each class are in each split, and what is wrong with them."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("split")
+        table.add_column("images", justify="right")
+        table.add_column("per class", overflow="fold")
+        for split, counts in report.counts.items():
+            shown = [f"{label} {count}" for label, count in counts.items()]
+            more = f", {len(shown) - _SHOWN_CLASSES} more" if len(shown) > _SHOWN_CLASSES else ""
+            table.add_row(
+                split, f"{sum(counts.values()):,}", escape(", ".join(shown[:_SHOWN_CLASSES]) + more)
+            )
+        self._console.print(table)
+        for warning in report.warnings():
+            self.warning(warning)
+
+    def images_done(self, what: str, done: int, images: int) -> None:
+        """How many images are through something long: one line at the end, a moving one before."""
+        whole = done == images
+        if whole or self._console.is_terminal:
+            text = f"{what} {done:,} of {images:,} images"
+            self._console.print(text, markup=False, end="\n" if whole else "\r")
+
+    def curve(self, points: Sequence[CurvePoint]) -> None:
+        """Accuracy by the number of examples."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("examples of each label", "accuracy", "95 %", "draws", "worst", "best"):
+            table.add_column(column, justify="right")
+        for point in points:
+            interval = f"{point.low:.1%} to {point.high:.1%}"
+            spread = f"{point.worst:.1%}", f"{point.best:.1%}"
+            table.add_row(point.examples(), f"{point.mean:.1%}", interval, str(point.draws), *spread)
+        self._console.print(table)
+
+    @contextmanager
+    def training(self, total_steps: int, batch_size: int) -> Iterator[None]:
+        """Show a bar in here with images/s and the time left; at most, since early stopping may end it."""
+        self._batch_size, self._first_step = batch_size, None
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        # Where nobody looks, a bar would leave an empty line.
+        hidden = not self._console.is_terminal
+        with Progress(*columns, console=self._console, transient=True, disable=hidden) as self._bar:
+            self._bar.add_task("training", total=total_steps, rate="")
+            yield
+        self._bar = None
+
+    def step_done(self, steps: int) -> None:
+        """Move the bar to this many finished steps, those before a resume included."""
+        if self._first_step is None:
+            self._first_step, self._began_s = steps, time.perf_counter()
+        elapsed_s = time.perf_counter() - self._began_s
+        rate = (steps - self._first_step) * self._batch_size / elapsed_s if elapsed_s else 0.0
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=steps, rate=f"{rate:,.0f} images/s")
+
+    def epoch_done(self, record: EpochRecord, *, is_best: bool) -> None:
+        """One line of history."""
+        self._console.print(
+            f"epoch {record.epoch:3d}  train loss {record.train_loss:.4f}  "
+            f"validation loss {record.validation_loss:.4f}  accuracy {record.validation_accuracy:7.2%}  "
+            f"{record.images_per_s:8,.0f} images/s" + ("  [green]best[/green]" if is_best else "")
+        )
+
+    def checks(self, checks: Sequence[Check]) -> None:
+        """Every check with its numbers."""
+        for check in checks:
+            mark = "[green]✓[/green]" if check.passed else "[red]✗[/red]"
+            self._console.print(f"  {mark} {escape(f'{check.name}: {check.detail}')}")
+
+    def published(
+        self, folder: Path, repository: Path, metrics: Mapping[str, int | float], seconds: float
+    ) -> None:
+        """What the bundle is worth, where it lies, and what one does with it."""
+        self._console.print(
+            f"[bold green]published[/bold green] {escape(str(folder))}: {metrics['accuracy']:.2%} of "
+            f"{metrics['images']:,} test images right "
+            f"(95 %: {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
+            f"{seconds:.0f} s"
+        )
+        self._console.print(f"next: lenserve serve --repository {repository}", markup=False)

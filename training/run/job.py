@@ -1,0 +1,255 @@
+"""The whole run as one callable: data, training, calibration, export, proof, report, publishing."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from serving.bundle import Calibration, Estimate, Repository
+from training import data
+from training.data import DataReport, Dataset
+from training.data.augmentation.examples import augmented_examples
+from training.data.storage.placed import Placed
+from training.devices.compilers import check_compiler
+from training.devices.device import Device, prepare
+from training.devices.kernels import full_precision, reporting_variation
+from training.devices.out_of_memory import explaining_full_memory, for_inference
+from training.devices.parallel import ALONE, Group
+from training.errors import GateRefused
+from training.evaluation.calibrate import calibrate, uncalibrated
+from training.evaluation.evaluate import wilson
+from training.evaluation.proof import Proof, prove
+from training.export.export import Classifier, export
+from training.export.publish import publish, spread
+from training.export.variant_report import VariantReport
+from training.export.variants import make_variant
+from training.files import replace_file
+from training.learning.learn import Learned, Surroundings, learn
+from training.learning.steps import predict
+from training.recipe import Recipe
+from training.report.metrics import Metrics
+from training.report.report import write_report
+from training.run.display import Display
+from training.run.interrupts import Interrupts
+from training.run.loggers import Logger, open_loggers
+from training.run.runs import RunFolder, open_run
+from training.run.summary import RunSummary
+from training.run.watch import watch
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run needs beside its recipe: where things lie, and who watches."""
+
+    repository: Repository
+    model: str
+    run_dir: Path
+    data_root: Path | None
+    device: Device
+    display: Display
+    interrupts: Interrupts
+    resume: bool = False
+    group: Group = ALONE
+    loggers: tuple[str, ...] = ()
+
+    @property
+    def cache(self) -> Path:
+        """What took long to find out of the data, for the runs that lie beside this one."""
+        return self.run_dir.parent / ".cache"
+
+
+def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
+    """Run a recipe to its verdict. A finished run that is resumed gives its summary again.
+
+    Raises:
+        LenserveError: by its kind, whatever went wrong; a failed gate is no error here but a verdict.
+    """
+    with open_run(job.run_dir, recipe, resume=job.resume) as (folder, said):
+        if said:
+            job.display.note(said)
+        job.group.wait()  # the others may look at the folder now
+        if folder.summary.exists():
+            return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
+        summary = _run(recipe, job, folder)
+        replace_file(folder.summary, summary.model_dump_json(indent=2).encode() + b"\n")
+        return summary
+
+
+def follow(recipe: Recipe, job: Job) -> None:
+    """Train as one of several processes of which another one leads, and leave the rest to that one.
+
+    Raises:
+        LenserveError: as above.
+    """
+    job.group.wait()
+    folder = RunFolder(job.run_dir)
+    if folder.summary.exists():
+        return
+    check_compiler(recipe, job.device.torch_device)
+    prepare(job.device, job.group.local_size)
+    dataset, _ = load_data(recipe, job)
+    with reporting_variation(job.display.warning):
+        learn(recipe, dataset, _surroundings(job, folder))
+    job.group.leave()
+
+
+def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
+    settings, warn = recipe.settings(), job.display.warning
+    with (
+        reporting_variation(warn),
+        open_loggers(job.loggers, folder.path, run=job.model, settings=settings, warn=warn) as loggers,
+    ):
+        summary = _run_logged(recipe, job, folder, loggers)
+        for logger in loggers:
+            logger.result(summary.metrics)
+    return summary
+
+
+def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logger, ...]) -> RunSummary:
+    began_s = time.perf_counter()
+    display, interrupts = job.display, job.interrupts
+    check_compiler(recipe, job.device.torch_device)
+    prepare(job.device, job.group.local_size)
+    display.note(job.device.in_words())
+
+    display.phase("data")
+    dataset, data_report = load_data(recipe, job)
+    display.data(data_report)
+    interrupts.leave_if_asked("nothing was trained yet")
+
+    display.phase("training")
+    trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
+    job.group.leave()  # the others have nothing more to do, and shall not wait for the export
+    interrupts.leave_if_asked("training is finished and saved, the export is to come")
+
+    display.phase("export and proof")
+    with explaining_full_memory("calibration", job.device.torch_device, for_inference(recipe)):
+        calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
+    classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
+    export(classifier, recipe.geometry, folder.model)
+    interrupts.leave_if_asked("training is finished and saved, the proof is to come")
+    proof = prove(classifier, folder.model, dataset, recipe.gates, fitted_labels=trained.fitted_labels)
+    display.checks(proof.checks)
+    interrupts.leave_if_asked("training is finished and saved, nothing was published")
+
+    variants = _variants(recipe, folder, dataset, job)
+    metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof, variants)
+    examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
+    write_report(folder.report, metrics, trained.history, proof.mistakes, examples)
+    interrupts.leave_if_asked("training is finished and saved, nothing was published")
+    return _publish(recipe, job, folder, dataset, metrics, began_s)
+
+
+def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
+    """The checked data of a run, from its cache where they are in it."""
+    return data.load(
+        recipe.data,
+        recipe.geometry,
+        job.data_root,
+        job.cache,
+        processes=job.group.local_size,
+        watch=watch("decoded", job.display, job.interrupts),
+    )
+
+
+def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ()) -> Surroundings:
+    return Surroundings(folder, job.cache, job.device, job.display, job.interrupts, job.group, loggers)
+
+
+def _calibrate(
+    trained: Learned, dataset: Dataset, device: torch.device
+) -> tuple[Calibration, Estimate | None]:
+    """The temperature, and the accuracy on the validation split that it was fitted to.
+
+    Without a validation split there is nothing to fit to: it stays 1, and its error is told.
+    """
+    split = dataset.validation if len(dataset.validation) else dataset.test
+    images = Placed(split.images, torch.device("cpu"))  # (N, H, W, C)
+    with full_precision(device):  # as the published file computes
+        logits = torch.cat(list(predict(trained.network.to(device), images))).cpu().numpy()  # (N, K)
+    if not len(dataset.validation):
+        return uncalibrated(logits, split.labels), None
+    right = int((logits.argmax(axis=1) == split.labels).sum())
+    return calibrate(logits, split.labels), wilson(right, len(split))
+
+
+def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> tuple[VariantReport, ...]:
+    reports = []
+    for precision in recipe.variants.precisions:
+        job.interrupts.leave_if_asked("training is finished and saved, nothing was published")
+        chosen = spread(dataset.train.labels, recipe.variants.calibration_images)
+        report = make_variant(
+            precision,
+            folder.model,
+            calibration=dataset.train.images[chosen],
+            test=dataset.test,
+            labels=dataset.labels,
+            recipe=recipe.variants,
+        )
+        job.display.note(f"  {report.precision} {report.in_words()}")
+        reports.append(report)
+    return tuple(reports)
+
+
+def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
+    recipe: Recipe,
+    job: Job,
+    trained: Learned,
+    calibration: Calibration,
+    validation: Estimate | None,
+    data_report: DataReport,
+    proof: Proof,
+    variants: tuple[VariantReport, ...],
+) -> Metrics:
+    return Metrics(
+        model=job.model,
+        recipe=recipe.settings(),
+        recipe_digest=recipe.digest(),
+        data_digest=trained.data_digest,
+        data=data_report,
+        epochs=len(trained.history),
+        best_epoch=trained.best_epoch,
+        training_seconds=sum(record.seconds for record in trained.history),
+        earlier_seconds=trained.earlier_seconds,
+        machine=job.device.machine,
+        framework=f"torch {torch.__version__}",
+        kernels=job.device.kernels,
+        parameters=trained.network.parameter_count(),
+        pretrained=trained.network.pretrained,
+        few_shot=trained.curve,
+        calibration=calibration,
+        validation=validation,
+        test=proof.scores,
+        checks=proof.checks,
+        variants=variants,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _publish(  # noqa: PLR0917 - the last step needs what all before it made
+    recipe: Recipe, job: Job, folder: RunFolder, dataset: Dataset, metrics: Metrics, began_s: float
+) -> RunSummary:
+    version, path, refusal = None, None, None
+    try:
+        bundle = publish(
+            job.repository,
+            recipe=recipe,
+            folder=folder,
+            metrics=metrics,
+            test=dataset.test,
+            labels=dataset.labels,
+        )
+        version, path = bundle.version, str(bundle.folder)
+    except GateRefused as refused:
+        refusal = str(refused)
+    return RunSummary(
+        model=job.model,
+        version=version,
+        path=path,
+        verdict="published" if refusal is None else "refused",
+        metrics=metrics.headline(),
+        seconds=round(time.perf_counter() - began_s, 1),
+        refusal=refusal,
+    )
