@@ -4,12 +4,15 @@ Knows no command. Every option of a command is a field of a pydantic-settings cl
 line first, then from the environment (LENSERVE_...), then from the TOML file of --config.
 """
 
+import difflib
 import os
+import re
 import sys
 import tomllib
 from abc import abstractmethod
 from argparse import Action, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ FAILED = 1
 WRONG_USAGE = 2
 
 ENV_PREFIX = "LENSERVE_"
+
+_NEAR = 0.7  # of difflib's ratio: closer, and somebody mistyped it
 
 # stdout belongs to results; progress, logs and errors go here.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -84,11 +89,15 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
         if rest and rest[0] in command:
             name, command = f"{name} {rest[0]}", command[rest.pop(0)]
             continue
-        _print_commands(name, summary, command)
         if rest[:1] in (["-h"], ["--help"]):
+            _print_commands(Console(highlight=False, soft_wrap=True), name, summary, command)
             return DONE
+        if rest == ["--version"]:
+            print_line(f"{name} {_version()}")
+            return DONE
+        _print_commands(stderr, name, summary, command)
         problem = f"there is no command {rest[0]!r}" if rest else "a command is missing"
-        stderr.print(f"{name}: {problem}", markup=False)
+        stderr.print(f"{name}: {problem}{_meant(rest[0], command) if rest else ''}", markup=False)
         return WRONG_USAGE
     return _run_command(name, command, rest)
 
@@ -107,7 +116,7 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
             stderr.print(f"{name}: {_describe(problem)}", markup=False)
         return WRONG_USAGE
     except (UsageError, SettingsError) as error:
-        stderr.print(f"{name}: {str(error).removeprefix('error parsing CLI: ')}", markup=False)
+        stderr.print(f"{name}: {_describe_usage(str(error), command)}", markup=False)
         return WRONG_USAGE
     except LenserveError as error:
         stderr.print(f"{name}: {error}", markup=False)
@@ -119,6 +128,30 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
         return 128 + 2
 
 
+def _version() -> str:
+    """Of the installed package; its one place is pyproject.toml."""
+    try:
+        return metadata.version("lenserve")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """A question with the nearest known word; nothing where none is near."""
+    names = {each.strip("-"): each for each in known}
+    near = difflib.get_close_matches(word.strip("-"), list(names), n=1, cutoff=_NEAR)
+    return f": did you mean {names[near[0]]}?" if near else ""
+
+
+def _describe_usage(message: str, command: type[Command]) -> str:
+    message = message.removeprefix("error parsing CLI: ")
+    unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+    if unknown is None:
+        return message.replace("unrecognized arguments:", "unexpected argument")
+    names = ((field.alias or name).replace("_", "-") for name, field in command.model_fields.items())
+    return f"unknown option {unknown[1]}{_meant(unknown[1], [f'--{name}' for name in names])}"
+
+
 def _describe(problem: Mapping[str, Any]) -> str:
     if not problem["loc"]:  # of the options together; their values would flood the line
         return str(problem["msg"])
@@ -126,20 +159,20 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{option} is required (or {ENV_PREFIX}{str(problem['loc'][0]).upper()})"
     if problem["type"] == "extra_forbidden":
-        return f"{option} is no option of this command"
+        return f"unknown option {option}"
     return f"{option}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _print_commands(name: str, summary: str, commands: Commands) -> None:
+def _print_commands(console: Console, name: str, summary: str, commands: Commands) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2))
     for command_name, command in commands.items():
         described = (
             " | ".join(command) if isinstance(command, Mapping) else (command.__doc__ or "").splitlines()[0]
         )
         table.add_row(command_name, escape(described))
-    stderr.print(f"usage: {name} COMMAND [OPTIONS]\n\n{summary}\n", markup=False)
-    stderr.print(table)
-    stderr.print(f"\n`{name} COMMAND --help` lists the options of a command.\n", markup=False)
+    console.print(f"usage: {name} COMMAND [OPTIONS]\n\n{summary}\n", markup=False)
+    console.print(table)
+    console.print(f"\n`{name} COMMAND --help` lists the options of a command.\n", markup=False)
 
 
 class _Help(RawDescriptionHelpFormatter):

@@ -216,7 +216,7 @@ def test_an_unknown_option_and_an_unknown_key_are_exit_2(lenserve: Run, tmp_path
 
     assert (option.returncode, key.returncode) == (2, 2)
     assert "--colour" in option.stderr
-    assert key.stderr == "lenserve serve: --colour is no option of this command\n"
+    assert key.stderr == "lenserve serve: unknown option --colour\n"
     assert "Traceback" not in option.stderr + key.stderr
 
 

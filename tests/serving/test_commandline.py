@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -156,9 +157,9 @@ def test_other_variables_of_ours_are_not_in_the_way(
     ("argv", "said"),
     [
         (["greet"], "program greet: --name is required (or LENSERVE_NAME)"),
-        (["greet", "--name", "x", "--colour", "red"], "program greet: unrecognized arguments: --colour red"),
-        (["greet", "--name", "x", "stray"], "program greet: unrecognized arguments: stray"),
-        (["greet", "--nam", "x"], "program greet: unrecognized arguments: --nam x"),
+        (["greet", "--name", "x", "--colour", "red"], "program greet: unknown option --colour"),
+        (["greet", "--name", "x", "stray"], "program greet: unexpected argument stray"),
+        (["greet", "--nam", "x"], "program greet: unknown option --nam: did you mean --name?"),
         (["greet", "--name"], "program greet: argument --name: expected one argument"),
         (["more", "greet"], "program more greet: --name is required (or LENSERVE_NAME)"),
         (
@@ -192,7 +193,7 @@ def test_a_wrong_variable_is_wrong_usage(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('name = "x"\ncolour = "red"\n', "--colour is no option of this command"),
+        ('name = "x"\ncolour = "red"\n', "unknown option --colour"),
         ('name = "x"\nmax_count = 10\n', "--max-count: Input should be less than or equal to 9 (got 10)"),
         ("name = \n", "is not TOML"),
         ("name = 'x'\nname = 'y'\n", "is not TOML"),
@@ -229,9 +230,9 @@ def test_several_mistakes_are_several_lines(capsys: pytest.CaptureFixture[str]) 
     ("argv", "said"),
     [
         ([], "program: a command is missing"),
-        (["gret"], "program: there is no command 'gret'"),
+        (["gret"], "program: there is no command 'gret': did you mean greet?"),
         (["more"], "program more: a command is missing"),
-        (["more", "gret"], "program more: there is no command 'gret'"),
+        (["more", "gret"], "program more: there is no command 'gret': did you mean greet?"),
         (["--loud"], "program: there is no command '--loud'"),
     ],
 )
@@ -254,9 +255,17 @@ def test_no_command_shows_the_commands(
 def test_help_on_commands_is_no_failure(
     group: list[str], option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 0 and the list of commands."""
+    """Exit code 0 and the list of commands, on stdout."""
     assert run(*group, option) == DONE
-    assert "Greet [somebody] politely." in capsys.readouterr().err
+    output, errors = capsys.readouterr()
+    assert "Greet [somebody] politely." in output
+    assert errors == ""
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stdout."""
+    assert run("--version") == DONE
+    assert capsys.readouterr().out == f"program {metadata.version('lenserve')}\n"
 
 
 def test_help_on_one_command_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
