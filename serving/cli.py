@@ -99,7 +99,7 @@ class ListModels(Command):
     def run(self) -> int:
         """List; 1 if a version cannot be trusted."""
         if not self.repository.is_dir():
-            raise UsageError(f"the repository {self.repository} is no folder")
+            raise UsageError(f"the repository {self.repository} is not a directory")
         rows = list(_rows(Repository(self.repository)))
         if self.as_json:
             print_line(json.dumps({"models": rows}))
@@ -149,7 +149,7 @@ def _as_json(file: Path, result: object) -> dict[str, object]:
         return {"image": str(file), "model": result.model, "version": result.version, "labels": labels}
     if isinstance(result, ImageFailure):
         return {"image": str(file), "error": {"code": result.code, "message": result.message}}
-    raise TypeError(f"{result!r} is no result. This is a bug.")
+    raise TypeError(f"{result!r} is not a result. This is a bug.")
 
 
 def _as_text(file: Path, result: object) -> str:
@@ -158,7 +158,7 @@ def _as_text(file: Path, result: object) -> str:
     if isinstance(result, ImageFailure):
         return f"{file}\n  {result.code}: {result.message}"
     if not isinstance(result, Prediction):
-        raise TypeError(f"{result!r} is no result. This is a bug.")
+        raise TypeError(f"{result!r} is not a result. This is a bug.")
     width = max(len(label.label) for label in result.labels)
     lines = [
         f"  {label.label:<{width}}  {label.probability:7.2%}  {'█' * round(label.probability * _BAR_WIDTH)}"

@@ -84,7 +84,7 @@ async def run_server(
         AddressUnavailable: a port is taken.
     """
     if not settings.repository.is_dir():
-        raise UsageError(f"the repository {settings.repository} is no folder")
+        raise UsageError(f"the repository {settings.repository} is not a directory")
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics()
     metrics.device.labels(device.name, device.provider).set(1)

@@ -13,7 +13,7 @@ LenserveError                    (serving.errors)
         CheckpointError              a checkpoint does not belong to this run, or cannot be read
         OutOfMemory                  the memory of the GPU, or of the machine, is full
         RecordingFailed              a step does what a CUDA graph cannot hold
-        Diverged                     the loss is no longer a number
+        Diverged                     the loss became NaN or infinite
         ProcessLost                  another process of the same run is gone
         ExportError                  the network did not become a sound ONNX file
         GateRefused                  the version is not good enough to be published
@@ -64,7 +64,7 @@ class RecordingFailed(TrainingError):
 
 
 class Diverged(TrainingError):
-    """The loss is no longer a number."""
+    """The loss became NaN or infinite."""
 
 
 class ProcessLost(TrainingError):

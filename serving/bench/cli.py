@@ -45,7 +45,7 @@ class Bench(Command):
         from serving.bench.run import run_plan
 
         if self.picture and not self.picture.parent.is_dir():  # before minutes of measuring
-            raise UsageError(f"--picture {self.picture}: there is no folder {self.picture.parent}")
+            raise UsageError(f"--picture {self.picture}: there is not a directory {self.picture.parent}")
         p99_s = self.p99_ms / 1000 if self.p99_ms else None
         report = run_plan(self._plan(), stderr)
         answered = any(point.requests_per_s for point in report.points)

@@ -34,7 +34,7 @@ def read_metrics(url: str) -> dict[Sample, float]:
         UsageError: it cannot be read.
     """
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--metrics-url {url} is no http address, such as http://127.0.0.1:8002/metrics")
+        raise UsageError(f"--metrics-url {url} is not an http address, such as http://127.0.0.1:8002/metrics")
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - checked above
             families = list(text_string_to_metric_families(response.read().decode()))

@@ -122,11 +122,12 @@ class Repository:
                 leaves no trace.
 
         Raises:
-            BundleError: the name is no model name.
+            BundleError: the name is not a valid model name.
         """
         if not NAME_PATTERN.fullmatch(model):
             raise BundleError(
-                f"{model!r} is no model name: 1..128 letters, digits, '.', '_' and '-', no sign first"
+                f"{model!r} is not a valid model name: use 1 to 128 letters, digits, '.', '_' and '-', "
+                "a letter or digit first"
             )
         model_folder = self._model_folder(model)
         model_folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ class Repository:
             UnknownModel: there is no such version.
         """
         if not NAME_PATTERN.fullmatch(alias) or alias.isdigit():
-            raise BundleError(f"{alias!r} is no alias: a name like a model's, but not a number")
+            raise BundleError(f"{alias!r} is not a valid alias: a name like a model's, but not a number")
         if version not in self.versions(model):
             raise UnknownModel(f"the repository has no version {version} of model {model!r}")
         folder = self._model_folder(model)
@@ -179,7 +180,7 @@ class Repository:
 
     def _model_folder(self, model: str) -> Path:
         if not NAME_PATTERN.fullmatch(model):
-            raise UnknownModel(f"{model!r} is no model name")
+            raise UnknownModel(f"{model!r} is not a valid model name")
         return self.root / model
 
 

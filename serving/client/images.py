@@ -38,7 +38,7 @@ def encode_image(image: ClientImage) -> pb.Image:
     if isinstance(image, np.ndarray):
         return _encode_pixels(image)
     raise InvalidRequest(
-        f"{type(image).__name__} is no image: expected bytes, a path, an array or a PIL image"
+        f"{type(image).__name__} is not an image: expected bytes, a path, an array or a PIL image"
     )
 
 

@@ -209,7 +209,7 @@ def _open(model_file: Path, device: Device, threads: int, plan: Plan) -> Any:  #
     inputs = {tensor.name: tensor.type for tensor in session.get_inputs()}
     outputs = {tensor.name: tensor.type for tensor in session.get_outputs()}
     if inputs != {"image": "tensor(uint8)"} or not _OUTPUTS.items() <= outputs.items():
-        raise BundleError(f"{model_file} maps {inputs} to {outputs}: no graph of this project")
+        raise BundleError(f"{model_file} maps {inputs} to {outputs}: not a graph of this project")
     return session
 
 

@@ -228,7 +228,7 @@ class Models:
         async with self._refreshing:
             names = await asyncio.to_thread(self._repository.models)
             if not await asyncio.to_thread(self._repository.root.is_dir):
-                raise FileNotFoundError(f"the repository {self._repository.root} is no folder")
+                raise FileNotFoundError(f"the repository {self._repository.root} is not a directory")
             for name in names:
                 if name not in self._put_away:
                     await self._refresh_or_keep(name)

@@ -152,7 +152,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param(
             ["serve", "--repository", "none"],
             {},
-            "lenserve serve: the repository none is no folder",
+            "lenserve serve: the repository none is not a directory",
             id="repository",
         ),
         pytest.param(
@@ -188,7 +188,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param(
             ["models", "list", "--repository", "none"],
             {},
-            "lenserve models list: the repository none is no folder",
+            "lenserve models list: the repository none is not a directory",
             id="list",
         ),
     ],

@@ -52,7 +52,7 @@ class TestStart:
 
     async def test_a_repository_that_is_not_there_is_refused_by_name(self, tmp_path: Path) -> None:
         """A mistyped folder is no empty repository."""
-        with pytest.raises(UsageError, match=f"the repository {tmp_path / 'nowhere'} is no folder"):
+        with pytest.raises(UsageError, match=f"the repository {tmp_path / 'nowhere'} is not a directory"):
             async with run_server(_settings(tmp_path / "nowhere")):
                 pytest.fail("it serves nothing")
 

@@ -29,7 +29,7 @@ class DataReport(Strict):
         description="split -> label -> images that are used; of a set that only judges, its labels alone"
     )
     undecodable: Mapping[str, str] = Field(description="file -> why; left out")
-    ignored_files: int = Field(description="files that are no images by their name")
+    ignored_files: int = Field(description="files whose names are not of a supported image type")
     repeated: Mapping[str, int] = Field(description="split -> images equal to an earlier one in it; kept")
     removed: Mapping[str, tuple[str, ...]] = Field(
         description="split -> images taken out because a later split holds them too"
@@ -51,7 +51,9 @@ class DataReport(Strict):
                 f"{len(self.undecodable)} undecodable files left out: {_listed(list(self.undecodable))}"
             )
         if self.ignored_files:
-            lines.append(f"{self.ignored_files} files are no images by their name and were ignored")
+            lines.append(
+                f"{self.ignored_files} files were ignored: their names are not of a supported image type"
+            )
         lines += [
             f"{len(names)} images taken out of {split}, since a later split holds them too: {_listed(names)}"
             for split, names in self.removed.items()

@@ -15,13 +15,13 @@ def groups_of(names: Sequence[str], pattern: str) -> list[str]:
     An image whose name has no match is a group of its own.
 
     Raises:
-        RecipeError: the pattern is no regular expression.
+        RecipeError: the pattern is not a regular expression.
         DataError: it matches nothing at all, so it is not the pattern of these names.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise RecipeError(f"data.group_pattern {pattern!r} is no regular expression: {error}") from error
+        raise RecipeError(f"data.group_pattern {pattern!r} is not a regular expression: {error}") from error
     matches = [compiled.search(name) for name in names]
     if names and not any(matches):
         raise DataError(

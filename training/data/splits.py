@@ -40,7 +40,7 @@ class Collected:
     validation: Split | None = None
     test: Split | None = None
     undecodable: Mapping[str, str] = field(default_factory=dict)  # name -> why
-    ignored: tuple[str, ...] = ()  # files that are no images by their name
+    ignored: tuple[str, ...] = ()  # files whose names are not of a supported image type
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def divide(
 
     Raises:
         DataError: a class has too few images to be in every split.
-        RecipeError: the pattern is no regular expression.
+        RecipeError: the pattern is not a regular expression.
     """
     if collected.test is None:
         train, test = _split_off(collected, test_fraction, seed, "test", group_pattern)

@@ -64,7 +64,7 @@ def choose(asked: str, process: int = 0, kernels: Kernels | None = None) -> Devi
     if asked == "cpu":
         return _cpu("asked for")
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", asked)):
-        raise UsageError(f"--device {asked!r} is none of auto, cpu, cuda, cuda:N")
+        raise UsageError(f"invalid --device {asked!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     # Where each process sees a GPU of its own alone, its number is 0 in all of them.
     index = int(match[1]) if match[1] else process % max(1, count)

@@ -47,7 +47,7 @@ def evaluate_bundle(
         cache: folder of decoded images; none: decoded anew, in memory.
 
     Raises:
-        UsageError: this is no bundle's folder, or a source must be named.
+        UsageError: this is not a bundle's folder, or a source must be named.
         BundleError: the bundle is not as published.
         DataError: the data are missing, or have labels that the bundle does not know.
     """
@@ -77,7 +77,7 @@ def _read(bundle_dir: Path) -> Bundle:
     folder = bundle_dir.resolve()
     if not folder.name.isdigit():
         raise UsageError(
-            f"{bundle_dir} is no bundle's folder: it is not named <repository>/<model>/<version>"
+            f"{bundle_dir} is not a bundle: its folder is not named <repository>/<model>/<version>"
         )
     return Repository(folder.parent.parent).read(folder.parent.name, int(folder.name))
 

@@ -99,7 +99,9 @@ def judge(rates: Sequence[float], losses: Sequence[float]) -> Sweep:
     """
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < _FEWEST_STEPS:
-        raise Diverged(f"the loss is no number after {finite} steps, at a rate of {rates[finite - 1]:.2g}")
+        raise Diverged(
+            f"the loss became NaN or infinite after {finite} steps, at a rate of {rates[finite - 1]:.2g}"
+        )
     smoothed, average = [], 0.0
     for step, loss in enumerate(losses[:finite], start=1):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss

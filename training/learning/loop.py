@@ -76,7 +76,7 @@ def train(
     Raises:
         CheckpointError: the checkpoint is damaged, or of another run.
         RecordingFailed: a step does what a CUDA graph cannot hold.
-        Diverged: the loss is no longer a number.
+        Diverged: the loss became NaN or infinite.
         OutOfMemory: of the GPU, or of the machine.
         Interrupted: somebody asked the job to stop; the checkpoint is written.
         ProcessLost: another process of the group is gone.

@@ -48,7 +48,8 @@ def _fetch(network: str) -> Path:
         best.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"torchvision's weights {best.url} cannot be had ({error}): name a file by network.weights"
+            f"torchvision's weights {best.url} could not be downloaded ({error}): "
+            "name a file by network.weights"
         ) from error
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(best.url).name
 

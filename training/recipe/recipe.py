@@ -188,7 +188,7 @@ def _apply(override: str, values: dict[str, Any]) -> None:
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
-            raise RecipeError(f"there is no key {key.strip()!r}: {section!r} is no section")
+            raise RecipeError(f"there is no key {key.strip()!r}: {section!r} is not a section")
     target[last] = _parse_value(text.strip())
 
 

@@ -100,7 +100,9 @@ class NetworkRecipe(Strict):
     @model_validator(mode="after")
     def _only_backbones_are_pretrained(self) -> Self:
         if self.name not in BACKBONES and (self.weights, self.train_from) != ("random", "all"):
-            raise ValueError(f"network.weights and network.train_from are of backbones, {self.name} is none")
+            raise ValueError(
+                f"network.weights and network.train_from are for backbones, and {self.name} is not one"
+            )
         return self
 
     @model_validator(mode="after")

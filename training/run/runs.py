@@ -90,7 +90,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
 
 def _refuse_foreign(folder: RunFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
-        raise RunFolderTaken(f"{folder.path} is no folder")
+        raise RunFolderTaken(f"{folder.path} is not a directory")
     if not folder.path.is_dir() or folder.recipe.exists():
         return
     # Hidden files may be what a killed run had begun to write.

@@ -145,7 +145,7 @@ class Regions:
         match = _KEY.fullmatch(key)
         if match is None or match[1] in (".", ".."):
             raise InvalidRequest(
-                f"{key!r} is no key of shared memory, expected a name with at most one slash before"
+                f"{key!r} is not a shared memory key: expected a name with at most one slash before"
             )
         if self._pattern is None or not self._pattern.fullmatch(match[1]):
             raise InvalidRequest(f"shared memory key {key!r} is not one that the server allows")
@@ -182,7 +182,7 @@ def _open(file: Path) -> int:
 def _check_object(descriptor: int, key: str, offset: int, byte_size: int) -> None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise InvalidRequest(f"{key!r} is no shared memory object")
+        raise InvalidRequest(f"{key!r} is not a shared memory object")
     if offset + byte_size > status.st_size:
         raise InvalidRequest(
             f"a region of {byte_size} bytes from byte {offset} was asked for, but shared memory {key!r} "

@@ -206,7 +206,7 @@ def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferRespons
 def _revision(text: str) -> Revision:
     if text.isascii() and text.isdigit():
         if len(text) > 18:  # noqa: PLR2004 - what fits into 64 bits
-            raise InvalidTensor(f"version {text[:32]} is no version number")
+            raise InvalidTensor(f"version {text[:32]} is not a version number")
         return int(text)
     return text or None
 

@@ -110,7 +110,7 @@ def _deadline_s(headers: RawHeaders) -> float:
     if timeout is None:
         return math.inf
     if not timeout.isdigit() or len(timeout) > _MAX_TIMEOUT_DIGITS:
-        raise _invalid(f"connect-timeout-ms {timeout.decode('ascii', 'replace')!r} is none")
+        raise _invalid(f"invalid connect-timeout-ms {timeout.decode('ascii', 'replace')!r}")
     return time.monotonic() + int(timeout) / 1000
 
 

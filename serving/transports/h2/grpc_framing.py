@@ -147,7 +147,9 @@ def encoding_of(headers: RawHeaders) -> bytes:
     if encoding != _IDENTITY and encoding not in _WINDOW_BITS:
         text = encoding.decode("ascii", "replace")
         raise Failure(
-            Status(Code.UNIMPLEMENTED, "UNKNOWN_ENCODING", f"grpc-encoding {text!r} is none of gzip, deflate")
+            Status(
+                Code.UNIMPLEMENTED, "UNKNOWN_ENCODING", f"unknown grpc-encoding {text!r}: use gzip or deflate"
+            )
         )
     return encoding
 
@@ -184,7 +186,7 @@ def parse_timeout_s(timeout: bytes) -> float:
     """Seconds of a grpc-timeout, such as 100m. At most eight digits and a unit."""
     digits, unit_s = timeout[:-1], _UNITS_S.get(timeout[-1:])
     if unit_s is None or not digits.isdigit() or len(digits) > _MAX_TIMEOUT_DIGITS:
-        raise malformed(f"grpc-timeout {timeout.decode('ascii', 'replace')!r} is none")
+        raise malformed(f"invalid grpc-timeout {timeout.decode('ascii', 'replace')!r}")
     return int(digits) * unit_s
 
 

@@ -92,6 +92,6 @@ def _decoded(receive: Receive) -> Receive:
         try:
             return {**event, "body": base64.b64decode(text[:whole], validate=True)}
         except binascii.Error as error:
-            raise malformed("the request is no base64") from error
+            raise malformed("the request is not valid base64") from error
 
     return receive_decoded

@@ -129,15 +129,15 @@ def test_reading_what_is_not_there_is_an_unknown_model(
 
 @pytest.mark.parametrize("model", ["", ".", "..", "../animals", "animals/1", "a\0b", "a\n", "/etc"])
 def test_names_never_leave_the_repository(model: str, repository: Repository, publish: Publish) -> None:
-    """A name that is no model name reaches no path: not for reading, not for writing."""
+    """A name that is not a valid model name reaches no path: not for reading, not for writing."""
     publish()
-    with pytest.raises(UnknownModel, match="is no model name"):
+    with pytest.raises(UnknownModel, match="is not a valid model name"):
         repository.read(model, 1)
-    with pytest.raises(UnknownModel, match="is no model name"):
+    with pytest.raises(UnknownModel, match="is not a valid model name"):
         repository.versions(model)
-    with pytest.raises(UnknownModel, match="is no model name"):
+    with pytest.raises(UnknownModel, match="is not a valid model name"):
         repository.aliases(model)
-    with pytest.raises(BundleError, match="is no model name"):
+    with pytest.raises(BundleError, match="is not a valid model name"):
         publish(model)
 
 
@@ -422,7 +422,7 @@ def test_an_alias_needs_its_version(repository: Repository, publish: Publish) ->
 def test_an_alias_is_a_name_and_no_number(alias: str, repository: Repository, publish: Publish) -> None:
     """MODEL@2 is a version: an alias that could be taken for one is refused."""
     publish()
-    with pytest.raises(BundleError, match="is no alias"):
+    with pytest.raises(BundleError, match="is not a valid alias"):
         repository.set_alias("animals", alias, 1)
     assert repository.aliases("animals") == {}
 

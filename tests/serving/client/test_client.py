@@ -170,7 +170,7 @@ async def test_a_pil_image_without_a_meaning_is_refused(client: AsyncClient, mod
 @pytest.mark.parametrize(
     ("image", "kind", "message"),
     [
-        pytest.param(None, InvalidRequest, "NoneType is no image: expected bytes, a path", id="none"),
+        pytest.param(None, InvalidRequest, "NoneType is not an image: expected bytes, a path", id="none"),
         pytest.param(np.zeros((2, 2)), InvalidPixels, r"pixels are float64 \[2, 2\]", id="float"),
         pytest.param(np.zeros(4, np.uint8), InvalidPixels, r"pixels are uint8 \[4\], expected", id="flat"),
         pytest.param("/nowhere/x.png", UndecodableImage, "x.png cannot be read: No such file", id="missing"),

@@ -154,7 +154,7 @@ async def test_an_error_of_the_source_comes_after_the_results_before_it(
 @both
 async def test_what_is_no_image_at_all_is_an_error(server: Any, kind: type[Client | AsyncClient]) -> None:
     """A mistake of the caller, as in classify_all."""
-    with pytest.raises(InvalidRequest, match="NoneType is no image"):
+    with pytest.raises(InvalidRequest, match="NoneType is not an image"):
         await _stream(kind, _address(server), [_plain("red"), None])
 
 

@@ -174,7 +174,7 @@ class TestOnnxEngine:
     def test_a_graph_that_takes_something_else_is_refused(self, publish: Publish) -> None:
         """float32 images are another contract: what came is told."""
         file = _changed(publish(), lambda graph: _set_input_type(graph, TensorProto.FLOAT))
-        with pytest.raises(BundleError, match=r"'image': 'tensor\(float\)'.*no graph of this project"):
+        with pytest.raises(BundleError, match=r"'image': 'tensor\(float\)'.*not a graph of this project"):
             _load(file)
 
     def test_a_graph_with_another_input_name_is_refused(self, publish: Publish) -> None:
@@ -183,14 +183,14 @@ class TestOnnxEngine:
         def rename(graph: onnx.GraphProto) -> None:
             graph.input[0].name = graph.node[0].input[0] = "x"
 
-        with pytest.raises(BundleError, match=r"'x': 'tensor\(uint8\)'.*no graph of this project"):
+        with pytest.raises(BundleError, match=r"'x': 'tensor\(uint8\)'.*not a graph of this project"):
             _load(_changed(publish(), rename))
 
     def test_a_graph_without_an_embedding_is_refused(self, publish: Publish) -> None:
         """Both outputs belong to the contract."""
         file = _changed(publish(), lambda graph: graph.output.pop(1))
         with pytest.raises(
-            BundleError, match=r"{'probabilities': 'tensor\(float\)'}: no graph of this project"
+            BundleError, match=r"{'probabilities': 'tensor\(float\)'}: not a graph of this project"
         ):
             _load(file)
 
@@ -203,7 +203,7 @@ class TestOnnxEngine:
             next(node for node in graph.node if name in node.output).output[:] = [f"{name}_32"]
             graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
 
-        with pytest.raises(BundleError, match=r"tensor\(double\).*no graph of this project"):
+        with pytest.raises(BundleError, match=r"tensor\(double\).*not a graph of this project"):
             _load(_changed(publish(), widen))
 
     def test_a_failing_run_is_an_engine_error_with_the_number_of_images(self, publish: Publish) -> None:

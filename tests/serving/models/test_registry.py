@@ -659,7 +659,7 @@ class TestRepositoryChanges:
         async with open_models(poll_interval_s=0.001) as models:
             repository.root.rename(away)
             await log_events.wait_for("repository_unreadable")
-            with pytest.raises(FileNotFoundError, match="is no folder"):
+            with pytest.raises(FileNotFoundError, match="is not a directory"):
                 await models.refresh()
             assert models.ready
             for revision, number in ((None, 2), ("canary", 1)):

@@ -31,7 +31,7 @@ def test_losses_that_are_no_numbers_end_the_curve() -> None:
     rates = [10 ** (-5 + step / 20) for step in range(30)]
     sweep = judge(rates, [2.0 - 0.05 * step for step in range(20)] + [math.nan] * 10)
     assert len(sweep.losses) == len(sweep.rates) == 20
-    with pytest.raises(Diverged, match=r"no number after 3 steps, at a rate of 1\.3e-05"):
+    with pytest.raises(Diverged, match=r"NaN or infinite after 3 steps, at a rate of 1\.3e-05"):
         judge(rates, [1.0, 1.0, 1.0, math.inf])
 
 

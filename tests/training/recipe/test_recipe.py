@@ -34,10 +34,10 @@ def test_shipped_recipes_all_resolve() -> None:
             "data.source: input should be 'digits', 'mnist', 'fashion-mnist', 'cifar10', ",
         ),
         ("network.name=lenet", "there is no network 'lenet', the nearest names are lenet5, "),
-        ("network.train_from=head", "network.train_from are of backbones, lenet5 is none"),
+        ("network.train_from=head", "network.train_from are for backbones, and lenet5 is not one"),
         ("network.residual=true", "network.residual is of alexnet, not of lenet5"),
         ("head.kind=rbf-svm", "head.kind is for method few-shot, this is train"),
-        ("summary.more.less=1", "'summary' is no section"),
+        ("summary.more.less=1", "'summary' is not a section"),
         ("training.epochs", "is not of the form section.key=value"),
     ],
 )

@@ -78,7 +78,7 @@ def test_evaluating_on_data_with_unknown_labels_is_refused(digits_bundle: Bundle
 
 def test_evaluating_another_folder_is_wrong_usage(tmp_path: Path) -> None:
     """A path that is no version's folder is the command line's fault."""
-    with pytest.raises(UsageError, match="is no bundle's folder"):
+    with pytest.raises(UsageError, match="is not a bundle"):
         evaluate_bundle(tmp_path, None, None)
 
 

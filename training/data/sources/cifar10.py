@@ -77,7 +77,7 @@ def _read_binary(path: Path) -> _Batch:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not len(content) or len(content) % (1 + _IMAGE_BYTES):
-        raise DataError(f"{path} holds {len(content)} bytes, which is no multiple of {1 + _IMAGE_BYTES}")
+        raise DataError(f"{path} holds {len(content)} bytes, which is not a multiple of {1 + _IMAGE_BYTES}")
     rows = content.reshape(-1, 1 + _IMAGE_BYTES)
     return rows[:, 1:], _checked(rows[:, 0], path)
 
@@ -90,7 +90,7 @@ def _read_pickled(path: Path) -> _Batch:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path} is no batch of CIFAR-10: {error}") from error
+        raise DataError(f"{path} is not a CIFAR-10 batch: {error}") from error
     if rows.shape != (len(labels), _IMAGE_BYTES):
         raise DataError(f"{path} holds an array {rows.shape} for {len(labels)} labels")
     return rows, _checked(labels, path)

@@ -72,7 +72,7 @@ def collect(
 
 def _split_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
-        raise DataError(f"the data root {root} is no folder")
+        raise DataError(f"the data root {root} is not a directory")
     found = {_SPLITS[name]: root / name for name in _SPLITS if (root / name).is_dir()}
     if not found:
         return {"train": root}

@@ -25,7 +25,7 @@ def collect(
         DataError: there is no such folder, or no picture in it is named by its synset.
     """
     if not root.is_dir():
-        raise DataError(f"the data root {root} is no folder")
+        raise DataError(f"the data root {root} is not a directory")
     index = {synset: number for number, synset in enumerate(synsets())}
     items, ignored = [], []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):

@@ -102,7 +102,7 @@ def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
     header = 4 + 4 * axes
     if len(content) < header or content[:4] != bytes((0, 0, _UNSIGNED_BYTES, axes)):
         raise DataError(
-            f"{path} is no idx file of unsigned bytes with {axes} axes: it begins {content[:4].hex()!r}"
+            f"{path} is not an idx file of unsigned bytes with {axes} axes: it begins {content[:4].hex()!r}"
         )
     shape = struct.unpack(f">{axes}I", content[4:header])
     expected = int(np.prod(shape, dtype=np.int64))

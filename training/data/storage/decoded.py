@@ -79,7 +79,7 @@ def decode_files(
     if streamed and cache is None:
         raise DataError(
             f"{len(paths)} decoded images need {needed_bytes / GIB:.2f} GiB, more than may be in memory, and "
-            "there is no folder to stream them from: name one by --cache"
+            "there is not a directory to stream them from: name one by --cache"
         )
     if cache is None or not paths:
         return _in_memory(paths, geometry, watch)

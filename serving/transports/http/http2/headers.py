@@ -166,7 +166,7 @@ def _head(fields: Fields) -> Head:
 
 def _check(name: bytes, value: bytes) -> None:
     if not name or not _NO_NAME.isdisjoint(name) or b":" in name[1:]:
-        raise _malformed(f"{name!r} is no name of a field")
+        raise _malformed(f"{name!r} is not a valid field name")
     if any(each in value for each in _NO_VALUE):
         raise _malformed(f"the value of {name!r} has a letter that it may not have")
     if name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
@@ -179,7 +179,7 @@ def _content_length(fields: Fields) -> int | None:
         return None
     value = told.pop()
     if told or not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS:
-        raise _malformed("content-length is no number, or two")
+        raise _malformed("content-length is not a number, or is given twice")
     return int(value)
 
 

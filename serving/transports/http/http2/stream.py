@@ -159,7 +159,7 @@ class Stream:
         elif kind == TRAILERS:
             self._end(self._link.headers(write_fields(event["headers"]), self.number, frames.END_STREAM))
         else:
-            raise ValueError(f"{kind!r} is none of HTTP's events")
+            raise ValueError(f"{kind!r} is not an HTTP event")
 
     async def _send_answer(
         self, fields: tuple[tuple[bytes, bytes], ...], body: bytes, trailers: Fields

@@ -127,14 +127,14 @@ async def test_a_region_is_never_larger_than_its_object(
 )
 def test_keys_outside_the_pattern_are_refused(regions: Regions, key: str) -> None:
     """No path leaves /dev/shm, and inside it only what the operator named is opened."""
-    with pytest.raises(InvalidRequest, match=r"is no key of shared memory|is not one that the server allows"):
+    with pytest.raises(InvalidRequest, match=r"is not a shared memory key|is not one that the server allows"):
         regions.register("r", key, 0, 1)
 
 
 def test_a_pattern_of_everything_opens_no_path() -> None:
     """The shape of a key is checked before the pattern."""
     for key in ("../etc/passwd", "/..", "..", "a/../b", "lenserve/../../etc/passwd"):
-        with pytest.raises(InvalidRequest, match="is no key of shared memory"):
+        with pytest.raises(InvalidRequest, match="is not a shared memory key"):
             Regions(".*").register("r", key, 0, 1)
 
 
@@ -147,7 +147,7 @@ def test_links_pipes_folders_and_nothing_are_refused(regions: Regions, tmp_path:
         os.mkfifo(made[1])
         made[2].mkdir()
         for name in ("link", "pipe", "folder", "nothing"):
-            with pytest.raises(InvalidRequest, match=r"cannot be opened|is no shared memory object"):
+            with pytest.raises(InvalidRequest, match=r"cannot be opened|is not a shared memory object"):
                 regions.register("r", f"/{PREFIX}{name}", 0, 1)
     finally:
         made[0].unlink()

@@ -193,7 +193,7 @@ async def test_a_version_number_beyond_64_bits_is_refused(stub: Any) -> None:
 
     assert (refusal.code, refusal.message) == (
         "INVALID_ARGUMENT",
-        f"version {'9' * 32} is no version number",
+        f"version {'9' * 32} is not a version number",
     )
 
 

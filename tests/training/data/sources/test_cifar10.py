@@ -80,9 +80,9 @@ def test_a_pickle_that_asks_for_code_is_refused_and_not_run(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("layout", "name", "content", "said"),
     [
-        ("bin", "data_batch_2.bin", bytes(3074), "holds 3074 bytes, which is no multiple of 3073"),
+        ("bin", "data_batch_2.bin", bytes(3074), "holds 3074 bytes, which is not a multiple of 3073"),
         ("bin", "test_batch.bin", bytes([11]) + bytes(3072), "holds label 11, the highest is 9"),
-        ("py", "data_batch_3", b"no pickle", "is no batch of CIFAR-10"),
+        ("py", "data_batch_3", b"no pickle", "is not a CIFAR-10 batch"),
         ("py", "data_batch_3", pickle.dumps({b"data": [[1]], b"labels": [1]}), "holds an array (1, 1)"),
     ],
 )

@@ -87,7 +87,7 @@ def test_undecodable_files_are_left_out_by_name(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_shape_is_refused(tmp_path: Path) -> None:
     """No folder, one class, or test without train: each says what is missing."""
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a directory"):
         collect(GEOMETRY, tmp_path / "nowhere")
     write_images(tmp_path / "one" / "a", 3, 1)
     with pytest.raises(DataError, match="has 1 class folders, at least 2 are needed"):

@@ -68,8 +68,8 @@ def test_download_with_files_in_place_contacts_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no idx file"),
-        (b"\0\0\x0d\1\0\0\0\1\0", "no idx file of unsigned bytes with 1 axes: it begins '00000d01'"),
+        (b"", "not an idx file"),
+        (b"\0\0\x0d\1\0\0\0\1\0", "not an idx file of unsigned bytes with 1 axes: it begins '00000d01'"),
         (struct.pack(">HBBI", 0, 8, 1, 5) + b"abc", "holds 3 bytes, its shape [5] needs 5"),
     ],
 )
