@@ -14,10 +14,7 @@ from serving.bundle.images import Pixels
 
 Floats = npt.NDArray[np.float32]
 
-
 CUDA_PROVIDER = "CUDAExecutionProvider"
-
-
 CPU_PROVIDER = "CPUExecutionProvider"
 
 

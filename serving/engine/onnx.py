@@ -19,7 +19,6 @@ from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMem
 # A run that takes longer hangs, and must hold up no server that stops.
 _LONGEST_RUN_S = 5.0
 
-
 _OUTPUTS = dict.fromkeys(OUTPUTS, "tensor(float)")
 
 
