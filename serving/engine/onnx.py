@@ -187,9 +187,9 @@ def _run(session: Any, images: Pixels) -> Sequence[Floats]:  # noqa: ANN401 - un
 def best_plan(model_file: Path, device: Device) -> Plan:
     """What makes a network faster on a device. Looks at nothing but its arguments.
 
-    On an H200, ResNet-50 takes in NHWC 0.67 to 0.86 of the time with FP16 and 0.86 to 0.96 with TF32, but
-    1.02 to 1.19 of it in FP32. As a CUDA graph it then takes 0.50, 0.85 and 0.96 of the time at 1, 8 and 64
-    images with FP16 (docs/gpu.md).
+    Tensor cores want NHWC, so it pays with FP16 and TF32; in full FP32 ResNet-50 was slower with it on an
+    H200. As a CUDA graph it then takes 0.50, 0.85 and 0.96 of the time at 1, 8 and 64 images with FP16
+    (docs/gpu.md, "bare as a graph" to "bare").
     """
     if device.kind == "cpu":
         return Plan()

@@ -217,7 +217,7 @@ def _options() -> argparse.Namespace:
 
 
 def _from_caller(path: str) -> Path:
-    """Of where the command was called."""
+    """A path, relative to the folder in which the command was called."""
     return Path(os.environ.get("LENSERVE_GPU_CALLED_IN", "."), path)
 
 

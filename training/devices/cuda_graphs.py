@@ -54,18 +54,15 @@ class GraphedStep:
         if self._plain_steps < _PLAIN_STEPS:
             self._plain_steps += 1
             return self._recorder.run(lambda: self._step(images, targets, batch))
-        if self._replay is None:
-            self._record(images, targets, batch)
-        if self._replay is None:
-            raise AssertionError("the step was just recorded. This is a bug.")
+        replay = self._replay or self._record(images, targets, batch)
         if not self._fits(images, targets, batch):
             return self._step(images, targets, batch)
         self._places[0].copy_(images)
         self._places[1].copy_(targets)
-        self._replay()
+        replay()
         return self._loss.clone()
 
-    def _record(self, images: Tensor, targets: Tensor, batch: int) -> None:
+    def _record(self, images: Tensor, targets: Tensor, batch: int) -> Callable[[], None]:
         self._places = images.clone(), targets.clone(), batch
         try:
             self._loss, self._replay = self._recorder.record(lambda: self._step(*self._places))
@@ -79,6 +76,7 @@ class GraphedStep:
                 f"a training step cannot be recorded as a CUDA graph ({reason}): use the same command with "
                 "--resume and --set training.cuda_graphs=false"
             ) from error
+        return self._replay
 
     def _fits(self, images: Tensor, targets: Tensor, batch: int) -> bool:
         return self._places[2] == batch and all(

@@ -80,8 +80,8 @@ def _groups(network: Network, recipe: TrainingRecipe) -> list[dict[str, Any]]:
 class Descent(Optimizer):
     """Gradient descent with Nesterov momentum, whose rate may lie in a tensor.
 
-    Of torch's forms of SGD only the fused one takes such a rate, and it refuses gradients that lie in another
-    order of memory than their parameters.
+    Muon's base; and in a recorded step it stands in for torch's SGD, most of whose forms would read such a
+    rate back from the GPU.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, rate: float, momentum: float) -> None:
