@@ -146,7 +146,6 @@ class Batcher:
         """Whether a batch waits for company, and what has come does not end that."""
         return (
             self._timer is not None
-            and not self.policy.preferred_sizes
             and sum(waiting.size for waiting in self._queue) < self.policy.max_batch_size
         )
 

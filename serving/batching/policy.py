@@ -14,7 +14,6 @@ class BatchPolicy:
 
     max_batch_size: int
     max_queue_delay_s: float = 0.0  # how long a batch that could grow is held back
-    preferred_sizes: tuple[int, ...] = ()  # a batch of one of these is not
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +54,7 @@ def take_batch(queue: Sequence[Waiting], now_s: float, policy: BatchPolicy) -> D
        are late.
     2. The others are taken in order while they fit; the first that does not fit ends the batch, so that a
        large request is never overtaken for ever. What stands behind it is not looked at.
-    3. A batch that could still grow waits until its oldest request has waited max_queue_delay_s, unless
-       its first requests make up a preferred size: then these go at once.
+    3. A batch that could still grow waits until its oldest request has waited max_queue_delay_s.
     """
     batch: list[Waiting] = []
     late: list[Waiting] = []
@@ -78,17 +76,4 @@ def take_batch(queue: Sequence[Waiting], now_s: float, policy: BatchPolicy) -> D
     wait_s = min(waiting.arrived_s for waiting in batch) + policy.max_queue_delay_s - now_s
     if wait_s <= 0:
         return Decision(batch, late, rest)
-    ready = _preferred_length(batch, policy.preferred_sizes)
-    if ready:
-        return Decision(batch[:ready], late, batch[ready:])
     return Decision([], late, batch, wait_s)
-
-
-def _preferred_length(batch: Sequence[Waiting], preferred_sizes: Sequence[int]) -> int:
-    """How many of the first requests make up the largest preferred size; 0 where none do."""
-    longest = total = 0
-    for length, waiting in enumerate(batch, 1):
-        total += waiting.size
-        if total in preferred_sizes:
-            longest = length
-    return longest

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -34,7 +34,6 @@ ENTRIES = st.lists(st.builds(Entry, SIZES, TIMES_S, DEADLINES_S, st.booleans()),
     lambda entries: sorted(entries, key=lambda entry: entry.arrived_s)
 )
 POLICIES = st.builds(BatchPolicy, st.integers(LARGEST, 2 * LARGEST), TIMES_S.filter(bool) | st.just(0.0))
-PREFERENCES = st.lists(SIZES, unique=True, max_size=3).map(tuple)
 
 Queue = Callable[..., list[Waiting]]
 
@@ -168,26 +167,6 @@ def test_a_batch_that_a_large_request_blocks_does_not_wait(queue: Queue) -> None
     small, large, last = waiting = queue(*[Entry(size, 0, math.inf, gone=False) for size in (1, 8, 1)])
     decision = take_batch(waiting, 0, BatchPolicy(8, 9.0))
     assert decision == Decision([small], [], [large, last])
-
-
-@given(entries=ENTRIES, now_s=NOW_S, policy=POLICIES, preferred=PREFERENCES)
-def test_a_preferred_size_goes_at_once_and_changes_nothing_else(
-    queue: Queue,
-    entries: list[Entry],
-    now_s: float,
-    policy: BatchPolicy,
-    preferred: tuple[int, ...],
-) -> None:
-    """Where others would wait, the first requests go if they make up a preferred size."""
-    waiting = queue(*entries)
-    plain = take_batch(waiting, now_s, policy)
-    decision = take_batch(waiting, now_s, replace(policy, preferred_sizes=preferred))
-    sums = [_total(plain.rest[:length]) for length in range(1, len(plain.rest) + 1)]
-    if plain.batch or set(sums).isdisjoint(preferred):
-        assert decision == plain
-    else:
-        assert _total(decision.batch) == max(set(sums) & set(preferred))
-        assert decision.batch + decision.rest == plain.rest
 
 
 def test_a_deadline_that_is_now_is_late(queue: Queue) -> None:
