@@ -16,7 +16,7 @@ from serving.classify.classifier import Classifier
 from serving.engine.base import Device, batch_buckets
 from serving.engine.devices import find_device
 from serving.engine.remote.client import RemoteEngine
-from serving.engine.tuning import choose_place, load_tuned
+from serving.engine.tuning import load_tuned
 from serving.errors import UsageError
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
@@ -156,7 +156,6 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: P
         policy=BatchPolicy(size, settings.max_queue_delay_s),
         warm_sizes=batch_buckets(device, size) or (1, size),
         metrics=metrics,
-        place=choose_place(device, remote=owner is not None),
         precision=choose_precision(settings.precision, device, read_cpu_flags()),
     )
     return Models(loader, poll_interval_s=settings.poll_interval_s)

@@ -30,7 +30,13 @@ class Output:
 
 
 class Engine(Protocol):
-    """A loaded network."""
+    """A loaded network.
+
+    Attributes:
+        loop_images: the largest batch that may run on the event loop; 0: every batch runs in a thread.
+    """
+
+    loop_images: int
 
     def run(self, images: Pixels) -> Output:
         """Run the network, in a worker thread.

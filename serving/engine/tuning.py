@@ -1,33 +1,31 @@
 """How a network runs best on this machine, measured when it is loaded: on how many threads, and where.
 
-On a CPU two threads burn up to twice the CPU time of one for the same images, so they have to pay. The
-engine's own thread lets requests be read and answered while the network runs, but costs two switches and a
-wake-up of the event loop for every batch: a network that is cheaper than that runs on the event loop.
+On a CPU two threads use up to twice the CPU time of one for the same images, so they must pay off. A run in
+the engine's own thread lets the event loop read and answer requests meanwhile, but costs two thread switches
+and a wake-up of the loop for every batch. A network that is cheaper than that runs on the event loop.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from serving.bundle.images import Pixels
-from serving.engine.base import Device, Engine
+from serving.engine.base import Device
 from serving.engine.onnx import OnnxEngine
 
-# A network that is quicker than this gains nothing from being split over threads.
+# A faster network gains nothing from being split over threads.
 _WORTH_SPLITTING_S = 2e-3
 # Of the ideal: 2 threads have to be 1.6 times as fast as one.
 _PAYING_SPEEDUP = 0.8
 
-# The longest run of one image that pays on the event loop, and the longest run that may hold it up:
+# The longest run of one image for which the event loop pays off, and the longest run that may block it:
 # measured in docs/performance.md.
 _CHEAP_S = 0.25e-3
-_HELD_S = 2e-3
+_MAX_BLOCKED_S = 2e-3
 
 _REPEATS = 5
 _ENOUGH_S = 0.1  # a network that takes longer is measured once
@@ -37,14 +35,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunCost:
-    """What a run takes."""
+    """How long a run takes with one image and with the largest batch."""
 
-    one_s: float  # with one image
+    one_s: float
     largest: int
-    largest_s: float  # with that many
+    largest_s: float
 
     def seconds(self, images: int) -> float:
-        """Of a run with so many images, on the line between the two."""
+        """Duration of a run with so many images, interpolated between the two."""
         if self.largest == 1:
             return self.one_s
         return self.one_s + (self.largest_s - self.one_s) * (images - 1) / (self.largest - 1)
@@ -53,12 +51,15 @@ class RunCost:
 def load_tuned(
     model_file: Path, device: Device, *, threads: int | None, cores: int, max_batch_size: int
 ) -> OnnxEngine:
-    """Load a network on as many threads as are asked for, or else on as many as pay.
+    """Load a network, and measure on how many threads it runs best and up to which batch on the event loop.
+
+    On CUDA nothing is measured: a GPU computes, and the event loop must not wait for it, nor for the capture
+    of another network's graph.
 
     Args:
-        model_file: as in `OnnxEngine.load`.
+        model_file: an ONNX file.
         device: as in `OnnxEngine.load`.
-        threads: None to choose between 1 and all cores.
+        threads: for one run; None chooses between 1 and all cores.
         cores: that this process may use.
         max_batch_size: as in `OnnxEngine.load`.
 
@@ -67,66 +68,42 @@ def load_tuned(
     """
     load = partial(OnnxEngine.load, model_file, device, max_batch_size=max_batch_size)
     engine = load(threads=1 if threads is None else threads)
-    if threads is not None or device.kind != "cpu" or cores == 1:
+    if device.kind != "cpu":
         return engine
-    image = np.zeros((1, *engine.image_shape), np.uint8)
-    one_s = _fastest_s(engine, image)
-    if one_s < _WORTH_SPLITTING_S:
-        return engine
-    split = load(threads=cores)
-    speedup = one_s / _fastest_s(split, image)
-    chosen = split if speedup >= _PAYING_SPEEDUP * cores else engine
-    _log.info(
-        "threads_chosen",
-        extra={"file": str(model_file), "threads": chosen.threads, "speedup": f"{speedup:.2f}"},
-    )
-    return chosen
+    one_s = fastest_run_s(engine, 1)
+    if threads is None and cores > 1 and one_s >= _WORTH_SPLITTING_S:
+        split = load(threads=cores)
+        split_s = fastest_run_s(split, 1)
+        speedup = one_s / split_s
+        if speedup >= _PAYING_SPEEDUP * cores:
+            engine, one_s = split, split_s
+        fields = {"file": str(model_file), "threads": engine.threads, "speedup": f"{speedup:.2f}"}
+        _log.info("threads_chosen", extra=fields)
+    if one_s <= _CHEAP_S:
+        cost = RunCost(one_s, max_batch_size, fastest_run_s(engine, max_batch_size))
+        engine.loop_images = images_on_loop(cost)
+    return engine
 
 
-def measure_cost(engine: Engine, images: Pixels, largest: int) -> RunCost:
-    """Time an engine that is warm.
+def images_on_loop(cost: RunCost) -> int:
+    """The largest batch to run on the event loop; 0: all batches run in a thread."""
+    if cost.one_s > _CHEAP_S:
+        return 0
+    return max(size for size in range(1, cost.largest + 1) if cost.seconds(size) <= _MAX_BLOCKED_S)
 
-    Args:
-        engine: to be timed.
-        images: (N, H, W, C) uint8, any N.
-        largest: number of images of the largest batch.
+
+def fastest_run_s(engine: OnnxEngine, images: int) -> float:
+    """Duration of the fastest of a few runs: slower ones also measure the machine's other work.
 
     Raises:
         EngineError: the network failed.
     """
-    one, many = (np.resize(images, (size, *images.shape[1:])) for size in (1, largest))  # repeating
-    return RunCost(_fastest_s(engine, one), largest, _fastest_s(engine, many))
-
-
-def images_on_loop(cost: RunCost) -> int:
-    """The largest batch to run on the event loop; 0 where none is."""
-    if cost.one_s > _CHEAP_S:
-        return 0
-    return max(size for size in range(1, cost.largest + 1) if cost.seconds(size) <= _HELD_S)
-
-
-def in_thread(_: RunCost) -> int:
-    """For networks that another process or a GPU runs: the event loop must not wait for it."""
-    return 0
-
-
-def choose_place(device: Device, *, remote: bool) -> Callable[[RunCost], int]:
-    """Where batches run, by what a run costs. Looks at nothing but its arguments.
-
-    Args:
-        device: on CUDA, a run also waits while a graph of another network is captured.
-        remote: whether another process runs them.
-    """
-    return images_on_loop if device.kind == "cpu" and not remote else in_thread
-
-
-def _fastest_s(engine: Engine, images: Pixels) -> float:
-    """Of a few runs: the others tell of the machine's other work."""
+    batch = np.zeros((images, *engine.image_shape), np.uint8)  # (B, H, W, C)
     fastest_s = math.inf
     spent_s = 0.0
     for _ in range(_REPEATS):
         started_s = time.perf_counter()
-        engine.run(images)
+        engine.run(batch)
         duration_s = time.perf_counter() - started_s
         fastest_s = min(fastest_s, duration_s)
         spent_s += duration_s

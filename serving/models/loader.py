@@ -14,7 +14,6 @@ from serving.batching.policy import BatchPolicy
 from serving.bundle import Bundle, Precision, Repository
 from serving.engine.base import Engine
 from serving.engine.onnx import close
-from serving.engine.tuning import RunCost, images_on_loop
 from serving.errors import LenserveError
 from serving.metrics.recorder import Metrics, VersionMetrics
 from serving.models.loading import load_version, prove
@@ -42,7 +41,6 @@ class VersionLoader:
         policy: BatchPolicy,
         warm_sizes: tuple[int, ...],
         metrics: Metrics,
-        place: Callable[[RunCost], int] = images_on_loop,
         precision: Precision | None = None,
     ) -> None:
         """Store how.
@@ -53,7 +51,6 @@ class VersionLoader:
             policy: of every queue.
             warm_sizes: batches that are run before any request is.
             metrics: for what each version does.
-            place: of a run's cost, the largest batch that runs on the event loop; 0: all run in a thread.
             precision: the variant to take where a version has it.
         """
         self.repository = repository
@@ -61,7 +58,6 @@ class VersionLoader:
         self._load_engine = load_engine
         self._policy = policy
         self._warm_sizes = warm_sizes
-        self._place = place
         self._precision = precision
         self._failures: dict[tuple[str, int], _Failure] = {}
 
@@ -110,7 +106,7 @@ class VersionLoader:
             loaded.engine.run,
             self._policy,
             partial(_record_run, metrics),
-            loop_images=self._place(loaded.cost),
+            loop_images=loaded.engine.loop_images,
         )
         version = Version(loaded, await stack.enter_async_context(batcher), metrics, stack)
         duration_s = time.monotonic() - started_s

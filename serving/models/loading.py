@@ -1,4 +1,4 @@
-"""From a version's files to an engine that has proved itself: which file, warm-up, golden examples, cost.
+"""From a version's files to an engine that has proved itself: which file, warm-up, golden examples.
 
 A version may carry its network in other precisions beside the exported file. The one that suits the device is
 taken where it loads and keeps its own tolerance; else the exported file is.
@@ -14,7 +14,6 @@ from serving.engine.base import Device, Engine
 from serving.engine.onnx import OnnxEngine, close
 from serving.engine.proof import warm_and_prove
 from serving.engine.sessions import Plan
-from serving.engine.tuning import RunCost, measure_cost
 from serving.errors import BundleError, EngineError, OutOfMemory, ProofFailed
 
 # What makes INT8 pay on a CPU: dot products of bytes, by their names in /proc/cpuinfo.
@@ -30,7 +29,6 @@ class Loaded:
     bundle: Bundle
     engine: Engine
     precision: Precision | None  # None: the exported file, float32
-    cost: RunCost
 
     @property
     def tolerance(self) -> float:
@@ -121,7 +119,7 @@ def _load(
                 engine.simplify(reason)
         else:
             warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
-        return Loaded(bundle, engine, precision, measure_cost(engine, golden.images, max(sizes)))
+        return Loaded(bundle, engine, precision)
     except BaseException:
         close(engine)
         raise

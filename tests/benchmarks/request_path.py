@@ -23,7 +23,7 @@ from serving.bundle import Repository
 from serving.classify.admission import Admission
 from serving.classify.classifier import Classifier, Inference
 from serving.engine.base import Device, Output
-from serving.engine.onnx import OnnxEngine
+from serving.engine.tuning import load_tuned
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
 from serving.models.registry import Models
@@ -50,7 +50,7 @@ async def measure(in_flight: int) -> dict[str, float]:
     bundle = lenet()
     metrics = Metrics()
     repository = Repository(bundle.folder.parents[1])
-    load = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=MAX_BATCH_SIZE)
+    load = partial(load_tuned, device=CPU, threads=1, cores=1, max_batch_size=MAX_BATCH_SIZE)
     policy = BatchPolicy(MAX_BATCH_SIZE)
     loader = VersionLoader(repository, load, policy=policy, warm_sizes=(1, MAX_BATCH_SIZE), metrics=metrics)
     models = Models(loader)

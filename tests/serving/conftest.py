@@ -26,7 +26,6 @@ from serving.bundle.images import Pixels
 from serving.classify.classifier import Classifier
 from serving.engine.base import Device, Output
 from serving.engine.onnx import OnnxEngine
-from serving.engine.tuning import RunCost
 from serving.errors import EngineError
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
@@ -124,13 +123,10 @@ async def connect() -> AsyncIterator[Callable[..., Stub]]:
         yield connect_to
 
 
-def in_thread(_: RunCost) -> int:
-    """Never on the event loop: a gate must not block it."""
-    return 0
-
-
 class GatedEngine:
     """A real network behind a gate: the fake of the engine's seam, to look at what happens while it runs."""
+
+    loop_images = 0  # the gate must not block the event loop
 
     def __init__(self, engine: OnnxEngine) -> None:
         self._engine = engine
@@ -204,9 +200,7 @@ def serve_gated(repository: Repository) -> GatedServe:
 
         load_onnx = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=max_batch_size)
         policy = BatchPolicy(max_batch_size)
-        loader = VersionLoader(
-            repository, load, policy=policy, warm_sizes=(1,), metrics=metrics, place=in_thread
-        )
+        loader = VersionLoader(repository, load, policy=policy, warm_sizes=(1,), metrics=metrics)
         async with (
             Models(loader, poll_interval_s=0.02) as models,
             Classifier(models, metrics=metrics, **options) as classifier,
@@ -231,6 +225,8 @@ def serve_gated(repository: Repository) -> GatedServe:
 
 class FakeEngine:
     """The fake of the engine's seam: says of each image its first sample, and remembers what it ran."""
+
+    loop_images = 0
 
     def __init__(self, *, poison: Collection[int] = ()) -> None:
         self.gate = threading.Event()  # closed (cleared): runs wait
@@ -300,7 +296,6 @@ def open_models(repository: Repository) -> OpenModels:
             "load_engine": partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=max_batch_size),
             "policy": BatchPolicy(max_batch_size),
             "metrics": Metrics(),
-            "place": in_thread,
             **options,
         }
         loader = VersionLoader(repository, warm_sizes=warm_sizes, **arguments)

@@ -376,6 +376,8 @@ class TestEngineFailures:
 class _Failing:
     """A real network that fails so many times."""
 
+    loop_images = 0
+
     def __init__(self, error: EngineError | None = None) -> None:
         self.failures: float = 0
         self._error = error or EngineError("out of luck")

@@ -66,7 +66,6 @@ def test_a_variant_is_served_where_the_version_has_it(publish: Publish, reposito
     assert _load(repository, bundle, None).precision is None
     assert _load(repository, bundle, "fp16").precision is None
     assert _load(repository, plain, "int8").precision is None
-    assert loaded.cost.one_s > 0
     prove(loaded, SIZES)
 
 
@@ -233,6 +232,8 @@ def _load(repository: Repository, bundle: Bundle, precision: Precision | None) -
 
 class _Overflowing:
     """A network whose sums are too large for its numbers."""
+
+    loop_images = 0
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

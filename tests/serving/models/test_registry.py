@@ -69,6 +69,8 @@ class Loader:
 class Probed:
     """A real network that a test can break, and that counts its runs."""
 
+    loop_images = 0
+
     def __init__(self, engine: OnnxEngine) -> None:
         self._engine = engine
         self.error: Exception | None = None
@@ -355,6 +357,24 @@ class TestNewVersions:
         assert thread is not threading.main_thread()
         with pytest.raises(EngineError, match="the network was unloaded"):
             engines[0].run(np.zeros((1, 8, 8, 3), np.uint8))
+
+    async def test_a_cheap_network_runs_on_the_event_loop(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """The queue takes from the engine how large a batch may be for that."""
+        publish()
+
+        def load(file: Path) -> OnnxEngine:
+            engine = OnnxEngine.load(file, Device("cpu", 0, "tests"), threads=1, max_batch_size=4)
+            engine.loop_images = 1
+            return engine
+
+        async with open_models(load_engine=load) as models:
+            with models.lease(NAME) as version:
+                await version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+                assert not _engine_threads()
+                await version.batcher.submit(np.zeros((2, 8, 8, 3), np.uint8))
+                assert _engine_threads(most=1)
 
     async def test_a_repeated_swap_leaves_one_task_and_one_thread(
         self, publish: Publish, open_models: OpenModels, log_events: Any
