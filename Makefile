@@ -31,7 +31,7 @@ proto: .venv/dev.done
 
 bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
-	$(BIN)/python -m tests.benchmarks $(ROWS) $(BENCH_ARGS)
+	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
 
 # README's table, from what `lenserve-train run --record` kept: all between its two marks is replaced.
 results: .venv/train.done

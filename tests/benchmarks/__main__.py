@@ -19,6 +19,8 @@ import onnxruntime
 from rich.console import Console
 from rich.progress import Progress
 
+from tests.benchmarks import against
+from tests.benchmarks.against import LEAST_ROUNDS, compare
 from tests.benchmarks.cells import replace_table
 from tests.benchmarks.contenders import Facts, Stage
 from tests.benchmarks.networks import FOLDER
@@ -27,6 +29,7 @@ from tests.benchmarks.table import CONTENDERS, ROWS, compared, markdown
 
 SEED = 3
 ROUNDS = 9
+AGAINST_ROWS = (1, 4, 5, 9)
 WINDOW_S = 2.0
 
 _stderr = Console(stderr=True)
@@ -36,18 +39,41 @@ def main() -> None:
     """Measure the rows that were asked for, print the table and keep everything in .bench/table.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", type=int, help="numbers of rows; none: all")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, or {LEAST_ROUNDS} pairs for --against")
     parser.add_argument("--window-s", type=float, default=WINDOW_S)
     parser.add_argument("--write", type=Path, help="a Markdown file whose table is replaced")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="another working tree of this project: CPU per request of this one as a ratio to that one's",
+    )
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
+    if options.against:
+        compare_checkouts(options)
+        return
     rows = [row for row in ROWS if not options.rows or row.number in options.rows]
-    rounds = measure(compared([row for row in rows if row.is_possible]), options.rounds, options.window_s)
+    rounds = measure(
+        compared([row for row in rows if row.is_possible]), options.rounds or ROUNDS, options.window_s
+    )
     (FOLDER / "table.json").write_text(json.dumps({"machine": machine(), "rounds": rounds}, indent=1))
     text = f"{markdown(rows, rounds)}\n{described(rounds, options.window_s)}\n"
     print(text)
     if options.write:
         replace_table(options.write, text)
+
+
+def compare_checkouts(options: argparse.Namespace) -> None:
+    """Compare this checkout with another one, print the table, and keep every ratio in a file."""
+    rows = options.rows or AGAINST_ROWS
+    comparisons = compare(
+        options.against, rows, rounds=options.rounds or LEAST_ROUNDS, window_s=options.window_s, seed=SEED
+    )
+    kept = [{"workload": each.workload.name, "ratios": each.ratios} for each in comparisons]
+    (FOLDER / "against.json").write_text(json.dumps({"machine": machine(), "workloads": kept}, indent=1))
+    print(against.described(comparisons, options.against))
+    print(f"\nWindows of {options.window_s:g} s. {machine()}.")
 
 
 def measure(groups: Sequence[Sequence[str]], rounds: int, window_s: float) -> list[dict[str, Facts]]:

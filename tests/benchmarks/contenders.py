@@ -32,6 +32,8 @@ from tests.benchmarks.servers import Server, start_lenserve
 Facts = Mapping[str, float]
 Contender = Callable[["Stage", float], Facts]
 
+Entrant = tuple[servers.Start, Callable[..., Request], str]
+
 _ONE_BATCH = 8
 _MOMENT_S = 0.2
 _LEAST_TURNS = 4  # of everyone in flight: the first and the last are unlike the others
@@ -40,7 +42,8 @@ _LEAST_TURNS = 4  # of everyone in flight: the first and the last are unlike the
 class Stage:
     """The servers that contenders need: started when first asked for, all stopped at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, entrants: Mapping[str, Entrant] | None = None) -> None:
+        self._entrants = ENTRANTS if entrants is None else entrants
         self.rates: dict[tuple[str, int], float] = {}  # requests/s so far: how many fill a window
         self._servers: dict[str, Server] = {}
         self._requests: dict[str, Request] = {}
@@ -57,7 +60,7 @@ class Stage:
     def ask(self, name: str) -> tuple[Server, Request]:
         """A server and what to ask it; its answer has been compared with ONNX Runtime's."""
         if name not in self._servers:
-            start, write_request, model = ENTRANTS[name]
+            start, write_request, model = self._entrants[name]
             bundle, payload = _bundle(model), _payload(model)
             self._servers[name] = server = start(bundle)
             self._stack.callback(server.process.stop)
@@ -75,45 +78,38 @@ def _payload(model: str) -> calls.Pixels | bytes:
     return networks.photograph() if model == PHOTOGRAPHS else _bundle(model).golden().images[:1]
 
 
-def _start_ours(bundle: Bundle, transport: str, *options: str, cores: Sequence[int] = SERVER_CORES) -> Server:
-    return start_lenserve(bundle, "--transport", transport, *options, cores=cores)
+def _ours(*options: str, transport: str = "h2", cores: Sequence[int] = SERVER_CORES) -> servers.Start:
+    return partial(start_lenserve, options=("--transport", transport, *options), cores=cores)
 
 
-_OURS = partial(_start_ours, transport="h2")
+_OURS = _ours()
 
 # server: (how it is started, how it is asked, with which network)
-ENTRANTS: dict[str, tuple[servers.Start, Callable[..., Request], str]] = {
+ENTRANTS: dict[str, Entrant] = {
     "lenserve": (_OURS, calls.infer_request, LENET),
     # grpc.aio brings calls one by one: they only meet where the first one waits, as it does in the peers.
     "lenserve grpc": (
-        lambda bundle: _start_ours(bundle, "grpc", "--max-queue-delay-s", "0.001"),
+        _ours("--max-queue-delay-s", "0.001", transport="grpc"),
         calls.infer_request,
         LENET,
     ),
     "lenserve stream": (_OURS, calls.stream_request, LENET),
-    "lenserve two workers": (
-        lambda bundle: _start_ours(bundle, "h2", "--workers", "2", cores=CORES[:2]),
-        calls.infer_request,
-        LENET,
-    ),
+    "lenserve two workers": (_ours("--workers", "2", cores=CORES[:2]), calls.infer_request, LENET),
     "triton": (servers.start_triton, calls.triton_request, LENET),
     "tutorial": (servers.start_tutorial, calls.tutorial_request, LENET),
     "mosec": (servers.start_mosec, calls.mosec_request, LENET),
+    "lenserve on h2corn": (servers.start_h2corn, calls.infer_request, LENET),
     "lenserve jpeg": (_OURS, calls.infer_request, PHOTOGRAPHS),
     # An operator who promises a latency bounds the queue: 16 photographs are about 100 ms.
     "lenserve jpeg, 16 pending": (
-        lambda bundle: _start_ours(bundle, "h2", "--max-pending-images", "16", "--max-images", "16"),
+        _ours("--max-pending-images", "16", "--max-images", "16"),
         calls.infer_request,
         PHOTOGRAPHS,
     ),
     "triton jpeg": (servers.start_triton, calls.triton_request, PHOTOGRAPHS),
     "tutorial jpeg": (servers.start_tutorial, calls.tutorial_request, PHOTOGRAPHS),
     "mosec jpeg": (servers.start_mosec, calls.mosec_request, PHOTOGRAPHS),
-    "lenserve resnet18": (
-        lambda bundle: _start_ours(bundle, "h2", "--max-batch-size", str(_ONE_BATCH)),
-        calls.infer_request,
-        TENSORS,
-    ),
+    "lenserve resnet18": (_ours("--max-batch-size", str(_ONE_BATCH)), calls.infer_request, TENSORS),
 }
 
 

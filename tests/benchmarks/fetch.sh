@@ -4,6 +4,7 @@
 #   triton     NVIDIA Triton with its Python backend: the binary lies inside the nvidia-pytriton wheel
 #   mosec      mosec, a Rust front over Python workers, HTTP
 #   tutorial   grpcio, for the server that a good tutorial would end in
+#   h2corn     an HTTP/2 server in Rust, for our own application on it
 #   h2load     the load generator of Debian's nghttp2-client, unpacked beside its libraries: needs no root
 #
 # Quick when all is there. Ends with 1, and says why, when one cannot be had: a table without peers is none.
@@ -53,3 +54,4 @@ system_python=/usr/bin/python3
 fetch_environment triton "$system_python" nvidia-pytriton==0.7.0 "$ONNXRUNTIME" "$PILLOW"
 fetch_environment mosec "$PYTHON" mosec==0.9.8 "$ONNXRUNTIME" "$PILLOW"
 fetch_environment tutorial "$PYTHON" grpcio==1.85.1 protobuf==7.36.2 "$ONNXRUNTIME" "$PILLOW"
+fetch_environment h2corn "$PYTHON" h2corn==2.0.0

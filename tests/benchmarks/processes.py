@@ -30,6 +30,7 @@ class Process:
         log: Path,
         cores: Sequence[int] = SERVER_CORES,
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,  # that it runs in
     ) -> None:
         self.log = log
         with log.open("wb") as file, pinned(cores):  # a child starts where its parent is
@@ -39,6 +40,7 @@ class Process:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
+                cwd=folder,
                 start_new_session=True,
             )
 

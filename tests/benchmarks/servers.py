@@ -34,13 +34,27 @@ class Server:
 Start = Callable[[Bundle], Server]
 
 
-def start_lenserve(bundle: Bundle, *options: str, cores: Sequence[int] = SERVER_CORES) -> Server:
-    """`lenserve serve`, ready to answer."""
-    repository = str(bundle.folder.parents[1])
+def start_lenserve(
+    bundle: Bundle,
+    options: Sequence[str] = (),
+    *,
+    cores: Sequence[int] = SERVER_CORES,
+    checkout: Path | None = None,
+) -> Server:
+    """`lenserve serve`, ready to answer.
+
+    Args:
+        bundle: what it serves, alone in its repository.
+        options: of the command.
+        cores: the CPUs it may use.
+        checkout: another working tree of this project whose code runs instead of this one's.
+    """
+    repository = str(bundle.folder.parents[1].resolve())
     command = [sys.executable, "-m", "serving.cli", "serve", "--repository", repository, "--log-json"]
     FOLDER.mkdir(exist_ok=True)
-    log = FOLDER / f"lenserve-{bundle.model}.log"
-    process = Process([*command, "--grpc-port", "0", "--http-port", "0", *options], log=log, cores=cores)
+    log = FOLDER / f"lenserve-{bundle.model}{'-other' if checkout else ''}.log"
+    command += ["--grpc-port", "0", "--http-port", "0", *options]
+    process = Process(command, log=log, cores=cores, folder=checkout)
     wait_until(lambda: "ready" in events(log), process)
     listening = events(log)["listening"]
     return Server(process, _port(listening["grpc"]), cores, _port(listening["http"]))
@@ -52,6 +66,16 @@ def start_tutorial(bundle: Bundle) -> Server:
     command = [_python("tutorial"), str(_SCRIPTS / "tutorial.py"), str(peer_network(bundle).resolve())]
     process = Process([*command, str(port)], log=FOLDER / f"tutorial-{bundle.model}.log")
     return _listening(process, port)
+
+
+def start_h2corn(bundle: Bundle) -> Server:
+    """Our own application on h2corn, with this project's environment."""
+    log = FOLDER / f"h2corn-{bundle.model}.log"
+    packages = next((_PEERS / "h2corn").glob("lib/python3*/site-packages"))
+    command = [sys.executable, str(_SCRIPTS / "h2corn_server.py"), str(bundle.folder.parents[1])]
+    process = Process(command, log=log, environment={"PYTHONPATH": f".:{packages}"})
+    wait_until(lambda: _printed_port(log), process)
+    return Server(process, _printed_port(log))
 
 
 def start_mosec(bundle: Bundle) -> Server:
@@ -143,6 +167,12 @@ def events(log: Path) -> dict[str, dict[str, str]]:
 
 def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
+
+
+def _printed_port(log: Path) -> int:
+    """The port on the last line of a log, once that line is complete; else 0."""
+    line = log.read_text().rpartition("\n")[0].rpartition("\n")[2]
+    return int(line) if line.isdecimal() else 0
 
 
 def _python(peer: str) -> str:

@@ -24,6 +24,7 @@ CONTENDERS: Mapping[str, Contender] = {
         for name, counts in {
             "lenserve": (1, 16, 64),
             "lenserve grpc": (16,),
+            "lenserve on h2corn": (16,),
             "triton": (16,),
             "tutorial": (1, 16),
             "mosec": (64,),
@@ -208,6 +209,24 @@ ROWS = (
         at_least=True,
     ),
     Row(12, "the same: p99 of what is accepted, to p99 at 80 %", "p99_growth", "overload", (), 3.0, 2.0),
+    Row(
+        14,
+        "LeNet-5, KServe v2, 16 in flight: CPU a request, to the same application on h2corn",
+        "cpu_ms",
+        "lenserve, 16 in flight",
+        ("lenserve on h2corn, 16 in flight",),
+        0.77,  # 1 / 1.3: above it our own HTTP server goes (serving/transports/http/README.md)
+        0.60,
+    ),
+    Row(
+        14,
+        "the same, to `--transport grpc`",
+        "cpu_ms",
+        "lenserve, 16 in flight",
+        ("lenserve grpc, 16 in flight",),
+        0.77,
+        0.25,
+    ),
 )
 
 

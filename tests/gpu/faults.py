@@ -85,7 +85,7 @@ def _server(folder: Path, options: PartOptions, rows: Rows) -> None:
     bundle = publish_convolution(repository, "wide", side=_SIDE, maps=_MAPS)
     cores = sorted(os.sched_getaffinity(0))
     control = ("--model-control", "--max-batch-size", str(options.sizes.batch), "--precision", "fp32")
-    server = start_lenserve(bundle, "--device", options.device, *control, cores=cores)
+    server = start_lenserve(bundle, ("--device", options.device, *control), cores=cores)
     try:
         with _little_memory(options, server.process.pid):
             publish_convolution(repository, "wide", side=_SIDE, maps=_MAPS)

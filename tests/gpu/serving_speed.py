@@ -200,7 +200,7 @@ def _server(
 @contextmanager
 def _running(bundle: Bundle, options: PartOptions, *more: str) -> Iterator[Server]:
     cores = sorted(os.sched_getaffinity(0))
-    server = start_lenserve(bundle, "--device", options.device, *more, cores=cores)
+    server = start_lenserve(bundle, ("--device", options.device, *more), cores=cores)
     try:
         yield server
     finally:
