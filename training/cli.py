@@ -17,14 +17,14 @@ from rich.console import Console
 from serving.bundle import Repository
 from serving.bundle.manifest import NAME_PATTERN
 from serving.commandline import DONE, Command, Commands, print_line, run_commands, stderr
-from training.errors import GateRefused
+from training.errors import GateFailed
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
 from training.recipe.measured import read_measured, record, shipped_recipe
 from training.recipe.results import markdown_table
 from training.recipe.sections import Source
-from training.recipe.tables import describe_recipe, layers_tree, recipes_table, scores_table
 from training.run.interrupts import Interrupts
 from training.run.summary import RunSummary
+from training.tables import describe_recipe, layers_tree, recipes_table, scores_table
 
 _Kernels = Literal["fast", "reproducible"]
 _KERNELS = (
@@ -114,7 +114,7 @@ class Run(_RecipeCommand):
         recipe = resolve(self.recipe, self.overrides)
         recorded = shipped_recipe(self.recipe, self.overrides) if self.record else None
         interrupts = Interrupts()
-        with interrupts.listening():
+        with interrupts.catching_signals():
             summary = self._train(recipe, interrupts)
         if summary is None:
             return DONE  # another process of this run leads, and speaks
@@ -122,7 +122,7 @@ class Run(_RecipeCommand):
             self._record(recorded, summary.seconds)
         self._end(summary.model_dump(exclude={"refusal"}))
         if summary.refusal is not None:
-            raise GateRefused(f"{summary.refusal}; the report is in {self._run_dir(recipe) / 'report'}")
+            raise GateFailed(f"{summary.refusal}; the report is in {self._run_dir(recipe) / 'report'}")
         return DONE
 
     def _train(self, recipe: Recipe, interrupts: Interrupts) -> RunSummary | None:
@@ -197,7 +197,7 @@ class Layers(_RecipeCommand):
 
     def run(self) -> int:
         """Do the work and return the exit code."""
-        from training.report.layers import list_layers
+        from training.report.layer_summary import list_layers
 
         recipe = resolve_network(self.recipe, self.overrides)
         classes = self.classes or known_classes(recipe) or _USUAL_CLASSES
@@ -242,15 +242,15 @@ class FindRate(_RecipeCommand):
         from training.devices.kernels import reporting_variation
         from training.learning import find_rate
         from training.run.display import Display
-        from training.run.watch import watch
+        from training.run.progress import report_progress
 
         display, interrupts = Display(stderr), Interrupts("begin anew")
         chosen = device.choose(self.device, kernels=self.kernels)
         check_compiler(recipe, chosen.torch_device)
         device.prepare(chosen)
         display.note(chosen.in_words())
-        looks = watch("decoded", display, interrupts)
-        with interrupts.listening(), reporting_variation(display.warning):
+        looks = report_progress("decoded", display, interrupts)
+        with interrupts.catching_signals(), reporting_variation(display.warning):
             dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root, self.cache, watch=looks)
             sweep = find_rate.find_rate(
                 recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps

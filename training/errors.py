@@ -3,7 +3,7 @@
 LenserveError                    (serving.errors)
     UsageError                   the command line or a config file is wrong
         RecipeError                  a recipe, or one of its overrides, is wrong
-        RunFolderTaken               the run folder holds something that must not be lost or mixed
+        RunFolderConflict               the run folder holds something that must not be lost or mixed
     DeviceUnavailable            a device was asked for that is not there
     TrainingError                the work itself failed
         CompilerMissing              torch.compile was asked for, and has no compiler
@@ -12,11 +12,11 @@ LenserveError                    (serving.errors)
         WeightsError                 pretrained weights cannot be read, or belong to another network
         CheckpointError              a checkpoint does not belong to this run, or cannot be read
         OutOfMemory                  the memory of the GPU, or of the machine, is full
-        RecordingFailed              a step does what a CUDA graph cannot hold
+        GraphCaptureFailed              a step does what a CUDA graph cannot hold
         Diverged                     the loss became NaN or infinite
         ProcessLost                  another process of the same run is gone
         ExportError                  the network did not become a sound ONNX file
-        GateRefused                  the version is not good enough to be published
+        GateFailed                  the version is not good enough to be published
         Interrupted                  somebody asked the job to stop, and it saved what it had
 """
 
@@ -27,7 +27,7 @@ class RecipeError(UsageError):
     """A recipe does not parse, has an unknown key, or a value out of bounds."""
 
 
-class RunFolderTaken(UsageError):
+class RunFolderConflict(UsageError):
     """The run folder holds something that must not be lost or mixed."""
 
 
@@ -59,7 +59,7 @@ class OutOfMemory(TrainingError):
     """The memory of the GPU, or of the machine, is full."""
 
 
-class RecordingFailed(TrainingError):
+class GraphCaptureFailed(TrainingError):
     """A training step does what a CUDA graph cannot hold."""
 
 
@@ -75,7 +75,7 @@ class ExportError(TrainingError):
     """The network did not become a sound ONNX file."""
 
 
-class GateRefused(TrainingError):
+class GateFailed(TrainingError):
     """A check failed, and nothing was published."""
 
 

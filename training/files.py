@@ -15,11 +15,11 @@ def replace_file(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync_directory(path.parent)
 
 
 @contextmanager
-def alone(lock_file: Path) -> Iterator[None]:
+def exclusive_lock(lock_file: Path) -> Iterator[None]:
     """In here no other process of this machine holds the same file, which is made where it is missing."""
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     with lock_file.open("wb") as lock:  # the kernel releases it when its owner dies
@@ -27,7 +27,7 @@ def alone(lock_file: Path) -> Iterator[None]:
         yield
 
 
-def sync_folder(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
     """Make what was renamed in a folder outlast a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -23,7 +23,7 @@ from training.learning.steps import measure as measure_network
 from training.recipe import Recipe, resolve
 from training.run.display import Display
 from training.run.interrupts import Interrupts
-from training.run.runs import RunFolder
+from training.run.run_folder import RunFolder
 
 _RECORD = "cifar10-fast"
 _GOAL = 0.94  # of the hold-out

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from training.files import alone, replace_file
+from training.files import exclusive_lock, replace_file
 
 
 def test_replacing_leaves_one_file_with_the_new_content(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_who_is_alone_with_a_file_is_alone(tmp_path: Path) -> None:
 
     def make_once(name: str) -> bytes:
         path = tmp_path / "cache" / name
-        with alone(path.with_suffix(".lock")):
+        with exclusive_lock(path.with_suffix(".lock")):
             if not path.exists():
                 made.append(name)
                 replace_file(path, name.encode())
@@ -30,5 +30,5 @@ def test_who_is_alone_with_a_file_is_alone(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(make_once, ["a"] * 50)) == [b"a"] * 50
     assert made == ["a"]
-    with alone(tmp_path / "cache" / "a.lock"), alone(tmp_path / "cache" / ".lock"):
+    with exclusive_lock(tmp_path / "cache" / "a.lock"), exclusive_lock(tmp_path / "cache" / ".lock"):
         assert make_once("c") == b"c"

@@ -17,7 +17,7 @@ from scipy.fft import dctn
 
 from serving.bundle.images import Pixels
 from training.data.storage.stored import Images, feed, parts
-from training.files import alone, replace_file
+from training.files import exclusive_lock, replace_file
 
 MAX_BITS = 4  # of 64 that may differ
 MIN_CORRELATION = 0.985  # of the small copies: of 15,000 MNIST digits 33 pairs are so much alike
@@ -42,7 +42,7 @@ def find_near_duplicates(groups: Sequence[Images], cache: Path | None = None) ->
     if cache is None:
         return _search(groups)
     kept = cache / f"near-duplicates-{_digest(groups)}.json"
-    with alone(kept.with_suffix(".lock")):  # the processes of one run search once
+    with exclusive_lock(kept.with_suffix(".lock")):  # the processes of one run search once
         try:
             return [(first, second) for first, second in json.loads(kept.read_text(encoding="utf-8"))]
         except (OSError, ValueError, TypeError):

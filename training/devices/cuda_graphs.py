@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from training.errors import RecordingFailed
+from training.errors import GraphCaptureFailed
 
 # What is made at the first use must exist before the recording: algorithms, the optimizer's state.
 _PLAIN_STEPS = 3
@@ -49,7 +49,7 @@ class GraphedStep:
         """One step; see `training.learning.steps.train_step`.
 
         Raises:
-            RecordingFailed: the step does what a CUDA graph cannot hold.
+            GraphCaptureFailed: the step does what a CUDA graph cannot hold.
         """
         if self._plain_steps < _PLAIN_STEPS:
             self._plain_steps += 1
@@ -72,7 +72,7 @@ class GraphedStep:
             # torch's random generator and current stream are left as they were in the recording: plain steps
             # could not go on in this process.
             reason = str(error).partition("\n")[0]
-            raise RecordingFailed(
+            raise GraphCaptureFailed(
                 f"a training step cannot be recorded as a CUDA graph ({reason}): use the same command with "
                 "--resume and --set training.cuda_graphs=false"
             ) from error

@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.int64]
 
 ECE_BINS = 15
-_TEMPERATURES = (0.2, 10.0)  # outside lies no network, only a broken split
+_TEMPERATURE_BOUNDS = (0.2, 10.0)  # outside lies no network, only a broken split
 
 
 def calibrate(logits: Floats, labels: Labels) -> Calibration:
@@ -23,7 +23,7 @@ def calibrate(logits: Floats, labels: Labels) -> Calibration:
         logits: (N, K) of the validation split.
         labels: (N,)
     """
-    temperature = _fit(logits, labels)
+    temperature = _fit_temperature(logits, labels)
     return Calibration(
         temperature=temperature,
         ece_before=expected_calibration_error(softmax(logits, axis=1), labels),
@@ -53,17 +53,17 @@ def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _fit(logits: Floats, labels: Labels) -> float:
+def _fit_temperature(logits: Floats, labels: Labels) -> float:
     wide = logits.astype(np.float64)
 
     def negative_log_likelihood(log_temperature: float) -> float:
         scaled = log_softmax(wide / math.exp(log_temperature), axis=1)
         return float(-scaled[np.arange(len(labels)), labels].mean())
 
-    bounds = tuple(math.log(temperature) for temperature in _TEMPERATURES)
+    bounds = tuple(math.log(temperature) for temperature in _TEMPERATURE_BOUNDS)
     found = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded")
     temperature = math.exp(found.x)
     # Where no validation image is wrong, the likelihood can only ask for more confidence, without end and
     # without evidence.
-    no_mistakes = bool((logits.argmax(axis=1) == labels).all())
-    return max(1.0, temperature) if no_mistakes else temperature
+    all_correct = bool((logits.argmax(axis=1) == labels).all())
+    return max(1.0, temperature) if all_correct else temperature

@@ -12,11 +12,11 @@ from training.evaluation.calibrate import expected_calibration_error
 from training.evaluation.scores import LabelScore, Scores
 
 _Z_95 = 1.959963984540054  # standard normal, two-sided 95 %
-_MOST_LISTED_LABELS = 100  # of more labels only those are listed that occur
-_TOP_5_FROM = 10  # labels; among fewer five guesses say little
-_FEWEST_FOR_RECALL = 10  # images of a label: drawn again, fewer would always be as they are
+_MAX_LISTED_LABELS = 100  # of more labels only those are listed that occur
+_MIN_LABELS_FOR_TOP_5 = 10  # labels; among fewer five guesses say little
+_MIN_IMAGES_FOR_RECALL = 10  # images of a label: drawn again, fewer would always be as they are
 _RESAMPLES = 2000
-_RESAMPLES_AT_ONCE = 100
+_RESAMPLE_CHUNK = 100
 
 _Weights = npt.NDArray[np.float64]
 
@@ -32,14 +32,14 @@ def score(
         labels: K names.
     """
     predicted = probabilities.argmax(axis=1)  # (N,)
-    indices = _listed(truth, predicted, len(labels))
+    indices = _listed_labels(truth, predicted, len(labels))
     columns = precision_recall_fscore_support(truth, predicted, labels=indices, zero_division=0)
     correct = int((predicted == truth).sum())
     return Scores(
         evaluation=Evaluation(
             images=len(truth),
             correct=correct,
-            accuracy=wilson(correct, len(truth)),
+            accuracy=wilson_interval(correct, len(truth)),
             ece=expected_calibration_error(probabilities, truth),
         ),
         labels=tuple(
@@ -50,8 +50,8 @@ def score(
         ),
         confusion=tuple(map(tuple, confusion_matrix(truth, predicted, labels=indices).tolist())),
         balanced_accuracy=balanced_accuracy(truth, predicted),
-        auc=area_under_curve(probabilities[:, 1], truth == 1) if len(labels) == 2 else None,  # noqa: PLR2004
-        top5=_top5(probabilities, truth) if len(labels) >= _TOP_5_FROM else None,
+        auc=roc_auc(probabilities[:, 1], truth == 1) if len(labels) == 2 else None,  # noqa: PLR2004
+        top5=_top5(probabilities, truth) if len(labels) >= _MIN_LABELS_FOR_TOP_5 else None,
     )
 
 
@@ -63,14 +63,14 @@ def balanced_accuracy(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.in
     members = [predicted[truth == label] == label for label in np.unique(truth)]
     recalls = np.array([right.mean() for right in members])  # (K,)
     counts = np.array([len(right) for right in members])  # (K,)
-    if counts.min() < _FEWEST_FOR_RECALL:
+    if counts.min() < _MIN_IMAGES_FOR_RECALL:
         return None
     random = np.random.default_rng(0)
     drawn = random.binomial(counts, recalls, (_RESAMPLES, len(members))) / counts  # (R, K)
-    return _percentiles(float(recalls.mean()), drawn.mean(axis=1))
+    return _percentile_interval(float(recalls.mean()), drawn.mean(axis=1))
 
 
-def area_under_curve(scores: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> Estimate | None:
+def roc_auc(scores: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> Estimate | None:
     """Area under the ROC curve with its bootstrap interval; none where only one label occurs.
 
     Images are drawn again within each label. A draw is a weight for every image, so one sorting does for all.
@@ -86,14 +86,14 @@ def area_under_curve(scores: npt.NDArray[np.floating], positive: npt.NDArray[np.
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of runs of equal scores
     random = np.random.default_rng(0)
     areas = [
-        _areas(_weights(positive, _RESAMPLES_AT_ONCE, random), positive, starts)
-        for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE)
+        _weighted_auc(_bootstrap_weights(positive, _RESAMPLE_CHUNK, random), positive, starts)
+        for _ in range(_RESAMPLES // _RESAMPLE_CHUNK)
     ]
-    value = _areas(np.ones((1, len(positive))), positive, starts)
-    return _percentiles(float(value[0]), np.concatenate(areas))
+    value = _weighted_auc(np.ones((1, len(positive))), positive, starts)
+    return _percentile_interval(float(value[0]), np.concatenate(areas))
 
 
-def _weights(positive: npt.NDArray[np.bool_], draws: int, random: np.random.Generator) -> _Weights:
+def _bootstrap_weights(positive: npt.NDArray[np.bool_], draws: int, random: np.random.Generator) -> _Weights:
     """How often each image is drawn, (draws, N)."""
     weights = np.zeros((draws, len(positive)))
     for members in (np.flatnonzero(positive), np.flatnonzero(~positive)):
@@ -101,8 +101,10 @@ def _weights(positive: npt.NDArray[np.bool_], draws: int, random: np.random.Gene
     return weights
 
 
-def _areas(weights: _Weights, positive: npt.NDArray[np.bool_], starts: npt.NDArray[np.intp]) -> _Weights:
-    """The part of all pairs that are in the right order, equal scores counting half: (draws,)."""
+def _weighted_auc(
+    weights: _Weights, positive: npt.NDArray[np.bool_], starts: npt.NDArray[np.intp]
+) -> _Weights:
+    """Area under the ROC curve for each row of weights, (draws,): ties count half."""
     positives = np.add.reduceat(weights * positive, starts, axis=1)  # (draws, distinct scores)
     negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
     below = np.cumsum(negatives, axis=1) - negatives / 2
@@ -110,29 +112,31 @@ def _areas(weights: _Weights, positive: npt.NDArray[np.bool_], starts: npt.NDArr
     return areas
 
 
-def _percentiles(value: float, drawn: _Weights) -> Estimate:
+def _percentile_interval(value: float, drawn: _Weights) -> Estimate:
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Estimate(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 
-def _listed(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], labels: int) -> list[int]:
-    if labels <= _MOST_LISTED_LABELS:
+def _listed_labels(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], labels: int) -> list[int]:
+    if labels <= _MAX_LISTED_LABELS:
         return list(range(labels))
     return sorted({*truth.tolist(), *predicted.tolist()})
 
 
 def _top5(probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64]) -> Estimate:
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]  # (N, 5)
-    return wilson(int((best == truth[:, np.newaxis]).any(axis=1).sum()), len(truth))
+    return wilson_interval(int((best == truth[:, np.newaxis]).any(axis=1).sum()), len(truth))
 
 
-def wilson(correct: int, images: int) -> Estimate:
+def wilson_interval(correct: int, images: int) -> Estimate:
     """A fraction with its 95 % interval (Wilson 1927), which is sound near 0 and 1 too."""
     value = correct / images
-    shrink = 1 + _Z_95**2 / images
-    centre = (value + _Z_95**2 / (2 * images)) / shrink
-    reach = _Z_95 / shrink * math.sqrt(value * (1 - value) / images + _Z_95**2 / (4 * images**2))
+    denominator = 1 + _Z_95**2 / images
+    centre = (value + _Z_95**2 / (2 * images)) / denominator
+    half_width = _Z_95 / denominator * math.sqrt(value * (1 - value) / images + _Z_95**2 / (4 * images**2))
     # Rounding must not carry the bounds past the value, nor past what a fraction can be.
     return Estimate(
-        value=value, low=max(0.0, min(value, centre - reach)), high=min(1.0, max(value, centre + reach))
+        value=value,
+        low=max(0.0, min(value, centre - half_width)),
+        high=min(1.0, max(value, centre + half_width)),
     )

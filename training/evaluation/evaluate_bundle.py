@@ -52,10 +52,10 @@ def evaluate_bundle(
         DataError: the data are missing, or have labels that the bundle does not know.
     """
     began_s = time.perf_counter()
-    bundle = _read(bundle_dir)
+    bundle = _read_bundle(bundle_dir)
     recipe = _data_recipe(bundle, source)
     dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
-    truth = _in_bundle_order(dataset.test, dataset.labels, bundle.manifest.labels)
+    truth = _bundle_label_indices(dataset.test, dataset.labels, bundle.manifest.labels)
     probabilities, _ = run(open_session(bundle.model_file), dataset.test.images)  # (N, K)
     scores = score(probabilities, truth, bundle.manifest.labels)
     published = bundle.manifest.evaluation
@@ -73,7 +73,7 @@ def evaluate_bundle(
     )
 
 
-def _read(bundle_dir: Path) -> Bundle:
+def _read_bundle(bundle_dir: Path) -> Bundle:
     folder = bundle_dir.resolve()
     if not folder.name.isdigit():
         raise UsageError(
@@ -98,7 +98,7 @@ def _data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
     return recipe if source in (None, recipe.source) else DataRecipe.model_validate({"source": source})
 
 
-def _in_bundle_order(test: Split, labels: tuple[str, ...], bundle_labels: tuple[str, ...]) -> Labels:
+def _bundle_label_indices(test: Split, labels: tuple[str, ...], bundle_labels: tuple[str, ...]) -> Labels:
     """The truth as indices into the bundle's labels: (N,) int64."""
     unknown = sorted(set(labels) - set(bundle_labels))
     if unknown:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from serving.bundle.manifest import Strict
-from training.errors import GateRefused
+from training.errors import GateFailed
 
 
 class Check(Strict):
@@ -24,12 +24,12 @@ def at_most(name: str, value: float, limit: float) -> Check:
     return Check(name=name, passed=value <= limit, detail=f"{value:.3g}, at most {limit:.3g} is allowed")
 
 
-def refuse_failed(checks: Sequence[Check]) -> None:
+def raise_if_failed(checks: Sequence[Check]) -> None:
     """Let pass, or name everything that failed.
 
     Raises:
-        GateRefused: at least one check failed.
+        GateFailed: at least one check failed.
     """
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
-        raise GateRefused(f"not published, {len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
+        raise GateFailed(f"not published, {len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")

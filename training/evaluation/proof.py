@@ -19,11 +19,11 @@ from training.evaluation.scores import Scores
 from training.export.export import Classifier
 from training.recipe import GateRecipe
 
-_MOST_MISTAKES = 24
+_MAX_MISCLASSIFIED = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
+class Misclassification:
     """One test image whose predicted label is wrong."""
 
     name: str
@@ -39,7 +39,7 @@ class Proof:
 
     scores: Scores
     checks: tuple[Check, ...]
-    mistakes: tuple[Mistake, ...]  # the most confident first
+    misclassified: tuple[Misclassification, ...]  # the most confident first
 
 
 def prove(
@@ -65,22 +65,22 @@ def prove(
     evaluation = scores.evaluation
     checks = (
         at_least("accuracy on the test split", evaluation.accuracy.value, gates.min_accuracy),
-        *_other_floors(scores, gates),
-        *_same_as_fitted(probabilities, fitted_labels),
+        *_optional_gates(scores, gates),
+        *_scikit_learn_agreement(probabilities, fitted_labels),
         at_most("calibration error on the test split", evaluation.ece, gates.max_ece),
         *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
     )
-    return Proof(scores, checks, _mistakes(dataset, probabilities))
+    return Proof(scores, checks, _misclassified(dataset, probabilities))
 
 
-def _same_as_fitted(probabilities: npt.NDArray[np.float32], fitted: Labels | None) -> Iterator[Check]:
+def _scikit_learn_agreement(probabilities: npt.NDArray[np.float32], fitted: Labels | None) -> Iterator[Check]:
     if fitted is not None:
         same = int((probabilities.argmax(axis=1) == fitted).sum())
         detail = f"{same:,} of {len(fitted):,}"
         yield Check(name="same labels as scikit-learn", passed=same == len(fitted), detail=detail)
 
 
-def _other_floors(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
+def _optional_gates(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
     """Only those that were asked for: most recipes judge by accuracy alone."""
     if gates.min_balanced_accuracy:
         value = scores.balanced_accuracy.value if scores.balanced_accuracy else math.nan
@@ -90,18 +90,18 @@ def _other_floors(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
         yield at_least("area under the ROC curve on the test split", value, gates.min_auc)
 
 
-def _mistakes(dataset: Dataset, probabilities: npt.NDArray[np.float32]) -> tuple[Mistake, ...]:
+def _misclassified(dataset: Dataset, probabilities: npt.NDArray[np.float32]) -> tuple[Misclassification, ...]:
     test, labels = dataset.test, dataset.labels
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (N,)
     wrong = np.flatnonzero(predicted != test.labels)
-    gravest = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MOST_MISTAKES]
+    most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISCLASSIFIED]
     return tuple(
-        Mistake(
+        Misclassification(
             name=test.names[index],
             truth=labels[test.labels[index]],
             predicted=labels[predicted[index]],
             probability=float(confidence[index]),
             pixels=test.images[index],
         )
-        for index in gravest
+        for index in most_confident
     )

@@ -68,8 +68,8 @@ def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
         raise ExportError("the exporter gave no program. This is a bug.")
     model = program.model_proto
     fold_scaling(model)
-    strip(model)
-    check(model, shape)
+    strip_metadata(model)
+    check_graph(model, shape)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -91,16 +91,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def strip(model: onnx.ModelProto) -> None:
+def strip_metadata(model: onnx.ModelProto) -> None:
     """Remove what no server needs: source paths of the builder, and operator sets that no node uses."""
-    _clear_notes(model)
-    used = {node.domain for node in _nodes(model)}
+    _clear_metadata(model)
+    used = {node.domain for node in _all_nodes(model)}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """All nodes: of the graph, of functions, and of the graphs inside nodes."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
@@ -111,7 +111,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
                 waiting.extend(graph.node)
 
 
-def _clear_notes(message: Message) -> None:
+def _clear_metadata(message: Message) -> None:
     """Clear metadata and documentation everywhere: the exporter puts the builder's source paths there."""
     for field in ("metadata_props", "doc_string"):
         if field in message.DESCRIPTOR.fields_by_name:
@@ -120,10 +120,10 @@ def _clear_notes(message: Message) -> None:
         if descriptor.message_type is None:
             continue
         for part in [value] if isinstance(value, Message) else value:
-            _clear_notes(part)
+            _clear_metadata(part)
 
 
-def check(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+def check_graph(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
     """Refuse a graph that is not what a bundle promises.
 
     Args:

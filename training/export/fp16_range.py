@@ -22,14 +22,14 @@ _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceL1")
 
 
 @dataclass(frozen=True, slots=True)
-class Largest:
+class TensorMagnitude:
     """A tensor, and the absolute value that it reaches."""
 
     tensor: str
     value: float  # infinite where any of its values is NaN or infinite
 
 
-def largest_value(model_file: Path, images: Iterable[Pixels]) -> Largest:
+def largest_magnitude(model_file: Path, images: Iterable[Pixels]) -> TensorMagnitude:
     """Find the tensor with the largest absolute value: a weight, or an activation on any of the images.
 
     Args:
@@ -42,7 +42,7 @@ def largest_value(model_file: Path, images: Iterable[Pixels]) -> Largest:
     return max([*_weights(model_file), *_activations(model_file, images)], key=lambda each: each.value)
 
 
-def _weights(model_file: Path) -> list[Largest]:
+def _weights(model_file: Path) -> list[TensorMagnitude]:
     graph = onnx.load(model_file).graph
     constants = [
         (node.output[0], attribute.t)
@@ -57,13 +57,13 @@ def _weights(model_file: Path) -> list[Largest]:
         for name, tensor in tensors
         if tensor.data_type == onnx.TensorProto.FLOAT
     ]
-    return [Largest(name, _magnitude(array)) for name, array in arrays if array.size]
+    return [TensorMagnitude(name, _magnitude(array)) for name, array in arrays if array.size]
 
 
-def _activations(model_file: Path, images: Iterable[Pixels]) -> list[Largest]:
+def _activations(model_file: Path, images: Iterable[Pixels]) -> list[TensorMagnitude]:
     model = onnx.shape_inference.infer_shapes(onnx.load(model_file))
-    names = _float_tensors(model.graph)
-    _reduce(model.graph, names)
+    names = _computed_float_tensors(model.graph)
+    _add_reductions(model.graph, names)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -82,17 +82,17 @@ def _activations(model_file: Path, images: Iterable[Pixels]) -> list[Largest]:
             }
     if not largest:
         raise ValueError("there are no images to measure activations on")
-    return [Largest(name, value) for name, value in largest.items()]
+    return [TensorMagnitude(name, value) for name, value in largest.items()]
 
 
-def _float_tensors(graph: onnx.GraphProto) -> list[str]:
+def _computed_float_tensors(graph: onnx.GraphProto) -> list[str]:
     """What the nodes give, but for constants, which are weights."""
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     computed = (name for node in graph.node if node.op_type != "Constant" for name in node.output)
     return [name for name in computed if kinds.get(name) == onnx.TensorProto.FLOAT]
 
 
-def _reduce(graph: onnx.GraphProto, names: Iterable[str]) -> None:
+def _add_reductions(graph: onnx.GraphProto, names: Iterable[str]) -> None:
     """Let a graph give a few numbers of each tensor in place of its outputs, so that no tensor is kept."""
     del graph.output[:]
     for name in names:

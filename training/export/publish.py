@@ -17,11 +17,11 @@ from serving.bundle import (
 )
 from serving.bundle.golden import MAX_GOLDEN_IMAGES
 from training.data.splits import Indices, Labels, Split
-from training.evaluation.gates import refuse_failed
+from training.evaluation.gates import raise_if_failed
 from training.evaluation.onnx_session import open_session, run
 from training.recipe import Recipe
 from training.report.metrics import Metrics
-from training.run.runs import RunFolder
+from training.run.run_folder import RunFolder
 
 
 def publish(
@@ -36,10 +36,10 @@ def publish(
     """Publish the exported file and the report of a run folder.
 
     Raises:
-        GateRefused: a check failed, and the repository was not touched.
+        GateFailed: a check failed, and the repository was not touched.
         BundleError: the model's name is no name.
     """
-    refuse_failed(metrics.checks)
+    raise_if_failed(metrics.checks)
 
     def write(staging: Path) -> Description:
         shutil.copyfile(folder.model, staging / MODEL_FILE)
@@ -48,7 +48,7 @@ def publish(
         for precision in variants:
             shutil.copyfile(folder.path / variant_file(precision), staging / variant_file(precision))
         session = open_session(staging / MODEL_FILE)
-        images = test.images[spread(test.labels, MAX_GOLDEN_IMAGES)]
+        images = test.images[class_balanced_indices(test.labels, MAX_GOLDEN_IMAGES)]
         probabilities, embedding = run(session, images)
         write_golden(Golden(images, probabilities), staging)
         return Description(
@@ -72,7 +72,7 @@ def publish(
     return repository.publish(metrics.model, write)
 
 
-def spread(labels: Labels, count: int) -> Indices:
+def class_balanced_indices(labels: Labels, count: int) -> Indices:
     """Up to `count` indices, evenly over the labels: the first image of each, then the second."""
     rank = np.empty(len(labels), dtype=np.intp)
     for label in np.unique(labels):

@@ -23,7 +23,7 @@ class VariantReport(Strict):
         description="batch -> how many times less CPU it takes than the exported file, on this machine",
     )
 
-    def in_words(self) -> str:
+    def summary_line(self) -> str:
         """One line."""
         if self.accuracy is None or self.same_labels is None:
             return f"left out: {self.reason}"

@@ -21,31 +21,31 @@ from training.data.splits import Split
 from training.data.storage.stored import Images
 from training.evaluation.evaluate import score
 from training.evaluation.onnx_session import Floats, open_session, run
-from training.export.fp16_range import FP16_MAX, RANGE_IMAGES, largest_value
+from training.export.fp16_range import FP16_MAX, RANGE_IMAGES, largest_magnitude
 from training.export.variant_report import VariantReport
 from training.recipe.sections import VariantRecipe
 
 Precision = Literal["int8", "fp16"]
 
-# Where whole numbers are as good as fractions: sums of products, and what passes values on. All else stays.
-_QUANTIZED = (
+# Operators that are quantized: those with weights, and those that pass values on. The others stay in FP32.
+_QUANTIZED_OPS = (
     *("Conv", "Gemm", "MatMul", "Add", "Concat"),
     *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
 )
-_SUMS_OF_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _CALIBRATION_BATCH = 16
 # How far an FP16 file may be from the golden probabilities on a GPU. A CPU computes it in FP32 and shows only
 # what rounding its weights does. Rounding every tensor of SqueezeNet 1.1 too moves probabilities by 4.4e-3.
 # Where roundings add up at random, a network that is four times as deep moves twice as far. The other factor
 # of two is for sums in FP16.
 _FP16_TOLERANCE = 2e-2
-_KEPT = {
+_KEPT_REASON = {
     "int8": "as good as the file it was made from",
     "fp16": "not proven in FP16: this machine computed it in FP32, a server proves it on its GPU",
 }
 _TIMED_BATCHES = (1, 32)
 _TIMED_RUNS = 7
-_IMAGES_A_TURN = 32  # so that the smallest network's turn is longer than the clock's step
+_IMAGES_PER_RUN = 32  # so that the smallest network's turn is longer than the clock's step
 
 
 def make_variant(
@@ -78,30 +78,31 @@ def make_variant(
             if precision == "int8":
                 _quantize(model_file, path, calibration)
             else:
-                too_large = _beyond_fp16(model_file, _of_both(calibration, test.images), recipe)
-                if too_large:
-                    return VariantReport(precision=precision, kept=False, reason=too_large)
-                _halve(model_file, path)
-            whole, variant = open_session(model_file), open_session(path)
+                overflow = _fp16_overflow(model_file, _range_images(calibration, test.images), recipe)
+                if overflow:
+                    return VariantReport(precision=precision, kept=False, reason=overflow)
+                _convert_to_fp16(model_file, path)
+            exported, variant = open_session(model_file), open_session(path)
     except Exception as error:  # noqa: BLE001 - the tools raise whatever they trip over; the file stays as it is
         path.unlink(missing_ok=True)
         return VariantReport(
             precision=precision, kept=False, reason=f"it could not be made: {_first_line(error)}"
         )
-    report = _judge(precision, (whole, variant), test, labels, recipe)
+    report = _evaluate(precision, (exported, variant), test, labels, recipe)
     if not report.kept:
         path.unlink()
     return report
 
 
-def _judge(
+def _evaluate(
     precision: Precision, sessions: tuple[Any, Any], test: Split, labels: Sequence[str], recipe: VariantRecipe
 ) -> VariantReport:
-    whole, variant = (run(session, test.images)[0] for session in sessions)  # (N, K) each
-    before, after = (score(found, test.labels, labels).evaluation for found in (whole, variant))
-    same = float((whole.argmax(axis=1) == variant.argmax(axis=1)).mean())
+    exported, variant = (run(session, test.images)[0] for session in sessions)  # (N, K) each
+    before, after = (score(found, test.labels, labels).evaluation for found in (exported, variant))
+    same = float((exported.argmax(axis=1) == variant.argmax(axis=1)).mean())
     drop = before.accuracy.value - after.accuracy.value
     speedup = {f"batch {batch}": _speedup(sessions, test.images, batch) for batch in _TIMED_BATCHES}
+    tolerance = _golden_tolerance(precision, exported, variant)
     reasons = []
     if drop > recipe.max_accuracy_drop:
         reasons.append(f"accuracy falls by {drop:.2%}, at most {recipe.max_accuracy_drop:.2%} is allowed")
@@ -117,37 +118,35 @@ def _judge(
     return VariantReport(
         precision=precision,
         kept=not reasons,
-        reason="; ".join(reasons) or _KEPT[precision],
+        reason="; ".join(reasons) or _KEPT_REASON[precision],
         accuracy=after.accuracy,
         same_labels=same,
-        variant=Variant(
-            evaluation=after, same_labels=same, golden_tolerance=_tolerance(precision, whole, variant)
-        ),
+        variant=Variant(evaluation=after, same_labels=same, golden_tolerance=tolerance),
         speedup=speedup,
     )
 
 
-def _tolerance(precision: Precision, whole: Floats, variant: Floats) -> float:
+def _golden_tolerance(precision: Precision, exported: Floats, variant: Floats) -> float:
     """How far a sound server may be from the golden probabilities: half more than the farthest here."""
-    farthest = min(1.0, 1.5 * float(np.abs(whole - variant).max()) + 2e-3)
+    farthest = min(1.0, 1.5 * float(np.abs(exported - variant).max()) + 2e-3)
     return max(farthest, _FP16_TOLERANCE) if precision == "fp16" else farthest
 
 
-def _of_both(calibration: Pixels, test: Images) -> tuple[Pixels, Pixels]:
+def _range_images(calibration: Pixels, test: Images) -> tuple[Pixels, Pixels]:
     """At most RANGE_IMAGES, half of them training images where there are so many."""
-    training = _some(calibration, RANGE_IMAGES // 2)
-    return training, _some(test, RANGE_IMAGES - len(training))
+    training = _evenly_spaced(calibration, RANGE_IMAGES // 2)
+    return training, _evenly_spaced(test, RANGE_IMAGES - len(training))
 
 
-def _some(images: Images, most: int) -> Pixels:
+def _evenly_spaced(images: Images, most: int) -> Pixels:
     """So many, evenly over all of them."""
     count = min(len(images), most)
     return images[np.linspace(0, len(images) - 1, count).astype(np.intp)]
 
 
-def _beyond_fp16(model_file: Path, images: Iterable[Pixels], recipe: VariantRecipe) -> str:
+def _fp16_overflow(model_file: Path, images: Iterable[Pixels], recipe: VariantRecipe) -> str:
     """Why the values of a network are too large for FP16, or nothing."""
-    largest = largest_value(model_file, images)
+    largest = largest_magnitude(model_file, images)
     limit = recipe.max_fp16_range * FP16_MAX
     if largest.value <= limit:
         return ""
@@ -164,14 +163,14 @@ def _speedup(sessions: tuple[Any, Any], images: Images, batch: int) -> float:
     for turn in range(len(times)):
         for which, session in enumerate(sessions):
             began_s = time.process_time()
-            for _ in range(_IMAGES_A_TURN // batch):
+            for _ in range(_IMAGES_PER_RUN // batch):
                 session.run(["probabilities"], feed)
             times[turn, which] = time.process_time() - began_s
-    whole, variant = np.median(times[1:], axis=0)  # the first turn makes its memory
-    return round(float(whole / variant), 2)
+    exported, variant = np.median(times[1:], axis=0)  # the first turn makes its memory
+    return round(float(exported / variant), 2)
 
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]
+class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
     """Training images in small batches, as ONNX Runtime wants them."""
 
     def __init__(self, images: Pixels) -> None:
@@ -188,13 +187,13 @@ def _quantize(model_file: Path, path: Path, calibration: Pixels) -> None:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(model_file), str(prepared), skip_symbolic_shape=True)
         nodes = onnx.load(prepared).graph.node
-        first = next(i for i, node in enumerate(nodes) if node.op_type in _SUMS_OF_PRODUCTS)
+        first = next(i for i, node in enumerate(nodes) if node.op_type in _WEIGHTED_OPS)
         quantize_static(
             str(prepared),
             str(path),
-            _Images(calibration),
+            _CalibrationImages(calibration),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTIZED),
+            op_types_to_quantize=list(_QUANTIZED_OPS),
             # Before the first filters the image is only scaled: eight bits would be taken of its eight bits.
             nodes_to_exclude=[node.name for node in nodes[:first]],
             per_channel=True,
@@ -203,7 +202,7 @@ def _quantize(model_file: Path, path: Path, calibration: Pixels) -> None:
         )
 
 
-def _halve(model_file: Path, path: Path) -> None:
+def _convert_to_fp16(model_file: Path, path: Path) -> None:
     onnx.save(convert_float_to_float16(onnx.load(model_file), keep_io_types=True), path)
 
 

@@ -13,7 +13,7 @@ from training.data.storage.decoded import Watch
 from training.data.storage.placed import Placed
 from training.data.storage.stored import Images, feed
 from training.devices.kernels import full_precision
-from training.files import alone, replace_file
+from training.files import exclusive_lock, replace_file
 from training.learning.steps import forward_batches
 
 Features = npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ def features_of(
     Returns: (N, D) float32.
     """
     path = cache / f"features-{_digest(extractor, images, name)[:32]}.npy"
-    with alone(path.with_suffix(".lock")):  # the processes of one run compute them once
+    with exclusive_lock(path.with_suffix(".lock")):  # the processes of one run compute them once
         found = _read(path, len(images))
         if found is not None:
             return found

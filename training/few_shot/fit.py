@@ -15,7 +15,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from training.data.splits import Labels
-from training.evaluation.evaluate import wilson
+from training.evaluation.evaluate import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.few_shot.features import Features
 from training.networks.heads import Scaled, Standardise, UnitLength, explicit
@@ -120,7 +120,7 @@ def _point(per_label: int | None, accuracies: list[float], images: int) -> Curve
     values = np.array(accuracies)
     mean = float(values.mean())
     if len(values) == 1:
-        estimate = wilson(round(mean * images), images)
+        estimate = wilson_interval(round(mean * images), images)
         low, high = estimate.low, estimate.high
     else:
         reach = (

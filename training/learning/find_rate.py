@@ -81,7 +81,7 @@ def _sweep(  # noqa: PLR0917 - as `find_rate` was given them
             loss = learner.step(images, targets, rate=rate, steps=step + 1, batch=batches.batch_size)
             losses.append(float(loss))
             display.step_done(step + 1)
-            interrupts.leave_if_asked("a sweep keeps nothing")
+            interrupts.raise_if_stopped("a sweep keeps nothing")
             if not math.isfinite(losses[-1]) or losses[-1] > _EXPLODED * min(losses):
                 break
     return losses

@@ -24,8 +24,8 @@ from training.recipe.sections import EMBEDDING, AugmentationRecipe
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 from training.run.loggers import Logger
-from training.run.runs import RunFolder
-from training.run.watch import watch
+from training.run.progress import report_progress
+from training.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +167,5 @@ def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Su
             name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
             device=device,
             cache=around.cache,
-            watch=watch("features of", around.display, around.interrupts),
+            watch=report_progress("features of", around.display, around.interrupts),
         )

@@ -75,7 +75,7 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another run.
-        RecordingFailed: a step does what a CUDA graph cannot hold.
+        GraphCaptureFailed: a step does what a CUDA graph cannot hold.
         Diverged: the loss became NaN or infinite.
         OutOfMemory: of the GPU, or of the machine.
         Interrupted: somebody asked the job to stop; the checkpoint is written.
@@ -216,7 +216,7 @@ class _Loop:
         if not asked.item():
             return
         self.save()
-        interrupts.leave(f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}")
+        interrupts.stop(f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}")
 
     def save(self) -> None:
         """Write the checkpoint; one process for all."""

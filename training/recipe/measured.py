@@ -19,7 +19,7 @@ _WEIGHTS = "network.weights"
 _RANDOM = "random"
 
 
-class Measured(Strict):
+class MeasuredResult(Strict):
     """One run of a recipe as it is shipped. What its evaluation does not have is none."""
 
     recipe_digest: Sha256 = Field(description="of the shipped recipe, wherever this machine kept the weights")
@@ -38,7 +38,7 @@ class Measured(Strict):
     date: date
 
 
-class _All(RootModel[dict[str, Measured]]):
+class _All(RootModel[dict[str, MeasuredResult]]):
     """measured.json."""
 
 
@@ -63,12 +63,12 @@ def shipped_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     return shipped
 
 
-def read_measured(path: Path = _FILE) -> dict[str, Measured]:
+def read_measured(path: Path = _FILE) -> dict[str, MeasuredResult]:
     """Recipe -> result."""
     return _All.model_validate_json(path.read_bytes()).root if path.exists() else {}
 
 
-def record(recipe: str, measured: Measured, path: Path = _FILE) -> None:
+def record(recipe: str, measured: MeasuredResult, path: Path = _FILE) -> None:
     """Replace one recipe's result."""
     results = dict(sorted({**read_measured(path), recipe: measured}.items()))
     written = _All(results).model_dump_json(indent=2, exclude_defaults=True)

@@ -33,7 +33,7 @@ from training.recipe.sections import (
 _GEOMETRY = Geometry(height=28, width=28, channels=1, background=0)
 
 # Of those networks whose usual images are not digits: height, width, channels.
-_USUAL_IMAGES = {
+_NATIVE_SHAPES = {
     "alexnet": (32, 32, 3),
     "allconv": (32, 32, 3),
     "fast": (32, 32, 3),
@@ -41,7 +41,7 @@ _USUAL_IMAGES = {
 }
 
 # Settings that are younger than recorded results, at the values that leave a recipe what it was.
-_SINCE = {"variants.max_fp16_range": 0.25}
+_ADDED_LATER = {"variants.max_fp16_range": 0.25}
 
 _FOLDER = resources.files("training.recipe") / "recipes"
 
@@ -68,13 +68,13 @@ class Recipe(Strict):
     variants: VariantRecipe = VariantRecipe()
 
     @model_validator(mode="after")
-    def _views_are_trained_for(self) -> Self:
+    def _views_need_training(self) -> Self:
         if self.network.views != 1 and self.method != "train":
             raise ValueError(f"network.views is for method train, of {self.method} it must be 1")
         return self
 
     @model_validator(mode="after")
-    def _heads_are_fitted_by_few_shot_alone(self) -> Self:
+    def _head_settings_need_few_shot(self) -> Self:
         changed = self.head.model_dump(exclude_defaults=True)
         if changed and self.method != "few-shot":
             raise ValueError(f"head.{next(iter(changed))} is for method few-shot, this is {self.method}")
@@ -92,8 +92,10 @@ class Recipe(Strict):
 
         So a setting that is new, and that nobody asks for, leaves all recipes what they were.
         """
-        on = {key: value for key, value in self.settings().items() if value not in (0, _SINCE.get(key, 0))}
-        canonical = json.dumps(on, sort_keys=True, separators=(",", ":"))
+        counted = {
+            key: value for key, value in self.settings().items() if value not in (0, _ADDED_LATER.get(key, 0))
+        }
+        canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -116,7 +118,7 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     values: dict[str, Any] = {"name": Path(name_or_path).stem, **_read(name_or_path)}
     for override in overrides:
-        _apply(override, values)
+        _apply_override(override, values)
     if isinstance(geometry := values.get("geometry", {}), dict):
         values["geometry"] = {**_GEOMETRY.model_dump(), **geometry}
     try:
@@ -138,8 +140,8 @@ def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
         return resolve("transfer", [f"network.name={name}", "network.train_from=all", *overrides])
     if name not in get_args(OwnNetwork):
         own = ", ".join(get_args(OwnNetwork))
-        raise RecipeError(f"{_no_such_recipe(name)}; networks are {own}, and torchvision's, resnet18 say")
-    height, width, channels = _USUAL_IMAGES.get(name, _GEOMETRY.shape)
+        raise RecipeError(f"{_unknown_recipe(name)}; networks are {own}, and torchvision's, resnet18 say")
+    height, width, channels = _NATIVE_SHAPES.get(name, _GEOMETRY.shape)
     made_for = [f"network.name={name}", f"geometry.height={height}", f"geometry.width={width}"]
     return resolve(
         "lenet5-fake", [*made_for, f"geometry.channels={channels}", "data.fake_classes=10", *overrides]
@@ -166,20 +168,20 @@ def _read(name_or_path: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe {name_or_path} cannot be read: {error}") from error
     else:
-        raise RecipeError(_no_such_recipe(name_or_path))
+        raise RecipeError(_unknown_recipe(name_or_path))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
 
 
-def _no_such_recipe(name: str) -> str:
+def _unknown_recipe(name: str) -> str:
     nearest = difflib.get_close_matches(name, shipped_names(), n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(shipped_names())}"
     return f"there is no recipe {name!r}: {hint} (or give the path of a .toml file)"
 
 
-def _apply(override: str, values: dict[str, Any]) -> None:
+def _apply_override(override: str, values: dict[str, Any]) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise RecipeError(f"override {override!r} is not of the form section.key=value")
@@ -211,16 +213,16 @@ def _describe(problem: Mapping[str, Any]) -> str:
 
 
 def _nearest_key(key: str) -> str:
-    known = list(_keys(Recipe))
+    known = list(_dotted_keys(Recipe))
     last = key.rpartition(".")[2]
     same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
     return (same_name or difflib.get_close_matches(key, known, n=1, cutoff=0))[0]
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+            yield from _dotted_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 

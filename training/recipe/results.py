@@ -12,26 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from serving.bundle import Estimate
 from training.recipe import Recipe
-from training.recipe.measured import Measured
+from training.recipe.measured import MeasuredResult
 
 
-def is_current(recipe: Recipe, measured: Measured) -> bool:
+def is_current(recipe: Recipe, measured: MeasuredResult) -> bool:
     """Whether the recipe is still as it was when it was run."""
     return measured.recipe_digest == recipe.digest()
 
 
-def figures(recipe: Recipe, results: Mapping[str, Measured]) -> list[str]:
+def figures(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
     """Each figure of a measured recipe with its 95 % interval: "accuracy 99.42% (99.25% to 99.55%)"."""
     measured = results[recipe.name]
     curve = (
         f"{point.examples()}: {point.mean:.1%} ({point.low:.1%} to {point.high:.1%})"
         for point in measured.few_shot
     )
-    begun_with = [f"weights {measured.pretrained.file}"] if measured.pretrained else []
-    return [*_estimates(recipe, measured), *_gains(recipe, results), *curve, *begun_with]
+    weights = [f"weights {measured.pretrained.file}"] if measured.pretrained else []
+    return [*_estimates(recipe, measured), *_gains(recipe, results), *curve, *weights]
 
 
-def result_lines(recipe: Recipe, results: Mapping[str, Measured]) -> list[str]:
+def result_lines(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
     """All that is known of a recipe's result; nothing where there is none."""
     measured = results.get(recipe.name)
     if measured is None:
@@ -45,7 +45,7 @@ def result_lines(recipe: Recipe, results: Mapping[str, Measured]) -> list[str]:
     ]
 
 
-def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, Measured]) -> str:
+def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResult]) -> str:
     """The measured recipes as a table in Markdown."""
     lines = [
         "| recipe | stated | measured (95 % interval) | test images | whole run | machine |",
@@ -68,21 +68,21 @@ def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, Measured]) -
     return "\n".join(lines)
 
 
-def _estimates(recipe: Recipe, measured: Measured) -> Iterator[str]:
+def _estimates(recipe: Recipe, measured: MeasuredResult) -> Iterator[str]:
     # AUC is a fraction by custom, the others are shares of images.
     if recipe.method == "as-is":
-        yield from _shown("top-1", measured.accuracy)
-        yield from _shown("top-5", measured.top5)
+        yield from _format_estimate("top-1", measured.accuracy)
+        yield from _format_estimate("top-5", measured.top5)
     elif recipe.gates.min_auc:
-        yield from _shown("AUC", measured.auc, ".4f")
-        yield from _shown("balanced accuracy", measured.balanced_accuracy)
+        yield from _format_estimate("AUC", measured.auc, ".4f")
+        yield from _format_estimate("balanced accuracy", measured.balanced_accuracy)
     else:
-        yield from _shown("accuracy", measured.accuracy)
+        yield from _format_estimate("accuracy", measured.accuracy)
         if recipe.training.keep == "last":
-            yield from _shown("hold-out accuracy", measured.validation)
+            yield from _format_estimate("hold-out accuracy", measured.validation)
 
 
-def _gains(recipe: Recipe, results: Mapping[str, Measured]) -> Iterator[str]:
+def _gains(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> Iterator[str]:
     own, baseline = results[recipe.name], results.get(recipe.baseline or "")
     if baseline is None:
         return
@@ -109,7 +109,7 @@ def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
     return gain, low, high
 
 
-def _shown(name: str, estimate: Estimate | None, form: str = ".2%") -> Iterator[str]:
+def _format_estimate(name: str, estimate: Estimate | None, form: str = ".2%") -> Iterator[str]:
     """Nothing where the evaluation has no such figure."""
     if estimate is not None:
         yield f"{name} {estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"

@@ -14,7 +14,7 @@ from training.evaluation.scores import Scores
 from training.export.variant_report import VariantReport
 from training.few_shot.curve import CurvePoint
 from training.recipe import Recipe
-from training.recipe.measured import Measured
+from training.recipe.measured import MeasuredResult
 
 METRICS_FILE = "metrics.json"
 
@@ -66,14 +66,14 @@ class Metrics(Strict):
             "training_seconds": round(self.training_seconds, 2),
         }
 
-    def as_measured(self, shipped: Recipe, seconds: float) -> Measured:
+    def as_measured(self, shipped: Recipe, seconds: float) -> MeasuredResult:
         """What is kept of this run as the result of a recipe.
 
         Args:
             shipped: the recipe of which it was a run; its digest counts, not that of the run's own settings.
             seconds: of the process that finished the run, publishing included.
         """
-        return Measured(
+        return MeasuredResult(
             recipe_digest=shipped.digest(),
             accuracy=self.test.evaluation.accuracy,
             balanced_accuracy=self.test.balanced_accuracy,

@@ -10,21 +10,23 @@ from string import Template
 from PIL import Image
 
 from serving.bundle import Estimate
-from training.evaluation.proof import Mistake
+from training.evaluation.proof import Misclassification
 from training.few_shot.curve import CurvePoint
 from training.report.metrics import Metrics
 
 _MISTAKE_SIDE = 56  # pixels on the page
 
 
-def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[Mistake]) -> str:
+def render(
+    metrics: Metrics, pictures: Mapping[str, bytes], misclassified: Sequence[Misclassification]
+) -> str:
     """One self-contained HTML page.
 
     Args:
         metrics: of the run.
         pictures: PNGs by file name: confusion.png, history.png where there are epochs, and augmentation.png
             where there was any.
-        mistakes: the most confident first.
+        misclassified: the most confident first.
     """
     evaluation = metrics.test.evaluation
     return _PAGE.substitute(
@@ -39,7 +41,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         temperature=f"{metrics.calibration.temperature:.3f}",
         parameters=f"{metrics.parameters:,}",
         checks=_rows((("✓" if c.passed else "✗"), c.name, c.detail) for c in metrics.checks),
-        variants=_rows((report.precision, report.in_words()) for report in metrics.variants),
+        variants=_rows((report.precision, report.summary_line()) for report in metrics.variants),
         labels=_rows(
             (
                 entry.label,
@@ -58,7 +60,7 @@ def render(metrics: Metrics, pictures: Mapping[str, bytes], mistakes: Sequence[M
         learning=_learning(pictures, metrics.few_shot),
         confusion=_data_url(pictures["confusion.png"]),
         augmentation=_augmentation(pictures.get("augmentation.png")),
-        mistakes="".join(map(_figure, mistakes)) or "<p>None.</p>",
+        misclassified="".join(map(_figure, misclassified)) or "<p>None.</p>",
         settings=_rows((key, json.dumps(value)) for key, value in metrics.recipe.items()),
         origin=html.escape(
             f"{metrics.framework} on {metrics.machine}"
@@ -132,14 +134,14 @@ def _data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _figure(mistake: Mistake) -> str:
-    pixels = mistake.pixels
+def _figure(example: Misclassification) -> str:
+    pixels = example.pixels
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     buffer = io.BytesIO()
     image.resize((_MISTAKE_SIDE, _MISTAKE_SIDE), Image.Resampling.NEAREST).save(buffer, "PNG")
-    caption = f"{mistake.truth} taken for {mistake.predicted} ({mistake.probability:.0%})"
+    caption = f"{example.truth} taken for {example.predicted} ({example.probability:.0%})"
     return (
-        f'<figure title="{html.escape(mistake.name)}"><img src="{_data_url(buffer.getvalue())}" alt="">'
+        f'<figure title="{html.escape(example.name)}"><img src="{_data_url(buffer.getvalue())}" alt="">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
@@ -160,7 +162,7 @@ _PAGE = Template("""\
   .tile b { display: block; font-size: 1.6rem; } table { border-collapse: collapse; width: 100%; }
   th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
            border-bottom: 1px solid var(--line); }
-  img { max-width: 100%; } .mistakes { display: flex; flex-wrap: wrap; gap: .8rem; }
+  img { max-width: 100%; } .misclassified { display: flex; flex-wrap: wrap; gap: .8rem; }
   figure { margin: 0; width: 7.5rem; font-size: .8rem; }
   figure img { image-rendering: pixelated; border-radius: .3rem; }
 </style>
@@ -184,7 +186,7 @@ $augmentation
 <h2>Confusion</h2>
 <img src="$confusion" alt="confusion matrix">
 <h2>Mistakes, the most confident first</h2>
-<div class="mistakes">$mistakes</div>
+<div class="misclassified">$misclassified</div>
 <h2>Data</h2>
 <table><tr><th>split</th><th>images</th><th>per class</th></tr>$data</table>
 <ul>$warnings</ul>

@@ -16,7 +16,7 @@ from training.evaluation.gates import Check
 from training.few_shot.curve import CurvePoint
 from training.learning.history import EpochRecord
 
-_SHOWN_CLASSES = 12
+_MAX_SHOWN_CLASSES = 12
 
 
 class Display:
@@ -49,9 +49,9 @@ class Display:
         table.add_column("per class", overflow="fold")
         for split, counts in report.counts.items():
             shown = [f"{label} {count}" for label, count in counts.items()]
-            more = f", {len(shown) - _SHOWN_CLASSES} more" if len(shown) > _SHOWN_CLASSES else ""
+            more = f", {len(shown) - _MAX_SHOWN_CLASSES} more" if len(shown) > _MAX_SHOWN_CLASSES else ""
             table.add_row(
-                split, f"{sum(counts.values()):,}", escape(", ".join(shown[:_SHOWN_CLASSES]) + more)
+                split, f"{sum(counts.values()):,}", escape(", ".join(shown[:_MAX_SHOWN_CLASSES]) + more)
             )
         self._console.print(table)
         for warning in report.warnings():

@@ -18,17 +18,17 @@ class Interrupts:
     swallowed by libraries that catch everything, as the ONNX exporter does.
     """
 
-    def __init__(self, way_on: str = "go on with the same command and --resume") -> None:
+    def __init__(self, how_to_continue: str = "go on with the same command and --resume") -> None:
         """Begin before any signal.
 
         Args:
-            way_on: what whoever stopped the job is told to do.
+            how_to_continue: what whoever stopped the job is told to do.
         """
         self.received: signal.Signals | None = None
-        self._way_on = way_on
+        self._how_to_continue = how_to_continue
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def catching_signals(self) -> Iterator[None]:
         """Catch the signals in here; main thread only."""
         previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         try:
@@ -37,7 +37,7 @@ class Interrupts:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def leave_if_asked(self, saved: str) -> None:
+    def raise_if_stopped(self, saved: str) -> None:
         """Raise where somebody asked the job to stop.
 
         Args:
@@ -47,12 +47,12 @@ class Interrupts:
             Interrupted: by which the job leaves.
         """
         if self.received is not None:
-            self.leave(saved)
+            self.stop(saved)
 
-    def leave(self, saved: str) -> NoReturn:
+    def stop(self, saved: str) -> NoReturn:
         """Raise, asked here or, where several processes train together, at another one."""
         by = "another process's signal" if self.received is None else self.received.name
-        raise Interrupted(f"stopped by {by}: {saved}; {self._way_on}")
+        raise Interrupted(f"stopped by {by}: {saved}; {self._how_to_continue}")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -17,12 +17,12 @@ from training.devices.device import Device, prepare
 from training.devices.kernels import full_precision, reporting_variation
 from training.devices.out_of_memory import explaining_full_memory, for_inference
 from training.devices.parallel import ALONE, Group
-from training.errors import GateRefused
+from training.errors import GateFailed
 from training.evaluation.calibrate import calibrate, uncalibrated
-from training.evaluation.evaluate import wilson
+from training.evaluation.evaluate import wilson_interval
 from training.evaluation.proof import Proof, prove
 from training.export.export import Classifier, export
-from training.export.publish import publish, spread
+from training.export.publish import class_balanced_indices, publish
 from training.export.variant_report import VariantReport
 from training.export.variants import make_variant
 from training.files import replace_file
@@ -34,9 +34,9 @@ from training.report.report import write_report
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 from training.run.loggers import Logger, open_loggers
-from training.run.runs import RunFolder, open_run
+from training.run.progress import report_progress
+from training.run.run_folder import RunFolder, open_run
 from training.run.summary import RunSummary
-from training.run.watch import watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     Raises:
         LenserveError: by its kind, whatever went wrong; a failed gate is no error here but a verdict.
     """
-    with open_run(job.run_dir, recipe, resume=job.resume) as (folder, said):
-        if said:
-            job.display.note(said)
+    with open_run(job.run_dir, recipe, resume=job.resume) as (folder, message):
+        if message:
+            job.display.note(message)
         job.group.wait()  # the others may look at the folder now
         if folder.summary.exists():
             return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
@@ -117,28 +117,28 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
     display.data(data_report)
-    interrupts.leave_if_asked("nothing was trained yet")
+    interrupts.raise_if_stopped("nothing was trained yet")
 
     display.phase("training")
     trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
     job.group.leave()  # the others have nothing more to do, and shall not wait for the export
-    interrupts.leave_if_asked("training is finished and saved, the export is to come")
+    interrupts.raise_if_stopped("training is finished and saved, the export is to come")
 
     display.phase("export and proof")
     with explaining_full_memory("calibration", job.device.torch_device, for_inference(recipe)):
         calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
     export(classifier, recipe.geometry, folder.model)
-    interrupts.leave_if_asked("training is finished and saved, the proof is to come")
+    interrupts.raise_if_stopped("training is finished and saved, the proof is to come")
     proof = prove(classifier, folder.model, dataset, recipe.gates, fitted_labels=trained.fitted_labels)
     display.checks(proof.checks)
-    interrupts.leave_if_asked("training is finished and saved, nothing was published")
+    interrupts.raise_if_stopped("training is finished and saved, nothing was published")
 
     variants = _variants(recipe, folder, dataset, job)
     metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof, variants)
     examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
-    write_report(folder.report, metrics, trained.history, proof.mistakes, examples)
-    interrupts.leave_if_asked("training is finished and saved, nothing was published")
+    write_report(folder.report, metrics, trained.history, proof.misclassified, examples)
+    interrupts.raise_if_stopped("training is finished and saved, nothing was published")
     return _publish(recipe, job, folder, dataset, metrics, began_s)
 
 
@@ -150,7 +150,7 @@ def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
         job.data_root,
         job.cache,
         processes=job.group.local_size,
-        watch=watch("decoded", job.display, job.interrupts),
+        watch=report_progress("decoded", job.display, job.interrupts),
     )
 
 
@@ -172,14 +172,14 @@ def _calibrate(
     if not len(dataset.validation):
         return uncalibrated(logits, split.labels), None
     right = int((logits.argmax(axis=1) == split.labels).sum())
-    return calibrate(logits, split.labels), wilson(right, len(split))
+    return calibrate(logits, split.labels), wilson_interval(right, len(split))
 
 
 def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> tuple[VariantReport, ...]:
     reports = []
     for precision in recipe.variants.precisions:
-        job.interrupts.leave_if_asked("training is finished and saved, nothing was published")
-        chosen = spread(dataset.train.labels, recipe.variants.calibration_images)
+        job.interrupts.raise_if_stopped("training is finished and saved, nothing was published")
+        chosen = class_balanced_indices(dataset.train.labels, recipe.variants.calibration_images)
         report = make_variant(
             precision,
             folder.model,
@@ -188,7 +188,7 @@ def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> 
             labels=dataset.labels,
             recipe=recipe.variants,
         )
-        job.display.note(f"  {report.precision} {report.in_words()}")
+        job.display.note(f"  {report.precision} {report.summary_line()}")
         reports.append(report)
     return tuple(reports)
 
@@ -242,7 +242,7 @@ def _publish(  # noqa: PLR0917 - the last step needs what all before it made
             labels=dataset.labels,
         )
         version, path = bundle.version, str(bundle.folder)
-    except GateRefused as refused:
+    except GateFailed as refused:
         refusal = str(refused)
     return RunSummary(
         model=job.model,

@@ -20,7 +20,7 @@ from training.learning.history import EpochRecord
 _SCALARS = ("train_loss", "validation_loss", "validation_accuracy", "learning_rate", "images_per_s")
 
 # MLflow by itself tries eight times: minutes, even where nobody listens.
-_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_MLFLOW_RETRY_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class Logger(Protocol):
@@ -59,11 +59,11 @@ def open_loggers(
         UsageError: a package is not installed, by its name and how to install it.
         LoggerUnavailable: one takes nothing from the beginning.
     """
-    opened: list[_Steadfast] = []
+    opened: list[_RetryingLogger] = []
     finished = False
     try:
         opened.extend(
-            _Steadfast(name, _open(name, folder, run, settings), warn) for name in dict.fromkeys(names)
+            _RetryingLogger(name, _open(name, folder, run, settings), warn) for name in dict.fromkeys(names)
         )
         yield tuple(opened)
         finished = True
@@ -81,14 +81,14 @@ def _open(name: str, folder: Path, run: str, settings: Mapping[str, Any]) -> Log
         raise LoggerUnavailable(f"--log {name} cannot begin: {_first_line(error)}") from error
 
 
-class _Steadfast:
+class _RetryingLogger:
     """A logger whose failures end nothing. A class because it keeps what was not taken."""
 
     def __init__(self, name: str, logger: Logger, warn: Callable[[str], None]) -> None:
         self._name = name
         self._logger = logger
         self._warn = warn
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._pending: deque[Callable[[], None]] = deque()
         self._failing = False
 
     def epoch(self, record: EpochRecord) -> None:
@@ -99,21 +99,21 @@ class _Steadfast:
 
     def close(self, *, finished: bool) -> None:
         self._send(partial(self._logger.close, finished=finished))
-        if self._waiting:
-            missing = f"{self._name} lacks the last {len(self._waiting)} entries"
+        if self._pending:
+            missing = f"{self._name} lacks the last {len(self._pending)} entries"
             self._warn(f"{missing}; the report's history.json has all epochs")
 
     def _send(self, newest: Callable[[], None]) -> None:
-        self._waiting.append(newest)
-        while self._waiting:
+        self._pending.append(newest)
+        while self._pending:
             try:
-                self._waiting[0]()
+                self._pending[0]()
             except Exception as error:  # noqa: BLE001 - of a package, its server or its disk
                 if not self._failing:
                     self._warn(f"{self._name} takes nothing, and is asked again later: {_first_line(error)}")
                 self._failing = True
                 return
-            self._waiting.popleft()
+            self._pending.popleft()
         self._failing = False
 
 
@@ -145,7 +145,7 @@ class _Mlflow:
     """A run of MLflow's tracking."""
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
-        for name, value in _MLFLOW_PATIENCE.items():
+        for name, value in _MLFLOW_RETRY_SETTINGS.items():
             os.environ.setdefault(name, value)
         import mlflow  # noqa: PLC0415 - optional
 

@@ -19,7 +19,7 @@ from training.learning.steps import measure
 from training.recipe import resolve
 from training.run.display import Display
 from training.run.interrupts import Interrupts
-from training.run.runs import RunFolder
+from training.run.run_folder import RunFolder
 
 GOAL = 0.990  # of the 10,000 test images
 # The recipe is made for 99.6 %. For this goal one epoch of a narrower network is enough, with shifts

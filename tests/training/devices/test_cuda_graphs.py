@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from training.devices.cuda_graphs import GraphedStep
-from training.errors import RecordingFailed
+from training.errors import GraphCaptureFailed
 
 
 class Recorder:
@@ -77,7 +77,7 @@ def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
     for seed in range(3):
         graphed(*inputs(seed), 4)
     message = r"cannot be recorded as a CUDA graph \(operation not permitted\).*training\.cuda_graphs=false$"
-    with pytest.raises(RecordingFailed, match=message):
+    with pytest.raises(GraphCaptureFailed, match=message):
         graphed(*inputs(3), 4)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from training.evaluation.evaluate import area_under_curve, balanced_accuracy, score, wilson
+from training.evaluation.evaluate import balanced_accuracy, roc_auc, score, wilson_interval
 
 
 def test_scores_by_hand() -> None:
@@ -28,14 +28,14 @@ def test_a_label_that_is_never_predicted_scores_zero() -> None:
 
 def test_wilson_interval_of_a_textbook_case() -> None:
     """81 of 263 gives 0.2553 to 0.3662 (Newcombe 1998, table I)."""
-    estimate = wilson(81, 263)
+    estimate = wilson_interval(81, 263)
     assert (estimate.low, estimate.high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
 
 
 @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_interval_always_holds_its_value(counts: tuple[int, int]) -> None:
     """0 <= low <= value <= high <= 1, also where nothing or everything is right."""
-    estimate = wilson(*counts)
+    estimate = wilson_interval(*counts)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
@@ -44,7 +44,7 @@ def test_area_under_the_curve_is_scikit_learn_s_and_its_interval_is_delong_s() -
     random = np.random.default_rng(1)
     positive = random.random(400) < 0.3
     scores = np.round(random.normal(positive * 1.0, 1.0), 1)
-    estimate = area_under_curve(scores, positive)
+    estimate = roc_auc(scores, positive)
     assert estimate is not None
     assert estimate.value == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
     ranks_of = [
@@ -58,7 +58,7 @@ def test_area_under_the_curve_is_scikit_learn_s_and_its_interval_is_delong_s() -
 
 def test_area_under_the_curve_of_one_label_is_none() -> None:
     """Without a pair there is no order."""
-    assert area_under_curve(np.array([0.1, 0.9]), np.array([True, True])) is None
+    assert roc_auc(np.array([0.1, 0.9]), np.array([True, True])) is None
 
 
 def test_balanced_accuracy_is_the_mean_recall() -> None:

@@ -12,7 +12,7 @@ from serving.bundle import Geometry
 from training.errors import ExportError
 from training.evaluation.onnx_session import open_session, run
 from training.evaluation.parity import BATCH_SIZES, check_parity
-from training.export.export import OPSET, Classifier, check, export, strip
+from training.export.export import OPSET, Classifier, check_graph, export, strip_metadata
 from training.networks import build
 from training.recipe import NetworkRecipe
 
@@ -98,18 +98,18 @@ def test_operator_sets_that_no_node_uses_are_dropped(exported: Path) -> None:
     model = with_condition(exported, domain="")
     for domain in ("pkg.onnxscript.torch_lib.common", "com.microsoft"):
         model.opset_import.append(helper.make_opsetid(domain, 1))
-    strip(model)
+    strip_metadata(model)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
-    check(model, (2, 20, 28, 3))
+    check_graph(model, (2, 20, 28, 3))
 
 
 def test_operator_sets_that_a_node_uses_are_refused(exported: Path) -> None:
     """Also in a branch: a server would have to know them."""
     model = with_condition(exported, domain="com.microsoft")
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    strip(model)
+    strip_metadata(model)
     with pytest.raises(ExportError, match=r"'com\.microsoft': 1"):
-        check(model, (2, 20, 28, 3))
+        check_graph(model, (2, 20, 28, 3))
 
 
 def test_probabilities_are_calibrated_and_sum_to_one(

@@ -11,9 +11,9 @@ from sklearn.datasets import load_digits
 from serving.bundle import Bundle
 from training.data.splits import Split
 from training.evaluation.onnx_session import open_session, run
-from training.export.fp16_range import Largest, largest_value
+from training.export.fp16_range import TensorMagnitude, largest_magnitude
 from training.export.variant_report import VariantReport
-from training.export.variants import _of_both, make_variant
+from training.export.variants import _range_images, make_variant
 from training.recipe import resolve
 from training.recipe.sections import VariantRecipe
 from training.run.job import Job, train_and_evaluate
@@ -69,7 +69,7 @@ def test_fp16_is_left_out_where_its_largest_number_is_near(model_file: Path, dig
     assert not report.kept
     assert not model_file.with_name("model.fp16.onnx").exists()
     assert report.reason.startswith("tensor 'stretched' reaches 340,000 in FP32, at most 16,376 is allowed")
-    assert "25% of FP16's largest number, 65,504" in report.in_words()
+    assert "25% of FP16's largest number, 65,504" in report.summary_line()
 
 
 def test_fp16_is_kept_where_all_values_are_in_range(model_file: Path, digits: Split) -> None:
@@ -92,7 +92,7 @@ def test_a_kept_fp16_is_not_called_proven(model_file: Path, digits: Split) -> No
     assert report.variant is not None
     assert report.variant.golden_tolerance == 2e-2
     assert report.reason.startswith("not proven in FP16")
-    assert report.in_words().startswith("kept, not proven in FP16: ")
+    assert report.summary_line().startswith("kept, not proven in FP16: ")
 
 
 def test_a_large_weight_counts_too(model_file: Path, digits: Split) -> None:
@@ -100,7 +100,7 @@ def test_a_large_weight_counts_too(model_file: Path, digits: Split) -> None:
     model = onnx.load(model_file)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1, -7e4]), "heavy"))
     onnx.save(model, model_file)
-    assert largest_value(model_file, [digits.images[:3]]) == Largest("heavy", 7e4)
+    assert largest_magnitude(model_file, [digits.images[:3]]) == TensorMagnitude("heavy", 7e4)
 
 
 def test_one_image_with_nan_among_good_ones_counts(tmp_path: Path) -> None:
@@ -123,23 +123,23 @@ def test_one_image_with_nan_among_good_ones_counts(tmp_path: Path) -> None:
     opset = [onnx.helper.make_opsetid("", 20)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), file)
     images = np.full((12, 4, 4, 1), 107, np.uint8)
-    assert largest_value(file, [images]).value == 107
+    assert largest_magnitude(file, [images]).value == 107
     images[5, 2, 1] = 3
-    assert largest_value(file, [images]) == Largest("root", np.inf)
+    assert largest_magnitude(file, [images]) == TensorMagnitude("root", np.inf)
 
 
 def test_the_range_is_taken_from_few_images_of_both_splits() -> None:
     """Every node is computed and measured on each: 512 took minutes."""
     images = np.zeros((100, 2, 2, 1), np.uint8)
-    assert [len(part) for part in _of_both(images, images)] == [32, 32]
-    assert [len(part) for part in _of_both(images[:0], images)] == [0, 64]
-    assert [len(part) for part in _of_both(images[:5], images[:9])] == [5, 9]
+    assert [len(part) for part in _range_images(images, images)] == [32, 32]
+    assert [len(part) for part in _range_images(images[:0], images)] == [0, 64]
+    assert [len(part) for part in _range_images(images[:5], images[:9])] == [5, 9]
 
 
 def test_no_images_show_no_range(model_file: Path, digits: Split) -> None:
     """That is no reason to believe that all is small."""
     with pytest.raises(ValueError, match="no images"):
-        largest_value(model_file, [digits.images[:0]])
+        largest_magnitude(model_file, [digits.images[:0]])
 
 
 def test_a_variant_that_changes_labels_is_left_out_with_its_numbers(model_file: Path, digits: Split) -> None:
@@ -150,7 +150,7 @@ def test_a_variant_that_changes_labels_is_left_out_with_its_numbers(model_file: 
     assert not report.kept
     assert "at least 99.00% are needed" in report.reason
     assert not model_file.with_name("model.int8.onnx").exists()
-    assert report.in_words().startswith("left out, ")
+    assert report.summary_line().startswith("left out, ")
 
 
 def test_a_slow_int8_is_left_out(model_file: Path, digits: Split) -> None:

@@ -12,7 +12,7 @@ from training.learning.learn import Surroundings, learn
 from training.networks import build
 from training.recipe import Recipe, resolve
 from training.run.job import Job, train_and_evaluate
-from training.run.runs import RunFolder
+from training.run.run_folder import RunFolder
 
 SMALL = (
     *("network.name=squeezenet1_1", "geometry.height=32", "geometry.width=32", "geometry.channels=3"),

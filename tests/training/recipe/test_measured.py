@@ -7,19 +7,19 @@ import pytest
 
 from serving.bundle import Bundle, Pretrained
 from serving.errors import UsageError
-from training.evaluation.evaluate import wilson
+from training.evaluation.evaluate import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.recipe import resolve, shipped_names
-from training.recipe.measured import Measured, read_measured, record, shipped_recipe
-from training.recipe.tables import describe_recipe
+from training.recipe.measured import MeasuredResult, read_measured, record, shipped_recipe
 from training.report.metrics import METRICS_FILE, Metrics
+from training.tables import describe_recipe
 
 
-def measured(digest: str) -> Measured:
+def measured(digest: str) -> MeasuredResult:
     """Some result."""
-    return Measured(
+    return MeasuredResult(
         recipe_digest=digest,
-        accuracy=wilson(99, 100),
+        accuracy=wilson_interval(99, 100),
         images=100,
         seconds=1.5,
         machine="a machine",
@@ -45,10 +45,10 @@ def test_a_result_keeps_every_figure_and_says_nothing_of_those_that_it_lacks(tmp
     plain = measured("a" * 64)
     full = plain.model_copy(
         update={
-            "balanced_accuracy": wilson(9, 10),
-            "auc": wilson(8, 10),
-            "top5": wilson(10, 10),
-            "validation": wilson(7, 10),
+            "balanced_accuracy": wilson_interval(9, 10),
+            "auc": wilson_interval(8, 10),
+            "top5": wilson_interval(10, 10),
+            "validation": wilson_interval(7, 10),
             "few_shot": (point, point.model_copy(update={"per_label": 5, "draws": 50})),
             "pretrained": Pretrained(network="resnet18", file="weights.pth", sha256="c" * 64),
         }

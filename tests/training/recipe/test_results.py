@@ -3,18 +3,18 @@
 from datetime import date
 from typing import Any
 
-from training.evaluation.evaluate import wilson
+from training.evaluation.evaluate import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.recipe import Recipe, resolve, shipped_names
-from training.recipe.measured import Measured
+from training.recipe.measured import MeasuredResult
 from training.recipe.results import difference, figures, markdown_table, result_lines
 
 
-def measured(recipe: Recipe, **others: Any) -> Measured:
+def measured(recipe: Recipe, **others: Any) -> MeasuredResult:
     """A result of this very recipe."""
-    return Measured(
+    return MeasuredResult(
         recipe_digest=recipe.digest(),
-        accuracy=wilson(90, 100),
+        accuracy=wilson_interval(90, 100),
         images=1234,
         seconds=61.4,
         machine="a machine",
@@ -27,10 +27,10 @@ def measured(recipe: Recipe, **others: Any) -> Measured:
 def test_a_recipe_shows_the_figures_that_it_is_judged_by() -> None:
     """Accuracy and hold-out, area and balanced accuracy, top-1 and top-5, a curve: each with its interval."""
     all_of_them = {
-        "balanced_accuracy": wilson(80, 100),
-        "auc": wilson(95, 100),
-        "top5": wilson(98, 100),
-        "validation": wilson(70, 100),
+        "balanced_accuracy": wilson_interval(80, 100),
+        "auc": wilson_interval(95, 100),
+        "top5": wilson_interval(98, 100),
+        "validation": wilson_interval(70, 100),
     }
     accuracy, area = "90.00% (82.56% to 94.48%)", "0.9500 (0.8882 to 0.9785)"
     balanced, top5 = "80.00% (71.12% to 86.66%)", "98.00% (93.00% to 99.45%)"
@@ -74,12 +74,12 @@ def test_a_result_says_where_when_and_whether_the_recipe_has_changed() -> None:
 def test_a_recipe_says_by_how_much_it_is_better_than_its_baseline() -> None:
     """On both splits, where both were measured and the baseline too; every baseline is shipped."""
     recipe, plain = resolve("alexnet-bn-cifar10"), resolve("alexnet-cifar10")
-    results = {recipe.name: measured(recipe, validation=wilson(95, 100))}
+    results = {recipe.name: measured(recipe, validation=wilson_interval(95, 100))}
     assert len(figures(recipe, results)) == 1
-    results[plain.name] = measured(plain).model_copy(update={"accuracy": wilson(80, 100)})
+    results[plain.name] = measured(plain).model_copy(update={"accuracy": wilson_interval(80, 100)})
     gain = "+10.0 points (+0.0 to +19.9) over alexnet-cifar10's test accuracy"
     assert figures(recipe, results)[1:] == [gain]
-    results[plain.name] = results[plain.name].model_copy(update={"validation": wilson(80, 100)})
+    results[plain.name] = results[plain.name].model_copy(update={"validation": wilson_interval(80, 100)})
     assert figures(recipe, results)[1:] == [
         gain,
         "+15.0 points (+5.9 to +24.3) over alexnet-cifar10's validation accuracy",
@@ -90,5 +90,5 @@ def test_a_recipe_says_by_how_much_it_is_better_than_its_baseline() -> None:
 
 def test_the_interval_of_a_difference_is_newcombes() -> None:
     """The worked example of his paper: 56 of 70 against 48 of 80 are 20 points more, 5.24 to 33.39."""
-    gain, low, high = difference(wilson(56, 70), wilson(48, 80))
+    gain, low, high = difference(wilson_interval(56, 70), wilson_interval(48, 80))
     assert [round(each, 4) for each in (gain, low, high)] == [0.2, 0.0524, 0.3339]

@@ -14,11 +14,11 @@ def test_a_signal_is_remembered_until_it_is_safe_to_leave(number: signal.Signals
     """Nothing happens when it comes; the next question raises, and says what was saved and how to go on."""
     before = signal.getsignal(number)
     interrupts = Interrupts()
-    interrupts.leave_if_asked("nothing")
-    with interrupts.listening():
+    interrupts.raise_if_stopped("nothing")
+    with interrupts.catching_signals():
         os.kill(os.getpid(), number)
         assert interrupts.received is number
         assert signal.getsignal(number) is signal.SIG_DFL, "a second one ends the process at once"
     assert signal.getsignal(number) is before
     with pytest.raises(Interrupted, match=f"stopped by {number.name}: all saved; .*--resume"):
-        interrupts.leave_if_asked("all saved")
+        interrupts.raise_if_stopped("all saved")

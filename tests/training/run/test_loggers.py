@@ -33,7 +33,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
 
     with open_loggers(
-        ("tensorboard",), tmp_path, run="digits", settings={"training.epochs": 3}, warn=refuse
+        ("tensorboard",), tmp_path, run="digits", settings={"training.epochs": 3}, warn=no_warning
     ) as loggers:
         for logger in loggers:
             logger.epoch(RECORD)
@@ -55,7 +55,7 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with (
         pytest.raises(UsageError, match=rf"--log {name} needs .* pip install {name}"),
-        open_loggers((name,), tmp_path, run="digits", settings={}, warn=refuse),
+        open_loggers((name,), tmp_path, run="digits", settings={}, warn=no_warning),
     ):
         pass
 
@@ -64,41 +64,41 @@ class Mlflow:
     """The functions of mlflow that are used, by their names and arguments there. They can be out of order."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[object, ...]] = []
+        self.calls: list[tuple[object, ...]] = []
         self.down = False
 
     def is_tracking_uri_set(self) -> bool:
-        """Nobody said where."""
+        """Nobody warnings where."""
         return False
 
     def set_tracking_uri(self, uri: str) -> None:
         """Where."""
-        self._take("uri", uri)
+        self._call("uri", uri)
 
     def set_experiment(self, name: str) -> None:
         """Of runs."""
-        self._take("experiment", name)
+        self._call("experiment", name)
 
     def start_run(self, run_name: str) -> None:
         """Begin."""
-        self._take("start", run_name)
+        self._call("start", run_name)
 
     def log_params(self, params: dict[str, object]) -> None:
         """Once."""
-        self._take("params", params)
+        self._call("params", params)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Of an epoch, or of the end."""
-        self._take("metrics", metrics, step)
+        self._call("metrics", metrics, step)
 
     def end_run(self, status: str) -> None:
         """End."""
-        self._take("end", status)
+        self._call("end", status)
 
-    def _take(self, *call: object) -> None:
+    def _call(self, *call: object) -> None:
         if self.down:
             raise ConnectionError("nobody listens\nand much more")
-        self.told.append(call)
+        self.calls.append(call)
 
 
 @pytest.fixture
@@ -109,19 +109,19 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> Mlflow:
     return fake
 
 
-def refuse(text: str) -> None:
-    """Nothing is to be said."""
+def no_warning(text: str) -> None:
+    """Nothing is to be warnings."""
     raise AssertionError(text)
 
 
 def test_mlflow_gets_parameters_history_and_result(tmp_path: Path, mlflow: Mlflow) -> None:
     """One call for the recipe, one an epoch, one for the result; the run is closed."""
-    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=refuse) as (logger,):
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=no_warning) as (logger,):
         logger.epoch(RECORD)
         logger.result({"accuracy": 1})
-    assert mlflow.told[0] == ("uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert mlflow.told[1:4] == [("experiment", "lenserve"), ("start", "digits"), ("params", {"a": 1})]
-    (_, epoch, step), *rest = mlflow.told[4:]
+    assert mlflow.calls[0] == ("uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert mlflow.calls[1:4] == [("experiment", "lenserve"), ("start", "digits"), ("params", {"a": 1})]
+    (_, epoch, step), *rest = mlflow.calls[4:]
     assert (epoch["validation_loss"], step) == (0.25, 3)
     assert rest == [("metrics", {"test.accuracy": 1.0}, None), ("end", "FINISHED")]
 
@@ -130,10 +130,10 @@ def test_a_server_that_fails_for_a_while_ends_nothing_and_lacks_nothing(
     tmp_path: Path, mlflow: Mlflow
 ) -> None:
     """Said once; the next epoch brings what was missed, in order. A run that failed is closed as one."""
-    said: list[str] = []
+    warned: list[str] = []
 
     def run_and_fail() -> None:
-        with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=said.append) as (logger,):
+        with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=warned.append) as (logger,):
             mlflow.down = True
             logger.epoch(replace(RECORD, epoch=1))
             logger.epoch(replace(RECORD, epoch=2))
@@ -143,18 +143,18 @@ def test_a_server_that_fails_for_a_while_ends_nothing_and_lacks_nothing(
 
     with pytest.raises(InterruptedError):
         run_and_fail()
-    assert said == ["mlflow takes nothing, and is asked again later: ConnectionError: nobody listens"]
-    assert [call[2] for call in mlflow.told if call[0] == "metrics"] == [1, 2, 3]
-    assert mlflow.told[-1] == ("end", "FAILED")
+    assert warned == ["mlflow takes nothing, and is asked again later: ConnectionError: nobody listens"]
+    assert [call[2] for call in mlflow.calls if call[0] == "metrics"] == [1, 2, 3]
+    assert mlflow.calls[-1] == ("end", "FAILED")
 
 
 def test_what_was_never_taken_is_said_at_the_end(tmp_path: Path, mlflow: Mlflow) -> None:
     """The run ends well all the same."""
-    said: list[str] = []
-    with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=said.append) as (logger,):
+    warned: list[str] = []
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=warned.append) as (logger,):
         mlflow.down = True
         logger.epoch(RECORD)
-    assert said[1:] == ["mlflow lacks the last 2 entries; the report's history.json has all epochs"]
+    assert warned[1:] == ["mlflow lacks the last 2 entries; the report's history.json has all epochs"]
 
 
 def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path, mlflow: Mlflow) -> None:
@@ -164,7 +164,7 @@ def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path, mlflow: 
         pytest.raises(
             LoggerUnavailable, match=r"^--log mlflow cannot begin: ConnectionError: nobody listens$"
         ),
-        open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=refuse),
+        open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=no_warning),
     ):
         pass
 
@@ -173,7 +173,7 @@ def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path, mlflow: 
 def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:
     """The package itself, where it is installed: parameters, each epoch, the result, the status."""
     pytest.importorskip("mlflow")
-    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=refuse) as (logger,):
+    with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=no_warning) as (logger,):
         logger.epoch(RECORD)
         logger.result({"accuracy": 1})
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:

@@ -20,7 +20,7 @@ from serving.errors import ImageError
 from training.data.storage.memory import GIB
 from training.data.storage.stored import Images, StoredImages
 from training.errors import DataError
-from training.files import alone, replace_file, sync_folder
+from training.files import exclusive_lock, replace_file, sync_directory
 
 _LIMITS = ImageLimits()
 _VERSION = 1  # of decoding and geometry: pixels of an older one are not taken from the cache
@@ -87,7 +87,7 @@ def decode_files(
     found = _open(stem, shape, streamed=streamed)
     if found is not None:
         return found
-    with alone(cache / ".lock"):
+    with exclusive_lock(cache / ".lock"):
         for left in cache.glob(f"{_UNFINISHED}*"):  # by one that was killed
             left.unlink()
         # Another process of this run, or another run, may have decoded them meanwhile.
@@ -132,7 +132,7 @@ def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, watch: Watch) 
             os.fsync(file.fileno())
         replace_file(stem.with_suffix(".json"), json.dumps(undecodable).encode())
         unfinished.replace(stem.with_suffix(".npy"))
-        sync_folder(stem.parent)
+        sync_directory(stem.parent)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             free_bytes = shutil.disk_usage(stem.parent).free

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from training.errors import RunFolderTaken
+from training.errors import RunFolderConflict
 from training.files import replace_file
 from training.recipe import Recipe
 
@@ -36,7 +36,7 @@ class RunFolder:
         return self.path / "head-checkpoint.pt"
 
     @property
-    def is_begun(self) -> bool:
+    def has_checkpoint(self) -> bool:
         """Whether there is something that could be gone on with."""
         return self.checkpoint.exists() or self.head_checkpoint.exists()
 
@@ -68,34 +68,34 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
     Yields: the folder, and a line that says what was done; empty where there is nothing to say.
 
     Raises:
-        RunFolderTaken: says why and what to do.
+        RunFolderConflict: says why and what to do.
     """
     folder = RunFolder(path)
-    _refuse_foreign(folder)
-    said = ""
+    _check_foreign_files(folder)
+    message = ""
     if folder.summary.exists() and not resume:
         with _locked(path):
-            said = f"the finished run in {path} was moved to {_move_aside(path)}"
+            message = f"the finished run in {path} was moved to {_move_aside(path)}"
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if resume:
-            said = _check_resumable(folder, recipe)
-        elif folder.is_begun:
-            raise RunFolderTaken(
+            message = _check_resumable(folder, recipe)
+        elif folder.has_checkpoint:
+            raise RunFolderConflict(
                 f"{path} holds an unfinished run: go on with --resume, or choose another --run-dir"
             )
         replace_file(folder.recipe, recipe.model_dump_json(indent=2).encode() + b"\n")
-        yield folder, said
+        yield folder, message
 
 
-def _refuse_foreign(folder: RunFolder) -> None:
+def _check_foreign_files(folder: RunFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
-        raise RunFolderTaken(f"{folder.path} is not a directory")
+        raise RunFolderConflict(f"{folder.path} is not a directory")
     if not folder.path.is_dir() or folder.recipe.exists():
         return
     # Hidden files may be what a killed run had begun to write.
     if any(not entry.name.startswith(".") for entry in folder.path.iterdir()):
-        raise RunFolderTaken(f"{folder.path} holds files that no run wrote: choose another --run-dir")
+        raise RunFolderConflict(f"{folder.path} holds files that no run wrote: choose another --run-dir")
 
 
 def _move_aside(path: Path) -> Path:
@@ -106,12 +106,12 @@ def _move_aside(path: Path) -> Path:
 
 
 def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
-    if not folder.is_begun:
+    if not folder.has_checkpoint:
         return f"{folder.path} holds no checkpoint yet: the run starts at the beginning"
     try:
         earlier = Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8")).settings()
     except (OSError, ValidationError) as error:
-        raise RunFolderTaken(f"{folder.recipe} cannot be read: {error}") from error
+        raise RunFolderConflict(f"{folder.recipe} cannot be read: {error}") from error
     current = recipe.settings()
     changed = [
         f"{key} was {earlier.get(key)!r}, is {current.get(key)!r}"
@@ -119,7 +119,7 @@ def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
         if earlier.get(key) != current.get(key)
     ]
     if changed:
-        raise RunFolderTaken(
+        raise RunFolderConflict(
             f"{folder.path} holds a run of another recipe, --resume cannot mix them: {'; '.join(changed)}"
         )
     return f"goes on with the run in {folder.path}"
@@ -140,4 +140,4 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise RunFolderTaken(f"another process is at work in {path}") from error
+        raise RunFolderConflict(f"another process is at work in {path}") from error

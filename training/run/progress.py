@@ -5,7 +5,7 @@ from training.run.display import Display
 from training.run.interrupts import Interrupts
 
 
-def watch(what: str, display: Display, interrupts: Interrupts) -> Watch:
+def report_progress(what: str, display: Display, interrupts: Interrupts) -> Watch:
     """A watcher of work that comes before training: it shows how far it is, and leaves when asked.
 
     Args:
@@ -17,7 +17,7 @@ def watch(what: str, display: Display, interrupts: Interrupts) -> Watch:
     """
 
     def look(done: int, images: int) -> None:
-        interrupts.leave_if_asked("nothing was trained yet")
+        interrupts.raise_if_stopped("nothing was trained yet")
         display.images_done(what, done, images)
 
     return look

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from training.evaluation.scores import LabelScore
 from training.recipe import Recipe
-from training.recipe.measured import Measured
+from training.recipe.measured import MeasuredResult
 from training.recipe.results import is_current, result_lines
 
 
@@ -29,7 +29,7 @@ class LayerRow(Protocol):
     def frozen(self) -> int: ...  # noqa: D102
 
 
-def describe_recipe(recipe: Recipe, measured: Measured | None) -> dict[str, Any]:
+def describe_recipe(recipe: Recipe, measured: MeasuredResult | None) -> dict[str, Any]:
     """One recipe for --json."""
     return {
         "name": recipe.name,
@@ -42,7 +42,7 @@ def describe_recipe(recipe: Recipe, measured: Measured | None) -> dict[str, Any]
     }
 
 
-def recipes_table(recipes: Sequence[Recipe], results: Mapping[str, Measured]) -> Table:
+def recipes_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResult]) -> Table:
     """All recipes for people."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("recipe", "what it is", "stated", "measured"):

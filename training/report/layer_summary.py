@@ -28,7 +28,7 @@ def list_layers(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> list
         RecipeError: the network cannot be built so.
     """
     network = build(recipe, geometry, classes).eval()
-    outputs = _outputs(network, geometry)
+    outputs = _output_shapes(network, geometry)
     named = [(name, module) for name, module in network.named_modules() if name]
     named.sort(key=lambda entry: entry[0] == "head")  # made first, but run last
     return [
@@ -43,16 +43,16 @@ def list_layers(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> list
     ]
 
 
-def _outputs(network: Network, geometry: Geometry) -> dict[str, tuple[int, ...]]:
+def _output_shapes(network: Network, geometry: Geometry) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what the layer made of one black image."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str, output: object) -> None:
+    def record(name: str, output: object) -> None:
         if isinstance(output, Tensor):
             shapes[name] = tuple(output.shape[1:])
 
     handles = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: note(name, output))
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
         for name, module in network.named_modules()
         if name
     ]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from training.errors import RunFolderTaken
+from training.errors import RunFolderConflict
 from training.recipe import Recipe
-from training.run.runs import open_run
+from training.run.run_folder import open_run
 
 Recipes = Callable[..., Recipe]
 
@@ -24,7 +24,7 @@ def test_an_unfinished_run_is_not_begun_again(tmp_path: Path, fake_recipe: Recip
     """Without --resume its checkpoint is safe, and the message says both ways out."""
     leave_run(tmp_path / "run", fake_recipe(), finished=False)
     refused = pytest.raises(
-        RunFolderTaken, match=r"unfinished run: go on with --resume, or choose another --run-dir"
+        RunFolderConflict, match=r"unfinished run: go on with --resume, or choose another --run-dir"
     )
     with refused, open_run(tmp_path / "run", fake_recipe(), resume=False):
         pass
@@ -45,7 +45,7 @@ def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: Recipe
     changed = fake_recipe("training.epochs=9", "network.dropout=0.5")
     with (
         pytest.raises(
-            RunFolderTaken, match=r"network\.dropout was None, is 0\.5; training\.epochs was 3, is 9"
+            RunFolderConflict, match=r"network\.dropout was None, is 0\.5; training\.epochs was 3, is 9"
         ),
         open_run(tmp_path / "run", changed, resume=True),
     ):
@@ -63,7 +63,7 @@ def test_foreign_files_are_left_alone(tmp_path: Path, fake_recipe: Recipes) -> N
     """A folder that no run wrote is refused."""
     (tmp_path / "thesis.txt").write_text("years of work")
     with (
-        pytest.raises(RunFolderTaken, match="files that no run wrote"),
+        pytest.raises(RunFolderConflict, match="files that no run wrote"),
         open_run(tmp_path, fake_recipe(), resume=False),
     ):
         pass
@@ -73,7 +73,7 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path, fake_recipe: Recipes) 
     """The second one is told that the first is at work."""
     with (
         open_run(tmp_path / "run", fake_recipe(), resume=False),
-        pytest.raises(RunFolderTaken, match="another process is at work"),
+        pytest.raises(RunFolderConflict, match="another process is at work"),
         open_run(tmp_path / "run", fake_recipe(), resume=True),
     ):
         pass

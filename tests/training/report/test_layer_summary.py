@@ -4,7 +4,7 @@ import pytest
 
 from serving.bundle import Geometry
 from training.recipe import NetworkRecipe
-from training.report.layers import list_layers
+from training.report.layer_summary import list_layers
 
 DIGITS = Geometry(height=28, width=28, channels=1)
 
