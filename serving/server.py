@@ -20,7 +20,7 @@ from serving.engine.tuning import load_tuned
 from serving.errors import UsageError
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
-from serving.models.loading import choose_precision, read_cpu_flags
+from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.registry import Models
 from serving.rpc.middleware import Around, WireRpc
 from serving.rpc.open_inference.shared_memory import Regions

@@ -33,7 +33,6 @@ from serving.errors import (
     OutOfMemory,
 )
 from serving.metrics.recorder import Metrics
-from serving.models.loader import log_fields
 from serving.models.registry import Models
 from serving.models.versions import Revision, Version
 
@@ -254,7 +253,7 @@ class Classifier:
                     [submit(images[at : at + size], deadline_s, priority) for at in starts]
                 )
         except OutOfMemory as error:  # a proof would only ask for more memory, and the network is sound
-            _log.warning("out_of_memory", extra=log_fields(version.bundle, reason=str(error)))
+            _log.warning("out_of_memory", extra=version.log_fields(reason=str(error)))
             raise
         except EngineError:
             await self._models.check_engine(version)

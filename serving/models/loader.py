@@ -1,4 +1,9 @@
-"""A number becomes a version with its queue; one that fails is remembered until its files change."""
+"""Loads a version: reads its bundle, loads, warms and proves its network, opens its queue.
+
+A version may carry its network in other precisions beside the exported file. The one that suits the device is
+served if it loads and reproduces the golden examples within its own tolerance, else the exported file. A
+version that fails is not loaded again until its files change.
+"""
 
 import asyncio
 import logging
@@ -11,13 +16,15 @@ from pathlib import Path
 
 from serving.batching.batcher import Batcher, BatchRun
 from serving.batching.policy import BatchPolicy
-from serving.bundle import Bundle, Precision, Repository
+from serving.bundle import Bundle, Golden, Precision, Repository
 from serving.engine.base import Engine
-from serving.engine.onnx import close
-from serving.errors import LenserveError
+from serving.engine.onnx import OnnxEngine, close
+from serving.engine.proof import warm_and_prove
+from serving.engine.sessions import Plan
+from serving.errors import BundleError, EngineError, LenserveError, OutOfMemory, ProofFailed
 from serving.metrics.recorder import Metrics, VersionMetrics
-from serving.models.loading import load_version, prove
-from serving.models.versions import Version
+from serving.models.precision import golden_tolerance, network_file
+from serving.models.versions import ProvenNetwork, Version
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
 
@@ -26,12 +33,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    fingerprint: _Fingerprint  # of its files: a version that was mended by hand is tried again
+    fingerprint: _Fingerprint
     reason: str
 
 
 class VersionLoader:
-    """Loads versions of a repository. A class because it remembers what failed, so as not to try it again."""
+    """Loads versions of a repository, and remembers which failed."""
 
     def __init__(
         self,
@@ -43,15 +50,15 @@ class VersionLoader:
         metrics: Metrics,
         precision: Precision | None = None,
     ) -> None:
-        """Store how.
+        """Store the options.
 
         Args:
             repository: of the versions.
-            load_engine: from the file of a network.
+            load_engine: loads an ONNX file.
             policy: of every queue.
-            warm_sizes: batches that are run before any request is.
-            metrics: for what each version does.
-            precision: the variant to take where a version has it.
+            warm_sizes: batch sizes to run before the first request.
+            metrics: of every version.
+            precision: the variant to serve where a version has it.
         """
         self.repository = repository
         self.metrics = metrics
@@ -67,30 +74,22 @@ class VersionLoader:
         return {number: failure.reason for number, failure in failures if failure is not None}
 
     def forget(self, name: str) -> None:
-        """Try all versions of a model again."""
+        """Forget which versions of a model failed, so that all may be loaded."""
         for failed in [each for each in self._failures if each[0] == name]:
             del self._failures[failed]
 
-    def is_worth_a_try(self, name: str, number: int) -> bool:
+    def may_load(self, name: str, number: int) -> bool:
         """Whether a version has not failed yet, or its files have changed since."""
         failure = self._failures.get((name, number))
         return failure is None or failure.fingerprint != _fingerprint(self.repository.folder(name, number))
 
     async def load(self, name: str, number: int) -> Version | None:
-        """Load, warm and prove in a thread, open the queue; None, and a line in the log, where it fails."""
+        """Load a version and open its queue; None if it fails, which is logged and remembered."""
         fingerprint = _fingerprint(self.repository.folder(name, number))
         started_s = time.monotonic()
         try:
-            loaded = await asyncio.to_thread(
-                load_version,
-                self.repository,
-                name,
-                number,
-                self._load_engine,
-                sizes=self._warm_sizes,
-                precision=self._precision,
-            )
-        except Exception as error:  # noqa: BLE001 - whatever a version trips over refuses that version alone
+            network = await asyncio.to_thread(self._load_network, name, number)
+        except Exception as error:  # noqa: BLE001 - any failure refuses this version alone
             self._failures[name, number] = _Failure(fingerprint, str(error))
             _log.error(
                 "version_refused",
@@ -99,37 +98,126 @@ class VersionLoader:
             )
             return None
         self._failures.pop((name, number), None)
-        stack = AsyncExitStack()
-        stack.push_async_callback(asyncio.to_thread, close, loaded.engine)  # last, after the batcher
-        metrics = self.metrics.version(name, number)
-        batcher = Batcher(
-            loaded.engine.run,
-            self._policy,
-            partial(_record_run, metrics),
-            loop_images=loaded.engine.loop_images,
-        )
-        version = Version(loaded, await stack.enter_async_context(batcher), metrics, stack)
+        version = await self._open(network)
         duration_s = time.monotonic() - started_s
         self.metrics.load_duration.labels(name).observe(duration_s)
-        precision = loaded.precision or "fp32"
-        told = log_fields(loaded.bundle, precision=precision, seconds=round(duration_s, 3))
-        _log.info("version_loaded", extra=told)
+        fields = version.log_fields(precision=network.precision or "fp32", seconds=round(duration_s, 3))
+        _log.info("version_loaded", extra=fields)
         return version
 
-    async def prove_again(self, version: Version) -> None:
-        """Warm and prove a loaded version once more, in a thread.
+    async def why_broken(self, version: Version) -> str:
+        """Warm and prove a loaded version again, in a thread; why its engine is broken, or nothing.
 
-        Raises:
-            EngineError, ProofFailed: its engine no longer gives the golden probabilities.
-            BundleError: its files went away, which says nothing of the engine.
-            ModelUnavailable: nor does it that the process which runs it went away.
+        A check that cannot be completed is logged and proves nothing against the engine: its files may be
+        gone, other networks may hold the memory, or the device server may not answer.
         """
-        await asyncio.to_thread(prove, version.loaded, self._warm_sizes)
+        try:
+            await asyncio.to_thread(prove, version.network, self._warm_sizes)
+        except OutOfMemory as error:
+            _log_unchecked(version, error)
+        except (EngineError, ProofFailed) as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 - whatever else failed, it was not the engine
+            _log_unchecked(version, error)
+        return ""
+
+    def _load_network(self, name: str, number: int) -> ProvenNetwork:
+        bundle = self.repository.read(name, number)
+        return load_network(bundle, self._load_engine, sizes=self._warm_sizes, precision=self._precision)
+
+    async def _open(self, network: ProvenNetwork) -> Version:
+        engine, bundle = network.engine, network.bundle
+        stack = AsyncExitStack()
+        stack.push_async_callback(asyncio.to_thread, close, engine)  # last, after the batcher
+        metrics = self.metrics.version(bundle.model, bundle.version)
+        batcher = Batcher(
+            engine.run, self._policy, partial(_record_run, metrics), loop_images=engine.loop_images
+        )
+        return Version(network, await stack.enter_async_context(batcher), metrics, stack)
 
 
-def log_fields(bundle: Bundle, **more: object) -> dict[str, object]:
-    """What a log line says of a version."""
-    return {"model": bundle.model, "version": bundle.version, "digest": bundle.digest[:12], **more}
+def load_network(
+    bundle: Bundle,
+    load_engine: Callable[[Path], Engine],
+    *,
+    sizes: tuple[int, ...],
+    precision: Precision | None,
+) -> ProvenNetwork:
+    """Load, warm and prove the network of a version, in a worker thread.
+
+    Args:
+        bundle: of the version.
+        load_engine: loads an ONNX file.
+        sizes: batch sizes to warm.
+        precision: the variant to load if the version has it.
+
+    Raises:
+        BundleError: its files are not valid, or the network does not reproduce its golden examples.
+        EngineError: the network failed.
+        OutOfMemory: the device has too little memory for it.
+        DeviceUnavailable: as `load_engine`.
+    """
+    if precision is not None and precision in bundle.manifest.variants:
+        try:
+            return _load_precision(bundle, load_engine, sizes, precision)
+        except OutOfMemory:  # the exported file is larger
+            raise
+        except (BundleError, EngineError) as error:
+            fields = {"model": bundle.model, "version": bundle.version, "precision": precision}
+            _log.warning("variant_unfit", extra={**fields, "reason": str(error)})
+    return _load_precision(bundle, load_engine, sizes, None)
+
+
+def prove(network: ProvenNetwork, sizes: tuple[int, ...]) -> None:
+    """Warm and prove a loaded network again.
+
+    Raises:
+        BundleError: its golden examples cannot be read, or it does not reproduce them (ProofFailed).
+        EngineError: the network failed.
+    """
+    tolerance = golden_tolerance(network.bundle, network.precision)
+    warm_and_prove(network.engine, network.bundle.golden(), tolerance=tolerance, sizes=sizes)
+
+
+def _load_precision(
+    bundle: Bundle, load_engine: Callable[[Path], Engine], sizes: tuple[int, ...], precision: Precision | None
+) -> ProvenNetwork:
+    golden, tolerance = bundle.golden(), golden_tolerance(bundle, precision)
+    engine = load_engine(network_file(bundle, precision))
+    try:
+        if isinstance(engine, OnnxEngine):
+            while reason := _why_unfit(engine, golden, tolerance, sizes):
+                engine.simplify(reason)
+        else:
+            warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
+    except BaseException:
+        close(engine)
+        raise
+    return ProvenNetwork(bundle, engine, precision)
+
+
+def _why_unfit(engine: OnnxEngine, golden: Golden, tolerance: float, sizes: tuple[int, ...]) -> str:
+    """Why an engine fails its proof where a plainer plan may pass it; nothing if it passes.
+
+    The error itself is not returned: its traceback would keep the failed session and its memory alive.
+    """
+    try:
+        warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
+    except (ProofFailed, EngineError) as error:
+        # Graphs take memory of their own; any plan but the plainest may compute wrong numbers.
+        can_simplify = engine.plan.cuda_graphs if isinstance(error, OutOfMemory) else engine.plan != Plan()
+        if not can_simplify:
+            raise
+        return str(error)
+    return ""
+
+
+def _log_unchecked(version: Version, error: Exception) -> None:
+    _log.warning(
+        "version_unchecked",
+        extra=version.log_fields(reason=str(error)),
+        exc_info=not isinstance(error, LenserveError),
+    )
 
 
 def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
@@ -137,7 +225,10 @@ def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:
-    """What changes when a version is mended: name, ctime, inode and size of every file (chmod mends too)."""
+    """What changes when a version is repaired: name, ctime, inode and size of every file.
+
+    The ctime, and not the mtime, because it also changes with a file's permissions.
+    """
     try:
         stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     except OSError:

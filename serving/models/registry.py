@@ -14,15 +14,8 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from serving.errors import (
-    EngineError,
-    LenserveError,
-    ModelUnavailable,
-    OutOfMemory,
-    ProofFailed,
-    UnknownModel,
-)
-from serving.models.loader import VersionLoader, log_fields
+from serving.errors import LenserveError, ModelUnavailable, UnknownModel
+from serving.models.loader import VersionLoader
 from serving.models.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
 
 _log = logging.getLogger(__name__)
@@ -161,17 +154,11 @@ class Models:
         await asyncio.wait([version.check])
 
     async def _check(self, version: Version) -> None:
-        try:
-            await self._loader.prove_again(version)
-        except OutOfMemory as error:  # others hold the memory: that says nothing of the engine
-            _log_unchecked(version, error)
-        except (EngineError, ProofFailed) as error:
-            if not version.broken:
-                version.broken = str(error)
-                _log.error("version_broken", extra=log_fields(version.bundle, reason=str(error)))
-                self._announce()
-        except Exception as error:  # noqa: BLE001 - files or the device's owner went away, say, and not the engine
-            _log_unchecked(version, error)
+        reason = await self._loader.why_broken(version)
+        if reason and not version.broken:
+            version.broken = reason
+            _log.error("version_broken", extra=version.log_fields(reason=reason))
+            self._announce()
 
     async def load(self, name: str) -> None:
         """Look at one model now, whatever was decided of it before, and bring what is served in line.
@@ -281,7 +268,7 @@ class Models:
             return
         self._models[name] = new
         if default != old.default and default is not None:
-            _log.info("version_serving", extra=log_fields(wanted[default].bundle))
+            _log.info("version_serving", extra=wanted[default].log_fields())
         self._announce()
         self._retire(version for number, version in old.versions.items() if wanted.get(number) is not version)
 
@@ -311,7 +298,7 @@ class Models:
         return None
 
     async def _load(self, name: str, number: int) -> Version | None:
-        if not self._loader.is_worth_a_try(name, number):
+        if not self._loader.may_load(name, number):
             return None
         self._loading = (name, number)
         self._announce()
@@ -332,7 +319,7 @@ class Models:
         await version.unused()
         await version.stack.aclose()
         self._loaded.discard(version)
-        _log.info("version_unloaded", extra=log_fields(version.bundle))
+        _log.info("version_unloaded", extra=version.log_fields())
 
     def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -350,14 +337,6 @@ class Models:
         self._metrics.ready.set(self.ready)
         change, self._change = self._change, asyncio.Event()
         change.set()
-
-
-def _log_unchecked(version: Version, error: Exception) -> None:
-    _log.warning(
-        "version_unchecked",
-        extra=log_fields(version.bundle, reason=str(error)),
-        exc_info=not isinstance(error, LenserveError),
-    )
 
 
 def _log_failure(name: str, look: asyncio.Task[None]) -> None:

@@ -9,11 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from serving.batching.batcher import Batcher
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Precision
 from serving.engine.base import Engine
 from serving.errors import ModelUnavailable, UnknownModel
 from serving.metrics.recorder import VersionMetrics
-from serving.models.loading import Loaded
 
 STABLE_ALIAS = "stable"
 
@@ -29,11 +28,20 @@ class State(StrEnum):
     BROKEN = "broken"
 
 
+@dataclass(frozen=True, slots=True)
+class ProvenNetwork:
+    """The network of a version: loaded, warm, and proven by its golden examples."""
+
+    bundle: Bundle
+    engine: Engine
+    precision: Precision | None  # None: the exported file, FP32
+
+
 @dataclass(slots=True, eq=False)
 class Version:
-    """A loaded version, with its engine and queue. Held in a `with` it is not unloaded before the end."""
+    """A loaded version with its queue. Inside its `with` block it is not unloaded."""
 
-    loaded: Loaded
+    network: ProvenNetwork
     batcher: Batcher
     metrics: VersionMetrics
     stack: AsyncExitStack  # closes the batcher, then the engine
@@ -47,8 +55,8 @@ class Version:
     input_shape: tuple[int, int, int] = field(init=False)  # (height, width, channels)
 
     def __post_init__(self) -> None:
-        """Say once what every request asks for."""
-        self.bundle, self.engine = self.loaded.bundle, self.loaded.engine
+        """Look up once what every request needs."""
+        self.bundle, self.engine = self.network.bundle, self.network.engine
         self.number, self.input_shape = self.bundle.version, self.bundle.manifest.geometry.shape
 
     def __enter__(self) -> Self:
@@ -71,8 +79,13 @@ class Version:
         if not self.leases:
             self.idle.set()
 
+    def log_fields(self, **more: object) -> dict[str, object]:
+        """Fields that name this version in a log line, and more."""
+        bundle = self.bundle
+        return {"model": bundle.model, "version": bundle.version, "digest": bundle.digest[:12], **more}
+
     async def unused(self) -> None:
-        """Wait until nobody holds a lease."""
+        """Wait until no request holds a lease."""
         while self.leases:
             self.idle.clear()
             await self.idle.wait()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 import serving.engine.onnx as engine_module
-from serving.bundle import Bundle, Repository, variant_file
+from serving.bundle import Bundle, variant_file
 from serving.bundle.images import Pixels
 from serving.engine.base import Device, batch_buckets
 from serving.engine.devices import choose_device, find_cuda, find_device
@@ -28,7 +28,7 @@ from serving.engine.onnx import OnnxEngine, best_plan, providers
 from serving.engine.proof import warm_and_prove
 from serving.engine.sessions import Plan, is_out_of_memory
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
-from serving.models.loading import load_version, prove
+from serving.models.loader import load_network, prove
 from serving.settings import ServerSettings
 
 CPU = Device("cpu", 0, "tests")
@@ -366,13 +366,13 @@ class TestOnCuda:
             assert plain.captured_sizes == ()
 
     def test_a_version_is_served_by_the_graphs_that_it_was_proven_with(
-        self, publish: Publish, repository: Repository, log_events: Any
+        self, publish: Publish, log_events: Any
     ) -> None:
         """Every size has its graph once the version is loaded, and the log tells of no fallback."""
         bundle = publish()
         load = partial(OnnxEngine.load, device=CUDA, threads=1, max_batch_size=8)
         sizes = batch_buckets(CUDA, 8)
-        loaded = load_version(repository, bundle.model, bundle.version, load, sizes=sizes, precision=None)
+        loaded = load_network(bundle, load, sizes=sizes, precision=None)
         assert isinstance(loaded.engine, OnnxEngine)
         assert loaded.engine.captured_sizes == sizes
         prove(loaded, sizes)

@@ -21,51 +21,27 @@ from serving.engine.devices import find_cuda
 from serving.engine.onnx import OnnxEngine
 from serving.engine.sessions import Plan, Sessions
 from serving.errors import OutOfMemory, ProofFailed
-from serving.models.loading import Loaded, choose_precision, load_version, prove, read_cpu_flags
+from serving.models.loader import load_network, prove
+from serving.models.precision import golden_tolerance
+from serving.models.versions import ProvenNetwork
 
-CPU, CUDA = Device("cpu", 0, "tests"), Device("cuda", 0, "tests")
-VNNI = frozenset({"sse2", "avx512_vnni"})
-PLAIN = frozenset({"sse2"})
+CPU = Device("cpu", 0, "tests")
 SIZES = (1, 4)
 
 Publish = Callable[..., Bundle]
 load_engine = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=4)
 
 
-@pytest.mark.parametrize(
-    ("requested", "device", "flags", "precision"),
-    [
-        ("auto", CPU, VNNI, "int8"),
-        ("auto", CPU, PLAIN, None),
-        ("auto", CUDA, VNNI, "fp16"),
-        ("fp32", CUDA, VNNI, None),
-        ("fp32", CPU, VNNI, None),
-        ("int8", CPU, PLAIN, "int8"),
-        ("fp16", CPU, PLAIN, "fp16"),
-    ],
-)
-def test_the_precision_follows_the_device_unless_asked_for(
-    requested: str, device: Device, flags: frozenset[str], precision: Precision | None
-) -> None:
-    """INT8 where the CPU multiplies bytes, FP16 on CUDA; whoever asks gets what they ask for."""
-    assert choose_precision(requested, device, flags) == precision
-
-
-def test_this_machines_cpu_says_what_it_can_do() -> None:
-    """On Linux on x86 there is at least SSE2; elsewhere nothing is known, and nothing is assumed."""
-    flags = read_cpu_flags()
-    assert "sse2" in flags or not Path("/proc/cpuinfo").exists() or not flags
-
-
 def test_a_variant_is_served_where_the_version_has_it(publish: Publish, repository: Repository) -> None:
     """With its own tolerance; a version without one is served as it was exported."""
     plain = publish()
     bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.25)
-    loaded = _load(repository, bundle, "int8")
-    assert (loaded.precision, loaded.tolerance) == ("int8", 0.25)
-    assert _load(repository, bundle, None).precision is None
-    assert _load(repository, bundle, "fp16").precision is None
-    assert _load(repository, plain, "int8").precision is None
+    loaded = _load(bundle, "int8")
+    assert golden_tolerance(bundle, None) == plain.manifest.golden_tolerance
+    assert (loaded.precision, golden_tolerance(bundle, loaded.precision)) == ("int8", 0.25)
+    assert _load(bundle, None).precision is None
+    assert _load(bundle, "fp16").precision is None
+    assert _load(plain, "int8").precision is None
     prove(loaded, SIZES)
 
 
@@ -75,9 +51,8 @@ def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
     """Another network under its name: the version is served all the same, and the log says so."""
     plain = publish()
     wrong = _with_variant(repository, plain, publish(rotate=1).model_file, tolerance=1e-6)
-    loaded = _load(repository, wrong, "int8")
+    loaded = _load(wrong, "int8")
     assert loaded.precision is None
-    assert loaded.tolerance == plain.manifest.golden_tolerance
     (told,) = log_events.named("variant_unfit")
     assert (told.precision, told.version) == ("int8", wrong.version)
 
@@ -99,9 +74,9 @@ def test_a_session_that_lies_gives_way_to_a_plainer_one_of_the_same_file(
 
     if rotate:
         with pytest.raises(ProofFailed):
-            load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+            load_network(plain, load, sizes=SIZES, precision=None)
     else:
-        load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+        load_network(plain, load, sizes=SIZES, precision=None)
     (told,) = log_events.named("nhwc_off")
     assert "golden probabilities differ" in told.reason
 
@@ -117,9 +92,8 @@ def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
         engine = load_engine(file)
         return _Overflowing(engine) if file.name == variant_file("fp16") else engine
 
-    loaded = load_version(repository, bundle.model, bundle.version, load, sizes=SIZES, precision="fp16")
+    loaded = load_network(bundle, load, sizes=SIZES, precision="fp16")
     assert loaded.precision is None
-    assert loaded.tolerance == plain.manifest.golden_tolerance
     (told,) = log_events.named("variant_unfit")
     assert (told.levelname, told.precision) == ("WARNING", "fp16")
     assert told.reason == "3 of 3 golden examples get NaN or infinite probabilities"
@@ -138,7 +112,7 @@ def test_a_variant_that_memory_is_too_small_for_gives_way_to_nothing(
         raise OutOfMemory("cuda:0 is out of memory")
 
     with pytest.raises(OutOfMemory):
-        load_version(repository, bundle.model, bundle.version, load, sizes=SIZES, precision="fp16")
+        load_network(bundle, load, sizes=SIZES, precision="fp16")
     assert files == [variant_file("fp16")]
     assert not log_events.records
 
@@ -168,7 +142,7 @@ def test_graphs_that_memory_is_too_small_for_are_given_up_once(
         return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
 
     with nullcontext() if enough else pytest.raises(OutOfMemory):
-        load_version(repository, plain.model, plain.version, load, sizes=SIZES, precision=None)
+        load_network(plain, load, sizes=SIZES, precision=None)
     assert plans == [Plan(nhwc=True, cuda_graphs=True), Plan(nhwc=True)]
     (told,) = log_events.records
     assert (told.getMessage(), "out of memory" in told.reason) == ("cuda_graphs_off", True)
@@ -205,7 +179,7 @@ def test_a_version_whose_exported_file_fails_is_refused_whatever_its_variant(
     other = publish(rotate=1)
     wrong = _with_variant(repository, plain, other.model_file, tolerance=1e-6, exported=other.model_file)
     with pytest.raises(ProofFailed):
-        _load(repository, wrong, "int8")
+        _load(wrong, "int8")
 
 
 def test_a_network_that_is_refused_is_closed_where_it_was_loaded(
@@ -220,14 +194,12 @@ def test_a_network_that_is_refused_is_closed_where_it_was_loaded(
         engines.append(load_engine(file))
         return engines[-1]
 
-    load_version(repository, wrong.model, wrong.version, load, sizes=SIZES, precision="int8")
+    load_network(wrong, load, sizes=SIZES, precision="int8")
     assert [engine._session is None for engine in engines] == [True, False]
 
 
-def _load(repository: Repository, bundle: Bundle, precision: Precision | None) -> Loaded:
-    return load_version(
-        repository, bundle.model, bundle.version, load_engine, sizes=SIZES, precision=precision
-    )
+def _load(bundle: Bundle, precision: Precision | None) -> ProvenNetwork:
+    return load_network(bundle, load_engine, sizes=SIZES, precision=precision)
 
 
 class _Overflowing:
