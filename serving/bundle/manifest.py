@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serving.errors import InvalidManifest
+from serving.validation_errors import describe, matching
 
 MODEL_FILE = "model.onnx"
 Precision = Literal["int8", "fp16"]
@@ -17,8 +18,9 @@ MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME_ALLOWED = "1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, matching(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -145,7 +147,7 @@ class Description(Strict):
     @classmethod
     def _labels_are_distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
-            raise ValueError("labels must be distinct and not empty")
+            raise ValueError("must be distinct and not empty")
         return labels
 
 
@@ -174,9 +176,9 @@ class Manifest(Description):
         """Join a description and the digests of its files.
 
         Raises:
-            InvalidManifest: names the first field that is wrong.
+            InvalidManifest: names the keys, their values and what is allowed.
         """
-        with _naming_the_field():
+        with _invalid_manifest():
             return cls.model_validate({**description.model_dump(), "files": files})
 
     def to_json(self) -> bytes:
@@ -188,9 +190,9 @@ class Manifest(Description):
         """Parse and validate.
 
         Raises:
-            InvalidManifest: names the first field that is wrong.
+            InvalidManifest: names the keys, their values and what is allowed.
         """
-        with _naming_the_field():
+        with _invalid_manifest():
             return cls.model_validate_json(text)
 
 
@@ -201,10 +203,8 @@ def _is_plain_path(name: str) -> bool:
 
 
 @contextmanager
-def _naming_the_field() -> Iterator[None]:
+def _invalid_manifest() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise InvalidManifest(f"{field}: {first['msg']}") from error
+        raise InvalidManifest(describe(error, Manifest)) from error

@@ -22,6 +22,7 @@ from serving.bundle.golden import Golden, read_golden
 from serving.bundle.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
+    NAME_ALLOWED,
     NAME_PATTERN,
     Description,
     FileDigest,
@@ -29,6 +30,7 @@ from serving.bundle.manifest import (
     Strict,
 )
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
+from serving.validation_errors import describe
 
 ALIASES_FILE = "aliases.json"
 _STAGING_PREFIX = ".staging-"
@@ -125,10 +127,7 @@ class Repository:
             BundleError: the name is not a valid model name.
         """
         if not NAME_PATTERN.fullmatch(model):
-            raise BundleError(
-                f"{model!r} is not a valid model name: use 1 to 128 letters, digits, '.', '_' and '-', "
-                "a letter or digit first"
-            )
+            raise BundleError(f"{model!r} is not a valid model name: use {NAME_ALLOWED}")
         model_folder = self._model_folder(model)
         model_folder.mkdir(parents=True, exist_ok=True)
         with _staging(model_folder) as staging:
@@ -152,7 +151,7 @@ class Repository:
         except FileNotFoundError:
             return {}
         except ValidationError as error:
-            raise BundleError(f"{path}: {error.errors(include_url=False)[0]['msg']}") from error
+            raise BundleError(f"{path}: {describe(error)}") from error
         return {alias: target.version for alias, target in aliases.root.items()}
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
