@@ -1,66 +1,66 @@
 """The training job's errors, in the order in which a run can fail. Knows no exit codes.
 
 LenserveError                    (serving.errors)
-    UsageError                   the command line or a config file is wrong
-        RecipeError                  a recipe, or one of its overrides, is wrong
-        RunFolderConflict               the run folder holds something that must not be lost or mixed
-    DeviceUnavailable            a device was asked for that is not there
-    TrainingError                the work itself failed
-        CompilerMissing              torch.compile was asked for, and has no compiler
-        LoggerUnavailable            where the history shall go takes none
-        DataError                    the data are missing, broken, or too few to learn and to judge by
-        WeightsError                 pretrained weights cannot be read, or belong to another network
-        CheckpointError              a checkpoint does not belong to this run, or cannot be read
-        OutOfMemory                  the memory of the GPU, or of the machine, is full
-        GraphCaptureFailed              a step does what a CUDA graph cannot hold
+    UsageError                   the command line or a configuration file is wrong
+        RecipeError                  a recipe or an override is invalid
+        RunFolderConflict            the run folder is in use, or holds files that this run would overwrite
+    DeviceUnavailable            the requested device does not exist or cannot be used
+    TrainingError                the run itself failed
+        CompilerMissing              torch.compile needs a compiler that is not installed
+        LoggerUnavailable            TensorBoard or MLflow could not be opened
+        DataError                    the data are missing, invalid, or too few
+        WeightsError                 pretrained weights cannot be read, or do not fit the network
+        CheckpointError              a checkpoint cannot be read, or belongs to another run
+        OutOfMemory                  the GPU or the machine is out of memory
+        GraphCaptureFailed           a training step cannot be captured as a CUDA graph
         Diverged                     the loss became NaN or infinite
-        ProcessLost                  another process of the same run is gone
-        ExportError                  the network did not become a sound ONNX file
-        GateFailed                  the version is not good enough to be published
-        Interrupted                  somebody asked the job to stop, and it saved what it had
+        ProcessLost                  another process of the same run exited
+        ExportError                  the exported ONNX file is invalid
+        GateFailed                   a check failed, and nothing was published
+        Interrupted                  a signal stopped the run; its progress is saved
 """
 
 from serving.errors import LenserveError, UsageError
 
 
 class RecipeError(UsageError):
-    """A recipe does not parse, has an unknown key, or a value out of bounds."""
+    """A recipe is not TOML, has an unknown key, or a value out of bounds."""
 
 
 class RunFolderConflict(UsageError):
-    """The run folder holds something that must not be lost or mixed."""
+    """The run folder is in use, or holds files that this run would overwrite."""
 
 
 class TrainingError(LenserveError):
-    """The training job failed."""
+    """The run itself failed; each kind below has its own class."""
 
 
 class CompilerMissing(TrainingError):
-    """torch.compile was asked for, and the compiler that it needs is not installed."""
+    """`training.compile` is set, and the compiler that torch.compile needs is not installed."""
 
 
 class LoggerUnavailable(TrainingError):
-    """Where the history of the run shall go, nothing is taken."""
+    """TensorBoard or MLflow could not be opened before training began."""
 
 
 class DataError(TrainingError):
-    """The data are missing, broken, or too few to learn and to judge by."""
+    """The data are missing, invalid, or too few to train and to evaluate."""
 
 
 class WeightsError(TrainingError):
-    """Pretrained weights cannot be read, or belong to another network."""
+    """Pretrained weights cannot be read, or do not fit the network."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint does not belong to this run, or cannot be read."""
+    """A checkpoint cannot be read, or belongs to another run."""
 
 
 class OutOfMemory(TrainingError):
-    """The memory of the GPU, or of the machine, is full."""
+    """The GPU or the machine is out of memory."""
 
 
 class GraphCaptureFailed(TrainingError):
-    """A training step does what a CUDA graph cannot hold."""
+    """A training step does something that a CUDA graph cannot capture."""
 
 
 class Diverged(TrainingError):
@@ -68,11 +68,11 @@ class Diverged(TrainingError):
 
 
 class ProcessLost(TrainingError):
-    """Another process of the same run is gone."""
+    """Another process of the same run exited."""
 
 
 class ExportError(TrainingError):
-    """The network did not become a sound ONNX file."""
+    """The exported ONNX file is not what a bundle requires."""
 
 
 class GateFailed(TrainingError):
@@ -80,4 +80,4 @@ class GateFailed(TrainingError):
 
 
 class Interrupted(TrainingError):
-    """Somebody asked the job to stop."""
+    """A signal stopped the run; its progress is saved."""

@@ -1,4 +1,4 @@
-"""A file is replaced as a whole: whoever is killed while writing leaves the old content or the new one."""
+"""Replaces files atomically, and locks them between processes. A killed writer leaves old or new content."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename, and sync the folder that holds the name. One process at a time."""
+    """Replace a file's content atomically and durably. One writer at a time."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -20,15 +20,15 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def exclusive_lock(lock_file: Path) -> Iterator[None]:
-    """In here no other process of this machine holds the same file, which is made where it is missing."""
+    """Hold an exclusive lock on a file, which is created if missing. Other processes of the machine wait."""
     lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("wb") as lock:  # the kernel releases it when its owner dies
+    with lock_file.open("wb") as lock:  # the kernel releases it when the process dies
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def sync_directory(folder: Path) -> None:
-    """Make what was renamed in a folder outlast a loss of power."""
+    """Make renames in a directory survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Files are replaced as a whole."""
+"""Files are replaced atomically."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +7,7 @@ from training.files import exclusive_lock, replace_file
 
 
 def test_replacing_leaves_one_file_with_the_new_content(tmp_path: Path) -> None:
-    """The old content goes, and nothing stays beside."""
+    """The old content is gone, and no temporary file is left."""
     path = tmp_path / "state.json"
     replace_file(path, b"old")
     replace_file(path, b"new")
@@ -15,8 +15,8 @@ def test_replacing_leaves_one_file_with_the_new_content(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
 
-def test_who_is_alone_with_a_file_is_alone(tmp_path: Path) -> None:
-    """Of many at once the first makes it and the others find it; those of another file do not wait."""
+def test_one_thread_at_a_time_holds_a_lock(tmp_path: Path) -> None:
+    """The first of many creates the file and the others find it; locks on other files do not block."""
     made = []
 
     def make_once(name: str) -> bytes:

@@ -1,1 +1,1 @@
-"""What a network is worth: scores, calibration, gates, and the proof of the exported file."""
+"""Scores, calibration, gates, and the proof of the exported file."""

@@ -13,15 +13,18 @@ Floats = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.int64]
 
 ECE_BINS = 15
-_TEMPERATURE_BOUNDS = (0.2, 10.0)  # outside lies no network, only a broken split
+_TEMPERATURE_BOUNDS = (0.2, 10.0)  # only a broken split leads outside
 
 
 def calibrate(logits: Floats, labels: Labels) -> Calibration:
-    """Find the temperature with the lowest negative log likelihood.
+    """Fit the temperature that minimises the negative log likelihood.
 
     Args:
-        logits: (N, K) of the validation split.
-        labels: (N,)
+        logits: (N, K) floating point, of the validation split.
+        labels: (N,) int64, 0..K-1.
+
+    Returns: the temperature, 0.2..10, and the calibration error before and after; where every image is
+        classified correctly, the temperature is at least 1.
     """
     temperature = _fit_temperature(logits, labels)
     return Calibration(
@@ -32,19 +35,19 @@ def calibrate(logits: Floats, labels: Labels) -> Calibration:
 
 
 def uncalibrated(logits: Floats, labels: Labels) -> Calibration:
-    """Temperature 1, and the error that it leaves."""
+    """Temperature 1 and its calibration error. Arguments as for `calibrate`."""
     error = expected_calibration_error(softmax(logits, axis=1), labels)
     return Calibration(temperature=1.0, ece_before=error, ece_after=error)
 
 
 def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
-    """How far confidence is from accuracy, over 15 equal-width bins of confidence weighted by their images.
+    """Expected calibration error (Naeini et al. 2015) over 15 bins of equal width.
 
     Args:
         probabilities: (N, K), each row summing to 1.
-        labels: (N,)
+        labels: (N,) int64, 0..K-1.
 
-    Returns: 0..1.
+    Returns: 0..1, the mean gap between confidence and accuracy, bins weighted by their images.
     """
     confidence = probabilities.max(axis=1)  # (N,)
     correct = probabilities.argmax(axis=1) == labels  # (N,)
@@ -63,7 +66,7 @@ def _fit_temperature(logits: Floats, labels: Labels) -> float:
     bounds = tuple(math.log(temperature) for temperature in _TEMPERATURE_BOUNDS)
     found = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded")
     temperature = math.exp(found.x)
-    # Where no validation image is wrong, the likelihood can only ask for more confidence, without end and
-    # without evidence.
+    # Without an error on the validation split, the likelihood only rises with more confidence: it gives no
+    # evidence for a temperature below 1.
     all_correct = bool((logits.argmax(axis=1) == labels).all())
     return max(1.0, temperature) if all_correct else temperature

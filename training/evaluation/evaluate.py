@@ -1,4 +1,4 @@
-"""What predictions are worth on a labelled split. Knows no network: it takes probabilities."""
+"""Scores probabilities against labels: accuracy, recall, AUC, top-5, confusion. Knows no network."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from training.evaluation.calibrate import expected_calibration_error
 from training.evaluation.scores import LabelScore, Scores
 
 _Z_95 = 1.959963984540054  # standard normal, two-sided 95 %
-_MAX_LISTED_LABELS = 100  # of more labels only those are listed that occur
-_MIN_LABELS_FOR_TOP_5 = 10  # labels; among fewer five guesses say little
-_MIN_IMAGES_FOR_RECALL = 10  # images of a label: drawn again, fewer would always be as they are
+_MAX_LISTED_LABELS = 100  # with more, only labels that occur are listed
+_MIN_LABELS_FOR_TOP_5 = 10  # with fewer, five guesses say little
+_MIN_IMAGES_FOR_RECALL = 10  # of each label: a bootstrap of fewer is too narrow
 _RESAMPLES = 2000
 _RESAMPLE_CHUNK = 100
 
@@ -24,12 +24,15 @@ _Weights = npt.NDArray[np.float64]
 def score(
     probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64], labels: Sequence[str]
 ) -> Scores:
-    """Compare predictions with the truth.
+    """Score predictions.
 
     Args:
         probabilities: (N, K), N >= 1.
         truth: (N,) index into labels.
         labels: K names.
+
+    Returns: with more than 100 labels, per-label scores and the confusion matrix cover only those that occur
+        or are predicted; AUC exists for two labels, top-5 accuracy from ten labels on.
     """
     predicted = probabilities.argmax(axis=1)  # (N,)
     indices = _listed_labels(truth, predicted, len(labels))
@@ -56,9 +59,15 @@ def score(
 
 
 def balanced_accuracy(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> Estimate | None:
-    """The mean recall of the labels that occur, with its bootstrap interval; none with too few of a label.
+    """Mean recall of the labels that occur, with its 95 % bootstrap interval.
 
-    Images are drawn again within each label, so the number of right ones is binomial: drawn at once.
+    The bootstrap resamples images within each label, so the number of correct ones is binomial.
+
+    Args:
+        truth: (N,) labels.
+        predicted: (N,) labels.
+
+    Returns: None if a label has fewer than ten images.
     """
     members = [predicted[truth == label] == label for label in np.unique(truth)]
     recalls = np.array([right.mean() for right in members])  # (K,)
@@ -71,13 +80,16 @@ def balanced_accuracy(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.in
 
 
 def roc_auc(scores: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -> Estimate | None:
-    """Area under the ROC curve with its bootstrap interval; none where only one label occurs.
+    """Area under the ROC curve with its 95 % bootstrap interval.
 
-    Images are drawn again within each label. A draw is a weight for every image, so one sorting does for all.
+    The bootstrap resamples images within each label. A resample is a weight per image, so the scores are
+    sorted only once.
 
     Args:
         scores: (N,) higher for positives.
         positive: (N,)
+
+    Returns: None if only one label occurs.
     """
     if positive.all() or not positive.any():
         return None
@@ -94,7 +106,7 @@ def roc_auc(scores: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_]) -
 
 
 def _bootstrap_weights(positive: npt.NDArray[np.bool_], draws: int, random: np.random.Generator) -> _Weights:
-    """How often each image is drawn, (draws, N)."""
+    """How often each image is drawn: (draws, N)."""
     weights = np.zeros((draws, len(positive)))
     for members in (np.flatnonzero(positive), np.flatnonzero(~positive)):
         weights[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
@@ -129,7 +141,7 @@ def _top5(probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64])
 
 
 def wilson_interval(correct: int, images: int) -> Estimate:
-    """A fraction with its 95 % interval (Wilson 1927), which is sound near 0 and 1 too."""
+    """`correct / images` with its 95 % interval (Wilson 1927), which is valid near 0 and 1 too."""
     value = correct / images
     denominator = 1 + _Z_95**2 / images
     centre = (value + _Z_95**2 / (2 * images)) / denominator

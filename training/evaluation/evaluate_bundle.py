@@ -1,4 +1,4 @@
-"""A published bundle, verified and measured again through ONNX Runtime on a source's test split."""
+"""Verifies a published bundle and evaluates it on a test split, through ONNX Runtime."""
 
 import json
 import time
@@ -22,7 +22,7 @@ from training.report.metrics import METRICS_FILE
 
 
 class BundleScores(Strict):
-    """What a bundle is worth on a test split."""
+    """The scores of a bundle on a test split."""
 
     model: str
     version: int
@@ -31,25 +31,25 @@ class BundleScores(Strict):
     metrics: Mapping[str, int | float]
     labels: tuple[LabelScore, ...]
     confusion: tuple[tuple[int, ...], ...] = Field(description="[true label][predicted label] -> images")
-    same_as_manifest: bool = Field(description="as many images, and as many of them right")
+    same_as_manifest: bool = Field(description="the same numbers of images and of correct ones")
     seconds: float
 
 
 def evaluate_bundle(
     bundle_dir: Path, source: str | None, data_root: Path | None, cache: Path | None = None
 ) -> BundleScores:
-    """Measure a bundle.
+    """Evaluate a bundle.
 
     Args:
         bundle_dir: <repository>/<model>/<version>.
-        source: whose test split is used; None for that of the bundle's own recipe.
+        source: whose test split is used; None: that of the bundle's recipe.
         data_root: for sources that read files.
-        cache: folder of decoded images; none: decoded anew, in memory.
+        cache: folder of decoded images; None: they are decoded in memory.
 
     Raises:
-        UsageError: this is not a bundle's folder, or a source must be named.
-        BundleError: the bundle is not as published.
-        DataError: the data are missing, or have labels that the bundle does not know.
+        UsageError: `bundle_dir` is not a version's folder, or the bundle does not record its data source.
+        BundleError: the bundle was changed or damaged since it was published.
+        DataError: the data are missing, or have labels that the bundle does not have.
     """
     began_s = time.perf_counter()
     bundle = _read_bundle(bundle_dir)
@@ -77,13 +77,13 @@ def _read_bundle(bundle_dir: Path) -> Bundle:
     folder = bundle_dir.resolve()
     if not folder.name.isdigit():
         raise UsageError(
-            f"{bundle_dir} is not a bundle: its folder is not named <repository>/<model>/<version>"
+            f"{bundle_dir} is not a bundle: name the folder of one version, <repository>/<model>/<version>"
         )
     return Repository(folder.parent.parent).read(folder.parent.name, int(folder.name))
 
 
 def _data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
-    """The bundle's own, so that the test split is the one that training never saw."""
+    """The data section of the bundle's recipe, so that the test split is the one that training never saw."""
     written = bundle.folder / "report" / METRICS_FILE
     try:
         settings = json.loads(written.read_text(encoding="utf-8"))["recipe"]
@@ -92,16 +92,18 @@ def _data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         if source is None:
             raise UsageError(
-                f"the bundle does not say which data it was tested on ({error}): use --data"
+                f"{written} does not record the data that the bundle was tested on: name a source with --data"
             ) from error
         return DataRecipe.model_validate({"source": source})
     return recipe if source in (None, recipe.source) else DataRecipe.model_validate({"source": source})
 
 
 def _bundle_label_indices(test: Split, labels: tuple[str, ...], bundle_labels: tuple[str, ...]) -> Labels:
-    """The truth as indices into the bundle's labels: (N,) int64."""
+    """The true labels as indices into the bundle's labels: (N,) int64."""
     unknown = sorted(set(labels) - set(bundle_labels))
     if unknown:
-        raise DataError(f"the data have labels that the bundle does not know: {', '.join(unknown)}")
+        raise DataError(
+            f"the data have {len(unknown)} labels that the bundle does not have: {', '.join(unknown)}"
+        )
     index = np.array([bundle_labels.index(label) for label in labels], dtype=np.int64)
     return index[test.labels]

@@ -1,4 +1,4 @@
-"""Named checks with their numbers, and the gate: nothing passes with a failed one."""
+"""Checks before publishing: each compares a value with its limit, and one that fails stops publishing."""
 
 from collections.abc import Sequence
 
@@ -7,29 +7,29 @@ from training.errors import GateFailed
 
 
 class Check(Strict):
-    """One thing that was looked at before publishing."""
+    """One check before publishing."""
 
     name: str
     passed: bool
     detail: str
 
 
-def at_least(name: str, value: float, limit: float) -> Check:
-    """Passes where the value reaches its limit."""
-    return Check(name=name, passed=value >= limit, detail=f"{value:.4g}, at least {limit:.4g} is needed")
+def at_least(name: str, value: float, limit: float, setting: str) -> Check:
+    """Pass if the value reaches the limit; NaN does not. `setting`: the recipe key of the limit."""
+    return Check(name=name, passed=value >= limit, detail=f"{value:.4g}, minimum {limit:.4g} ({setting})")
 
 
-def at_most(name: str, value: float, limit: float) -> Check:
-    """Passes where the value stays within its limit; a value that is no number does not."""
-    return Check(name=name, passed=value <= limit, detail=f"{value:.3g}, at most {limit:.3g} is allowed")
+def at_most(name: str, value: float, limit: float, setting: str) -> Check:
+    """Pass if the value stays within the limit; NaN does not. `setting`: the recipe key of the limit."""
+    return Check(name=name, passed=value <= limit, detail=f"{value:.3g}, maximum {limit:.3g} ({setting})")
 
 
 def raise_if_failed(checks: Sequence[Check]) -> None:
-    """Let pass, or name everything that failed.
+    """Raise if a check failed, naming every one that did.
 
     Raises:
         GateFailed: at least one check failed.
     """
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
-        raise GateFailed(f"not published, {len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
+        raise GateFailed(f"not published: {len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")

@@ -1,4 +1,4 @@
-"""An exported file in ONNX Runtime on the CPU, as a server without a GPU would run it."""
+"""Runs an exported file in ONNX Runtime on the CPU, as a server without a GPU does."""
 
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,24 @@ Floats = npt.NDArray[np.float32]
 
 
 def open_session(model_file: Path) -> Any:  # noqa: ANN401 - ONNX Runtime ships no type information
-    """Load the file."""
+    """Open a session on the CPU that does not spin while it waits."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes need the cores
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # leave the cores to other processes
     return onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
 
 
 def run(session: Any, images: Images, batch_size: int = _BATCH) -> tuple[Floats, Floats]:  # noqa: ANN401 - as above
-    """Run all images, batch by batch.
+    """Run all images in batches.
 
     Args:
-        session: of a file whose graph is that of a bundle.
+        session: of a file with a bundle's inputs and outputs.
         images: (N, H, W, C) uint8, N >= 1.
-        batch_size: of each run; the last one may be smaller.
+        batch_size: the last batch may be smaller.
 
-    Returns: probabilities (N, K) and embedding (N, D).
+    Returns: probabilities (N, K) and embeddings (N, D), float32.
     """
     outputs = [
         session.run(["probabilities", "embedding"], {"image": images[start : start + batch_size]})

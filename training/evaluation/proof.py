@@ -1,4 +1,4 @@
-"""The exported file is judged: scored on the test split, and compared with the network it came from."""
+"""Proves the exported file: scores it on the test split, and compares it with the torch network."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _MAX_MISCLASSIFIED = 24
 
 @dataclass(frozen=True, slots=True)
 class Misclassification:
-    """One test image whose predicted label is wrong."""
+    """A test image with a wrong prediction."""
 
     name: str
     truth: str
@@ -35,11 +35,11 @@ class Misclassification:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the exported file is worth."""
+    """Scores and checks of an exported file."""
 
     scores: Scores
     checks: tuple[Check, ...]
-    misclassified: tuple[Misclassification, ...]  # the most confident first
+    misclassified: tuple[Misclassification, ...]  # at most 24, the most confident first
 
 
 def prove(
@@ -53,21 +53,21 @@ def prove(
     """Run the file on the whole test split through ONNX Runtime.
 
     Args:
-        classifier: what the file was made from; on the CPU, in evaluation mode.
+        classifier: the source of the file; on the CPU, in evaluation mode.
         model_file: the exported file.
-        dataset: of which the test split and the labels are used.
+        dataset: its test split and labels are used.
         gates: limits of the checks.
-        fitted_labels: (N,) what scikit-learn says of the test split, where it fitted the head.
+        fitted_labels: (N,) scikit-learn's predictions on the test split, if it fitted the head.
     """
     session = open_session(model_file)
     probabilities, _ = run(session, dataset.test.images)  # (N, K)
     scores = score(probabilities, dataset.test.labels, dataset.labels)
     evaluation = scores.evaluation
     checks = (
-        at_least("accuracy on the test split", evaluation.accuracy.value, gates.min_accuracy),
+        at_least("test accuracy", evaluation.accuracy.value, gates.min_accuracy, "gates.min_accuracy"),
         *_optional_gates(scores, gates),
         *_scikit_learn_agreement(probabilities, fitted_labels),
-        at_most("calibration error on the test split", evaluation.ece, gates.max_ece),
+        at_most("test calibration error", evaluation.ece, gates.max_ece, "gates.max_ece"),
         *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
     )
     return Proof(scores, checks, _misclassified(dataset, probabilities))
@@ -81,13 +81,15 @@ def _scikit_learn_agreement(probabilities: npt.NDArray[np.float32], fitted: Labe
 
 
 def _optional_gates(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
-    """Only those that were asked for: most recipes judge by accuracy alone."""
+    """The gates that most recipes leave off."""
     if gates.min_balanced_accuracy:
         value = scores.balanced_accuracy.value if scores.balanced_accuracy else math.nan
-        yield at_least("balanced accuracy on the test split", value, gates.min_balanced_accuracy)
+        yield at_least(
+            "balanced test accuracy", value, gates.min_balanced_accuracy, "gates.min_balanced_accuracy"
+        )
     if gates.min_auc:
         value = scores.auc.value if scores.auc else math.nan
-        yield at_least("area under the ROC curve on the test split", value, gates.min_auc)
+        yield at_least("test AUC", value, gates.min_auc, "gates.min_auc")
 
 
 def _misclassified(dataset: Dataset, probabilities: npt.NDArray[np.float32]) -> tuple[Misclassification, ...]:

@@ -1,4 +1,4 @@
-"""An evaluation as a value. Knows no network and no scikit-learn."""
+"""The scores of an evaluation as a value. Knows no network and no scikit-learn."""
 
 from pydantic import Field
 
@@ -7,7 +7,7 @@ from serving.bundle.manifest import Fraction, Strict
 
 
 class LabelScore(Strict):
-    """How well one label is told from the others."""
+    """Precision, recall and F1 of one label, each 0..1."""
 
     label: str
     precision: Fraction
@@ -17,7 +17,7 @@ class LabelScore(Strict):
 
 
 class Scores(Strict):
-    """A whole evaluation; `evaluation` is the part that the manifest holds."""
+    """All scores of an evaluation; `evaluation` is the part that goes into the manifest."""
 
     evaluation: Evaluation
     labels: tuple[LabelScore, ...]
@@ -25,15 +25,15 @@ class Scores(Strict):
         description="[true label][predicted label] -> images, in the order of `labels`"
     )
     balanced_accuracy: Estimate | None = Field(
-        description="mean recall of the labels; of ten images or more of each"
+        description="mean recall of the labels; none with fewer than ten images of a label"
     )
-    auc: Estimate | None = Field(description="area under the ROC curve; of two labels only")
+    auc: Estimate | None = Field(description="area under the ROC curve; two labels only")
     top5: Estimate | None = Field(
-        description="the true label is among the five likeliest; of 10 labels or more"
+        description="the true label is among the five most probable; from 10 labels on"
     )
 
     def headline(self) -> dict[str, int | float]:
-        """The figures that fit on one line."""
+        """The main figures by name, each interval as `_low` and `_high`."""
         others = {"balanced_accuracy": self.balanced_accuracy, "auc": self.auc, "top5": self.top5}
         return {
             "accuracy": self.evaluation.accuracy.value,

@@ -1,4 +1,4 @@
-"""Scores against figures worked out by hand."""
+"""Scores against values calculated by hand."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from training.evaluation.evaluate import balanced_accuracy, roc_auc, score, wils
 
 
 def test_scores_by_hand() -> None:
-    """Four images, one cat taken for a dog."""
+    """Four images, one cat predicted as a dog."""
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])
     scores = score(probabilities, np.array([0, 0, 1, 1]), ("cat", "dog"))
     assert scores.confusion == ((1, 1), (0, 2))
@@ -34,13 +34,13 @@ def test_wilson_interval_of_a_textbook_case() -> None:
 
 @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_interval_always_holds_its_value(counts: tuple[int, int]) -> None:
-    """0 <= low <= value <= high <= 1, also where nothing or everything is right."""
+    """0 <= low <= value <= high <= 1, also if no image or every image is correct."""
     estimate = wilson_interval(*counts)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
 def test_area_under_the_curve_is_scikit_learn_s_and_its_interval_is_delong_s() -> None:
-    """The value to the last digit, ties among the scores too; the interval within a tenth of its width."""
+    """The value to the last digit, with ties; the interval within a tenth of its width."""
     random = np.random.default_rng(1)
     positive = random.random(400) < 0.3
     scores = np.round(random.normal(positive * 1.0, 1.0), 1)
@@ -57,12 +57,12 @@ def test_area_under_the_curve_is_scikit_learn_s_and_its_interval_is_delong_s() -
 
 
 def test_area_under_the_curve_of_one_label_is_none() -> None:
-    """Without a pair there is no order."""
+    """There are no pairs to order."""
     assert roc_auc(np.array([0.1, 0.9]), np.array([True, True])) is None
 
 
 def test_balanced_accuracy_is_the_mean_recall() -> None:
-    """30 of 40 and 10 of 10 right: 0.875, whatever the numbers of images; nothing is said of too few."""
+    """30 of 40 and 10 of 10 correct give 0.875; with fewer than ten images of a label there is no value."""
     truth = np.repeat([0, 1], [40, 10])
     predicted = np.repeat([0, 1], [30, 20])
     estimate = balanced_accuracy(truth, predicted)
@@ -73,8 +73,8 @@ def test_balanced_accuracy_is_the_mean_recall() -> None:
     assert balanced_accuracy(truth[:49], predicted[:49]) is None
 
 
-def test_of_many_labels_those_are_listed_that_occur() -> None:
-    """Of 1,000 labels two occur: two rows, and the five likeliest of each image are looked at."""
+def test_only_labels_that_occur_are_listed_of_many() -> None:
+    """Of 1,000 labels only those that occur or are predicted have a row; top-5 accuracy covers all."""
     probabilities = np.full((2, 1000), 1e-4)
     probabilities[:, [3, 5, 7, 8, 9, 11]] = [0.3, 0.2, 0.1, 0.09, 0.08, 0.07]
     scores = score(probabilities, np.array([9, 11]), [f"label {index}" for index in range(1000)])

@@ -137,4 +137,4 @@ def test_parity_notices_other_weights(classifier: Classifier, exported: Path, im
     other = Classifier(build(NetworkRecipe(), GEOMETRY, 4), temperature=1.0).eval()
     checks = check_parity(other, open_session(exported), images, max_gap=1e-4)
     assert not any(check.passed for check in checks)
-    assert "at most 0.0001 is allowed" in checks[1].detail
+    assert "maximum 0.0001 (gates.max_parity_gap)" in checks[1].detail

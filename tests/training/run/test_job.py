@@ -72,7 +72,7 @@ def test_evaluating_the_bundle_again_gives_what_its_manifest_says(digits_bundle:
 
 def test_evaluating_on_data_with_unknown_labels_is_refused(digits_bundle: Bundle) -> None:
     """Labels that the bundle does not know are named."""
-    with pytest.raises(DataError, match="does not know: pattern-0, pattern-1"):
+    with pytest.raises(DataError, match="4 labels that the bundle does not have: pattern-0, pattern-1"):
         evaluate_bundle(digits_bundle.folder, "fake", None)
 
 
@@ -116,8 +116,8 @@ def test_a_failed_gate_publishes_nothing_and_keeps_the_report(
     summary = train_and_evaluate(recipe, job)
     assert (summary.verdict, summary.version, summary.path) == ("refused", None, None)
     assert summary.refusal is not None
-    assert "calibration error on the test split: " in summary.refusal
-    assert "at most 1e-09 is allowed" in summary.refusal
+    assert "test calibration error: " in summary.refusal
+    assert "maximum 1e-09 (gates.max_ece)" in summary.refusal
     assert "largest probability gap to torch" in summary.refusal
     assert not job.repository.root.exists()
     assert (job.run_dir / "report" / "report.html").exists()
