@@ -14,7 +14,7 @@ from urllib.parse import quote
 from serving.rpc.middleware import REQUEST_ID_KEY, Failure
 from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY, Code, Status
-from serving.transports.http.byte_buffer import Chunks
+from serving.transports.http.byte_buffer import ByteBuffer
 
 CONTENT_TYPE = b"application/grpc"
 PREFIX = struct.Struct(">BI")  # one byte that says whether the message is compressed, and its length
@@ -65,7 +65,7 @@ class Frames:
     def __init__(self, encoding: bytes, max_message_bytes: int) -> None:
         self._encoding = encoding
         self._max_message_bytes = max_message_bytes
-        self._held = Chunks()
+        self._held = ByteBuffer()
         self._wanted_bytes = PREFIX.size
 
     def feed(self, chunk: bytes) -> list[bytes]:

@@ -14,10 +14,10 @@ from serving.rpc.middleware import WireRpc
 from serving.transports.connection_passing import Seat
 from serving.transports.h2.connect_app import WebApp
 from serving.transports.h2.grpc_app import GrpcApp
-from serving.transports.http.busy_poll import Awake
+from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http1 import Http1Connection
-from serving.transports.http.http2 import Connection
-from serving.transports.http.protocol_detection import Opening
+from serving.transports.http.http2 import Http2Connection
+from serving.transports.http.protocol_detection import ProtocolDetector
 from serving.transports.ports import BACKLOG, listen
 from serving.transports.tls import TlsFiles
 
@@ -26,7 +26,7 @@ _REFUSING_S = 0.2
 # For the last answers to be written; streams that are still open are cut after it.
 _CLOSING_S = 0.5
 
-_Peer = Opening | Connection | Http1Connection
+_Peer = ProtocolDetector | Http2Connection | Http1Connection
 
 
 class H2Server:
@@ -61,28 +61,28 @@ class H2Server:
         self._listening: asyncio.Server | Seat | None = None
         self._connections: set[_Peer] = set()
         self._gone = asyncio.Event()  # one of them
-        self._awake: Awake
+        self._busy_poll: BusyPoll
 
     async def __aenter__(self) -> Self:
-        self._awake = Awake()
+        self._busy_poll = BusyPoll()
         tls = None if self._tls is None else self._tls.context()
         if self._seat is not None:
             self._listening = Seat(
-                self._seat, self._opening, tls=tls, connections=lambda: len(self._connections)
+                self._seat, self._detector, tls=tls, connections=lambda: len(self._connections)
             )
             return self
         listener = listen(self.host, self.port)
         self.port = listener.getsockname()[1]
         self._listening = await asyncio.get_running_loop().create_server(
-            self._opening, sock=listener, backlog=BACKLOG, ssl=tls
+            self._detector, sock=listener, backlog=BACKLOG, ssl=tls
         )
         return self
 
-    def _opening(self) -> Opening:
-        return Opening(self._begin_http2, self._begin_http1, self._connections.add, self._end)
+    def _detector(self) -> ProtocolDetector:
+        return ProtocolDetector(self._begin_http2, self._begin_http1, self._connections.add, self._end)
 
     def _begin_http2(self) -> asyncio.Protocol:
-        return self._keep(Connection(self._app, self._end, self._awake))
+        return self._keep(Http2Connection(self._app, self._end, self._busy_poll))
 
     def _begin_http1(self) -> asyncio.Protocol:
         return self._keep(Http1Connection(self._app, self._end))
@@ -120,7 +120,7 @@ class H2Server:
             return
         self._listening.close()
         self._listening = None
-        for end in ("leave", "close", "abort"):  # each more urgent than the one before
+        for end in ("close_when_idle", "close", "abort"):  # each more urgent than the one before
             for connection in tuple(self._connections):
                 getattr(connection, end)()
             await self._all_gone(_CLOSING_S)

@@ -1,7 +1,7 @@
-"""The interface between servers and applications of HTTP: ASGI 3, and one event more.
+"""The interface between HTTP servers and applications: ASGI 3, and one event more.
 
-A whole answer with status 200 can be one event, `ANSWER`, where the server knows it: its three parts cost a
-small call as much as its network.
+A whole answer with status 200 can be one event, `ANSWER`, where the server supports it. As three events it
+would cost more CPU than a small network does.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
@@ -11,7 +11,7 @@ from typing import Any
 ANSWER = "lenserve.http.answer"
 TRAILERS = "http.response.trailers"
 
-# Of the scope, where both are known.
+# The scope's extensions of a server that supports both.
 EXTENSIONS: dict[str, dict[str, Any]] = {TRAILERS: {}, ANSWER: {}}
 
 Event = MutableMapping[str, Any]

@@ -1,32 +1,32 @@
-"""Bytes that come in pieces."""
+"""A buffer for bytes that come in pieces."""
 
-_SMALL_BYTES = 512  # an object for each piece would be larger than what is in it
+_SMALL_BYTES = 512  # the object for a smaller piece would be larger than the piece
 
 
-class Chunks:
-    """What came and was not taken yet. A class because memory grows with the bytes, not with the pieces."""
+class ByteBuffer:
+    """Bytes that were not taken yet. Its memory grows with the bytes, not with the number of pieces."""
 
-    __slots__ = ("_chunks", "size")
+    __slots__ = ("_pieces", "size")
 
     def __init__(self) -> None:
         self.size = 0  # bytes
-        self._chunks: list[bytes | bytearray] = []
+        self._pieces: list[bytes | bytearray] = []
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, piece: bytes) -> None:
         """Add a piece."""
-        chunks = self._chunks
-        self.size += len(chunk)
-        if not chunks or len(chunk) >= _SMALL_BYTES:
-            chunks.append(chunk)
-        elif isinstance(last := chunks[-1], bytearray):
-            last += chunk
+        pieces = self._pieces
+        self.size += len(piece)
+        if not pieces or len(piece) >= _SMALL_BYTES:
+            pieces.append(piece)
+        elif isinstance(last := pieces[-1], bytearray):
+            last += piece
         else:
-            chunks.append(bytearray(chunk))
+            pieces.append(bytearray(piece))
 
     def take(self) -> bytes:
-        """All of it; nothing is left."""
-        chunks = self._chunks
-        taken = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
+        """Return everything; the buffer is empty afterwards."""
+        pieces = self._pieces
+        taken = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         self.size = 0
         return taken

@@ -1,4 +1,4 @@
-"""The first bytes of a connection say which HTTP it speaks."""
+"""Detects HTTP/2 or HTTP/1.1 from the first bytes of a connection."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,68 +6,69 @@ from typing import cast
 
 from serving.transports.http.http2.frames import PREFACE
 
-_PATIENCE_S = 60.0  # for the first bytes
+_FIRST_BYTES_S = 60.0  # for the client to send enough to tell
 
 
-class Opening(asyncio.Protocol):
-    """Stands where a protocol will, until the peer has shown its own. A class because asyncio wants one."""
+class ProtocolDetector(asyncio.Protocol):
+    """A protocol of asyncio that hands its connection over to another one."""
 
     def __init__(
         self,
         http2: Callable[[], asyncio.Protocol],
         http1: Callable[[], asyncio.Protocol],
-        began: Callable[["Opening"], object] = lambda _: None,
-        ended: Callable[["Opening"], object] = lambda _: None,
+        on_connected: Callable[["ProtocolDetector"], object] = lambda _: None,
+        on_closed: Callable[["ProtocolDetector"], object] = lambda _: None,
     ) -> None:
-        """Wait for a peer.
+        """Wait for a client.
 
         Args:
-            http2: makes the protocol of one that speaks HTTP/2.
-            http1: of any other.
-            began: is told when there is a connection: not where a handshake fails.
-            ended: is told when one of them has taken over, or nobody spoke.
+            http2: makes the protocol for clients that send the preface of HTTP/2.
+            http1: for all others.
+            on_connected: called when there is a connection; with TLS, after its handshake.
+            on_closed: called when another protocol has taken over, or the client has gone.
         """
         self._http1 = http1
         self._http2 = http2
-        self._began = began
-        self._ended = ended
-        self._seen = b""
+        self._on_connected = on_connected
+        self._on_closed = on_closed
+        self._received = b""
         self._transport: asyncio.Transport
-        self._late: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the first bytes, but not for ever."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is none by its type
-        self._began(self)
-        self._late = asyncio.get_running_loop().call_later(_PATIENCE_S, self._transport.abort)
+        """Wait for the first bytes, for a limited time."""
+        # uvloop's transports do not inherit from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._on_connected(self)
+        self._timer = asyncio.get_running_loop().call_later(_FIRST_BYTES_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over as soon as it is clear to whom."""
-        self._seen += data
-        if self._seen.startswith(PREFACE):
-            self._hand_over(self._http2(), self._seen[len(PREFACE) :])
-        elif not PREFACE.startswith(self._seen):
-            self._hand_over(self._http1(), self._seen)
+        """Hand over as soon as the protocol is clear."""
+        self._received += data
+        if self._received.startswith(PREFACE):
+            self._hand_over(self._http2(), self._received[len(PREFACE) :])
+        elif not PREFACE.startswith(self._received):
+            self._hand_over(self._http1(), self._received)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Nobody spoke."""
-        self._late.cancel()
-        self._ended(self)
+        """The client has gone before its protocol was clear."""
+        self._timer.cancel()
+        self._on_closed(self)
 
-    def leave(self) -> None:
-        """Nobody spoke, and nobody is waited for any more."""
+    def close(self) -> None:
+        """Close the connection: no request has begun."""
         self._transport.close()
 
-    close = leave
+    close_when_idle = close
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self._transport.abort()
 
-    def _hand_over(self, protocol: asyncio.Protocol, seen: bytes) -> None:
-        self._late.cancel()
+    def _hand_over(self, protocol: asyncio.Protocol, received: bytes) -> None:
+        self._timer.cancel()
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
-        self._ended(self)
-        if seen:
-            protocol.data_received(seen)
+        self._on_closed(self)
+        if received:
+            protocol.data_received(received)

@@ -12,9 +12,9 @@ from serving.rpc.routes import Call
 from serving.transports.grpc_aio.server import GrpcServer
 from serving.transports.h2.server import H2Server
 from serving.transports.http.asgi import ANSWER, Event, Receive, Send
-from serving.transports.http.busy_poll import Awake
-from serving.transports.http.http2 import Connection
-from serving.transports.http.protocol_detection import Opening
+from serving.transports.http.busy_poll import BusyPoll
+from serving.transports.http.http2 import Http2Connection
+from serving.transports.http.protocol_detection import ProtocolDetector
 
 METHOD = "/echo.Echo/Say"
 _MAX_MESSAGE_BYTES = 2**20
@@ -37,8 +37,8 @@ async def _serve_bare() -> None:
     listener.setblocking(False)  # noqa: FBT003 - its only parameter
     print(listener.getsockname()[1], flush=True)
     loop = asyncio.get_running_loop()
-    bare = partial(Connection, _bare, lambda _: None, Awake())
-    server = await loop.create_server(lambda: Opening(bare, bare), sock=listener)
+    bare = partial(Http2Connection, _bare, lambda _: None, BusyPoll())
+    server = await loop.create_server(lambda: ProtocolDetector(bare, bare), sock=listener)
     await server.serve_forever()
 
 

@@ -1,5 +1,5 @@
-"""An HTTP/2 server of ASGI applications (RFC 9113) in the event loop itself: no thread stands between."""
+"""An HTTP/2 server of ASGI applications (RFC 9113), in the thread of the event loop."""
 
-from serving.transports.http.http2.connection import Connection
+from serving.transports.http.http2.connection import Http2Connection
 
-__all__ = ["Connection"]
+__all__ = ["Http2Connection"]

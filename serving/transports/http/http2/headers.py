@@ -37,7 +37,7 @@ class Head:
     content_length: int | None
 
 
-class HeadReader:
+class HeaderReader:
     """Reads the blocks of one connection in their order. A class because HPACK remembers."""
 
     def __init__(self, max_bytes: int) -> None:

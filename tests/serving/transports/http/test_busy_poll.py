@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from serving.transports.http.busy_poll import LIMIT_S, Awake
+from serving.transports.http.busy_poll import LIMIT_S, BusyPoll
 
 
 class Loop:
-    """An event loop whose time stands still, and the one that is kept awake."""
+    """An event loop whose time stands still, and its busy poll."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.due: list[Any] = []
-        self.awake = Awake(self.due.append, lambda: self.now_s)
+        self.busy_poll = BusyPoll(self.due.append, lambda: self.now_s)
 
     def turn(self) -> bool:
         """Turn once; whether there was anything to do."""
@@ -23,12 +23,12 @@ class Loop:
     def serve(self, *, after_s: float) -> None:
         """One request after a pause, alone."""
         self.pause(after_s)
-        self.awake.begin()
+        self.busy_poll.begin()
         self.now_s += 0.001
-        self.awake.end()
+        self.busy_poll.end()
 
     def pause(self, duration_s: float) -> None:
-        """Let time go by in steps that are much shorter than the limit, as long as somebody is awake."""
+        """Let time go by in steps that are much shorter than the limit, as long as the loop polls."""
         end_s = self.now_s + duration_s
         while self.now_s < end_s and self.turn():
             self.now_s = min(end_s, self.now_s + LIMIT_S / 10)
@@ -65,10 +65,10 @@ def test_it_does_not_turn_beside_requests() -> None:
     loop.serve(after_s=1)
     loop.serve(after_s=LIMIT_S / 2)
     assert loop.due
-    loop.awake.begin()
+    loop.busy_poll.begin()
     loop.turn()
     assert not loop.due
-    loop.awake.begin()
-    loop.awake.end()
-    loop.awake.end()
+    loop.busy_poll.begin()
+    loop.busy_poll.end()
+    loop.busy_poll.end()
     assert not loop.due

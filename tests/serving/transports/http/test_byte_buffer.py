@@ -5,13 +5,13 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.transports.http.byte_buffer import Chunks
+from serving.transports.http.byte_buffer import ByteBuffer
 
 
 @given(st.lists(st.one_of(st.binary(max_size=3), st.binary(min_size=500, max_size=600)), max_size=30))
 def test_all_bytes_come_out_in_their_order(pieces: list[bytes]) -> None:
     """However large each piece is; what was taken is gone."""
-    chunks = Chunks()
+    chunks = ByteBuffer()
     for piece in pieces:
         chunks.append(piece)
     assert chunks.size == sum(map(len, pieces))
@@ -22,7 +22,7 @@ def test_all_bytes_come_out_in_their_order(pieces: list[bytes]) -> None:
 
 def test_many_small_pieces_cost_what_is_in_them() -> None:
     """A peer that sends its body byte by byte does not fill the memory with objects."""
-    chunks = Chunks()
+    chunks = ByteBuffer()
     tracemalloc.start()
     try:
         for number in range(100_000):

@@ -230,7 +230,7 @@ async def test_leaving_closes_a_connection_that_is_idle() -> None:
     async with _connected(echo) as client:
         client.writer.write(GET % b"")
         await client.answer()
-        client.connection.leave()
+        client.connection.close_when_idle()
         assert await client.reader.read() == b""
 
 
@@ -240,7 +240,7 @@ async def test_leaving_lets_the_request_under_way_end() -> None:
     async with _connected(held) as client:
         client.writer.write(GET % b"1" + GET % b"2")
         await held.begun.wait()
-        client.connection.leave()
+        client.connection.close_when_idle()
         held.may_end.set()
         assert await client.answer() == (200, b"held")
         assert await client.reader.read() == b""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.transports.http.http2.frames import PREFACE
-from serving.transports.http.protocol_detection import Opening
+from serving.transports.http.protocol_detection import ProtocolDetector
 
 FIRST_OF_HTTP1 = [
     b"GET / HTTP/1.1\r\n\r\n",
@@ -65,7 +65,7 @@ class FakeTransport(asyncio.Transport):
         self.protocol = protocol
 
 
-def _opening(made: list[Recorder]) -> Opening:
+def _detector(made: list[Recorder]) -> ProtocolDetector:
     def make(name: str) -> Callable[[], Recorder]:
         def protocol() -> Recorder:
             made.append(Recorder(name))
@@ -73,7 +73,7 @@ def _opening(made: list[Recorder]) -> Opening:
 
         return protocol
 
-    return Opening(make("2"), make("1"))
+    return ProtocolDetector(make("2"), make("1"))
 
 
 @given(st.data())
@@ -85,8 +85,8 @@ async def test_the_protocol_is_chosen_however_the_first_bytes_are_cut(data: st.D
     cuts = sorted(data.draw(st.lists(st.integers(0, len(first + rest)), max_size=30)))
     made: list[Recorder] = []
     transport = FakeTransport()
-    transport.protocol = opening = _opening(made)
-    opening.connection_made(transport)
+    transport.protocol = detector = _detector(made)
+    detector.connection_made(transport)
     for start, end in zip([0, *cuts], [*cuts, None], strict=True):
         if piece := (first + rest)[start:end]:
             transport.protocol.data_received(piece)
@@ -100,11 +100,11 @@ async def test_what_parts_from_the_preface_late_is_not_http2(length: int) -> Non
     """Nothing is decided while it could be either, and the first other byte decides."""
     made: list[Recorder] = []
     transport = FakeTransport()
-    opening = _opening(made)
-    opening.connection_made(transport)
-    opening.data_received(PREFACE[:length])
+    detector = _detector(made)
+    detector.connection_made(transport)
+    detector.data_received(PREFACE[:length])
     assert made == []
-    opening.data_received(b"?")
+    detector.data_received(b"?")
     assert [(each.name, each.received) for each in made] == [("1", PREFACE[:length] + b"?")]
 
 
@@ -113,7 +113,7 @@ async def _listening(
     made: list[Recorder],
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A client of a real server."""
-    server = await asyncio.get_running_loop().create_server(lambda: _opening(made), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: _detector(made), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
         async with asyncio.timeout(10):
@@ -142,7 +142,7 @@ async def test_a_peer_that_does_not_say_what_it_speaks_is_closed(
     monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     """After a time, and no protocol is ever made."""
-    monkeypatch.setattr("serving.transports.http.protocol_detection._PATIENCE_S", 0.05)
+    monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.05)
     made: list[Recorder] = []
     async with _listening(made) as (reader, writer):
         writer.write(said)
@@ -152,11 +152,11 @@ async def test_a_peer_that_does_not_say_what_it_speaks_is_closed(
 
 async def test_who_has_spoken_is_not_closed_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The patience is for the first bytes alone."""
-    monkeypatch.setattr("serving.transports.http.protocol_detection._PATIENCE_S", 0.0)
+    monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     transport, passed = FakeTransport(), asyncio.Event()
-    opening = _opening([])
-    opening.connection_made(transport)
-    opening.data_received(PREFACE)
+    detector = _detector([])
+    detector.connection_made(transport)
+    detector.data_received(PREFACE)
     asyncio.get_running_loop().call_later(0.01, passed.set)  # later than the patience ends
     await passed.wait()
     assert not transport.aborted
@@ -164,12 +164,12 @@ async def test_who_has_spoken_is_not_closed_for_silence(monkeypatch: pytest.Monk
 
 async def test_a_peer_that_goes_before_it_speaks_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """No protocol is made, and no timer waits for it."""
-    monkeypatch.setattr("serving.transports.http.protocol_detection._PATIENCE_S", 0.0)
+    monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     made: list[Recorder] = []
     transport, passed = FakeTransport(), asyncio.Event()
-    opening = _opening(made)
-    opening.connection_made(transport)
-    opening.connection_lost(None)
+    detector = _detector(made)
+    detector.connection_made(transport)
+    detector.connection_lost(None)
     asyncio.get_running_loop().call_later(0.01, passed.set)  # later than the patience ends
     await passed.wait()
     assert (made, transport.aborted) == ([], False)
@@ -178,22 +178,22 @@ async def test_a_peer_that_goes_before_it_speaks_is_over(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("how", ["spoke", "went"])
 async def test_a_server_is_told_once_when_nothing_is_open_any_more(how: str) -> None:
     """It keeps what it may have to close."""
-    ended: list[Opening] = []
-    opening = Opening(lambda: Recorder("2"), lambda: Recorder("1"), ended=ended.append)
-    opening.connection_made(FakeTransport())
+    ended: list[ProtocolDetector] = []
+    detector = ProtocolDetector(lambda: Recorder("2"), lambda: Recorder("1"), on_closed=ended.append)
+    detector.connection_made(FakeTransport())
     assert ended == []
     if how == "spoke":
-        opening.data_received(PREFACE)
+        detector.data_received(PREFACE)
     else:
-        opening.connection_lost(None)
-    assert ended == [opening]
+        detector.connection_lost(None)
+    assert ended == [detector]
 
 
 async def test_leaving_closes_a_peer_that_has_not_spoken() -> None:
     """There is nothing that could be waited for."""
     transport = FakeTransport()
-    opening = _opening([])
-    opening.connection_made(transport)
-    opening.leave()
+    detector = _detector([])
+    detector.connection_made(transport)
+    detector.close_when_idle()
     assert transport.closed
-    opening.connection_lost(None)
+    detector.connection_lost(None)

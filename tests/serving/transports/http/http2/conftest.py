@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
-from serving.transports.http.busy_poll import Awake
-from serving.transports.http.http2 import Connection
+from serving.transports.http.busy_poll import BusyPoll
+from serving.transports.http.http2 import Http2Connection
 
 App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
@@ -63,8 +63,8 @@ class Wire:
     """A connection under test, and all the frames that came out of it."""
 
     def __init__(self, app: App) -> None:
-        self.ended: list[Connection] = []
-        self.connection = Connection(app, self.ended.append, Awake())
+        self.ended: list[Http2Connection] = []
+        self.connection = Http2Connection(app, self.ended.append, BusyPoll())
         self.transport = FakeTransport(self.connection)
         self.frames: list[Any] = []
         self.connection.connection_made(self.transport)

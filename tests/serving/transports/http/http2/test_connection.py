@@ -246,8 +246,8 @@ async def test_leaving_lets_open_streams_end_and_takes_no_new_ones(wire: Any) ->
     under_test = await wire(held).begun()
     under_test.feed(under_test.head(1, ends=False))
     await under_test.settle()
-    under_test.connection.leave()
-    under_test.connection.leave()
+    under_test.connection.close_when_idle()
+    under_test.connection.close_when_idle()
     under_test.feed(under_test.head(3, ends=False), frame(DATA, 0, 3, b"1"), under_test.head(3))
     under_test.feed(frames.reset(3, ErrorCode.CANCEL), frames.window_update(3, 1), frame(DATA, 1, 1, b"1"))
     await under_test.settle()
@@ -263,7 +263,7 @@ async def test_leaving_lets_open_streams_end_and_takes_no_new_ones(wire: Any) ->
 async def test_leaving_closes_at_once_where_nothing_is_open(wire: Any) -> None:
     """After GOAWAY."""
     under_test = await wire(echo).begun()
-    under_test.connection.leave()
+    under_test.connection.close_when_idle()
     await under_test.settle()
     assert under_test.goaways == [(0, ErrorCode.NO_ERROR)]
     assert under_test.ended == [under_test.connection]

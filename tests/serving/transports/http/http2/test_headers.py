@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
-from serving.transports.http.http2.headers import HeadReader, write_fields, write_head
+from serving.transports.http.http2.headers import HeaderReader, write_fields, write_head
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -31,7 +31,7 @@ def _literals(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def _read(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, object]:
-    return HeadReader(MAX_BYTES).read(_literals(fields)).scope
+    return HeaderReader(MAX_BYTES).read(_literals(fields)).scope
 
 
 @given(st.integers(100, 999), st.lists(st.tuples(names, values | st.binary(max_size=50)), max_size=6))
@@ -63,7 +63,7 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
 @settings(max_examples=200)
 def test_what_is_remembered_of_heads_is_never_wrong(blocks: Sequence[bytes]) -> None:
     """Every block means what it means to a decoder that remembers nothing but HPACK's table."""
-    reader, decoder = HeadReader(MAX_BYTES), hpack.Decoder()
+    reader, decoder = HeaderReader(MAX_BYTES), hpack.Decoder()
     for block in blocks:
         _, _, _, (_, host), *fields = decoder.decode(block, raw=True)
         assert reader.read(block).scope["headers"] == [(b"host", host), *fields]
@@ -71,7 +71,7 @@ def test_what_is_remembered_of_heads_is_never_wrong(blocks: Sequence[bytes]) -> 
 
 def test_a_block_means_something_else_after_the_table_has_changed() -> None:
     """The same byte names the newest entry: a head that was read before must not answer for it."""
-    reader = HeadReader(MAX_BYTES)
+    reader = HeaderReader(MAX_BYTES)
     usual = _literals(PSEUDO)
     add, newest = b"\x40\x01%b\x01%b", b"\xbe"
     heads = [reader.read(usual + add % (letter, letter)) for letter in (b"a", b"b")]
@@ -102,7 +102,9 @@ def test_a_request_becomes_a_scope_of_asgi() -> None:
 @pytest.mark.parametrize("lengths", [[], [b"0"], [b"12"], [b"12", b"12"]])
 def test_a_content_length_is_taken_where_it_is_one_number(lengths: list[bytes]) -> None:
     """Also where it comes twice and says the same."""
-    head = HeadReader(MAX_BYTES).read(_literals([*PSEUDO, *((b"content-length", each) for each in lengths)]))
+    head = HeaderReader(MAX_BYTES).read(
+        _literals([*PSEUDO, *((b"content-length", each) for each in lengths)])
+    )
     assert head.content_length == (int(lengths[0]) if lengths else None)
 
 
@@ -141,7 +143,7 @@ MALFORMED: dict[str, Pairs] = {
 @pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_request_breaks_its_stream_alone(fields: Pairs) -> None:
     """PROTOCOL_ERROR, every time that it comes; the next request is read: section 8.1.1."""
-    reader = HeadReader(MAX_BYTES)
+    reader = HeaderReader(MAX_BYTES)
     for _ in range(2):
         with pytest.raises(StreamBroken) as caught:
             reader.read(_literals(fields))
@@ -152,7 +154,7 @@ def test_a_malformed_request_breaks_its_stream_alone(fields: Pairs) -> None:
 @pytest.mark.parametrize("is_trailers", [True, False])
 def test_fields_that_unpack_to_more_than_the_limit_end_the_connection(*, is_trailers: bool) -> None:
     """A few bytes that name one long entry again and again: told as ENHANCE_YOUR_CALM."""
-    reader = HeadReader(MAX_BYTES)
+    reader = HeaderReader(MAX_BYTES)
     reader.decode(b"\x40\x01a" + b"\x7f\x81\x1e" + b"x" * 3968)
     read = reader.decode if is_trailers else reader.read
     with pytest.raises(ConnectionBroken) as caught:
@@ -164,7 +166,7 @@ def test_fields_that_unpack_to_more_than_the_limit_end_the_connection(*, is_trai
 @settings(max_examples=300)
 def test_no_bytes_whatever_raise_anything_but_what_is_promised(blocks: Sequence[bytes]) -> None:
     """The stream breaks, or the connection with an error that says so."""
-    reader = HeadReader(MAX_BYTES)
+    reader = HeaderReader(MAX_BYTES)
     for block in blocks:
         try:
             reader.read(block)

@@ -9,8 +9,7 @@ from h2.connection import H2Connection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.transports.http.http2 import flow_control as link
-from serving.transports.http.http2 import frames, stream
+from serving.transports.http.http2 import connection, frames, stream
 from serving.transports.http.http2.frames import DATA, HEADERS, PING, SETTINGS, ErrorCode, Setting, frame
 from tests.serving.transports.http.http2.applications import (
     FORMS,
@@ -95,11 +94,11 @@ async def test_what_nobody_reads_of_a_request_is_credited_when_its_answer_is_ove
     """So many streams that fill their own window would use that of the connection up twice."""
     under_test = await wire(answers(START, body_event(b"no"))).begun()
     data = stream.WINDOW_BYTES // 2**14
-    for number in range(1, 4 * link.WINDOW_BYTES // stream.WINDOW_BYTES, 2):
+    for number in range(1, 4 * connection.WINDOW_BYTES // stream.WINDOW_BYTES, 2):
         under_test.feed(under_test.head(number, ends=False), *[frame(DATA, 0, number, bytes(2**14))] * data)
         await under_test.settle()
     assert under_test.goaways == []
-    assert link.WINDOW_BYTES <= under_test.credit(0) <= 2 * link.WINDOW_BYTES
+    assert connection.WINDOW_BYTES <= under_test.credit(0) <= 2 * connection.WINDOW_BYTES
 
 
 async def test_what_broke_the_window_of_a_stream_is_credited(
@@ -108,7 +107,7 @@ async def test_what_broke_the_window_of_a_stream_is_credited(
     """Streams that take nothing, and more than the connection takes that is sent on them: it goes on."""
     monkeypatch.setattr("serving.transports.http.http2.stream.WINDOW_BYTES", 0)
     under_test = await wire(echo).begun()
-    for number in range(1, 4 * link.WINDOW_BYTES // 2**14, 2):
+    for number in range(1, 4 * connection.WINDOW_BYTES // 2**14, 2):
         under_test.feed(under_test.head(number, ends=False), frame(DATA, 0, number, bytes(2**14)))
         await under_test.settle()
     assert under_test.resets(1) == [ErrorCode.FLOW_CONTROL_ERROR]
@@ -123,7 +122,7 @@ async def test_more_than_the_window_of_the_connection_ends_it(wire: Any) -> None
         await started.wait()
 
     under_test = await wire(wait).begun()
-    last, data = 2 * link.WINDOW_BYTES // stream.WINDOW_BYTES + 1, stream.WINDOW_BYTES // 2**14
+    last, data = 2 * connection.WINDOW_BYTES // stream.WINDOW_BYTES + 1, stream.WINDOW_BYTES // 2**14
     for number in range(1, last, 2):
         under_test.feed(under_test.head(number, ends=False), *[frame(DATA, 0, number, bytes(2**14))] * data)
     await under_test.settle()
@@ -174,7 +173,7 @@ async def test_a_connection_that_is_closed_on_a_peer_that_does_not_read_ends(
     wire: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its socket and its memory would stay for as long as the peer likes."""
-    monkeypatch.setattr("serving.transports.http.http2.flow_control._CLOSING_S", 0.0)
+    monkeypatch.setattr("serving.transports.http.http2.output._CLOSING_S", 0.0)
     under_test = await wire(echo).begun()
     under_test.transport.is_stuck = True
     under_test.connection.pause_writing()

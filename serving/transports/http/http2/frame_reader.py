@@ -1,0 +1,96 @@
+"""Bytes of a client -> whole frames: header blocks are joined, and their order is checked. Does no I/O."""
+
+from collections.abc import Iterator
+
+from serving.transports.http.http2 import frames
+from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
+
+_MAX_CONTINUATIONS = 16
+_BLOCK_TYPES = frozenset({frames.HEADERS, frames.CONTINUATION})
+
+
+class FrameReader:
+    """Cuts the bytes of one connection into frames."""
+
+    def __init__(self, max_header_bytes: int) -> None:
+        self._max_header_bytes = max_header_bytes
+        self._incomplete = b""  # the beginning of the next frame
+        self._expected: int | None = frames.SETTINGS  # the only type that may come next
+        self._block: list[bytes] = []  # the header block that the next frame continues
+        self._block_stream = 0
+        self._block_flags = 0
+
+    def read(self, data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield (type, stream, flags, payload) of every frame that is complete.
+
+        HEADERS come with their whole header block, without padding and priority; CONTINUATION never comes.
+
+        Raises:
+            ConnectionBroken: a frame is too long, or of a type that may not come here.
+        """
+        if self._incomplete:
+            data = self._incomplete + data
+            self._incomplete = b""
+        offset, end = 0, len(data)
+        size, unpack = frames.HEAD.size, frames.HEAD.unpack_from
+        while end - offset >= size:
+            high, low, kind, flags, stream = unpack(data, offset)
+            length = high << 16 | low
+            if length > frames.MAX_FRAME_BYTES:
+                raise ConnectionBroken(
+                    ErrorCode.FRAME_SIZE_ERROR,
+                    f"a frame has {length} bytes, limit is {frames.MAX_FRAME_BYTES}",
+                )
+            start = offset + size
+            if start + length > end:
+                break
+            offset = start + length
+            payload = data[start:offset]
+            stream &= frames.STREAM_MASK
+            if self._expected is not None:
+                self._check_expected(kind, flags)
+            if kind in _BLOCK_TYPES:
+                flags, payload = self._join(kind, stream, flags, payload)
+                if not flags & frames.END_HEADERS:
+                    continue
+                kind = frames.HEADERS
+            yield kind, stream, flags, payload
+        if offset < end:
+            self._incomplete = data[offset:]
+
+    def _check_expected(self, kind: int, flags: int) -> None:
+        if kind != self._expected:
+            raise ConnectionBroken(
+                ErrorCode.PROTOCOL_ERROR, f"a frame has type {kind}, expected {self._expected}"
+            )
+        if kind == frames.SETTINGS:
+            if flags & frames.ACK:
+                raise ConnectionBroken(
+                    ErrorCode.PROTOCOL_ERROR, "the first SETTINGS frame is an acknowledgement"
+                )
+            self._expected = None
+
+    def _join(self, kind: int, stream: int, flags: int, payload: bytes) -> tuple[int, bytes]:
+        """Return flags and whole block once END_HEADERS has come; until then flags without it."""
+        if kind == frames.CONTINUATION:
+            return self._continue_block(stream, flags, payload)
+        if flags & (frames.PADDED | frames.HAS_PRIORITY):
+            payload = frames.unpadded(payload, flags)
+        if not flags & frames.END_HEADERS:
+            self._block, self._block_stream, self._block_flags = [payload], stream, flags
+            self._expected = frames.CONTINUATION
+        return flags, payload
+
+    def _continue_block(self, stream: int, flags: int, part: bytes) -> tuple[int, bytes]:
+        if not self._block or stream != self._block_stream:
+            raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "CONTINUATION does not follow HEADERS")
+        self._block.append(part)
+        if len(self._block) > _MAX_CONTINUATIONS or sum(map(len, self._block)) > self._max_header_bytes:
+            raise ConnectionBroken(
+                ErrorCode.ENHANCE_YOUR_CALM,
+                f"a header block is over {self._max_header_bytes} bytes or {_MAX_CONTINUATIONS} frames",
+            )
+        if not flags & frames.END_HEADERS:
+            return flags, b""
+        block, self._block, self._expected = b"".join(self._block), [], None
+        return self._block_flags | frames.END_HEADERS, block

@@ -1,0 +1,153 @@
+"""Frames on their way to the client: all streams of a connection share its socket and its send window."""
+
+import asyncio
+from collections.abc import Sized
+
+from serving.transports.http.http2 import frames
+from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
+
+_CLOSING_S = 5.0  # for the client to read the last bytes
+# RFC 7541, section 4.2: our HPACK table has size 0. Sent once, for clients that set a smaller limit.
+_TABLE_SIZE_0 = b"\x20"
+
+
+class Output:
+    """Writes the frames of all streams; streams that wait for room go on in the order in which they came."""
+
+    def __init__(self, transport: asyncio.Transport, open_streams: Sized) -> None:
+        """Begin with an empty buffer.
+
+        Args:
+            transport: of the connection.
+            open_streams: the last frames of the only one are written at once.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.is_full = False  # the socket's buffer is over its limit
+        self.window_bytes = frames.DEFAULT_WINDOW_BYTES  # the connection's send window
+        self._transport = transport
+        self._open_streams = open_streams
+        self._buffer: list[bytes] = []
+        self._waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
+        self._block_prefix = _TABLE_SIZE_0
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    # Frames.
+
+    def headers(self, stream: int, flags: int, block: bytes) -> bytes:
+        """HEADERS and CONTINUATION of a header block. Write them in the order of the calls."""
+        return frames.headers(self._prefixed(block), stream, flags)
+
+    def data(self, stream: int, flags: int, body: bytes) -> bytes:
+        """One DATA frame, taken from the send window."""
+        self.window_bytes -= len(body)
+        return frames.frame(frames.DATA, flags, stream, body)
+
+    def answer(self, stream: int, block: bytes, body: bytes, trailers: bytes) -> bytes:
+        """A whole answer in three frames, taken from the send window. Write it in the order of the calls."""
+        self.window_bytes -= len(body)
+        return frames.answer(stream, self._prefixed(block), body, trailers)
+
+    def _prefixed(self, block: bytes) -> bytes:
+        if self._block_prefix:
+            block, self._block_prefix = self._block_prefix + block, b""
+        return block
+
+    # The socket.
+
+    def write(self, data: bytes) -> None:
+        """Write frames, together with all others of this turn of the event loop."""
+        if not self._buffer:
+            self.loop.call_soon(self.flush)
+        self._buffer.append(data)
+
+    def write_last(self, data: bytes) -> None:
+        """Write the last frames of a stream: at once, if no other stream is open."""
+        self.write(data)
+        if len(self._open_streams) == 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffer now, not at the end of the turn."""
+        if self._buffer and not self._transport.is_closing():
+            self._transport.write(b"".join(self._buffer))
+        self._buffer.clear()
+
+    def close(self) -> None:
+        """Close the connection when everything is written, or when the client does not read it in time."""
+        self.flush()
+        if not self._transport.is_closing():
+            self._abort_timer = self.loop.call_later(_CLOSING_S, self._transport.abort)
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    def connection_lost(self) -> None:
+        """Stop the timer: the connection is closed."""
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+
+    # Room, in the socket and in the connection's send window.
+
+    @property
+    def is_blocked(self) -> bool:
+        """No stream can send a body."""
+        return self.is_full or self.window_bytes <= 0
+
+    def pause(self) -> None:
+        """The socket's buffer is over its limit."""
+        self.is_full = True
+
+    def resume(self) -> None:
+        """The socket has room again."""
+        self.is_full = False
+        self.wake_next()
+
+    def grow_window(self, more_bytes: int) -> None:
+        """Grow the connection's send window.
+
+        Raises:
+            ConnectionBroken: it grows by nothing, or beyond the limit of RFC 9113.
+        """
+        if not more_bytes:
+            raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE has increment 0")
+        self.window_bytes += more_bytes
+        if self.window_bytes > frames.MAX_WINDOW_BYTES:
+            raise ConnectionBroken(ErrorCode.FLOW_CONTROL_ERROR, "a window is over 2^31 - 1")
+        self.wake_next()
+
+    async def wait(self, room: asyncio.Future[None], until_s: float) -> None:
+        """Wait for room for more of an answer, in the socket or in a send window.
+
+        Args:
+            room: ends the wait. Its stream sets it when its own window grows, `wake_next` when it is next.
+            until_s: on the event loop's clock.
+
+        Raises:
+            ConnectionResetError: the client has not read for too long.
+        """
+        if self.is_blocked:
+            self._waiting[room] = None
+        else:
+            self.wake_next()  # this stream waits for its own window alone
+        try:
+            async with asyncio.timeout_at(until_s):
+                await room
+        except BaseException as error:
+            self._waiting.pop(room, None)
+            self.wake_next()
+            if not isinstance(error, TimeoutError):
+                raise
+            if self.is_blocked:
+                self.abort()
+            raise ConnectionResetError("the client does not read its answers") from None
+        self._waiting.pop(room, None)
+
+    def wake_next(self) -> None:
+        """Wake the stream that has waited longest, if there is room; when it has sent, it wakes the next."""
+        if self._waiting and not self.is_blocked:
+            room = next(iter(self._waiting))
+            del self._waiting[room]
+            if not room.done():
+                room.set_result(None)
