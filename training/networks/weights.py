@@ -44,14 +44,15 @@ def read_weights(weights: str, network: str) -> tuple[State, Pretrained]:
 
 def _fetch(network: str) -> Path:
     best = import_torchvision("torchvision.models").get_model_weights(network).DEFAULT
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(best.url).name
     try:
         best.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"torchvision's weights {best.url} could not be downloaded ({error}): "
-            "name a file by network.weights"
+            f"weights could not be downloaded: {best.url}: {getattr(error, 'reason', error)}; "
+            f"put the file at {kept}, or name another one with --set network.weights=FILE"
         ) from error
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(best.url).name
+    return kept
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 - of whatever kind it is; `_state` looks at it

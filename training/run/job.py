@@ -32,6 +32,7 @@ from training.recipe import Recipe
 from training.report.metrics import Metrics
 from training.report.report import write_report
 from training.run.display import Display
+from training.run.hints import learned_nothing, too_few_photographs
 from training.run.interrupts import Interrupts
 from training.run.loggers import Logger, open_loggers
 from training.run.progress import report_progress
@@ -117,6 +118,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
     display.data(data_report)
+    if hint := too_few_photographs(recipe, data_report):
+        display.warning(hint)
     interrupts.raise_if_stopped("nothing was trained yet")
 
     display.phase("training")
@@ -132,6 +135,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.raise_if_stopped("training is finished and saved, the proof is to come")
     proof = prove(classifier, folder.model, dataset, recipe.gates, fitted_labels=trained.fitted_labels)
     display.checks(proof.checks)
+    if hint := learned_nothing(recipe, proof.scores):
+        display.warning(hint)
     interrupts.raise_if_stopped("training is finished and saved, nothing was published")
 
     variants = _variants(recipe, folder, dataset, job)

@@ -213,3 +213,19 @@ def test_a_geometry_that_is_too_small_is_the_recipe_s_fault() -> None:
     """Where nothing is left after the pooling, the message says which images are too small."""
     with pytest.raises(RecipeError, match=r"squeezenet1_1 cannot take images of 8x8x3"):
         build(NetworkRecipe(name="squeezenet1_1"), Geometry(height=8, width=8, channels=3), 3)
+
+
+def test_weights_that_cannot_be_downloaded_name_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, the message has the address, where to put the file, and the setting for another one."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(WeightsError) as refusal:
+        network(weights="torchvision")
+    place = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    assert "weights could not be downloaded: https://download.pytorch.org/models/squeezenet1_1" in str(
+        refusal.value
+    )
+    assert f"put the file at {place}, or" in str(refusal.value)
+    assert "--set network.weights=FILE" in str(refusal.value)
