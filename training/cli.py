@@ -249,9 +249,11 @@ class FindRate(_RecipeCommand):
         check_compiler(recipe, chosen.torch_device)
         device.prepare(chosen)
         display.note(chosen.in_words())
-        looks = report_progress("decoded", display, interrupts)
+        progress = report_progress("decoded", display, interrupts)
         with interrupts.catching_signals(), reporting_variation(display.warning):
-            dataset, _ = data.load(recipe.data, recipe.geometry, self.data_root, self.cache, watch=looks)
+            dataset, _ = data.load(
+                recipe.data, recipe.geometry, self.data_root, self.cache, on_progress=progress
+            )
             sweep = find_rate.find_rate(
                 recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps
             )

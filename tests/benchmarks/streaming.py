@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.storage.stored import StoredImages
+from training.data.storage.disk_images import DiskImages
 
 BATCH, BATCHES, ROUNDS = 64, 40, 3
 SIDES = {224: 16_000, 64: 64_000}  # pixels -> images: 2.2 and 0.7 GiB
@@ -64,7 +64,7 @@ def main(folder: str | None) -> None:
                 found = [
                     [
                         measure_mib_per_s(path, shape, gather, is_cached=is_cached)
-                        for gather in (mapped(path, shape), StoredImages(path, 0, shape).__getitem__)
+                        for gather in (mapped(path, shape), DiskImages(path, 0, shape).__getitem__)
                     ]
                     for _ in range(ROUNDS)
                 ]  # (rounds, ways)

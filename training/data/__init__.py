@@ -5,9 +5,9 @@ from pathlib import Path
 from serving.bundle import Geometry
 from training.data.checks import DataReport, check
 from training.data.sources import cifar10, digits, fake, folder, imagenet, mnist, npz
-from training.data.splits import Collected, Dataset, divide
-from training.data.storage.decoded import Decoding, Watch, unwatched
-from training.data.storage.memory import image_limit_bytes
+from training.data.splits import Dataset, SourceData, make_splits
+from training.data.storage.decoded_images import DecodeOptions, ProgressCallback, no_progress
+from training.devices.memory import image_limit_bytes
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -19,9 +19,9 @@ def load(
     cache: Path | None = None,
     *,
     processes: int = 1,
-    watch: Watch = unwatched,
+    on_progress: ProgressCallback = no_progress,
 ) -> tuple[Dataset, DataReport]:
-    """Collect, divide and check.
+    """Collect, make_splits and check.
 
     Args:
         recipe: which data.
@@ -29,27 +29,27 @@ def load(
         data_root: for sources that read files.
         cache: folder that keeps by content what takes long, verdicts and decoded images; none: made anew.
         processes: that share this machine's memory.
-        watch: is told how many of how many files are decoded; what it raises ends the work.
+        on_progress: is told how many of how many files are decoded; what it raises ends the work.
 
     Raises:
         DataError: the data are missing, broken, or too few.
     """
-    decoding = Decoding(cache, image_limit_bytes(recipe.memory_limit_gib, processes), watch)
-    collected = _collect(recipe, geometry, data_root, decoding)
-    return check(_divide(collected, recipe), collected, recipe, cache)
+    decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib, processes), on_progress)
+    source = _load_source(recipe, geometry, data_root, decode)
+    return check(_split(source, recipe), source, recipe, cache)
 
 
 def load_unchecked(
     recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
 ) -> Dataset:
     """The same test split as `load` gives, whether or not one could train with the rest."""
-    decoding = Decoding(cache, image_limit_bytes(recipe.memory_limit_gib))
-    return _divide(_collect(recipe, geometry, data_root, decoding), recipe)
+    decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib))
+    return _split(_load_source(recipe, geometry, data_root, decode), recipe)
 
 
-def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
-    return divide(
-        collected,
+def _split(source: SourceData, recipe: DataRecipe) -> Dataset:
+    return make_splits(
+        source,
         test_fraction=recipe.test_fraction,
         validation_fraction=recipe.validation_fraction,
         seed=recipe.split_seed,
@@ -57,27 +57,31 @@ def _divide(collected: Collected, recipe: DataRecipe) -> Dataset:
     )
 
 
-def _collect(recipe: DataRecipe, geometry: Geometry, data_root: Path | None, decoding: Decoding) -> Collected:
+def _load_source(
+    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, decode: DecodeOptions
+) -> SourceData:
     if recipe.source == "digits":
-        return digits.collect(geometry)
+        return digits.load(geometry)
     if recipe.source == "fake":
-        return fake.collect(geometry, recipe)
+        return fake.load(geometry, recipe)
     if recipe.source == "fashion-mnist":
-        return mnist.collect_fashion(geometry, data_root, download=recipe.download)
+        return mnist.load_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
         raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
-    return _collect_below(data_root, recipe, geometry, decoding)
+    return _load_from_root(data_root, recipe, geometry, decode)
 
 
-def _collect_below(data_root: Path, recipe: DataRecipe, geometry: Geometry, decoding: Decoding) -> Collected:
+def _load_from_root(
+    data_root: Path, recipe: DataRecipe, geometry: Geometry, decode: DecodeOptions
+) -> SourceData:
     if recipe.source == "mnist":
-        return mnist.collect(geometry, data_root, download=recipe.download)
+        return mnist.load(geometry, data_root, download=recipe.download)
     if recipe.source == "folder":
-        return folder.collect(geometry, data_root, decoding, val_is_test=recipe.val_is_test)
+        return folder.load(geometry, data_root, decode, val_is_test=recipe.val_is_test)
     if recipe.source == "imagenet":
-        return imagenet.collect(geometry, data_root, decoding)
-    collect = cifar10.collect if recipe.source == "cifar10" else npz.collect
-    return collect(geometry, data_root, recipe)
+        return imagenet.load(geometry, data_root, decode)
+    load_arrays = cifar10.load if recipe.source == "cifar10" else npz.load
+    return load_arrays(geometry, data_root, recipe)
 
 
 __all__ = ["DataReport", "Dataset", "load", "load_unchecked"]

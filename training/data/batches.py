@@ -1,16 +1,21 @@
 """The batches of training, a pure function of epoch and step, wherever the images lie."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from training.data.augmentation.mixing import draw_mixture, mix
 from training.data.augmentation.pipeline import augment, flip_coins
-from training.data.augmentation.uniforms import draw
+from training.data.augmentation.uniforms import draw_uniforms
+from training.data.sampling import balanced_order, epoch_order, steps_per_epoch
 from training.data.splits import Split
-from training.data.storage.placed import Placed, send
+from training.data.storage.device_images import DeviceImages, to_device
 from training.devices.parallel import Group
-from training.learning.steps import balanced_order, epoch_order, steps_per_epoch
 from training.recipe import Recipe
+
+_MOST_AT_ONCE = 1000  # images; large enough to be fast
+_MOST_PIXELS_AT_ONCE = 16 * 224 * 224  # 512 maps of as many pixels, as the widest network has, are 1.6 GB
 
 
 class Batches:
@@ -22,7 +27,7 @@ class Batches:
     def __init__(
         self, recipe: Recipe, split: Split, classes: int, device: torch.device, group: Group
     ) -> None:
-        self.images = Placed(split.images, device)  # (N, H, W, C) uint8
+        self.images = DeviceImages(split.images, device)  # (N, H, W, C) uint8
         self.labels = torch.from_numpy(split.labels).to(device)  # (N,) int64
         self.steps = steps_per_epoch(len(split), recipe.training.batch_size)
         self.batch_size = min(recipe.training.batch_size, len(split))
@@ -45,12 +50,12 @@ class Batches:
         recipe, seed = self._recipe.augmentation, self._recipe.training.seed
         batch = self._order_of(epoch)[step * self.batch_size : (step + 1) * self.batch_size]  # (B,)
         mine = self._group.rows(len(batch))
-        uniforms = send(draw(len(batch), seed=seed, epoch=epoch, step=step), self.images.device)
+        uniforms = to_device(draw_uniforms(len(batch), seed=seed, epoch=epoch, step=step), self.images.device)
         images = self._augmented(batch[mine], uniforms[mine], epoch)
         mixture = draw_mixture(len(batch), recipe, seed=seed, epoch=epoch, step=step)
         if mixture is None:
             return images, self.labels[batch[mine]]
-        partners = send(torch.from_numpy(mixture.partners), batch.device)[mine]
+        partners = to_device(torch.from_numpy(mixture.partners), batch.device)[mine]
         if self._group.size == 1:
             others = images[partners]
         else:  # a partner may be another process's: it is made here again from the same numbers
@@ -77,5 +82,19 @@ class Batches:
                 if balanced
                 else epoch_order(len(self.labels), seed, epoch)
             )
-            self._order, self._epoch = order.to(self.images.home), epoch
+            self._order, self._epoch = order.to(self.images.index_device), epoch
         return self._order
+
+
+def inference_batches(images: Tensor | DeviceImages, rows: range | None = None) -> Iterator[Tensor]:
+    """As many as go through a network at once without gradients, of images (N, H, W, C) or features (N, D).
+
+    Args:
+        images: of which nothing is read before its turn.
+        rows: of them, one after the other; none: all.
+    """
+    rows = range(len(images)) if rows is None else rows
+    pixels = images.shape[1] * images.shape[2] if len(images.shape) == 4 else 1  # noqa: PLR2004 - (N, H, W, C)
+    count = max(1, min(_MOST_AT_ONCE, _MOST_PIXELS_AT_ONCE // pixels))
+    for start in rows[::count] or [rows.start]:  # of none at all, one batch that is empty
+        yield images[start : min(start + count, rows.stop)]

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from serving.bundle.manifest import Strict
 from training.data.near_duplicates import find_near_duplicates
-from training.data.splits import Collected, Dataset, Split
+from training.data.splits import Dataset, SourceData, Split
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -80,22 +80,22 @@ class DataReport(Strict):
 
 
 def check(
-    dataset: Dataset, collected: Collected, recipe: DataRecipe, cache: Path | None = None
+    dataset: Dataset, source: SourceData, recipe: DataRecipe, cache: Path | None = None
 ) -> tuple[Dataset, DataReport]:
     """Take out what would spoil the result, and refuse what cannot give one.
 
     Args:
         dataset: to be checked.
-        collected: from which it was divided.
+        source: from which it was divided.
         recipe: says what is refused and what is taken out.
         cache: folder of verdicts by content; none: judged anew.
 
     Raises:
         DataError: names the split, the class or the file, with both numbers.
     """
-    if recipe.strict and collected.undecodable:
-        listed = _listed([f"{name} ({why})" for name, why in collected.undecodable.items()])
-        raise DataError(f"{len(collected.undecodable)} undecodable files, data.strict allows 0: {listed}")
+    if recipe.strict and source.undecodable:
+        listed = _listed([f"{name} ({why})" for name, why in source.undecodable.items()])
+        raise DataError(f"{len(source.undecodable)} undecodable files, data.strict allows 0: {listed}")
     hashes = {name: _hashes(split) for name, split in dataset.parts().items()}
     conflicts = _conflicts(dataset, hashes)
     kept, removed = _without_leaks(dataset, hashes)
@@ -109,8 +109,8 @@ def check(
         counts = {"test": {label: count for label, count in counts["test"].items() if count}}
     report = DataReport(
         counts=counts,
-        undecodable=collected.undecodable,
-        ignored_files=len(collected.ignored),
+        undecodable=source.undecodable,
+        ignored_files=len(source.ignored),
         repeated={
             name: _repeated(split, dataset.parts()[name], hashes[name])
             for name, split in kept.parts().items()
@@ -122,7 +122,7 @@ def check(
         near_leaks_removed=removes,
     )
     if not only_judges:
-        _refuse_gaps(report, recipe.min_validation_images_per_class)
+        _require_every_class(report, recipe.min_validation_images_per_class)
     return kept, report
 
 
@@ -198,7 +198,7 @@ def _count(split: Split, labels: tuple[str, ...]) -> dict[str, int]:
     return {label: counted[index] for index, label in enumerate(labels)}
 
 
-def _refuse_gaps(report: DataReport, min_validation_images_per_class: int) -> None:
+def _require_every_class(report: DataReport, min_validation_images_per_class: int) -> None:
     for split, counts in report.counts.items():
         missing = [label for label, count in counts.items() if not count]
         if missing:

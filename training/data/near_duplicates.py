@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from serving.bundle.images import Pixels
-from training.data.storage.stored import Images, feed, parts
+from training.data.storage.disk_images import Images, chunks, feed_digest
 from training.files import exclusive_lock, replace_file
 
 MAX_BITS = 4  # of 64 that may differ
@@ -54,7 +54,7 @@ def find_near_duplicates(groups: Sequence[Images], cache: Path | None = None) ->
 def _digest(groups: Sequence[Images]) -> str:
     shape = (sum(map(len, groups)), *groups[0].shape[1:])
     sha = hashlib.sha256(f"{_VERSION} {shape}".encode())
-    feed(sha.update, groups)
+    feed_digest(sha.update, groups)
     return sha.hexdigest()
 
 
@@ -65,7 +65,7 @@ def _search(groups: Sequence[Images]) -> Pairs:
     copies = np.empty((starts[-1], _SIDE, _SIDE), np.uint8)
     for index, image in enumerate(image for images in groups for image in images):
         copies[index] = _small_grey(image)
-    bits = np.concatenate([_hash(part) for part in parts(copies)])  # (N, 64) bool
+    bits = np.concatenate([_hash(part) for part in chunks(copies)])  # (N, 64) bool
     found = {pair for pair in _candidates(bits) if _alike(pair, copies, bits)}
 
     def image_at(index: int) -> Pixels:

@@ -8,7 +8,7 @@ import numpy as np
 
 from training.data.groups import choose_groups, groups_of
 from training.data.labels import Indices, Labels
-from training.data.storage.stored import Images, feed, take
+from training.data.storage.disk_images import Images, feed_digest, take
 from training.errors import DataError
 
 
@@ -32,7 +32,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
+class SourceData:
     """What a source found: a split that it does not have by itself is None."""
 
     labels: tuple[str, ...]
@@ -61,13 +61,13 @@ class Dataset:
         sha = hashlib.sha256(repr(self.labels).encode())
         for name, split in self.parts().items():
             sha.update(f"{name} {split.images.shape}".encode())
-            feed(sha.update, [split.images])
+            feed_digest(sha.update, [split.images])
             sha.update(split.labels.astype("<i8").tobytes())
         return sha.hexdigest()
 
 
-def divide(
-    collected: Collected,
+def make_splits(
+    source: SourceData,
     *,
     test_fraction: float,
     validation_fraction: float,
@@ -77,7 +77,7 @@ def divide(
     """Split off what the source does not have by itself, each class in proportion.
 
     Args:
-        collected: what the source has.
+        source: what the source has.
         test_fraction: of all images.
         validation_fraction: of the training images.
         seed: which images go where.
@@ -87,22 +87,22 @@ def divide(
         DataError: a class has too few images to be in every split.
         RecipeError: the pattern is not a regular expression.
     """
-    if collected.test is None:
-        train, test = _split_off(collected, test_fraction, seed, "test", group_pattern)
-        collected = replace(collected, train=train, test=test)
-    if collected.validation is None:
-        train, validation = _split_off(collected, validation_fraction, seed, "validation", group_pattern)
-        collected = replace(collected, train=train, validation=validation)
-    if collected.validation is None or collected.test is None:
+    if source.test is None:
+        train, test = _split_off(source, test_fraction, seed, "test", group_pattern)
+        source = replace(source, train=train, test=test)
+    if source.validation is None:
+        train, validation = _split_off(source, validation_fraction, seed, "validation", group_pattern)
+        source = replace(source, train=train, validation=validation)
+    if source.validation is None or source.test is None:
         raise AssertionError("all splits were just filled. This is a bug.")
-    return Dataset(collected.labels, collected.train, collected.validation, collected.test)
+    return Dataset(source.labels, source.train, source.validation, source.test)
 
 
 def _split_off(
-    collected: Collected, fraction: float, seed: int, name: str, group_pattern: str | None
+    source: SourceData, fraction: float, seed: int, name: str, group_pattern: str | None
 ) -> tuple[Split, Split]:
     """Divide training into what stays and what is split off; the order of the images is kept in both."""
-    split = collected.train
+    split = source.train
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(split), dtype=bool)
     if group_pattern is not None:
@@ -112,7 +112,7 @@ def _split_off(
         count = round(len(members) * fraction) if group_pattern is None else int(chosen[members].sum())
         if not 0 < count < len(members):
             raise DataError(
-                f"class {collected.labels[label]} has {len(members)} images: {fraction:.0%} of them "
+                f"class {source.labels[label]} has {len(members)} images: {fraction:.0%} of them "
                 f"(data.{name}_fraction) for the {name} split leaves one side empty"
             )
         if group_pattern is None:
@@ -120,4 +120,4 @@ def _split_off(
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
 
-__all__ = ["Collected", "Dataset", "Indices", "Labels", "Split", "divide"]
+__all__ = ["Dataset", "Indices", "Labels", "SourceData", "Split", "make_splits"]

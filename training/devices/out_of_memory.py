@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from training.data.storage.memory import GIB, available_bytes
+from training.devices.memory import GIB, available_bytes
 from training.errors import OutOfMemory
 from training.recipe import Recipe
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from training.data.storage.stored import Images
+from training.data.storage.disk_images import Images
 
 _ERRORS_ONLY = 3
 _BATCH = 64

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.data.storage.placed import Placed
-from training.data.storage.stored import Images
+from training.data.batches import inference_batches
+from training.data.storage.device_images import DeviceImages
+from training.data.storage.disk_images import Images
 from training.evaluation.gates import Check, at_most
 from training.evaluation.onnx_session import run
 from training.export.export import Classifier
-from training.learning.steps import forward_batches
 
 BATCH_SIZES = (1, 3, 7, 64)  # single images, odd remainders, and the usual largest batch
 
@@ -28,8 +28,8 @@ def check_parity(classifier: Classifier, session: Any, images: Images, max_gap: 
     Returns: three checks: equal labels, the gap of the probabilities, the gap of the embeddings.
     """
     with torch.no_grad():
-        placed = Placed(images, torch.device("cpu"))  # (N, H, W, C)
-        outputs = [classifier(batch) for batch in forward_batches(placed)]
+        placed = DeviceImages(images, torch.device("cpu"))  # (N, H, W, C)
+        outputs = [classifier(batch) for batch in inference_batches(placed)]
     expected = torch.cat([output[0] for output in outputs]).numpy()  # (N, K)
     expected_embedding = torch.cat([output[1] for output in outputs]).numpy()  # (N, D)
     scale = max(1.0, float(np.abs(expected_embedding).max()))

@@ -18,7 +18,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from serving.bundle import Variant, variant_file
 from serving.bundle.images import Pixels
 from training.data.splits import Split
-from training.data.storage.stored import Images
+from training.data.storage.disk_images import Images
 from training.evaluation.evaluate import score
 from training.evaluation.onnx_session import Floats, open_session, run
 from training.export.fp16_range import FP16_MAX, RANGE_IMAGES, largest_magnitude

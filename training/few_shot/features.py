@@ -9,19 +9,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from training.data.storage.decoded import Watch
-from training.data.storage.placed import Placed
-from training.data.storage.stored import Images, feed
+from training.data.batches import inference_batches
+from training.data.storage.decoded_images import ProgressCallback
+from training.data.storage.device_images import DeviceImages
+from training.data.storage.disk_images import Images, feed_digest
 from training.devices.kernels import full_precision
 from training.files import exclusive_lock, replace_file
-from training.learning.steps import forward_batches
 
 Features = npt.NDArray[np.float32]
 
 
 @torch.no_grad()
 def features_of(
-    extractor: nn.Module, images: Images, *, name: str, device: torch.device, cache: Path, watch: Watch
+    extractor: nn.Module,
+    images: Images,
+    *,
+    name: str,
+    device: torch.device,
+    cache: Path,
+    on_progress: ProgressCallback,
 ) -> Features:
     """The features of images, from the cache where they are in it.
 
@@ -31,7 +37,7 @@ def features_of(
         name: all that decides the features beside the extractor's weights: network, layer, pooling.
         device: of the computation.
         cache: folder of the cache, made where it is missing.
-        watch: called after every batch.
+        on_progress: called after every batch.
 
     Returns: (N, D) float32.
     """
@@ -43,9 +49,9 @@ def features_of(
         extractor = extractor.to(device).eval()
         parts: list[Tensor] = []
         with full_precision(device):  # the cache knows nothing of kernels
-            for batch in forward_batches(Placed(images, torch.device("cpu"))):
+            for batch in inference_batches(DeviceImages(images, torch.device("cpu"))):
                 parts.append(extractor(batch.to(device)).float().cpu())
-                watch(sum(map(len, parts)), len(images))
+                on_progress(sum(map(len, parts)), len(images))
         features = torch.cat(parts).numpy()  # (N, D)
         _write(path, features)
     return features
@@ -56,7 +62,7 @@ def _digest(extractor: nn.Module, images: Images, name: str) -> str:
     for key, value in extractor.state_dict().items():
         sha.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().numpy().tobytes())
-    feed(sha.update, [images])
+    feed_digest(sha.update, [images])
     return sha.hexdigest()
 
 

@@ -167,5 +167,5 @@ def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Su
             name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
             device=device,
             cache=around.cache,
-            watch=report_progress("features of", around.display, around.interrupts),
+            on_progress=report_progress("features of", around.display, around.interrupts),
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from training.data.storage.placed import Placed
+from training.data.storage.device_images import DeviceImages
 from training.devices.cuda_graphs import CudaRecorder, GraphedStep, Step
 from training.devices.kernels import are_fast
 from training.devices.parallel import Group
@@ -25,7 +25,7 @@ class Learner:
     """A class because a step changes all three together, and a checkpoint restores all three."""
 
     def __init__(
-        self, recipe: Recipe, network: Network, images: Tensor | Placed, labels: Tensor, group: Group
+        self, recipe: Recipe, network: Network, images: Tensor | DeviceImages, labels: Tensor, group: Group
     ) -> None:
         self.network = _prepared(network, recipe, images, group)
         training = recipe.training
@@ -99,7 +99,7 @@ def _step(  # noqa: PLR0917 - the first three are bound, the others vary
     return train_step(forward, optimizer, images, targets, objective, batch=batch)
 
 
-def _prepared(network: Network, recipe: Recipe, images: Tensor | Placed, group: Group) -> Network:
+def _prepared(network: Network, recipe: Recipe, images: Tensor | DeviceImages, group: Group) -> Network:
     network.prepare(lambda count: images[:count].cpu())
     if recipe.training.channels_last:
         network.use_memory_format(torch.channels_last)

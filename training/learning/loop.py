@@ -16,7 +16,7 @@ from torch import Tensor
 
 from training.data import Dataset
 from training.data.batches import Batches
-from training.data.storage.placed import Placed
+from training.data.storage.device_images import DeviceImages
 from training.devices.out_of_memory import explaining_full_memory, for_inference, for_training
 from training.devices.parallel import ALONE, Group
 from training.errors import CheckpointError, Diverged
@@ -124,7 +124,7 @@ class _Loop:
         if group.rank:  # dropout is not
             torch.manual_seed(recipe.training.seed + group.rank)
         self.validation = (
-            Placed(dataset.validation.images, device),  # (N, H, W, C) uint8
+            DeviceImages(dataset.validation.images, device),  # (N, H, W, C) uint8
             torch.from_numpy(dataset.validation.labels).to(device),  # (N,) int64
         )
         self.progress = Progress()

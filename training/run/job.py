@@ -11,7 +11,7 @@ from serving.bundle import Calibration, Estimate, Repository
 from training import data
 from training.data import DataReport, Dataset
 from training.data.augmentation.examples import augmented_examples
-from training.data.storage.placed import Placed
+from training.data.storage.device_images import DeviceImages
 from training.devices.compilers import check_compiler
 from training.devices.device import Device, prepare
 from training.devices.kernels import full_precision, reporting_variation
@@ -155,7 +155,7 @@ def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
         job.data_root,
         job.cache,
         processes=job.group.local_size,
-        watch=report_progress("decoded", job.display, job.interrupts),
+        on_progress=report_progress("decoded", job.display, job.interrupts),
     )
 
 
@@ -171,7 +171,7 @@ def _calibrate(
     Without a validation split there is nothing to fit to: it stays 1, and its error is told.
     """
     split = dataset.validation if len(dataset.validation) else dataset.test
-    images = Placed(split.images, torch.device("cpu"))  # (N, H, W, C)
+    images = DeviceImages(split.images, torch.device("cpu"))  # (N, H, W, C)
     with full_precision(device):  # as the published file computes
         logits = torch.cat(list(predict(trained.network.to(device), images))).cpu().numpy()  # (N, K)
     if not len(dataset.validation):

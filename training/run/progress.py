@@ -1,11 +1,11 @@
 """What may be said and asked in the midst of long work on many images."""
 
-from training.data.storage.decoded import Watch
+from training.data.storage.decoded_images import ProgressCallback
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 
 
-def report_progress(what: str, display: Display, interrupts: Interrupts) -> Watch:
+def report_progress(what: str, display: Display, interrupts: Interrupts) -> ProgressCallback:
     """A watcher of work that comes before training: it shows how far it is, and leaves when asked.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 
 from training.data.batches import Batches
 from training.data.splits import Split
-from training.data.storage.stored import StoredImages
+from training.data.storage.disk_images import DiskImages
 from training.devices.parallel import ALONE, Group
 from training.recipe import resolve
 
@@ -74,7 +74,7 @@ def test_images_on_disk_make_the_same_batches(mixing: tuple[str, ...], tmp_path:
     whole = split()
     np.save(tmp_path / "images.npy", whole.images)
     offset = (tmp_path / "images.npy").stat().st_size - whole.images.nbytes
-    stored = StoredImages(tmp_path / "images.npy", offset, whole.images.shape)
+    stored = DiskImages(tmp_path / "images.npy", offset, whole.images.shape)
     for group in (ALONE, Group(0, 2), Group(1, 2)):
         here = batches(*AUGMENTED, *mixing, group=group)
         there = batches(*AUGMENTED, *mixing, group=group, of=replace(whole, images=stored))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.data.checks import check
-from training.data.splits import Collected, Dataset, Split
+from training.data.splits import Dataset, SourceData, Split
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -20,9 +20,9 @@ def split(name: str, *shades_and_labels: tuple[int, int]) -> Split:
     return Split(images, labels, tuple(f"{name}/{number}" for number in range(len(labels))))
 
 
-def dataset(train: Split, validation: Split, test: Split) -> tuple[Dataset, Collected]:
-    """As a source and `divide` would give it."""
-    return Dataset(LABELS, train, validation, test), Collected(LABELS, train, validation, test)
+def dataset(train: Split, validation: Split, test: Split) -> tuple[Dataset, SourceData]:
+    """As a source and `make_splits` would give it."""
+    return Dataset(LABELS, train, validation, test), SourceData(LABELS, train, validation, test)
 
 
 VALIDATION = split("validation", (10, 0), (11, 1), (12, 0), (13, 1))
@@ -31,8 +31,8 @@ TEST = split("test", (20, 0), (21, 1))
 
 def test_clean_data_pass_untouched() -> None:
     """Nothing is removed and nothing is said."""
-    data, collected = dataset(split("train", (1, 0), (2, 1)), VALIDATION, TEST)
-    kept, report = check(data, collected, RECIPE)
+    data, source = dataset(split("train", (1, 0), (2, 1)), VALIDATION, TEST)
+    kept, report = check(data, source, RECIPE)
     assert kept.digest() == data.digest()
     assert report.warnings() == []
 
@@ -41,8 +41,8 @@ def test_leaks_leave_the_earlier_split() -> None:
     """What test holds leaves train and validation, what validation holds leaves train; test stays whole."""
     train = split("train", (1, 0), (2, 1), (20, 0), (11, 1))
     validation = split("validation", (10, 0), (11, 1), (12, 0), (13, 1), (21, 1))
-    data, collected = dataset(train, validation, TEST)
-    kept, report = check(data, collected, RECIPE)
+    data, source = dataset(train, validation, TEST)
+    kept, report = check(data, source, RECIPE)
     assert report.removed == {"train": ("train/2", "train/3"), "validation": ("validation/4",)}
     assert [len(part) for part in kept.parts().values()] == [2, 4, 2]
     assert any("2 images taken out of train" in line for line in report.warnings())
@@ -50,16 +50,16 @@ def test_leaks_leave_the_earlier_split() -> None:
 
 def test_repeats_within_a_split_are_counted_and_kept() -> None:
     """A repeated training image is no leak: it is said, and stays."""
-    data, collected = dataset(split("train", (1, 0), (1, 0), (2, 1)), VALIDATION, TEST)
-    kept, report = check(data, collected, RECIPE)
+    data, source = dataset(split("train", (1, 0), (1, 0), (2, 1)), VALIDATION, TEST)
+    kept, report = check(data, source, RECIPE)
     assert report.repeated["train"] == 1
     assert len(kept.train) == 3
 
 
 def test_equal_images_with_different_labels_are_named() -> None:
     """One of two contradicting labels is wrong; a person must look."""
-    data, collected = dataset(split("train", (1, 0), (1, 1), (2, 1)), VALIDATION, TEST)
-    _, report = check(data, collected, RECIPE)
+    data, source = dataset(split("train", (1, 0), (1, 1), (2, 1)), VALIDATION, TEST)
+    _, report = check(data, source, RECIPE)
     assert report.conflicts == ("train/0 is cat, train/1 is dog",)
 
 
@@ -88,9 +88,9 @@ def test_equal_images_with_different_labels_are_named() -> None:
 )
 def test_gaps_are_refused_with_both_numbers(train: Split, validation: Split, test: Split, said: str) -> None:
     """A class that a split lacks, or a validation split too small to choose with, ends the run."""
-    data, collected = dataset(train, validation, test)
+    data, source = dataset(train, validation, test)
     with pytest.raises(DataError) as caught:
-        check(data, collected, RECIPE)
+        check(data, source, RECIPE)
     assert said in str(caught.value)
 
 
@@ -107,9 +107,9 @@ def test_near_duplicates_across_splits_are_said_and_taken_out_where_asked(*, rem
     """A darker copy of a test image leaves training only with data.near_duplicates=remove."""
     train = drawn("train", 1, 2, 3, 4, 100, 101)
     test = drawn("test", 100, 102, dark=20)
-    data, collected = dataset(train, drawn("validation", 10, 11, 12, 13), test)
+    data, source = dataset(train, drawn("validation", 10, 11, 12, 13), test)
     recipe = RECIPE.model_copy(update={"near_duplicates": "remove" if removes else "report"})
-    kept, report = check(data, collected, recipe)
+    kept, report = check(data, source, recipe)
     assert report.near_duplicates == ("train/4 and test/0",)
     assert report.near_leaks["train"] == ("train/4",)
     assert ("train/4" in kept.train.names) is not removes
@@ -121,8 +121,8 @@ def test_near_duplicates_across_splits_are_said_and_taken_out_where_asked(*, rem
 
 def test_near_duplicates_can_be_ignored() -> None:
     """Then nobody looks for them."""
-    data, collected = dataset(
+    data, source = dataset(
         drawn("train", 1, 100), drawn("validation", 10, 11, 12, 13), drawn("test", 100, 2, dark=20)
     )
-    _, report = check(data, collected, RECIPE.model_copy(update={"near_duplicates": "ignore"}))
+    _, report = check(data, source, RECIPE.model_copy(update={"near_duplicates": "ignore"}))
     assert report.near_duplicates == ()

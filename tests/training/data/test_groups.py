@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.data.groups import choose_groups, groups_of
-from training.data.splits import Collected, Split, divide
+from training.data.splits import SourceData, Split, make_splits
 from training.errors import DataError, RecipeError
 
 
@@ -41,10 +41,10 @@ def test_divide_keeps_groups_together_in_all_three_splits() -> None:
     patients = random.integers(0, 120, 800)
     names = tuple(f"person{patient}_{number}.png" for number, patient in enumerate(patients))
     images = np.zeros((800, 2, 2, 1), np.uint8)
-    everything = Collected(("a", "b"), Split(images, patients % 2, names))
+    everything = SourceData(("a", "b"), Split(images, patients % 2, names))
 
     def divided(seed: int) -> list[set[str]]:
-        dataset = divide(
+        dataset = make_splits(
             everything, test_fraction=0.2, validation_fraction=0.2, seed=seed, group_pattern=r"person\d+"
         )
         return [{name.split("_")[0] for name in part.names} for part in dataset.parts().values()]

@@ -1,6 +1,4 @@
-"""The mathematics of a step, and the order of the images."""
-
-from collections import Counter
+"""The mathematics of a training step."""
 
 import pytest
 import torch
@@ -10,11 +8,8 @@ from serving.bundle import Geometry
 from training.learning.optimizers import set_rate
 from training.learning.steps import (
     Objective,
-    balanced_order,
     class_weights,
-    epoch_order,
     measure,
-    steps_per_epoch,
     train_step,
 )
 from training.networks import Network, build
@@ -23,39 +18,12 @@ from training.recipe import NetworkRecipe
 GEOMETRY = Geometry(height=12, width=12, channels=1)
 
 
-def test_order_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
-    """Each image once; the same for the same seed and epoch, and another one otherwise."""
-    order = epoch_order(100, seed=3, epoch=7)
-    assert sorted(order.tolist()) == list(range(100))
-    assert torch.equal(order, epoch_order(100, seed=3, epoch=7))
-    assert not torch.equal(order, epoch_order(100, seed=3, epoch=8))
-    assert not torch.equal(order, epoch_order(100, seed=4, epoch=7))
-
-
-def test_a_balanced_order_has_each_class_as_often_and_no_image_much_more() -> None:
-    """90, 9 and 1 images: each class fills a third, and goes through its images evenly."""
-    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
-    order = balanced_order(labels, seed=0, epoch=0)
-    assert torch.equal(order, balanced_order(labels, seed=0, epoch=0))
-    assert not torch.equal(order, balanced_order(labels, seed=0, epoch=1))
-    assert len(order) == 100
-    assert sorted(torch.bincount(labels[order]).tolist()) == [33, 33, 34]
-    of_second_class = Counter(index for index in order.tolist() if 90 <= index < 99)
-    assert len(of_second_class) == 9
-    assert max(of_second_class.values()) - min(of_second_class.values()) <= 1
-
-
 def test_class_weights_give_every_class_the_same_say() -> None:
     """Weight times count is the same for each class, and the mean over all images is 1."""
     labels = torch.tensor([0] * 30 + [1] * 10)
     weights = class_weights(labels, 2)
     assert float(weights[0]) * 30 == pytest.approx(float(weights[1]) * 10)
     assert float(weights[labels].mean()) == pytest.approx(1)
-
-
-def test_only_whole_batches_count_but_at_least_one() -> None:
-    """A remainder sits out, so that no batch is too small for batch norm."""
-    assert [steps_per_epoch(images, 32) for images in (129, 64, 63, 5)] == [4, 2, 1, 1]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.storage.stored import StoredImages
+from training.data.storage.disk_images import DiskImages
 from training.errors import Interrupted
 from training.recipe import Recipe
 from training.run.job import Job, load_data, train_and_evaluate
@@ -94,14 +94,14 @@ def test_a_streamed_run_publishes_the_same_file(
         written.append((here.run_dir / "model.onnx").read_bytes())
         dataset, report = load_data(recipe, here)
         digests.append((dataset.digest(), report))
-        kinds.append({isinstance(split.images, StoredImages) for split in dataset.parts().values()})
+        kinds.append({isinstance(split.images, DiskImages) for split in dataset.parts().values()})
     assert kinds == [{False}, {True}]
     assert digests[0] == digests[1]
     assert written[0] == written[1]
 
 
 def test_streaming_takes_little_memory(tmp_path: Path) -> None:
-    """Decoding, checking and training: of 106 MB more images less than half is more memory."""
+    """DecodeOptions, checking and training: of 106 MB more images less than half is more memory."""
     write_noise(tmp_path / "few", 180)
     write_noise(tmp_path / "many", 420)
     image_bytes = 384 * 384 * 3

@@ -6,7 +6,7 @@ import torch
 
 from training.data.augmentation.mixing import draw_mixture, mix
 from training.data.augmentation.pipeline import augment, flip_coins
-from training.data.augmentation.uniforms import draw
+from training.data.augmentation.uniforms import draw_uniforms
 from training.data.splits import Split
 from training.recipe import Recipe
 from training.recipe.sections import AugmentationRecipe
@@ -33,7 +33,7 @@ def _draw(recipe: Recipe, images: torch.Tensor, epoch: int) -> torch.Tensor:
     seed, rows = recipe.training.seed, len(images)
     changed = augment(
         images,
-        draw(rows, seed=seed, epoch=epoch, step=0),
+        draw_uniforms(rows, seed=seed, epoch=epoch, step=0),
         recipe.augmentation,
         background=recipe.geometry.background,
         epoch=epoch,

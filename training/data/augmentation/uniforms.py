@@ -13,7 +13,7 @@ from torch import Tensor
 _STREAM = 1  # keeps these numbers apart from those of the epoch's order
 
 
-class Use(IntEnum):
+class Column(IntEnum):
     """What a column of uniform numbers decides."""
 
     SHIFT_Y = 0
@@ -41,11 +41,11 @@ class Use(IntEnum):
 
 
 # What was added later is drawn later: with the same seed, the columns before it keep their numbers.
-_COLUMNS_OF_BLOCKS = (Use.BLUR, len(Use) - Use.BLUR)
+_COLUMNS_OF_BLOCKS = (Column.BLUR, len(Column) - Column.BLUR)
 
 
-def draw(images: int, *, seed: int, epoch: int, step: int) -> Tensor:
-    """(images, len(Use)) float32, each 0 <= u < 1."""
+def draw_uniforms(images: int, *, seed: int, epoch: int, step: int) -> Tensor:
+    """(images, len(Column)) float32, each 0 <= u < 1."""
     random = np.random.default_rng([seed, epoch, step, _STREAM])
     blocks = [random.random((images, columns), dtype=np.float32) for columns in _COLUMNS_OF_BLOCKS]
     return torch.from_numpy(np.concatenate(blocks, axis=1))

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from serving.bundle import Geometry
 from serving.bundle.images import Pixels
 from training.data.sources import npz
-from training.data.splits import Collected, Split
-from training.data.storage.arrays import fit
+from training.data.splits import SourceData, Split
+from training.data.storage.arrays import apply_geometry_to_all
 from training.errors import DataError
 from training.networks.torchvision_import import import_torchvision
 from training.recipe import DataRecipe
@@ -30,7 +30,7 @@ _BINARY, _PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 _Batch = tuple[Pixels, npt.NDArray[np.uint8]]  # rows (N, 3072) and labels (N,)
 
 # All that the published batches need: dictionaries, lists and bytes need no class at all.
-_ADMITTED = {
+_ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
@@ -39,7 +39,7 @@ _ADMITTED = {
 }
 
 
-def collect(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> Collected:
+def load(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> SourceData:
     """The published splits, from whichever of the three layouts is there.
 
     Raises:
@@ -55,7 +55,7 @@ def collect(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> Collecte
                 _join([read(data_root / folder / f"{name}{suffix}") for name in names], geometry, split)
                 for split, names in (("train", _TRAIN), ("test", _TEST))
             )
-            return Collected(labels=LABELS, train=train, test=test)
+            return SourceData(labels=LABELS, train=train, test=test)
     raise DataError(
         f"CIFAR-10 is not in {data_root}: neither {_ARCHIVE} nor {_BINARY}/ nor {_PYTHON}/ is there; "
         "name its folder by --data-root, or let torchvision fetch it: --set data.download=true"
@@ -67,7 +67,7 @@ def _join(parts: Sequence[_Batch], geometry: Geometry, split: str) -> Split:
     labels = np.concatenate([labels for _, labels in parts])  # (N,)
     images = rows.reshape(-1, _CHANNELS, _SIDE, _SIDE).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
     names = tuple(f"{split} {number}" for number in range(len(labels)))
-    return Split(fit(images, geometry), labels.astype(np.int64), names)
+    return Split(apply_geometry_to_all(images, geometry), labels.astype(np.int64), names)
 
 
 def _read_binary(path: Path) -> _Batch:
@@ -85,7 +85,7 @@ def _read_binary(path: Path) -> _Batch:
 def _read_pickled(path: Path) -> _Batch:
     """A dictionary with `data` (N, 3072) and `labels`, N of them."""
     try:
-        batch = _ArraysAlone(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         rows, labels = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.uint8)
     except DataError:
         raise
@@ -102,12 +102,12 @@ def _checked(labels: npt.NDArray[np.uint8], path: Path) -> npt.NDArray[np.uint8]
     return labels
 
 
-class _ArraysAlone(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
     """Refuses every class and function but those that make a numpy array, so that no file can run code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - as the base class has it
         """A class that the file names."""
-        if (module_name, global_name) not in _ADMITTED:
+        if (module_name, global_name) not in _ALLOWED_GLOBALS:
             raise DataError(f"the file asks for {module_name}.{global_name}, which no array of pixels needs")
         # numpy moved this module; both names mean the same function.
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)

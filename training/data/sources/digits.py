@@ -3,12 +3,12 @@
 import numpy as np
 
 from serving.bundle import Geometry, apply_geometry
-from training.data.splits import Collected, Split
+from training.data.splits import SourceData, Split
 
 _BRIGHTEST = 16  # scikit-learn keeps the counts of a 4x4 block: 0..16
 
 
-def collect(geometry: Geometry) -> Collected:
+def load(geometry: Geometry) -> SourceData:
     """All digits, enlarged to model geometry; they have no splits of their own."""
     # Importing scikit-learn takes a second that other sources should not pay.
     from sklearn.datasets import load_digits  # noqa: PLC0415
@@ -17,7 +17,7 @@ def collect(geometry: Geometry) -> Collected:
     scans = np.rint(digits.images * (255 / _BRIGHTEST)).astype(np.uint8)[..., np.newaxis]  # (N, 8, 8, 1)
     images = np.stack([apply_geometry(scan, geometry) for scan in scans])  # (N, H, W, C) uint8
     names = tuple(f"digit {number}" for number in range(len(images)))
-    return Collected(
+    return SourceData(
         labels=tuple(str(name) for name in digits.target_names),
         train=Split(images, digits.target.astype(np.int64), names),
     )

@@ -4,18 +4,18 @@ import numpy as np
 
 from serving.bundle import Geometry
 from serving.bundle.images import Pixels
-from training.data.splits import Collected, Split
+from training.data.splits import SourceData, Split
 from training.recipe import DataRecipe
 
 _NOISE = 40.0  # grey levels
 
 
-def collect(geometry: Geometry, recipe: DataRecipe) -> Collected:
+def load(geometry: Geometry, recipe: DataRecipe) -> SourceData:
     """A bright bar whose angle is the class, under noise; the same for the same recipe."""
     random = np.random.default_rng(recipe.split_seed)
     labels = np.repeat(np.arange(recipe.fake_classes), recipe.fake_images_per_class)
     images = np.stack([_bar(label / recipe.fake_classes, geometry, random) for label in labels])
-    return Collected(
+    return SourceData(
         labels=tuple(f"pattern-{index}" for index in range(recipe.fake_classes)),
         train=Split(images, labels.astype(np.int64), tuple(f"fake {i}" for i in range(len(labels)))),
     )

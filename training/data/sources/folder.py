@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.bundle import Geometry
-from training.data.splits import Collected, Split
-from training.data.storage.decoded import IN_MEMORY, Decoding, decode_files
+from training.data.splits import SourceData, Split
+from training.data.storage.decoded_images import IN_MEMORY, DecodeOptions, decode_files
 from training.errors import DataError
 
 _SUFFIXES = frozenset(
@@ -19,7 +19,7 @@ _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "t
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ImageFile:
     """An image file that is not decoded yet."""
 
     path: Path
@@ -27,19 +27,19 @@ class Item:
     label: int
 
 
-def collect(
+def load(
     geometry: Geometry,
     root: Path,
-    decoding: Decoding = IN_MEMORY,
+    decode: DecodeOptions = IN_MEMORY,
     *,
     val_is_test: bool = False,
-) -> Collected:
+) -> SourceData:
     """Decode every image file once, by the code that the server runs.
 
     Args:
         geometry: of the decoded images.
         root: holds the split folders, or the class folders.
-        decoding: where images are kept, and who watches.
+        decode: where images are kept, and who watches.
         val_is_test: where there is no `test`, `val` is the test split: for sets that were published so.
 
     Raises:
@@ -53,14 +53,14 @@ def collect(
     undecodable: dict[str, str] = {}
     ignored: list[str] = []
     items = {name: list(_items(folder, root, labels, ignored)) for name, folder in folders.items()}
-    streamed = exceeds(decoding.limit_bytes, sum(map(len, items.values())), geometry)
+    streamed = exceeds(decode.limit_bytes, sum(map(len, items.values())), geometry)
     splits = {
-        name: decode_all(some, geometry, undecodable, decoding, streamed=streamed)
+        name: decode_split(some, geometry, undecodable, decode, streamed=streamed)
         for name, some in items.items()
     }
     if not any(len(split) for split in splits.values()):
         raise DataError(f"no image under {root} can be decoded: {len(undecodable)} tried")
-    return Collected(
+    return SourceData(
         labels=labels,
         train=splits["train"],
         validation=splits.get("validation"),
@@ -92,12 +92,12 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _items(folder: Path, root: Path, labels: tuple[str, ...], ignored: list[str]) -> Iterable[Item]:
+def _items(folder: Path, root: Path, labels: tuple[str, ...], ignored: list[str]) -> Iterable[ImageFile]:
     for class_folder in _class_folders(folder):
         for path in sorted(path for path in class_folder.rglob("*") if path.is_file()):
             name = path.relative_to(root).as_posix()
             if is_image(path):
-                yield Item(path, name, labels.index(class_folder.name))
+                yield ImageFile(path, name, labels.index(class_folder.name))
             else:
                 ignored.append(name)
 
@@ -112,17 +112,19 @@ def exceeds(limit_bytes: int | None, images: int, geometry: Geometry) -> bool:
     return limit_bytes is not None and images * math.prod(geometry.shape) > limit_bytes
 
 
-def decode_all(
-    items: Sequence[Item],
+def decode_split(
+    items: Sequence[ImageFile],
     geometry: Geometry,
     undecodable: dict[str, str],
-    decoding: Decoding,
+    decode: DecodeOptions,
     *,
     streamed: bool,
 ) -> Split:
     """Decode files to model geometry; what cannot be decoded is put into `undecodable` with its reason."""
     paths = [item.path for item in items]
-    images, reasons = decode_files(paths, geometry, decoding.cache, streamed=streamed, watch=decoding.watch)
+    images, reasons = decode_files(
+        paths, geometry, decode.cache, streamed=streamed, on_progress=decode.on_progress
+    )
     undecodable.update({items[index].name: why for index, why in reasons.items()})
     whole = Split(
         images, np.array([item.label for item in items], dtype=np.int64), tuple(item.name for item in items)

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from serving.bundle import Geometry
 from training.data.sources import folder
-from training.data.splits import Collected
-from training.data.storage.decoded import IN_MEMORY, Decoding
+from training.data.splits import SourceData
+from training.data.storage.decoded_images import IN_MEMORY, DecodeOptions
 from training.errors import DataError
 from training.networks.torchvision_import import import_torchvision
 
 _SYNSET = re.compile(r"n\d{8}")
 
 
-def collect(
+def load(
     geometry: Geometry,
     root: Path,
-    decoding: Decoding = IN_MEMORY,
-) -> Collected:
+    decode: DecodeOptions = IN_MEMORY,
+) -> SourceData:
     """All pictures below the root as the test split: there is nothing to train with.
 
     Raises:
@@ -34,13 +34,13 @@ def collect(
         if label is None or not folder.is_image(path):
             ignored.append(name)
         else:
-            items.append(folder.Item(path, name, label))
+            items.append(folder.ImageFile(path, name, label))
     if not items:
         raise DataError(f"{root} holds no image that is named by its synset, as n01443537_goldfish.JPEG is")
     undecodable: dict[str, str] = {}
-    streamed = folder.exceeds(decoding.limit_bytes, len(items), geometry)
-    test = folder.decode_all(items, geometry, undecodable, decoding, streamed=streamed)
-    return Collected(
+    streamed = folder.exceeds(decode.limit_bytes, len(items), geometry)
+    test = folder.decode_split(items, geometry, undecodable, decode, streamed=streamed)
+    return SourceData(
         labels=categories(),
         train=test.take(slice(0)),
         validation=test.take(slice(0)),

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import Geometry
-from training.data.splits import Collected, Split
-from training.data.storage.arrays import fit
+from training.data.splits import SourceData, Split
+from training.data.storage.arrays import apply_geometry_to_all
 from training.errors import DataError
 from training.networks.torchvision_import import import_torchvision
 
@@ -28,7 +28,7 @@ _UNSIGNED_BYTES = 0x08  # idx: two zero bytes, the type, the number of axes, the
 
 
 @dataclass(frozen=True, slots=True)
-class _Published:
+class _IdxDataset:
     """One of the data sets that come as four idx files."""
 
     name: str
@@ -37,47 +37,45 @@ class _Published:
     elsewhere: tuple[Path, ...] = ()
 
 
-_MNIST = _Published("MNIST", "MNIST", _DIGITS)
-_FASHION = _Published("Fashion-MNIST", "FashionMNIST", _CLOTHES, (_DEBIAN,))
+_MNIST = _IdxDataset("MNIST", "MNIST", _DIGITS)
+_FASHION = _IdxDataset("Fashion-MNIST", "FashionMNIST", _CLOTHES, (_DEBIAN,))
 
 
-def collect(geometry: Geometry, data_root: Path, *, download: bool) -> Collected:
+def load(geometry: Geometry, data_root: Path, *, download: bool) -> SourceData:
     """MNIST's published train and test splits.
 
     Raises:
         DataError: a file is missing or damaged; names every file that was looked for.
     """
-    return _collect(_MNIST, geometry, data_root, download=download)
+    return _load(_MNIST, geometry, data_root, download=download)
 
 
-def collect_fashion(geometry: Geometry, data_root: Path | None, *, download: bool) -> Collected:
+def load_fashion(geometry: Geometry, data_root: Path | None, *, download: bool) -> SourceData:
     """The same of Fashion-MNIST; without a data root, from where Debian's package puts it.
 
     Raises:
         DataError: as above.
     """
-    return _collect(_FASHION, geometry, data_root, download=download)
+    return _load(_FASHION, geometry, data_root, download=download)
 
 
-def _collect(
-    published: _Published, geometry: Geometry, data_root: Path | None, *, download: bool
-) -> Collected:
-    roots = () if data_root is None else (data_root / published.torchvision / "raw", data_root)
-    folders = (*roots, *published.elsewhere)
+def _load(dataset: _IdxDataset, geometry: Geometry, data_root: Path | None, *, download: bool) -> SourceData:
+    roots = () if data_root is None else (data_root / dataset.torchvision / "raw", data_root)
+    folders = (*roots, *dataset.elsewhere)
     folder = next((folder for folder in folders if not _missing(folder)), folders[0])
     missing = _missing(folder)
     if missing and download and data_root is not None:
-        _download(published, data_root)
+        _download(dataset, data_root)
     elif download and missing:
         raise DataError("data.download=true needs --data-root: the folder to fetch to")
     elif missing:
         files = ", ".join(f"{name}[.gz]" for name in missing)
         raise DataError(
-            f"{published.name} is not in {folder}: {files} not found; name its folder by --data-root, "
+            f"{dataset.name} is not in {folder}: {files} not found; name its folder by --data-root, "
             "or let torchvision fetch it: --set data.download=true"
         )
-    return Collected(
-        labels=published.labels,
+    return SourceData(
+        labels=dataset.labels,
         train=_read_split(folder, *_TRAIN, "train", geometry),
         test=_read_split(folder, *_TEST, "test", geometry),
     )
@@ -130,12 +128,12 @@ def _read_split(folder: Path, images_name: str, labels_name: str, name: str, geo
     if labels.size and labels.max() >= len(_DIGITS):
         raise DataError(f"{labels_path} holds label {labels.max()}, the highest is {len(_DIGITS) - 1}")
     names = tuple(f"{name} {number}" for number in range(len(labels)))
-    return Split(fit(images, geometry), labels.astype(np.int64), names)
+    return Split(apply_geometry_to_all(images, geometry), labels.astype(np.int64), names)
 
 
-def _download(published: _Published, data_root: Path) -> None:
+def _download(dataset: _IdxDataset, data_root: Path) -> None:
     try:
         datasets = import_torchvision("torchvision.datasets")
-        getattr(datasets, published.torchvision)(str(data_root), download=True)
+        getattr(datasets, dataset.torchvision)(str(data_root), download=True)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"{published.name} could not be fetched to {data_root}: {error}") from error
+        raise DataError(f"{dataset.name} could not be fetched to {data_root}: {error}") from error

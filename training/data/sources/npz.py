@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import Geometry
-from training.data.splits import Collected, Split
-from training.data.storage.arrays import fit
+from training.data.splits import SourceData, Split
+from training.data.storage.arrays import apply_geometry_to_all
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -17,7 +17,7 @@ _GREY_AXES, _COLOUR_AXES = 3, 4
 _CHANNELS = (1, 3)
 
 
-def collect(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> Collected:
+def load(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> SourceData:
     """The splits that the file holds.
 
     Raises:
@@ -26,7 +26,7 @@ def collect(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> Collecte
     return read(_find(data_root, recipe.file), geometry, recipe.labels)
 
 
-def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> Collected:
+def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> SourceData:
     """Read one file.
 
     Args:
@@ -49,7 +49,7 @@ def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> Collected:
     classes = 1 + max(int(split.labels.max()) for split in splits.values())
     if labels and len(labels) < classes:
         raise DataError(f"{path} holds label {classes - 1}, data.labels names {len(labels)} classes")
-    return Collected(
+    return SourceData(
         labels=labels or tuple(map(str, range(classes))),
         train=splits["train"],
         validation=splits.get("validation"),
@@ -95,4 +95,6 @@ def _split(arrays: dict[str, npt.NDArray[np.generic]], key: str, geometry: Geome
     if truth.min() < 0:
         raise DataError(f"{path}: {key}_labels go down to {truth.min()}, the lowest is 0")
     names = tuple(f"{key} {number}" for number in range(len(images)))
-    return Split(fit(images.astype(np.uint8), geometry), truth[:, 0].astype(np.int64), names)
+    return Split(
+        apply_geometry_to_all(images.astype(np.uint8), geometry), truth[:, 0].astype(np.int64), names
+    )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.data.augmentation.geometry_changes import affine, sample, shift
+from training.data.augmentation.geometric_transforms import affine_matrices, shift, warp_affine
 from training.data.augmentation.pipeline import augment, flip_coins
-from training.data.augmentation.uniforms import Use, draw
+from training.data.augmentation.uniforms import Column, draw_uniforms
 from training.recipe.sections import AugmentationRecipe
 
 BACKGROUND = 7
@@ -27,7 +27,7 @@ def changed(images: Tensor, *, epoch: int = 0, coins: Tensor | None = None, **se
     recipe = AugmentationRecipe.model_validate(settings)
     return augment(
         images,
-        draw(len(images), seed=0, epoch=epoch, step=0),
+        draw_uniforms(len(images), seed=0, epoch=epoch, step=0),
         recipe,
         background=BACKGROUND,
         epoch=epoch,
@@ -44,19 +44,19 @@ def test_no_change_gives_the_very_images_back() -> None:
 def test_numbers_follow_from_seed_epoch_and_step_alone() -> None:
     """The same again, others elsewhere, and no generator's state moves."""
     before = torch.get_rng_state()
-    numbers = draw(5, seed=1, epoch=2, step=3)
-    assert torch.equal(numbers, draw(5, seed=1, epoch=2, step=3))
-    assert not torch.equal(numbers, draw(5, seed=1, epoch=2, step=4))
+    numbers = draw_uniforms(5, seed=1, epoch=2, step=3)
+    assert torch.equal(numbers, draw_uniforms(5, seed=1, epoch=2, step=3))
+    assert not torch.equal(numbers, draw_uniforms(5, seed=1, epoch=2, step=4))
     assert torch.equal(before, torch.get_rng_state())
-    assert numbers.shape == (5, len(Use))
+    assert numbers.shape == (5, len(Column))
     assert 0 <= float(numbers.min()) <= float(numbers.max()) < 1
 
 
 def test_a_later_change_s_numbers_leave_those_of_the_others_as_they_were() -> None:
     """What runs drew before images could be blurred is drawn today."""
-    numbers = draw(3, seed=0, epoch=1, step=2)
-    before = np.random.default_rng([0, 1, 2, 1]).random((3, Use.BLUR), dtype=np.float32)
-    assert np.array_equal(numbers[:, : Use.BLUR].numpy(), before)
+    numbers = draw_uniforms(3, seed=0, epoch=1, step=2)
+    before = np.random.default_rng([0, 1, 2, 1]).random((3, Column.BLUR), dtype=np.float32)
+    assert np.array_equal(numbers[:, : Column.BLUR].numpy(), before)
 
 
 def test_shift_moves_each_image_by_whole_pixels_over_the_background() -> None:
@@ -81,7 +81,7 @@ def test_reflected_edges_are_torchs_own() -> None:
     """The window comes from torch's reflect padding."""
     images = photographs(count=3)
     recipe = AugmentationRecipe(max_shift_px=3, edge="reflect")
-    corner = torch.zeros(3, len(Use))
+    corner = torch.zeros(3, len(Column))
     planes = images.permute(0, 3, 1, 2).float()
     padded = torch.nn.functional.pad(planes, (3, 3, 3, 3), mode="reflect").permute(0, 2, 3, 1)
     assert torch.equal(shift(images, corner, recipe, 0).float(), padded[:, :12, :10])
@@ -112,8 +112,10 @@ def test_random_flips_mirror_some_images() -> None:
 def test_the_identity_map_samples_the_image_itself() -> None:
     """Without a turn, zoom or crop the affine map changes nothing."""
     images = photographs()
-    matrices = affine(torch.full((4, len(Use)), 0.5), AugmentationRecipe(max_zoom=0.5), images.shape)
-    assert torch.allclose(sample(images, matrices, "background", 0), images.float(), atol=1e-3)
+    matrices = affine_matrices(
+        torch.full((4, len(Column)), 0.5), AugmentationRecipe(max_zoom=0.5), images.shape
+    )
+    assert torch.allclose(warp_affine(images, matrices, "background", 0), images.float(), atol=1e-3)
 
 
 def test_a_quarter_turn_turns_pixels() -> None:
@@ -121,8 +123,8 @@ def test_a_quarter_turn_turns_pixels() -> None:
     images = photographs(height=9, width=9)
     recipe = AugmentationRecipe(max_rotation_degrees=90)
     for end, turns in ((0.0, -1), (1.0, 1)):
-        matrices = affine(torch.full((4, len(Use)), end), recipe, images.shape)
-        turned = sample(images, matrices, "background", 0)
+        matrices = affine_matrices(torch.full((4, len(Column)), end), recipe, images.shape)
+        turned = warp_affine(images, matrices, "background", 0)
         assert torch.allclose(turned, torch.rot90(images, turns, (1, 2)).float(), atol=1e-2)
 
 
@@ -130,8 +132,10 @@ def test_a_turn_keeps_distances_on_images_that_are_not_square() -> None:
     """A dot four pixels right of the middle lands four pixels above or below it."""
     images = torch.zeros((1, 21, 41, 1), dtype=torch.uint8)
     images[0, 10, 24] = 255
-    matrices = affine(torch.zeros(1, len(Use)), AugmentationRecipe(max_rotation_degrees=90), images.shape)
-    turned = sample(images, matrices, "background", 0)[0, :, :, 0]
+    matrices = affine_matrices(
+        torch.zeros(1, len(Column)), AugmentationRecipe(max_rotation_degrees=90), images.shape
+    )
+    turned = warp_affine(images, matrices, "background", 0)[0, :, :, 0]
     row, column = divmod(int(turned.argmax()), 41)
     assert (abs(row - 10), column) == (4, 20)
 
@@ -179,7 +183,7 @@ def test_blur_spreads_each_image_by_a_gaussian_of_its_own() -> None:
     blurred = changed(images, max_blur_px=2.0)
     assert torch.allclose(blurred.sum(dim=(1, 2)), torch.full((30, 3), 200.0), atol=0.1)
     rows, columns = blurred[..., 0].sum(dim=2) / 200, blurred[..., 0].sum(dim=1) / 200
-    expected = (draw(30, seed=0, epoch=0, step=0)[:, Use.BLUR] * 2) ** 2
+    expected = (draw_uniforms(30, seed=0, epoch=0, step=0)[:, Column.BLUR] * 2) ** 2
     for profile, middle in ((rows, 20), (columns, 15)):
         variance = (profile * (torch.arange(profile.shape[1]) - middle) ** 2).sum(dim=1)
         assert torch.allclose(variance[expected > 0.5], expected[expected > 0.5], rtol=0.02)
@@ -248,7 +252,7 @@ def test_a_part_of_a_batch_is_changed_as_in_the_whole() -> None:
         contrast=0.3,
         erasing=0.5,
     )
-    numbers = draw(8, seed=0, epoch=0, step=0)
+    numbers = draw_uniforms(8, seed=0, epoch=0, step=0)
     coins = torch.zeros(8, dtype=torch.int64)
     whole = augment(images, numbers, settings, background=0, epoch=0, coins=coins)
     part = augment(images[5:], numbers[5:], settings, background=0, epoch=0, coins=coins[5:])

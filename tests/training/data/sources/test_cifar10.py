@@ -53,12 +53,12 @@ def write(root: Path, layout: str) -> None:
 def test_every_layout_gives_the_same_images(tmp_path: Path, layout: str) -> None:
     """100 training and 20 test images, red plane first, labels by name."""
     write(tmp_path, layout)
-    collected = cifar10.collect(OBJECTS, tmp_path, RECIPE)
-    assert collected.test is not None
-    assert (len(collected.train), len(collected.test)) == (100, 20)
+    source = cifar10.load(OBJECTS, tmp_path, RECIPE)
+    assert source.test is not None
+    assert (len(source.train), len(source.test)) == (100, 20)
     rows, _ = batch(0)
-    assert np.array_equal(collected.train.images[0, 0, 0], rows[0][[0, 1024, 2048]])
-    assert collected.labels[collected.train.labels[3]] == "cat"
+    assert np.array_equal(source.train.images[0, 0, 0], rows[0][[0, 1024, 2048]])
+    assert source.labels[source.train.labels[3]] == "cat"
 
 
 def test_a_pickle_that_asks_for_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_pickle_that_asks_for_code_is_refused_and_not_run(tmp_path: Path) -> N
 
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps({b"data": Malicious()}))
     with pytest.raises(DataError, match=r"asks for builtins\.exec"):
-        cifar10.collect(OBJECTS, tmp_path, RECIPE)
+        cifar10.load(OBJECTS, tmp_path, RECIPE)
     assert not (tmp_path / "ran").exists()
 
 
@@ -91,7 +91,7 @@ def test_damaged_batches_are_named(tmp_path: Path, layout: str, name: str, conte
     write(tmp_path, layout)
     (tmp_path / f"cifar-10-batches-{layout}" / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        cifar10.collect(OBJECTS, tmp_path, RECIPE)
+        cifar10.load(OBJECTS, tmp_path, RECIPE)
     assert said in str(caught.value)
     assert name in str(caught.value)
 
@@ -99,7 +99,7 @@ def test_damaged_batches_are_named(tmp_path: Path, layout: str, name: str, conte
 def test_missing_files_are_named_with_the_way_out(tmp_path: Path) -> None:
     """All three layouts, and the option that fetches."""
     with pytest.raises(DataError, match=r"cifar10\.npz nor cifar-10-batches-bin.*data\.download=true"):
-        cifar10.collect(OBJECTS, tmp_path, RECIPE)
+        cifar10.load(OBJECTS, tmp_path, RECIPE)
 
 
 def test_cifar10_loads_through_the_checks(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from serving.bundle import Geometry
 from training.data import load
-from training.data.sources.folder import collect
+from training.data.sources import folder
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -88,13 +88,13 @@ def test_undecodable_files_are_left_out_by_name(tmp_path: Path) -> None:
 def test_a_folder_of_another_shape_is_refused(tmp_path: Path) -> None:
     """No folder, one class, or test without train: each says what is missing."""
     with pytest.raises(DataError, match="is not a directory"):
-        collect(GEOMETRY, tmp_path / "nowhere")
+        folder.load(GEOMETRY, tmp_path / "nowhere")
     write_images(tmp_path / "one" / "a", 3, 1)
     with pytest.raises(DataError, match="has 1 class folders, at least 2 are needed"):
-        collect(GEOMETRY, tmp_path / "one")
+        folder.load(GEOMETRY, tmp_path / "one")
     write_images(tmp_path / "halves" / "test" / "a", 3, 1)
     with pytest.raises(DataError, match="holds test, but no train folder"):
-        collect(GEOMETRY, tmp_path / "halves")
+        folder.load(GEOMETRY, tmp_path / "halves")
 
 
 def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from PIL import Image
 
 from serving.bundle import Geometry
 from training.data import load
-from training.data.sources.imagenet import categories, collect, synsets
+from training.data.sources import imagenet
+from training.data.sources.imagenet import categories, synsets
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -39,10 +40,10 @@ def test_pictures_are_known_by_file_or_folder(tmp_path: Path) -> None:
     picture(tmp_path / "val" / "n01440764" / "one.png", (0, 255, 0))
     picture(tmp_path / "n99999999_unknown.png", (0, 0, 255))
     (tmp_path / "food.json").write_text("{}")
-    collected = collect(GEOMETRY, tmp_path)
-    assert collected.test is not None
-    assert collected.test.labels.tolist() == [1, 0]
-    assert collected.ignored == ("food.json", "n99999999_unknown.png")
+    source = imagenet.load(GEOMETRY, tmp_path)
+    assert source.test is not None
+    assert source.test.labels.tolist() == [1, 0]
+    assert source.ignored == ("food.json", "n99999999_unknown.png")
     dataset, report = load(DataRecipe(source="imagenet"), GEOMETRY, tmp_path)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (0, 0, 2)
     assert report.counts == {"test": {"tench": 1, "goldfish": 1}}
@@ -52,4 +53,4 @@ def test_a_folder_without_synsets_is_refused(tmp_path: Path) -> None:
     """The message shows what a name looks like."""
     picture(tmp_path / "goldfish.png", (1, 2, 3))
     with pytest.raises(DataError, match=r"as n01443537_goldfish\.JPEG is"):
-        collect(GEOMETRY, tmp_path)
+        imagenet.load(GEOMETRY, tmp_path)

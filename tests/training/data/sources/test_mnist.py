@@ -41,17 +41,17 @@ def test_files_are_read_packed_or_plain(tmp_path: Path, *, packed: bool) -> None
     write_mnist(tmp_path, packed=packed)
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / "MNIST" / "raw").chmod(0o555)
-    collected = mnist.collect(DIGITS, tmp_path, download=False)
-    assert collected.train.images.shape == (300, 28, 28, 1)
-    assert collected.test is not None
-    assert len(collected.test) == 20
+    source = mnist.load(DIGITS, tmp_path, download=False)
+    assert source.train.images.shape == (300, 28, 28, 1)
+    assert source.test is not None
+    assert len(source.test) == 20
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     """Every file that was looked for is named, with the way out."""
     with pytest.raises(DataError) as caught:
-        mnist.collect(DIGITS, tmp_path, download=False)
+        mnist.load(DIGITS, tmp_path, download=False)
     said = str(caught.value)
     assert "train-images-idx3-ubyte[.gz]" in said
     assert "t10k-labels-idx1-ubyte[.gz]" in said
@@ -62,7 +62,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_download_with_files_in_place_contacts_nobody(tmp_path: Path) -> None:
     """data.download leaves files alone that are already there."""
     write_mnist(tmp_path, packed=True)
-    assert len(mnist.collect(DIGITS, tmp_path, download=True).train) == 300
+    assert len(mnist.load(DIGITS, tmp_path, download=True).train) == 300
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_fashion_mnist_is_found_in_both_layouts(tmp_path: Path) -> None:
     """Torchvision's folder and Debian's flat one hold the same four files; labels are clothes."""
     write_mnist(tmp_path, packed=True)
     (tmp_path / "MNIST").rename(tmp_path / "FashionMNIST")
-    nested = mnist.collect_fashion(DIGITS, tmp_path, download=False)
-    flat = mnist.collect_fashion(DIGITS, tmp_path / "FashionMNIST" / "raw", download=False)
+    nested = mnist.load_fashion(DIGITS, tmp_path, download=False)
+    flat = mnist.load_fashion(DIGITS, tmp_path / "FashionMNIST" / "raw", download=False)
     assert np.array_equal(nested.train.images, flat.train.images)
     assert nested.labels[9] == "ankle boot"
     with pytest.raises(DataError, match=r"Fashion-MNIST is not in .*train-images-idx3-ubyte\[\.gz\]"):
-        mnist.collect_fashion(DIGITS, tmp_path / "nowhere", download=False)
+        mnist.load_fashion(DIGITS, tmp_path / "nowhere", download=False)

@@ -41,9 +41,9 @@ def test_images_of_another_size_are_brought_into_geometry(tmp_path: Path) -> Non
     shape = {"val": 24, "test": 10, "train": 40}
     colour = {f"{key}_images": np.full((count, 8, 8, 3), 100, np.uint8) for key, count in shape.items()}
     np.savez(tmp_path / "some.npz", **arrays(**colour))
-    collected = npz.collect(GREY, tmp_path / "some.npz", RECIPE)
-    assert collected.train.images.shape == (40, 28, 28, 1)
-    assert int(collected.train.images[0, 5, 5, 0]) == 100
+    source = npz.load(GREY, tmp_path / "some.npz", RECIPE)
+    assert source.train.images.shape == (40, 28, 28, 1)
+    assert int(source.train.images[0, 5, 5, 0]) == 100
 
 
 @pytest.mark.parametrize(
@@ -66,30 +66,30 @@ def test_wrong_arrays_are_refused_with_both_numbers(
     """Shape and type are named; pickled objects are never loaded."""
     np.savez(tmp_path / "some.npz", **arrays(**changed))
     with pytest.raises(DataError) as caught:
-        npz.collect(GREY, tmp_path, RECIPE)
+        npz.load(GREY, tmp_path, RECIPE)
     assert said in str(caught.value)
 
 
 def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
     """None, two, or a name that is not there: each says what to do."""
     with pytest.raises(DataError, match=r"holds 0 \.npz files \(none\): choose by --set data\.file=NAME"):
-        npz.collect(GREY, tmp_path, RECIPE)
+        npz.load(GREY, tmp_path, RECIPE)
     np.savez(tmp_path / "a.npz", **arrays())
     np.savez(tmp_path / "b.npz", train_labels=np.zeros(3))
     with pytest.raises(DataError, match=r"holds 2 \.npz files \(a\.npz, b\.npz\)"):
-        npz.collect(GREY, tmp_path, RECIPE)
-    assert npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "a.npz"})).labels == ("0", "1")
+        npz.load(GREY, tmp_path, RECIPE)
+    assert npz.load(GREY, tmp_path, RECIPE.model_copy(update={"file": "a.npz"})).labels == ("0", "1")
     with pytest.raises(DataError, match="there is no file"):
-        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "c.npz"}))
+        npz.load(GREY, tmp_path, RECIPE.model_copy(update={"file": "c.npz"}))
     with pytest.raises(DataError, match="holds no train_images, only train_labels"):
-        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "b.npz"}))
+        npz.load(GREY, tmp_path, RECIPE.model_copy(update={"file": "b.npz"}))
     (tmp_path / "c.npz").write_bytes(b"PK no archive")
     with pytest.raises(DataError, match=r"c\.npz cannot be read"):
-        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"file": "c.npz"}))
+        npz.load(GREY, tmp_path, RECIPE.model_copy(update={"file": "c.npz"}))
 
 
 def test_too_few_names_are_refused(tmp_path: Path) -> None:
     """Both numbers."""
     np.savez(tmp_path / "a.npz", **arrays())
     with pytest.raises(DataError, match=r"holds label 1, data\.labels names 1 classes"):
-        npz.collect(GREY, tmp_path, RECIPE.model_copy(update={"labels": ("normal",)}))
+        npz.load(GREY, tmp_path, RECIPE.model_copy(update={"labels": ("normal",)}))

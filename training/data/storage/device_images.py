@@ -3,26 +3,26 @@
 import torch
 from torch import Tensor
 
-from training.data.storage.stored import Images, StoredImages
+from training.data.storage.disk_images import DiskImages, Images
 
 _SHARE = 0.5  # of a GPU's free memory: the network's maps need the rest
 
 
-class Placed:
+class DeviceImages:
     """(N, H, W, C) uint8, or features (N, D) float32: a class because they are moved to the device once."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self.device = device
         self.shape = images.shape
-        self._images: Tensor | StoredImages
-        if isinstance(images, StoredImages):
+        self._images: Tensor | DiskImages
+        if isinstance(images, DiskImages):
             self._images = images
         else:
             whole = torch.from_numpy(images)
             self._images = whole.to(device) if _fits(whole, device) else whole
 
     @property
-    def home(self) -> torch.device:
+    def index_device(self) -> torch.device:
         """Where indices are wanted: elsewhere they would have to wait for the device."""
         return self._images.device if isinstance(self._images, Tensor) else torch.device("cpu")
 
@@ -39,14 +39,14 @@ class Placed:
             DataError: they lie in a file that can no longer be read.
         """
         if isinstance(self._images, Tensor):
-            chosen = self._images[index if isinstance(index, slice) else index.to(self.home)]
+            chosen = self._images[index if isinstance(index, slice) else index.to(self.index_device)]
         else:
             rows = index if isinstance(index, slice) else index.cpu().numpy()
             chosen = torch.from_numpy(self._images[rows])
-        return send(chosen, self.device)
+        return to_device(chosen, self.device)
 
 
-def send(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """The same values on the device.
 
     To a GPU they go from pinned memory: then the copy does not wait for the steps that it has yet to do.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.data.augmentation.uniforms import Use
+from training.data.augmentation.uniforms import Column
 from training.devices.kernels import full_precision
 from training.recipe.sections import AugmentationRecipe
 
@@ -22,7 +22,7 @@ def shift(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe, backgrou
 
     Args:
         images: (B, H, W, C) of any dtype.
-        uniforms: (B, len(Use)), 0..1.
+        uniforms: (B, len(Column)), 0..1.
         recipe: its reach, and what comes in from outside.
         background: 0..255.
 
@@ -31,7 +31,7 @@ def shift(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe, backgrou
     count, height, width, _ = images.shape
     reach = recipe.max_shift_px
     padded = _pad(images, reach, recipe.edge, background)
-    offsets = (uniforms[:, (Use.SHIFT_Y, Use.SHIFT_X)] * (2 * reach + 1)).long()  # (B, 2), 0..2 * reach
+    offsets = (uniforms[:, (Column.SHIFT_Y, Column.SHIFT_X)] * (2 * reach + 1)).long()  # (B, 2), 0..2 * reach
     down = torch.arange(height, device=images.device)[None, :, None] + offsets[:, 0, None, None]  # (B, H, 1)
     right = torch.arange(width, device=images.device)[None, None, :] + offsets[:, 1, None, None]  # (B, 1, W)
     item = torch.arange(count, device=images.device)[:, None, None]  # (B, 1, 1)
@@ -43,30 +43,30 @@ def mirror(images: Tensor, mirrored: Tensor, axis: int) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(axis), images)
 
 
-def is_affine(recipe: AugmentationRecipe) -> bool:
+def has_affine(recipe: AugmentationRecipe) -> bool:
     """Does this recipe turn, zoom or crop?"""
     return recipe.max_rotation_degrees > 0 or recipe.max_zoom > 0 or recipe.min_crop_area < 1
 
 
-def affine(uniforms: Tensor, recipe: AugmentationRecipe, shape: torch.Size) -> Tensor:
+def affine_matrices(uniforms: Tensor, recipe: AugmentationRecipe, shape: torch.Size) -> Tensor:
     """Where each pixel of the result comes from, in grid_sample's coordinates: -1..1 from edge to edge.
 
     Args:
-        uniforms: (B, len(Use)), 0..1.
+        uniforms: (B, len(Column)), 0..1.
         recipe: its bounds.
         shape: (B, H, W, C).
 
     Returns: (B, 2, 3) float32.
     """
     _, height, width, _ = shape
-    turn = (2 * uniforms[:, Use.ROTATION] - 1) * math.radians(recipe.max_rotation_degrees)  # (B,)
-    scale = 1 / (1 + (2 * uniforms[:, Use.ZOOM] - 1) * recipe.max_zoom)  # (B,), of what is looked at
-    area = 1 - uniforms[:, Use.CROP_AREA] * (1 - recipe.min_crop_area)  # (B,)
-    aspect = _LARGEST_ASPECT ** (2 * uniforms[:, Use.CROP_ASPECT] - 1) if recipe.min_crop_area < 1 else 1.0
+    turn = (2 * uniforms[:, Column.ROTATION] - 1) * math.radians(recipe.max_rotation_degrees)  # (B,)
+    scale = 1 / (1 + (2 * uniforms[:, Column.ZOOM] - 1) * recipe.max_zoom)  # (B,), of what is looked at
+    area = 1 - uniforms[:, Column.CROP_AREA] * (1 - recipe.min_crop_area)  # (B,)
+    aspect = _LARGEST_ASPECT ** (2 * uniforms[:, Column.CROP_ASPECT] - 1) if recipe.min_crop_area < 1 else 1.0
     crop_width = torch.clamp(torch.sqrt(area * aspect), max=1.0)  # (B,), of the image's width
     crop_height = torch.clamp(torch.sqrt(area / aspect), max=1.0)
-    right = (2 * uniforms[:, Use.CROP_X] - 1) * (1 - crop_width)  # (B,), of the crop's centre
-    down = (2 * uniforms[:, Use.CROP_Y] - 1) * (1 - crop_height)
+    right = (2 * uniforms[:, Column.CROP_X] - 1) * (1 - crop_width)  # (B,), of the crop's centre
+    down = (2 * uniforms[:, Column.CROP_Y] - 1) * (1 - crop_height)
     cosine, sine = torch.cos(turn) * scale, torch.sin(turn) * scale
     # A turn is a turn in pixels: on an image that is not square, the coordinates are stretched.
     rows = [
@@ -76,12 +76,12 @@ def affine(uniforms: Tensor, recipe: AugmentationRecipe, shape: torch.Size) -> T
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
-def sample(images: Tensor, matrices: Tensor, edge: str, background: int) -> Tensor:
+def warp_affine(images: Tensor, matrices: Tensor, edge: str, background: int) -> Tensor:
     """Look at each image through its own affine map, bilinearly.
 
     Args:
         images: (B, H, W, C) of any dtype, 0..255.
-        matrices: (B, 2, 3) as `affine` gives them.
+        matrices: (B, 2, 3) as `affine_matrices` gives them.
         edge: background or reflect.
         background: 0..255.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.storage.stored import StoredImages, feed, parts, take
+from training.data.storage.disk_images import DiskImages, chunks, feed_digest, take
 from training.errors import DataError
 
 OFFSET = 100
@@ -13,14 +13,14 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (300, 40, 50, 3), dtype=np.ui
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> StoredImages:
+def stored(tmp_path: Path) -> DiskImages:
     """Three hundred images of noise, behind a hundred bytes of something else."""
     path = tmp_path / "images"
     path.write_bytes(bytes(OFFSET) + PIXELS.tobytes())
-    return StoredImages(path, OFFSET, PIXELS.shape)
+    return DiskImages(path, OFFSET, PIXELS.shape)
 
 
-def test_it_is_indexed_as_an_array_is(stored: StoredImages) -> None:
+def test_it_is_indexed_as_an_array_is(stored: DiskImages) -> None:
     """One, a slice, one twice, all in any order by several threads, none: arrays that may be written to."""
     order = np.random.default_rng(1).permutation(300)
     for index in (0, -1, np.int64(7), slice(2, 9, 3), slice(0), [3, 3, 0], order, np.array([], np.intp)):
@@ -32,29 +32,27 @@ def test_it_is_indexed_as_an_array_is(stored: StoredImages) -> None:
         stored[300]
 
 
-def test_a_part_is_taken_without_reading(stored: StoredImages) -> None:
+def test_a_part_is_taken_without_reading(stored: DiskImages) -> None:
     """Taken twice it is still the images at those places, in that order, though no file was touched."""
     order = np.random.default_rng(1).permutation(300)
     taken = take(take(stored, order), slice(10, 20))
-    assert isinstance(taken, StoredImages)
+    assert isinstance(taken, DiskImages)
     assert taken.shape == (10, 40, 50, 3)
     np.testing.assert_array_equal(taken[:], PIXELS[order][10:20])
     np.testing.assert_array_equal(take(PIXELS, order), PIXELS[order])
 
 
-def test_parts_and_digests_are_those_of_an_array(
-    stored: StoredImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_and_digests_are_those_of_an_array(stored: DiskImages, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few at a time, all of them, each once: of an array, of the disk, and of both after each other."""
-    monkeypatch.setattr("training.data.storage.stored._PART_BYTES", 7 * PIXELS[0].nbytes)
-    sizes = [len(part) for part in parts(stored)]
+    monkeypatch.setattr("training.data.storage.disk_images._CHUNK_BYTES", 7 * PIXELS[0].nbytes)
+    sizes = [len(part) for part in chunks(stored)]
     assert (len(sizes), set(sizes[:-1]), sizes[-1]) == (43, {7}, 6)
     fed = bytearray()
-    feed(fed.extend, [stored, PIXELS[:5, :, ::2], stored.take(slice(0))])
+    feed_digest(fed.extend, [stored, PIXELS[:5, :, ::2], stored.take(slice(0))])
     assert bytes(fed) == PIXELS.tobytes() + PIXELS[:5, :, ::2].tobytes()
 
 
-def test_a_file_that_is_gone_or_cut_off_is_named(stored: StoredImages, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_or_cut_off_is_named(stored: DiskImages, tmp_path: Path) -> None:
     """The message says which file, and where it ends."""
     path = tmp_path / "images"
     with path.open("r+b") as file:

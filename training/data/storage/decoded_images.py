@@ -17,8 +17,8 @@ import numpy as np
 from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
 from serving.bundle.images import Pixels
 from serving.errors import ImageError
-from training.data.storage.memory import GIB
-from training.data.storage.stored import Images, StoredImages
+from training.data.storage.disk_images import DiskImages, Images
+from training.devices.memory import GIB
 from training.errors import DataError
 from training.files import exclusive_lock, replace_file, sync_directory
 
@@ -29,26 +29,26 @@ _WATCHED = 64  # files from one look of the watcher to the next
 _UNFINISHED = ".decoding-"
 
 Undecodable = dict[int, str]  # index of a file -> why
-Watch = Callable[[int, int], None]  # called with how many of how many files are done; may raise
+ProgressCallback = Callable[[int, int], None]  # called with how many of how many files are done; may raise
 _Keep = Callable[[int, Pixels], None]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def unwatched(done: int, files: int) -> None:
+def no_progress(done: int, files: int) -> None:
     """Nobody looks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodeOptions:
     """How a source decodes its files."""
 
     cache: Path | None = None  # folder that keeps decoded images by their content; none: decoded anew
     limit_bytes: int | None = None  # more, all splits together, are streamed from the cache; none: never
-    watch: Watch = unwatched
+    on_progress: ProgressCallback = no_progress
 
 
-IN_MEMORY = Decoding()
+IN_MEMORY = DecodeOptions()
 
 
 def decode_files(
@@ -57,7 +57,7 @@ def decode_files(
     cache: Path | None = None,
     *,
     streamed: bool = False,
-    watch: Watch = unwatched,
+    on_progress: ProgressCallback = no_progress,
 ) -> tuple[Images, Undecodable]:
     """Decode files by the code that the server runs.
 
@@ -66,7 +66,7 @@ def decode_files(
         geometry: into which each image is brought.
         cache: folder of decoded images; none: decoded anew, and whole in memory.
         streamed: they are too many for memory, and stay in the cache.
-        watch: is told of progress now and then; what it raises ends the work, and nothing is kept.
+        on_progress: is told of progress now and then; what it raises ends the work, and nothing is kept.
 
     Returns: (N, H, W, C) uint8, zeros where a file cannot be decoded; from the cache they are mapped, so that
         only what is used takes memory, or read when they are asked for. And why which file cannot be decoded.
@@ -82,7 +82,7 @@ def decode_files(
             "there is not a directory to stream them from: name one by --cache"
         )
     if cache is None or not paths:
-        return _in_memory(paths, geometry, watch)
+        return _in_memory(paths, geometry, on_progress)
     stem = cache / f"decoded-{_digest(paths, geometry)[:32]}"
     found = _open(stem, shape, streamed=streamed)
     if found is not None:
@@ -97,21 +97,23 @@ def decode_files(
         free_bytes = shutil.disk_usage(cache).free
         if free_bytes < needed_bytes:
             if not streamed:
-                return _in_memory(paths, geometry, watch)
+                return _in_memory(paths, geometry, on_progress)
             raise _full(cache, needed_bytes, free_bytes)
-        _write(stem, paths, geometry, watch)
+        _write(stem, paths, geometry, on_progress)
     found = _open(stem, shape, streamed=streamed)
     if found is None:
         raise DataError(f"the decoded images in {stem}.npy were just written and cannot be read")
     return found
 
 
-def _in_memory(paths: Sequence[Path], geometry: Geometry, watch: Watch) -> tuple[Pixels, Undecodable]:
+def _in_memory(
+    paths: Sequence[Path], geometry: Geometry, on_progress: ProgressCallback
+) -> tuple[Pixels, Undecodable]:
     images = np.zeros((len(paths), *geometry.shape), np.uint8)
-    return images, _decode(paths, geometry, images.__setitem__, watch)
+    return images, _decode(paths, geometry, images.__setitem__, on_progress)
 
 
-def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, watch: Watch) -> None:
+def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, on_progress: ProgressCallback) -> None:
     """Write beside, sync, rename: whoever is killed leaves nothing that would be taken for whole."""
     unfinished = stem.with_name(f"{_UNFINISHED}{stem.name}.npy")
     shape = (len(paths), *geometry.shape)
@@ -128,7 +130,7 @@ def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, watch: Watch) 
                 # Written and not mapped: a full disk is then an error, where a mapping would end the process.
                 _write_whole(file.fileno(), np.ascontiguousarray(image).data, offset + index * size)
 
-            undecodable = _decode(paths, geometry, keep, watch)
+            undecodable = _decode(paths, geometry, keep, on_progress)
             os.fsync(file.fileno())
         replace_file(stem.with_suffix(".json"), json.dumps(undecodable).encode())
         unfinished.replace(stem.with_suffix(".npy"))
@@ -154,7 +156,9 @@ def _full(cache: Path, needed_bytes: int, free_bytes: int) -> DataError:
     )
 
 
-def _decode(paths: Sequence[Path], geometry: Geometry, keep: _Keep, watch: Watch) -> Undecodable:
+def _decode(
+    paths: Sequence[Path], geometry: Geometry, keep: _Keep, on_progress: ProgressCallback
+) -> Undecodable:
     def decode(index: int) -> str | None:
         try:
             pixels = decode_image(paths[index].read_bytes(), _LIMITS)
@@ -170,7 +174,7 @@ def _decode(paths: Sequence[Path], geometry: Geometry, keep: _Keep, watch: Watch
             if why is not None:
                 undecodable[index] = why
             if (index + 1) % _WATCHED == 0 or index + 1 == len(paths):
-                watch(index + 1, len(paths))
+                on_progress(index + 1, len(paths))
     return undecodable
 
 
@@ -208,5 +212,5 @@ def _open(stem: Path, shape: tuple[int, ...], *, streamed: bool) -> tuple[Images
         images: np.memmap = np.load(path, mmap_mode="r" if streamed else "c", allow_pickle=False)
         if images.shape == shape and images.dtype == np.uint8:
             undecodable = {int(index): str(why) for index, why in reasons.items()}
-            return (StoredImages(path, images.offset, shape) if streamed else images), undecodable
+            return (DiskImages(path, images.offset, shape) if streamed else images), undecodable
     return None

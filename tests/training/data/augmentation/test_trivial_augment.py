@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from training.data.augmentation import trivial
-from training.data.augmentation.uniforms import Use, draw
+from training.data.augmentation import trivial_augment
+from training.data.augmentation.uniforms import Column, draw_uniforms
 
 
 def photographs(count: int = 6, channels: int = 3, side: int = 16) -> Tensor:
@@ -21,14 +21,14 @@ def photographs(count: int = 6, channels: int = 3, side: int = 16) -> Tensor:
 
 def operate(number: int, images: Tensor, strength: float) -> Tensor:
     """One operation on all images."""
-    uniforms = torch.zeros(len(images), len(Use))
-    uniforms[:, Use.TRIVIAL_OPERATION] = (number + 0.5) / len(trivial._OPERATIONS)
-    uniforms[:, Use.TRIVIAL_STRENGTH] = (strength + 1) / 2
-    return trivial.augment_trivially(images, uniforms, 0)
+    uniforms = torch.zeros(len(images), len(Column))
+    uniforms[:, Column.TRIVIAL_OPERATION] = (number + 0.5) / len(trivial_augment._OPERATIONS)
+    uniforms[:, Column.TRIVIAL_STRENGTH] = (strength + 1) / 2
+    return trivial_augment.trivial_augment(images, uniforms, 0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("number", range(len(trivial._OPERATIONS)))
+@pytest.mark.parametrize("number", range(len(trivial_augment._OPERATIONS)))
 def test_each_operation_keeps_shape_and_range(number: int, channels: int) -> None:
     """At both ends of its strength, on grey and on colour."""
     images = photographs(channels=channels)
@@ -47,7 +47,7 @@ def test_tables_of_levels_are_pillows(
 ) -> None:
     """Near Pillow's own, which rounds its tables to whole steps."""
     image = photographs(1, side=128)
-    number = [operation.__name__ for operation in trivial._OPERATIONS].index(name)
+    number = [operation.__name__ for operation in trivial_augment._OPERATIONS].index(name)
     found = operate(number, image, 0.0)[0]
     pillow = reference(Image.fromarray(image[0].byte().numpy()))
     expected = torch.from_numpy(np.array(pillow)).float()
@@ -58,7 +58,7 @@ def test_tables_of_levels_are_pillows(
 def test_every_operation_is_drawn_and_images_differ() -> None:
     """A large batch is changed in many ways at once; about one in fourteen stays as it is."""
     images = photographs(1).expand(400, -1, -1, -1)
-    results = trivial.augment_trivially(images, draw(400, seed=0, epoch=0, step=0), 0)
+    results = trivial_augment.trivial_augment(images, draw_uniforms(400, seed=0, epoch=0, step=0), 0)
     untouched = sum(torch.equal(a, b) for a, b in zip(images, results, strict=True))
     assert 10 < untouched < 80
     assert len({result.numpy().tobytes() for result in results}) > 250

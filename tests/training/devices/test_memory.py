@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.data.storage.memory import available_bytes, image_limit_bytes
+from training.devices.memory import available_bytes, image_limit_bytes
 
 MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:    2000000 kB\n"
 

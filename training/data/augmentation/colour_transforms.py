@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from training.data.augmentation.uniforms import Use
+from training.data.augmentation.uniforms import Column
 from training.devices.kernels import full_precision
 from training.recipe.sections import AugmentationRecipe
 
@@ -29,7 +29,7 @@ def blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
 
 def blur(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
     """Soften each image by a Gaussian of its own: (B, H, W, C) float32, 0..255, before and after."""
-    deviation_px = uniforms[:, Use.BLUR] * recipe.max_blur_px  # (B,)
+    deviation_px = uniforms[:, Column.BLUR] * recipe.max_blur_px  # (B,)
     planes = images.permute(0, 3, 1, 2)  # (B, C, H, W)
     down, across = (_gaussian(size, deviation_px)[:, None] for size in planes.shape[2:])
     with full_precision(images.device):  # TF32 would round the pixels
@@ -41,13 +41,13 @@ def recolour(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Te
     """Brightness, contrast, saturation, in this order: (B, H, W, C) float32, 0..255, before and after."""
     if recipe.brightness:
         images = blend(
-            images, torch.zeros_like(images), _factor(uniforms[:, Use.BRIGHTNESS], recipe.brightness)
+            images, torch.zeros_like(images), _factor(uniforms[:, Column.BRIGHTNESS], recipe.brightness)
         )
     if recipe.contrast:
         mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
-        images = blend(images, mean, _factor(uniforms[:, Use.CONTRAST], recipe.contrast))
+        images = blend(images, mean, _factor(uniforms[:, Column.CONTRAST], recipe.contrast))
     if recipe.saturation:
-        images = blend(images, grey(images), _factor(uniforms[:, Use.SATURATION], recipe.saturation))
+        images = blend(images, grey(images), _factor(uniforms[:, Column.SATURATION], recipe.saturation))
     return images
 
 
@@ -55,16 +55,16 @@ def erase(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tenso
     """Cover a rectangle of some images with grey: (B, H, W, C) float32 or uint8, before and after."""
     _, height, width, _ = images.shape
     span = recipe.max_erased_area - _SMALLEST_ERASED_AREA
-    area = (_SMALLEST_ERASED_AREA + uniforms[:, Use.ERASED_AREA] * span) * height * width  # (B,) pixels
-    aspect = _LARGEST_ERASED_ASPECT ** (2 * uniforms[:, Use.ERASED_ASPECT] - 1)
+    area = (_SMALLEST_ERASED_AREA + uniforms[:, Column.ERASED_AREA] * span) * height * width  # (B,) pixels
+    aspect = _LARGEST_ERASED_ASPECT ** (2 * uniforms[:, Column.ERASED_ASPECT] - 1)
     box_height = torch.sqrt(area * aspect).clamp(max=height)
     box_width = torch.sqrt(area / aspect).clamp(max=width)
-    top = uniforms[:, Use.ERASED_Y] * (height - box_height)
-    left = uniforms[:, Use.ERASED_X] * (width - box_width)
+    top = uniforms[:, Column.ERASED_Y] * (height - box_height)
+    left = uniforms[:, Column.ERASED_X] * (width - box_width)
     row = torch.arange(height, device=images.device)[None, :, None]
     column = torch.arange(width, device=images.device)[None, None, :]
     inside = _within(row, top, box_height) & _within(column, left, box_width)  # (B, H, W)
-    chosen = inside & (uniforms[:, Use.ERASE] < recipe.erasing)[:, None, None]
+    chosen = inside & (uniforms[:, Column.ERASE] < recipe.erasing)[:, None, None]
     return torch.where(chosen[..., None], torch.full_like(images, _GREY), images)
 
 

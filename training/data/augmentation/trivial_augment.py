@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.data.augmentation.colour_changes import blend, grey
-from training.data.augmentation.geometry_changes import sample
-from training.data.augmentation.uniforms import Use
+from training.data.augmentation.colour_transforms import blend, grey
+from training.data.augmentation.geometric_transforms import warp_affine
+from training.data.augmentation.uniforms import Column
 
 _MAX_TURN_DEGREES = 135.0
 _MAX_SHEAR = 0.99
@@ -26,16 +26,16 @@ Operation = Callable[
 ]  # images (b, H, W, C) float32, strength (b,) -1..1, background
 
 
-def augment_trivially(images: Tensor, uniforms: Tensor, background: int) -> Tensor:
+def trivial_augment(images: Tensor, uniforms: Tensor, background: int) -> Tensor:
     """(B, H, W, C) float32, 0..255, before and after.
 
     Args:
         images: as above.
-        uniforms: (B, len(Use)), 0..1.
+        uniforms: (B, len(Column)), 0..1.
         background: 0..255, what comes in from outside.
     """
-    chosen = (uniforms[:, Use.TRIVIAL_OPERATION] * len(_OPERATIONS)).long()  # (B,)
-    strength = 2 * uniforms[:, Use.TRIVIAL_STRENGTH] - 1  # (B,), -1..1
+    chosen = (uniforms[:, Column.TRIVIAL_OPERATION] * len(_OPERATIONS)).long()  # (B,)
+    strength = 2 * uniforms[:, Column.TRIVIAL_STRENGTH] - 1  # (B,), -1..1
     changed = images.clone()
     for number, operation in enumerate(_OPERATIONS):
         drew_it = (chosen == number).nonzero()[:, 0]  # (b,)
@@ -54,31 +54,31 @@ def _rotate(images: Tensor, strength: Tensor, background: int) -> Tensor:
     turn, zero = strength * math.radians(_MAX_TURN_DEGREES), torch.zeros_like(strength)
     cosine, sine = torch.cos(turn), torch.sin(turn)
     matrices = _affine(cosine, -sine * height / width, zero, sine * width / height, cosine, zero)
-    return sample(images, matrices, "background", background)
+    return warp_affine(images, matrices, "background", background)
 
 
 def _shear_x(images: Tensor, strength: Tensor, background: int) -> Tensor:
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     matrices = _affine(one, strength * _MAX_SHEAR, zero, zero, one, zero)
-    return sample(images, matrices, "background", background)
+    return warp_affine(images, matrices, "background", background)
 
 
 def _shear_y(images: Tensor, strength: Tensor, background: int) -> Tensor:
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     matrices = _affine(one, zero, zero, strength * _MAX_SHEAR, one, zero)
-    return sample(images, matrices, "background", background)
+    return warp_affine(images, matrices, "background", background)
 
 
 def _move_x(images: Tensor, strength: Tensor, background: int) -> Tensor:
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     matrices = _affine(one, zero, 2 * strength * _MAX_SHIFT, zero, one, zero)
-    return sample(images, matrices, "background", background)
+    return warp_affine(images, matrices, "background", background)
 
 
 def _move_y(images: Tensor, strength: Tensor, background: int) -> Tensor:
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     matrices = _affine(one, zero, zero, zero, one, 2 * strength * _MAX_SHIFT)
-    return sample(images, matrices, "background", background)
+    return warp_affine(images, matrices, "background", background)
 
 
 def _leave(images: Tensor, strength: Tensor, background: int) -> Tensor:

@@ -17,10 +17,10 @@ from training.errors import DataError
 
 _READERS = 8  # threads: a disk is fastest when it is asked for several rows at once
 _FEWEST_BYTES_A_READER = 2**19  # less is read before a thread has begun
-_PART_BYTES = 2**24  # of all images, that `parts` gives at once
+_CHUNK_BYTES = 2**24  # of all images, that `chunks` gives at once
 
 
-class StoredImages:
+class DiskImages:
     """(N, H, W, C) uint8 on disk. A class because it stands where an array would.
 
     An index, a slice or an array of indices gives a new array in memory with these images alone.
@@ -64,11 +64,11 @@ class StoredImages:
         return images if np.ndim(chosen) else images[0]
 
     def __iter__(self) -> Iterator[Pixels]:
-        return (image for part in parts(self) for image in part)
+        return (image for part in chunks(self) for image in part)
 
-    def take(self, indices: "slice | Indices") -> "StoredImages":
+    def take(self, indices: "slice | Indices") -> "DiskImages":
         """The images at these indices, in their order, without reading them."""
-        return StoredImages(self._path, self._offset, self._whole, self._rows[indices])
+        return DiskImages(self._path, self._offset, self._whole, self._rows[indices])
 
     def _read(self, rows: Indices, images: Pixels) -> None:
         if not images.size:
@@ -91,23 +91,23 @@ class StoredImages:
                     list(pool.map(read, places))
 
 
-Images = Pixels | StoredImages  # (N, H, W, C) uint8, in memory or on disk
+Images = Pixels | DiskImages  # (N, H, W, C) uint8, in memory or on disk
 
 
 def take(images: Images, indices: "slice | Indices") -> Images:
     """The images at these indices: a copy of those in memory, none of those on disk."""
-    return images.take(indices) if isinstance(images, StoredImages) else images[indices]
+    return images.take(indices) if isinstance(images, DiskImages) else images[indices]
 
 
-def parts(images: Images) -> Iterator[Pixels]:
+def chunks(images: Images) -> Iterator[Pixels]:
     """All images in their order, a few at a time: (n, H, W, C) uint8."""
-    count = max(1, _PART_BYTES // max(1, int(np.prod(images.shape[1:]))))
+    count = max(1, _CHUNK_BYTES // max(1, int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), count):
         yield np.ascontiguousarray(images[start : start + count])
 
 
-def feed(consume: Callable[[memoryview], object], groups: Iterable[Images]) -> None:
+def feed_digest(update: Callable[[memoryview], object], groups: Iterable[Images]) -> None:
     """Give the bytes of all images to a digest, a few images at a time."""
     for images in groups:
-        for part in parts(images):
-            consume(part.data)
+        for part in chunks(images):
+            update(part.data)

@@ -1,4 +1,4 @@
-"""Decoding once: what the cache gives is what the files give, and it never outlives their content."""
+"""DecodeOptions once: what the cache gives is what the files give, and it never outlives their content."""
 
 import shutil
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from serving.bundle import Geometry
-from training.data.storage.decoded import decode_files
-from training.data.storage.stored import StoredImages
+from training.data.storage.decoded_images import decode_files
+from training.data.storage.disk_images import DiskImages
 from training.errors import DataError
 
 GEOMETRY = Geometry(height=8, width=9, channels=3)
@@ -84,7 +84,7 @@ def test_what_is_streamed_is_read_and_not_mapped(files: list[Path], tmp_path: Pa
     plain, reasons = decode_files(files, GEOMETRY)
     for _ in range(2):
         stored, complaints = decode_files(files, GEOMETRY, tmp_path, streamed=True)
-        assert isinstance(stored, StoredImages)
+        assert isinstance(stored, DiskImages)
         np.testing.assert_array_equal(stored[:], plain)
         assert complaints == reasons
     mapped, _ = decode_files(files, GEOMETRY, tmp_path)
@@ -111,7 +111,7 @@ def test_a_disk_that_runs_full_is_no_undecodable_file(files: list[Path], tmp_pat
 import resource, signal
 from pathlib import Path
 from serving.bundle import Geometry
-from training.data.storage.decoded import decode_files
+from training.data.storage.decoded_images import decode_files
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 decode_files([Path({str(files[0])!r})] * 9, Geometry(height=8, width=9, channels=3), Path({str(tmp_path)!r}))
@@ -129,7 +129,7 @@ def test_decoding_that_is_killed_leaves_nothing_that_looks_whole(files: list[Pat
     program = f"""
 from pathlib import Path
 from serving.bundle import Geometry
-from training.data.storage.decoded import decode_files
+from training.data.storage.decoded_images import decode_files
 paths = [Path({str(files[0])!r}), Path({str(files[1])!r})] * 20_000
 decode_files(paths, Geometry(height=8, width=9, channels=3), Path({str(cache)!r}), streamed=True)
 """
@@ -150,14 +150,14 @@ decode_files(paths, Geometry(height=8, width=9, channels=3), Path({str(cache)!r}
 def test_a_watcher_is_told_and_may_end_the_work(files: list[Path], tmp_path: Path) -> None:
     """Told of 200 files four times; what it raises comes through, nothing half done is left, none goes on."""
     paths, told = files[:2] * 100, []
-    decode_files(paths, GEOMETRY, watch=lambda *progress: told.append(progress))
+    decode_files(paths, GEOMETRY, on_progress=lambda *progress: told.append(progress))
     assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]
 
     def leave(_done: int, _files: int) -> None:
         raise LookupError
 
     with pytest.raises(LookupError):
-        decode_files(paths, GEOMETRY, tmp_path / "cache", watch=leave)
+        decode_files(paths, GEOMETRY, tmp_path / "cache", on_progress=leave)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
