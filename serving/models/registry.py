@@ -1,13 +1,14 @@
-"""Which versions are served: notices, loads, warms, proves, swaps and drains them while requests flow.
+"""Which versions are served: notices new ones, has them loaded, swaps them in and drains old ones.
 
-Of every model the version behind the alias `stable` is served by default, else the newest that can be
-trusted; versions behind other aliases are served beside it. A version that fails is refused, remembered and
-never takes the place of one that works. Knows nothing of images, requests or transports.
+The default version of a model is the one behind the alias `stable`, else the newest that loads. Versions
+behind other aliases are served beside it. A version that fails to load is refused and never replaces one that
+works. Requests are answered all the while. Knows nothing of images, requests or transports.
+
+One file, because every method reads or replaces the same map of models, on the event loop.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,33 +17,33 @@ from typing import Self
 
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
 from serving.models.loader import VersionLoader
+from serving.models.state_metrics import StateMetrics
 from serving.models.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
+from serving.models.watch import watch
 
 _log = logging.getLogger(__name__)
 
 
 class Models:
-    """The loaded versions. `async with` starts watching the repository, and unloads everything at the end."""
+    """The served versions. `async with` starts watching the repository, and unloads everything at the end."""
 
     def __init__(self, loader: VersionLoader, *, poll_interval_s: float = 1.0) -> None:
         self._loader = loader
         self._repository = loader.repository
-        self._metrics = loader.metrics
+        self._state_metrics = StateMetrics(loader.metrics)
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be, or still leased
-        self._put_away: set[str] = set()  # unloaded on request, until they are loaded again
+        self._unloaded: set[str] = set()  # models that were unloaded on request
         self._loading: tuple[str, int] | None = None
         self._scanned = asyncio.Event()
         self._draining = False
-        self._repository_problem = ""
-        self._refreshing = asyncio.Lock()
-        self._shown: set[tuple[str, str, str]] = set()  # labels of metrics.version_state
+        self._refresh_lock = asyncio.Lock()
         self._change = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._start(self._watch())
+        self._start(watch(self.refresh, self._poll_interval_s, self._after_refresh))
         return self
 
     async def __aexit__(
@@ -55,14 +56,14 @@ class Models:
         for version in self._loaded:
             await version.stack.aclose()
 
-    # What others ask
+    # What is served
 
     def lease(self, name: str, revision: Revision = None) -> Version:
-        """The version that answers, to be held in a `with`.
+        """The version that answers a request, to be entered in a `with` block.
 
         Raises:
             UnknownModel: the repository has no such model, version or alias.
-            ModelUnavailable: it has, but nothing that can answer now.
+            ModelUnavailable: it exists, but cannot answer now.
         """
         model = self._models.get(name)
         if revision is None and model is not None and model.default is not None:
@@ -97,7 +98,7 @@ class Models:
             status
             for model in self._models.values()
             for status in model.statuses()
-            if (status.model, status.version) != self._loading  # refused before, and tried again
+            if (status.model, status.version) != self._loading  # refused before, loading again
         ]
         if self._loading is not None:
             statuses.append(VersionStatus(*self._loading, State.LOADING))
@@ -105,14 +106,14 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are welcome. A background load changes nothing.
+        """Whether to send requests here. Loading a new version does not change it.
 
-        The first look at the repository is over, every model that is served can answer, and the server is
-        not stopping. An empty repository is welcome; one in which nothing can be served is not.
+        True once the repository has been read, while every served model can answer and the server is not
+        stopping. A server with an empty repository is ready; one that can serve no model of several is not.
         """
-        models = list(self._models.values())  # a copy: probes look from a thread of their own
+        models = list(self._models.values())  # a copy: probes read it from another thread
         served = [model for model in models if model.default is not None]
-        nothing_works = not served and any(model.name not in self._put_away for model in models)
+        nothing_works = not served and any(model.name not in self._unloaded for model in models)
         return (
             self._scanned.is_set()
             and not self._draining
@@ -122,8 +123,8 @@ class Models:
 
     @property
     def broken(self) -> bool:
-        """Whether an engine stopped working for good: only a new process can mend that."""
-        models = list(self._models.values())  # a copy: probes look from a thread of their own
+        """Whether an engine is broken: only a new process repairs that."""
+        models = list(self._models.values())  # a copy: probes read it from another thread
         return any(version.broken for model in models for version in model.versions.values())
 
     @property
@@ -133,22 +134,22 @@ class Models:
 
     @property
     def change(self) -> asyncio.Event:
-        """Set at the next change of any model or of readiness. Take it before looking, then wait for it."""
+        """Set at the next change of any model or of readiness. Get it before reading states, then wait."""
         return self._change
 
     async def scanned(self) -> None:
         """Wait until the repository has been read for the first time."""
         await self._scanned.wait()
 
-    # What happens
+    # What changes it
 
     def drain(self) -> None:
-        """Stop being ready, and go on serving."""
+        """Stop being ready, but continue to serve."""
         self._draining = True
         self._announce()
 
     async def check_engine(self, version: Version) -> None:
-        """After an engine failed on good input: let it prove itself again, and give it up if it cannot."""
+        """Prove an engine again after it failed on valid input; mark the version broken if it fails again."""
         if version.check is None or version.check.done():
             version.check = self._start(self._check(version))
         await asyncio.wait([version.check])
@@ -161,28 +162,28 @@ class Models:
             self._announce()
 
     async def load(self, name: str) -> None:
-        """Look at one model now, whatever was decided of it before, and bring what is served in line.
+        """Refresh one model now, even if it was unloaded or its versions were refused.
 
         Raises:
             UnknownModel: the repository has no such model.
-            ModelUnavailable: it, or its newest version, cannot be served; what was served before goes on.
+            ModelUnavailable: the model or its newest version cannot be served. Versions that are served stay.
             OSError: the repository cannot be read.
         """
-        await self._refreshing.acquire()
-        # Not in the caller's task: one that is cancelled half-way would forget what it has loaded.
-        look = self._start(self._look_again(name))
-        look.add_done_callback(lambda _: self._refreshing.release())
+        await self._refresh_lock.acquire()
+        # Not in the caller's task: cancelled half-way, it would lose track of what it has loaded.
+        reload = self._start(self._reload(name))
+        reload.add_done_callback(lambda _: self._refresh_lock.release())
         try:
-            await asyncio.wait([look])
+            await asyncio.wait([reload])
         except asyncio.CancelledError:
-            look.add_done_callback(partial(_log_failure, name))
+            reload.add_done_callback(partial(_log_failure, name))
             raise
-        look.result()
+        reload.result()
 
-    async def _look_again(self, name: str) -> None:
+    async def _reload(self, name: str) -> None:
         if name not in await asyncio.to_thread(self._repository.models):
             raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
-        self._put_away.discard(name)
+        self._unloaded.discard(name)
         self._loader.forget(name)
         await self._refresh_or_keep(name)
         model = self._models[name]
@@ -194,72 +195,57 @@ class Models:
             raise ModelUnavailable(f"failed to load {name!r}: {model.problem or refused}")
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more, until it is loaded again. Requests that hold it end first.
+        """Stop serving a model until `load`. Requests that hold its versions are answered first.
 
         Raises:
             UnknownModel, ModelUnavailable: as `get`.
         """
-        async with self._refreshing:
+        async with self._refresh_lock:
             model = self.get(name)
-            self._put_away.add(name)
-            self._models[name] = Model(name, {}, {}, None, {}, problem="it was unloaded on request")
+            self._unloaded.add(name)
+            self._models[name] = Model(name, problem="it was unloaded on request")
             self._announce()
             self._retire(model.versions.values())
 
     async def refresh(self) -> None:
-        """Look at the repository once, and bring what is served in line with it.
+        """Read the repository once, load what is new, and unload what is gone.
 
         Raises:
-            OSError: the repository cannot be read; everything that is served goes on.
+            OSError: the repository cannot be read. Versions that are served stay.
         """
-        async with self._refreshing:
+        async with self._refresh_lock:
             names = await asyncio.to_thread(self._repository.models)
             if not await asyncio.to_thread(self._repository.root.is_dir):
                 raise FileNotFoundError(f"the repository {self._repository.root} is not a directory")
             for name in names:
-                if name not in self._put_away:
+                if name not in self._unloaded:
                     await self._refresh_or_keep(name)
             for name in set(self._models) - set(names):
                 gone = self._models.pop(name)
-                self._put_away.discard(name)
+                self._unloaded.discard(name)
                 self._announce()
                 self._retire(gone.versions.values())
 
     async def _refresh_or_keep(self, name: str) -> None:
-        """One model that cannot be read must not hold up the others."""
+        """Refresh a model; if it cannot be read, keep its versions and let the other models be refreshed."""
         try:
             await self._refresh_model(name)
         except (OSError, LenserveError) as error:
-            model = replace(self._models.get(name, Model(name, {}, {}, None, {})), problem=str(error))
+            model = replace(self._models.get(name, Model(name)), problem=str(error))
             if model != self._models.get(name):
                 self._models[name] = model
                 _log.error("model_unreadable", extra={"model": name, "reason": str(error)})
                 self._announce()
 
-    async def _watch(self) -> None:
-        while True:
-            try:
-                await self.refresh()
-                problem = ""
-            except Exception as error:  # noqa: BLE001 - whatever stumbles, what is served goes on and the next look may do
-                problem = str(error)
-                if problem != self._repository_problem:
-                    _log.warning(
-                        "repository_unreadable",
-                        extra={"reason": problem},
-                        exc_info=not isinstance(error, OSError),
-                    )
-            self._repository_problem = problem
-            if not self._scanned.is_set():
-                self._scanned.set()
-                self._announce()
-            # At multiples of the clock that all processes share: a new version reaches every worker at once.
-            await asyncio.sleep(self._poll_interval_s - time.monotonic() % self._poll_interval_s)
+    def _after_refresh(self) -> None:
+        if not self._scanned.is_set():
+            self._scanned.set()
+            self._announce()
 
     async def _refresh_model(self, name: str) -> None:
         numbers = await asyncio.to_thread(self._repository.versions, name)
         aliases = await asyncio.to_thread(self._repository.aliases, name)
-        old = self._models.get(name, Model(name, {}, {}, None, {}))
+        old = self._models.get(name, Model(name))
         wanted: dict[int, Version] = {}
         default = await self._choose(numbers, aliases, old, wanted)
         refused = self._loader.refused(name, (*numbers, *aliases.values()))
@@ -275,21 +261,19 @@ class Models:
     async def _choose(
         self, numbers: list[int], aliases: Mapping[str, int], old: Model, wanted: dict[int, Version]
     ) -> int | None:
-        """Fill `wanted` with every version to serve, loading what is new, and return the default's number."""
+        """Fill `wanted` with all versions to serve, loading new ones, and return the default's number."""
         stable = aliases.get(STABLE_ALIAS)
         preferred = [stable] if stable is not None else sorted(numbers, reverse=True)
-        default = await self._first_that_works(preferred, old, wanted)
+        default = await self._first_loadable(preferred, old, wanted)
         for number in sorted(set(aliases.values()) - set(wanted)):
-            await self._first_that_works([number], old, wanted)
+            await self._first_loadable([number], old, wanted)
         if default is None and old.default is not None:
             default = old.default
             wanted[default] = old.versions[default]
         return default
 
-    async def _first_that_works(
-        self, numbers: list[int], old: Model, wanted: dict[int, Version]
-    ) -> int | None:
-        """Add the first version that is loaded or can be loaded to `wanted`, and return its number."""
+    async def _first_loadable(self, numbers: list[int], old: Model, wanted: dict[int, Version]) -> int | None:
+        """Add the first version that is loaded, or loads now, to `wanted`, and return its number."""
         for number in numbers:
             version = old.versions.get(number) or await self._load(old.name, number)
             if version is not None:
@@ -328,20 +312,14 @@ class Models:
         return task
 
     def _announce(self) -> None:
-        shown = {(status.model, str(status.version), str(status.state)) for status in self.statuses()}
-        for labels in shown:
-            self._metrics.version_state.labels(*labels).set(1)
-        for labels in self._shown - shown:  # not clear(): a scrape in between would see nothing
-            self._metrics.forget_state(*labels)
-        self._shown = shown
-        self._metrics.ready.set(self.ready)
+        self._state_metrics.show(self.statuses(), ready=self.ready)
         change, self._change = self._change, asyncio.Event()
         change.set()
 
 
-def _log_failure(name: str, look: asyncio.Task[None]) -> None:
-    """Say in the log what the caller did not wait for."""
-    error = None if look.cancelled() else look.exception()
+def _log_failure(name: str, reload: asyncio.Task[None]) -> None:
+    """Log the failure of a load whose caller was cancelled."""
+    error = None if reload.cancelled() else reload.exception()
     if error is not None:
         _log.warning(
             "load_failed",

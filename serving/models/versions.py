@@ -1,4 +1,4 @@
-"""What is known of models and their versions: values that `Models` makes and everyone else reads."""
+"""Models and their versions, as values that `Models` makes and the rest of the server reads."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Revision = int | str | None  # a version, an alias, or the default
 
 
 class State(StrEnum):
-    """Where a version is in its life."""
+    """State of a version, as metrics and Triton's repository index show it."""
 
     LOADING = "loading"
     READY = "ready"
@@ -46,9 +46,9 @@ class Version:
     metrics: VersionMetrics
     stack: AsyncExitStack  # closes the batcher, then the engine
     leases: int = 0
-    broken: str = ""
+    broken: str = ""  # why its engine is broken
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    check: asyncio.Task[None] | None = None  # one at a time, however many requests failed
+    check: asyncio.Task[None] | None = None  # one at a time, even if many requests failed
     bundle: Bundle = field(init=False)
     engine: Engine = field(init=False)
     number: int = field(init=False)
@@ -93,14 +93,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is known of one model: replaced as a whole, so that a reader never sees half a swap."""
+    """One model and its served and refused versions. Replaced as a whole: a reader never sees half a swap."""
 
     name: str
-    versions: Mapping[int, Version]
-    aliases: Mapping[str, int]
-    default: int | None
-    refused: Mapping[int, str]  # version -> why
-    problem: str = ""  # why its folder cannot be read: what was served before goes on
+    versions: Mapping[int, Version] = field(default_factory=dict)
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    default: int | None = None
+    refused: Mapping[int, str] = field(default_factory=dict)  # version -> reason
+    problem: str = ""  # why its folder cannot be read, or why it has no versions
 
     @property
     def ready(self) -> bool:
@@ -108,15 +108,15 @@ class Model:
         return self.default is not None and not self.versions[self.default].broken
 
     def find(self, revision: Revision, *, loading: tuple[str, int] | None = None) -> Version:
-        """A version, by number or alias; the default where none is named.
+        """A version by number or alias; without either, the default.
 
         Args:
-            revision: what was asked for.
-            loading: the model and version that is being loaded now.
+            revision: as requested.
+            loading: the model and version that are loading now.
 
         Raises:
             UnknownModel: there is no such version or alias.
-            ModelUnavailable: there is, but it cannot answer now; says why.
+            ModelUnavailable: it exists, but cannot answer now. The message says why.
         """
         if isinstance(revision, str) and revision not in self.aliases:
             known = ", ".join(sorted(self.aliases)) or "none"
@@ -141,7 +141,7 @@ class Model:
         )
 
     def statuses(self) -> Iterator["VersionStatus"]:
-        """Every version that is served or was refused."""
+        """The state of every version that is served or was refused."""
         for number, version in self.versions.items():
             aliases = tuple(sorted(alias for alias, target in self.aliases.items() if target == number))
             state = State.BROKEN if version.broken else State.READY
@@ -152,7 +152,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """One line of what an operator wants to know."""
+    """The state of one version, for operators."""
 
     model: str
     version: int
