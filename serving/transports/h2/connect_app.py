@@ -1,6 +1,6 @@
-"""Requests that are no gRPC, as ASGI: Connect's unary calls are answered, gRPC-Web is translated.
+"""Connect's unary calls and gRPC-Web as an ASGI application, for curl, scripts and browsers.
 
-For curl, scripts and browsers, over HTTP/1.1 and HTTP/2: https://connectrpc.com/docs/protocol.
+Over HTTP/1.1 and HTTP/2. Connect is specified at https://connectrpc.com/docs/protocol.
 """
 
 import base64
@@ -18,11 +18,15 @@ from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.h2.grpc_app import GrpcApp, status_of_failure
 from serving.transports.h2.grpc_framing import Metadata, Pairs, RawHeaders, decompress, too_long
-from serving.transports.h2.grpc_web import GRPC_WEB, GrpcWeb, media_type_of
+from serving.transports.h2.grpc_web import GrpcWebApp, is_grpc_web, media_type_of
 from serving.transports.http.asgi import Event, Receive, Send
 
 _JSON, _PROTO = b"application/json", b"application/proto"
 _MAX_TIMEOUT_DIGITS = 10
+_UNSUPPORTED = (
+    b"unsupported content type '%s': use application/grpc, application/grpc-web, or for Connect "
+    b"application/json or application/proto\n"
+)
 
 # The table of Connect's specification, for the codes that this server gives.
 _HTTP_STATUS = {
@@ -40,31 +44,25 @@ _HTTP_STATUS = {
 }
 
 
-class WebApp:
-    """An ASGI application. A class because it is its table of methods."""
+class ConnectApp:
+    """An ASGI application for all requests that are not gRPC."""
 
     def __init__(self, rpcs: Sequence[WireRpc], *, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
-        self._grpc_web = GrpcWeb(GrpcApp(rpcs, max_message_bytes=max_message_bytes))
+        self._grpc_web = GrpcWebApp(GrpcApp(rpcs, max_message_bytes=max_message_bytes))
         self._unary = {rpc.method: rpc for rpc in rpcs if isinstance(rpc, WireUnary)}
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
-        """Serve a request."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
-            return
+        """Answer a request."""
         headers: RawHeaders = dict(scope["headers"])
         media_type = media_type_of(headers)
         if scope["method"] != "POST":
-            text = b"" if scope["method"] == "HEAD" else b"POST, please\n"
+            text = b"" if scope["method"] == "HEAD" else b"the method is not allowed: use POST\n"
             await _reply(send, 405, b"text/plain", text, [(b"allow", b"POST")])
-        elif media_type.startswith(GRPC_WEB):
+        elif is_grpc_web(media_type):
             await self._grpc_web(scope, receive, send)
         elif media_type not in (_JSON, _PROTO):
-            text = (
-                b"this port speaks gRPC, gRPC-Web, and Connect with application/json or application/proto\n"
-            )
-            await _reply(send, 415, b"text/plain", text)
+            await _reply(send, 415, b"text/plain", _UNSUPPORTED % media_type)
         elif scope["path"] not in self._unary:
             status = Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "there is no such unary method")
             await _reply(send, 404, _JSON, _error(status, ""))

@@ -12,7 +12,7 @@ from typing import Self
 
 from serving.rpc.middleware import WireRpc
 from serving.transports.connection_passing import Seat
-from serving.transports.h2.connect_app import WebApp
+from serving.transports.h2.connect_app import ConnectApp
 from serving.transports.h2.grpc_app import GrpcApp
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http1 import Http1Connection
@@ -55,7 +55,7 @@ class H2Server:
         self.host = host
         self.port = port
         self._seat = seat
-        web = WebApp(rpcs, max_message_bytes=max_message_bytes)
+        web = ConnectApp(rpcs, max_message_bytes=max_message_bytes)
         self._app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
         self._tls = tls
         self._listening: asyncio.Server | Seat | None = None
