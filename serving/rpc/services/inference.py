@@ -4,10 +4,10 @@ The tensor work lies in tensors.py.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version as distribution_version
 
 import numpy as np
 
+from serving import __version__
 from serving.bundle import Manifest
 from serving.classify.classifier import Classifier
 from serving.errors import InvalidTensor, ModelUnavailable, UnknownModel
@@ -111,9 +111,7 @@ class InferenceService:
     ) -> pb.ServerMetadataResponse:
         """Who answers, and which extensions of the protocol it speaks."""
         extensions = (*EXTENSIONS, "system_shared_memory") if self._regions.enabled else EXTENSIONS
-        return pb.ServerMetadataResponse(
-            name="lenserve", version=distribution_version("lenserve"), extensions=extensions
-        )
+        return pb.ServerMetadataResponse(name="lenserve", version=__version__, extensions=extensions)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
         """Tensors of a model, and all its served versions."""

@@ -3,7 +3,6 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
-from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from google.protobuf import json_format
 from PIL import Image
 
+from serving import __version__
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference import tensors
 
@@ -112,7 +112,7 @@ async def test_server_metadata_announces_only_what_is_there(stub: Any) -> None:
 
     assert json_format.MessageToDict(answer) == {
         "name": "lenserve",
-        "version": distribution_version("lenserve"),
+        "version": __version__,
         "extensions": [
             "classification",
             "model_configuration",

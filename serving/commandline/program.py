@@ -1,88 +1,38 @@
-"""The manners that `lenserve` and `lenserve-train` share: options, one TOML file, exit codes, clear errors.
+"""Runs the command that the arguments name. Every expected failure is one line on stderr and an exit code.
 
-Knows no command. Every option of a command is a field of a pydantic-settings class, read from the command
-line first, then from the environment (LENSERVE_...), then from the TOML file of --config.
+Contains no command.
 """
 
 import difflib
 import os
 import re
 import sys
-import tomllib
-from abc import abstractmethod
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import ValidationError
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from serving import __version__
+from serving.commandline.command import ENV_PREFIX, Command
+from serving.commandline.output import print_line, stderr
 from serving.errors import LenserveError, UsageError
 
 DONE = 0
 FAILED = 1
 WRONG_USAGE = 2
 
-ENV_PREFIX = "LENSERVE_"
-
-_NEAR = 0.7  # of difflib's ratio: closer, and somebody mistyped it
-
-# stdout belongs to results; progress, logs and errors go here.
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class Command(BaseSettings):
-    """One command: its fields are its options, `run` does it."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        env_prefix_target="all",  # of aliases too: --json is LENSERVE_JSON
-        extra="forbid",
-        frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-    )
-
-    config: Path | None = Field(default=None, description="TOML file with any of these options as keys")
-
-    @abstractmethod
-    def run(self) -> int:
-        """Do the work and return the exit code."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line, environment, TOML file: the first that speaks wins."""
-        del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, _ConfigFile(settings_cls)
-
+_NEAR = 0.7  # difflib's ratio from which a word counts as a misspelling of another
 
 Commands = Mapping[str, type[Command] | Mapping[str, type[Command]]]
 
 
 def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[str]) -> int:
-    """Run the command that argv names, and turn every expected failure into one line and an exit code."""
+    """Run the command that argv names and return its exit code."""
     name, rest = program, list(argv)
     command: type[Command] | Commands = commands
     while isinstance(command, Mapping):
@@ -93,7 +43,7 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
             _print_commands(Console(highlight=False, soft_wrap=True), name, summary, command)
             return DONE
         if rest == ["--version"]:
-            print_line(f"{name} {_version()}")
+            print_line(f"{name} {__version__}")
             return DONE
         _print_commands(stderr, name, summary, command)
         problem = f"there is no command {rest[0]!r}" if rest else "a command is missing"
@@ -103,8 +53,8 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
 
 
 def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
-    # argparse leaves with 0 after --help, which is the code we want. A wrong option must not exit on error:
-    # that prints the usage of every option first and buries the one clear line.
+    # argparse exits with 0 after --help, as it should. With exit_on_error, the usage of every option would
+    # precede the one line about a wrong option.
     command.model_config["cli_prog_name"] = name
     source: CliSettingsSource[Any] = CliSettingsSource(
         command, cli_exit_on_error=False, formatter_class=_Help
@@ -121,23 +71,15 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
     except LenserveError as error:
         stderr.print(f"{name}: {error}", markup=False)
         return FAILED
-    except BrokenPipeError:  # whoever read our stdout has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail at exit
+    except BrokenPipeError:  # the reader of stdout has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # buffered lines would fail at exit
         return FAILED
     except KeyboardInterrupt:
         return 128 + 2
 
 
-def _version() -> str:
-    """Of the installed package; its one place is pyproject.toml."""
-    try:
-        return metadata.version("lenserve")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _meant(word: str, known: Iterable[str]) -> str:
-    """A question with the nearest known word; nothing where none is near."""
+    """Suggest the nearest known word; an empty string where none is near."""
     names = {each.strip("-"): each for each in known}
     near = difflib.get_close_matches(word.strip("-"), list(names), n=1, cutoff=_NEAR)
     return f": did you mean {names[near[0]]}?" if near else ""
@@ -153,7 +95,7 @@ def _describe_usage(message: str, command: type[Command]) -> str:
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    if not problem["loc"]:  # of the options together; their values would flood the line
+    if not problem["loc"]:  # about several options: their values would flood the line
         return str(problem["msg"])
     option = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
     if problem["type"] == "missing":
@@ -176,34 +118,7 @@ def _print_commands(console: Console, name: str, summary: str, commands: Command
 
 
 class _Help(RawDescriptionHelpFormatter):
-    """Says a default only where there is one."""
+    """Omits the default of options that have none."""
 
     def _expand_help(self, action: Action) -> str:
         return super()._expand_help(action).removesuffix(" (default: None)").removesuffix(" (default: [])")
-
-
-class _ConfigFile(PydanticBaseSettingsSource):
-    """The TOML file that a source of higher priority named as `config`."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Part of the interface; this source answers for all fields at once."""
-        del field
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        path = self.current_state.get("config")
-        if path is None:
-            return {}
-        try:
-            keys = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"--config {path} is not TOML: {error}") from error
-        return {key.replace("-", "_"): value for key, value in keys.items()}  # max-count is max_count
-
-
-def print_line(text: str) -> None:
-    """One line of result on stdout, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

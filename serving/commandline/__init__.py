@@ -1,0 +1,16 @@
+"""The command line that `lenserve` and `lenserve-train` share: options, config file, exit codes, messages."""
+
+from serving.commandline.command import Command
+from serving.commandline.output import print_line, stderr
+from serving.commandline.program import DONE, FAILED, WRONG_USAGE, Commands, run_commands
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "WRONG_USAGE",
+    "Command",
+    "Commands",
+    "print_line",
+    "run_commands",
+    "stderr",
+]

@@ -1,0 +1,69 @@
+"""A command: its fields are its options, read from the command line, the environment and one TOML file."""
+
+import tomllib
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from serving.errors import UsageError
+
+ENV_PREFIX = "LENSERVE_"
+
+
+class Command(BaseSettings):
+    """One command: its fields are its options, `run` runs it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_prefix_target="all",  # of aliases too: --json is LENSERVE_JSON
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    config: Path | None = Field(default=None, description="TOML file with any of these options as keys")
+
+    @abstractmethod
+    def run(self) -> int:
+        """Run the command and return its exit code."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, TOML file, default: the first that has a value wins."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _ConfigFile(settings_cls)
+
+
+class _ConfigFile(PydanticBaseSettingsSource):
+    """The TOML file that --config or LENSERVE_CONFIG names."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Unused part of the interface: `__call__` returns all fields at once."""
+        del field
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        if path is None:
+            return {}
+        try:
+            keys = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"--config {path} is not TOML: {error}") from error
+        return {key.replace("-", "_"): value for key, value in keys.items()}  # max-count is max_count
