@@ -22,6 +22,7 @@ check: .venv/dev.done
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory proto
 	git diff --exit-code --stat -- serving/pb
+	$(BIN)/python tests/packaging/check_dist.py
 
 proto: .venv/dev.done
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=serving/pb --pyi_out=serving/pb \
@@ -49,15 +50,16 @@ gpu: .venv/gpu.done
 .venv/train.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: about 1.5 minutes the first time"
-	$(PIP) -e '.[train]'
+	$(PIP) --upgrade pip
+	$(PIP) -e '.[serve,train]'
 	touch $@
 
 .venv/dev.done: .venv/train.done
-	$(PIP) -e '.[train,dev]'
+	$(PIP) -e '.[serve,train]' --group dev
 	touch $@
 
 .venv/gpu.done: .venv/dev.done
-	$(PIP) -e '.[train,cuda,dev]'
+	$(PIP) -e '.[serve,train,cuda]'
 	touch $@
 
 clean:

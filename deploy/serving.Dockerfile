@@ -1,15 +1,17 @@
 # The server: no torch, no compiler, no root. Build from the repository's root:
 #   docker build -f deploy/serving.Dockerfile -t lenserve .
 # For an NVIDIA GPU add CUDA and cuDNN as pip packages, and run with --gpus all:
-#   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=[cuda] -t lenserve:cuda .
+#   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=serve,cuda -t lenserve:cuda .
+# For a smaller image that runs on CPUs only:
+#   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=serve-cpu -t lenserve:cpu .
 FROM python:3.12-slim AS build
-ARG EXTRAS=""
+ARG EXTRAS=serve
 WORKDIR /src
 RUN python -m venv /opt/lenserve
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY serving serving
 COPY training training
-RUN /opt/lenserve/bin/pip install --no-cache-dir -c constraints.txt ".${EXTRAS}"
+RUN /opt/lenserve/bin/pip install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --create-home lenserve

@@ -14,7 +14,16 @@ from rich.table import Table
 
 from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
-from serving.commandline import DONE, FAILED, Command, Commands, print_line, run_commands, stderr
+from serving.commandline import (
+    DONE,
+    FAILED,
+    Command,
+    Commands,
+    print_line,
+    require_server,
+    run_commands,
+    stderr,
+)
 from serving.errors import BundleError, UsageError
 from serving.settings import ServerSettings
 
@@ -30,6 +39,7 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
     def run(self) -> int:
         """Serve, and stop gracefully."""
+        require_server()
         import uvloop
 
         from serving.logs import configure_logs

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from serving.bundle import Repository
 from serving.bundle.manifest import NAME_PATTERN
-from serving.commandline import DONE, Command, Commands, print_line, run_commands, stderr
+from serving.commandline import DONE, Command, Commands, print_line, require_training, run_commands, stderr
 from training.errors import GateFailed
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
 from training.recipe.measured import read_measured, record, shipped_recipe
@@ -113,6 +113,7 @@ class Run(_RecipeCommand):
         """Do the work and return the exit code."""
         recipe = resolve(self.recipe, self.overrides)
         recorded = shipped_recipe(self.recipe, self.overrides) if self.record else None
+        require_training()
         interrupts = Interrupts()
         with interrupts.catching_signals():
             summary = self._train(recipe, interrupts)
@@ -197,6 +198,7 @@ class Layers(_RecipeCommand):
 
     def run(self) -> int:
         """Do the work and return the exit code."""
+        require_training()
         from training.report.layer_summary import list_layers
 
         recipe = resolve_network(self.recipe, self.overrides)
@@ -235,6 +237,7 @@ class FindRate(_RecipeCommand):
     def run(self) -> int:
         """Do the work and return the exit code."""
         recipe = resolve(self.recipe, self.overrides)
+        require_training()
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from training import data
         from training.devices import device
@@ -284,6 +287,7 @@ class Evaluate(_JsonCommand):
 
     def run(self) -> int:
         """Do the work and return the exit code."""
+        require_training()
         from training.evaluation.evaluate_bundle import evaluate_bundle
 
         result = evaluate_bundle(self.bundle_dir, self.data, self.data_root, self.cache)

@@ -1,6 +1,7 @@
 """The command line that `lenserve` and `lenserve-train` share: options, config file, exit codes, messages."""
 
 from serving.commandline.command import Command
+from serving.commandline.extras import require_server, require_training
 from serving.commandline.output import print_line, stderr
 from serving.commandline.program import DONE, FAILED, WRONG_USAGE, Commands, run_commands
 
@@ -11,6 +12,8 @@ __all__ = [
     "Command",
     "Commands",
     "print_line",
+    "require_server",
+    "require_training",
     "run_commands",
     "stderr",
 ]
