@@ -1,6 +1,6 @@
-"""A recipe: everything that decides what a run learns and when its result is good enough. Knows no torch.
+"""Reads recipes and overrides: everything that determines a run. Does not import torch.
 
-A recipe file says only what differs from the defaults written here.
+A recipe file contains only what differs from the defaults.
 """
 
 import difflib
@@ -10,12 +10,13 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from serving.bundle import Geometry
-from serving.bundle.manifest import NAME_PATTERN, Strict
+from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN, Strict
+from serving.validation_errors import describe, matching
 from training.errors import RecipeError
 from training.recipe.backbone_names import BACKBONES, IMAGENET_CLASSES
 from training.recipe.sections import (
@@ -29,10 +30,10 @@ from training.recipe.sections import (
     VariantRecipe,
 )
 
-# Dark background: padding and shifts bring in what surrounds a handwritten digit.
+# Black background: padding and shifts continue what surrounds a handwritten digit.
 _GEOMETRY = Geometry(height=28, width=28, channels=1, background=0)
 
-# Of those networks whose usual images are not digits: height, width, channels.
+# Height, width, channels of the networks that are not made for digits.
 _NATIVE_SHAPES = {
     "alexnet": (32, 32, 3),
     "allconv": (32, 32, 3),
@@ -40,19 +41,19 @@ _NATIVE_SHAPES = {
     "pneumonia": (128, 128, 3),
 }
 
-# Settings that are younger than recorded results, at the values that leave a recipe what it was.
+# Settings that were added after results were recorded, with the defaults that do not change a digest.
 _ADDED_LATER = {"variants.max_fp16_range": 0.25}
 
 _FOLDER = resources.files("training.recipe") / "recipes"
 
 
 class Recipe(Strict):
-    """One frozen value from which a run follows."""
+    """A validated recipe."""
 
-    name: str = Field(pattern=f"^{NAME_PATTERN.pattern}$")
+    name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)]
     summary: str = ""
     stated: str | None = Field(default=None, description="the result that this recipe claims")
-    baseline: str | None = Field(default=None, description="the recipe whose result this one is to better")
+    baseline: str | None = Field(default=None, description="the recipe that this one claims to improve on")
     method: Literal["train", "few-shot", "as-is"] = Field(
         default="train",
         description="train: gradient descent; few-shot: a head fitted on frozen features; "
@@ -70,27 +71,34 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _views_need_training(self) -> Self:
         if self.network.views != 1 and self.method != "train":
-            raise ValueError(f"network.views is for method train, of {self.method} it must be 1")
+            raise ValueError(
+                f"network.views must be 1 with method {self.method}, got {self.network.views}: "
+                "remove it, or set method to train"
+            )
         return self
 
     @model_validator(mode="after")
     def _head_settings_need_few_shot(self) -> Self:
         changed = self.head.model_dump(exclude_defaults=True)
         if changed and self.method != "few-shot":
-            raise ValueError(f"head.{next(iter(changed))} is for method few-shot, this is {self.method}")
+            raise ValueError(
+                f"head.{next(iter(changed))} applies to method few-shot only, the method is {self.method}: "
+                "remove it"
+            )
         return self
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the run, flat: dotted key -> plain value. Prose, memory, launches do not."""
-        prose = {"summary": True, "stated": True, "baseline": True}
-        how = {"data": {"memory_limit_gib"}, "training": {"cuda_graphs"}}
-        nested = self.model_dump(mode="json", exclude={**prose, **how})
+        """Dotted key -> plain value, of everything that determines the result of a run."""
+        texts = {"summary": True, "stated": True, "baseline": True}
+        without_effect = {"data": {"memory_limit_gib"}, "training": {"cuda_graphs"}}
+        nested = self.model_dump(mode="json", exclude={**texts, **without_effect})
         return dict(_flatten(nested))
 
     def digest(self) -> str:
-        """SHA-256 of the settings as canonical JSON, less those that are off or younger than results.
+        """SHA-256, in hex, of the settings as canonical JSON.
 
-        So a setting that is new, and that nobody asks for, leaves all recipes what they were.
+        Settings that are off (0) or have the default of `_ADDED_LATER` do not count, so that a new setting
+        does not change the digests of existing recipes.
         """
         counted = {
             key: value for key, value in self.settings().items() if value not in (0, _ADDED_LATER.get(key, 0))
@@ -100,7 +108,7 @@ class Recipe(Strict):
 
 
 def shipped_names() -> list[str]:
-    """Names of the recipes that come with this package, sorted."""
+    """The names of the recipes in this package, sorted."""
     return sorted(
         entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml")
     )
@@ -114,7 +122,7 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `section.key=value`, the value as TOML or as a bare word; the last one wins.
 
     Raises:
-        RecipeError: there is no such recipe, or it is wrong; names the key, the value and the bound.
+        RecipeError: the recipe does not exist or is invalid; names the key, the value and the limit.
     """
     values: dict[str, Any] = {"name": Path(name_or_path).stem, **_read(name_or_path)}
     for override in overrides:
@@ -124,15 +132,14 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_describe(dict(problem)) for problem in error.errors(include_url=False))
-        raise RecipeError(f"recipe {name_or_path}: {problems}") from error
+        raise RecipeError(f"recipe {name_or_path}: {describe(error, Recipe)}") from error
 
 
 def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """As `resolve`; and a network's name gives a recipe with that network and the images it is made for.
+    """Like `resolve`, but also accepts a network's name, for a recipe with it and its usual image size.
 
     Raises:
-        RecipeError: it is neither.
+        RecipeError: `name` is neither a recipe nor a network, or an override is invalid.
     """
     if name in shipped_names() or name.endswith(".toml"):
         return resolve(name, overrides)
@@ -140,7 +147,9 @@ def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
         return resolve("transfer", [f"network.name={name}", "network.train_from=all", *overrides])
     if name not in get_args(OwnNetwork):
         own = ", ".join(get_args(OwnNetwork))
-        raise RecipeError(f"{_unknown_recipe(name)}; networks are {own}, and torchvision's, resnet18 say")
+        raise RecipeError(
+            f"{_unknown_recipe(name)}; networks are {own}, and torchvision's backbones such as resnet18"
+        )
     height, width, channels = _NATIVE_SHAPES.get(name, _GEOMETRY.shape)
     made_for = [f"network.name={name}", f"geometry.height={height}", f"geometry.width={width}"]
     return resolve(
@@ -149,7 +158,7 @@ def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def known_classes(recipe: Recipe) -> int | None:
-    """How many labels the data have, where their source alone says it."""
+    """The number of labels, if the recipe alone determines it."""
     if recipe.data.source == "imagenet":
         return IMAGENET_CLASSES
     if recipe.network.name == "pneumonia":
@@ -165,32 +174,34 @@ def _read(name_or_path: str) -> dict[str, Any]:
     elif name_or_path.endswith(".toml"):
         try:
             text = Path(name_or_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {name_or_path} cannot be read: {error}") from error
+        except OSError as error:
+            raise RecipeError(f"recipe {name_or_path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"recipe {name_or_path} is not UTF-8 text") from error
     else:
         raise RecipeError(_unknown_recipe(name_or_path))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
+        raise RecipeError(f"recipe {name_or_path} is not valid TOML: {error}") from error
 
 
 def _unknown_recipe(name: str) -> str:
     nearest = difflib.get_close_matches(name, shipped_names(), n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(shipped_names())}"
-    return f"there is no recipe {name!r}: {hint} (or give the path of a .toml file)"
+    hint = f"did you mean {nearest[0]}?" if nearest else f"recipes are {', '.join(shipped_names())}"
+    return f"unknown recipe {name!r}: {hint} (or give the path of a .toml file)"
 
 
 def _apply_override(override: str, values: dict[str, Any]) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise RecipeError(f"override {override!r} is not of the form section.key=value")
+        raise RecipeError(f"invalid override {override!r}: use section.key=value")
     *sections, last = key.strip().split(".")
     target = values
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
-            raise RecipeError(f"there is no key {key.strip()!r}: {section!r} is not a section")
+            raise RecipeError(f"unknown key {key.strip()!r}: {section!r} is not a section")
     target[last] = _parse_value(text.strip())
 
 
@@ -199,32 +210,6 @@ def _parse_value(text: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word: data.source=digits
-
-
-def _describe(problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"there is no key {key!r}, did you mean {_nearest_key(key)!r}?"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "value_error":  # a sentence of our own, which names what it is about
-        return str(problem["ctx"]["error"])
-    return f"{key}: {problem['msg'].lower()}, got {problem['input']!r}"
-
-
-def _nearest_key(key: str) -> str:
-    known = list(_dotted_keys(Recipe))
-    last = key.rpartition(".")[2]
-    same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
-    return (same_name or difflib.get_close_matches(key, known, n=1, cutoff=0))[0]
-
-
-def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from serving.validation_errors import describe
 from training.errors import RunFolderConflict
 from training.files import replace_file
 from training.recipe import Recipe
@@ -110,8 +111,10 @@ def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
         return f"{folder.path} holds no checkpoint yet: the run starts at the beginning"
     try:
         earlier = Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8")).settings()
-    except (OSError, ValidationError) as error:
-        raise RunFolderConflict(f"{folder.recipe} cannot be read: {error}") from error
+    except OSError as error:
+        raise RunFolderConflict(f"{folder.recipe} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise RunFolderConflict(f"{folder.recipe} is invalid: {describe(error, Recipe)}") from error
     current = recipe.settings()
     changed = [
         f"{key} was {earlier.get(key)!r}, is {current.get(key)!r}"

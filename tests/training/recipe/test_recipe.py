@@ -1,4 +1,4 @@
-"""Recipes: what is refused, and by which words."""
+"""Recipes: what is rejected, and with which message."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from training.recipe.sections import AugmentationRecipe
 
 
 def test_shipped_recipes_all_resolve() -> None:
-    """Every recipe that is shipped is valid, carries its file's name and says what it is."""
+    """Every shipped recipe is valid, has its file's name and a summary."""
     recipes = {name: resolve(name) for name in shipped_names()}
     assert {"lenet5-digits", "lenet5-mnist", "lenet5-folder", "lenet5-fake"} <= set(recipes)
     assert all(recipe.name == name and recipe.summary for name, recipe in recipes.items())
@@ -22,27 +22,33 @@ def test_shipped_recipes_all_resolve() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("training.epoch=3", "there is no key 'training.epoch', did you mean 'training.epochs'?"),
-        ("epochs=3", "there is no key 'epochs', did you mean 'training.epochs'?"),
-        ("netwrok.dropout=0.1", "there is no key 'netwrok', did you mean 'network."),
-        ("geometry.heigth=32", "there is no key 'geometry.heigth', did you mean 'geometry.height'?"),
-        ("training.epochs=0", "training.epochs: input should be greater than or equal to 1, got 0"),
-        ("network.dropout=1.5", "network.dropout: input should be less than 1, got 1.5"),
-        ("network.dropout=much", "network.dropout: input should be a valid number"),
+        (
+            "training.epoch=3",
+            "recipe lenet5-digits: unknown key 'training.epoch'; did you mean 'training.epochs'?",
+        ),
+        ("epochs=3", "unknown key 'epochs'; did you mean 'training.epochs'?"),
+        ("netwrok.dropout=0.1", "unknown key 'netwrok'; did you mean 'network'?"),
+        ("geometry.heigth=32", "unknown key 'geometry.heigth'; did you mean 'geometry.height'?"),
+        ("training.epochs=0", "training.epochs: must be at least 1, got 0"),
+        ("network.dropout=1.5", "network.dropout: must be less than 1, got 1.5"),
+        ("network.dropout=much", "network.dropout: must be a number, got 'much'"),
         (
             "data.source=mnits",
-            "data.source: input should be 'digits', 'mnist', 'fashion-mnist', 'cifar10', ",
+            "data.source: must be digits, mnist, fashion-mnist, cifar10, ",
         ),
-        ("network.name=lenet", "there is no network 'lenet', the nearest names are lenet5, "),
-        ("network.train_from=head", "network.train_from are for backbones, and lenet5 is not one"),
-        ("network.residual=true", "network.residual is of alexnet, not of lenet5"),
-        ("head.kind=rbf-svm", "head.kind is for method few-shot, this is train"),
+        ("network.name=lenet", "network.name: unknown network 'lenet'; the nearest names are lenet5, "),
+        (
+            "network.train_from=head",
+            "network: weights and train_from need a torchvision backbone, lenet5 is not one: remove them",
+        ),
+        ("network.residual=true", "network: residual applies to alexnet only, not to lenet5: remove it"),
+        ("head.kind=rbf-svm", "head.kind applies to method few-shot only, the method is train: remove it"),
         ("summary.more.less=1", "'summary' is not a section"),
-        ("training.epochs", "is not of the form section.key=value"),
+        ("training.epochs", "invalid override 'training.epochs': use section.key=value"),
     ],
 )
-def test_wrong_override_is_refused_with_key_value_and_bound(override: str, said: str) -> None:
-    """An override that cannot be meant names the nearest known key, or the value and its bound."""
+def test_invalid_override_is_rejected_with_key_value_and_limit(override: str, said: str) -> None:
+    """The message names the nearest known key, or the key, the value and the limit."""
     with pytest.raises(RecipeError) as caught:
         resolve("lenet5-digits", [override])
     assert said in str(caught.value)
@@ -54,32 +60,39 @@ def test_wrong_override_is_refused_with_key_value_and_bound(override: str, said:
         (
             "transfer",
             "network.activation=silu",
-            "network.activation is of our own networks, squeezenet1_1",
+            "network: activation has no effect on squeezenet1_1, a torchvision backbone",
         ),
-        ("allconv-cifar10", "network.hidden=[64]", "network.hidden has no effect: allconv has no hidden"),
+        (
+            "allconv-cifar10",
+            "network.hidden=[64]",
+            "network: hidden has no effect on allconv, which has no hidden dense layer",
+        ),
     ],
 )
-def test_settings_that_a_network_has_not_are_refused(name: str, override: str, said: str) -> None:
-    """Nothing that was asked for is left out in silence."""
+def test_settings_without_effect_on_a_network_are_rejected(name: str, override: str, said: str) -> None:
+    """A setting is never ignored silently."""
     with pytest.raises(RecipeError, match=re.escape(said)):
         resolve(name, [override])
 
 
 @pytest.mark.parametrize("name", ["few-shot", "imagenet"])
-def test_views_that_nobody_would_look_at_are_refused(name: str) -> None:
-    """Frozen features and published networks see an image as it is; no view is left out in silence."""
-    with pytest.raises(RecipeError, match=r": network.views is for method train, of [a-z-]+ it must be 1$"):
+def test_views_without_training_are_rejected(name: str) -> None:
+    """Only trained networks average views; the setting is not ignored silently."""
+    with pytest.raises(
+        RecipeError,
+        match=r": network.views must be 1 with method [a-z-]+, got 2: remove it, or set method to train$",
+    ):
         resolve(name, ["network.views=2"])
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
-    """A misspelt recipe is answered by the one that was probably meant."""
-    with pytest.raises(RecipeError, match=r"no recipe 'lenet5-digit': did you mean lenet5-digits\?"):
+    """The message for a misspelt recipe names the one that was probably meant."""
+    with pytest.raises(RecipeError, match=r"unknown recipe 'lenet5-digit': did you mean lenet5-digits\?"):
         resolve("lenet5-digit")
 
 
-def test_recipe_file_says_only_what_differs(tmp_path: Path) -> None:
-    """A file with one section resolves, is named after itself, and keeps the other defaults of a section."""
+def test_recipe_file_contains_only_what_differs(tmp_path: Path) -> None:
+    """A recipe is named after its file, and keeps the other defaults of a section."""
     path = tmp_path / "mine.toml"
     path.write_text('[data]\nsource = "digits"\n[geometry]\nchannels = 3\n')
     recipe = resolve(str(path))
@@ -87,8 +100,8 @@ def test_recipe_file_says_only_what_differs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[data", b"\xff\xfe", None])
-def test_unreadable_recipe_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    """A file that is missing, no text or no TOML is a RecipeError that names it."""
+def test_unreadable_recipe_file_is_rejected(tmp_path: Path, content: bytes | None) -> None:
+    """A missing file, or one that is not UTF-8 or not TOML, is a RecipeError that names it."""
     path = tmp_path / "broken.toml"
     if content is not None:
         path.write_bytes(content)
@@ -96,8 +109,8 @@ def test_unreadable_recipe_file_is_refused(tmp_path: Path, content: bytes | None
         resolve(str(path))
 
 
-def test_digest_follows_what_decides_the_run() -> None:
-    """The digest changes with any setting, and not with prose, memory, or how kernels are launched."""
+def test_digest_depends_on_what_determines_the_result() -> None:
+    """The digest changes with any setting except texts, memory limit and CUDA graphs."""
     plain = resolve("lenet5-digits")
     assert plain.digest() == resolve("lenet5-digits", ["summary=other words"]).digest()
     assert plain.digest() != resolve("lenet5-digits", ["training.seed=1"]).digest()
@@ -105,18 +118,18 @@ def test_digest_follows_what_decides_the_run() -> None:
     assert plain.digest() == resolve("lenet5-digits", ["training.cuda_graphs=false"]).digest()
 
 
-def test_digest_stays_when_there_is_one_more_setting_and_nobody_asks_for_it() -> None:
-    """`variants.max_fp16_range` came after results were recorded: its default is what they were made with."""
+def test_digest_does_not_change_when_a_setting_is_added_at_its_default() -> None:
+    """`variants.max_fp16_range` was added after results were recorded."""
     plain = resolve("lenet5-digits")
-    on = {key: value for key, value in plain.settings().items() if value != 0}
-    assert on.pop("variants.max_fp16_range") == 0.25
-    canonical = json.dumps(on, sort_keys=True, separators=(",", ":"))
+    counted = {key: value for key, value in plain.settings().items() if value != 0}
+    assert counted.pop("variants.max_fp16_range") == 0.25
+    canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
     assert plain.digest() == hashlib.sha256(canonical.encode()).hexdigest()
     assert plain.digest() != resolve("lenet5-digits", ["variants.max_fp16_range=0.5"]).digest()
 
 
-def test_digest_stays_when_there_is_one_more_setting_and_it_is_off() -> None:
-    """A record of before is of the same recipe still; of another where the setting is on."""
+def test_digest_does_not_change_when_a_setting_is_added_and_off() -> None:
+    """Older results still belong to the recipe, until the setting is on."""
 
     class Augmentation(AugmentationRecipe):
         strength: float = 0.0
