@@ -1,4 +1,4 @@
-"""What `recipes` and `evaluate` print for people, and say to machines."""
+"""The tables and JSON objects that `recipes`, `layers` and `evaluate` print."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from training.recipe.results import is_current, result_lines
 
 
 class LayerRow(Protocol):
-    """What is shown of a layer; the class itself comes with torch, which `recipes` should not load."""
+    """A layer as it is shown. A protocol, since importing the class would import torch for `recipes` too."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -30,7 +30,7 @@ class LayerRow(Protocol):
 
 
 def describe_recipe(recipe: Recipe, measured: MeasuredResult | None) -> dict[str, Any]:
-    """One recipe for --json."""
+    """One recipe as a JSON object."""
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -43,9 +43,9 @@ def describe_recipe(recipe: Recipe, measured: MeasuredResult | None) -> dict[str
 
 
 def recipes_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResult]) -> Table:
-    """All recipes for people."""
+    """The recipes with their stated and measured results."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("recipe", "what it is", "stated", "measured"):
+    for column in ("recipe", "summary", "stated", "measured"):
         table.add_column(column, overflow="fold", no_wrap=column == "recipe")
     for recipe in recipes:
         shown = "\n".join(result_lines(recipe, results))
@@ -54,7 +54,7 @@ def recipes_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResul
 
 
 def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Group:
-    """A network for people: each layer by its whole name, indented by its depth."""
+    """The layers of a network by full name, indented by depth."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "kind", "output", "parameters"):
         table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
@@ -76,11 +76,11 @@ def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Gro
 
 
 def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float]) -> Table:
-    """An evaluation for people."""
+    """An evaluation: the main scores as the title, one row per label."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        title=f"{metrics['accuracy']:.2%} of {metrics['images']:,} test images right "
+        title=f"test accuracy {metrics['accuracy']:.2%} on {metrics['images']:,} images "
         f"(95 %: {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
         f"calibration error {metrics['ece']:.4f}",
     )

@@ -1,4 +1,4 @@
-"""Recipes: all that decides what a run learns, and when its result is good enough."""
+"""Recipes: everything that determines a run and when its result may be published."""
 
 from training.recipe.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
 from training.recipe.sections import (

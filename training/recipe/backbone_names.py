@@ -1,9 +1,9 @@
-"""Which backbones there are, by torchvision's names. Knows no torch: a recipe is checked at once."""
+"""The names of torchvision's backbones. Does not import torch, so that a recipe is validated at once."""
 
-IMAGENET_CLASSES = 1000  # that all of them tell apart as they come
+IMAGENET_CLASSES = 1000  # of every backbone's own head
 
-# torchvision's classification networks, less the two whose weights do not fit into one ONNX file:
-# regnet_y_128gf and vit_h_14 have more than 2 GB, protobuf's limit; and less alexnet, a name of our own.
+# torchvision's classification networks except three. The weights of regnet_y_128gf and vit_h_14 exceed 2 GB,
+# protobuf's limit for one ONNX file; alexnet is a network of our own.
 BACKBONES = (
     *("googlenet", "inception_v3", "maxvit_t"),
     *("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),

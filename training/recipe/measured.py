@@ -1,4 +1,4 @@
-"""What the shipped recipes gave when they were run: measured.json beside them, written by `run --record`."""
+"""The measured results of the shipped recipes, in recipes/measured.json; `run --record` writes them."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -20,13 +20,13 @@ _RANDOM = "random"
 
 
 class MeasuredResult(Strict):
-    """One run of a recipe as it is shipped. What its evaluation does not have is none."""
+    """The result of one run of a shipped recipe. Scores that its evaluation does not have are None."""
 
-    recipe_digest: Sha256 = Field(description="of the shipped recipe, wherever this machine kept the weights")
+    recipe_digest: Sha256 = Field(description="of the shipped recipe, whatever network.weights named")
     accuracy: Estimate
     balanced_accuracy: Estimate | None = None
     auc: Estimate | None = Field(default=None, description="area under the ROC curve")
-    top5: Estimate | None = Field(default=None, description="the true label is among the five likeliest")
+    top5: Estimate | None = Field(default=None, description="the true label is among the five most probable")
     validation: Estimate | None = Field(default=None, description="accuracy on the validation split")
     few_shot: tuple[CurvePoint, ...] = ()
     images: int = Field(ge=1, description="of the test split")
@@ -34,7 +34,7 @@ class MeasuredResult(Strict):
     seconds: float = Field(description="of the whole run, publishing included")
     machine: str
     framework: str
-    kernels: str | None = Field(default=None, description="fast or reproducible; none: it was not recorded")
+    kernels: str | None = Field(default=None, description="fast or reproducible; None: not recorded")
     date: date
 
 
@@ -43,33 +43,35 @@ class _All(RootModel[dict[str, MeasuredResult]]):
 
 
 def shipped_recipe(name: str, overrides: Sequence[str]) -> Recipe:
-    """The shipped recipe of which a run with these overrides is a run.
+    """The shipped recipe whose result `--record` keeps.
 
-    Only network.weights=FILE is taken: it says where this machine keeps pretrained weights. Which they were
-    is recorded with the result.
+    The only override that keeps it the shipped recipe is network.weights=FILE, which says where this machine
+    stores pretrained weights; their digest is recorded with the result.
 
     Raises:
-        UsageError: it is none, or an override makes it another recipe.
+        UsageError: `name` is not a shipped recipe, or an override changes it.
     """
     others = [each for each in overrides if each.partition("=")[0].strip() != _WEIGHTS]
     if others or name not in shipped_names():
         raise UsageError(
-            "--record keeps the result of a shipped recipe as it is: it takes no file, and no --set but "
+            "--record needs an unchanged shipped recipe: no .toml file, and no --set except "
             f"{_WEIGHTS}=FILE; got {', '.join(others) or name}"
         )
     shipped = resolve(name)
     if overrides and _RANDOM in (shipped.network.weights, resolve(name, overrides).network.weights):
-        raise UsageError(f"--record takes --set {_WEIGHTS}=FILE only for pretrained weights, not random ones")
+        raise UsageError(
+            f"--record accepts --set {_WEIGHTS}=FILE for pretrained weights only, not for random ones"
+        )
     return shipped
 
 
 def read_measured(path: Path = _FILE) -> dict[str, MeasuredResult]:
-    """Recipe -> result."""
+    """Recipe name -> result; empty if there is no file."""
     return _All.model_validate_json(path.read_bytes()).root if path.exists() else {}
 
 
 def record(recipe: str, measured: MeasuredResult, path: Path = _FILE) -> None:
-    """Replace one recipe's result."""
+    """Replace the result of one recipe in the file."""
     results = dict(sorted({**read_measured(path), recipe: measured}.items()))
-    written = _All(results).model_dump_json(indent=2, exclude_defaults=True)
-    replace_file(path, written.encode() + b"\n")
+    content = _All(results).model_dump_json(indent=2, exclude_defaults=True)
+    replace_file(path, content.encode() + b"\n")

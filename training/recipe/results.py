@@ -1,10 +1,9 @@
-"""Measured results in words: beside each recipe for people, and as the README's table.
+"""Measured results as text: lines for the list of recipes, and the Markdown table.
 
-Which figures are shown follows from the recipe: of `method = "as-is"` top-1 and top-5; where a gate asks for
-an area under the ROC curve, that area and the balanced accuracy; else the accuracy, and beside it that of the
-validation split where the last weights are kept (`training.keep = "last"`): then it chose nothing and is a
-hold-out. A curve over few examples is shown where there is one; what a recipe gained on its baseline, where
-it names one.
+The recipe determines the scores. `method = "as-is"`: top-1 and top-5 accuracy. With `gates.min_auc`: AUC and
+balanced accuracy. Otherwise: accuracy, and with `training.keep = "last"` the validation accuracy, which is a
+hold-out because the split selected nothing. A few-shot curve and the gain over the baseline follow if there
+are any.
 """
 
 import math
@@ -16,12 +15,12 @@ from training.recipe.measured import MeasuredResult
 
 
 def is_current(recipe: Recipe, measured: MeasuredResult) -> bool:
-    """Whether the recipe is still as it was when it was run."""
+    """Whether the recipe is unchanged since the result was measured."""
     return measured.recipe_digest == recipe.digest()
 
 
 def figures(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
-    """Each figure of a measured recipe with its 95 % interval: "accuracy 99.42% (99.25% to 99.55%)"."""
+    """Each score of a measured recipe with its 95 % interval: "accuracy 99.42% (99.25% to 99.55%)"."""
     measured = results[recipe.name]
     curve = (
         f"{point.examples()}: {point.mean:.1%} ({point.low:.1%} to {point.high:.1%})"
@@ -32,7 +31,7 @@ def figures(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
 
 
 def result_lines(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
-    """All that is known of a recipe's result; nothing where there is none."""
+    """A recipe's scores, size, duration and machine, one line each; empty if it was not measured."""
     measured = results.get(recipe.name)
     if measured is None:
         return []
@@ -46,7 +45,7 @@ def result_lines(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[
 
 
 def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResult]) -> str:
-    """The measured recipes as a table in Markdown."""
+    """A Markdown table of the recipes that were measured."""
     lines = [
         "| recipe | stated | measured (95 % interval) | test images | whole run | machine |",
         "|---|---|---|---|---|---|",
@@ -69,7 +68,7 @@ def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResu
 
 
 def _estimates(recipe: Recipe, measured: MeasuredResult) -> Iterator[str]:
-    # AUC is a fraction by custom, the others are shares of images.
+    # AUC is written as a fraction by convention, the others as percentages.
     if recipe.method == "as-is":
         yield from _format_estimate("top-1", measured.accuracy)
         yield from _format_estimate("top-5", measured.top5)
@@ -98,10 +97,10 @@ def _gains(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> Iterator[st
 
 
 def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
-    """How much more the first fraction is, with its 95 % interval: Newcombe's, of two Wilson intervals.
+    """`one - other` with Newcombe's 95 % interval, from the two Wilson intervals: (difference, low, high).
 
-    Made for two samples; of the same images it is wider than it must be. Newcombe 1998, method 10,
-    doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I.
+    The method assumes independent samples; for the same test images the interval is too wide. Newcombe 1998,
+    method 10, doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I.
     """
     gain = one.value - other.value
     low = gain - math.hypot(one.value - one.low, other.high - other.value)
@@ -110,6 +109,6 @@ def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
 
 
 def _format_estimate(name: str, estimate: Estimate | None, form: str = ".2%") -> Iterator[str]:
-    """Nothing where the evaluation has no such figure."""
+    """Yields nothing if the evaluation does not have this score."""
     if estimate is not None:
         yield f"{name} {estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"

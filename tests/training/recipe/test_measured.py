@@ -1,4 +1,4 @@
-"""Measured results beside the recipes."""
+"""Measured results of the shipped recipes."""
 
 from datetime import date
 from pathlib import Path
@@ -28,7 +28,7 @@ def measured(digest: str) -> MeasuredResult:
     )
 
 
-def test_a_recorded_result_is_read_again_and_replaces_only_its_own(tmp_path: Path) -> None:
+def test_recording_replaces_only_the_result_of_one_recipe(tmp_path: Path) -> None:
     """Other recipes keep their results."""
     path = tmp_path / "measured.json"
     first, second = measured("a" * 64), measured("b" * 64)
@@ -38,8 +38,8 @@ def test_a_recorded_result_is_read_again_and_replaces_only_its_own(tmp_path: Pat
     assert read_measured(path) == {"one": second, "two": first}
 
 
-def test_a_result_keeps_every_figure_and_says_nothing_of_those_that_it_lacks(tmp_path: Path) -> None:
-    """What is written is read again, a curve up to all images too; absent figures are not written."""
+def test_a_result_keeps_every_score_and_omits_missing_ones(tmp_path: Path) -> None:
+    """A result survives the file, with a curve up to all images; missing scores are not written."""
     path = tmp_path / "measured.json"
     point = CurvePoint(per_label=None, draws=1, mean=0.9, low=0.8, high=0.95, worst=0.9, best=0.9)
     plain = measured("a" * 64)
@@ -59,8 +59,8 @@ def test_a_result_keeps_every_figure_and_says_nothing_of_those_that_it_lacks(tmp
     assert path.read_text().count("auc") == 1
 
 
-def test_a_run_gives_what_is_kept_of_it(digits_bundle: Bundle) -> None:
-    """Its figures, its machine and the digest of the shipped recipe, not that of its own settings."""
+def test_metrics_of_a_run_become_a_measured_result(digits_bundle: Bundle) -> None:
+    """Scores, machine, and the digest of the shipped recipe instead of that of the run's settings."""
     written = (digits_bundle.folder / "report" / METRICS_FILE).read_text()
     metrics = Metrics.model_validate_json(written)
     shipped = resolve("lenet5-digits")
@@ -75,24 +75,24 @@ def test_a_run_gives_what_is_kept_of_it(digits_bundle: Bundle) -> None:
     assert (kept.auc, kept.few_shot, kept.pretrained) == (None, (), None)
 
 
-def test_only_where_weights_lie_may_be_set_in_a_recorded_run() -> None:
-    """The recipe stays the shipped one then; every other setting, and random weights, make it another."""
+def test_a_recorded_run_may_only_set_the_path_of_the_weights() -> None:
+    """Every other setting, and random weights, make it another recipe."""
     assert shipped_recipe("imagenet", []) == resolve("imagenet")
     assert shipped_recipe("imagenet", ["network.weights=/a/file.pth"]) == resolve("imagenet")
-    with pytest.raises(UsageError, match=r"but network\.weights=FILE; got network\.name=resnet50$"):
+    with pytest.raises(UsageError, match=r"except network\.weights=FILE; got network\.name=resnet50$"):
         shipped_recipe("imagenet", ["network.weights=/a/file.pth", "network.name=resnet50"])
     with pytest.raises(UsageError, match=r"got training\.seed=1$"):
         shipped_recipe("lenet5-fake", ["training.seed=1"])
-    with pytest.raises(UsageError, match="not random ones"):
+    with pytest.raises(UsageError, match="not for random ones"):
         shipped_recipe("transfer", ["network.weights=random"])
-    with pytest.raises(UsageError, match="not random ones"):
+    with pytest.raises(UsageError, match="not for random ones"):
         shipped_recipe("lenet5-fake", ["network.weights=random"])
-    with pytest.raises(UsageError, match=r"takes no file, .* got own\.toml$"):
+    with pytest.raises(UsageError, match=r"no \.toml file, .* got own\.toml$"):
         shipped_recipe("own.toml", [])
 
 
-def test_a_result_of_an_older_recipe_says_so() -> None:
-    """A figure counts for the very recipe that gave it."""
+def test_a_result_of_a_changed_recipe_is_not_current() -> None:
+    """The digest of the recipe decides."""
     recipe = resolve("lenet5-digits")
     assert describe_recipe(recipe, measured(recipe.digest()))["measured"]["current"]
     assert not describe_recipe(recipe, measured("0" * 64))["measured"]["current"]
@@ -100,5 +100,5 @@ def test_a_result_of_an_older_recipe_says_so() -> None:
 
 
 def test_shipped_results_belong_to_shipped_recipes() -> None:
-    """measured.json speaks of no recipe that is not there."""
+    """measured.json has no unknown recipes."""
     assert set(read_measured()) <= set(shipped_names())

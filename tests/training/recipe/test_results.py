@@ -1,4 +1,4 @@
-"""Measured results in words."""
+"""Measured results as text."""
 
 from datetime import date
 from typing import Any
@@ -11,7 +11,7 @@ from training.recipe.results import difference, figures, markdown_table, result_
 
 
 def measured(recipe: Recipe, **others: Any) -> MeasuredResult:
-    """A result of this very recipe."""
+    """A result of this recipe."""
     return MeasuredResult(
         recipe_digest=recipe.digest(),
         accuracy=wilson_interval(90, 100),
@@ -24,8 +24,8 @@ def measured(recipe: Recipe, **others: Any) -> MeasuredResult:
     )
 
 
-def test_a_recipe_shows_the_figures_that_it_is_judged_by() -> None:
-    """Accuracy and hold-out, area and balanced accuracy, top-1 and top-5, a curve: each with its interval."""
+def test_a_recipe_shows_the_scores_that_it_is_judged_by() -> None:
+    """Accuracy and hold-out, AUC and balanced accuracy, top-1 and top-5, a curve: each with its interval."""
     all_of_them = {
         "balanced_accuracy": wilson_interval(80, 100),
         "auc": wilson_interval(95, 100),
@@ -55,8 +55,8 @@ def test_a_recipe_shows_the_figures_that_it_is_judged_by() -> None:
     ]
 
 
-def test_a_result_says_where_when_and_whether_the_recipe_has_changed() -> None:
-    """Images, seconds, machine, framework, date; a changed recipe is told, in the table too."""
+def test_a_result_shows_machine_date_and_whether_the_recipe_has_changed() -> None:
+    """Images, seconds, machine, framework, date; a changed recipe is marked, in the table too."""
     recipe = resolve("lenet5-mnist")
     current = measured(recipe)
     older = current.model_copy(update={"recipe_digest": "0" * 64})
@@ -71,8 +71,8 @@ def test_a_result_says_where_when_and_whether_the_recipe_has_changed() -> None:
     assert "has changed" in markdown_table(recipes, {"lenet5-mnist": older})
 
 
-def test_a_recipe_says_by_how_much_it_is_better_than_its_baseline() -> None:
-    """On both splits, where both were measured and the baseline too; every baseline is shipped."""
+def test_a_recipe_shows_its_gain_over_the_baseline() -> None:
+    """On both splits, if both recipes were measured on them; every baseline is a shipped recipe."""
     recipe, plain = resolve("alexnet-bn-cifar10"), resolve("alexnet-cifar10")
     results = {recipe.name: measured(recipe, validation=wilson_interval(95, 100))}
     assert len(figures(recipe, results)) == 1
@@ -89,6 +89,6 @@ def test_a_recipe_says_by_how_much_it_is_better_than_its_baseline() -> None:
 
 
 def test_the_interval_of_a_difference_is_newcombes() -> None:
-    """The worked example of his paper: 56 of 70 against 48 of 80 are 20 points more, 5.24 to 33.39."""
+    """The example of Newcombe 1998: 56 of 70 against 48 of 80 is 20 points more, 5.24 to 33.39."""
     gain, low, high = difference(wilson_interval(56, 70), wilson_interval(48, 80))
     assert [round(each, 4) for each in (gain, low, high)] == [0.2, 0.0524, 0.3339]
