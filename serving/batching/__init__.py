@@ -1,1 +1,1 @@
-"""The queue of one version: which waiting requests run together."""
+"""The queue of one version: which queued requests run together."""

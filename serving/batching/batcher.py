@@ -1,7 +1,7 @@
-"""Runs waiting requests in batches. Knows nothing about images' content, ONNX or gRPC.
+"""Runs queued requests in batches. Knows nothing about images' content, ONNX or gRPC.
 
-policy.py decides and touches nothing; `Batcher` waits, dispatches and answers. By default nobody is
-waited for: whenever the engine is free it takes what is there, up to the largest batch.
+policy.py decides which requests run; `Batcher` waits, dispatches and answers. By default the engine waits for
+no fuller batch: whenever it is free it takes what is queued, up to the largest batch.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from typing import Self
 
 import numpy as np
 
-from serving.batching.policy import BatchPolicy, Waiting, take_batch
+from serving.batching.policy import BatchPolicy, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
 from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
 
 NO_DEADLINE_S = math.inf
 
-# So many decisions in a row that found one request alone, and the next is run without waiting for the end of
-# the event loop's turn; every so many, one does wait, to see whether company comes again.
-_ALONE_RUNS = 8
+# After so many batches of one request in a row, the next request runs at once instead of at the end of the
+# event loop's iteration. One in so many still waits, to see whether requests arrive together again.
+_SINGLE_RUNS = 8
 
-# What a level of priority is worth in waiting. A request of a lower level is overtaken for that long and no
-# longer, so that nobody starves.
+# Each level of priority delays a request by this much, in relation to more urgent ones. The delay is bounded,
+# so that no request starves.
 PRIORITY_STEP_S = 0.1
 
 _log = logging.getLogger(__name__)
@@ -39,17 +39,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """What one run of the engine was."""
+    """One successful run of the engine, for the metrics."""
 
     images: int
     duration_s: float
-    queued_s: Sequence[float]  # of each of its requests
+    queued_s: Sequence[float]  # how long each of its requests was queued
 
 
 class Batcher:
-    """The queue of one engine. It decides when the event loop has started all that came in two of its turns.
+    """The queue of one engine.
 
-    A failing batch is run again one request at a time, so that each request fails or succeeds by itself.
+    It forms a batch after two iterations of the event loop, so that requests that arrived together run
+    together. If a batch fails, its requests are run again one at a time, so that one bad request fails alone.
     """
 
     def __init__(
@@ -58,28 +59,28 @@ class Batcher:
         policy: BatchPolicy,
         on_run: Callable[[BatchRun], None] = lambda _: None,
         *,
-        loop_images: int = 0,
+        max_images_on_loop: int = 0,
     ) -> None:
         """Make an empty queue.
 
         Args:
-            run: the engine.
+            run: runs the engine on a batch.
             policy: how batches are formed.
-            on_run: told of every run that succeeded.
-            loop_images: the largest batch that is run on the event loop itself, for networks that are
-                cheaper than the way to a thread and back; larger ones run in the engine's own thread.
+            on_run: called after every successful run.
+            max_images_on_loop: the largest batch that runs on the event loop, for networks that are cheaper
+                than a switch of threads; larger batches run in the engine's own thread.
         """
         self.policy = policy
         self._run = run
         self._on_run = on_run
-        self._loop_images = loop_images
-        self._queue: list[Waiting] = []
-        self._alone: deque[Waiting] = deque()  # of a batch that failed: to be run one by one
-        self._running: list[Waiting] = []  # in the thread
+        self._max_images_on_loop = max_images_on_loop
+        self._queue: list[QueuedRequest] = []
+        self._retries: deque[QueuedRequest] = deque()  # of a batch that failed: to be run one by one
+        self._running: list[QueuedRequest] = []  # in the thread
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop
-        self._alone_runs = 0  # decisions in a row that found one request
-        self._soon = False  # whether a decision is due in this turn of the event loop
+        self._single_runs = 0  # batches of one request in a row
+        self._decision_due = False  # whether a decision is scheduled on the event loop
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -93,23 +94,24 @@ class Batcher:
         self._closed = True
         self._stop_timer()
         self._thread.shutdown(wait=False)
-        for waiting in (*self._running, *self._alone, *self._queue):
-            _fail(waiting, _unloaded())
+        for request in (*self._running, *self._retries, *self._queue):
+            _fail(request, _unloaded())
 
     def submit(
         self, images: Pixels, deadline_s: float = NO_DEADLINE_S, priority: int = 0
     ) -> asyncio.Future[Output]:
-        """Wait for a turn and run. To cancel the future is to leave the queue.
+        """Queue images; the future is their output. Cancelling it removes them from the queue.
 
         Args:
             images: (n, H, W, C) uint8, 1 <= n <= max_batch_size.
             deadline_s: on the clock of time.monotonic().
-            priority: each level above 0 lets those that come up to PRIORITY_STEP_S later go first.
+            priority: 0 is the most urgent; each level lets requests overtake that arrive up to
+                PRIORITY_STEP_S later.
 
         Raises:
             DeadlineExceeded: the deadline passed in the queue; the network was not run.
             EngineError: the network failed on these images.
-            ModelUnavailable: the batcher was left before the answer was there.
+            ModelUnavailable: the batcher was closed before the network ran.
         """
         if not 1 <= len(images) <= self.policy.max_batch_size:
             raise ValueError(
@@ -119,40 +121,40 @@ class Batcher:
         if self._closed:
             raise _unloaded()
         now_s = time.monotonic()
-        answer: asyncio.Future[Output] = self._loop.create_future()
-        if self._is_alone(len(images)):
-            answer.set_result(self._run_now(images, now_s, deadline_s))
-            return answer
-        waiting = Waiting(images, now_s, deadline_s, answer, now_s + priority * PRIORITY_STEP_S)
-        if priority or (self._queue and self._queue[-1].turn_s > waiting.turn_s):
-            insort(self._queue, waiting, key=_turn)
+        result: asyncio.Future[Output] = self._loop.create_future()
+        if self._may_run_now(len(images)):
+            result.set_result(self._run_now(images, now_s, deadline_s))
+            return result
+        request = QueuedRequest(images, now_s, deadline_s, result, now_s + priority * PRIORITY_STEP_S)
+        if priority or (self._queue and self._queue[-1].order_s > request.order_s):
+            insort(self._queue, request, key=_order_s)
         else:
-            self._queue.append(waiting)
+            self._queue.append(request)
         if not self._is_held_back():
-            self._decide_soon()
-        return answer
+            self._schedule_decision()
+        return result
 
-    def _is_alone(self, images: int) -> bool:
-        """Whether to run at once: nobody waits, and nobody has come in company lately."""
+    def _may_run_now(self, images: int) -> bool:
+        """Whether to run without queueing: the queue is empty, and recent requests came one at a time."""
         return (
-            self._alone_runs >= _ALONE_RUNS
-            and self._alone_runs % _ALONE_RUNS != 0
-            and images <= self._loop_images
-            and not (self._queue or self._alone or self._running)
+            self._single_runs >= _SINGLE_RUNS
+            and self._single_runs % _SINGLE_RUNS != 0
+            and images <= self._max_images_on_loop
+            and not (self._queue or self._retries or self._running)
             and not self.policy.max_queue_delay_s
         )
 
     def _is_held_back(self) -> bool:
-        """Whether a batch waits for company, and what has come does not end that."""
+        """Whether a batch waits for more requests, and is not full yet."""
         return (
             self._timer is not None
-            and sum(waiting.size for waiting in self._queue) < self.policy.max_batch_size
+            and sum(request.size for request in self._queue) < self.policy.max_batch_size
         )
 
     def _run_now(self, images: Pixels, now_s: float, deadline_s: float) -> Output:
-        self._alone_runs += 1
+        self._single_runs += 1
         if deadline_s <= now_s:
-            raise _late()
+            raise _expired()
         try:
             output = self._run(images)
         except (EngineError, ModelUnavailable):
@@ -162,100 +164,100 @@ class Batcher:
         self._record(BatchRun(len(images), time.monotonic() - now_s, (0.0,)))
         return output
 
-    def _decide_soon(self) -> None:
-        if not self._soon and not self._running:
-            self._soon = True
-            # A turn later than this one: what came while this one's requests were read joins them.
+    def _schedule_decision(self) -> None:
+        if not self._decision_due and not self._running:
+            self._decision_due = True
+            # One iteration later, so that requests which this iteration still reads join the batch.
             self._loop.call_soon(self._loop.call_soon, self._decide)
 
     def _decide(self) -> None:
-        self._soon = False
+        self._decision_due = False
         self._stop_timer()
         if self._closed:
             return
         batch = self._next_batch()
         if not batch:
             return
-        if sum(waiting.size for waiting in batch) <= self._loop_images:
+        if sum(request.size for request in batch) <= self._max_images_on_loop:
             self._run_on_loop(batch)
         else:
             self._run_in_thread(batch)
 
-    def _next_batch(self) -> list[Waiting]:
-        while self._alone:
-            waiting = self._alone.popleft()
-            if not waiting.gone:
-                return [waiting]
+    def _next_batch(self) -> list[QueuedRequest]:
+        while self._retries:
+            request = self._retries.popleft()
+            if not request.abandoned:
+                return [request]
         decision = take_batch(self._queue, time.monotonic(), self.policy)
         self._queue = decision.rest
-        for waiting in decision.late:
-            _fail(waiting, _late())
-        self._alone_runs = self._alone_runs + 1 if len(decision.batch) == 1 else 0
+        for request in decision.expired:
+            _fail(request, _expired())
+        self._single_runs = self._single_runs + 1 if len(decision.batch) == 1 else 0
         if decision.rest and not decision.batch:
-            self._timer = self._loop.call_later(decision.wait_s, self._decide_soon)
+            self._timer = self._loop.call_later(decision.wait_s, self._schedule_decision)
         return decision.batch
 
-    def _run_on_loop(self, batch: list[Waiting]) -> None:
+    def _run_on_loop(self, batch: list[QueuedRequest]) -> None:
         started_s = time.monotonic()
         try:
             output = self._run_joined(batch)
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises belongs to its requests
-            self._fail_or_isolate(batch, error)
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises goes to its requests
+            self._fail_or_retry(batch, error)
         else:
             self._answer(batch, output, started_s)
         self._decide_next()
 
     def _decide_next(self) -> None:
-        """The next batch has to wait for a turn: the answers go out first, and other versions run."""
-        if self._queue or self._alone:
-            self._decide_soon()
+        """Schedule the next batch for a later iteration: answers are sent and other versions run first."""
+        if self._queue or self._retries:
+            self._schedule_decision()
 
-    def _run_in_thread(self, batch: list[Waiting]) -> None:
+    def _run_in_thread(self, batch: list[QueuedRequest]) -> None:
         try:
             run = self._loop.run_in_executor(self._thread, self._run_joined, batch)
-        except RuntimeError as error:  # there can be no more threads
-            for waiting in batch:
-                _fail(waiting, _engine_error(error))
+        except RuntimeError as error:  # no thread can be started
+            for request in batch:
+                _fail(request, _engine_error(error))
             self._decide_next()
             return
         self._running = batch
         run.add_done_callback(partial(self._end_run, batch, time.monotonic()))
 
-    def _end_run(self, batch: list[Waiting], started_s: float, run: asyncio.Future[Output]) -> None:
+    def _end_run(self, batch: list[QueuedRequest], started_s: float, run: asyncio.Future[Output]) -> None:
         self._running = []
         error = run.exception()
         if error is None:
             self._answer(batch, run.result(), started_s)
         elif isinstance(error, Exception):
-            self._fail_or_isolate(batch, error)
+            self._fail_or_retry(batch, error)
         if not self._closed:
             self._decide()
 
-    def _answer(self, batch: Sequence[Waiting], output: Output, started_s: float) -> None:
+    def _answer(self, batch: Sequence[QueuedRequest], output: Output, started_s: float) -> None:
         at = 0
-        for waiting in batch:
-            if not waiting.gone:
-                waiting.answer.set_result(output if len(batch) == 1 else output[at : at + waiting.size])
-            at += waiting.size
-        queued_s = [started_s - waiting.arrived_s for waiting in batch]
+        for request in batch:
+            if not request.abandoned:
+                request.result.set_result(output if len(batch) == 1 else output[at : at + request.size])
+            at += request.size
+        queued_s = [started_s - request.arrived_s for request in batch]
         self._record(BatchRun(at, time.monotonic() - started_s, queued_s))
 
     def _record(self, run: BatchRun) -> None:
         try:
             self._on_run(run)
-        except Exception as error:  # noqa: BLE001 - what waits is served all the same
+        except Exception as error:  # noqa: BLE001 - a failure to record fails no request
             _log.error("run_not_recorded", exc_info=error)
 
-    def _fail_or_isolate(self, batch: list[Waiting], error: Exception) -> None:
+    def _fail_or_retry(self, batch: list[QueuedRequest], error: Exception) -> None:
         if len(batch) == 1:
             _fail(batch[0], _engine_error(error))
         else:
-            self._alone.extend(batch)
+            self._retries.extend(batch)
 
-    def _run_joined(self, batch: Sequence[Waiting]) -> Output:
+    def _run_joined(self, batch: Sequence[QueuedRequest]) -> Output:
         if len(batch) == 1:
             return self._run(batch[0].images)
-        return self._run(np.concatenate([waiting.images for waiting in batch]))  # (N, H, W, C)
+        return self._run(np.concatenate([request.images for request in batch]))  # (N, H, W, C)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -263,26 +265,26 @@ class Batcher:
             self._timer = None
 
 
-def _turn(waiting: Waiting) -> float:
-    return waiting.turn_s
+def _order_s(request: QueuedRequest) -> float:
+    return request.order_s
 
 
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("the deadline passed while the request waited for the network")
+def _expired() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed while the request was queued")
 
 
 def _unloaded() -> ModelUnavailable:
-    return ModelUnavailable("the version was unloaded while the request waited")
+    return ModelUnavailable("the version was unloaded while the request was queued")
 
 
 def _engine_error(error: Exception) -> EngineError | ModelUnavailable:
-    if isinstance(error, EngineError | ModelUnavailable):  # the latter: the process that runs it is gone
+    if isinstance(error, EngineError | ModelUnavailable):  # the latter: from the device server
         return error
     wrapped = EngineError(f"the network failed: {error}")
     wrapped.__cause__ = error
     return wrapped
 
 
-def _fail(waiting: Waiting, error: Exception) -> None:
-    if not waiting.gone:
-        waiting.answer.set_exception(error)
+def _fail(request: QueuedRequest, error: Exception) -> None:
+    if not request.abandoned:
+        request.result.set_exception(error)

@@ -1,4 +1,4 @@
-"""Which waiting requests run now, as a pure function of the queue, the time and the policy."""
+"""Which queued requests run now: a pure function of the queue, the time and the policy."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,67 +13,66 @@ class BatchPolicy:
     """How batches are formed."""
 
     max_batch_size: int
-    max_queue_delay_s: float = 0.0  # how long a batch that could grow is held back
+    max_queue_delay_s: float = 0.0  # how long an idle engine waits for a fuller batch
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
-    """One request in the queue. Times are those of one monotonic clock."""
+class QueuedRequest:
+    """One request in the queue. All times are on one monotonic clock."""
 
     images: Pixels  # (n, H, W, C) uint8, n <= max_batch_size
     arrived_s: float
     deadline_s: float
-    answer: asyncio.Future[Output]
-    turn_s: float  # the queue is in this order: arrival, made later by a lower priority
+    result: asyncio.Future[Output]
+    order_s: float  # the queue is sorted by it: the arrival, plus a delay for a lower priority
     size: int = field(init=False)  # number of images
 
     def __post_init__(self) -> None:
-        """Count once: it is asked for again and again."""
+        """Count the images once: every decision needs their number."""
         self.size = len(self.images)
 
     @property
-    def gone(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        return self.answer.done()
+    def abandoned(self) -> bool:
+        """Whether its caller no longer waits."""
+        return self.result.done()
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with a queue now. Entries that were looked at and are in none of the lists are gone."""
+    """What to do with a queue now. Abandoned requests at its head are in none of the lists."""
 
-    batch: list[Waiting]
-    late: list[Waiting]
-    rest: list[Waiting]
-    wait_s: float = 0.0  # with an empty batch: when to decide again, at the latest
+    batch: list[QueuedRequest]
+    expired: list[QueuedRequest]
+    rest: list[QueuedRequest]
+    wait_s: float = 0.0  # if the batch is empty: when to decide again, at the latest
 
 
-def take_batch(queue: Sequence[Waiting], now_s: float, policy: BatchPolicy) -> Decision:
+def take_batch(queue: Sequence[QueuedRequest], now_s: float, policy: BatchPolicy) -> Decision:
     """Decide which requests run now.
 
-    1. From the head of the queue, those whose callers have gone are forgotten and those past their deadline
-       are late.
-    2. The others are taken in order while they fit; the first that does not fit ends the batch, so that a
-       large request is never overtaken for ever. What stands behind it is not looked at.
+    1. From the head of the queue, abandoned requests are dropped, and those past their deadline expire.
+    2. The others are taken in order while they fit. The first that does not fit ends the batch, so that small
+       requests do not overtake a large one for ever. Requests behind it are not looked at.
     3. A batch that could still grow waits until its oldest request has waited max_queue_delay_s.
     """
-    batch: list[Waiting] = []
-    late: list[Waiting] = []
+    batch: list[QueuedRequest] = []
+    expired: list[QueuedRequest] = []
     total = seen = 0
-    for waiting in queue:
-        if waiting.gone:
+    for request in queue:
+        if request.abandoned:
             pass
-        elif waiting.deadline_s <= now_s:
-            late.append(waiting)
-        elif total + waiting.size > policy.max_batch_size:
+        elif request.deadline_s <= now_s:
+            expired.append(request)
+        elif total + request.size > policy.max_batch_size:
             break
         else:
-            batch.append(waiting)
-            total += waiting.size
+            batch.append(request)
+            total += request.size
         seen += 1
     rest = list(queue[seen:])
     if not batch or rest or total == policy.max_batch_size or not policy.max_queue_delay_s:
-        return Decision(batch, late, rest)
-    wait_s = min(waiting.arrived_s for waiting in batch) + policy.max_queue_delay_s - now_s
+        return Decision(batch, expired, rest)
+    wait_s = min(request.arrived_s for request in batch) + policy.max_queue_delay_s - now_s
     if wait_s <= 0:
-        return Decision(batch, late, rest)
-    return Decision([], late, batch, wait_s)
+        return Decision(batch, expired, rest)
+    return Decision([], expired, batch, wait_s)

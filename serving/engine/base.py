@@ -33,10 +33,10 @@ class Engine(Protocol):
     """A loaded network.
 
     Attributes:
-        loop_images: the largest batch that may run on the event loop; 0: every batch runs in a thread.
+        max_images_on_loop: the largest batch that may run on the event loop; 0: every batch runs in a thread.
     """
 
-    loop_images: int
+    max_images_on_loop: int
 
     def run(self, images: Pixels) -> Output:
         """Run the network, in a worker thread.

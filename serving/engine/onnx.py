@@ -44,7 +44,7 @@ class OnnxEngine:
             sessions: where plainer ones come from.
         """
         self.threads = threads
-        self.loop_images = 0  # where a run is known to be cheap, `load_tuned` sets more
+        self.max_images_on_loop = 0  # where a run is known to be cheap, `load_tuned` sets more
         self._session = session
         self._buckets = buckets
         self._graphs = graphs

@@ -81,7 +81,7 @@ def load_tuned(
         _log.info("threads_chosen", extra=fields)
     if one_s <= _CHEAP_S:
         cost = RunCost(one_s, max_batch_size, fastest_run_s(engine, max_batch_size))
-        engine.loop_images = images_on_loop(cost)
+        engine.max_images_on_loop = images_on_loop(cost)
     return engine
 
 

@@ -131,7 +131,10 @@ class VersionLoader:
         stack.push_async_callback(asyncio.to_thread, close, engine)  # last, after the batcher
         metrics = self.metrics.version(bundle.model, bundle.version)
         batcher = Batcher(
-            engine.run, self._policy, partial(_record_run, metrics), loop_images=engine.loop_images
+            engine.run,
+            self._policy,
+            partial(_record_run, metrics),
+            max_images_on_loop=engine.max_images_on_loop,
         )
         return Version(network, await stack.enter_async_context(batcher), metrics, stack)
 

@@ -42,7 +42,9 @@ def burner(us: float) -> Callable[[Pixels], Output]:
     return run
 
 
-async def measure(run: Callable[[Pixels], Output], in_flight: int, loop_images: int) -> tuple[float, float]:
+async def measure(
+    run: Callable[[Pixels], Output], in_flight: int, max_images_on_loop: int
+) -> tuple[float, float]:
     """CPU microseconds a request, and requests a second."""
     image = np.zeros((1, 1, 1, 1), np.uint8)
     done = 0
@@ -57,7 +59,7 @@ async def measure(run: Callable[[Pixels], Output], in_flight: int, loop_images: 
             await batcher.submit(image)
             done += 1
 
-    async with Batcher(run, BatchPolicy(MAX_BATCH_SIZE), loop_images=loop_images) as batcher:
+    async with Batcher(run, BatchPolicy(MAX_BATCH_SIZE), max_images_on_loop=max_images_on_loop) as batcher:
         started_s, cpu_s = time.perf_counter(), time.process_time()
         await asyncio.gather(*(client(batcher) for _ in range(in_flight)))
         cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - started_s

@@ -59,7 +59,7 @@ async def measure(in_flight: int) -> dict[str, float]:
         image = bundle.golden().images[:1]  # (1, 28, 28, 1)
         engine = models.lease(bundle.model).engine
         ready = Inference(bundle.model, bundle.version, bundle.manifest.labels, engine.run(image))
-        async with Batcher(partial(_repeat, ready), policy, loop_images=MAX_BATCH_SIZE) as idle:
+        async with Batcher(partial(_repeat, ready), policy, max_images_on_loop=MAX_BATCH_SIZE) as idle:
             lines = _lines(classifier, models, metrics, image, ready, idle)
             medians = await _medians(lines, in_flight)
     batch = np.repeat(image, max(1, min(in_flight, MAX_BATCH_SIZE)), axis=0)

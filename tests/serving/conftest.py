@@ -126,7 +126,7 @@ async def connect() -> AsyncIterator[Callable[..., Stub]]:
 class GatedEngine:
     """A real network behind a gate: the fake of the engine's seam, to look at what happens while it runs."""
 
-    loop_images = 0  # the gate must not block the event loop
+    max_images_on_loop = 0  # the gate must not block the event loop
 
     def __init__(self, engine: OnnxEngine) -> None:
         self._engine = engine
@@ -226,7 +226,7 @@ def serve_gated(repository: Repository) -> GatedServe:
 class FakeEngine:
     """The fake of the engine's seam: says of each image its first sample, and remembers what it ran."""
 
-    loop_images = 0
+    max_images_on_loop = 0
 
     def __init__(self, *, poison: Collection[int] = ()) -> None:
         self.gate = threading.Event()  # closed (cleared): runs wait

@@ -27,7 +27,9 @@ _T = TypeVar("_T")
 class RemoteEngine:
     """An `Engine`. Where the owner dies in the middle, its successor is asked once more."""
 
-    loop_images = 0  # however cheap the network is there: the event loop must not wait for another process
+    max_images_on_loop = (
+        0  # however cheap the network is there: the event loop must not wait for another process
+    )
 
     def __init__(self, owner: Path, model_file: Path) -> None:
         """Store the options.

@@ -1,4 +1,4 @@
-"""The Batcher around the policy: who waits gets exactly their own answer, or their own failure."""
+"""The Batcher: every request gets its own answer or its own error."""
 
 import asyncio
 import math
@@ -27,7 +27,7 @@ class Request:
     """What hypothesis draws for one caller."""
 
     size: int
-    pause: int  # turns of the event loop before it comes
+    pause: int  # iterations of the event loop before it arrives
     poisoned: bool
     late: bool
     cancelled: bool
@@ -47,16 +47,16 @@ REQUESTS = st.lists(
 
 
 class TestBatcher:
-    """Who waits gets exactly their own answer, or their own failure."""
+    """Every request gets its own answer or its own error."""
 
     @settings(max_examples=60, deadline=None)
     @given(
         requests=REQUESTS,
         policy=st.builds(BatchPolicy, st.integers(4, 12), st.sampled_from([0.0, 1e-4])),
-        loop_images=st.sampled_from([0, 3, 12]),
+        max_images_on_loop=st.sampled_from([0, 3, 12]),
     )
-    def test_everyone_gets_their_own_answer(
-        self, fake_engine: Any, requests: list[Request], policy: BatchPolicy, loop_images: int
+    def test_every_request_gets_its_own_answer(
+        self, fake_engine: Any, requests: list[Request], policy: BatchPolicy, max_images_on_loop: int
     ) -> None:
         """Under random arrivals, sizes, failures, cancellations and deadlines nothing gets mixed up."""
         samples = _samples(requests)
@@ -65,7 +65,9 @@ class TestBatcher:
         reported: list[BatchRun] = []
 
         async def everything() -> list[Any]:
-            async with Batcher(engine.run, policy, reported.append, loop_images=loop_images) as batcher:
+            async with Batcher(
+                engine.run, policy, reported.append, max_images_on_loop=max_images_on_loop
+            ) as batcher:
                 calls = []
                 for own, each in zip(samples, requests, strict=True):
                     for _ in range(each.pause):
@@ -75,7 +77,7 @@ class TestBatcher:
                     if each.cancelled:
                         asyncio.get_running_loop().call_soon(calls[-1].cancel)
                 results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
-                # Who was cancelled may still run: whoever comes after is answered when that was reported.
+                # A cancelled request may still run. A later one is answered after that run was recorded.
                 await asyncio.wait_for(batcher.submit(_images(255)), 20)
                 return results
 
@@ -99,10 +101,10 @@ class TestBatcher:
 
     @settings(max_examples=40, deadline=None)
     @given(requests=REQUESTS)
-    def test_what_waits_behind_a_busy_engine_runs_in_order_without_the_cancelled_and_the_late(
+    def test_a_queue_runs_in_order_without_cancelled_and_expired_requests(
         self, fake_engine: Any, requests: list[Request]
     ) -> None:
-        """While the engine is busy a queue forms; what is cancelled or late in it is never run."""
+        """While the engine is busy a queue forms. Requests that are cancelled or expire in it never run."""
         engine = fake_engine()
         samples = _samples(requests)
 
@@ -131,8 +133,10 @@ class TestBatcher:
             first = next(own for own in samples if following[0] in own)
             assert len(run) <= 6 < len(run) + len(first)
 
-    async def test_all_that_came_while_the_engine_was_busy_is_one_batch(self, fake_engine: Any) -> None:
-        """The engine is greedy: when it is free it takes everyone who is there."""
+    async def test_requests_that_arrive_while_the_engine_is_busy_are_one_batch(
+        self, fake_engine: Any
+    ) -> None:
+        """When the engine is free it takes all queued requests."""
         engine = fake_engine()
         async with Batcher(engine.run, BatchPolicy(32)) as batcher:
             async with _busy(engine, batcher):
@@ -156,7 +160,7 @@ class TestBatcher:
     async def test_a_request_that_is_cancelled_during_a_failing_run_is_not_run_again(
         self, fake_engine: Any
     ) -> None:
-        """The isolating second run is for those who still wait."""
+        """Only requests whose callers still wait are run again."""
         engine = fake_engine(poison=[1])
         engine.gate.clear()
         async with Batcher(engine.run, BatchPolicy(3)) as batcher:
@@ -168,8 +172,8 @@ class TestBatcher:
             await asyncio.gather(*calls, return_exceptions=True)
         assert engine.runs == [[1, 2, 3], [1], [3]]
 
-    async def test_a_stranger_among_exceptions_becomes_an_engine_error_with_its_cause(self) -> None:
-        """Whatever the network raises, callers see one kind of error, and its log the first cause."""
+    async def test_an_unexpected_exception_becomes_an_engine_error_with_its_cause(self) -> None:
+        """Callers see one kind of error, whatever the network raises; the log has the cause."""
 
         def run(images: Pixels) -> Any:
             raise ZeroDivisionError(f"{len(images)} images")
@@ -179,10 +183,10 @@ class TestBatcher:
                 await batcher.submit(_images(1))
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
-    async def test_where_no_thread_can_be_started_requests_fail_until_one_can(
+    async def test_requests_fail_while_no_thread_can_be_started(
         self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody waits for a run that never began, nor behind one."""
+        """No request waits for a run that never began, and the queue goes on."""
 
         def refuse(_: object) -> None:
             raise RuntimeError("can't start new thread")
@@ -197,27 +201,29 @@ class TestBatcher:
             answer = await asyncio.wait_for(batcher.submit(_images(2)), 20)
         assert answer.probabilities[:, 0].tolist() == [2]
 
-    @pytest.mark.parametrize("loop_images", [0, 1])
-    async def test_a_run_that_cannot_be_recorded_is_answered_all_the_same(
-        self, fake_engine: Any, loop_images: int, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize("max_images_on_loop", [0, 1])
+    async def test_a_run_that_cannot_be_recorded_is_answered(
+        self, fake_engine: Any, max_images_on_loop: int, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nor do those wait who come behind it: the log has the reason."""
+        """Later requests are answered too, and the log has the reason."""
 
         def fail(_: BatchRun) -> None:
             raise OSError("too many open files")
 
         engine = fake_engine()
-        async with Batcher(engine.run, BatchPolicy(1), fail, loop_images=loop_images) as batcher:
+        async with Batcher(
+            engine.run, BatchPolicy(1), fail, max_images_on_loop=max_images_on_loop
+        ) as batcher:
             calls = [batcher.submit(_images(n)) for n in range(12)]
             answers = await asyncio.wait_for(asyncio.gather(*calls), 20)
             answers += [await asyncio.wait_for(batcher.submit(_images(n)), 20) for n in range(12)]
         assert [int(each.probabilities[0, 0]) for each in answers] == [*range(12), *range(12)]
         assert {record.message for record in caplog.records} == {"run_not_recorded"}
 
-    async def test_leaving_fails_what_waits_and_what_runs_and_leaves_nothing_behind(
+    async def test_closing_fails_queued_and_running_requests_and_leaves_nothing_behind(
         self, fake_engine: Any
     ) -> None:
-        """Nobody hangs: running, waiting and new requests get ModelUnavailable; task and thread end."""
+        """Running, queued and new requests get ModelUnavailable; task and thread end."""
         engine = fake_engine()
         engine.gate.clear()
         async with Batcher(engine.run, BatchPolicy(1)) as batcher:
@@ -233,8 +239,10 @@ class TestBatcher:
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert engine.runs == [[0]]
 
-    async def test_leaving_during_the_second_runs_fails_who_has_none_yet(self, fake_engine: Any) -> None:
-        """A batcher that is left while it isolates a failure still answers everyone."""
+    async def test_closing_during_the_retries_fails_requests_without_an_answer(
+        self, fake_engine: Any
+    ) -> None:
+        """A batcher that is closed while it retries a failed batch still answers every request."""
         engine = fake_engine(poison=[0])
         started = threading.Semaphore(0)
         go_on = threading.Semaphore(0)
@@ -257,9 +265,7 @@ class TestBatcher:
         assert [type(result) for result in results] == [ModelUnavailable, ModelUnavailable]
         assert not _engine_threads()
 
-    async def test_an_idle_engine_waits_for_a_fuller_batch_where_a_delay_is_set(
-        self, fake_engine: Any
-    ) -> None:
+    async def test_an_idle_engine_waits_for_a_fuller_batch_if_a_delay_is_set(self, fake_engine: Any) -> None:
         """With a delay of 30 s two requests run together as soon as they fill the batch."""
         engine = fake_engine()
         async with Batcher(engine.run, BatchPolicy(2, 30.0)) as batcher:
@@ -270,18 +276,18 @@ class TestBatcher:
             await asyncio.wait_for(asyncio.gather(first, batcher.submit(_images(2))), 20)
         assert engine.runs == [[1, 2]]
 
-    async def test_a_delay_that_brings_nobody_ends(self, fake_engine: Any) -> None:
-        """A lonely request runs when it has waited max_queue_delay_s, and the record of the run says so."""
+    async def test_a_delay_without_further_requests_ends(self, fake_engine: Any) -> None:
+        """A single request runs when it has waited max_queue_delay_s, and its BatchRun says so."""
         runs: list[BatchRun] = []
         async with Batcher(fake_engine().run, BatchPolicy(2, 0.01), runs.append) as batcher:
             await asyncio.wait_for(batcher.submit(_images(1)), 20)
         assert runs[0].images == 1
         assert runs[0].queued_s[0] >= 0.01
 
-    async def test_a_batch_that_is_held_back_is_not_decided_anew_for_everyone_who_joins_it(
+    async def test_a_batch_that_is_held_back_is_not_decided_again_for_every_request_that_joins(
         self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One decision that holds it back, and one that lets it go."""
+        """One decision holds it back, one releases it."""
         decisions: list[int] = []
 
         def counted(queue: Any, *arguments: Any) -> Any:
@@ -299,10 +305,8 @@ class TestBatcher:
             await asyncio.wait_for(asyncio.gather(*calls), 20)
         assert ([waiting for waiting in decisions if waiting], engine.runs) == ([1, 4], [[0, 1, 2, 3]])
 
-    async def test_an_urgent_request_goes_before_those_that_came_a_little_earlier(
-        self, fake_engine: Any
-    ) -> None:
-        """Behind a busy engine the order is that of priority, and within a priority that of arrival."""
+    async def test_an_urgent_request_overtakes_slightly_earlier_ones(self, fake_engine: Any) -> None:
+        """The queue is ordered by priority, and within a priority by arrival."""
         engine = fake_engine()
         async with Batcher(engine.run, BatchPolicy(1)) as batcher:
             async with _busy(engine, batcher):
@@ -316,7 +320,7 @@ class TestBatcher:
         assert engine.runs[1:] == [[1], [4], [2], [0], [3]]
 
     async def test_no_priority_starves(self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """In a line of urgent requests, one of level 2 is overtaken for two steps and no longer."""
+        """A request of level 2 is overtaken by urgent requests for two steps and no longer."""
         clock = SimpleNamespace(now_s=100.0)
         monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
         engine = fake_engine()
@@ -331,10 +335,10 @@ class TestBatcher:
             await asyncio.gather(*calls)
         assert engine.runs[1:] == [[0], [1], [2], [3], [200], [4], [5], [6], [7], [8], [9]]
 
-    async def test_a_cheap_network_runs_on_the_event_loop_with_all_that_came_in_one_turn(
+    async def test_a_cheap_network_runs_on_the_event_loop_with_all_requests_of_one_iteration(
         self, fake_engine: Any
     ) -> None:
-        """No thread is started, and requests that came together run together."""
+        """No thread is started, and requests that arrived together run together."""
         engine = fake_engine()
         threads: list[threading.Thread] = []
 
@@ -342,19 +346,17 @@ class TestBatcher:
             threads.append(threading.current_thread())
             return engine.run(images)
 
-        async with Batcher(run, BatchPolicy(8), loop_images=8) as batcher:
+        async with Batcher(run, BatchPolicy(8), max_images_on_loop=8) as batcher:
             answers = await asyncio.gather(*(batcher.submit(_images(n)) for n in range(11)))
             assert not _engine_threads()
         assert [answer.probabilities.tolist() for answer in answers] == [[[n]] for n in range(11)]
         assert engine.runs == [list(range(8)), [8, 9, 10]]
         assert set(threads) == {threading.main_thread()}
 
-    async def test_who_comes_alone_again_and_again_runs_at_once_until_company_is_seen(
-        self, fake_engine: Any
-    ) -> None:
-        """Lonely requests stop waiting for the end of the turn; in company they share runs again, soon."""
+    async def test_single_requests_run_at_once_until_several_arrive_together(self, fake_engine: Any) -> None:
+        """Single requests stop waiting for the end of the iteration; those in flight together share runs."""
         engine = fake_engine()
-        async with Batcher(engine.run, BatchPolicy(8), loop_images=8) as batcher:
+        async with Batcher(engine.run, BatchPolicy(8), max_images_on_loop=8) as batcher:
             for n in range(20):
                 await batcher.submit(_images(n))
             at_once = batcher.submit(_images(20))
@@ -367,10 +369,10 @@ class TestBatcher:
         assert sizes[21:].count(1) <= 8
         assert engine.runs == sorted(engine.runs)
 
-    async def test_a_lonely_request_that_fails_or_is_late_says_so(self, fake_engine: Any) -> None:
-        """Running at once changes no error."""
+    async def test_a_single_request_that_runs_at_once_can_fail_or_expire(self, fake_engine: Any) -> None:
+        """Its errors are those of queued requests."""
         engine = fake_engine(poison=[77])
-        async with Batcher(engine.run, BatchPolicy(8), loop_images=8) as batcher:
+        async with Batcher(engine.run, BatchPolicy(8), max_images_on_loop=8) as batcher:
             for n in range(9):
                 await batcher.submit(_images(n))
             with pytest.raises(DeadlineExceeded):
@@ -379,10 +381,8 @@ class TestBatcher:
                 await batcher.submit(_images(77))
         assert [77] in engine.runs
 
-    async def test_a_batch_that_would_hold_the_event_loop_up_runs_in_the_thread(
-        self, fake_engine: Any
-    ) -> None:
-        """loop_images is the largest batch that stays."""
+    async def test_a_batch_that_would_block_the_event_loop_runs_in_the_thread(self, fake_engine: Any) -> None:
+        """max_images_on_loop is the largest batch that runs on the loop."""
         engine = fake_engine()
         threads: list[str] = []
 
@@ -390,13 +390,13 @@ class TestBatcher:
             threads.append(threading.current_thread().name.partition("_")[0])
             return engine.run(images)
 
-        async with Batcher(run, BatchPolicy(8), loop_images=2) as batcher:
+        async with Batcher(run, BatchPolicy(8), max_images_on_loop=2) as batcher:
             for count in (2, 3, 1):
                 await batcher.submit(_images(*range(count)))
         assert threads == ["MainThread", "engine", "MainThread"]
 
     async def test_two_busy_queues_on_one_event_loop_take_turns(self, fake_engine: Any) -> None:
-        """A hot version does not starve another: each has one run, then the other."""
+        """A busy version does not starve another: they run in turn."""
         order: list[str] = []
         hot, cold = fake_engine(), fake_engine()
 
@@ -408,8 +408,8 @@ class TestBatcher:
             return run
 
         async with (
-            Batcher(noted("hot", hot), BatchPolicy(1), loop_images=1) as first,
-            Batcher(noted("cold", cold), BatchPolicy(1), loop_images=1) as second,
+            Batcher(noted("hot", hot), BatchPolicy(1), max_images_on_loop=1) as first,
+            Batcher(noted("cold", cold), BatchPolicy(1), max_images_on_loop=1) as second,
         ):
             calls = [first.submit(_images(n)) for n in range(9)] + [second.submit(_images(n)) for n in (1, 2)]
             await asyncio.gather(*calls)
@@ -419,7 +419,7 @@ class TestBatcher:
     async def test_a_number_of_images_that_never_fits_is_a_bug_of_the_caller(
         self, fake_engine: Any, count: int
     ) -> None:
-        """It would block the queue for ever, so it never gets in."""
+        """It would block the queue for ever, so it is never queued."""
         async with Batcher(fake_engine().run, BatchPolicy(4)) as batcher:
             with pytest.raises(ValueError, match=rf"{count} images .* expected 1 to 4\. This is a bug\."):
                 await batcher.submit(_images(*[0] * count))
@@ -447,7 +447,7 @@ def _images(*samples: int) -> Pixels:
 
 
 async def _ask(batcher: Batcher, images: Pixels, deadline_s: float) -> Output:
-    """As callers do: who is run at once is refused at once."""
+    """As callers do: a request that runs at once also fails at once."""
     return await batcher.submit(images, deadline_s)
 
 
@@ -458,26 +458,26 @@ def _samples(requests: list[Request]) -> list[list[int]]:
 
 
 def _engine_threads() -> list[threading.Thread]:
-    """Those that are still there when they have had time to end."""
+    """Threads of engines that did not end in time."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
     for thread in threads:
         thread.join(timeout=20)
     return [thread for thread in threads if thread.is_alive()]
 
 
-@pytest.mark.parametrize("loop_images", [0, 4])
-async def test_an_engine_that_is_out_of_reach_is_unavailable_and_not_broken(loop_images: int) -> None:
-    """It runs in a process that is gone: that says nothing of the network, and another try may succeed."""
+@pytest.mark.parametrize("max_images_on_loop", [0, 4])
+async def test_an_unreachable_engine_is_unavailable_and_not_broken(max_images_on_loop: int) -> None:
+    """Its device server is gone, which is no fault of the network: a retry may succeed."""
 
     def run(_: Pixels) -> Any:
-        raise ModelUnavailable("the owner is gone")
+        raise ModelUnavailable("the device server is gone")
 
     images = np.zeros((1, 1, 1, 1), np.uint8)
-    async with Batcher(run, BatchPolicy(4), loop_images=loop_images) as batcher:
+    async with Batcher(run, BatchPolicy(4), max_images_on_loop=max_images_on_loop) as batcher:
         for count in (1, 3):
             results = await asyncio.gather(
                 *(batcher.submit(images) for _ in range(count)), return_exceptions=True
             )
             assert [(type(each), str(each)) for each in results] == [
-                (ModelUnavailable, "the owner is gone")
+                (ModelUnavailable, "the device server is gone")
             ] * count

@@ -376,7 +376,7 @@ class TestEngineFailures:
 class _Failing:
     """A real network that fails so many times."""
 
-    loop_images = 0
+    max_images_on_loop = 0
 
     def __init__(self, error: EngineError | None = None) -> None:
         self.failures: float = 0

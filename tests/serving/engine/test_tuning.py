@@ -102,7 +102,7 @@ class _Timed:
 
     def __init__(self, threads: int, run_s: float) -> None:
         self.threads = threads
-        self.loop_images = 0
+        self.max_images_on_loop = 0
         self._run_s = run_s
 
     def run(self, _images: Pixels) -> None:
@@ -127,7 +127,7 @@ class _SlowAtFirst(OnnxEngine):
 
 def test_what_another_process_runs_never_holds_the_event_loop(tmp_path: Path) -> None:
     """However cheap it is there, the event loop would have to wait for it."""
-    assert RemoteEngine(tmp_path / "socket", tmp_path / "model.onnx").loop_images == 0
+    assert RemoteEngine(tmp_path / "socket", tmp_path / "model.onnx").max_images_on_loop == 0
 
 
 @pytest.mark.parametrize(("kind", "largest"), [("cpu", 4), ("cuda", 0)])
@@ -141,5 +141,5 @@ def test_only_networks_on_this_process_s_cpu_run_on_the_event_loop(
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: clock.now_s))
     monkeypatch.setattr(_Timed, "clock", clock, raising=False)
     engine = load_tuned(Path("model.onnx"), Device(kind, 0, "tests"), threads=1, cores=2, max_batch_size=4)
-    assert engine.loop_images == largest
+    assert engine.max_images_on_loop == largest
     assert (clock.now_s > 0) is (kind == "cpu")

@@ -205,7 +205,7 @@ def _load(bundle: Bundle, precision: Precision | None) -> ProvenNetwork:
 class _Overflowing:
     """A network whose sums are too large for its numbers."""
 
-    loop_images = 0
+    max_images_on_loop = 0
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

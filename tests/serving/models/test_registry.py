@@ -69,7 +69,7 @@ class Loader:
 class Probed:
     """A real network that a test can break, and that counts its runs."""
 
-    loop_images = 0
+    max_images_on_loop = 0
 
     def __init__(self, engine: OnnxEngine) -> None:
         self._engine = engine
@@ -366,7 +366,7 @@ class TestNewVersions:
 
         def load(file: Path) -> OnnxEngine:
             engine = OnnxEngine.load(file, Device("cpu", 0, "tests"), threads=1, max_batch_size=4)
-            engine.loop_images = 1
+            engine.max_images_on_loop = 1
             return engine
 
         async with open_models(load_engine=load) as models:
