@@ -67,7 +67,7 @@ class Server:
 
 @asynccontextmanager
 async def run_server(
-    settings: ServerSettings, *, owner: Path | None = None, seat: socket.socket | None = None
+    settings: ServerSettings, *, device_server: Path | None = None, worker_socket: socket.socket | None = None
 ) -> AsyncIterator[Server]:
     """Start a server; it listens when this yields, and is ready when its models say so.
 
@@ -75,8 +75,8 @@ async def run_server(
 
     Args:
         settings: what an operator chose.
-        owner: the Unix socket of the process that runs the networks, if that is not this one.
-        seat: where connections are dealt, if another process listens.
+        device_server: the Unix socket of the device server; without it this process runs the networks.
+        worker_socket: brings the connections that the supervisor accepted; without it this process listens.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is not there, or is none.
@@ -96,7 +96,7 @@ async def run_server(
         regions = await stack.enter_async_context(
             Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)
         )
-        models = await stack.enter_async_context(_models(settings, device, metrics, owner))
+        models = await stack.enter_async_context(_models(settings, device, metrics, device_server))
         classifier = await stack.enter_async_context(_classifier(settings, models, metrics))
         http: HttpServer | None = None
         if not settings.supervised:
@@ -105,7 +105,7 @@ async def run_server(
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
         rpcs = [around.wrap(rpc) for rpc in table]
-        grpc = _grpc(settings, rpcs, seat)
+        grpc = _grpc(settings, rpcs, worker_socket)
         await stack.enter_async_context(grpc)
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, around, grpc, http)
@@ -140,7 +140,7 @@ def _tls(settings: ServerSettings) -> TlsFiles | None:
     return files
 
 
-def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: Path | None) -> Models:
+def _models(settings: ServerSettings, device: Device, metrics: Metrics, device_server: Path | None) -> Models:
     size = settings.max_batch_size
     loader = VersionLoader(
         Repository(settings.repository),
@@ -151,8 +151,8 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, owner: P
             cores=settings.cores,
             max_batch_size=size,
         )
-        if owner is None
-        else partial(RemoteEngine.load, owner=owner),
+        if device_server is None
+        else partial(RemoteEngine.load, device_server=device_server),
         policy=BatchPolicy(size, settings.max_queue_delay_s),
         warm_sizes=batch_buckets(device, size) or (1, size),
         metrics=metrics,
@@ -184,10 +184,10 @@ def _http(settings: ServerSettings, models: Models, metrics: Metrics) -> HttpSer
 
 
 def _grpc(
-    settings: ServerSettings, rpcs: Sequence[WireRpc], seat: socket.socket | None
+    settings: ServerSettings, rpcs: Sequence[WireRpc], worker_socket: socket.socket | None
 ) -> GrpcServer | H2Server:
     build: Callable[..., GrpcServer | H2Server] = (
-        partial(H2Server, seat=seat)
+        partial(H2Server, seat=worker_socket)
         if settings.transport == "h2"
         else partial(GrpcServer, shares_port=settings.supervised)
     )

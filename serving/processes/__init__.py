@@ -1,1 +1,1 @@
-"""Several processes as one server: a supervisor, workers, and one that owns the device."""
+"""Several processes as one server: a supervisor, its workers, and the device server."""

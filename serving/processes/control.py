@@ -1,4 +1,4 @@
-"""How a process that a supervisor started takes its order, reports, and learns that its time is over."""
+"""A child's side of its supervisor's pipes: receives the command, sends reports, waits for the stop."""
 
 import asyncio
 import os
@@ -12,61 +12,68 @@ import uvloop
 
 from serving.errors import LenserveError
 from serving.logs import configure_logs
-from serving.processes.exit import end_soon
+from serving.processes.exit import exit_soon
 from serving.processes.memory_tuning import settle_memory
-from serving.processes.messages import Order, Report, line
+from serving.processes.messages import WorkerCommand, WorkerReport, to_line
 
 
-class Orders:
-    """The order, and the pipes to the supervisor."""
+class ProcessControl:
+    """The command of this process, and the pipes to its supervisor."""
 
-    def __init__(self, order: Order, pipe: asyncio.StreamReader, reports: int) -> None:
-        self.order = order
-        self._pipe = pipe
+    def __init__(self, command: WorkerCommand, commands: asyncio.StreamReader, reports: int) -> None:
+        """Store the pipes.
+
+        Args:
+            command: what the supervisor sent first.
+            commands: stdin, which brings STOP or ends with the supervisor.
+            reports: the file descriptor that reports are written to.
+        """
+        self.command = command
+        self._commands = commands
         self._reports = reports
 
     @classmethod
-    async def take(cls, reports: int) -> Self:
-        """Read the order."""
-        pipe = asyncio.StreamReader()
+    async def receive(cls, reports: int) -> Self:
+        """Read the command from stdin, and configure the logs as it says."""
+        commands = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), sys.stdin)
-        order = Order.model_validate_json(await pipe.readline())
-        configure_logs(as_json=order.settings.log_json, worker=order.worker)
-        return cls(order, pipe, reports)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+        command = WorkerCommand.model_validate_json(await commands.readline())
+        configure_logs(as_json=command.settings.log_json, worker=command.worker)
+        return cls(command, commands, reports)
 
-    def report(self, report: Report) -> None:
-        """Tell the supervisor."""
-        with suppress(BrokenPipeError):  # nobody hears it: the end of stdin is noticed too
-            os.write(self._reports, line(report))
+    def report(self, report: WorkerReport) -> None:
+        """Send a report to the supervisor."""
+        with suppress(BrokenPipeError):  # the supervisor is gone: `wait_for_stop` sees the end of stdin
+            os.write(self._reports, to_line(report))
 
-    async def end(self) -> bool:
-        """Wait until it is time to stop, and say whether that is because the supervisor is gone."""
-        told = asyncio.create_task(self._pipe.readline())
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.cancel)
-        await asyncio.wait([told])
-        return not told.cancelled() and not told.result()
+    async def wait_for_stop(self) -> bool:
+        """Wait for STOP, SIGTERM or the supervisor's death; return whether the supervisor died."""
+        line = asyncio.create_task(self._commands.readline())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, line.cancel)
+        await asyncio.wait([line])
+        return not line.cancelled() and not line.result()
 
 
-def take_orders(serve: Callable[[Orders], Awaitable[None]]) -> int:
-    """Do what was ordered until it is time to stop; 1 if that cannot be done."""
-    # Whatever a library prints must not end up among the reports.
+def run_controlled(serve: Callable[[ProcessControl], Awaitable[None]]) -> int:
+    """Run this process under its supervisor until it is stopped; return 1 if it cannot start."""
+    # Libraries that print to stdout must not mix with the reports.
     reports = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the supervisor decides
     settle_memory()
 
-    async def take_and_serve() -> None:
-        orders = await Orders.take(reports)
+    async def receive_and_serve() -> None:
+        control = await ProcessControl.receive(reports)
         try:
-            await serve(orders)
+            await serve(control)
         except LenserveError as error:
-            orders.report(Report(error=type(error).__name__, message=str(error)))
+            control.report(WorkerReport(error=type(error).__name__, message=str(error)))
             raise
-        end_soon()
+        exit_soon()
 
     try:
-        uvloop.run(take_and_serve())
+        uvloop.run(receive_and_serve())
     except LenserveError:
         return 1
     return 0

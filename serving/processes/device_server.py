@@ -1,7 +1,7 @@
-"""The owner of the device: loads each network once, and runs it for all workers. `python -m` runs it.
+"""The device server: loads each network once, and runs it for all workers. `python -m` runs it.
 
-It is ordered and reports as a worker does, and ends when no worker needs it. Its socket is the supervisor's:
-workers that come while there is no owner wait there for the next one.
+It takes its command and reports as a worker does, and exits after the last worker has disconnected. The
+supervisor holds its listening socket: workers that connect while the device server is down wait for the next.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from serving.batching.policy import BatchPolicy
 from serving.engine.base import Engine
 from serving.engine.devices import find_device
 from serving.engine.onnx import close
-from serving.engine.remote.protocol import MAX_WORDS_BYTES, Answer, Memory, Run
+from serving.engine.remote.protocol import MAX_WORDS_BYTES, Memory, Run, RunResult
 from serving.engine.tuning import load_tuned
 from serving.errors import BundleError, EngineError, LenserveError
-from serving.processes.control import Orders, take_orders
-from serving.processes.messages import Report
+from serving.processes.control import ProcessControl, run_controlled
+from serving.processes.messages import WorkerReport
 from serving.transports.ports import accept
 
 _log = logging.getLogger(__name__)
 
-_File = tuple[str, int, int]
+_File = tuple[str, int, int]  # path, inode and mtime in ns: a replaced file is another network
 
 
 @dataclass(slots=True)
-class _Loaded:
-    """A network that some workers use."""
+class _SharedNetwork:
+    """A loaded network and the number of connections that use it."""
 
     batcher: Batcher
     stack: AsyncExitStack  # closes the batcher, then the engine
@@ -42,61 +42,63 @@ class _Loaded:
 
 
 @dataclass(slots=True)
-class Owner:
-    """The networks, and the connections of workers to them."""
+class DeviceServer:
+    """Loads networks and answers the connections of workers; each network has one batcher."""
 
     load: Callable[[Path], Engine]
     policy: BatchPolicy
-    loaded: dict[_File, _Loaded] = field(default_factory=dict)
+    loaded: dict[_File, _SharedNetwork] = field(default_factory=dict)
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
-    left: asyncio.Event = field(default_factory=asyncio.Event)  # by the last user of a network
+    unloaded: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # set when a network has lost its last user
 
     async def serve(self, listener: socket.socket) -> None:
-        """Take connections until cancelled."""
+        """Accept and answer connections until cancelled."""
         listener.setblocking(False)  # noqa: FBT003 - its only parameter
         async with asyncio.TaskGroup() as tasks:
             while True:
-                tasks.create_task(self._answer_all(await accept(listener)))
+                tasks.create_task(self._serve_connection(await accept(listener)))
 
-    async def unused(self) -> None:
-        """Wait until no worker uses a network."""
+    async def wait_until_unused(self) -> None:
+        """Wait until no worker uses any network."""
         while self.loaded:
-            self.left.clear()
-            await self.left.wait()
+            self.unloaded.clear()
+            await self.unloaded.wait()
 
-    async def _answer_all(self, connection: socket.socket) -> None:
+    async def _serve_connection(self, connection: socket.socket) -> None:
         connection.setblocking(False)  # noqa: FBT003 - its only parameter
         with connection:
             try:
-                memory, name = await _opened(connection)
+                memory, name = await _receive_opening(connection)
                 with closing(memory):
-                    await self._answer_runs(connection, memory, Path(name))
-            except ConnectionError:  # the worker has left
+                    await self._serve_runs(connection, memory, Path(name))
+            except ConnectionError:  # the worker has disconnected
                 pass
-            except Exception:  # noqa: BLE001 - whatever it is, the other connections carry on
+            except Exception:  # noqa: BLE001 - the other connections must carry on
                 _log.exception("connection_failed")
 
-    async def _answer_runs(self, connection: socket.socket, memory: Memory, model_file: Path) -> None:
+    async def _serve_runs(self, connection: socket.socket, memory: Memory, model_file: Path) -> None:
         try:
-            file, loaded = await self._take(model_file)
-        except Exception as error:  # noqa: BLE001 - whatever a file trips over refuses that file alone
-            refusal = BundleError(f"{model_file} cannot be loaded: {error}")
-            await _send(connection, _ours(error, refusal))
+            file, loaded = await self._acquire(model_file)
+        except Exception as error:  # noqa: BLE001 - a bad file must not stop the others
+            substitute = BundleError(f"{model_file} cannot be loaded: {error}")
+            await _send(connection, _known_error(error, substitute))
             return
         try:
-            await _send(connection, Answer(0, 0, 0))
+            await _send(connection, RunResult(0, 0, 0))
             while True:
-                run = Run.unpack(await _received(connection, Run.layout.size))
+                run = Run.unpack(await _receive(connection, Run.layout.size))
                 try:
-                    answer = memory.write_output(await loaded.batcher.submit(memory.images(run)))
-                except Exception as error:  # noqa: BLE001 - whatever a run trips over fails that run alone
-                    await _send(connection, _ours(error, EngineError(f"the network failed: {error}")))
+                    result = memory.write_output(await loaded.batcher.submit(memory.images(run)))
+                except Exception as error:  # noqa: BLE001 - a failed run must not end the connection
+                    await _send(connection, _known_error(error, EngineError(f"the network failed: {error}")))
                 else:
-                    await _send(connection, answer)
+                    await _send(connection, result)
         finally:
-            await self._leave(file, loaded)
+            await self._release(file, loaded)
 
-    async def _take(self, model_file: Path) -> tuple[_File, _Loaded]:
+    async def _acquire(self, model_file: Path) -> tuple[_File, _SharedNetwork]:
         async with self.loading:  # one at a time: each is loaded once
             try:
                 stat = await asyncio.to_thread(model_file.stat)
@@ -108,23 +110,23 @@ class Owner:
                 stack = AsyncExitStack()
                 stack.push_async_callback(asyncio.to_thread, close, engine)
                 batcher = await stack.enter_async_context(Batcher(engine.run, self.policy))
-                self.loaded[file] = _Loaded(batcher, stack)
+                self.loaded[file] = _SharedNetwork(batcher, stack)
                 _log.info("network_loaded", extra={"file": str(model_file)})
             loaded = self.loaded[file]
             loaded.users += 1
             return file, loaded
 
-    async def _leave(self, file: _File, loaded: _Loaded) -> None:
+    async def _release(self, file: _File, loaded: _SharedNetwork) -> None:
         loaded.users -= 1
         if not loaded.users:
             del self.loaded[file]
-            self.left.set()
+            self.unloaded.set()
             await loaded.stack.aclose()
             _log.info("network_unloaded", extra={"file": file[0]})
 
 
-async def _opened(connection: socket.socket) -> tuple[Memory, str]:
-    """The memory and the file that a worker comes with."""
+async def _receive_opening(connection: socket.socket) -> tuple[Memory, str]:
+    """Receive the shared memory and the file name that open a connection."""
     ready = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(connection, ready.set)
@@ -134,17 +136,17 @@ async def _opened(connection: socket.socket) -> tuple[Memory, str]:
         loop.remove_reader(connection)
     opening, descriptors, _, _ = socket.recv_fds(connection, Run.layout.size, 1)
     if not descriptors:
-        raise ConnectionResetError("nobody was there")
+        raise ConnectionResetError("the worker disconnected before it sent its shared memory")
     memory = Memory(descriptors[0])
     try:
-        name = await _received(connection, min(Run.unpack(opening).height, MAX_WORDS_BYTES))
+        name = await _receive(connection, min(Run.unpack(opening).height, MAX_WORDS_BYTES))
         return memory, os.fsdecode(name)
     except BaseException:
         memory.close()
         raise
 
 
-async def _received(connection: socket.socket, length: int) -> bytes:
+async def _receive(connection: socket.socket, length: int) -> bytes:
     data = b""
     while len(data) < length:
         more = await asyncio.get_running_loop().sock_recv(connection, length - len(data))
@@ -154,29 +156,29 @@ async def _received(connection: socket.socket, length: int) -> bytes:
     return data
 
 
-def _ours(error: Exception, substitute: LenserveError) -> LenserveError:
-    """What the worker is told: the error, or its substitute where nobody foresaw it, which is logged."""
+def _known_error(error: Exception, substitute: LenserveError) -> LenserveError:
+    """Return the error if it is one of ours; otherwise log it and return its substitute."""
     if isinstance(error, LenserveError):
         return error
     _log.error("unforeseen_error", extra={"reason": str(substitute)}, exc_info=error)
     return substitute
 
 
-async def _send(connection: socket.socket, answer: Answer | Exception) -> None:
-    words = b""
-    if isinstance(answer, Exception):
-        words = f"{type(answer).__name__}: {answer}".encode(errors="replace")[:MAX_WORDS_BYTES]
-        answer = Answer(0, 0, 0, len(words))
-    await asyncio.get_running_loop().sock_sendall(connection, answer.pack() + words)
+async def _send(connection: socket.socket, result: RunResult | Exception) -> None:
+    text = b""
+    if isinstance(result, Exception):
+        text = f"{type(result).__name__}: {result}".encode(errors="replace")[:MAX_WORDS_BYTES]
+        result = RunResult(0, 0, 0, len(text))
+    await asyncio.get_running_loop().sock_sendall(connection, result.pack() + text)
 
 
 def main() -> int:
-    """Own the device until told to stop; 1 if it cannot."""
-    return take_orders(_own)
+    """Run the device server until it is stopped; return 1 if it cannot start."""
+    return run_controlled(_serve)
 
 
-async def _own(orders: Orders) -> None:
-    settings = orders.order.settings
+async def _serve(control: ProcessControl) -> None:
+    settings = control.command.settings
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     size = settings.max_batch_size
     load = partial(
@@ -186,15 +188,17 @@ async def _own(orders: Orders) -> None:
         cores=settings.cores,
         max_batch_size=size,
     )
-    owner = Owner(load, BatchPolicy(size))
-    with socket.socket(fileno=orders.order.listener) as listener:
-        # Serving ends only by an error. The group then ends this process: its successor finds who waits.
+    device_server = DeviceServer(load, BatchPolicy(size))
+    with socket.socket(fileno=control.command.listener) as listener:
+        # `serve` ends only by an error. That ends the group and this process; its successor serves the rest.
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(owner.serve(listener))
-            orders.report(Report(ready=True))
-            await orders.end()
+            serving = tasks.create_task(device_server.serve(listener))
+            control.report(WorkerReport(ready=True))
+            await control.wait_for_stop()
             with suppress(TimeoutError):
-                await asyncio.wait_for(owner.unused(), settings.lame_duck_s + settings.drain_timeout_s)
+                await asyncio.wait_for(
+                    device_server.wait_until_unused(), settings.lame_duck_s + settings.drain_timeout_s
+                )
             serving.cancel()
 
 

@@ -1,26 +1,26 @@
-"""How a process ends whose threads do not. Knows nothing of what they do.
+"""Ends a process whose threads do not end.
 
-The event loop and the interpreter wait for every thread at their end, but nothing can stop one that loads a
-network or reads from a disk that hangs.
+The event loop and the interpreter wait for every thread before they exit, and nothing can stop a thread that
+loads a network or reads from a disk that hangs.
 """
 
 import logging
 import os
 import threading
 
-# What threads get to end by themselves when all else is over.
+# How long threads may take to end after everything else has stopped.
 _PATIENCE_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
-def end_soon() -> None:
-    """Let the process end by itself, or with 0 where its threads hold that up."""
-    timer = threading.Timer(_PATIENCE_S, _leave_threads)
+def exit_soon() -> None:
+    """Let the process exit normally; if threads delay that for a second, exit with code 0."""
+    timer = threading.Timer(_PATIENCE_S, _abandon_threads)
     timer.daemon = True
     timer.start()
 
 
-def _leave_threads() -> None:
-    _log.warning("threads_left", extra={"reason": f"they did not end within {_PATIENCE_S} s"})
+def _abandon_threads() -> None:
+    _log.warning("threads_left", extra={"reason": f"threads did not end within {_PATIENCE_S} s"})
     os._exit(0)

@@ -1,4 +1,4 @@
-"""How this process keeps memory: when it looks for garbage, and what it returns to the system."""
+"""Tunes this process's memory: when Python collects garbage, and when glibc returns memory to the system."""
 
 import ctypes
 import gc
@@ -8,32 +8,29 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 8 * 2**20
 
-# Objects made since the last search before the young are searched; young searches before the middle-aged are;
-# and theirs before all are.
+# New objects before a collection of generation 0; of those collections before one of generation 1; and of
+# these before a full one.
 _COLLECTOR_THRESHOLDS = (10_000, 20, 50)
 
 
 def settle_memory() -> None:
-    """Once everything is imported: what is there now stays, and what comes and goes are requests."""
-    _search_rarely()
-    _give_back_large_buffers()
+    """Tune memory for serving. Call it once, after all imports: what exists then is never collected."""
+    _collect_rarely()
+    _return_large_buffers()
 
 
-def _search_rarely() -> None:
-    """Let the collector of cycles leave alone what was imported, and look seldom at the rest.
-
-    A request makes objects and no cycle: the search would find nothing.
-    """
+def _collect_rarely() -> None:
+    # A request creates objects but no reference cycle: frequent collections would find nothing.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
-def _give_back_large_buffers() -> None:
-    """Let glibc return buffers of 8 MiB and more to the system when they are freed; others lack the call.
+def _return_large_buffers() -> None:
+    """Make glibc return freed buffers of 8 MiB and more to the system; other C libraries lack `mallopt`.
 
-    Left alone it raises that threshold to the largest buffer seen (mallopt(3), M_MMAP_THRESHOLD), and the
-    arena of every decoding thread keeps its high-water mark: 190 MB after 8,000 odd images, now 110.
+    By default glibc raises that threshold to the largest buffer seen (mallopt(3), M_MMAP_THRESHOLD), and the
+    arena of every decoding thread keeps its high-water mark: 190 MB after 8,000 images, with this call 110.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

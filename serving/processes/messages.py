@@ -1,7 +1,7 @@
-"""What a supervisor and a worker say to each other: lines of JSON, over the worker's stdin and stdout.
+"""Messages between the supervisor and a worker: lines of JSON over the worker's stdin and stdout.
 
-The supervisor says `Order` first and STOP at the end; that it has nothing to say any more means that it is
-gone. The worker says `Report` at every change of what it reports, and ends when it is told to.
+The supervisor sends one `WorkerCommand` first and STOP at the end; end of file means that the supervisor is
+gone. The worker sends a `WorkerReport` whenever its state changes, and ends after STOP.
 """
 
 from pathlib import Path
@@ -12,26 +12,28 @@ from serving.settings import ServerSettings
 STOP = b"stop\n"
 
 
-class Order(Strict):
-    """What a worker is to be."""
+class WorkerCommand(Strict):
+    """Which worker this process is, and with which settings it serves."""
 
-    worker: int  # its number, 1..workers: its successor after a death has the same
+    worker: int  # 1..workers; a successor gets the same number. 0: the device server
     settings: ServerSettings
-    owner: Path | None = None  # the Unix socket of the owner of the device, if that is not the worker itself
-    listener: int | None = None  # for the owner: the descriptor of that socket, inherited
-    seat: int | None = None  # where it is dealt connections, inherited too; else it listens itself
+    device_server: Path | None = None  # its Unix socket; None: this worker runs the networks itself
+    listener: int | None = None  # of the device server: the inherited descriptor of that Unix socket
+    worker_socket: int | None = (
+        None  # inherited descriptor that brings connections; None: this worker listens
+    )
 
 
-class Report(Strict):
-    """How a worker is. The first one says that it takes connections."""
+class WorkerReport(Strict):
+    """The state of a worker. The first report means that it accepts connections."""
 
     ready: bool = False
-    broken: bool = False  # an engine stopped working for good: only a new process can mend that
-    models: tuple[str, ...] = ()  # MODEL@VERSION of what is served by default
-    error: str = ""  # it could not start: the name of a class in serving.errors
+    broken: bool = False  # an engine failed for good: only a new process can recover
+    models: tuple[str, ...] = ()  # MODEL@VERSION of every default version
+    error: str = ""  # the worker could not start: the name of a class in serving.errors
     message: str = ""  # of that error
 
 
-def line(message: Strict) -> bytes:
-    """The message as it is sent."""
+def to_line(message: Strict) -> bytes:
+    """Encode a message as one line of JSON."""
     return message.model_dump_json().encode() + b"\n"

@@ -1,4 +1,4 @@
-"""What a supervisor shows to a scrape: all that its workers count together, and how they are themselves."""
+"""The supervisor's metrics: the sums of its workers' counters, and the state of each worker."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,14 +11,14 @@ from serving.metrics.recorder import WithTritonNames
 
 
 class WorkerMetrics:
-    """The metrics of the supervisor, and the registry they live in. It counts no request itself."""
+    """The supervisor's registry. The supervisor counts no request itself."""
 
     def __init__(self, folder: Path, pids: Callable[[], Mapping[int, int]]) -> None:
-        """Make them.
+        """Register the metrics.
 
         Args:
-            folder: in which the workers count.
-            pids: the process of each worker that lives, by its number.
+            folder: where the workers write their counters.
+            pids: returns worker number -> process id of every running worker.
         """
         self._folder = folder
         self.registry = CollectorRegistry()
@@ -31,23 +31,23 @@ class WorkerMetrics:
         )
         self._deaths = Counter(
             "lenserve_worker_deaths",
-            "Workers that ended without being told to",
+            "Workers that exited without being stopped",
             ("worker",),
             registry=self.registry,
         )
 
-    def is_ready(self, worker: int, *, ready: bool) -> None:
-        """How this worker is now."""
+    def set_ready(self, worker: int, *, ready: bool) -> None:
+        """Record whether this worker is ready."""
         self._ready.labels(str(worker)).set(ready)
 
-    def died(self, worker: int) -> None:
-        """Count a death, and forget what was true only while the worker lived."""
+    def count_death(self, worker: int) -> None:
+        """Count a death, and drop the gauges that were true only while the worker lived."""
         self._deaths.labels(str(worker)).inc()
         mark_process_dead(worker, str(self._folder))  # type: ignore[no-untyped-call]
 
 
 class _WorkerProcesses(Collector):
-    """Memory, CPU and files of each worker: lenserve_worker_process_..., as process_... of the library."""
+    """Memory, CPU and open files of each worker, as lenserve_worker_process_*."""
 
     def __init__(self, pids: Callable[[], Mapping[int, int]]) -> None:
         self._pids = pids

@@ -1,11 +1,11 @@
-"""One process as the whole server, until it is told to stop."""
+"""Runs the whole server in this process until it is stopped."""
 
 import asyncio
 import logging
 import os
 import signal
 
-from serving.processes.exit import end_soon
+from serving.processes.exit import exit_soon
 from serving.server import Server, run_server
 from serving.settings import ServerSettings
 
@@ -13,24 +13,24 @@ _log = logging.getLogger(__name__)
 
 
 async def serve(settings: ServerSettings) -> None:
-    """Run a server in a process of its own until SIGTERM or SIGINT; a second signal ends it at once."""
+    """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal exits at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # sys.exit would wait for threads. Nothing is lost without it: events are flushed as they are logged.
+        # sys.exit would wait for threads. os._exit loses nothing: log events are flushed as they are written.
         loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else os._exit(1))
     async with run_server(settings) as server:
         ready = asyncio.create_task(_log_ready(server))
         await stop.wait()
         ready.cancel()
         await server.stop()
-    end_soon()
+    exit_soon()
 
 
 async def _log_ready(server: Server) -> None:
     await server.models.scanned()
     models = ", ".join(f"{each.model}@{each.version}" for each in server.models.statuses() if each.is_default)
     if not server.models.ready:
-        _log.error("not_ready", extra={"reason": "no model of the repository can be served"})
+        _log.error("not_ready", extra={"reason": "no model in the repository can be served"})
     else:
         _log.info("ready", extra={"models": models or "none yet: the repository is empty"})

@@ -1,4 +1,4 @@
-"""Starts workers, replaces those that die, stops them, and answers over HTTP for all. Serves no request."""
+"""Starts workers, replaces those that die, stops them, serves their metrics and probes. Sees no request."""
 
 import asyncio
 import logging
@@ -12,39 +12,39 @@ from functools import partial
 from pathlib import Path
 
 from serving.admin.http_server import HttpServer
-from serving.processes.messages import Order
+from serving.processes.messages import WorkerCommand
 from serving.processes.metrics import WorkerMetrics
-from serving.processes.worker_process import OWNER, WorkerProcess
+from serving.processes.worker_process import DEVICE_SERVER, WorkerProcess
 from serving.settings import ServerSettings
 from serving.transports.connection_passing import Dealer
 from serving.transports.ports import reserve_port
 
-# What a worker needs beyond lame_duck_s and drain_timeout_s to end, before it is killed.
-_ENDING_S = 3.0
+# How long a worker may take to exit after lame_duck_s and drain_timeout_s, before it is killed.
+_EXIT_S = 3.0
 
-_OWNER_NUMBER = 0  # of the owner of the device among the workers
+_DEVICE_SERVER_NUMBER = 0  # workers count from 1
 
 _log = logging.getLogger(__name__)
 
 
 async def supervise(settings: ServerSettings) -> None:
-    """Run workers until SIGTERM or SIGINT; a second signal ends all of them at once.
+    """Run workers until SIGTERM or SIGINT, then stop them gracefully; a second signal kills them.
 
     Raises:
-        UsageError: the repository, the token file or a TLS file is not there, or is none.
-        DeviceUnavailable: CUDA was asked for and is not there.
+        UsageError: the repository, the token file or a TLS file is missing or invalid.
+        DeviceUnavailable: CUDA was requested and is not available.
         AddressUnavailable: a port is taken.
     """
     async with open_supervisor(settings) as supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, supervisor.signalled)
+            loop.add_signal_handler(number, supervisor.handle_signal)
         await supervisor.run()
 
 
 @asynccontextmanager
 async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor"]:
-    """Take both ports and answer over HTTP; workers start when the supervisor runs.
+    """Bind both ports and serve HTTP; the workers start in `Supervisor.run`.
 
     Raises:
         AddressUnavailable: a port is taken.
@@ -53,15 +53,19 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True)
         )
-        dealer: Dealer | None = None
+        distributor: Dealer | None = None
         if settings.transport == "h2":
-            dealer = await stack.enter_async_context(Dealer(settings.host, settings.grpc_port))
-            port = dealer.port
-        else:  # grpcio takes no connection that another has accepted
+            distributor = await stack.enter_async_context(Dealer(settings.host, settings.grpc_port))
+            port = distributor.port
+        else:  # grpcio cannot serve a connection that another process accepted
             reserved = stack.enter_context(reserve_port(settings.host, settings.grpc_port))
             port = reserved.getsockname()[1]
-        owner = stack.enter_context(_owner_socket(Path(folder))) if settings.device_process else None
-        supervisor = Supervisor(settings.of_worker(port), Path(folder), dealer=dealer, owner=owner)
+        listener = (
+            stack.enter_context(_device_server_socket(Path(folder))) if settings.device_process else None
+        )
+        supervisor = Supervisor(
+            settings.of_worker(port), Path(folder), distributor=distributor, device_server_listener=listener
+        )
         http = await stack.enter_async_context(
             HttpServer(
                 host=settings.host,
@@ -76,66 +80,71 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         yield supervisor
 
 
-def _owner_socket(folder: Path) -> socket.socket:
+def _device_server_socket(folder: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(folder / "owner.sock"))
+    listener.bind(str(folder / "device_server.sock"))
     listener.listen()
     return listener
 
 
 class Supervisor:
-    """The workers, all together. `run` starts them and returns when they have ended."""
+    """All workers. `run` starts them and returns after they have exited."""
 
     def __init__(
         self,
         settings: ServerSettings,
         folder: Path,
         *,
-        dealer: Dealer | None,
-        owner: socket.socket | None,
+        distributor: Dealer | None,
+        device_server_listener: socket.socket | None,
     ) -> None:
         """Store the options.
 
         Args:
             settings: of each worker.
-            folder: in which they count together.
-            dealer: deals connections to them. Without one they listen on a port that they share.
-            owner: listens for the owner of the device, which inherits it, and stays when that dies.
+            folder: where the workers write their counters.
+            distributor: passes connections to the workers; without it they share a listening port.
+            device_server_listener: inherited by the device server, and by its successor when it dies.
         """
         self.metrics = WorkerMetrics(folder, self._pids)
         self.http_port = settings.http_port
-        keep = partial(WorkerProcess, folder=folder, on_report=self._note, on_death=self.metrics.died)
-        address = None if owner is None else Path(owner.getsockname())
+        make = partial(
+            WorkerProcess, folder=folder, on_report=self._update, on_death=self.metrics.count_death
+        )
+        listener = device_server_listener
+        address = None if listener is None else Path(listener.getsockname())
         self.workers: list[WorkerProcess] = [
-            keep(
-                Order(worker=number, settings=settings, owner=address),
-                on_break=self._replace_owner,
-                dealer=dealer,
+            make(
+                WorkerCommand(worker=number, settings=settings, device_server=address),
+                on_break=self._replace_device_server,
+                distributor=distributor,
             )
             for number in range(1, settings.processes + 1)
         ]
-        if owner is not None:
-            order = Order(worker=_OWNER_NUMBER, settings=settings, listener=owner.fileno())
-            self.workers.append(keep(order, command=OWNER))
+        if listener is not None:
+            command = WorkerCommand(
+                worker=_DEVICE_SERVER_NUMBER, settings=settings, listener=listener.fileno()
+            )
+            self.workers.append(make(command, argv=DEVICE_SERVER))
         self._settings = settings
-        self._dealer = dealer
+        self._distributor = distributor
         self._stop = asyncio.Event()
         self._has_started = False
 
     @property
     def live(self) -> bool:
-        """Whether every worker is a process whose engines work."""
+        """Whether every worker runs and its engines work."""
         return all(worker.live for worker in self.workers)
 
     @property
     def problem(self) -> str:
-        """Why requests are not welcome, worker by worker; empty if they are."""
+        """Why the server is not ready, worker by worker; empty if it is."""
         if self._stop.is_set():
             return "the server is stopping"
         return "; ".join(worker.problem for worker in self.workers if worker.problem)
 
-    def signalled(self) -> None:
-        """Stop gracefully; the second time, at once."""
+    def handle_signal(self) -> None:
+        """Stop gracefully; on the second signal, kill all workers and exit."""
         if not self._stop.is_set():
             self._stop.set()
             return
@@ -147,7 +156,7 @@ class Supervisor:
         """Start the workers, replace those that die, and stop them all when signalled.
 
         Raises:
-            LenserveError: whatever kept a first worker from starting.
+            LenserveError: a worker could not start for the first time, for this reason.
         """
         running = {asyncio.create_task(worker.keep_running()): worker for worker in self.workers}
         stop = asyncio.create_task(self._stop.wait())
@@ -158,36 +167,39 @@ class Supervisor:
             )
         await self._end(running)
         stop.cancel()
-        failures = [failure for task in running if (failure := task.exception())]  # looked at, all of them
+        failures = [
+            failure for task in running if (failure := task.exception())
+        ]  # retrieve every one: asyncio warns of others
         if failures:
             raise failures[0]
         _log.info("stopped")
 
     async def _end(self, running: dict[asyncio.Task[None], WorkerProcess]) -> None:
-        if self._dealer is not None:
-            self._dealer.end()
+        if self._distributor is not None:
+            self._distributor.end()
         for worker in self.workers:
             worker.stop()
-        patience_s = self._settings.lame_duck_s + self._settings.drain_timeout_s + _ENDING_S
+        patience_s = self._settings.lame_duck_s + self._settings.drain_timeout_s + _EXIT_S
         _, late = await asyncio.wait(running, timeout=patience_s)
         for task in late:
             _log.error(
-                "worker_killed", extra={"worker": running[task].number, "reason": "it did not end in time"}
+                "worker_killed",
+                extra={"worker": running[task].number, "reason": "the worker did not exit in time"},
             )
             running[task].kill()
         await asyncio.wait(running)
 
-    def _replace_owner(self) -> None:
+    def _replace_device_server(self) -> None:
         for worker in self.workers:
-            if worker.number == _OWNER_NUMBER:
+            if worker.number == _DEVICE_SERVER_NUMBER:
                 worker.replace()
 
     def _pids(self) -> dict[int, int]:
         return {worker.number: worker.pid for worker in self.workers if worker.pid is not None}
 
-    def _note(self) -> None:
+    def _update(self) -> None:
         for worker in self.workers:
-            self.metrics.is_ready(worker.number, ready=not worker.problem)
+            self.metrics.set_ready(worker.number, ready=not worker.problem)
         if not self._has_started and all(worker.report for worker in self.workers):
             self._has_started = True
             self._log_start()

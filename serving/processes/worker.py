@@ -1,7 +1,7 @@
-"""One worker: a server that is ordered through stdin and reports through stdout. `python -m` runs it.
+"""One worker: a server that reads its command from stdin and writes reports to stdout. `python -m` runs it.
 
-It takes connections when it has looked at the repository once: until then they are left to those that can
-answer. It stops when it is told to, at SIGTERM, and when its supervisor is gone.
+It accepts connections after its first scan of the repository: until then they go to workers that can answer.
+It stops after STOP, on SIGTERM, and when its supervisor dies.
 """
 
 import asyncio
@@ -11,54 +11,57 @@ import socket
 import sys
 
 from serving.metrics.recorder import SHARED_FOLDER, count_as_worker
-from serving.processes.control import Orders, take_orders
-from serving.processes.messages import Report
+from serving.processes.control import ProcessControl, run_controlled
+from serving.processes.messages import WorkerReport
 from serving.server import Server, run_server
 
-_TELL_S = 0.25  # how often others are let see what this worker has counted
+_FLUSH_INTERVAL_S = 0.25  # between two writes of this worker's counters to the shared files
 
 
 def main() -> int:
-    """Serve until it is time to stop; 1 if it cannot start."""
-    return take_orders(_serve)
+    """Serve until stopped; return 1 if the server cannot start."""
+    return run_controlled(_serve)
 
 
-async def _serve(orders: Orders) -> None:
-    order = orders.order
-    count_as_worker(order.worker)
-    seat = None if order.seat is None else socket.socket(fileno=order.seat)
+async def _serve(control: ProcessControl) -> None:
+    command = control.command
+    count_as_worker(command.worker)
+    inherited = command.worker_socket
+    worker_socket = None if inherited is None else socket.socket(fileno=inherited)
     async with (
-        run_server(order.settings, owner=order.owner, seat=seat) as server,
+        run_server(
+            command.settings, device_server=command.device_server, worker_socket=worker_socket
+        ) as server,
         asyncio.TaskGroup() as tasks,
     ):
-        telling = [
-            tasks.create_task(_report(server, orders)),
-            tasks.create_task(_tell_counts(server)),
+        background = [
+            tasks.create_task(_report_changes(server, control)),
+            tasks.create_task(_flush_counters(server)),
         ]
-        orphaned = await orders.end()
+        orphaned = await control.wait_for_stop()
         await server.stop(lame_duck=not orphaned)
-        for task in telling:
+        for task in background:
             task.cancel()
         server.metrics.tell()
     if orphaned:
-        shutil.rmtree(os.environ[SHARED_FOLDER], ignore_errors=True)  # nobody else will
+        shutil.rmtree(os.environ[SHARED_FOLDER], ignore_errors=True)  # the supervisor can no longer do it
 
 
-async def _report(server: Server, orders: Orders) -> None:
+async def _report_changes(server: Server, control: ProcessControl) -> None:
     models = server.models
     while True:
         change = models.change
         served = tuple(f"{each.model}@{each.version}" for each in models.statuses() if each.is_default)
-        orders.report(Report(ready=models.ready, broken=models.broken, models=served))
+        control.report(WorkerReport(ready=models.ready, broken=models.broken, models=served))
         await change.wait()
 
 
-async def _tell_counts(server: Server) -> None:
+async def _flush_counters(server: Server) -> None:
     while True:
         server.metrics.pending_images.set(server.classifier.admission.pending)
         server.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         server.metrics.tell()
-        await asyncio.sleep(_TELL_S)
+        await asyncio.sleep(_FLUSH_INTERVAL_S)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One worker as its supervisor sees it: a process, and after its death the next one."""
+"""One worker as its supervisor sees it: a child process, replaced by a new one when it dies."""
 
 import asyncio
 import logging
@@ -13,81 +13,81 @@ from pathlib import Path
 from serving import errors
 from serving.errors import LenserveError
 from serving.metrics.recorder import SHARED_FOLDER
-from serving.processes.messages import STOP, Order, Report, line
+from serving.processes.messages import STOP, WorkerCommand, WorkerReport, to_line
 from serving.transports.connection_passing import Dealer
 
-# The pause before a successor starts: the shortest, doubled with every death in a row up to the longest. Who
-# lives for longer than that begins a new row.
+# The pause before a successor starts: the shortest, doubled with every consecutive death up to the longest. A
+# worker that lived longer than that resets the count.
 _SHORTEST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
 _MAX_REPORT_BYTES = 2**24
 
-# They import what their supervisor imports: from the same path, and from nowhere else (-P).
+# Children import from the supervisor's path and from nowhere else (-P).
 _MODULE = (sys.executable, "-P", "-m")
 WORKER = (*_MODULE, "serving.processes.worker")
-OWNER = (*_MODULE, "serving.processes.device_server")
+DEVICE_SERVER = (*_MODULE, "serving.processes.device_server")
 
 _log = logging.getLogger(__name__)
 
 
 def pause_s(deaths: int) -> float:
-    """How long to wait after so many deaths in a row, at least one."""
+    """Seconds to wait before the next start, after 1 or more consecutive deaths."""
     return min(_SHORTEST_PAUSE_S * 2.0 ** min(deaths - 1, 10), _LONGEST_PAUSE_S)
 
 
 class WorkerProcess:
-    """A place among the workers. A class because the process in it changes, and what it last said."""
+    """A worker's number and command, the process that runs it now, and the last report of that process."""
 
     def __init__(
         self,
-        order: Order,
+        command: WorkerCommand,
         folder: Path,
         *,
         on_report: Callable[[], None],
         on_death: Callable[[int], None],
         on_break: Callable[[], None] = lambda: None,
-        command: Sequence[str] = WORKER,
-        dealer: Dealer | None = None,
+        argv: Sequence[str] = WORKER,
+        distributor: Dealer | None = None,
     ) -> None:
         """Store the options.
 
         Args:
-            order: what the worker is to be.
-            folder: in which the workers count together.
-            on_report: told of every change of what the worker says.
-            on_death: told the number of a worker that ended without being told to.
-            on_break: told when an engine stopped working for good.
-            command: runs a worker, or the owner of the device.
-            dealer: deals connections to it. Without one it listens itself.
+            command: sent to every process of this worker.
+            folder: where the workers write their counters.
+            on_report: called after every report, and when the process ends.
+            on_death: called with the number of a worker that exited without being stopped.
+            on_break: called when a worker reports that an engine failed for good.
+            argv: starts a worker or the device server.
+            distributor: passes connections to the worker; without it the worker listens itself.
         """
-        self.number = order.worker
-        self.report: Report | None = None  # none: it does not listen yet
-        self._name = f"worker {order.worker}" if order.listener is None else "the owner of the device"
-        self._order = order
+        self.number = command.worker
+        self.report: WorkerReport | None = None  # None: it does not listen yet
+        self._name = f"worker {command.worker}" if command.listener is None else "the device server"
+        self._command = command
         self._folder = folder
         self._on_report = on_report
         self._on_death = on_death
         self._on_break = on_break
-        self._command = command
-        self._dealer = dealer
+        self._argv = argv
+        self._distributor = distributor
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._has_listened = False
 
     @property
     def pid(self) -> int | None:
-        """Of the process; none while there is none."""
+        """Process id; None while no process runs."""
         return None if self._process is None else self._process.pid
 
     @property
     def live(self) -> bool:
-        """Whether there is a process whose engines work."""
+        """Whether a process runs and its engines work."""
         return self._process is not None and not (self.report and self.report.broken)
 
     @property
     def problem(self) -> str:
-        """Why it is not ready; empty if it is."""
+        """Why the worker is not ready; empty if it is."""
         if self._process is None:
             return f"{self._name} is dead"
         if self.report is None:
@@ -95,10 +95,10 @@ class WorkerProcess:
         return "" if self.report.ready else f"{self._name} is not ready"
 
     async def keep_running(self) -> None:
-        """Start a process, and another when it dies, until `stop`.
+        """Start a process, and a successor whenever it dies, until `stop`.
 
         Raises:
-            LenserveError: whatever kept the first process from starting.
+            LenserveError: the first process could not start, for this reason.
         """
         deaths = 0
         while True:
@@ -115,78 +115,79 @@ class WorkerProcess:
                 return
 
     def stop(self) -> None:
-        """Tell it to stop gracefully, and start no other."""
+        """Ask the process to stop gracefully, and start no successor."""
         self._stopping.set()
         if self._process is None:
             return
         if self.report is None or self._process.stdin is None:
-            self._signal(signal.SIGTERM)  # nobody waits for an answer
+            self._signal(signal.SIGTERM)  # it has accepted no request yet
         elif not self._process.stdin.is_closing():
             self._process.stdin.write(STOP)
 
     def replace(self) -> None:
-        """End the process at once: another will follow."""
+        """Kill the process; a successor follows."""
         self._signal(signal.SIGKILL)
 
     def kill(self) -> None:
-        """End it at once, and start no other."""
+        """Kill the process, and start no successor."""
         self._stopping.set()
         self._signal(signal.SIGKILL)
 
     async def _run(self) -> str:
-        """One process from its start to its end, and why it ended."""
+        """Run one process from start to exit; return why it ended."""
         try:
             process = await self._start()
-        except OSError as error:  # no memory, say, or too many processes: that may pass
-            return f"it cannot be started: {error}"
+        except OSError as error:  # out of memory or processes, for example: that may pass
+            return f"the process cannot be started: {error}"
         self._process = process
         try:
-            return await self._listen_to(process)
+            return await self._follow(process)
         finally:
-            self._signal(signal.SIGKILL)  # if it has not ended, we are leaving it
+            self._signal(signal.SIGKILL)  # this task is cancelled or failed while the process runs
             await _close(process)
             self._process = self.report = None
             self._on_report()
 
     async def _start(self) -> asyncio.subprocess.Process:
         with ExitStack() as stack:
-            if self._dealer is not None:
-                seat = stack.enter_context(self._dealer.seat())
-                self._order = self._order.model_copy(update={"seat": seat.fileno()})
+            if self._distributor is not None:
+                worker_socket = stack.enter_context(self._distributor.seat())
+                self._command = self._command.model_copy(update={"worker_socket": worker_socket.fileno()})
+            inherited = (self._command.listener, self._command.worker_socket)
             return await asyncio.create_subprocess_exec(
-                *self._command,
+                *self._argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_REPORT_BYTES,
-                pass_fds=[each for each in (self._order.listener, self._order.seat) if each is not None],
+                pass_fds=[each for each in inherited if each is not None],
                 env={**os.environ, SHARED_FOLDER: str(self._folder), "PYTHONPATH": os.pathsep.join(sys.path)},
             )
 
-    async def _listen_to(self, process: asyncio.subprocess.Process) -> str:
+    async def _follow(self, process: asyncio.subprocess.Process) -> str:
         if process.stdin is None or process.stdout is None:
             raise TypeError("a worker has no pipes. This is a bug.")
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)
-        process.stdin.write(line(self._order))
+        process.stdin.write(to_line(self._command))
         reason = ""
-        async for said in process.stdout:
-            if not said.endswith(b"\n"):  # it was killed in the middle of a word
+        async for line in process.stdout:
+            if not line.endswith(b"\n"):  # it was killed while writing
                 break
-            report = Report.model_validate_json(said)
+            report = WorkerReport.model_validate_json(line)
             if report.error:
-                reason = self._refused(report)
+                reason = self._failed_start(report)
                 continue
             self._has_listened = True
             has_broken = report.broken and not (self.report and self.report.broken)
             self.report = report
             self._on_report()
             if has_broken:
-                self._signal(signal.SIGTERM)  # its successor may find the device mended
+                self._signal(signal.SIGTERM)  # the device may work again for its successor
                 self._on_break()
-        return reason or _how_it_ended(await process.wait())
+        return reason or _exit_reason(await process.wait())
 
-    def _refused(self, report: Report) -> str:
-        """A first start that fails would fail again: that is for the operator. Later it may not."""
+    def _failed_start(self, report: WorkerReport) -> str:
+        # A first start that fails would fail again: the operator has to act. A later one may succeed.
         if not self._has_listened:
             kind = vars(errors).get(report.error, LenserveError)
             raise kind(report.message)
@@ -199,7 +200,7 @@ class WorkerProcess:
 
 
 async def _close(process: asyncio.subprocess.Process) -> None:
-    """Wait for the end of a process, and close its pipes."""
+    """Wait until a process exits, and close its pipes."""
     if process.stdin is not None:
         process.stdin.close()
     if process.stdout is not None:
@@ -207,5 +208,5 @@ async def _close(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def _how_it_ended(code: int) -> str:
+def _exit_reason(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"

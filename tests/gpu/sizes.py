@@ -14,7 +14,7 @@ class Sizes:
     in_flight: tuple[int, ...]  # requests to the server
     server_window_s: float
     clients: int  # processes that send requests
-    workers: int  # processes that serve beside the one that owns the device
+    workers: int  # processes that serve beside the device server
     mixed_requests: int  # of mixed batch sizes, after which memory is read again
     images_per_s_window_s: float  # of preparing JPEGs
 

@@ -1,1 +1,1 @@
-"""Runs a network in the process that owns the device. The images travel through shared memory."""
+"""Runs a network in the device server. The images travel through shared memory."""

@@ -1,4 +1,4 @@
-"""A network that runs in the process that owns the device: the engine of a worker."""
+"""A network that runs in the device server: the engine of a worker."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ from typing import TypeVar
 from serving import errors
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
-from serving.engine.remote.protocol import Answer, Memory, Run
+from serving.engine.remote.protocol import Memory, Run, RunResult
 from serving.errors import EngineError, LenserveError, ModelUnavailable
 
-# The socket is the supervisor's: a new owner finds there what waits for it.
+# The socket is the supervisor's: a new device server finds there what waits for it.
 _LOAD_PATIENCE_S = 300.0
 _RUN_PATIENCE_S = 30.0
 
@@ -25,34 +25,34 @@ _T = TypeVar("_T")
 
 
 class RemoteEngine:
-    """An `Engine`. Where the owner dies in the middle, its successor is asked once more."""
+    """An `Engine`. If the device server dies during a call, its successor is asked once more."""
 
     max_images_on_loop = (
         0  # however cheap the network is there: the event loop must not wait for another process
     )
 
-    def __init__(self, owner: Path, model_file: Path) -> None:
+    def __init__(self, device_server: Path, model_file: Path) -> None:
         """Store the options.
 
         Args:
-            owner: the Unix socket that it listens on.
+            device_server: the Unix socket that it listens on.
             model_file: an ONNX file.
         """
-        self._owner = owner
+        self._device_server = device_server
         self._model_file = model_file
         self._one_at_a_time = threading.Lock()
-        self._connection: _Connection | None = None
+        self._connection: _DeviceConnection | None = None
 
     @classmethod
-    def load(cls, model_file: Path, *, owner: Path) -> "RemoteEngine":
-        """Let the owner load an ONNX file.
+    def load(cls, model_file: Path, *, device_server: Path) -> "RemoteEngine":
+        """Let the device server load an ONNX file.
 
         Raises:
             BundleError: it is no graph of ours.
             DeviceUnavailable: the session is not on the device.
-            ModelUnavailable: the owner does not answer.
+            ModelUnavailable: the device server does not answer.
         """
-        engine = cls(owner, model_file)
+        engine = cls(device_server, model_file)
         engine._twice(engine._connect)
         return engine
 
@@ -61,7 +61,7 @@ class RemoteEngine:
 
         Raises:
             EngineError: the network failed.
-            ModelUnavailable: the owner died twice, or does not answer.
+            ModelUnavailable: the device server died twice, or does not answer.
         """
         with self._one_at_a_time:
             return self._twice(partial(self._run, images))
@@ -69,7 +69,7 @@ class RemoteEngine:
     def _twice(self, ask: Callable[[], _T]) -> _T:
         try:
             return ask()
-        except ConnectionError:  # the owner died: its successor finds us waiting
+        except ConnectionError:  # the device server died: its successor finds us waiting
             self._connection = None
         except OSError as error:
             self._connection = None
@@ -84,20 +84,20 @@ class RemoteEngine:
         connection = self._connection or self._connect()
         return connection.run(images)
 
-    def _connect(self) -> "_Connection":
-        self._connection = connection = _Connection(self._owner)
+    def _connect(self) -> "_DeviceConnection":
+        self._connection = connection = _DeviceConnection(self._device_server)
         connection.open(self._model_file)
         return connection
 
 
-class _Connection:
-    def __init__(self, owner: Path) -> None:
+class _DeviceConnection:
+    def __init__(self, device_server: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._memory = Memory.create()
         weakref.finalize(self, _leave, self._socket, self._memory)
         # The kernel's limit: with Python's, a Unix socket does not wait at all where the backlog is full.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_LOAD_PATIENCE_S))
-        self._socket.connect(str(owner))
+        self._socket.connect(str(device_server))
 
     def open(self, model_file: Path) -> None:
         self._socket.settimeout(_LOAD_PATIENCE_S)
@@ -113,8 +113,8 @@ class _Connection:
         self._socket.sendall(Run(*images.shape).pack())
         return self._memory.output(self._answer())
 
-    def _answer(self) -> Answer:
-        answer = Answer.unpack(self._received(Answer.layout.size))
+    def _answer(self) -> RunResult:
+        answer = RunResult.unpack(self._received(RunResult.layout.size))
         if answer.words_bytes:
             kind, _, message = self._received(answer.words_bytes).decode(errors="replace").partition(": ")
             error = vars(errors).get(kind, EngineError)
@@ -139,4 +139,4 @@ def _timeval(seconds: float) -> bytes:
 
 
 def _gone(error: OSError) -> ModelUnavailable:
-    return ModelUnavailable(f"the process that owns the device does not answer: {error}")
+    return ModelUnavailable(f"the device server does not answer: {error}")

@@ -1,8 +1,8 @@
-"""What a worker and the owner of the device share: a socket for words of fixed size, and memory for pixels.
+"""What a worker and the device server share: a socket for words of fixed size, and memory for pixels.
 
 A connection is one network of one worker. It is opened with the network's file and the memory, and answered;
-then each `Run` is answered by one `Answer`, with the images and after them the outputs in the memory. Whoever
-needs more memory makes it larger. It has no name: it is gone with the last process that has it open.
+then each `Run` is answered by one `RunResult`, with the images and after them the outputs in the memory. The
+side that needs more memory enlarges it. It has no name: it is gone with the last process that has it open.
 """
 
 import mmap
@@ -44,7 +44,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RunResult:
     """Probabilities (count, classes) and embeddings (count, features) are in the memory, or words follow."""
 
     count: int
@@ -90,13 +90,13 @@ class Memory:
         shape = (run.count, run.height, run.width, run.channels)
         return self._mapped(int(np.prod(shape))).reshape(shape)
 
-    def write_output(self, output: Output) -> Answer:
+    def write_output(self, output: Output) -> RunResult:
         """Put outputs into it, over the images."""
         joined = np.concatenate([output.probabilities.reshape(-1), output.embedding.reshape(-1)])
         self._mapped(joined.nbytes)[:] = joined.view(np.uint8)
-        return Answer(len(output.probabilities), output.probabilities.shape[1], output.embedding.shape[1])
+        return RunResult(len(output.probabilities), output.probabilities.shape[1], output.embedding.shape[1])
 
-    def output(self, answer: Answer) -> Output:
+    def output(self, answer: RunResult) -> Output:
         """A copy of the outputs in it."""
         width = answer.classes + answer.features
         joined = self._mapped(4 * answer.count * width).view(np.float32).copy()

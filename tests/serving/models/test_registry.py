@@ -949,7 +949,7 @@ class TestCheckEngine:
     @pytest.mark.parametrize(
         "error",
         [
-            ModelUnavailable("the process that owns the device does not answer"),
+            ModelUnavailable("the device server does not answer"),
             OutOfMemory("the device is out of memory for 4 images"),
             ZeroDivisionError("nobody foresaw this"),
         ],

@@ -1,4 +1,4 @@
-"""The owner of the device as a process and towards strangers; test_remote_engine.py has its networks."""
+"""The device server as a process and towards strangers; test_remote_engine.py has its networks."""
 
 import asyncio
 import os
@@ -11,36 +11,36 @@ import pytest
 
 from serving.batching.policy import BatchPolicy
 from serving.engine.remote.protocol import Memory, Run
-from serving.processes.device_server import Owner, _opened
-from serving.processes.messages import Order, Report, line
+from serving.processes.device_server import DeviceServer, _receive_opening
+from serving.processes.messages import WorkerCommand, WorkerReport, to_line
 from serving.settings import ServerSettings
 from tests.serving.conftest import LogEvents
 
 FAILING = """
 import sys
-from serving.processes import device_server as owner
+from serving.processes import device_server
 
 async def serve(self, listener):
     raise RuntimeError("nobody foresaw this")
 
-owner.Owner.serve = serve
-sys.exit(owner.main())
+device_server.DeviceServer.serve = serve
+sys.exit(device_server.main())
 """
 
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A connection: the owner's end and the worker's."""
+    """A connection: the device server's end and the worker's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     ours.settimeout(0)
     with ours, theirs:
         yield ours, theirs
 
 
-async def test_an_owner_whose_serving_fails_ends(tmp_path: Path) -> None:
+async def test_a_device_server_whose_serving_fails_ends(tmp_path: Path) -> None:
     """Its supervisor takes it for ready as long as it lives, and then replaces it."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "owner.sock"))
+        listener.bind(str(tmp_path / "device_server.sock"))
         listener.listen()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", FAILING),
@@ -53,10 +53,10 @@ async def test_an_owner_whose_serving_fails_ends(tmp_path: Path) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdin.write(line(Order(worker=0, settings=settings, listener=listener.fileno())))
+        process.stdin.write(to_line(WorkerCommand(worker=0, settings=settings, listener=listener.fileno())))
         try:
             async with asyncio.timeout(30):
-                assert Report.model_validate_json(await process.stdout.readline()).ready
+                assert WorkerReport.model_validate_json(await process.stdout.readline()).ready
                 why = await process.stderr.read()
                 assert await process.wait() == 1
         finally:
@@ -65,13 +65,15 @@ async def test_an_owner_whose_serving_fails_ends(tmp_path: Path) -> None:
     assert b"nobody foresaw this" in why
 
 
-async def test_a_stranger_is_left_and_the_owner_takes_the_next(tmp_path: Path, log_events: LogEvents) -> None:
+async def test_a_stranger_is_left_and_the_device_server_takes_the_next(
+    tmp_path: Path, log_events: LogEvents
+) -> None:
     """What comes over the socket opens nothing: no memory of it stays."""
-    path = tmp_path / "owner.sock"
+    path = tmp_path / "device_server.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        serving = asyncio.create_task(Owner(lambda _: None, BatchPolicy(1)).serve(listener))
+        serving = asyncio.create_task(DeviceServer(lambda _: None, BatchPolicy(1)).serve(listener))
         before = _memories()
         for _ in range(2):
             with socket.socket(socket.AF_UNIX) as stranger:
@@ -85,23 +87,23 @@ async def test_a_stranger_is_left_and_the_owner_takes_the_next(tmp_path: Path, l
     assert len(log_events.named("connection_failed")) == 2
 
 
-async def test_a_worker_that_says_nothing_is_watched_no_longer_than_the_owner_serves(
+async def test_a_worker_that_says_nothing_is_watched_no_longer_than_the_device_server_serves(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     """The event loop forgets its descriptor, which is somebody else's next."""
-    opening = asyncio.create_task(_opened(ends[0]))
+    opening = asyncio.create_task(_receive_opening(ends[0]))
     await asyncio.sleep(0)
     opening.cancel()
     await asyncio.wait([opening])
     assert not asyncio.get_running_loop().remove_reader(ends[0])
 
 
-async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_owner(
+async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_device_server(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     """Its file was not named yet."""
     before = _memories()
-    opening = asyncio.create_task(_opened(ends[0]))
+    opening = asyncio.create_task(_receive_opening(ends[0]))
     _open(ends[1], Run(0, 5, 0, 0).pack())
     async with asyncio.timeout(20):
         while _memories() == before:  # noqa: ASYNC110 - nothing tells of it

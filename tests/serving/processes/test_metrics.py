@@ -40,8 +40,8 @@ def test_a_successor_counts_on_in_the_files_of_the_dead(tmp_path: Path) -> None:
     assert shown("lenserve_version_state", model="digits", version="1", state="loading") == 0
     assert shown("lenserve_pending_images") == 4
 
-    workers.died(1)
-    workers.is_ready(2, ready=True)
+    workers.count_death(1)
+    workers.set_ready(2, ready=True)
     assert shown("lenserve_pending_images") == 2
     assert shown("lenserve_requests_total", method="/a/B", code="OK") == 3
     assert shown("lenserve_worker_deaths_total", worker="1") == 1

@@ -258,7 +258,7 @@ class TestStop:
         assert not list(server.events("worker_killed"))
 
 
-class TestOwner:
+class TestDeviceServer:
     """One process more runs the networks of both workers."""
 
     async def test_each_network_is_loaded_once_and_swapped_for_all(
@@ -278,7 +278,7 @@ class TestOwner:
         loaded = [Path(event["file"]).parent.name for event in server.events("network_loaded")]
         assert loaded == ["1", "2"]
 
-    async def test_an_owner_that_is_killed_is_replaced_and_no_client_notices(
+    async def test_a_device_server_that_is_killed_is_replaced_and_no_client_notices(
         self, publish: Publish, start_workers: Any
     ) -> None:
         """Calls wait for its successor, without being sent again by their clients; probes tell."""
@@ -299,33 +299,33 @@ class TestOwner:
             await asyncio.to_thread(server.wait_for, "worker_died", worker=0)
             code, why = await _get(server.http, "/readyz")
             assert code == 503
-            assert re.fullmatch("the owner of the device is (dead|starting)\n", why)
+            assert re.fullmatch("the device server is (dead|starting)\n", why)
             await asyncio.to_thread(server.wait_for, "network_loaded", times=2)
             done.set()
             assert min(await asyncio.wait_for(asyncio.gather(*callers), 30)) > 0
         assert len(list(server.events("worker_died"))) == 1
 
-    async def test_a_worker_that_is_killed_leaves_nothing_with_the_owner(
+    async def test_a_worker_that_is_killed_leaves_nothing_with_the_device_server(
         self, publish: Publish, start_workers: Any
     ) -> None:
         """Its socket and its memory go with it, and its successor's take their place."""
         publish()
         server = await start_workers("--device-process")
-        worker, _, owner = _workers(server)
+        worker, _, device_server = _workers(server)
         async with _connections(server.grpc) as channels:
             await asyncio.gather(*map(_classify, channels))
-        before = _held(owner)
+        before = _held(device_server)
         os.kill(worker, signal.SIGKILL)
         await asyncio.to_thread(server.wait_for, "listening", times=2, worker=1)
         async with asyncio.timeout(20):
-            while await asyncio.to_thread(_held, owner) != before:
+            while await asyncio.to_thread(_held, device_server) != before:
                 pass
         assert len(list(server.events("network_loaded"))) == 1
 
     async def test_all_stop_together_and_answer_what_they_took(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """The owner ends last, whether it is told to or its supervisor is killed."""
+        """The device server ends last, whether it is told to or its supervisor is killed."""
         publish()
         for kill in (False, True):
             server = await start_workers("--device-process")
@@ -427,7 +427,7 @@ async def _until_scraped(server: Any, line: str) -> None:
 
 
 def _workers(server: Any) -> list[int]:
-    """Process ids of worker 1, worker 2, and the owner of the device if there is one."""
+    """Process ids of worker 1, worker 2, and the device server if there is one."""
     pid = server.process.pid
     children = (int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return sorted(children)

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from serving.errors import UsageError
-from serving.processes.messages import Order, Report
+from serving.processes.messages import WorkerCommand, WorkerReport
 from serving.processes.worker_process import WorkerProcess, pause_s
 from serving.settings import ServerSettings
 
-# Workers of a few lines: they read their order, report, and end as they are told here.
+# Workers of a few lines: they read their command, report, and end as their code says.
 REPORTING = """
 import json, signal, sys
-order = json.loads(sys.stdin.readline())
+command = json.loads(sys.stdin.readline())
 def say(**report):
     print(json.dumps(report), flush=True)
 """
-GOOD = f"{REPORTING}say(ready=True, models=[str(order['worker'])]); sys.stdin.readline()"
+GOOD = f"{REPORTING}say(ready=True, models=[str(command['worker'])]); sys.stdin.readline()"
 FAILING = f"{REPORTING}sys.exit(3)"
 BROKEN = f"{REPORTING}say(broken=True); say(broken=True, models=['a']); signal.pause()"
 MUMBLING = f"{REPORTING}say(ready=True); print('{{\"rea', end='', flush=True)"
@@ -32,16 +32,16 @@ class Place:
 
     def __init__(self, code: str, folder: Path, *, python: str = sys.executable) -> None:
         self.deaths: list[int] = []
-        self.reports: list[Report | None] = []
+        self.reports: list[WorkerReport | None] = []
         self.breaks = 0
         self._told = asyncio.Event()
         self.worker = WorkerProcess(
-            Order(worker=7, settings=ServerSettings(repository=folder)),
+            WorkerCommand(worker=7, settings=ServerSettings(repository=folder)),
             folder,
             on_report=self._note,
             on_death=self._count,
             on_break=self._break,
-            command=(python, "-c", code),
+            argv=(python, "-c", code),
         )
 
     def _note(self) -> None:
@@ -63,14 +63,14 @@ class Place:
                 await self._told.wait()
 
 
-async def test_a_worker_is_ordered_reports_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
+async def test_a_worker_takes_its_command_reports_and_stops_when_asked(tmp_path: Path) -> None:
     """It is starting, then ready; at the end nobody counts a death."""
     place = Place(GOOD, tmp_path)
     running = asyncio.create_task(place.worker.keep_running())
     assert place.worker.problem == "worker 7 is dead"
 
     await place.until(lambda: place.worker.report)
-    assert place.worker.report == Report(ready=True, models=("7",))
+    assert place.worker.report == WorkerReport(ready=True, models=("7",))
     assert (place.worker.live, place.worker.problem) == (True, "")
 
     place.worker.stop()
@@ -105,7 +105,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
     place.worker.kill()
     await asyncio.wait_for(running, 20)
 
-    assert place.reports[0] == Report(ready=True)
+    assert place.reports[0] == WorkerReport(ready=True)
     assert log_events.named("worker_died")[0].reason == "exit code 0"
 
 
@@ -117,7 +117,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, lo
     place.worker.stop()
     await asyncio.wait_for(running, 20)
 
-    assert "it cannot be started" in log_events.named("worker_died")[1].reason
+    assert "the process cannot be started" in log_events.named("worker_died")[1].reason
     assert "no-python" in log_events.named("worker_died")[1].reason
 
 

@@ -1,4 +1,4 @@
-"""Engines of workers, and the owner that runs them: real sockets and memory, and networks behind a gate."""
+"""Remote engines against a device server: real sockets and memory, and networks behind a gate."""
 
 import asyncio
 import errno
@@ -22,28 +22,28 @@ from serving.engine.remote import client as remote_engine
 from serving.engine.remote.client import RemoteEngine
 from serving.engine.remote.protocol import MAX_WORDS_BYTES
 from serving.errors import BundleError, EngineError, ModelUnavailable
-from serving.processes.device_server import Owner
+from serving.processes.device_server import DeviceServer
 from tests.serving.conftest import LogEvents, RefuseAccepts
 
 LARGEST = 8
 
 
 class Rig:
-    """An owner whose engines echo, and the socket that outlives it."""
+    """A device server whose engines echo, and the socket that outlives it."""
 
     def __init__(self, folder: Path, engine: Any) -> None:
         self.engine = engine
-        self.path = folder / "owner.sock"
+        self.path = folder / "device_server.sock"
         self.file = folder / "model.onnx"
         self.file.write_bytes(b"")
         self.loads = 0
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.path))
         self.listener.listen()
-        self.owner: Owner | None = None
+        self.device_server: DeviceServer | None = None
 
     def load(self, file: Path) -> Any:
-        """What the owner does for a file."""
+        """What the device server does for a file."""
         if file.name == "broken.onnx":
             raise BundleError(f"{file} cannot be loaded: it is broken")
         if file.name == "wordy.onnx":
@@ -54,12 +54,12 @@ class Rig:
         return FlatEngine() if file.name == "flat.onnx" else self.engine
 
     @asynccontextmanager
-    async def owning(self) -> AsyncIterator[Owner]:
-        """Own, and at the end die: connections are cut."""
-        self.owner = Owner(self.load, BatchPolicy(LARGEST))
-        serving = asyncio.create_task(self.owner.serve(self.listener))
+    async def serving(self) -> AsyncIterator[DeviceServer]:
+        """Serve, and die at the end: connections are cut."""
+        self.device_server = DeviceServer(self.load, BatchPolicy(LARGEST))
+        serving = asyncio.create_task(self.device_server.serve(self.listener))
         try:
-            yield self.owner
+            yield self.device_server
         finally:
             serving.cancel()
             with suppress(asyncio.CancelledError):
@@ -67,7 +67,7 @@ class Rig:
 
     async def connect(self, file: Path | None = None) -> RemoteEngine:
         """The engine of one worker."""
-        return await asyncio.to_thread(RemoteEngine.load, file or self.file, owner=self.path)
+        return await asyncio.to_thread(RemoteEngine.load, file or self.file, device_server=self.path)
 
 
 class FlatEngine:
@@ -80,7 +80,7 @@ class FlatEngine:
 
 @pytest.fixture
 def rig(tmp_path: Path, fake_engine: Callable[..., Any]) -> Any:
-    """An owner of engines that echo; those with 13 fail."""
+    """A device server of engines that echo; those with 13 fail."""
     rig = Rig(tmp_path, fake_engine(poison=[13]))
     yield rig
     rig.listener.close()
@@ -98,7 +98,7 @@ def _said(output: Output) -> list[int]:
 async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
     """Six workers at once, batches of every size: whatever a batch is joined with."""
     random = np.random.default_rng(0)
-    async with rig.owning() as owner:
+    async with rig.serving() as device_server:
         engines = [await rig.connect() for _ in range(6)]
 
         async def run_often(engine: RemoteEngine) -> None:
@@ -112,7 +112,7 @@ async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
         assert sum(map(len, rig.engine.runs)) > len(rig.engine.runs)
         engines.clear()
         gc.collect()
-        await asyncio.wait_for(owner.unused(), 20)
+        await asyncio.wait_for(device_server.wait_until_unused(), 20)
 
 
 async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
@@ -128,14 +128,14 @@ async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
 
     device = Device("cpu", 0, "tests")
     rig.engine = Noted.load(publish().model_file, device, threads=1, max_batch_size=LARGEST)
-    async with rig.owning() as owner:
+    async with rig.serving() as device_server:
         engine = await rig.connect()
         images = np.zeros((2, 8, 8, 3), np.uint8)
         assert len((await asyncio.to_thread(engine.run, images)).probabilities) == 2
         assert not threads
         del engine
         gc.collect()
-        await asyncio.wait_for(owner.unused(), 20)
+        await asyncio.wait_for(device_server.wait_until_unused(), 20)
         async with asyncio.timeout(20):
             while rig.engine._session is not None:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
 
 async def test_a_batch_that_fails_fails_alone(rig: Rig) -> None:
     """It was joined with that of another worker, which has its answer; the connection stays."""
-    async with rig.owning():
+    async with rig.serving():
         busy, good, bad = [await rig.connect() for _ in range(3)]
         rig.engine.gate.clear()
         first = asyncio.ensure_future(asyncio.to_thread(busy.run, _images(1)))
@@ -162,16 +162,16 @@ async def test_a_batch_that_fails_fails_alone(rig: Rig) -> None:
         assert _said(await asyncio.to_thread(bad.run, _images(3))) == [3]
 
 
-async def test_what_cannot_be_loaded_is_refused_with_the_owners_reason(rig: Rig) -> None:
+async def test_what_cannot_be_loaded_is_refused_with_the_device_servers_reason(rig: Rig) -> None:
     """As if the worker had tried itself."""
-    async with rig.owning() as owner:
+    async with rig.serving() as device_server:
         broken = rig.file.with_name("broken.onnx")
         with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: No such file"):
             await rig.connect(broken)
         broken.write_bytes(b"")
         with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: it is broken"):
             await rig.connect(broken)
-        assert not owner.loaded
+        assert not device_server.loaded
 
 
 @pytest.mark.parametrize("folder", ["a", "ab"])
@@ -180,7 +180,7 @@ async def test_a_reason_that_is_too_long_is_cut(rig: Rig, folder: str) -> None:
     file = rig.file.parent / folder / "wordy.onnx"
     file.parent.mkdir()
     file.write_bytes(b"")
-    async with rig.owning():
+    async with rig.serving():
         with pytest.raises(BundleError, match=r"wordy\.onnx cannot be loaded: é{30000}") as refused:
             await rig.connect(file)
     assert len(str(refused.value)) < MAX_WORDS_BYTES
@@ -189,7 +189,7 @@ async def test_a_reason_that_is_too_long_is_cut(rig: Rig, folder: str) -> None:
 async def test_a_file_s_name_may_be_any_bytes(rig: Rig) -> None:
     """As Linux lets it: it is found, and where it is not, the reason is told all the same."""
     file = rig.file.with_name(os.fsdecode(b"caf\xe9.onnx"))
-    async with rig.owning():
+    async with rig.serving():
         with pytest.raises(BundleError, match=r"caf\?\.onnx cannot be loaded: No such file"):
             await rig.connect(file)
         file.write_bytes(b"")
@@ -200,12 +200,12 @@ async def test_a_file_s_name_may_be_any_bytes(rig: Rig) -> None:
 async def test_what_nobody_foresaw_is_told_to_its_worker_alone(
     rig: Rig, log_events: LogEvents, name: str
 ) -> None:
-    """A network that trips the owner up when it is loaded or run: others carry on, and the log says where."""
+    """An unforeseen error while loading or running: other workers carry on, and the traceback is logged."""
     file = rig.file.with_name(name)
     file.write_bytes(b"")
-    async with rig.owning() as owner:
+    async with rig.serving() as device_server:
         other = await rig.connect()
-        (loaded,) = owner.loaded.values()
+        (loaded,) = device_server.loaded.values()
         if name == "symbolic.onnx":
             with pytest.raises(BundleError, match=r"symbolic\.onnx cannot be loaded: 'str' object"):
                 await asyncio.wait_for(rig.connect(file), 20)
@@ -224,7 +224,7 @@ async def test_a_system_without_descriptors_is_waited_for(
 ) -> None:
     """Who comes meanwhile waits, and who was there carries on."""
     refusals = refuse_accepts()
-    async with rig.owning():
+    async with rig.serving():
         engine = await asyncio.wait_for(rig.connect(), 20)
         refusals.append(OSError(errno.ENFILE, "Too many open files in system"))
         others = [await asyncio.wait_for(rig.connect(), 20) for _ in range(2)]
@@ -233,35 +233,35 @@ async def test_a_system_without_descriptors_is_waited_for(
     assert len(log_events.named("cannot_accept")) == 2
 
 
-async def test_a_run_that_the_owner_dies_in_is_run_by_its_successor(rig: Rig) -> None:
+async def test_a_run_that_the_device_server_dies_in_is_run_by_its_successor(rig: Rig) -> None:
     """The images are still in the memory; workers that call meanwhile wait."""
-    async with rig.owning():
+    async with rig.serving():
         engine = await rig.connect()
         rig.engine.gate.clear()
         running = asyncio.ensure_future(asyncio.to_thread(engine.run, _images(5, 6)))
         assert await asyncio.to_thread(rig.engine.entered.wait, 20)
     assert not running.done()
     rig.engine.gate.set()
-    async with rig.owning():
+    async with rig.serving():
         assert _said(await asyncio.wait_for(running, 20)) == [5, 6]
     assert rig.loads == 2
 
 
 async def test_without_a_socket_the_model_is_unavailable(rig: Rig) -> None:
-    """No supervisor, no owner: a worker that drains says so at once."""
-    async with rig.owning():
+    """No supervisor, no device server: a worker that drains says so at once."""
+    async with rig.serving():
         engine = await rig.connect()
         rig.listener.close()
         rig.path.unlink()
-    with pytest.raises(ModelUnavailable, match="the process that owns the device does not answer"):
+    with pytest.raises(ModelUnavailable, match="the device server does not answer"):
         await asyncio.to_thread(engine.run, _images(1))
 
 
 async def test_a_place_in_the_backlog_is_waited_for(rig: Rig) -> None:
-    """Many come at once to a new owner."""
+    """Many come at once to a new device server."""
     with _full(rig):
         connecting = asyncio.ensure_future(rig.connect())
-        async with rig.owning():
+        async with rig.serving():
             engine = await asyncio.wait_for(connecting, 20)
             assert _said(await asyncio.to_thread(engine.run, _images(3))) == [3]
 
@@ -269,7 +269,7 @@ async def test_a_place_in_the_backlog_is_waited_for(rig: Rig) -> None:
 async def test_a_place_in_the_backlog_is_not_waited_for_without_limit(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No owner takes anybody: the model is unavailable."""
+    """No device server takes anybody: the model is unavailable."""
     monkeypatch.setattr(remote_engine, "_LOAD_PATIENCE_S", 0.05)
     with _full(rig):
         connecting = asyncio.ensure_future(rig.connect())
@@ -282,7 +282,7 @@ async def test_a_place_in_the_backlog_is_not_waited_for_without_limit(
 
 async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
     """No descriptor, no mapping, no network: as before the first came."""
-    async with rig.owning() as owner:
+    async with rig.serving() as device_server:
         stays = await rig.connect()
         await asyncio.to_thread(stays.run, _images(1))
         gc.collect()
@@ -291,7 +291,7 @@ async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
             engine = await rig.connect()
             assert _said(await asyncio.to_thread(engine.run, _images(7))) == [7]
             del engine
-        (loaded,) = owner.loaded.values()
+        (loaded,) = device_server.loaded.values()
         async with asyncio.timeout(20):
             while loaded.users > 1:
                 await asyncio.to_thread(gc.collect)

@@ -18,23 +18,23 @@ def test_both_sides_see_the_same_images_and_outputs(
 ) -> None:
     """One after another, of any size, larger and smaller than before, in the same memory."""
     worker = Memory.create()
-    owner = Memory(os.dup(worker.descriptor))
+    device_server = Memory(os.dup(worker.descriptor))
     random = np.random.default_rng(len(exchanges))
     for count, height, width, channels, classes, features in exchanges:
         images = random.integers(0, 256, (count, height, width, channels), np.uint8)
         worker.write_images(images)
-        assert np.array_equal(owner.images(Run.unpack(Run(*images.shape).pack())), images)
+        assert np.array_equal(device_server.images(Run.unpack(Run(*images.shape).pack())), images)
 
         output = Output(
             random.random((count, classes), np.float32), random.random((count, features), np.float32)
         )
-        seen = worker.output(owner.write_output(output))
+        seen = worker.output(device_server.write_output(output))
         assert np.array_equal(seen.probabilities, output.probabilities)
         assert np.array_equal(seen.embedding, output.embedding)
         worker.write_images(images)  # what was read is a copy
         assert np.array_equal(seen.probabilities, output.probabilities)
     worker.close()
-    owner.close()
+    device_server.close()
 
 
 def test_memory_has_no_name() -> None:
