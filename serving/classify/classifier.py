@@ -1,6 +1,6 @@
 """The use case: images in, ranked labels out. Knows no gRPC and can be used from a script.
 
-admission -> decode and geometry (worker threads) -> batcher -> rank
+admission control -> preprocessing (worker threads) -> batcher -> ranking
 
 async with Models(loader) as models, Classifier(models, ...) as classifier:
     await models.scanned()
@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -21,8 +20,9 @@ from serving.batching.batcher import NO_DEADLINE_S
 from serving.bundle import ImageLimits, Manifest
 from serving.bundle.images import Pixels
 from serving.classify.admission import Admission
-from serving.classify.preprocessing import Image, Preparation
-from serving.engine.base import Floats, Output
+from serving.classify.preprocessing import Image, Preprocessor
+from serving.classify.results import Classification, Inference, rank
+from serving.engine.base import Output
 from serving.errors import (
     DeadlineExceeded,
     EngineError,
@@ -39,51 +39,8 @@ from serving.models.versions import Revision, Version
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RankedLabel:
-    """One label of an image."""
-
-    label: str
-    index: int
-    probability: float
-
-
-Ranking = tuple[RankedLabel, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """The answer for several images, each with its ranking or its own error."""
-
-    model: str
-    version: int
-    results: tuple[Ranking | ImageError, ...]
-
-
-@dataclass(slots=True)
-class Inference:
-    """The network's raw answer for several images."""
-
-    model: str
-    version: int
-    labels: tuple[str, ...]
-    output: Output
-
-
-def rank(probabilities: Floats, labels: Sequence[str], top_k: int) -> Ranking:
-    """The most probable labels first; of equal ones the lower index first.
-
-    Args:
-        probabilities: (K,) float32.
-        labels: K of them.
-        top_k: at least 1; more than K means K.
-    """
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return tuple(RankedLabel(labels[index], int(index), float(probabilities[index])) for index in order)
-
-
 class Classifier:
-    """Answers for images with what `Models` has loaded."""
+    """Classifies images with the versions that `Models` serves."""
 
     def __init__(
         self,
@@ -101,7 +58,7 @@ class Classifier:
         self.default_top_k = default_top_k
         self.admission = Admission(max_pending_images)
         self._models = models
-        self._preparation = Preparation(self.limits, decode_threads)
+        self._preprocessor = Preprocessor(self.limits, decode_threads)
         metrics.pending_images.set_function(lambda: self.admission.pending)
 
     async def __aenter__(self) -> Self:
@@ -110,7 +67,7 @@ class Classifier:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._preparation.close()
+        self._preprocessor.close()
 
     async def classify(
         self,
@@ -126,22 +83,22 @@ class Classifier:
         Args:
             images: 1..max_images.
             model: its name.
-            revision: a version, an alias, or None for the one served by default.
-            top_k: labels an image gets; 0 means the default, more than there are means all.
+            revision: a version, an alias, or None for the default version.
+            top_k: labels for each image; 0 means the default, more than the model has means all.
             deadline_s: on the clock of time.monotonic().
 
         Raises:
             InvalidRequest: no image, too many, or a negative top_k. Errors of single images are results.
-            UnknownModel, ModelUnavailable, Overloaded, DeadlineExceeded, EngineError: see there.
+            UnknownModel, ModelUnavailable, Overloaded, DeadlineExceeded, EngineError: see serving/errors.py.
         """
         self._check_count(len(images))
         if top_k < 0:
             raise InvalidRequest(f"top_k is {top_k}, expected at least 0")
         version = self._models.lease(model, revision)
-        with _Work(self.admission, version, len(images)) as work:
-            prepared = await self._prepare(images, version, deadline_s)
-            good = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
-            work.failed_images = len(images) - len(good)
+        with _AdmittedRequest(self.admission, version, len(images)) as request:
+            preprocessed = await self._preprocess(images, version, deadline_s)
+            good = [pixels for pixels in preprocessed if not isinstance(pixels, ImageError)]
+            request.failed_images = len(images) - len(good)
             output = await self._run(np.stack(good), version, deadline_s) if good else None
             started_s = time.perf_counter()
             labels = version.bundle.manifest.labels
@@ -150,7 +107,7 @@ class Classifier:
                 pixels
                 if isinstance(pixels, ImageError)
                 else rank(next(rows), labels, top_k or self.default_top_k)
-                for pixels in prepared
+                for pixels in preprocessed
             )
             version.metrics.ranked(time.perf_counter() - started_s)
             return Classification(model, version.number, results)
@@ -164,27 +121,27 @@ class Classifier:
         deadline_s: float = NO_DEADLINE_S,
         priority: int = 0,
     ) -> Inference:
-        """Give the network's outputs for images of any size; one bad image fails them all.
+        """Run the network on images of any size. One invalid image fails the request.
 
         Args:
             images: as in `classify`.
             model: as in `classify`.
             revision: as in `classify`.
             deadline_s: as in `classify`.
-            priority: levels below the most urgent, 0.
+            priority: 0 is the most urgent.
 
         Raises:
-            ImageError: names the first bad image by its place.
-            As `classify`.
+            ImageError: the first invalid image, with its place.
+            Others as `classify`.
         """
         self._check_count(len(images))
         version = self._models.lease(model, revision)
-        with _Work(self.admission, version, len(images)):
-            prepared = await self._prepare(images, version, deadline_s)
-            for place, pixels in enumerate(prepared):
+        with _AdmittedRequest(self.admission, version, len(images)):
+            preprocessed = await self._preprocess(images, version, deadline_s)
+            for place, pixels in enumerate(preprocessed):
                 if isinstance(pixels, ImageError):
                     raise type(pixels)(f"image {place}: {pixels}")
-            good = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
+            good = [pixels for pixels in preprocessed if not isinstance(pixels, ImageError)]
             return _inference(version, await self._run(np.stack(good), version, deadline_s, priority))
 
     async def infer_tensor(
@@ -196,7 +153,7 @@ class Classifier:
         deadline_s: float = NO_DEADLINE_S,
         priority: int = 0,
     ) -> Inference:
-        """Give the network's outputs for pixels that are already in its geometry.
+        """Run the network on pixels that are already in its geometry.
 
         Args:
             tensor: (N, height, width, channels) uint8, 1 <= N <= max_images.
@@ -206,8 +163,8 @@ class Classifier:
             priority: as in `infer`.
 
         Raises:
-            InvalidTensor: with the shape that came and the shape that is expected.
-            As `classify`.
+            InvalidTensor: with the actual and the expected shape.
+            Others as `classify`.
         """
         version = self._models.lease(model, revision)
         if tensor.shape[1:] != version.input_shape:
@@ -216,11 +173,11 @@ class Classifier:
                 f"Expected {[-1, *version.input_shape]}, got {list(tensor.shape)}"
             )
         self._check_count(len(tensor))
-        with _Work(self.admission, version, len(tensor)):
+        with _AdmittedRequest(self.admission, version, len(tensor)):
             return _inference(version, await self._run(tensor, version, deadline_s, priority))
 
     def describe(self, model: str, revision: Revision = None) -> tuple[int, Manifest]:
-        """The version that would answer now, and its manifest."""
+        """The version that would answer a request now, and its manifest."""
         with self._models.lease(model, revision) as version:
             return version.number, version.bundle.manifest
 
@@ -228,17 +185,17 @@ class Classifier:
         if not 1 <= count <= self.max_images:
             raise InvalidRequest(f"the request has {count} images, expected 1 to {self.max_images}")
 
-    async def _prepare(
+    async def _preprocess(
         self, images: Sequence[Image], version: Version, deadline_s: float
     ) -> Sequence[Pixels | ImageError]:
         if time.monotonic() >= deadline_s:
-            raise DeadlineExceeded("the deadline had passed before the images were decoded")
-        prepared = await self._preparation.prepare(images, version.bundle.manifest.geometry)
-        for each in prepared:
+            raise DeadlineExceeded("the deadline passed before the images were decoded")
+        preprocessed = await self._preprocessor.preprocess(images, version.bundle.manifest.geometry)
+        for each in preprocessed:
             version.metrics.decoded(each.duration_s)
             if isinstance(each.pixels, ImageError):
                 version.metrics.image_outcome(each.pixels.reason)
-        return [each.pixels for each in prepared]
+        return [each.pixels for each in preprocessed]
 
     async def _run(self, images: Pixels, version: Version, deadline_s: float, priority: int = 0) -> Output:
         """Run (n, H, W, C) uint8 of any n, in parts of at most the largest batch."""
@@ -249,10 +206,10 @@ class Classifier:
                 output = await submit(images, deadline_s, priority)
             else:
                 starts = range(0, len(images), size)
-                output = await _joined(
+                output = await _concatenated(
                     [submit(images[at : at + size], deadline_s, priority) for at in starts]
                 )
-        except OutOfMemory as error:  # a proof would only ask for more memory, and the network is sound
+        except OutOfMemory as error:  # the engine is sound: proving it again would need even more memory
             _log.warning("out_of_memory", extra=version.log_fields(reason=str(error)))
             raise
         except EngineError:
@@ -261,8 +218,8 @@ class Classifier:
         return output
 
 
-class _Work:
-    """One request's places inside and its hold on a version, and the record of how it ended."""
+class _AdmittedRequest:
+    """Holds one request's places and its version, and records how it ended."""
 
     __slots__ = ("_admission", "_images", "_started_s", "_version", "failed_images")
 
@@ -300,8 +257,8 @@ def _reason(error: BaseException) -> str:
     return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
 
 
-async def _joined(parts: Sequence[asyncio.Future[Output]]) -> Output:
-    """All of them; or none, and those that still wait leave the queue."""
+async def _concatenated(parts: Sequence[asyncio.Future[Output]]) -> Output:
+    """Concatenate the outputs of all parts. If one fails, the others are cancelled."""
     try:
         outputs = await asyncio.gather(*parts)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Images -> pixels in a network's geometry: in worker threads, or at once where the way there costs more."""
+"""Decodes images and brings them into a network's geometry: in threads, small ones on the event loop."""
 
 import asyncio
 import time
@@ -13,23 +13,23 @@ from serving.bundle import Geometry, ImageLimits, apply_geometry, check_pixels, 
 from serving.bundle.images import Pixels
 from serving.errors import ImageError, ImageTooLarge
 
-# An encoded file, decoded (H, W) or (H, W, C) uint8, or what was wrong with it already on the wire.
+# An encoded file, decoded (H, W) or (H, W, C) uint8, or the error of an image that could not be parsed.
 Image = bytes | Pixels | ImageError
 
-# A small PNG takes less than a worker thread and back (tests/benchmarks/choices.py): what is no larger than
-# this, and comes in no larger number, is decoded on the event loop.
+# Decoding a small PNG takes less time than a switch to a thread and back (tests/benchmarks/choices.py).
+# Images up to these limits are decoded on the event loop, if a request has no more than so many.
 _SMALL = ImageLimits(max_bytes=4096, max_pixels=4096)
 _FEW = 8
 
 
-class Prepared(NamedTuple):
-    """One image, and what it took."""
+class Preprocessed(NamedTuple):
+    """One image, and how long its preprocessing took."""
 
     pixels: Pixels | ImageError  # (height, width, channels) uint8, or what is wrong with it
     duration_s: float
 
 
-class Preparation:
+class Preprocessor:
     """The worker threads that decode and resize."""
 
     def __init__(self, limits: ImageLimits, threads: int) -> None:
@@ -41,31 +41,31 @@ class Preparation:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def close(self) -> None:
-        """Drop what waits; what runs ends by itself."""
+        """Cancel images that wait for a thread. Those in a thread are completed."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def prepare(self, images: Sequence[Image], geometry: Geometry) -> list[Prepared]:
-        """Decode each image, as long as nobody cancels, and bring it into geometry. Errors are results."""
-        at_once = [self._prepare_at_once(image, geometry, len(images)) for image in images]
-        prepare = partial(_prepare, limits=self._limits, geometry=geometry)
+    async def preprocess(self, images: Sequence[Image], geometry: Geometry) -> list[Preprocessed]:
+        """Decode each image and bring it into geometry. Errors are results; cancellation stops the rest."""
+        on_loop = [self._preprocess_if_cheap(image, geometry, len(images)) for image in images]
+        preprocess = partial(_preprocess, limits=self._limits, geometry=geometry)
         loop = asyncio.get_running_loop()
         in_threads = await asyncio.gather(
             *(
-                loop.run_in_executor(self._threads, prepare, image)
-                for image, done in zip(images, at_once, strict=True)
+                loop.run_in_executor(self._threads, preprocess, image)
+                for image, done in zip(images, on_loop, strict=True)
                 if done is None
             )
         )
         rest = iter(in_threads)
-        return [next(rest) if done is None else done for done in at_once]
+        return [next(rest) if done is None else done for done in on_loop]
 
-    def _prepare_at_once(self, image: Image, geometry: Geometry, count: int) -> Prepared | None:
-        """None where that would hold the event loop up."""
+    def _preprocess_if_cheap(self, image: Image, geometry: Geometry, count: int) -> Preprocessed | None:
+        """None if it would block the event loop for too long."""
         if isinstance(image, np.ndarray):
             is_ready = image.shape == geometry.shape
-            return _prepare(image, limits=self._limits, geometry=geometry) if is_ready else None
+            return _preprocess(image, limits=self._limits, geometry=geometry) if is_ready else None
         if isinstance(image, ImageError):
-            return Prepared(image, 0.0)
+            return Preprocessed(image, 0.0)
         small = self._small
         if (
             len(image) > small.max_bytes
@@ -73,16 +73,16 @@ class Preparation:
             or count > _FEW
         ):
             return None
-        prepared = _prepare(image, limits=small, geometry=geometry)
-        return None if isinstance(prepared.pixels, ImageTooLarge) else prepared
+        preprocessed = _preprocess(image, limits=small, geometry=geometry)
+        return None if isinstance(preprocessed.pixels, ImageTooLarge) else preprocessed
 
 
-def _prepare(image: Image, *, limits: ImageLimits, geometry: Geometry) -> Prepared:
+def _preprocess(image: Image, *, limits: ImageLimits, geometry: Geometry) -> Preprocessed:
     started_s = time.perf_counter()
     try:
         if isinstance(image, ImageError):
             raise image
         pixels = decode_image(image, limits) if isinstance(image, bytes) else check_pixels(image, limits)
-        return Prepared(apply_geometry(pixels, geometry), time.perf_counter() - started_s)
+        return Preprocessed(apply_geometry(pixels, geometry), time.perf_counter() - started_s)
     except ImageError as error:
-        return Prepared(error, time.perf_counter() - started_s)
+        return Preprocessed(error, time.perf_counter() - started_s)

@@ -21,7 +21,8 @@ from serving.batching.batcher import Batcher
 from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
 from serving.classify.admission import Admission
-from serving.classify.classifier import Classifier, Inference
+from serving.classify.classifier import Classifier
+from serving.classify.results import Inference
 from serving.engine.base import Device, Output
 from serving.engine.tuning import load_tuned
 from serving.metrics.recorder import Metrics

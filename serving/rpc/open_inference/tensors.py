@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from serving.bundle.images import Pixels
-from serving.classify.classifier import Inference, rank
+from serving.classify.results import Inference, rank
 from serving.errors import InvalidTensor
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference.grpc_service_pb2 import ModelInferResponse as Response

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.bundle.images import Pixels
-from serving.classify.classifier import Classifier, Ranking
+from serving.classify.classifier import Classifier
 from serving.classify.preprocessing import Image
+from serving.classify.results import Ranking
 from serving.errors import EmptyImage, ImageError, InvalidPixels
 from serving.models.versions import Revision
 from serving.pb.lenserve.v1 import classifier_pb2 as pb

@@ -18,7 +18,8 @@ from PIL import Image
 
 from serving.bundle import Bundle, ImageLimits, Repository
 from serving.bundle.images import Pixels
-from serving.classify.classifier import Classification, Classifier, rank
+from serving.classify.classifier import Classifier
+from serving.classify.results import Classification, rank
 from serving.engine.base import Device, Output
 from serving.engine.onnx import OnnxEngine
 from serving.errors import (
@@ -136,9 +137,7 @@ class TestClassify:
             assert batches is not None
             assert batches >= 6  # 23 images, at most 4 at once
 
-    async def test_bad_images_have_errors_in_their_places_and_their_neighbours_have_labels(
-        self, open_classifier: Open
-    ) -> None:
+    async def test_bad_images_get_errors_and_the_others_labels(self, open_classifier: Open) -> None:
         """Every kind of bad image between good ones, in one request."""
         bad: list[tuple[Any, type[ImageError], str]] = [
             (b"", EmptyImage, "the image is empty: 0 bytes"),
@@ -167,7 +166,7 @@ class TestClassify:
                 labels = {**SERVED, "outcome": outcome}
                 assert metrics.registry.get_sample_value("lenserve_images_total", labels) == count
 
-    async def test_a_request_of_bad_images_alone_runs_no_network(self, open_classifier: Open) -> None:
+    async def test_a_request_with_only_bad_images_runs_no_network(self, open_classifier: Open) -> None:
         """There is nothing to run; each image has its error."""
         async with open_classifier() as (classifier, metrics):
             answer = await classifier.classify([b"", b"junk"], model=NAME)
@@ -175,8 +174,8 @@ class TestClassify:
             assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
 
     @pytest.mark.parametrize(("top_k", "count"), [(0, 2), (1, 1), (3, 3), (4, 3), (10**9, 3)])
-    async def test_top_k_is_how_many_labels_come(self, open_classifier: Open, top_k: int, count: int) -> None:
-        """0 means the default, here 2; more than there are means all."""
+    async def test_top_k_is_the_number_of_labels(self, open_classifier: Open, top_k: int, count: int) -> None:
+        """0 means the default, here 2; more than the model has means all."""
         async with open_classifier(default_top_k=2) as (classifier, _):
             answer = await classifier.classify([_png("green")], model=NAME, top_k=top_k)
             (ranking,) = answer.results
@@ -202,7 +201,7 @@ class TestClassify:
             (1, -1, "top_k is -1, expected at least 0"),
         ],
     )
-    async def test_a_request_that_makes_no_sense_is_refused_with_both_numbers(
+    async def test_an_invalid_request_is_rejected_with_both_numbers(
         self, open_classifier: Open, count: int, top_k: int, message: str
     ) -> None:
         """Before anything is decoded."""
@@ -213,15 +212,15 @@ class TestClassify:
             assert _decoded(metrics) == 0
 
     async def test_a_deadline_that_has_passed_decodes_nothing(self, open_classifier: Open) -> None:
-        """Late work is not begun."""
+        """No work is done that would be too late."""
         async with open_classifier() as (classifier, metrics):
             with pytest.raises(DeadlineExceeded, match="before the images were decoded"):
                 await classifier.classify([_png("red")], model=NAME, deadline_s=time.monotonic())
             assert _decoded(metrics) == 0
             assert classifier.admission.pending == 0
 
-    async def test_what_would_pass_the_limit_is_refused_at_once(self, open_classifier: Open) -> None:
-        """The door is before the model: both numbers are told, and nothing is decoded."""
+    async def test_a_request_beyond_the_limit_is_rejected_at_once(self, open_classifier: Open) -> None:
+        """The message has both numbers, and nothing is decoded."""
         async with open_classifier(max_pending_images=3) as (classifier, metrics):
             classifier.admission.enter(2)
             with pytest.raises(Overloaded, match="2 images are pending, 2 more"):
@@ -244,7 +243,7 @@ class TestClassify:
             assert metrics.registry.get_sample_value("lenserve_pending_images") == 0
 
     async def test_every_stage_is_measured(self, open_classifier: Open) -> None:
-        """Decoding once an image, queue and network once a batch, and how many images ran."""
+        """Decoding for each image, queue and network for each batch, and the number of images."""
         async with open_classifier() as (classifier, metrics):
             await classifier.classify([_png("red")] * 3, model=NAME)
             value = metrics.registry.get_sample_value
@@ -258,7 +257,7 @@ class TestClassify:
 
 
 class TestInfer:
-    """The network's outputs, for those who rank themselves."""
+    """The network's raw outputs."""
 
     async def test_images_of_any_size_become_rows(self, open_classifier: Open) -> None:
         """Probabilities and embeddings in the order of the images."""
@@ -268,15 +267,17 @@ class TestInfer:
             assert inference.output.probabilities.argmax(axis=1).tolist() == [2, 0]
             np.testing.assert_allclose(inference.output.embedding, [[0, 0, 255], [255, 0, 0]], atol=1e-3)
 
-    async def test_a_bad_image_fails_all_and_its_place_is_told(self, open_classifier: Open) -> None:
-        """A tensor has no room for an error: the first bad place is named."""
+    async def test_a_bad_image_fails_the_request_and_the_message_has_its_place(
+        self, open_classifier: Open
+    ) -> None:
+        """A tensor has no room for an error: the message names the first bad image."""
         async with open_classifier() as (classifier, metrics):
             with pytest.raises(UndecodableImage, match=r"^image 1: the image cannot be decoded"):
                 await classifier.infer([_png("red"), b"junk", b""], model=NAME)
             assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
 
-    async def test_a_tensor_in_the_networks_geometry_is_run_as_it_is(self, open_classifier: Open) -> None:
-        """The same rows as for images of that size, also over several batches."""
+    async def test_a_tensor_in_the_networks_geometry_is_run_unchanged(self, open_classifier: Open) -> None:
+        """Its outputs are those of images of that size, also over several batches."""
         tensor = np.random.default_rng(1).integers(0, 256, (11, 8, 8, 3), np.uint8)  # (N, H, W, C)
         async with open_classifier() as (classifier, metrics):
             of_tensor = await classifier.infer_tensor(tensor, model=NAME)
@@ -286,33 +287,33 @@ class TestInfer:
             assert _decoded(metrics) == 11
 
     @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 8, 9, 3), (8, 8, 3), (2, 3, 8, 8), ()])
-    async def test_a_tensor_of_another_shape_is_refused_with_both_shapes(
+    async def test_a_tensor_of_another_shape_is_rejected_with_both_shapes(
         self, open_classifier: Open, shape: tuple[int, ...]
     ) -> None:
-        """What came and what is expected, -1 for any number of images."""
+        """The actual and the expected shape, with -1 for any number of images."""
         async with open_classifier() as (classifier, _):
             with pytest.raises(InvalidTensor) as caught:
                 await classifier.infer_tensor(np.zeros(shape, np.uint8), model=NAME)
             assert f"Expected [-1, 8, 8, 3], got {list(shape)}" in str(caught.value)
 
     @pytest.mark.parametrize("count", [0, 6])
-    async def test_too_many_or_no_rows_are_refused_with_both_numbers(
+    async def test_too_many_or_no_rows_are_rejected_with_both_numbers(
         self, open_classifier: Open, count: int
     ) -> None:
-        """The bounds of images hold for rows."""
+        """Rows have the limits of images."""
         async with open_classifier(max_images=5) as (classifier, _):
             with pytest.raises(InvalidRequest, match=f"the request has {count} images, expected 1 to 5"):
                 await classifier.infer_tensor(np.zeros((count, 8, 8, 3), np.uint8), model=NAME)
 
     async def test_a_late_tensor_is_not_run(self, open_classifier: Open) -> None:
-        """Its deadline is looked at before the network is."""
+        """Its deadline is checked before the network runs."""
         async with open_classifier() as (classifier, metrics):
             tensor = np.zeros((1, 8, 8, 3), np.uint8)
             with pytest.raises(DeadlineExceeded):
                 await classifier.infer_tensor(tensor, model=NAME, deadline_s=time.monotonic())
             assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
 
-    async def test_describing_tells_the_version_that_would_answer(self, open_classifier: Open) -> None:
+    async def test_describe_names_the_version_that_would_answer(self, open_classifier: Open) -> None:
         """And its manifest, by number too."""
         async with open_classifier() as (classifier, _):
             for revision in (None, 1):
@@ -326,7 +327,7 @@ class TestEngineFailures:
     """A network that fails on good images."""
 
     async def test_one_failure_fails_its_request_and_the_engine_stays(self, open_classifier: Open) -> None:
-        """It proves itself again, and the next request is answered."""
+        """It passes its proof again, and the next request is answered."""
         engine = _Failing()
         async with open_classifier(load_engine=engine.load) as (classifier, _):
             engine.failures = 1
@@ -335,19 +336,19 @@ class TestEngineFailures:
             answer = await classifier.classify([_png("red")], model=NAME, top_k=1)
             assert _labels(answer) == ["red"]
 
-    async def test_of_a_request_that_fails_nothing_more_is_run(self, open_classifier: Open) -> None:
-        """It is ten batches, and the first fails: those that still wait leave the queue."""
+    async def test_the_rest_of_a_failed_request_is_not_run(self, open_classifier: Open) -> None:
+        """The first of its ten batches fails: those in the queue are cancelled."""
         engine = _Failing()
         async with open_classifier(load_engine=engine.load) as (classifier, _):
             engine.failures = 1
             with pytest.raises(EngineError, match="out of luck"):
                 await classifier.classify([_png("green")] * 40, model=NAME)
-            await classifier.classify([_png("red")], model=NAME)  # behind all that wait
+            await classifier.classify([_png("red")], model=NAME)  # queued behind all batches
         green = _pixels("green", 8)
         assert sum(bool((run == green).all()) for run in engine.runs) < 5
 
-    async def test_an_engine_that_keeps_failing_is_given_up(self, open_classifier: Open) -> None:
-        """From then on requests are refused as unavailable, without running anything."""
+    async def test_an_engine_that_keeps_failing_is_broken(self, open_classifier: Open) -> None:
+        """Later requests get ModelUnavailable, and nothing is run."""
         engine = _Failing()
         async with open_classifier(load_engine=engine.load) as (classifier, _):
             engine.failures = math.inf
@@ -359,7 +360,7 @@ class TestEngineFailures:
     async def test_a_lack_of_memory_is_not_the_engines_fault(
         self, open_classifier: Open, log_events: Any
     ) -> None:
-        """However often it happens: nothing is proved again, and what fits is answered."""
+        """However often it happens, nothing is proved again, and requests that fit are answered."""
         engine = _Failing(OutOfMemory("the device is out of memory for 1 images"))
         async with open_classifier(load_engine=engine.load) as (classifier, _):
             engine.failures = 3

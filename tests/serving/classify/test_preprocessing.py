@@ -1,4 +1,4 @@
-"""What is decoded at once, what in a worker thread, and that both give the same."""
+"""Which images are decoded on the event loop and which in a thread, with the same result."""
 
 import io
 import threading
@@ -10,8 +10,8 @@ from PIL import Image as PilImage
 
 from serving.bundle import Geometry, ImageLimits
 from serving.bundle.images import Pixels
-from serving.classify import preprocessing as preparation
-from serving.classify.preprocessing import Image, Preparation
+from serving.classify import preprocessing
+from serving.classify.preprocessing import Image, Preprocessor
 from serving.errors import EmptyImage, ImageError, ImageTooLarge, UndecodableImage
 
 GREY = Geometry(height=28, width=28, channels=1)
@@ -29,21 +29,21 @@ def _png(side: int) -> bytes:
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the threads in which images were decoded, in order."""
     names: list[str] = []
-    decode = preparation.decode_image
+    decode = preprocessing.decode_image
 
     def noted(encoded: bytes, limits: ImageLimits) -> Pixels:
         pixels = decode(encoded, limits)
         names.append(threading.current_thread().name.partition("_")[0])
         return pixels
 
-    monkeypatch.setattr(preparation, "decode_image", noted)
+    monkeypatch.setattr(preprocessing, "decode_image", noted)
     return names
 
 
 @pytest.fixture
-def prepared_by() -> Iterator[Preparation]:
-    """Two threads and the limits of a server's default."""
-    made = Preparation(ImageLimits(), 2)
+def preprocessor() -> Iterator[Preprocessor]:
+    """Two threads and a server's default limits."""
+    made = Preprocessor(ImageLimits(), 2)
     yield made
     made.close()
 
@@ -53,47 +53,47 @@ def prepared_by() -> Iterator[Preparation]:
     [
         ([_png(28)], GREY, "MainThread"),
         ([_png(28)] * 8, GREY, "MainThread"),
-        ([_png(28)] * 9, GREY, "decode"),  # together they would hold the loop up
+        ([_png(28)] * 9, GREY, "decode"),  # together they would block the loop
         ([_png(60)], GREY, "MainThread"),
-        ([_png(65)], GREY, "decode"),  # more pixels than are small
+        ([_png(65)], GREY, "decode"),  # more pixels than the limit
         ([_png(28)], LARGE, "decode"),  # enlarging is work too
     ],
 )
-async def test_small_images_in_small_number_are_decoded_at_once(
-    prepared_by: Preparation, threads: list[str], images: list[bytes], geometry: Geometry, thread: str
+async def test_a_few_small_images_are_decoded_on_the_event_loop(
+    preprocessor: Preprocessor, threads: list[str], images: list[bytes], geometry: Geometry, thread: str
 ) -> None:
-    """The rest goes to the worker threads; either way every image has the geometry's shape."""
-    prepared = await prepared_by.prepare(images, geometry)
+    """All others go to worker threads; either way they get the shape of the geometry."""
+    preprocessed = await preprocessor.preprocess(images, geometry)
     assert threads == [thread] * len(images)
-    assert [np.shape(each.pixels) for each in prepared] == [geometry.shape] * len(images)
-    assert all(each.duration_s > 0 for each in prepared)
+    assert [np.shape(each.pixels) for each in preprocessed] == [geometry.shape] * len(images)
+    assert all(each.duration_s > 0 for each in preprocessed)
 
 
-async def test_both_ways_give_the_same_pixels(prepared_by: Preparation) -> None:
-    """Where an image is decoded shows nowhere in its pixels."""
-    here = (await prepared_by.prepare([_png(40)], GREY))[0].pixels
-    there = (await prepared_by.prepare([_png(40)] * 9, GREY))[0].pixels
+async def test_both_ways_give_the_same_pixels(preprocessor: Preprocessor) -> None:
+    """An image has the same pixels wherever it is decoded."""
+    here = (await preprocessor.preprocess([_png(40)], GREY))[0].pixels
+    there = (await preprocessor.preprocess([_png(40)] * 9, GREY))[0].pixels
     assert np.array_equal(here, there)
 
 
 @pytest.mark.parametrize("count", [1, 9])
-async def test_errors_are_results_in_their_places(prepared_by: Preparation, count: int) -> None:
-    """A bad image says what it is, wherever it is decoded, and its neighbours do not notice."""
+async def test_errors_are_results_in_their_places(preprocessor: Preprocessor, count: int) -> None:
+    """Each invalid image gives its own error, wherever it is decoded, and the others are decoded."""
     given: list[Image] = [b"no image", _png(28), b"", ImageError("from the wire")] * count
-    kinds = [type(each.pixels) for each in await prepared_by.prepare(given, GREY)]
+    kinds = [type(each.pixels) for each in await preprocessor.preprocess(given, GREY)]
     assert kinds == [UndecodableImage, np.ndarray, EmptyImage, ImageError] * count
 
 
 async def test_the_operators_limits_hold_for_small_images_too() -> None:
-    """What is small for the loop may be too large for the operator."""
-    strict = Preparation(ImageLimits(max_pixels=100), 1)
+    """An image that is small for the event loop may exceed the operator's limit."""
+    strict = Preprocessor(ImageLimits(max_pixels=100), 1)
     with pytest.raises(ImageTooLarge, match="100"):
-        raise (await strict.prepare([_png(28)], GREY))[0].pixels  # type: ignore[misc]
+        raise (await strict.preprocess([_png(28)], GREY))[0].pixels  # type: ignore[misc]
     strict.close()
 
 
-async def test_pixels_in_their_geometry_take_no_thread(prepared_by: Preparation) -> None:
-    """They are handed through."""
+async def test_pixels_in_their_geometry_take_no_thread(preprocessor: Preprocessor) -> None:
+    """They are returned unchanged."""
     pixels = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28, 1)
-    (prepared,) = await prepared_by.prepare([pixels], GREY)
-    assert prepared.pixels is pixels
+    (preprocessed,) = await preprocessor.preprocess([pixels], GREY)
+    assert preprocessed.pixels is pixels

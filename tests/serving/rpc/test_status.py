@@ -209,7 +209,7 @@ async def test_a_full_door_refuses_at_once(
         answers = [len((await call).predictions) for call in (running, one_more)]
 
     assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-    assert refusal.message == "2 images are pending, 2 more would pass the limit of 3"
+    assert refusal.message == "2 images are pending, 2 more would exceed the limit of 3: retry later"
     assert took_s < 1
     assert answers == [2, 1]
     assert server.classifier.admission.pending == 0

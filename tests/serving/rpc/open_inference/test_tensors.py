@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from serving.classify.classifier import Inference
+from serving.classify.results import Inference
 from serving.engine.base import Output
 from serving.errors import InvalidTensor, UnknownRegion
 from serving.pb.inference import grpc_service_pb2 as pb
