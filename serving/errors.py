@@ -6,37 +6,37 @@ LenserveError
         InvalidManifest              its manifest does not parse
         DigestMismatch               a file is not the one that was published
         ProofFailed                  the loaded network does not reproduce its golden examples
-    DeviceUnavailable            a device was asked for that is not there
-    AddressUnavailable           a server cannot listen where it was told to
-    InvalidRequest               the caller can mend it
-        ImageError                   one image of several
+    DeviceUnavailable            the requested device is not available
+    AddressUnavailable           the server cannot listen on its address
+    InvalidRequest               the caller can fix the request
+        ImageError                   one image of several is invalid
             EmptyImage
             ImageTooLarge                in bytes or in pixels
-            UndecodableImage             truncated, corrupt, or no image at all
+            UndecodableImage             truncated, corrupt or not an image
             InvalidPixels                raw pixels whose shape and bytes disagree
         InvalidTensor
-        Unsupported                  a part of the protocol that this server does not have, or that is off
-        UnknownRegion                no shared memory of that name was registered
-        RegionExists                 one was already
-    Unauthenticated              no token, or a wrong one
-    PermissionDenied             the token is not for this model
+        Unsupported                  a part of the protocol that this server lacks or has disabled
+        UnknownRegion                no shared memory region has this name
+        RegionExists                 a shared memory region has this name already
+    Unauthenticated              the token is missing or unknown
+    PermissionDenied             the token does not allow this model
     UnknownModel                 no such model, version or alias
     ModelUnavailable             known, but loading, draining, refused or broken
-    Overloaded                   the door is full: refused at once
-    DeadlineExceeded             too late: the work was not done
-    EngineError                  the network itself failed
-        OutOfMemory                  for lack of memory, and may succeed when there is more
+    Overloaded                   admission control is full: rejected at once
+    DeadlineExceeded             the deadline passed before the work began
+    EngineError                  the network failed on valid input
+        OutOfMemory                  too little device memory: a later attempt may succeed
 """
 
 import re
 
 
 class LenserveError(Exception):
-    """Root of everything this project raises on purpose. Never raised itself."""
+    """Root of all errors that this project raises deliberately. Never raised itself."""
 
     @property
     def reason(self) -> str:
-        """The kind of error for machines: the class name in UPPER_SNAKE_CASE."""
+        """Kind of error for programs: the class name in UPPER_SNAKE_CASE, such as IMAGE_TOO_LARGE."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).upper()
 
 
@@ -49,7 +49,7 @@ class BundleError(LenserveError):
 
 
 class InvalidManifest(BundleError):
-    """The manifest does not parse, or says something impossible."""
+    """The manifest does not parse, or holds a value that is not allowed."""
 
 
 class DigestMismatch(BundleError):
@@ -61,59 +61,59 @@ class ProofFailed(BundleError):
 
 
 class DeviceUnavailable(LenserveError):
-    """A device was asked for that is not there."""
+    """The requested device is not available."""
 
 
 class AddressUnavailable(LenserveError):
-    """The server cannot listen where it was told to."""
+    """The server cannot listen on the configured address."""
 
 
 class InvalidRequest(LenserveError):
-    """The request is wrong in a way that its sender can mend."""
+    """The request is wrong in a way that its sender can fix."""
 
 
 class ImageError(InvalidRequest):
-    """One image cannot be used; its neighbours can."""
+    """One image cannot be used; others in the same request can."""
 
 
 class EmptyImage(ImageError):
-    """There are no bytes, or no pixels."""
+    """The image has no bytes or no pixels."""
 
 
 class ImageTooLarge(ImageError):
-    """More bytes or more pixels than the limit."""
+    """The image has more bytes or more pixels than the limit."""
 
 
 class UndecodableImage(ImageError):
-    """Truncated, corrupt, or no image at all."""
+    """The image is truncated, corrupt, or not an image."""
 
 
 class InvalidPixels(ImageError):
-    """Raw pixels whose shape, type or number of bytes do not fit together."""
+    """The shape, dtype and number of bytes of raw pixels contradict each other."""
 
 
 class InvalidTensor(InvalidRequest):
-    """A tensor's name, shape, datatype or number of bytes is not what the model takes."""
+    """A tensor's name, shape, datatype or number of bytes does not match the model's input."""
 
 
 class Unsupported(InvalidRequest):
-    """The protocol has it, this server does not, or not as it was started."""
+    """The protocol allows this, but this server lacks it or has it disabled."""
 
 
 class UnknownRegion(InvalidRequest):
-    """No shared memory of that name was registered."""
+    """No shared memory region of this name is registered."""
 
 
 class RegionExists(InvalidRequest):
-    """Shared memory of that name was registered already."""
+    """A shared memory region of this name is registered already."""
 
 
 class Unauthenticated(LenserveError):
-    """There is no token, or a wrong one."""
+    """The token is missing or unknown."""
 
 
 class PermissionDenied(LenserveError):
-    """The token is good, but not for this model."""
+    """The token is valid, but does not allow this model."""
 
 
 class UnknownModel(LenserveError):
@@ -125,15 +125,15 @@ class ModelUnavailable(LenserveError):
 
 
 class Overloaded(LenserveError):
-    """As much work as allowed is already waiting; this was refused at once."""
+    """The limit of pending images is reached; the request was rejected at once."""
 
 
 class DeadlineExceeded(LenserveError):
-    """The caller's deadline passed before the work began, and it was not done."""
+    """The caller's deadline passed before the work began, so it was skipped."""
 
 
 class EngineError(LenserveError):
-    """The network itself failed on valid input."""
+    """The network failed on valid input."""
 
 
 class OutOfMemory(EngineError):

@@ -1,4 +1,4 @@
-"""Log lines: an event and its fields, as text for people or as JSON for machines."""
+"""Formats log events and their fields as text for people, or as JSON for programs."""
 
 import json
 import logging
@@ -6,14 +6,14 @@ import re
 from datetime import UTC, datetime
 from functools import partial
 
-# What every LogRecord has; the rest of a record's attributes are the event's own fields.
+# Attributes that every LogRecord has; all others are fields of the event.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 _PLAIN = re.compile(r"[^\s\"=]+")
 
 
 def configure_logs(*, as_json: bool, worker: int | None = None) -> None:
-    """Send all events to stderr; those of a worker carry its number."""
+    """Write all events to stderr; a worker's events carry its number in the field `worker`."""
     handler = logging.StreamHandler()
     if worker is not None:
         handler.addFilter(partial(_add_worker, worker))
@@ -35,7 +35,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _quoted(value: object) -> str:
-    """As it is, or in quotes where it would run into the next field or the next line."""
+    # Quoted only where the value would run into the next field or the next line.
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 

@@ -1,4 +1,4 @@
-"""The composition root: builds the server from its settings, runs it, and stops it gracefully."""
+"""The composition root: builds the server from its settings, starts it, and stops it gracefully."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server, for those who started it."""
+    """A running server and its parts."""
 
     settings: ServerSettings
     device: Device
@@ -53,10 +53,10 @@ class Server:
     classifier: Classifier
     around: Around
     grpc: GrpcServer | H2Server
-    http: HttpServer | None  # of several workers none has one: it is the supervisor's
+    http: HttpServer | None  # None in a worker: the supervisor serves HTTP
 
     async def stop(self, *, lame_duck: bool = True) -> None:
-        """Not ready at once; serve on for lame_duck_s; then take nothing new and let what runs end."""
+        """Become not ready, keep serving for lame_duck_s, then reject new calls and finish running ones."""
         lame_duck_s = self.settings.lame_duck_s if lame_duck else 0
         _log.info("stopping", extra={"lame_duck_s": lame_duck_s})
         self.models.drain()
@@ -69,18 +69,18 @@ class Server:
 async def run_server(
     settings: ServerSettings, *, device_server: Path | None = None, worker_socket: socket.socket | None = None
 ) -> AsyncIterator[Server]:
-    """Start a server; it listens when this yields, and is ready when its models say so.
+    """Start a server. It listens when this yields, and is ready when its models are.
 
-    One of several workers has no HTTP port, and looks at the repository once before it listens.
+    A worker has no HTTP port, and scans the repository once before it listens.
 
     Args:
-        settings: what an operator chose.
+        settings: the operator's choices.
         device_server: the Unix socket of the device server; without it this process runs the networks.
         worker_socket: brings the connections that the supervisor accepted; without it this process listens.
 
     Raises:
-        UsageError: the repository, the token file or a TLS file is not there, or is none.
-        DeviceUnavailable: CUDA was asked for and is not there.
+        UsageError: the repository, the token file or a TLS file is missing or invalid.
+        DeviceUnavailable: CUDA was requested and is not available.
         AddressUnavailable: a port is taken.
     """
     if not settings.repository.is_dir():
@@ -119,7 +119,7 @@ def build_table(
     *,
     model_control: bool = False,
 ) -> Sequence[Rpc]:
-    """Every RPC that the server answers."""
+    """Return every RPC that the server answers."""
     regions = regions or Regions()
     ours = (classifier_service.SERVICE, inference_service.SERVICE)
     rows = (
@@ -203,13 +203,13 @@ def _grpc(
 def _log_choices(
     settings: ServerSettings, device: Device, grpc: GrpcServer | H2Server, http: HttpServer | None
 ) -> None:
-    told = {"device": device.name, "provider": device.provider, "reason": device.reason}
+    choice = {"device": device.name, "provider": device.provider, "reason": device.reason}
     if device.kind == "cuda":
-        told["fp32_products"] = "tf32" if device.allow_tf32 else "fp32"
-        told["cuda_graphs"] = "on" if device.cuda_graphs else "off"
-    _log.info("device_chosen", extra=told)
+        choice["fp32_products"] = "tf32" if device.allow_tf32 else "fp32"
+        choice["cuda_graphs"] = "on" if device.cuda_graphs else "off"
+    _log.info("device_chosen", extra=choice)
     if settings.precision == "fp16" and device.kind == "cpu":
-        reason = "a CPU computes FP16 files in FP32: their golden examples prove nothing of FP16 on a GPU"
+        reason = "a CPU runs FP16 files in FP32: their golden examples prove nothing about FP16 on a GPU"
         _log.warning("fp16_not_proven", extra={"device": device.name, "reason": reason})
     batching = {"max_batch_size": settings.max_batch_size, "max_queue_delay_s": settings.max_queue_delay_s}
     _log.info("batching_chosen", extra={**batching, "engine_threads": settings.engine_threads})
