@@ -1,5 +1,5 @@
-"""`lenserve bench`: how much a running server takes, how long answers last then, and where its knee lies.
+"""`lenserve bench`: measures a running server's throughput and latency at several loads, and finds its knee.
 
-plan -> load (in worker processes) -> points -> knee, advice, table, picture. Asks a server over gRPC as any
-client does; imports nothing of it.
+plan -> load (in worker processes) -> points -> knee, advice, table, picture. It calls the server over gRPC as
+any client does, and imports no module of the server.
 """

@@ -1,4 +1,4 @@
-"""`lenserve bench`: its options, and what it shows. The work lies beside it."""
+"""The command `lenserve bench`: its options and its output."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from serving.errors import UsageError
 
 
 class Bench(Command):
-    """Put load on a running server, and say how much it takes and where its knee lies."""
+    """Measure a running server's throughput and latency at several loads, and find its knee."""
 
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
     server: str = Field(default="127.0.0.1:8001", description="HOST:PORT")
@@ -21,17 +21,24 @@ class Bench(Command):
         default=[], description="requests in flight (closed loop), such as 1,8,64; without --rate: 1 to 64"
     )
     rate: list[Annotated[float, Field(gt=0, le=1_000_000)]] = Field(
-        default=[], description="arrivals a second (open loop), timed from when each is due, such as 500,1000"
+        default=[],
+        description="requests per second (open loop), such as 500,1000; latency counts from when each is due",
     )
-    seconds: float = Field(default=3.0, gt=0, le=3600, description="measured at each load")
-    warm_up_seconds: float = Field(default=0.5, ge=0, le=600, description="before that, at each load")
+    seconds: float = Field(default=3.0, gt=0, le=3600, description="length of each measurement")
+    warm_up_seconds: float = Field(
+        default=0.5, ge=0, le=600, description="load before each measurement, not counted"
+    )
     image: list[Path] = Field(
-        default=[], description="files to send in turn; without any: noise of the network's own size"
+        default=[], description="files to send in turn; default: noise in the network's input size"
     )
-    processes: int = Field(default=1, ge=1, le=256, description="clients, each with a connection of its own")
-    p99_ms: float | None = Field(default=None, gt=0, description="advise how to hold this p99")
-    timeout_s: float = Field(default=10.0, gt=0, le=3600, description="for one request")
-    token: str | None = Field(default=None, description="better given as LENSERVE_TOKEN")
+    processes: int = Field(
+        default=1, ge=1, le=256, description="client processes, each with its own connection"
+    )
+    p99_ms: float | None = Field(default=None, gt=0, description="advise how to keep p99 within this limit")
+    timeout_s: float = Field(default=10.0, gt=0, le=3600, description="deadline of one request")
+    token: str | None = Field(
+        default=None, description="bearer token; prefer LENSERVE_TOKEN, which no process list shows"
+    )
     metrics_url: str | None = Field(
         default=None, description="the server's http://HOST:8002/metrics, for advice on stages and batches"
     )
@@ -39,13 +46,15 @@ class Bench(Command):
     as_json: bool = Field(default=False, alias="json", description="one JSON object on stdout")
 
     def run(self) -> int:
-        """Measure every load; 1 if nothing was answered well."""
+        """Measure every load; return 1 if no request succeeded."""
         from serving.bench.advice import advise
         from serving.bench.report import draw_report, to_json, to_table
         from serving.bench.run import run_plan
 
         if self.picture and not self.picture.parent.is_dir():  # before minutes of measuring
-            raise UsageError(f"--picture {self.picture}: there is not a directory {self.picture.parent}")
+            raise UsageError(
+                f"--picture {self.picture}: {self.picture.parent} is not a directory; create it first"
+            )
         p99_s = self.p99_ms / 1000 if self.p99_ms else None
         report = run_plan(self._plan(), stderr)
         answered = any(point.requests_per_s for point in report.points)

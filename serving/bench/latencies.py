@@ -1,4 +1,4 @@
-"""Latencies as a histogram of growing buckets: bounded memory, 1 % precision, and processes can be added up.
+"""A latency histogram with logarithmic buckets: bounded memory, 1 % precision, mergeable across processes.
 
 After HdrHistogram (Tene), with a logarithm in place of its two levels. Knows nothing of requests.
 """
@@ -9,39 +9,39 @@ from dataclasses import dataclass, field
 
 _LOWEST_S = 1e-6
 _HIGHEST_S = 1e4
-_GROWTH = 1.01  # a bucket ends 1 % above where it begins: what it stands for is right to 0.5 %
+_GROWTH = 1.01  # a bucket ends 1 % above its start, so its middle is accurate to 0.5 %
 _LOG_GROWTH = math.log(_GROWTH)
 
 
 @dataclass(slots=True)
 class Latencies:
-    """Durations in seconds, from 1 us to 10,000 s; those outside count as the nearest of these."""
+    """Durations in seconds, clamped to 1 us..10,000 s."""
 
     counts: Counter[int] = field(default_factory=Counter)  # bucket -> durations in it
     total_s: float = 0.0
 
     def add(self, duration_s: float) -> None:
-        """Count one."""
+        """Add one duration."""
         self.counts[_bucket(duration_s)] += 1
         self.total_s += duration_s
 
     def merge(self, other: "Latencies") -> None:
-        """Count those of another, too."""
+        """Add all durations of another histogram."""
         self.counts.update(other.counts)
         self.total_s += other.total_s
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of durations."""
         return self.counts.total()
 
     @property
     def mean_s(self) -> float:
-        """NaN where there are none."""
+        """Mean; NaN if there are none."""
         return self.total_s / self.count if self.count else math.nan
 
     def quantile_s(self, fraction: float) -> float:
-        """The shortest duration that this fraction (0..1) do not exceed; NaN where there are none."""
+        """Return the smallest duration that this fraction (0..1) does not exceed; NaN if there are none."""
         wanted, seen = max(1, math.ceil(fraction * self.count)), 0
         for bucket in sorted(self.counts):
             seen += self.counts[bucket]

@@ -1,7 +1,7 @@
-"""One worker's part of a load: asks over one connection, and counts what becomes of it.
+"""One worker's share of a load: sends requests over one connection and counts their outcomes.
 
-Latencies of an open loop run from the moment a request was *due*. Were they taken from when it was sent, a
-server that stalls would also stall the measurement of its stall (coordinated omission).
+Open-loop latencies count from when a request was *due*. Counted from when it was sent, a stalled server would
+also stall the measurement of its stall (coordinated omission).
 """
 
 import asyncio
@@ -11,23 +11,23 @@ import time
 import grpc
 
 from serving.bench.plan import ClosedLoop, Loop, OpenLoop
-from serving.bench.points import OK, UNSENT, Tally
+from serving.bench.points import OK, UNSENT, WorkerResult
 from serving.bench.target import METHOD, Target
 
-# Unanswered requests of one worker. Each takes some kilobytes; more arrivals are counted, and not sent.
+# Most unanswered requests of one worker, some kilobytes each; further arrivals are counted but not sent.
 MOST_UNANSWERED = 4096
 
-# Every worker has a connection of its own, and an answer may have any length.
+# Every worker has its own connection, and responses may have any length.
 _CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 
 
 async def run_load(
     target: Target, loop: Loop, *, starts_at_s: float, warm_up_s: float, window_s: float, seed: int
-) -> Tally:
-    """Put a load on the server from a moment of time.monotonic() on, and count.
+) -> WorkerResult:
+    """Apply a load from a given time.monotonic() on, and count outcomes.
 
-    The window opens warm_up_s after the start. Of an open loop every request that is due in the window
-    counts, whenever it ends; of a closed loop every one that ends in it.
+    The window opens warm_up_s after the start. In an open loop every request that is due in the window
+    counts, whenever it ends; in a closed loop every request that ends in the window.
     """
     async with grpc.aio.insecure_channel(target.server, options=_CHANNEL_OPTIONS) as channel:
         worker = _Worker(target, channel, opens_at_s=starts_at_s + warm_up_s, window_s=window_s)
@@ -36,11 +36,11 @@ async def run_load(
             await worker.run_closed(loop)
         else:
             await worker.run_open(loop, starts_at_s, warm_up_s + window_s, seed)
-    return worker.tally
+    return worker.result
 
 
 class _Worker:
-    """A connection and a tally, and the two ways to use them."""
+    """A connection, the outcomes so far, and the two kinds of load."""
 
     def __init__(
         self, target: Target, channel: grpc.aio.Channel, *, opens_at_s: float, window_s: float
@@ -50,32 +50,32 @@ class _Worker:
         self._requests = itertools.cycle(target.requests)
         self._opens_at_s = opens_at_s
         self._closes_at_s = opens_at_s + window_s
-        self.tally = Tally()
+        self.result = WorkerResult()
 
     async def run_closed(self, loop: ClosedLoop) -> None:
-        """Callers that ask again as soon as they are answered."""
-        if not loop.concurrency:  # microseconds of nothing would count as more than a busy core
+        """Run callers that send the next request when the last is answered."""
+        if not loop.concurrency:  # microseconds of idling would count as a busy core
             return
         cpu_s = time.process_time()
         started_s = time.monotonic()
         callers = [asyncio.create_task(self._call_again()) for _ in range(loop.concurrency)]
         await asyncio.gather(*callers)
-        self.tally.busy = (time.process_time() - cpu_s) / (time.monotonic() - started_s)
+        self.result.busy = (time.process_time() - cpu_s) / (time.monotonic() - started_s)
 
     async def _call_again(self) -> None:
         while (sent_s := time.monotonic()) < self._closes_at_s:
             code = await self._ask(self._target.timeout_s)
             ended_s = time.monotonic()
             if self._opens_at_s <= ended_s < self._closes_at_s:
-                self.tally.count(code, ended_s - sent_s)
+                self.result.count(code, ended_s - sent_s)
 
     async def run_open(self, loop: OpenLoop, starts_at_s: float, duration_s: float, seed: int) -> None:
-        """Requests that leave when they are due, however many are unanswered."""
+        """Send requests when they are due, however many are unanswered."""
         unanswered: set[asyncio.Task[None]] = set()
         cpu_s = time.process_time()
         for offset_s in loop.arrivals_s(duration_s, seed):
             due_s = starts_at_s + offset_s
-            # However late: answers must still be read.
+            # Sleeps even when late: responses must still be read.
             await asyncio.sleep(max(due_s - time.monotonic(), 0.0))
             if len(unanswered) >= MOST_UNANSWERED:
                 self._count_due(due_s, UNSENT, 0.0)
@@ -83,20 +83,20 @@ class _Worker:
             task = asyncio.create_task(self._call_when_due(due_s))
             unanswered.add(task)
             task.add_done_callback(unanswered.discard)
-        self.tally.busy = (time.process_time() - cpu_s) / max(time.monotonic() - starts_at_s, 1e-9)
+        self.result.busy = (time.process_time() - cpu_s) / max(time.monotonic() - starts_at_s, 1e-9)
         await asyncio.gather(*unanswered)
 
     async def _call_when_due(self, due_s: float) -> None:
         sent_s = time.monotonic()
         if self._opens_at_s <= due_s:
-            self.tally.send_delays.add(sent_s - due_s)
-        # The deadline counts from when it was due: who is late to send has the less time to wait.
+            self.result.send_delays.add(sent_s - due_s)
+        # The deadline counts from when the request was due: one sent late has less time left.
         code = await self._ask(max(self._target.timeout_s - (sent_s - due_s), 0.0))
         self._count_due(due_s, code, time.monotonic() - due_s)
 
     def _count_due(self, due_s: float, code: str, latency_s: float) -> None:
         if self._opens_at_s <= due_s:
-            self.tally.count(code, latency_s)
+            self.result.count(code, latency_s)
 
     async def _ask(self, timeout_s: float) -> str:
         try:

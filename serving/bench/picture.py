@@ -1,4 +1,4 @@
-"""Latency against throughput as an SVG file, the knee marked. Drawn by hand: a server brings no plotting."""
+"""Draws latency against throughput as SVG, with the knee marked. The server has no plotting library."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,19 +14,19 @@ _LINES = (("p50", 0.5, "#1b6ca8"), ("p99", 0.99, "#c0392b"))
 
 
 def draw(points: Sequence[Point], *, title: str, p99_s: float | None = None) -> str:
-    """An SVG document.
+    """Return an SVG document.
 
     Args:
-        points: in order of load; those without a good answer are left out.
-        title: above the picture.
-        p99_s: a limit to draw as a line.
+        points: in order of load; points without a successful request are left out.
+        title: text above the picture.
+        p99_s: limit to draw as a line.
 
     Raises:
-        ValueError: no point has a good answer.
+        ValueError: no request succeeded at any point.
     """
     shown = [point for point in points if point.latencies.count]
     if not shown:
-        raise ValueError("no request was answered well: there is nothing to draw")
+        raise ValueError("no request succeeded: there is nothing to draw")
     axes = _Axes(shown, p99_s)
     knee = find_knee(shown)
     body = [*_frame(axes, title), *_limit(axes, p99_s)]
@@ -42,7 +42,7 @@ def draw(points: Sequence[Point], *, title: str, p99_s: float | None = None) -> 
 
 
 class _Axes:
-    """From requests/s and seconds to places in the picture: linear across, logarithmic upwards."""
+    """Maps requests/s (linear) and seconds (logarithmic) to coordinates of the picture."""
 
     def __init__(self, points: Sequence[Point], p99_s: float | None) -> None:
         seconds = [point.latencies.quantile_s(fraction) for point in points for _, fraction, _ in _LINES]
@@ -70,7 +70,7 @@ def _frame(axes: _Axes, title: str) -> Iterator[str]:
         height = axes.y(10.0**exponent)
         yield _rule(_LEFT, height, _WIDTH - _RIGHT, height)
         yield _text(_LEFT - 8, height + 4, f"{10.0 ** (exponent + 3):g} ms", anchor="end")
-    yield _text(_WIDTH / 2, _HEIGHT - 14, "good answers a second", anchor="middle")
+    yield _text(_WIDTH / 2, _HEIGHT - 14, "successful requests per second", anchor="middle")
 
 
 def _line(axes: _Axes, points: Sequence[Point], label: str, fraction: float, colour: str) -> Iterator[str]:
@@ -84,8 +84,8 @@ def _line(axes: _Axes, points: Sequence[Point], label: str, fraction: float, col
         dashes = ' stroke-dasharray="5 4"' if kind is OpenLoop else ""
         yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
         for x, y, point in places:
-            told = escape(f"{label} at {point.loop}: {point.latencies.quantile_s(fraction) * 1000:.3g} ms")
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{told}</title></circle>'
+            tooltip = escape(f"{label} at {point.loop}: {point.latencies.quantile_s(fraction) * 1000:.3g} ms")
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{tooltip}</title></circle>'
 
 
 def _limit(axes: _Axes, p99_s: float | None) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _limit(axes: _Axes, p99_s: float | None) -> Iterator[str]:
         f'<line x1="{_LEFT}" y1="{height:.1f}" x2="{_WIDTH - _RIGHT}" y2="{height:.1f}" stroke="#c0392b" '
         f'stroke-dasharray="2 3"/>'
     )
-    yield _text(_WIDTH - _RIGHT, height - 5, f"p99 asked for: {p99_s * 1000:g} ms", anchor="end")
+    yield _text(_WIDTH - _RIGHT, height - 5, f"p99 limit: {p99_s * 1000:g} ms", anchor="end")
 
 
 def _mark(axes: _Axes, knee: Point) -> Iterator[str]:
@@ -118,6 +118,6 @@ def _text(
 
 
 def _round_up(value: float) -> float:
-    """To one of 1, 2, 5 and 10 times a power of ten, so that fifths of it are round numbers."""
+    """Round up to 1, 2, 5 or 10 times a power of ten, so that fifths of it are round numbers."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value)

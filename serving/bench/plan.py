@@ -1,7 +1,8 @@
-"""What load is put on the server, and each worker process's share of it. Pure: no clock, no network.
+"""The loads of a benchmark, and each worker process's share of them. Pure: no clock, no network.
 
-Closed loop: so many callers, each asking again as soon as it is answered; it cannot overload a server. Open
-loop: requests arrive when they arrive, as from many independent people, whether or not the server keeps up.
+Closed loop: a number of callers, each sending its next request when the last is answered; it cannot overload
+a server. Open loop: requests arrive at random times, as from many independent clients, however slow the
+server is.
 """
 
 import random
@@ -12,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """A number of callers."""
+    """A fixed number of callers."""
 
     concurrency: int
 
@@ -20,13 +21,13 @@ class ClosedLoop:
         return f"{self.concurrency} in flight"
 
     def share(self, index: int, workers: int) -> "ClosedLoop":
-        """What one of several workers does: whole callers, as evenly as it goes."""
+        """Return one worker's share: whole callers, as even as possible."""
         return ClosedLoop(self.concurrency // workers + (index < self.concurrency % workers))
 
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """A rate of arrivals."""
+    """Random arrivals at a fixed mean rate."""
 
     rate_per_s: float
 
@@ -34,12 +35,12 @@ class OpenLoop:
         return f"{self.rate_per_s:g}/s offered"
 
     def share(self, index: int, workers: int) -> "OpenLoop":
-        """What one of several workers does. Independent random arrivals add up to random arrivals."""
+        """Return one worker's share. The sum of independent Poisson processes is a Poisson process."""
         del index
         return OpenLoop(self.rate_per_s / workers)
 
     def arrivals_s(self, duration_s: float, seed: int) -> Iterator[float]:
-        """When requests are due, in seconds from the start: a Poisson process, the same for the same seed."""
+        """Yield when requests are due, in seconds from the start: a Poisson process, fixed by the seed."""
         gaps = random.Random(seed)  # noqa: S311 - an order of arrivals, no secret
         due_s = gaps.expovariate(self.rate_per_s)
         while due_s < duration_s:
@@ -52,7 +53,7 @@ Loop = ClosedLoop | OpenLoop
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that was asked for."""
+    """The options of a benchmark."""
 
     server: str  # HOST:PORT
     model: str
@@ -67,14 +68,14 @@ class Plan:
 
     @property
     def duration_s(self) -> float:
-        """Of one load."""
+        """Duration of one load, warm-up included."""
         return self.warm_up_s + self.window_s
 
 
-SWEEP = (1, 2, 4, 8, 16, 32, 64)  # callers, where nobody says how many
+SWEEP = (1, 2, 4, 8, 16, 32, 64)  # callers, by default
 
 
 def loops(concurrencies: Sequence[int], rates_per_s: Sequence[float]) -> list[Loop]:
-    """Every point of a sweep, the light ones first."""
+    """Return every load of a sweep, lightest first."""
     closed: list[Loop] = [ClosedLoop(each) for each in sorted(set(concurrencies))]
     return closed + [OpenLoop(each) for each in sorted(set(rates_per_s))]

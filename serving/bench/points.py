@@ -1,4 +1,4 @@
-"""What one load measured: counts and latencies of every worker, added up. Pure values."""
+"""The result of one load: counts and latencies, summed over all workers. Pure values."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,20 +10,20 @@ from serving.bench.plan import ClosedLoop, Loop, OpenLoop
 from serving.bench.server_facts import ServerFacts
 
 OK = "OK"
-UNSENT = "UNSENT"  # an arrival for which the client had no room left: it never became a request
+UNSENT = "UNSENT"  # the client had too many unanswered requests to send this one
 
 
 @dataclass(slots=True)
-class Tally:
-    """What one worker saw in the measured window."""
+class WorkerResult:
+    """What one worker counted in the measured window."""
 
-    latencies: Latencies = field(default_factory=Latencies)  # of good answers
+    latencies: Latencies = field(default_factory=Latencies)  # of successful requests
     outcomes: Counter[str] = field(default_factory=Counter)  # name of the status code -> requests
-    send_delays: Latencies = field(default_factory=Latencies)  # open loop: sent so much later than due
-    busy: float = 0.0  # CPU time by the clock: 1 is a core
+    send_delays: Latencies = field(default_factory=Latencies)  # open loop: time between due and sent
+    busy: float = 0.0  # CPU time divided by wall time: 1 is a core
 
     def count(self, outcome: str, latency_s: float) -> None:
-        """One request has ended."""
+        """Count one finished request."""
         self.outcomes[outcome] += 1
         if outcome == OK:
             self.latencies.add(latency_s)
@@ -31,34 +31,34 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One load and what became of it."""
+    """One load and its result."""
 
     loop: Loop
     window_s: float
     latencies: Latencies
     outcomes: Counter[str]
     send_delay_p99_s: float
-    busiest_client: float  # 0..1: CPU time of the busiest worker by the clock
-    server: ServerFacts | None = None  # where its metrics could be read
+    busiest_client: float  # 0..1: CPU time of the busiest worker divided by wall time
+    server: ServerFacts | None = None  # None: no metrics URL was given
 
     @property
     def requests_per_s(self) -> float:
-        """Good answers."""
+        """Successful requests per second."""
         return self.outcomes[OK] / self.window_s
 
     @property
     def errors(self) -> dict[str, int]:
-        """Name of the status code -> requests, the most frequent first."""
+        """Status code name -> requests, most frequent first."""
         return {code: count for code, count in self.outcomes.most_common() if code != OK}
 
     @property
     def failed(self) -> float:
-        """Fraction 0..1 of requests without a good answer."""
+        """Fraction 0..1 of requests that failed."""
         total = self.outcomes.total()
         return 1 - self.outcomes[OK] / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """For machines. Times are milliseconds, and absent where there was no good answer."""
+        """Return JSON values. Times are in milliseconds, and absent if no request succeeded."""
         loop = self.loop
         times = {f"p{100 * each:g}_ms": self.latencies.quantile_s(each) * 1000 for each in QUANTILES}
         return {
@@ -77,13 +77,15 @@ class Point:
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 
 
-def join(loop: Loop, window_s: float, tallies: Iterable[Tally], server: ServerFacts | None = None) -> Point:
-    """Add up what the workers saw."""
+def join(
+    loop: Loop, window_s: float, results: Iterable[WorkerResult], server: ServerFacts | None = None
+) -> Point:
+    """Sum the results of all workers."""
     latencies, delays, outcomes, busiest = Latencies(), Latencies(), Counter[str](), 0.0
-    for tally in tallies:
-        latencies.merge(tally.latencies)
-        delays.merge(tally.send_delays)
-        outcomes.update(tally.outcomes)
-        busiest = max(busiest, tally.busy)
+    for result in results:
+        latencies.merge(result.latencies)
+        delays.merge(result.send_delays)
+        outcomes.update(result.outcomes)
+        busiest = max(busiest, result.busy)
     delay_p99_s = delays.quantile_s(0.99) if delays.count else 0.0
     return Point(loop, window_s, latencies, outcomes, delay_p99_s, busiest, server)

@@ -1,4 +1,4 @@
-"""A report for people (a table, a picture) and for machines (one JSON object)."""
+"""The results as a table and a picture for people, and as one JSON object for programs."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from rich.table import Table
 from serving.bench.advice import advise, find_knee
 from serving.bench.picture import draw
 from serving.bench.points import QUANTILES, Point
-from serving.bench.run import Report
+from serving.bench.run import BenchReport
 
 
-def to_table(report: Report) -> Table:
-    """One line for each load."""
+def to_table(report: BenchReport) -> Table:
+    """Return one row per load."""
     table = Table("load", "good/s", *(f"p{100 * each:g} ms" for each in QUANTILES), "errors", box=None)
     for column in table.columns[1:-1]:
         column.justify = "right"
@@ -22,8 +22,8 @@ def to_table(report: Report) -> Table:
     return table
 
 
-def to_json(report: Report, server: str, p99_s: float | None) -> dict[str, Any]:
-    """Everything that was measured and advised."""
+def to_json(report: BenchReport, server: str, p99_s: float | None) -> dict[str, Any]:
+    """Return all measurements and advice as JSON values; times in milliseconds."""
     knee = find_knee(report.points)
     return {
         "server": server,
@@ -35,8 +35,8 @@ def to_json(report: Report, server: str, p99_s: float | None) -> dict[str, Any]:
     }
 
 
-def draw_report(report: Report, p99_s: float | None) -> str:
-    """The picture, as SVG."""
+def draw_report(report: BenchReport, p99_s: float | None) -> str:
+    """Return an SVG document."""
     return draw(report.points, title=f"{report.model}, version {report.version}", p99_s=p99_s)
 
 

@@ -1,4 +1,4 @@
-"""A whole benchmark: prepare, put each load on the server, and tell people on stderr how it goes."""
+"""Runs a whole benchmark: prepares requests, applies every load, shows progress on stderr."""
 
 import time
 from collections.abc import Callable
@@ -16,19 +16,20 @@ from serving.bench.workers import Workers, start_workers
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Who answered, and every point."""
+class BenchReport:
+    """The model version that answered, and every measured point."""
 
     model: str
     version: int
     points: tuple[Point, ...]
 
 
-def run_plan(plan: Plan, console: Console) -> Report:
+def run_plan(plan: Plan, console: Console) -> BenchReport:
     """Measure point by point.
 
     Raises:
-        LenserveError: nobody answers, the model is not there, an image or the metrics cannot be read.
+        LenserveError: the server does not answer, the model is unknown, or an image or the metrics cannot
+            be read.
     """
     target, answer = prepare(plan.server, plan.model, plan.images, timeout_s=plan.timeout_s, token=plan.token)
     columns = (
@@ -46,19 +47,19 @@ def run_plan(plan: Plan, console: Console) -> Report:
             show = partial(_show, progress, task, done_s, plan.duration_s)
             points.append(_measure(plan, loop, answer.model, workers, show))
             progress.update(task, last=f"{points[-1].requests_per_s:,.0f}/s")
-    return Report(answer.model, answer.version, tuple(points))
+    return BenchReport(answer.model, answer.version, tuple(points))
 
 
 def _measure(plan: Plan, loop: Loop, model: str, workers: Workers, show: Callable[[float], None]) -> Point:
     before = read_metrics(plan.metrics_url) if plan.metrics_url else {}
     started_s = time.monotonic()
     workers.start(loop, warm_up_s=plan.warm_up_s, window_s=plan.window_s)
-    tallies = workers.tallies(lambda: show(time.monotonic() - started_s))
+    results = workers.results(lambda: show(time.monotonic() - started_s))
     facts = None
     if plan.metrics_url:
         passed_s = time.monotonic() - started_s
         facts = facts_between(before, read_metrics(plan.metrics_url), model=model, duration_s=passed_s)
-    return join(loop, plan.window_s, tallies, facts)
+    return join(loop, plan.window_s, results, facts)
 
 
 def _show(progress: Progress, task: TaskID, before_s: float, duration_s: float, passed_s: float) -> None:

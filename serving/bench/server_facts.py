@@ -1,4 +1,4 @@
-"""What the server's own metrics say of a while: CPU, batch sizes, and the time of each stage."""
+"""CPU, batch sizes and stage times of a period, from two readings of the server's metrics."""
 
 import urllib.error
 import urllib.request
@@ -16,25 +16,27 @@ Sample = tuple[str, frozenset[tuple[str, str]]]  # name, labels
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Means over a while."""
+    """Means over the measured period."""
 
-    cores: float  # CPU time by the clock
-    batch_images: float  # images in one run of the network; 0 where none ran
+    cores: float  # CPU time divided by wall time
+    batch_images: float  # images per run of the network; 0 if none ran
     stages_s: Mapping[str, float]  # decode, queue, infer, ... -> mean time
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return JSON values."""
         return asdict(self)
 
 
 def read_metrics(url: str) -> dict[Sample, float]:
-    """Every sample of a /metrics page.
+    """Read every sample of a /metrics page.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the page cannot be read.
     """
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--metrics-url {url} is not an http address, such as http://127.0.0.1:8002/metrics")
+        raise UsageError(
+            f"--metrics-url {url} is not an http:// or https:// URL such as http://127.0.0.1:8002/metrics"
+        )
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - checked above
             families = list(text_string_to_metric_families(response.read().decode()))
@@ -50,7 +52,7 @@ def read_metrics(url: str) -> dict[Sample, float]:
 def facts_between(
     before: Mapping[Sample, float], after: Mapping[Sample, float], *, model: str, duration_s: float
 ) -> ServerFacts:
-    """What happened to one model between two readings. Other models' work counts in `cores` alone."""
+    """Compare two readings for one model. The work of other models counts in `cores` only."""
     moved = {sample: value - before.get(sample, 0.0) for sample, value in after.items()}
 
     def total(name: str, **labels: str) -> float:

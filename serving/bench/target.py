@@ -1,4 +1,4 @@
-"""Whom to ask, and what: requests are encoded once, and each is answered once before anything is measured."""
+"""The server and the encoded requests of a benchmark. Each must succeed once before the first load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,29 +22,29 @@ _TOP_K = 1
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server and what every worker asks it. Goes to other processes."""
+    """The server and the requests to send. It is sent to the worker processes."""
 
     server: str  # HOST:PORT
-    requests: tuple[bytes, ...]  # encoded, asked in turn
+    requests: tuple[bytes, ...]  # encoded, sent in turn
     timeout_s: float
     token: str | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What travels beside each request."""
+        """Metadata of each request."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
 def prepare(
     server: str, model: str, images: Sequence[Path], *, timeout_s: float, token: str | None = None
 ) -> tuple[Target, pb.ClassifyResponse]:
-    """Encode the requests, ask each once, and give the last answer, which says who answered.
+    """Encode the requests and send each once; return the target and the last response.
 
-    Without images it is noise of the size that the network takes: then nothing is decoded or resized.
+    Without images, the request is noise in the network's input size: nothing is decoded or resized.
 
     Raises:
-        ImageError: an image is no file.
-        CallFailed: nobody answers, the model is not there, or it refuses an image.
+        ImageError: an image file cannot be read.
+        CallFailed: the server does not answer, or rejects the model or an image.
     """
     target = Target(server, (), timeout_s, token)
     with grpc.insecure_channel(server) as channel:
@@ -59,7 +59,9 @@ def prepare(
 
 
 def _noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)  # (H, W, C), always the same
+    return np.random.default_rng(0).integers(
+        0, 256, shape, dtype=np.uint8
+    )  # (H, W, C), the same in every run
 
 
 def _input_shape(channel: grpc.Channel, target: Target, model: str) -> tuple[int, int, int]:

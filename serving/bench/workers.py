@@ -1,4 +1,4 @@
-"""Worker processes that put loads on a server together. They end with their parent, whatever ends it."""
+"""Worker processes that apply loads together. They end with their parent, however it ends."""
 
 import asyncio
 import contextlib
@@ -15,66 +15,66 @@ from multiprocessing.context import SpawnProcess
 
 from serving.bench.load import run_load
 from serving.bench.plan import Loop
-from serving.bench.points import Tally
+from serving.bench.points import WorkerResult
 from serving.bench.target import Target
 from serving.errors import LenserveError
 
-_HEAD_START_S = 0.1  # for every worker to get its task
+_HEAD_START_S = 0.1  # time for every worker to receive its share
 _STOP_TIMEOUT_S = 5.0
 _TICK_S = 0.1
 
 
 class WorkerLost(LenserveError):
-    """A worker process ended before its work."""
+    """A worker process died during a measurement."""
 
 
 class Workers:
-    """Processes that wait for loads. Made by `start_workers`, which also ends them."""
+    """Processes that wait for loads. `start_workers` creates and stops them."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
 
     def start(self, loop: Loop, *, warm_up_s: float, window_s: float) -> None:
-        """Give each its share, to begin at the same moment: monotonic clocks of one machine agree."""
+        """Send each worker its share; all start at once, because monotonic clocks of one machine agree."""
         starts_at_s = time.monotonic() + _HEAD_START_S
         for index, connection in enumerate(self._connections):
             share = loop.share(index, len(self._connections))
-            with _or_lost():
+            with _worker_lost():
                 connection.send((share, starts_at_s, warm_up_s, window_s, index))
 
-    def tallies(self, on_tick: Callable[[], None]) -> list[Tally]:
-        """Wait for all of them and take what they counted; call on_tick now and then meanwhile.
+    def results(self, on_tick: Callable[[], None]) -> list[WorkerResult]:
+        """Wait for the results of all workers; call on_tick every 0.1 s meanwhile.
 
         Raises:
-            WorkerLost: as soon as one has ended.
+            WorkerLost: a worker has died.
         """
-        waiting, tallies = list(self._connections), []
+        waiting, results = list(self._connections), []
         while waiting:
-            speaking = wait(waiting, _TICK_S)
-            with _or_lost():
-                tallies += [connection.recv() for connection in waiting if connection in speaking]
-            waiting = [connection for connection in waiting if connection not in speaking]
+            readable = wait(waiting, _TICK_S)
+            with _worker_lost():
+                results += [connection.recv() for connection in waiting if connection in readable]
+            waiting = [connection for connection in waiting if connection not in readable]
             on_tick()
-        return tallies
+        return results
 
 
 @contextmanager
 def start_workers(count: int, target: Target) -> Iterator[Workers]:
-    """Start them fresh: gRPC does not survive a fork."""
+    """Spawn worker processes, and stop them at the end. They are not forked: gRPC does not survive that."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, target), daemon=True)
-            with _deaf_to_ctrl_c():
+            with _sigint_blocked():
                 process.start()
             theirs.close()
             connections.append(ours)
             processes.append(process)
-        with _or_lost():
+        with _worker_lost():
             for connection in connections:
-                connection.recv()  # it has imported everything and waits
+                connection.recv()  # it has finished its imports
         yield Workers(connections)
     finally:
         _stop(connections, processes)
@@ -94,7 +94,7 @@ def _stop(connections: Sequence[Connection], processes: Sequence[SpawnProcess]) 
 
 def _work(connection: Connection, target: Target) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
         connection.send(None)
         while True:
             loop, starts_at_s, warm_up_s, window_s, seed = connection.recv()
@@ -108,14 +108,14 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # it was killed: nobody waits for our tally
+        os._exit(1)  # the parent was killed: no process reads our result
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """For children to inherit: the terminal sends Ctrl-C to them, too, but it is the parent who ends them.
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT for children to inherit: the terminal sends Ctrl-C to them too, but the parent stops them.
 
-    What arrives meanwhile is raised afterwards: gRPC's threads would let it through to a half-started child.
+    A SIGINT that arrives meanwhile is raised later: gRPC's threads would pass it to a half-started child.
     """
     resource_tracker.ensure_running()  # started by the first child, it would unblock the signal
     arrived: list[int] = []
@@ -131,8 +131,10 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _or_lost() -> Iterator[None]:
+def _worker_lost() -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        raise WorkerLost("a client process ended before its work; was it killed for memory?") from error
+        raise WorkerLost(
+            "a client process died during the measurement; check whether the system ran out of memory"
+        ) from error

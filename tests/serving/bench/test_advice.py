@@ -55,10 +55,10 @@ def test_what_holds_a_p99_really_does(
 
 
 def test_advice_for_a_p99_names_the_load_that_holds_it(make_point: MakePoint) -> None:
-    """Both numbers: what was asked for, and what was measured."""
+    """Both numbers: the limit and what was measured."""
     points = [make_point(ClosedLoop(count), rate=100 + count, latency_s=count / 100) for count in (1, 2, 4)]
-    assert "p99 within 25 ms holds up to 2 in flight: 102 requests/s at p99 20" in advise(points, 0.025)[0]
-    assert "p99 within 5 ms held nowhere: the best was 9.99 ms at 1 in flight" in advise(points, 0.005)[0]
+    assert "p99 stays within 25 ms up to 2 in flight: 102 requests/s at p99 20" in advise(points, 0.025)[0]
+    assert "p99 was never within 5 ms: the lowest was 9.99 ms at 1 in flight" in advise(points, 0.005)[0]
 
 
 def test_advice_says_that_a_busy_client_measured_itself(make_point: MakePoint) -> None:
@@ -79,7 +79,7 @@ def test_advice_names_the_stage_where_most_time_goes(make_point: MakePoint) -> N
         stages.pop("transport", None)
         facts = ServerFacts(cores=0.5, batch_images=3.25, stages_s=stages)
         advice = advise([make_point(ClosedLoop(4), rate=100, latency_s=0.1, server=facts)])
-        assert "0.5 cores, 5 CPU-ms a request, in batches of 3.2 images" in advice[0]
+        assert "0.5 cores, 5 CPU-ms per request, in batches of 3.2 images" in advice[0]
         assert hint in advice[1]
 
 
@@ -87,4 +87,4 @@ def test_no_good_answer_gives_no_advice_on_speed(make_point: MakePoint) -> None:
     """And no crash: every quantile is NaN."""
     points = [make_point(ClosedLoop(1), rate=0, latency_s=1.0, errors=7)]
     assert find_knee(points) is None
-    assert advise(points, 0.1) == ["No request was answered well, so nothing can be said of its speed."]
+    assert advise(points, 0.1) == ["No request succeeded, so there are no latencies to report."]

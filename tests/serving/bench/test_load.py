@@ -11,7 +11,7 @@ import grpc
 from serving.bench import load
 from serving.bench.load import run_load
 from serving.bench.plan import ClosedLoop, Loop, OpenLoop
-from serving.bench.points import OK, UNSENT, Tally
+from serving.bench.points import OK, UNSENT, WorkerResult
 from serving.bench.target import METHOD, Target, prepare
 from serving.server import Server
 
@@ -37,7 +37,7 @@ async def _serving(answer: Answer) -> AsyncIterator[Target]:
         await server.stop(None)
 
 
-async def _run(target: Target, loop: Loop, *, window_s: float = 0.3, warm_up_s: float = 0.0) -> Tally:
+async def _run(target: Target, loop: Loop, *, window_s: float = 0.3, warm_up_s: float = 0.0) -> WorkerResult:
     return await run_load(
         target, loop, starts_at_s=time.monotonic(), warm_up_s=warm_up_s, window_s=window_s, seed=0
     )

@@ -37,7 +37,7 @@ def test_every_point_lies_in_the_frame(
     texts = [text.text or "" for text in picture.iter(f"{SVG}text")]
     assert "a < b & c" in texts
     assert any(text.startswith("knee: ") for text in texts)
-    assert any("asked for" in text for text in texts) == (p99_s is not None)
+    assert any("p99 limit" in text for text in texts) == (p99_s is not None)
 
 
 def test_more_throughput_is_further_right_and_more_latency_higher(make_point: MakePoint) -> None:
@@ -51,5 +51,5 @@ def test_more_throughput_is_further_right_and_more_latency_higher(make_point: Ma
 
 def test_nothing_answered_cannot_be_drawn(make_point: MakePoint) -> None:
     """Said in words."""
-    with pytest.raises(ValueError, match="no request was answered well"):
+    with pytest.raises(ValueError, match="no request succeeded"):
         draw([make_point(ClosedLoop(1), rate=0, latency_s=1.0)], title="t")
