@@ -1,1 +1,1 @@
-"""From a network to a published ONNX file and its variants."""
+"""ONNX export, INT8 and FP16 variants, and publishing."""

@@ -1,4 +1,4 @@
-"""A network becomes one self-contained ONNX file: uint8 NHWC pixels in, probabilities and embedding out."""
+"""Exports a network as one self-contained ONNX file: uint8 NHWC in, probabilities and embedding out."""
 
 import logging
 import warnings
@@ -16,16 +16,16 @@ from training.errors import ExportError
 from training.export.fold_scaling import fold_scaling
 from training.networks import Network
 
-# What torch's exporter writes by itself. Pinned: a new torch must not silently raise what a server needs.
+# The default of torch's exporter. Pinned, so that a new torch does not silently raise a server's needs.
 OPSET = 20
 
-_EXAMPLE_BATCH = 2  # the exporter takes a batch of 1 for a constant
+_EXAMPLE_BATCH = 2  # the exporter would treat a batch of 1 as constant
 _INPUT = "image"
 _OUTPUTS = ("probabilities", "embedding")
 
 
 class Classifier(nn.Module):
-    """What is published: a network with its temperature and softmax."""
+    """The published graph: a network, its temperature and softmax."""
 
     def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
@@ -39,17 +39,15 @@ class Classifier(nn.Module):
 
 
 def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
-    """Write the file, without a word on the machine that built it.
-
-    Two exports of the same weights are the same bytes.
+    """Export to ONNX, reproducibly: the same weights give the same bytes on every machine.
 
     Args:
         classifier: on the CPU, in evaluation mode.
         geometry: of its images.
-        path: of the file; replaced where there is one.
+        path: an existing file is replaced.
 
     Raises:
-        ExportError: the result is not what the bundle promises.
+        ExportError: the graph is not what a bundle requires.
     """
     shape = (_EXAMPLE_BATCH, geometry.height, geometry.width, geometry.channels)
     with _quiet():
@@ -65,7 +63,7 @@ def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
             verbose=False,
         )
     if program is None:
-        raise ExportError("the exporter gave no program. This is a bug.")
+        raise ExportError("torch's ONNX exporter returned nothing. This is a bug.")
     model = program.model_proto
     fold_scaling(model)
     strip_metadata(model)
@@ -75,10 +73,9 @@ def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose warnings are about its own insides and change with every version.
+    """Silence the exporter: its warnings concern its internals and change with every version.
 
-    Only here: what it writes is checked and compared with torch afterwards, and that does not depend on what
-    it said.
+    Nothing is lost, because the exported file is checked and compared with torch afterwards.
     """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -92,7 +89,7 @@ def _quiet() -> Iterator[None]:
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
-    """Remove what no server needs: source paths of the builder, and operator sets that no node uses."""
+    """Remove source paths of the exporting machine, and operator sets that no node uses."""
     _clear_metadata(model)
     used = {node.domain for node in _all_nodes(model)}
     kept = [entry for entry in model.opset_import if entry.domain in used]
@@ -101,7 +98,7 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """All nodes: of the graph, of functions, and of the graphs inside nodes."""
+    """The nodes of the graph, of its functions, and of subgraphs in attributes."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
         node = waiting.pop()
@@ -112,7 +109,7 @@ def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _clear_metadata(message: Message) -> None:
-    """Clear metadata and documentation everywhere: the exporter puts the builder's source paths there."""
+    """Clear metadata and doc strings everywhere: the exporter stores source paths in them."""
     for field in ("metadata_props", "doc_string"):
         if field in message.DESCRIPTOR.fields_by_name:
             message.ClearField(field)
@@ -124,26 +121,26 @@ def _clear_metadata(message: Message) -> None:
 
 
 def check_graph(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
-    """Refuse a graph that is not what a bundle promises.
+    """Check inputs, outputs, shapes and operator sets against what a bundle requires.
 
     Args:
-        model: stripped.
-        shape: (N, H, W, C) of its images, N of no account.
+        model: after `strip_metadata`.
+        shape: (N, H, W, C) of its images; N is ignored.
 
     Raises:
-        ExportError: it is not.
+        ExportError: the graph is invalid or differs.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported graph is not sound: {error}") from error
+        raise ExportError(f"the exported graph is invalid: {error}") from error
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET}:
         raise ExportError(
-            f"the exported graph needs operator sets {opsets}, expected only ONNX's own, version {OPSET}"
+            f"the exported graph needs operator sets {opsets}; only ONNX's own, version {OPSET}, is allowed"
         )
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise ExportError("the exported graph keeps weights in another file")
+        raise ExportError("the exported graph stores weights in another file; a bundle needs one file")
     found = [(value.name, _dimensions(value)[:1]) for value in (*model.graph.input, *model.graph.output)]
     expected = [(name, ["batch"]) for name in (_INPUT, *_OUTPUTS)]
     if found != expected or _dimensions(model.graph.input[0])[1:] != list(shape[1:]):

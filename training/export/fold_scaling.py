@@ -1,8 +1,8 @@
-"""Takes the scaling of pixels out of an exported graph: the first filters are scaled instead.
+"""Folds the scaling of pixels into the first convolution of an exported graph.
 
-Before its first convolution a network divides pixels by 255, subtracts a mean and divides by a deviation:
-three passes over the largest tensor of all. Together they are a * (x - shift), so that filters times `a` do
-the same to x - shift. Padding stays what it was: zero there means zero here.
+Before its first convolution a network divides pixels by 255, subtracts a mean and divides by a standard
+deviation: three passes over the largest tensor of the network. Together they are a * (x - shift), so filters
+multiplied by `a` give the same result on x - shift. Zero padding is unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 _Values = npt.NDArray[np.float64]
 _AffineUpdate = Callable[[_Values, _Values, _Values], tuple[_Values, _Values]]
 
-# How a * x + b goes on when a constant is applied to it.
+# The new a and b of a * x + b after each operator with a constant.
 _AFFINE_OPS: Mapping[str, _AffineUpdate] = {
     "Div": lambda a, b, constant: (a / constant, b / constant),
     "Mul": lambda a, b, constant: (a * constant, b * constant),
@@ -27,7 +27,7 @@ _SHIFT = "pixel_shift"
 
 @dataclass(frozen=True, slots=True)
 class _ScalingChain:
-    """What lies between the pixels and the first convolution."""
+    """The operators between the pixels and the first convolution."""
 
     steps: list[NodeProto]
     pixels: str
@@ -35,9 +35,9 @@ class _ScalingChain:
 
 
 def fold_scaling(model: ModelProto) -> None:
-    """Change the graph in place, where it is a chain of constant steps that ends in one convolution.
+    """Fold in place, if the graph begins with a chain of constant operators that only the convolution reads.
 
-    Graphs of another form, such as those that average several views of an image, stay as they are.
+    Other graphs, such as those that average several views of an image, are not changed.
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}

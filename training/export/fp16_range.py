@@ -1,4 +1,4 @@
-"""How large the values in a network become: FP16 holds nothing beyond 65,504. Knows no recipe."""
+"""Finds the largest weight or activation of a network, since FP16 ends at 65,504. Knows no recipe."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from serving.bundle.images import Pixels
 
 FP16_MAX = 65504.0  # the largest finite value of IEEE 754 binary16
 
-# Every tensor of every image is computed without fusion and reduced three times: few show a range that is far
-# off, and small batches keep memory low.
+# Every tensor of every image is computed without fusion and reduced three times, which is slow. A few images
+# are enough to find a range that is far too large; small batches keep memory low.
 RANGE_IMAGES = 64
 _BATCH = 4
 
-# Of ReduceMin and ReduceMax nobody says what they make of NaN; a sum keeps it, and infinity too.
+# ONNX does not specify NaN for ReduceMin and ReduceMax; a sum propagates NaN and infinity.
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceL1")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorMagnitude:
-    """A tensor, and the absolute value that it reaches."""
+    """A tensor and its largest absolute value."""
 
     tensor: str
-    value: float  # infinite where any of its values is NaN or infinite
+    value: float  # inf if any value is NaN or infinite
 
 
 def largest_magnitude(model_file: Path, images: Iterable[Pixels]) -> TensorMagnitude:
     """Find the tensor with the largest absolute value: a weight, or an activation on any of the images.
 
     Args:
-        model_file: an exported file, which is computed in FP32 on the CPU, node by node as it was exported.
-        images: arrays of (N, H, W, C) uint8, of any N.
+        model_file: an exported file; it runs in FP32 on the CPU, without fused nodes.
+        images: arrays of (N, H, W, C) uint8, N may differ.
 
     Raises:
         ValueError: there are no images.
@@ -76,7 +76,7 @@ def _activations(model_file: Path, images: Iterable[Pixels]) -> list[TensorMagni
             found = session.run(None, {"image": part[start : start + _BATCH]})
             rows = np.reshape(found, (len(names), len(_REDUCTIONS)))  # (tensors, reductions)
             largest = {
-                # The sum only says whether all values are finite.
+                # The sum only shows whether all values are finite.
                 name: max(largest.get(name, 0.0), _magnitude(row[:2]) if np.isfinite(row).all() else np.inf)
                 for name, row in zip(names, rows, strict=True)
             }
@@ -86,14 +86,14 @@ def _activations(model_file: Path, images: Iterable[Pixels]) -> list[TensorMagni
 
 
 def _computed_float_tensors(graph: onnx.GraphProto) -> list[str]:
-    """What the nodes give, but for constants, which are weights."""
+    """The outputs of all nodes except constants, which count as weights."""
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     computed = (name for node in graph.node if node.op_type != "Constant" for name in node.output)
     return [name for name in computed if kinds.get(name) == onnx.TensorProto.FLOAT]
 
 
 def _add_reductions(graph: onnx.GraphProto, names: Iterable[str]) -> None:
-    """Let a graph give a few numbers of each tensor in place of its outputs, so that no tensor is kept."""
+    """Replace the graph's outputs by reductions of each tensor, so that no whole tensor is returned."""
     del graph.output[:]
     for name in names:
         for reduction in _REDUCTIONS:

@@ -1,4 +1,4 @@
-"""A proven version becomes a bundle in the repository: all of it, or nothing."""
+"""Publishes a proven version as a bundle in the repository, atomically."""
 
 import shutil
 from pathlib import Path
@@ -36,8 +36,8 @@ def publish(
     """Publish the exported file and the report of a run folder.
 
     Raises:
-        GateFailed: a check failed, and the repository was not touched.
-        BundleError: the model's name is no name.
+        GateFailed: a check failed; the repository is unchanged.
+        BundleError: the model's name is invalid.
     """
     raise_if_failed(metrics.checks)
 
@@ -73,7 +73,7 @@ def publish(
 
 
 def class_balanced_indices(labels: Labels, count: int) -> Indices:
-    """Up to `count` indices, evenly over the labels: the first image of each, then the second."""
+    """Up to `count` indices, balanced over the labels: the first image of each label, then the second."""
     rank = np.empty(len(labels), dtype=np.intp)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

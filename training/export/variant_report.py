@@ -1,4 +1,4 @@
-"""What became of an INT8 or FP16 form of a version, as a value. Knows no ONNX."""
+"""The result of making an INT8 or FP16 variant, as a value. Knows no ONNX."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -10,25 +10,27 @@ from serving.bundle.manifest import Fraction, Strict
 
 
 class VariantReport(Strict):
-    """Made, measured, and kept or left out."""
+    """A variant's scores, and whether and why it was kept or rejected."""
 
     precision: Literal["int8", "fp16"]
     kept: bool
     reason: str
     accuracy: Estimate | None = None
     same_labels: Fraction | None = None
-    variant: Variant | None = Field(default=None, description="for the manifest, where it is kept")
+    variant: Variant | None = Field(default=None, description="for the manifest, if it is kept")
     speedup: Mapping[str, float] = Field(
         default_factory=dict,
-        description="batch -> how many times less CPU it takes than the exported file, on this machine",
+        description="batch -> CPU time of the exported file divided by the variant's, on this machine",
     )
 
     def summary_line(self) -> str:
-        """One line."""
+        """One line for people."""
         if self.accuracy is None or self.same_labels is None:
-            return f"left out: {self.reason}"
-        cost = ", ".join(f"{1 / times:.2f} of the CPU at {batch}" for batch, times in self.speedup.items())
-        figures = f"{self.accuracy.value:.2%} right, {self.same_labels:.2%} the same labels, {cost}"
+            return f"rejected: {self.reason}"
+        cost = ", ".join(
+            f"{1 / speedup:.2f} x CPU time at {batch}" for batch, speedup in self.speedup.items()
+        )
+        scores = f"test accuracy {self.accuracy.value:.2%}, {self.same_labels:.2%} equal labels, {cost}"
         if not self.kept:
-            return f"left out, {self.reason} ({figures})"
-        return f"kept, {self.reason}: {figures}" if self.precision == "fp16" else f"kept: {figures}"
+            return f"rejected: {self.reason} ({scores})"
+        return f"kept, {self.reason}: {scores}" if self.precision == "fp16" else f"kept: {scores}"

@@ -1,4 +1,4 @@
-"""INT8 and FP16 forms of an exported file, each kept only where it says nearly what the file says."""
+"""Makes INT8 and FP16 variants of an exported file, and keeps those whose predictions are nearly the same."""
 
 import logging
 import time
@@ -34,18 +34,18 @@ _QUANTIZED_OPS = (
 )
 _WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _CALIBRATION_BATCH = 16
-# How far an FP16 file may be from the golden probabilities on a GPU. A CPU computes it in FP32 and shows only
-# what rounding its weights does. Rounding every tensor of SqueezeNet 1.1 too moves probabilities by 4.4e-3.
-# Where roundings add up at random, a network that is four times as deep moves twice as far. The other factor
-# of two is for sums in FP16.
+# Tolerance of FP16's golden probabilities on a GPU. A CPU computes in FP32 and shows only the rounding of the
+# weights. Rounding every tensor of SqueezeNet 1.1 moves probabilities by 4.4e-3. Random rounding errors
+# grow with the square root of the depth: a network four times as deep moves twice as far. Another factor of
+# two is for accumulation in FP16.
 _FP16_TOLERANCE = 2e-2
 _KEPT_REASON = {
-    "int8": "as good as the file it was made from",
-    "fp16": "not proven in FP16: this machine computed it in FP32, a server proves it on its GPU",
+    "int8": "as accurate as the exported file",
+    "fp16": "not proven in FP16: this machine computes it in FP32, a server proves it on its GPU",
 }
 _TIMED_BATCHES = (1, 32)
 _TIMED_RUNS = 7
-_IMAGES_PER_RUN = 32  # so that the smallest network's turn is longer than the clock's step
+_IMAGES_PER_RUN = 32  # so that a run of the smallest network exceeds the clock's resolution
 
 
 def make_variant(
@@ -57,22 +57,20 @@ def make_variant(
     labels: Sequence[str],
     recipe: VariantRecipe,
 ) -> VariantReport:
-    """Write model.int8.onnx or model.fp16.onnx beside the exported file, and keep it where it is as good.
+    """Write model.int8.onnx or model.fp16.onnx beside the exported file, and delete it if it fails a limit.
 
     Args:
-        precision: of weights and sums.
-        model_file: the exported file, which has passed its proof.
-        calibration: (N, H, W, C) uint8 training images: with some test images they tell the range of values.
-        test: on which both files are asked.
+        precision: of weights and activations.
+        model_file: the exported file, after its proof.
+        calibration: (N, H, W, C) uint8 training images; they and some test images determine value ranges.
+        test: both files are evaluated on it.
         labels: K names.
-        recipe: how far it may fall behind.
+        recipe: the limits.
     """
     path = model_file.with_name(variant_file(precision))
     path.unlink(missing_ok=True)
     if precision == "int8" and not len(calibration):
-        return VariantReport(
-            precision=precision, kept=False, reason="there are no training images to calibrate on"
-        )
+        return VariantReport(precision=precision, kept=False, reason="no training images to calibrate on")
     try:
         with _quiet():
             if precision == "int8":
@@ -83,10 +81,10 @@ def make_variant(
                     return VariantReport(precision=precision, kept=False, reason=overflow)
                 _convert_to_fp16(model_file, path)
             exported, variant = open_session(model_file), open_session(path)
-    except Exception as error:  # noqa: BLE001 - the tools raise whatever they trip over; the file stays as it is
+    except Exception as error:  # noqa: BLE001 - the tools raise anything; the exported file is unchanged
         path.unlink(missing_ok=True)
         return VariantReport(
-            precision=precision, kept=False, reason=f"it could not be made: {_first_line(error)}"
+            precision=precision, kept=False, reason=f"conversion failed: {_first_line(error)}"
         )
     report = _evaluate(precision, (exported, variant), test, labels, recipe)
     if not report.kept:
@@ -105,15 +103,17 @@ def _evaluate(
     tolerance = _golden_tolerance(precision, exported, variant)
     reasons = []
     if drop > recipe.max_accuracy_drop:
-        reasons.append(f"accuracy falls by {drop:.2%}, at most {recipe.max_accuracy_drop:.2%} is allowed")
+        reasons.append(
+            f"accuracy drop {drop:.2%}, maximum {recipe.max_accuracy_drop:.2%} (variants.max_accuracy_drop)"
+        )
     if same < recipe.min_same_labels:
         reasons.append(
-            f"{same:.2%} of the labels are the same, at least {recipe.min_same_labels:.2%} are needed"
+            f"equal labels {same:.2%}, minimum {recipe.min_same_labels:.2%} (variants.min_same_labels)"
         )
     if precision == "int8" and min(speedup.values()) < recipe.min_int8_speedup:
         reasons.append(
-            f"it takes {1 / min(speedup.values()):.2f} times the CPU, "
-            f"at most {1 / recipe.min_int8_speedup:.2f} times is allowed"
+            f"speedup {min(speedup.values()):.2f}, minimum {recipe.min_int8_speedup:.2f} "
+            "(variants.min_int8_speedup)"
         )
     return VariantReport(
         precision=precision,
@@ -127,37 +127,37 @@ def _evaluate(
 
 
 def _golden_tolerance(precision: Precision, exported: Floats, variant: Floats) -> float:
-    """How far a sound server may be from the golden probabilities: half more than the farthest here."""
+    """Tolerance of the golden probabilities: 1.5 times the largest difference measured here, plus 2e-3."""
     farthest = min(1.0, 1.5 * float(np.abs(exported - variant).max()) + 2e-3)
     return max(farthest, _FP16_TOLERANCE) if precision == "fp16" else farthest
 
 
 def _range_images(calibration: Pixels, test: Images) -> tuple[Pixels, Pixels]:
-    """At most RANGE_IMAGES, half of them training images where there are so many."""
+    """At most RANGE_IMAGES images, up to half of them training images."""
     training = _evenly_spaced(calibration, RANGE_IMAGES // 2)
     return training, _evenly_spaced(test, RANGE_IMAGES - len(training))
 
 
 def _evenly_spaced(images: Images, most: int) -> Pixels:
-    """So many, evenly over all of them."""
+    """At most this many images, evenly spaced."""
     count = min(len(images), most)
     return images[np.linspace(0, len(images) - 1, count).astype(np.intp)]
 
 
 def _fp16_overflow(model_file: Path, images: Iterable[Pixels], recipe: VariantRecipe) -> str:
-    """Why the values of a network are too large for FP16, or nothing."""
+    """Why the values of a network are too large for FP16; empty if they are not."""
     largest = largest_magnitude(model_file, images)
     limit = recipe.max_fp16_range * FP16_MAX
     if largest.value <= limit:
         return ""
     return (
-        f"tensor {largest.tensor!r} reaches {largest.value:,.0f} in FP32, at most {limit:,.0f} is allowed: "
+        f"tensor {largest.tensor!r} reaches {largest.value:,.0f} in FP32, maximum {limit:,.0f}: "
         f"{recipe.max_fp16_range:.0%} of FP16's largest number, {FP16_MAX:,.0f} (variants.max_fp16_range)"
     )
 
 
 def _speedup(sessions: tuple[Any, Any], images: Images, batch: int) -> float:
-    """How many times less CPU the second one takes: the median of runs that take turns."""
+    """CPU time of the first session divided by the second's: medians of alternating runs."""
     feed = {"image": np.resize(images[:batch], (batch, *images.shape[1:]))}
     times = np.empty((_TIMED_RUNS + 1, len(sessions)))
     for turn in range(len(times)):
@@ -166,19 +166,19 @@ def _speedup(sessions: tuple[Any, Any], images: Images, batch: int) -> float:
             for _ in range(_IMAGES_PER_RUN // batch):
                 session.run(["probabilities"], feed)
             times[turn, which] = time.process_time() - began_s
-    exported, variant = np.median(times[1:], axis=0)  # the first turn makes its memory
+    exported, variant = np.median(times[1:], axis=0)  # the first run allocates memory
     return round(float(exported / variant), 2)
 
 
 class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
-    """Training images in small batches, as ONNX Runtime wants them."""
+    """Training images in small batches, as ONNX Runtime's quantizer reads them."""
 
     def __init__(self, images: Pixels) -> None:
         starts = range(0, len(images), _CALIBRATION_BATCH)
         self._batches = iter([{"image": images[start : start + _CALIBRATION_BATCH]} for start in starts])
 
     def get_next(self) -> dict[str, Pixels] | None:
-        """One batch, or none when all were seen."""
+        """The next batch; None at the end."""
         return next(self._batches, None)
 
 
@@ -194,7 +194,7 @@ def _quantize(model_file: Path, path: Path, calibration: Pixels) -> None:
             _CalibrationImages(calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTIZED_OPS),
-            # Before the first filters the image is only scaled: eight bits would be taken of its eight bits.
+            # Before the first filters the image is only scaled: quantizing it again would lose precision.
             nodes_to_exclude=[node.name for node in nodes[:first]],
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -208,7 +208,7 @@ def _convert_to_fp16(model_file: Path, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the tools: what they write is measured afterwards, whatever they said."""
+    """Silence the conversion tools; their results are measured afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

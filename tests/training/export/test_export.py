@@ -1,4 +1,4 @@
-"""The exported file: sound, self-contained, silent about its builder, the same every time."""
+"""The exported file is valid, self-contained, reproducible, and has no paths of the exporting machine."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ GEOMETRY = Geometry(height=20, width=28, channels=3)
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    """A network with batch norm and dropout, and statistics that are not the initial ones."""
+    """A network with dropout, and batch norm statistics that differ from the initial ones."""
     torch.manual_seed(0)
     network = build(NetworkRecipe(batch_norm=True, dropout=0.3), GEOMETRY, 4).train()
     for _ in range(3):
@@ -31,7 +31,7 @@ def classifier() -> Classifier:
 
 @pytest.fixture(scope="module")
 def exported(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its file."""
+    """The exported file of the network."""
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     export(classifier, GEOMETRY, path)
     return path
@@ -39,20 +39,20 @@ def exported(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Random pixels, of a count that leaves a remainder at every batch size but 1."""
+    """Random pixels; their number leaves a remainder at every batch size above 1."""
     return np.random.default_rng(0).integers(0, 256, (65 + 64 + 1, 20, 28, 3), dtype=np.uint8)
 
 
-def test_exporting_twice_gives_the_same_bytes_and_no_output(
+def test_exporting_is_reproducible_and_prints_nothing(
     classifier: Classifier, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A digest of the file means something, and stdout stays free for results."""
+    """The digest identifies the weights, and stdout is free for results."""
     export(classifier, GEOMETRY, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_file_says_nothing_of_the_machine_that_built_it(exported: Path) -> None:
+def test_the_file_has_no_paths_of_the_exporting_machine(exported: Path) -> None:
     """No source path, no metadata, no documentation strings, and one file only."""
     content = exported.read_bytes()
     for path in (str(Path(__file__).parents[3]), torch.__path__[0], "site-packages", ".py"):
@@ -63,8 +63,8 @@ def test_the_file_says_nothing_of_the_machine_that_built_it(exported: Path) -> N
     assert [path.name for path in exported.parent.iterdir()] == ["model.onnx"]
 
 
-def test_the_graph_is_what_the_bundle_promises(exported: Path) -> None:
-    """uint8 NHWC in, probabilities and embedding out, the batch free, ONNX's own operators only."""
+def test_the_graph_is_what_the_bundle_requires(exported: Path) -> None:
+    """uint8 NHWC in, probabilities and embedding out, dynamic batch, ONNX's own operators only."""
     session = open_session(exported)
     (image,) = session.get_inputs()
     assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", 20, 28, 3])
@@ -79,7 +79,7 @@ def test_the_graph_is_what_the_bundle_promises(exported: Path) -> None:
 
 
 def with_condition(exported: Path, domain: str) -> onnx.ModelProto:
-    """The exported graph with one more node, whose branches hold a node of that domain each."""
+    """The exported graph with an If node, whose branches have a node of that domain each."""
     model = onnx.load(exported)
     value = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, ["batch", 4])
     branches = {
@@ -94,7 +94,7 @@ def with_condition(exported: Path, domain: str) -> onnx.ModelProto:
 
 
 def test_operator_sets_that_no_node_uses_are_dropped(exported: Path) -> None:
-    """An exporter may name those of functions that it has put into the graph; they raise no requirement."""
+    """The exporter may list operator sets of inlined functions; a server does not need them."""
     model = with_condition(exported, domain="")
     for domain in ("pkg.onnxscript.torch_lib.common", "com.microsoft"):
         model.opset_import.append(helper.make_opsetid(domain, 1))
@@ -103,8 +103,8 @@ def test_operator_sets_that_no_node_uses_are_dropped(exported: Path) -> None:
     check_graph(model, (2, 20, 28, 3))
 
 
-def test_operator_sets_that_a_node_uses_are_refused(exported: Path) -> None:
-    """Also in a branch: a server would have to know them."""
+def test_foreign_operator_sets_that_a_node_uses_are_rejected(exported: Path) -> None:
+    """Also in a branch of an If node."""
     model = with_condition(exported, domain="com.microsoft")
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     strip_metadata(model)
@@ -115,7 +115,7 @@ def test_operator_sets_that_a_node_uses_are_refused(exported: Path) -> None:
 def test_probabilities_are_calibrated_and_sum_to_one(
     classifier: Classifier, exported: Path, images: np.ndarray
 ) -> None:
-    """The temperature and the softmax are inside the file."""
+    """The file contains the temperature and the softmax."""
     probabilities, _ = run(open_session(exported), images)
     with torch.no_grad():
         logits, _ = classifier.network(torch.from_numpy(images))
@@ -133,7 +133,7 @@ def test_parity_holds_at_every_batch_size(classifier: Classifier, exported: Path
 
 
 def test_parity_notices_other_weights(classifier: Classifier, exported: Path, images: np.ndarray) -> None:
-    """A file that was made from another network fails, with the size of the gap."""
+    """The file of another network fails, with the size of the gap."""
     other = Classifier(build(NetworkRecipe(), GEOMETRY, 4), temperature=1.0).eval()
     checks = check_parity(other, open_session(exported), images, max_gap=1e-4)
     assert not any(check.passed for check in checks)

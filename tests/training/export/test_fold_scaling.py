@@ -1,4 +1,4 @@
-"""A graph whose first filters scale the pixels says what it said before, in fewer nodes."""
+"""A graph with folded scaling gives the same outputs with fewer nodes."""
 
 import numpy as np
 import onnx
@@ -52,10 +52,10 @@ def _maps(model: ModelProto) -> np.ndarray:
     ("steps", "left"),
     [("divided", ["Conv"]), ("normalised", ["Sub", "Conv"]), ("multiplied and moved", ["Sub", "Conv"])],
 )
-def test_the_same_maps_to_the_border_with_at_most_one_pass_over_the_pixels(
+def test_folding_keeps_the_feature_maps_with_at_most_one_pass_over_the_pixels(
     steps: str, left: list[str]
 ) -> None:
-    """Padding included, which is zero after the scaling and not before it; nothing unused stays behind."""
+    """Also at the border, where padding is zero after the scaling; unused constants are removed."""
     model = _model(STEPS[steps])
     before = _maps(model)
     fold_scaling(model)
@@ -74,8 +74,8 @@ def test_the_same_maps_to_the_border_with_at_most_one_pass_over_the_pixels(
     ],
     ids=["nothing to fold", "grouped", "read twice", "by zero"],
 )
-def test_another_graph_stays_as_it_is(other: dict[str, object]) -> None:
-    """To the byte."""
+def test_another_graph_is_unchanged(other: dict[str, object]) -> None:
+    """Byte for byte."""
     model = _model(**other)  # type: ignore[arg-type]
     before = model.SerializeToString()
     fold_scaling(model)
