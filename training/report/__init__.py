@@ -1,1 +1,1 @@
-"""What people read about a run."""
+"""The report of a run: metrics, figures, and an HTML page."""

@@ -1,4 +1,4 @@
-"""The report's figures: the learning curves, confusion matrix, augmented examples, few-shot curve."""
+"""Draws the report's figures: learning curves, confusion matrix, augmented examples, few-shot curve."""
 
 import io
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ _MAX_LABELS_WITH_COUNTS = 20  # the counts of more would be too small to read
 
 
 def draw_history(history: Sequence[EpochRecord], best_epoch: int) -> Figure:
-    """Loss of both splits and validation accuracy over the epochs, the best epoch marked."""
+    """Training and validation loss, and validation accuracy, by epoch; the best epoch is marked."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     epochs = [record.epoch for record in history]
-    losses.plot(epochs, [record.train_loss for record in history], label="train", color="#8aa4c8")
+    losses.plot(epochs, [record.train_loss for record in history], label="training", color="#8aa4c8")
     losses.plot(epochs, [record.validation_loss for record in history], label="validation", color="#1f4e8c")
     losses.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="loss")
     accuracy.plot(epochs, [100 * record.validation_accuracy for record in history], color="#1f4e8c")
-    accuracy.set(xlabel="epoch", ylabel="% right", title="validation accuracy")
+    accuracy.set(xlabel="epoch", ylabel="accuracy in %", title="validation accuracy")
     for axes in (losses, accuracy):
         axes.axvline(best_epoch, color="#2a9d5c", linestyle=":", label=f"best epoch, {best_epoch}")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -36,10 +36,10 @@ def draw_history(history: Sequence[EpochRecord], best_epoch: int) -> Figure:
 
 
 def draw_augmentation(examples: npt.NDArray[np.uint8]) -> Figure:
-    """Each training image as it is, and beside it as the network saw it in several epochs.
+    """Training images, each beside its augmented versions of several epochs.
 
     Args:
-        examples: (rows, columns, H, W, C), the first of each row as it is.
+        examples: (rows, columns, H, W, C) uint8; the first of each row is the original image.
     """
     rows, columns = examples.shape[:2]
     figure = Figure(figsize=(columns, rows), layout="constrained")
@@ -51,24 +51,24 @@ def draw_augmentation(examples: npt.NDArray[np.uint8]) -> Figure:
         grey = image.shape[2] == 1
         axes.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
         axes.set_axis_off()
-    figure.axes[0].set_title("as it is", fontsize=8)
-    figure.axes[1].set_title("as seen", fontsize=8)
+    figure.axes[0].set_title("original", fontsize=8)
+    figure.axes[1].set_title("augmented", fontsize=8)
     return figure
 
 
 def draw_curve(points: Sequence[CurvePoint]) -> Figure:
-    """Mean accuracy over the number of examples, its interval and the range of the draws."""
+    """Mean accuracy by number of examples, with its 95 % interval and the range of the random subsets."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     places = range(len(points))
     worst, best = [100 * point.worst for point in points], [100 * point.best for point in points]
-    axes.fill_between(places, worst, best, color="#8aa4c8", alpha=0.25, label="worst to best draw")
+    axes.fill_between(places, worst, best, color="#8aa4c8", alpha=0.25, label="worst to best subset")
     below = [100 * (point.mean - point.low) for point in points]
     above = [100 * (point.high - point.mean) for point in points]
     means = [100 * point.mean for point in points]
     axes.errorbar(places, means, (below, above), color="#1f4e8c", marker="o", capsize=4, label="mean, 95 %")
     axes.set_xticks(places, [point.examples() for point in points])
-    axes.set(xlabel="training images of each label", ylabel="% right", title="accuracy from few examples")
+    axes.set(xlabel="training images per label", ylabel="accuracy in %", title="few-shot accuracy")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
@@ -76,9 +76,9 @@ def draw_curve(points: Sequence[CurvePoint]) -> Figure:
 
 
 def draw_confusion(scores: Scores) -> Figure:
-    """True labels down, predicted labels across; colour is the part of the true label's images."""
+    """Confusion matrix: rows are true labels, columns predicted ones; colour is the fraction of the row."""
     counts = np.array(scores.confusion)  # (K, K)
-    # Matplotlib would take what stands between two dollar signs for mathematics.
+    # Matplotlib would render text between two dollar signs as mathematics.
     labels = [entry.label.replace("$", r"\$") for entry in scores.labels]
     named = labels if len(labels) <= _MAX_NAMED_LABELS else []
     side = min(14.0, max(4.0, 0.45 * len(labels) + 1.5))  # inches
@@ -86,7 +86,7 @@ def draw_confusion(scores: Scores) -> Figure:
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title="confusion on the test split")
+    axes.set(xlabel="predicted", ylabel="true", title="confusion matrix, test split")
     axes.set_xticks(range(len(named)), named, rotation=90 if max(map(len, labels)) > 3 else 0)  # noqa: PLR2004
     axes.set_yticks(range(len(named)), named)
     if len(labels) <= _MAX_LABELS_WITH_COUNTS:

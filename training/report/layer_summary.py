@@ -1,4 +1,4 @@
-"""Every layer of a network with its output shape and its parameters, by the name that recipes call it by."""
+"""Lists the layers of a network: name, output shape, number of parameters."""
 
 from dataclasses import dataclass
 
@@ -15,22 +15,22 @@ class Layer:
     """One module of a network."""
 
     name: str  # dotted, as in `--set head.layer=...`
-    kind: str  # Conv2d, say
-    output: tuple[int, ...]  # of one image; empty for one that was not run by itself
-    parameters: int  # trainable, of this layer and all below it
-    frozen: int  # the same, not trainable
+    kind: str  # the module's class, for example Conv2d
+    output: tuple[int, ...]  # shape for one image; empty if the module does not return one tensor
+    parameters: int  # trainable, including those of its children
+    frozen: int  # not trainable, including those of its children
 
 
 def list_layers(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> list[Layer]:
-    """All layers in the order of the tree, each parent before its children.
+    """List all layers in the order of the module tree, parents before their children.
 
     Raises:
-        RecipeError: the network cannot be built so.
+        RecipeError: the recipe's network cannot be built.
     """
     network = build(recipe, geometry, classes).eval()
     outputs = _output_shapes(network, geometry)
     named = [(name, module) for name, module in network.named_modules() if name]
-    named.sort(key=lambda entry: entry[0] == "head")  # made first, but run last
+    named.sort(key=lambda entry: entry[0] == "head")  # constructed first, but runs last
     return [
         Layer(
             name=name,
@@ -44,7 +44,7 @@ def list_layers(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> list
 
 
 def _output_shapes(network: Network, geometry: Geometry) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what the layer made of one black image."""
+    """Layer name -> output shape for one black image."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def record(name: str, output: object) -> None:

@@ -1,4 +1,4 @@
-"""metrics.json: everything that was measured in a run, as one value."""
+"""metrics.json: everything measured in a run, as one value."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -20,7 +20,7 @@ METRICS_FILE = "metrics.json"
 
 
 class Metrics(Strict):
-    """metrics.json: everything that was measured."""
+    """The contents of metrics.json."""
 
     model: str
     recipe: Mapping[str, Any]
@@ -30,20 +30,18 @@ class Metrics(Strict):
     epochs: int
     best_epoch: int
     training_seconds: float
-    earlier_seconds: float = Field(
-        default=0.0, description="of training, by processes before the one that finished a resumed run"
-    )
+    earlier_seconds: float = Field(default=0.0, description="training time before a resumed run's last start")
     machine: str
     framework: str
     kernels: str | None = Field(
-        default=None, description="fast or reproducible; none: a run before there was a choice"
+        default=None, description="fast or reproducible; None: not recorded by older versions"
     )
     parameters: int
     pretrained: Pretrained | None = None
     few_shot: tuple[CurvePoint, ...] = ()
     calibration: Calibration
     validation: Estimate | None = Field(
-        default=None, description="accuracy on the validation split; a fair one only with training.keep=last"
+        default=None, description="accuracy on the validation split; unbiased only with training.keep=last"
     )
     test: Scores
     checks: tuple[Check, ...]
@@ -51,7 +49,7 @@ class Metrics(Strict):
     created_at: datetime
 
     def headline(self) -> dict[str, int | float]:
-        """The figures that fit on one line."""
+        """The main figures by name, each interval as `_low` and `_high`."""
         validation = self.validation
         of_validation = validation and {
             "validation_accuracy": validation.value,
@@ -67,11 +65,11 @@ class Metrics(Strict):
         }
 
     def as_measured(self, shipped: Recipe, seconds: float) -> MeasuredResult:
-        """What is kept of this run as the result of a recipe.
+        """The result to record for a shipped recipe.
 
         Args:
-            shipped: the recipe of which it was a run; its digest counts, not that of the run's own settings.
-            seconds: of the process that finished the run, publishing included.
+            shipped: the recipe whose digest is recorded, instead of that of the run's settings.
+            seconds: duration of the process that finished the run, publishing included.
         """
         return MeasuredResult(
             recipe_digest=shipped.digest(),

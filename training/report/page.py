@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page."""
+"""Renders the report as one self-contained HTML page."""
 
 import base64
 import html
@@ -20,12 +20,12 @@ _MISTAKE_SIDE = 56  # pixels on the page
 def render(
     metrics: Metrics, pictures: Mapping[str, bytes], misclassified: Sequence[Misclassification]
 ) -> str:
-    """One self-contained HTML page.
+    """Render the page; it links to nothing.
 
     Args:
         metrics: of the run.
-        pictures: PNGs by file name: confusion.png, history.png where there are epochs, and augmentation.png
-            where there was any.
+        pictures: PNGs by file name: confusion.png, and if the run has them history.png, few-shot.png and
+            augmentation.png.
         misclassified: the most confident first.
     """
     evaluation = metrics.test.evaluation
@@ -65,19 +65,19 @@ def render(
         origin=html.escape(
             f"{metrics.framework} on {metrics.machine}"
             f"{f', {metrics.kernels} kernels' if metrics.kernels else ''}; {metrics.epochs} epochs in "
-            f"{metrics.training_seconds:.0f} s, the best was {metrics.best_epoch}; "
-            f"data {metrics.data_digest[:12]}"
+            f"{metrics.training_seconds:.0f} s, best epoch {metrics.best_epoch}; "
+            f"data digest {metrics.data_digest[:12]}"
         ),
     )
 
 
 def _other_figures(metrics: Metrics) -> str:
-    """A tile for each figure that this run has."""
+    """One tile per optional score that the run has."""
     figures = (
-        ("area under the ROC curve", metrics.test.auc, ".4f"),
+        ("AUC", metrics.test.auc, ".4f"),
         ("balanced accuracy", metrics.test.balanced_accuracy, ".2%"),
-        ("right label among the first five", metrics.test.top5, ".2%"),
-        ("right on validation", metrics.validation, ".2%"),
+        ("top-5 accuracy", metrics.test.top5, ".2%"),
+        ("validation accuracy", metrics.validation, ".2%"),
     )
     return "".join(_tile(name, estimate, form) for name, estimate, form in figures if estimate is not None)
 
@@ -85,16 +85,16 @@ def _other_figures(metrics: Metrics) -> str:
 def _tile(name: str, estimate: Estimate, form: str) -> str:
     return (
         f'<div class="tile"><b>{estimate.value:{form}}</b>{name}<br>'
-        f'<span class="soft">95 %: {estimate.low:{form}} to {estimate.high:{form}}</span></div>\n'
+        f'<span class="soft">95 % interval {estimate.low:{form}} to {estimate.high:{form}}</span></div>\n'
     )
 
 
 def _learning(pictures: Mapping[str, bytes], points: Sequence[CurvePoint]) -> str:
-    """Nothing where nothing was learned."""
+    """The learning curves and the few-shot curve; empty if the run has neither."""
     parts = []
     if "history.png" in pictures:
         url = _data_url(pictures["history.png"])
-        parts.append(f'<h2>Learning</h2>\n<img src="{url}" alt="loss and accuracy over the epochs">')
+        parts.append(f'<h2>Learning curves</h2>\n<img src="{url}" alt="loss and accuracy by epoch">')
     if points:
         url = _data_url(pictures["few-shot.png"])
         rows = _rows(
@@ -108,8 +108,8 @@ def _learning(pictures: Mapping[str, bytes], points: Sequence[CurvePoint]) -> st
             for point in points
         )
         parts.append(
-            f'<h2>Few examples</h2>\n<img src="{url}" alt="accuracy over the number of examples">\n'
-            "<table><tr><th>images of each label</th><th>accuracy</th><th>95 %</th><th>draws</th>"
+            f'<h2>Few-shot accuracy</h2>\n<img src="{url}" alt="accuracy by number of examples">\n'
+            "<table><tr><th>images per label</th><th>accuracy</th><th>95 % interval</th><th>subsets</th>"
             f"<th>worst to best</th></tr>{rows}</table>"
         )
     return "\n".join(parts)
@@ -126,7 +126,7 @@ def _augmentation(png: bytes | None) -> str:
         return ""
     return (
         "<h2>Augmentation</h2>\n"
-        f'<img src="{_data_url(png)}" alt="training images beside what augmentation makes of them">'
+        f'<img src="{_data_url(png)}" alt="training images and their augmented versions">'
     )
 
 
@@ -139,7 +139,7 @@ def _figure(example: Misclassification) -> str:
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     buffer = io.BytesIO()
     image.resize((_MISTAKE_SIDE, _MISTAKE_SIDE), Image.Resampling.NEAREST).save(buffer, "PNG")
-    caption = f"{example.truth} taken for {example.predicted} ({example.probability:.0%})"
+    caption = f"true {example.truth}, predicted {example.predicted} ({100 * example.probability:.0f} %)"
     return (
         f'<figure title="{html.escape(example.name)}"><img src="{_data_url(buffer.getvalue())}" alt="">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -169,26 +169,26 @@ _PAGE = Template("""\
 <h1>$model</h1>
 <div class="soft">recipe $recipe · $created_at</div>
 <div class="tiles">
-  <div class="tile"><b>$accuracy</b>right on the test split<br><span class="soft">95 %: $interval</span></div>
-  <div class="tile"><b>$counted</b>test images, through ONNX Runtime</div>
+  <div class="tile"><b>$accuracy</b>test accuracy<br><span class="soft">95 % interval $interval</span></div>
+  <div class="tile"><b>$counted</b>test images correct, in ONNX Runtime</div>
   $others
   <div class="tile"><b>$ece</b>calibration error<br><span class="soft">temperature $temperature</span></div>
   <div class="tile"><b>$parameters</b>parameters</div>
 </div>
 <h2>Checks</h2>
 <table>$checks</table>
-<h2>Other precisions</h2>
+<h2>INT8 and FP16 variants</h2>
 <table>$variants</table>
 $learning
 $augmentation
-<h2>Labels</h2>
+<h2>Scores per label</h2>
 <table><tr><th>label</th><th>precision</th><th>recall</th><th>F1</th><th>test images</th></tr>$labels</table>
-<h2>Confusion</h2>
+<h2>Confusion matrix</h2>
 <img src="$confusion" alt="confusion matrix">
-<h2>Mistakes, the most confident first</h2>
+<h2>Misclassified test images, most confident first</h2>
 <div class="misclassified">$misclassified</div>
 <h2>Data</h2>
-<table><tr><th>split</th><th>images</th><th>per class</th></tr>$data</table>
+<table><tr><th>split</th><th>images</th><th>images per label</th></tr>$data</table>
 <ul>$warnings</ul>
 <h2>Recipe</h2>
 <table>$settings</table>

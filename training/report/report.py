@@ -1,4 +1,4 @@
-"""What training knows of a version: metrics, history, pictures, and one HTML page for people."""
+"""Writes the report of a run: metrics, history, figures, and one HTML page."""
 
 import json
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ def write_report(
     misclassified: Sequence[Misclassification],
     examples: npt.NDArray[np.uint8] | None = None,
 ) -> None:
-    """Write metrics.json, history.json, the pictures and a self-contained report.html.
+    """Write metrics.json, history.json, the figures as PNG, and a self-contained report.html.
 
     Args:
-        folder: is made where it is missing.
+        folder: created if missing.
         metrics: of the run.
-        history: one record for each epoch.
+        history: one record per epoch.
         misclassified: the most confident first.
-        examples: (rows, columns, H, W, C), each row an image and what augmentation made of it; none: there
-            was no augmentation.
+        examples: (rows, columns, H, W, C) uint8; each row is an image and its augmented versions. None: the
+            recipe has no augmentation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS_FILE).write_text(metrics.model_dump_json(indent=2) + "\n", encoding="utf-8")

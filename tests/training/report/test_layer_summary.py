@@ -1,4 +1,4 @@
-"""The list of a network's layers is the summary of the tutorials."""
+"""The layers of a network match the summaries of the tutorials."""
 
 import pytest
 
@@ -9,8 +9,8 @@ from training.report.layer_summary import list_layers
 DIGITS = Geometry(height=28, width=28, channels=1)
 
 
-def test_lenet5_is_listed_as_its_tutorials_compute_it() -> None:
-    """Names, shapes by the convolution arithmetic, and parameters; children follow their parent."""
+def test_lenet5_matches_its_tutorials() -> None:
+    """Names, output shapes and parameters; children follow their parent."""
     layers = list_layers(NetworkRecipe(), DIGITS, 10)
     rows = {layer.name: (layer.kind, layer.output, layer.parameters) for layer in layers}
     assert rows["trunk.conv1"] == ("Conv2d", (6, 28, 28), 156)
@@ -33,14 +33,14 @@ def test_lenet5_is_listed_as_its_tutorials_compute_it() -> None:
 def test_convolution_arithmetic_of_the_tutorials(
     geometry: Geometry, maps: tuple[int, int], kernel_size: int, parameters: int | None
 ) -> None:
-    """16 maps to 32 by 3x3: 4,640 parameters; RGB to 6 by 5x5: 456."""
+    """16 to 32 maps with 3x3: 4,640 parameters; RGB to 6 maps with 5x5: 456."""
     layers = list_layers(NetworkRecipe(maps=maps, kernel_size=kernel_size), geometry, 10)
     rows = {layer.name: layer.parameters for layer in layers}
     assert rows["trunk.conv2"] == 4_640 if parameters else rows["trunk.conv1"] == 456
 
 
-def test_residual_blocks_show_their_inside_and_frozen_filters_are_told_apart() -> None:
-    """The shortcut has a name of its own; whitening filters are not trainable."""
+def test_residual_blocks_list_their_shortcut_and_frozen_filters_are_counted_apart() -> None:
+    """The shortcut has its own name; whitening filters are not trainable."""
     objects = Geometry(height=32, width=32, channels=3)
     residual = list_layers(NetworkRecipe(name="alexnet", batch_norm=True, residual=True), objects, 10)
     rows = {layer.name: layer for layer in residual}

@@ -1,4 +1,4 @@
-"""The report as a page."""
+"""The report as an HTML page."""
 
 import json
 
@@ -10,8 +10,8 @@ from training.report.metrics import METRICS_FILE, Metrics
 from training.report.page import render
 
 
-def test_every_figure_stands_beside_its_interval(digits_bundle: Bundle) -> None:
-    """Of two labels there are an area and a balanced accuracy; a figure that a run lacks has no tile."""
+def test_every_score_has_its_interval(digits_bundle: Bundle) -> None:
+    """Two labels have AUC and balanced accuracy; a score that a run lacks has no tile."""
     written = (digits_bundle.folder / "report" / METRICS_FILE).read_text()
     of_ten_labels = Metrics.model_validate_json(written)
     positive = np.linspace(0, 1, 40)  # (40,)
@@ -23,19 +23,19 @@ def test_every_figure_stands_beside_its_interval(digits_bundle: Bundle) -> None:
     page = render(of_two_labels, pictures, [])
     assert scores.auc is not None
     assert scores.balanced_accuracy is not None
-    assert f"<b>{scores.auc.value:.4f}</b>area under the ROC curve" in page
-    assert f"95 %: {scores.auc.low:.4f} to {scores.auc.high:.4f}" in page
+    assert f"<b>{scores.auc.value:.4f}</b>AUC<br>" in page
+    assert f"95 % interval {scores.auc.low:.4f} to {scores.auc.high:.4f}" in page
     balanced = scores.balanced_accuracy
     assert f"<b>{balanced.value:.2%}</b>balanced accuracy" in page
-    assert f"95 %: {balanced.low:.2%} to {balanced.high:.2%}" in page
-    assert "first five" not in page
+    assert f"95 % interval {balanced.low:.2%} to {balanced.high:.2%}" in page
+    assert "top-5 accuracy" not in page
     page = render(of_ten_labels, pictures, [])
-    assert "first five" in page
-    assert "area under the ROC curve" not in page
+    assert "top-5 accuracy" in page
+    assert "AUC<br>" not in page
 
 
 def test_the_page_names_the_kernels_beside_the_device(digits_bundle: Bundle) -> None:
-    """Where the run recorded them: metrics of older runs have none, and can still be read."""
+    """Metrics of older runs do not have them and are still read."""
     written = (digits_bundle.folder / "report" / METRICS_FILE).read_text()
     metrics = Metrics.model_validate_json(written)
     pictures = {"confusion.png": b"", "history.png": b""}
