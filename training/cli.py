@@ -131,14 +131,14 @@ class Run(_RecipeCommand):
         # training ten times slower; asleep they cost nothing measurable. Read once, when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # torch takes seconds to import, which `recipes` and a wrong option should not cost.
-        from training.devices import device, parallel
+        from training.devices import device, process_group
         from training.run import job
         from training.run.display import Display
 
-        place = parallel.launched()
+        place = process_group.from_torchrun()
         chosen = device.choose(self.device, place.local_rank, self.kernels)
-        with parallel.joined(place, chosen.torch_device) as group:
-            display = Display(stderr if group.leads else Console(quiet=True))
+        with process_group.join(place, chosen.torch_device) as group:
+            display = Display(stderr if group.is_main else Console(quiet=True))
             task = job.Job(
                 repository=Repository(self.repository),
                 model=self.name or recipe.name,
@@ -151,7 +151,7 @@ class Run(_RecipeCommand):
                 group=group,
                 loggers=tuple(self.log),
             )
-            if not group.leads:
+            if not group.is_main:
                 job.follow(recipe, task)
                 return None
             summary = job.train_and_evaluate(recipe, task)
@@ -242,7 +242,7 @@ class FindRate(_RecipeCommand):
         from training import data
         from training.devices import device
         from training.devices.compilers import check_compiler
-        from training.devices.kernels import reporting_variation
+        from training.devices.kernels import reporting_nondeterminism
         from training.learning import find_rate
         from training.run.display import Display
         from training.run.progress import report_progress
@@ -251,21 +251,21 @@ class FindRate(_RecipeCommand):
         chosen = device.choose(self.device, kernels=self.kernels)
         check_compiler(recipe, chosen.torch_device)
         device.prepare(chosen)
-        display.note(chosen.in_words())
+        display.note(chosen.describe())
         progress = report_progress("decoded", display, interrupts)
-        with interrupts.catching_signals(), reporting_variation(display.warning):
+        with interrupts.catching_signals(), reporting_nondeterminism(display.warning):
             dataset, _ = data.load(
                 recipe.data, recipe.geometry, self.data_root, self.cache, on_progress=progress
             )
-            sweep = find_rate.find_rate(
+            result = find_rate.find_rate(
                 recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps
             )
         current = recipe.training.learning_rate
-        find_rate.draw_sweep(sweep, current).savefig(self.picture, dpi=120)
-        self._end({"suggestion": sweep.suggestion, "rates": sweep.rates, "losses": sweep.losses})
+        find_rate.draw_range_test(result, current).savefig(self.picture, dpi=120)
+        self._end({"suggestion": result.suggestion, "rates": result.rates, "losses": result.losses})
         display.note(
-            f"the loss falls fastest at {sweep.suggestion:.2g}, the recipe has {current:.2g}; "
-            f"see {self.picture}; try --set training.learning_rate={sweep.suggestion:.2g}"
+            f"the loss falls fastest at {result.suggestion:.2g}, the recipe has {current:.2g}; "
+            f"see {self.picture}; try --set training.learning_rate={result.suggestion:.2g}"
         )
         return DONE
 

@@ -23,7 +23,7 @@ from training import data
 from training.data import Dataset
 from training.devices.device import Device
 from training.errors import Interrupted
-from training.learning.loop import Trained, train
+from training.learning.loop import TrainResult, train
 from training.recipe import Recipe, resolve
 from training.run.display import Display
 from training.run.interrupts import Interrupts
@@ -219,7 +219,7 @@ class Stopping(Warned):
 
 def learned(
     recipe: Recipe, device: Device, folder: Path, *, dataset: Dataset | None = None, **options: Any
-) -> Trained:
+) -> TrainResult:
     """Train by a recipe on the device."""
     folder.mkdir(exist_ok=True)
     quiet = {"display": Warned(), "interrupts": Interrupts()}

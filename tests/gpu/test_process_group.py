@@ -9,7 +9,7 @@ from rich.console import Console
 
 from training import data
 from training.devices.device import Device
-from training.devices.parallel import ALONE, joined
+from training.devices.process_group import SINGLE_PROCESS, join
 from training.learning.loop import train
 from training.recipe import resolve
 from training.run.display import Display
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 def test_a_group_of_one_process_sums_through_its_backend(device: Device, tmp_path: Path) -> None:
     """NCCL on a GPU, gloo on a CPU: what goes through it comes back, and a run in the group learns."""
-    with joined(ALONE, device.torch_device, even_alone=True) as group:
+    with join(SINGLE_PROCESS, device.torch_device, even_if_single=True) as group:
         values = torch.arange(3.0, device=device.torch_device)
         assert torch.equal(group.sum_(values.clone()), values)
         assert torch.equal(group.gather(values), values[None])

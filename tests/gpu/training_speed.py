@@ -18,7 +18,7 @@ from training import data
 from training.data import Dataset
 from training.data.splits import Split
 from training.devices.device import Device, choose, prepare
-from training.learning.learn import Surroundings, learn
+from training.learning.learn import LearnContext, learn
 from training.learning.steps import measure as measure_network
 from training.recipe import Recipe, resolve
 from training.run.display import Display
@@ -100,7 +100,7 @@ def _run(recipe: Recipe, dataset: Dataset, device: Device) -> tuple[float, float
         folder = Path(name)
         began_s = time.perf_counter()
         learned = learn(
-            recipe, dataset, Surroundings(RunFolder(folder), folder, device, display, Interrupts())
+            recipe, dataset, LearnContext(RunFolder(folder), folder, device, display, Interrupts())
         )
         whole_s = time.perf_counter() - began_s
     network = learned.network.to(device.torch_device)

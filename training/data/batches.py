@@ -11,7 +11,7 @@ from training.data.augmentation.uniforms import draw_uniforms
 from training.data.sampling import balanced_order, epoch_order, steps_per_epoch
 from training.data.splits import Split
 from training.data.storage.device_images import DeviceImages, to_device
-from training.devices.parallel import Group
+from training.devices.process_group import ProcessGroup
 from training.recipe import Recipe
 
 _MOST_AT_ONCE = 1000  # images; large enough to be fast
@@ -25,7 +25,7 @@ class Batches:
     """
 
     def __init__(
-        self, recipe: Recipe, split: Split, classes: int, device: torch.device, group: Group
+        self, recipe: Recipe, split: Split, classes: int, device: torch.device, group: ProcessGroup
     ) -> None:
         self.images = DeviceImages(split.images, device)  # (N, H, W, C) uint8
         self.labels = torch.from_numpy(split.labels).to(device)  # (N,) int64

@@ -13,36 +13,36 @@ from torch import Tensor
 from training.errors import GraphCaptureFailed
 
 # What is made at the first use must exist before the recording: algorithms, the optimizer's state.
-_PLAIN_STEPS = 3
+_WARMUP_STEPS = 3
 
 Step = Callable[[Tensor, Tensor, int], Tensor]  # images, targets, images of all processes -> mean loss
 
 
-class Recorder(Protocol):
+class GraphCapturer(Protocol):
     """CUDA's part of it."""
 
     def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """Run at once, as `record` will."""
+        """Run at once, as `capture` will."""
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         """Record without running; what it returns is filled by each call of the second value."""
 
 
 class GraphedStep:
     """Replays a step. A class because images, targets and loss keep their places in the GPU's memory."""
 
-    def __init__(self, step: Step, recorder: Recorder) -> None:
+    def __init__(self, step: Step, capturer: GraphCapturer) -> None:
         """Record nothing yet.
 
         Args:
             step: must read all that changes from tensors: a number would stay what it was when recorded.
-            recorder: of the device that the step runs on.
+            capturer: of the device that the step runs on.
         """
         self._step = step
-        self._recorder = recorder
-        self._plain_steps = 0
+        self._capturer = capturer
+        self._warmup_steps = 0
         self._replay: Callable[[], None] | None = None
-        self._places: tuple[Tensor, Tensor, int]
+        self._buffers: tuple[Tensor, Tensor, int]
         self._loss: Tensor
 
     def __call__(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
@@ -51,21 +51,21 @@ class GraphedStep:
         Raises:
             GraphCaptureFailed: the step does what a CUDA graph cannot hold.
         """
-        if self._plain_steps < _PLAIN_STEPS:
-            self._plain_steps += 1
-            return self._recorder.run(lambda: self._step(images, targets, batch))
-        replay = self._replay or self._record(images, targets, batch)
+        if self._warmup_steps < _WARMUP_STEPS:
+            self._warmup_steps += 1
+            return self._capturer.run(lambda: self._step(images, targets, batch))
+        replay = self._replay or self._capture(images, targets, batch)
         if not self._fits(images, targets, batch):
             return self._step(images, targets, batch)
-        self._places[0].copy_(images)
-        self._places[1].copy_(targets)
+        self._buffers[0].copy_(images)
+        self._buffers[1].copy_(targets)
         replay()
         return self._loss.clone()
 
-    def _record(self, images: Tensor, targets: Tensor, batch: int) -> Callable[[], None]:
-        self._places = images.clone(), targets.clone(), batch
+    def _capture(self, images: Tensor, targets: Tensor, batch: int) -> Callable[[], None]:
+        self._buffers = images.clone(), targets.clone(), batch
         try:
-            self._loss, self._replay = self._recorder.record(lambda: self._step(*self._places))
+            self._loss, self._replay = self._capturer.capture(lambda: self._step(*self._buffers))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -79,20 +79,20 @@ class GraphedStep:
         return self._replay
 
     def _fits(self, images: Tensor, targets: Tensor, batch: int) -> bool:
-        return self._places[2] == batch and all(
+        return self._buffers[2] == batch and all(
             (place.shape, place.dtype) == (value.shape, value.dtype)
-            for place, value in ((self._places[0], images), (self._places[1], targets))
+            for place, value in ((self._buffers[0], images), (self._buffers[1], targets))
         )
 
 
-class CudaRecorder:
+class CudaGraphCapturer:
     """torch's CUDA graphs on a stream of their own."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """Run on the stream; see `Recorder`."""
+        """Run on the stream; see `GraphCapturer`."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -100,8 +100,8 @@ class CudaRecorder:
         current.wait_stream(self._stream)
         return result
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """Record on the stream; see `Recorder`."""
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """Record on the stream; see `GraphCapturer`."""
         graph = torch.cuda.CUDAGraph()
         # Other threads may use CUDA meanwhile: one that watches, or pins memory.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):

@@ -31,11 +31,11 @@ class Device:
     reason: str
     kernels: Kernels
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """The line that a run begins with."""
-        return f"device: {self.torch_device} ({self.machine}), {self.reason}; {self._kernels_in_words()}"
+        return f"device: {self.torch_device} ({self.machine}), {self.reason}; {self._describe_kernels()}"
 
-    def _kernels_in_words(self) -> str:
+    def _describe_kernels(self) -> str:
         if self.torch_device.type == "cpu":
             return "reproducible kernels, as always on a CPU"
         if self.kernels == "fast":

@@ -23,7 +23,7 @@ def use_kernels(kernels: Kernels, device: torch.device) -> None:
 
     On CUDA `fast` measures the algorithms of each convolution, takes the fastest, and rounds the factors of
     float32 products to TF32 (10 bits of fraction, of 23). `reproducible` takes deterministic algorithms and
-    full float32; what has no deterministic form runs too, and torch warns: see `reporting_variation`.
+    full float32; what has no deterministic form runs too, and torch warns: see `reporting_nondeterminism`.
     On a CPU all that runs is deterministic, whatever is asked for.
     """
     on_cuda = device.type == "cuda"
@@ -38,7 +38,7 @@ def use_kernels(kernels: Kernels, device: torch.device) -> None:
     _allow_tf32(products=fast, convolutions=fast)
 
 
-def are_fast(device: torch.device) -> bool:
+def uses_fast_kernels(device: torch.device) -> bool:
     """Whether `use_kernels` chose the fastest."""
     return device.type == "cuda" and torch.backends.cudnn.benchmark
 
@@ -56,7 +56,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_variation(report: Callable[[str], None]) -> Iterator[None]:
+def reporting_nondeterminism(report: Callable[[str], None]) -> Iterator[None]:
     """Report each operation once of which torch warns in here that it has no deterministic form."""
     reported: set[str] = set()
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB}
 
 
 @contextmanager
-def explaining_full_memory(phase: str, device: torch.device, advice: str) -> Iterator[None]:
+def explaining_out_of_memory(phase: str, device: torch.device, advice: str) -> Iterator[None]:
     """Turn what torch raises in here, when memory is full, into one sentence.
 
     Args:
@@ -43,7 +43,7 @@ def explaining_full_memory(phase: str, device: torch.device, advice: str) -> Ite
         raise OutOfMemory(f"{full}{_asked(str(error))}; {advice}") from error
 
 
-def for_training(recipe: Recipe, device: torch.device) -> str:
+def training_advice(recipe: Recipe, device: torch.device) -> str:
     """What makes a training step smaller on a device."""
     training = recipe.training
     ways = [f"training.batch_size lower (now {training.batch_size:,})"]
@@ -54,7 +54,7 @@ def for_training(recipe: Recipe, device: torch.device) -> str:
     return f"set {', or '.join(ways)}, or choose a smaller network"
 
 
-def for_inference(recipe: Recipe) -> str:
+def inference_advice(recipe: Recipe) -> str:
     """What makes a forward pass smaller, whose batches follow from the size of the images."""
     height, width, _ = recipe.geometry.shape
     return (

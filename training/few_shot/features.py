@@ -20,7 +20,7 @@ Features = npt.NDArray[np.float32]
 
 
 @torch.no_grad()
-def features_of(
+def extract_features(
     extractor: nn.Module,
     images: Images,
     *,

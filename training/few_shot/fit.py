@@ -18,14 +18,14 @@ from training.data.splits import Labels
 from training.evaluation.evaluate import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.few_shot.features import Features
-from training.networks.heads import Scaled, Standardise, UnitLength, explicit
+from training.networks.heads import ScaledLogits, Standardise, UnitLength, to_torch_module
 from training.recipe.sections import HeadRecipe
 
 _MOST_ITERATIONS = 10_000
 _Doubles = npt.NDArray[np.float64]
 
 
-class Fitted:
+class FittedHead:
     """A classifier and what comes before it, as scikit-learn and as arithmetic."""
 
     def __init__(self, recipe: HeadRecipe, features: Features, labels: Labels) -> None:
@@ -45,13 +45,13 @@ class Fitted:
         predicted: Labels = self._classifier.predict(self._prepared(features)).astype(np.int64)
         return predicted
 
-    def module(self, features: Features) -> nn.Sequential:
+    def to_torch_module(self, features: Features) -> nn.Sequential:
         """The same as arithmetic: (N, D) float32 -> logits (N, K), whose median margin here is 1."""
-        logits = nn.Sequential(*self._before(), explicit(self._classifier))
+        logits = nn.Sequential(*self._before(), to_torch_module(self._classifier))
         with torch.no_grad():
             best = logits(torch.from_numpy(features)).topk(2, dim=1).values  # (N, 2)
         margin = float((best[:, 0] - best[:, 1]).median())
-        return nn.Sequential(*logits, Scaled(1 / margin if margin > 0 else 1.0))
+        return nn.Sequential(*logits, ScaledLogits(1 / margin if margin > 0 else 1.0))
 
     def _before(self) -> Iterator[nn.Module]:
         if self._recipe.scaling == "standard":
@@ -68,7 +68,7 @@ class Fitted:
         return prepared
 
 
-def curve(
+def accuracy_curve(
     recipe: HeadRecipe,
     train: tuple[Features, Labels],
     test: tuple[Features, Labels],
@@ -91,9 +91,9 @@ def curve(
         accuracies = []
         for _ in range(recipe.draws):
             drawn = _draw(labels, per_label, random)
-            accuracies.append(_accuracy(Fitted(recipe, features[drawn], labels[drawn]), test))
+            accuracies.append(_accuracy(FittedHead(recipe, features[drawn], labels[drawn]), test))
         points.append(_point(per_label, accuracies, len(test[1])))
-    points.append(_point(None, [_accuracy(Fitted(recipe, features, labels), test)], len(test[1])))
+    points.append(_point(None, [_accuracy(FittedHead(recipe, features, labels), test)], len(test[1])))
     return tuple(points)
 
 
@@ -112,7 +112,7 @@ def _draw(labels: Labels, per_label: int, random: np.random.Generator) -> npt.ND
     return np.concatenate([random.choice(those, per_label, replace=False) for those in members])
 
 
-def _accuracy(fitted: Fitted, test: tuple[Features, Labels]) -> float:
+def _accuracy(fitted: FittedHead, test: tuple[Features, Labels]) -> float:
     return float((fitted.predict(test[0]) == test[1]).mean())
 
 

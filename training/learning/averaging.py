@@ -10,7 +10,7 @@ from training.networks import Network
 _YOUNG = 10  # steps; before them a slow average would still be mostly the first, random weights
 
 
-class Average:
+class WeightAverage:
     """A copy of a network that follows it: a class because the copy outlives each step."""
 
     def __init__(self, network: Network, decay: float) -> None:
@@ -21,7 +21,7 @@ class Average:
         self._others = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
 
     @torch.no_grad()
-    def follow(self, steps: int) -> None:
+    def update(self, steps: int) -> None:
         """Move towards the network after its step number `steps`, from 1; batch norm's statistics too."""
         decay = min(self._decay, (1 + steps) / (_YOUNG + steps))
         mine, theirs = zip(*self._floats, strict=True)

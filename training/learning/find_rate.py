@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from training.data import Dataset
 from training.data.batches import Batches
-from training.devices.out_of_memory import explaining_full_memory, for_training
-from training.devices.parallel import ALONE
+from training.devices.out_of_memory import explaining_out_of_memory, training_advice
+from training.devices.process_group import SINGLE_PROCESS
 from training.errors import Diverged
 from training.learning.learner import Learner
 from training.networks import build
@@ -29,7 +29,7 @@ _FEWEST_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class RangeTest:
     """What the sweep found."""
 
     rates: tuple[float, ...]
@@ -47,7 +47,7 @@ def find_rate(
     lowest: float = 1e-5,
     highest: float = 10.0,
     steps: int = 100,
-) -> Sweep:
+) -> RangeTest:
     """Train a fresh network while the rate rises geometrically, and stop when the loss explodes.
 
     Raises:
@@ -56,12 +56,12 @@ def find_rate(
         Interrupted: somebody asked to stop.
     """
     rates = [_rate(step, steps, lowest, highest) for step in range(steps)]
-    with explaining_full_memory("training", device, for_training(recipe, device)):
-        losses = _sweep(recipe, dataset, device, display, interrupts, rates)
-    return judge(rates[: len(losses)], losses)
+    with explaining_out_of_memory("training", device, training_advice(recipe, device)):
+        losses = _run_range_test(recipe, dataset, device, display, interrupts, rates)
+    return suggest_rate(rates[: len(losses)], losses)
 
 
-def _sweep(  # noqa: PLR0917 - as `find_rate` was given them
+def _run_range_test(  # noqa: PLR0917 - as `find_rate` was given them
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
@@ -71,9 +71,9 @@ def _sweep(  # noqa: PLR0917 - as `find_rate` was given them
 ) -> list[float]:
     """The loss of a step at each rate, up to the one at which it explodes."""
     torch.manual_seed(recipe.training.seed)
-    batches = Batches(recipe, dataset.train, len(dataset.labels), device, ALONE)
+    batches = Batches(recipe, dataset.train, len(dataset.labels), device, SINGLE_PROCESS)
     network = build(recipe.network, recipe.geometry, len(dataset.labels))
-    learner = Learner(recipe, network, batches.images, batches.labels, ALONE)
+    learner = Learner(recipe, network, batches.images, batches.labels, SINGLE_PROCESS)
     losses: list[float] = []
     with display.training(len(rates), batches.batch_size):
         for step, rate in enumerate(rates):
@@ -87,7 +87,7 @@ def _sweep(  # noqa: PLR0917 - as `find_rate` was given them
     return losses
 
 
-def judge(rates: Sequence[float], losses: Sequence[float]) -> Sweep:
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
     """Smooth the losses, and find where they fall fastest over the logarithm of the rate.
 
     Args:
@@ -108,18 +108,20 @@ def judge(rates: Sequence[float], losses: Sequence[float]) -> Sweep:
         smoothed.append(average / (1 - _SMOOTHING**step))  # as if it had begun with the first loss
     lowest = int(np.argmin(smoothed))
     falls = np.gradient(np.array(smoothed))[: max(1, lowest)]
-    return Sweep(tuple(rates[:finite]), tuple(smoothed), suggestion=rates[int(np.argmin(falls))])
+    return RangeTest(tuple(rates[:finite]), tuple(smoothed), suggestion=rates[int(np.argmin(falls))])
 
 
-def draw_sweep(sweep: Sweep, current: float) -> Figure:
+def draw_range_test(result: RangeTest, current: float) -> Figure:
     """The loss over the rate, with the suggestion and the recipe's own."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(sweep.rates, sweep.losses, color="#1f4e8c")
-    axes.axvline(sweep.suggestion, color="#2a9d5c", linestyle=":", label=f"steepest: {sweep.suggestion:.2g}")
+    axes.plot(result.rates, result.losses, color="#1f4e8c")
+    axes.axvline(
+        result.suggestion, color="#2a9d5c", linestyle=":", label=f"steepest: {result.suggestion:.2g}"
+    )
     axes.axvline(current, color="#c0752d", linestyle="--", label=f"the recipe's: {current:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
-    axes.set_ylim(top=min(max(sweep.losses), 1.2 * max(sweep.losses[:_FEWEST_STEPS])))
+    axes.set_ylim(top=min(max(result.losses), 1.2 * max(result.losses[:_FEWEST_STEPS])))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

@@ -8,17 +8,17 @@ import torch
 from training.data import Dataset
 from training.data.splits import Labels, Split
 from training.devices.device import Device
-from training.devices.out_of_memory import explaining_full_memory, for_inference
-from training.devices.parallel import ALONE, Group
+from training.devices.out_of_memory import explaining_out_of_memory, inference_advice
+from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.few_shot.curve import CurvePoint
-from training.few_shot.features import Features, features_of
-from training.few_shot.fit import Fitted, curve
+from training.few_shot.features import Features, extract_features
+from training.few_shot.fit import FittedHead, accuracy_curve
 from training.learning.history import EpochRecord
 from training.learning.loop import train
 from training.networks import Network, build
-from training.networks.backbones import HEAD, Backbone, HeadAlone, build_classifier
-from training.networks.heads import HeadOnFeatures
-from training.networks.layers import LayerFeatures
+from training.networks.backbones import HEAD, Backbone, HeadOnly, build_classifier
+from training.networks.heads import FittedHeadNetwork
+from training.networks.layer_features import LayerFeatures
 from training.recipe import Recipe
 from training.recipe.sections import EMBEDDING, AugmentationRecipe
 from training.run.display import Display
@@ -29,7 +29,7 @@ from training.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class LearnContext:
     """What learning needs beside recipe and data."""
 
     folder: RunFolder
@@ -37,12 +37,12 @@ class Surroundings:
     device: Device
     display: Display
     interrupts: Interrupts
-    group: Group = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
     loggers: tuple[Logger, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class LearnResult:
     """A network with its final weights, and how it came to them."""
 
     network: Network
@@ -54,7 +54,7 @@ class Learned:
     fitted_labels: Labels | None = None  # scikit-learn's, of the test split
 
 
-def learn(recipe: Recipe, dataset: Dataset, around: Surroundings) -> Learned:
+def learn(recipe: Recipe, dataset: Dataset, context: LearnContext) -> LearnResult:
     """Follow the recipe's method.
 
     Raises:
@@ -63,27 +63,27 @@ def learn(recipe: Recipe, dataset: Dataset, around: Surroundings) -> Learned:
         CheckpointError, Diverged, Interrupted, OutOfMemory: as training does.
     """
     if recipe.method == "as-is":
-        return Learned(build_classifier(recipe.network, recipe.geometry), dataset.digest())
+        return LearnResult(build_classifier(recipe.network, recipe.geometry), dataset.digest())
     torch.manual_seed(recipe.training.seed)
     if recipe.method == "few-shot":
-        return _fit_head(recipe, dataset, around)
-    with explaining_full_memory("training", torch.device("cpu"), "choose a smaller network"):
+        return _fit_head(recipe, dataset, context)
+    with explaining_out_of_memory("training", torch.device("cpu"), "choose a smaller network"):
         network = build(recipe.network, recipe.geometry, len(dataset.labels))
-    if isinstance(network, Backbone) and _trunk_rests(recipe):
-        return _train_head(recipe, dataset, network, around, around.folder.checkpoint)
+    if isinstance(network, Backbone) and _features_are_constant(recipe):
+        return _train_head(recipe, dataset, network, context, context.folder.checkpoint)
     if isinstance(network, Backbone) and recipe.training.head_epochs:
-        head = _train_head(_first_stage(recipe), dataset, network, around, around.folder.head_checkpoint)
-        whole = _train(recipe, dataset, network, around, around.folder.checkpoint)
+        head = _train_head(_head_stage(recipe), dataset, network, context, context.folder.head_checkpoint)
+        whole = _train(recipe, dataset, network, context, context.folder.checkpoint)
         return replace(whole, earlier_seconds=head.earlier_seconds + whole.earlier_seconds)
-    return _train(recipe, dataset, network, around, around.folder.checkpoint)
+    return _train(recipe, dataset, network, context, context.folder.checkpoint)
 
 
-def _trunk_rests(recipe: Recipe) -> bool:
+def _features_are_constant(recipe: Recipe) -> bool:
     """Whether every epoch would see the same features: nothing moves the images, nothing trains the trunk."""
     return recipe.network.train_from == HEAD and recipe.augmentation == AugmentationRecipe()
 
 
-def _first_stage(recipe: Recipe) -> Recipe:
+def _head_stage(recipe: Recipe) -> Recipe:
     """The epochs in which only the head learns, as a recipe of its own with a checkpoint of its own."""
     training = recipe.training.model_copy(
         update={
@@ -98,20 +98,20 @@ def _first_stage(recipe: Recipe) -> Recipe:
 
 
 def _train(
-    recipe: Recipe, dataset: Dataset, network: Network, around: Surroundings, checkpoint: Path
-) -> Learned:
+    recipe: Recipe, dataset: Dataset, network: Network, context: LearnContext, checkpoint: Path
+) -> LearnResult:
     trained = train(
         recipe,
         dataset,
         network=network,
-        device=around.device.torch_device,
+        device=context.device.torch_device,
         checkpoint_path=checkpoint,
-        display=around.display,
-        interrupts=around.interrupts,
-        group=around.group,
-        loggers=around.loggers,
+        display=context.display,
+        interrupts=context.interrupts,
+        group=context.group,
+        loggers=context.loggers,
     )
-    return Learned(
+    return LearnResult(
         trained.network,
         trained.data_digest,
         trained.history,
@@ -121,51 +121,51 @@ def _train(
 
 
 def _train_head(
-    recipe: Recipe, dataset: Dataset, network: Backbone, around: Surroundings, checkpoint: Path
-) -> Learned:
+    recipe: Recipe, dataset: Dataset, network: Backbone, context: LearnContext, checkpoint: Path
+) -> LearnResult:
     extractor = LayerFeatures(network, None, "mean")
     features = replace(
         dataset,
-        train=_extract(recipe, extractor, dataset.train, around),
-        validation=_extract(recipe, extractor, dataset.validation, around),
+        train=_extract(recipe, extractor, dataset.train, context),
+        validation=_extract(recipe, extractor, dataset.validation, context),
         test=dataset.test.take(slice(0)),
     )
-    learned = _train(recipe, features, HeadAlone(network), around, checkpoint)
+    learned = _train(recipe, features, HeadOnly(network), context, checkpoint)
     network.head.load_state_dict(learned.network.head.state_dict())
     return replace(learned, network=network.cpu().eval(), data_digest=dataset.digest())
 
 
-def _fit_head(recipe: Recipe, dataset: Dataset, around: Surroundings) -> Learned:
+def _fit_head(recipe: Recipe, dataset: Dataset, context: LearnContext) -> LearnResult:
     head, classes = recipe.head, len(dataset.labels)
     layer = None if head.layer == EMBEDDING else head.layer
     extractor = LayerFeatures(build(recipe.network, recipe.geometry, classes), layer, head.pooling)
-    train, test = (_features(recipe, extractor, split, around) for split in (dataset.train, dataset.test))
-    points = curve(
+    train, test = (_features(recipe, extractor, split, context) for split in (dataset.train, dataset.test))
+    points = accuracy_curve(
         head, (train, dataset.train.labels), (test, dataset.test.labels), seed=recipe.training.seed
     )
-    around.display.curve(points)
-    fitted = Fitted(head, train, dataset.train.labels)
-    network = HeadOnFeatures(
-        extractor.cpu(), fitted.module(train), embedding_size=train.shape[1], classes=classes
+    context.display.curve(points)
+    fitted = FittedHead(head, train, dataset.train.labels)
+    network = FittedHeadNetwork(
+        extractor.cpu(), fitted.to_torch_module(train), embedding_size=train.shape[1], classes=classes
     )
-    return Learned(network.eval(), dataset.digest(), curve=points, fitted_labels=fitted.predict(test))
+    return LearnResult(network.eval(), dataset.digest(), curve=points, fitted_labels=fitted.predict(test))
 
 
-def _extract(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Surroundings) -> Split:
+def _extract(recipe: Recipe, extractor: LayerFeatures, split: Split, context: LearnContext) -> Split:
     """The split with features (N, D) float32 in the place of its images."""
-    features = _features(recipe, extractor, split, around)
+    features = _features(recipe, extractor, split, context)
     # A network that takes features is trained on them as another one on images.
     return Split(features, split.labels, split.names)  # type: ignore[arg-type]
 
 
-def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, around: Surroundings) -> Features:
-    device = around.device.torch_device
-    with explaining_full_memory("feature extraction", device, for_inference(recipe)):
-        return features_of(
+def _features(recipe: Recipe, extractor: LayerFeatures, split: Split, context: LearnContext) -> Features:
+    device = context.device.torch_device
+    with explaining_out_of_memory("feature extraction", device, inference_advice(recipe)):
+        return extract_features(
             extractor,
             split.images,
             name=f"{recipe.network.name} {extractor.name} {extractor.pooling}",
             device=device,
-            cache=around.cache,
-            on_progress=report_progress("features of", around.display, around.interrupts),
+            cache=context.cache,
+            on_progress=report_progress("features of", context.display, context.interrupts),
         )

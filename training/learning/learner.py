@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from training.data.storage.device_images import DeviceImages
-from training.devices.cuda_graphs import CudaRecorder, GraphedStep, Step
-from training.devices.kernels import are_fast
-from training.devices.parallel import Group
-from training.devices.synced_norm import synchronise_norms
-from training.learning.averaging import Average
+from training.devices.cuda_graphs import CudaGraphCapturer, GraphedStep, Step
+from training.devices.kernels import uses_fast_kernels
+from training.devices.process_group import ProcessGroup
+from training.devices.sync_batch_norm import convert_sync_batch_norm
+from training.learning.averaging import WeightAverage
 from training.learning.optimizers import make_optimizer, restore_optimizer, set_rate
 from training.learning.steps import Forward, Objective, class_weights, train_step
 from training.networks import Network
@@ -25,14 +25,19 @@ class Learner:
     """A class because a step changes all three together, and a checkpoint restores all three."""
 
     def __init__(
-        self, recipe: Recipe, network: Network, images: Tensor | DeviceImages, labels: Tensor, group: Group
+        self,
+        recipe: Recipe,
+        network: Network,
+        images: Tensor | DeviceImages,
+        labels: Tensor,
+        group: ProcessGroup,
     ) -> None:
         self.network = _prepared(network, recipe, images, group)
         training = recipe.training
-        # Sums between processes are not recorded: one that waits for another must be able to give up.
-        graphs = training.cuda_graphs and are_fast(images.device) and not group.joined
-        self.optimizer = make_optimizer(self.network, training, recorded=graphs)
-        self.average = Average(self.network, training.averaging) if training.averaging else None
+        # Sums between processes are not captured: one that waits for another must be able to give up.
+        graphs = training.cuda_graphs and uses_fast_kernels(images.device) and not group.connected
+        self.optimizer = make_optimizer(self.network, training, capturable=graphs)
+        self.average = WeightAverage(self.network, training.averaging) if training.averaging else None
         # The network itself stays as it is: torch.compile's wrapper would change the names of its weights.
         forward: Forward = torch.compile(self.network) if training.compile else self.network
         weighted = training.class_balance == "weights"
@@ -46,10 +51,10 @@ class Learner:
         # No method of this object: with a cycle, a graph's memory would outlive the training.
         self._step: Step = partial(_step, forward, self.optimizer, objective)
         if graphs:
-            self._step = GraphedStep(self._step, CudaRecorder(images.device))
+            self._step = GraphedStep(self._step, CudaGraphCapturer(images.device))
 
     @property
-    def judged(self) -> Network:
+    def eval_network(self) -> Network:
         """The network that is measured and published."""
         return self.network if self.average is None else self.average.network
 
@@ -69,7 +74,7 @@ class Learner:
         set_rate(self.optimizer, rate)
         loss = self._step(images, targets, batch)
         if self.average is not None:
-            self.average.follow(steps)
+            self.average.update(steps)
         return loss
 
     def state(self) -> dict[str, Any]:
@@ -99,10 +104,12 @@ def _step(  # noqa: PLR0917 - the first three are bound, the others vary
     return train_step(forward, optimizer, images, targets, objective, batch=batch)
 
 
-def _prepared(network: Network, recipe: Recipe, images: Tensor | DeviceImages, group: Group) -> Network:
-    network.prepare(lambda count: images[:count].cpu())
+def _prepared(
+    network: Network, recipe: Recipe, images: Tensor | DeviceImages, group: ProcessGroup
+) -> Network:
+    network.initialise_from_data(lambda count: images[:count].cpu())
     if recipe.training.channels_last:
         network.use_memory_format(torch.channels_last)
-    if group.joined:
-        synchronise_norms(network, group)
+    if group.connected:
+        convert_sync_batch_norm(network, group)
     return network.to(images.device)

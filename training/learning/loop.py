@@ -17,8 +17,8 @@ from torch import Tensor
 from training.data import Dataset
 from training.data.batches import Batches
 from training.data.storage.device_images import DeviceImages
-from training.devices.out_of_memory import explaining_full_memory, for_inference, for_training
-from training.devices.parallel import ALONE, Group
+from training.devices.out_of_memory import explaining_out_of_memory, inference_advice, training_advice
+from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.errors import CheckpointError, Diverged
 from training.learning import checkpoint
 from training.learning.checkpoint import Checkpoint, Progress
@@ -32,11 +32,11 @@ from training.run.display import Display
 from training.run.interrupts import Interrupts
 from training.run.loggers import Logger
 
-_LOOK_STEPS = 50  # between looks at the losses: on a GPU each look waits until it has caught up
+_LOSS_CHECK_STEPS = 50  # between looks at the losses: on a GPU each look waits until it has caught up
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainResult:
     """What training leaves: the network with its best weights, and how it came to them."""
 
     network: Network
@@ -55,10 +55,10 @@ def train(
     checkpoint_path: Path,
     display: Display,
     interrupts: Interrupts,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     loggers: tuple[Logger, ...] = (),
     clock: Callable[[], float] = time.perf_counter,
-) -> Trained:
+) -> TrainResult:
     """Train to the end, from the checkpoint where there is one.
 
     Args:
@@ -81,7 +81,7 @@ def train(
         Interrupted: somebody asked the job to stop; the checkpoint is written.
         ProcessLost: another process of the group is gone.
     """
-    with explaining_full_memory("training", device, for_training(recipe, device)):
+    with explaining_out_of_memory("training", device, training_advice(recipe, device)):
         loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, clock)
         loop.restore()
         earlier_seconds = loop.seconds()
@@ -90,10 +90,10 @@ def train(
                 loop.run_epoch(display, interrupts)
                 for logger in loggers:
                     logger.epoch(loop.history[-1])
-    network = loop.learner.judged
+    network = loop.learner.eval_network
     network.load_state_dict(loop.best_weights)
     network.use_memory_format(torch.contiguous_format)  # as the exported file will have it
-    return Trained(
+    return TrainResult(
         network.eval(), tuple(loop.history), loop.progress.best_epoch, loop.data_digest, earlier_seconds
     )
 
@@ -108,7 +108,7 @@ class _Loop:
         network: Network | None,
         device: torch.device,
         path: Path,
-        group: Group,
+        group: ProcessGroup,
         clock: Callable[[], float],
     ) -> None:
         self.recipe = recipe
@@ -130,7 +130,7 @@ class _Loop:
         self.progress = Progress()
         self.losses = torch.zeros(self.batches.steps, device=device)  # (steps,) of the epoch under way
         self.history: list[EpochRecord] = []
-        self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
+        self.best_weights = copy.deepcopy(self.learner.eval_network.state_dict())
         self._clock_s = clock()
 
     def seconds(self) -> float:
@@ -144,12 +144,12 @@ class _Loop:
         while self.progress.step < self.batches.steps:
             self._run_step()
             display.step_done(self.progress.epoch * self.batches.steps + self.progress.step)
-            self._leave_if_asked(interrupts)
-            if self.progress.step % _LOOK_STEPS == 0:
-                self._look_at_losses()
+            self._stop_if_interrupted(interrupts)
+            if self.progress.step % _LOSS_CHECK_STEPS == 0:
+                self._check_losses()
             if self.progress.step % interval == 0:
                 self.save()
-        self._look_at_losses()
+        self._check_losses()
         record = self._finish_epoch()
         display.epoch_done(record, is_best=self.progress.best_epoch == record.epoch)
         self._clock_s = self._clock()  # validation is no part of the next epoch's steps
@@ -168,7 +168,7 @@ class _Loop:
         """Of the step after so many."""
         return learning_rate(done, self.recipe.training.epochs * self.batches.steps, self.recipe.training)
 
-    def _look_at_losses(self) -> None:
+    def _check_losses(self) -> None:
         losses = self.losses[: self.progress.step]
         wrong = (~torch.isfinite(losses)).nonzero()
         if len(wrong):
@@ -188,8 +188,10 @@ class _Loop:
         progress, recipe = self.progress, self.recipe.training
         train_loss = float(self.losses.double().mean())
         self._stop_clock()
-        with explaining_full_memory("validation", self.device, for_inference(self.recipe)):
-            validation_loss, validation_accuracy = measure(self.learner.judged, *self.validation, self.group)
+        with explaining_out_of_memory("validation", self.device, inference_advice(self.recipe)):
+            validation_loss, validation_accuracy = measure(
+                self.learner.eval_network, *self.validation, self.group
+            )
         progress.epoch += 1
         record = EpochRecord(
             epoch=progress.epoch,
@@ -203,14 +205,14 @@ class _Loop:
         self.history.append(record)
         if recipe.keep == "last" or validation_loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = validation_loss, progress.epoch
-            self.best_weights = copy.deepcopy(self.learner.judged.state_dict())
+            self.best_weights = copy.deepcopy(self.learner.eval_network.state_dict())
         progress.step, progress.epoch_seconds = 0, 0.0
         self.losses.zero_()
-        patience_is_over = progress.epoch - progress.best_epoch >= recipe.patience
-        progress.finished = patience_is_over or progress.epoch == recipe.epochs
+        patience_exhausted = progress.epoch - progress.best_epoch >= recipe.patience
+        progress.finished = patience_exhausted or progress.epoch == recipe.epochs
         return record
 
-    def _leave_if_asked(self, interrupts: Interrupts) -> None:
+    def _stop_if_interrupted(self, interrupts: Interrupts) -> None:
         """All processes leave after the same step, whichever was asked."""
         asked = self.group.sum_(torch.tensor([float(interrupts.received is not None)]))
         if not asked.item():
@@ -224,7 +226,7 @@ class _Loop:
         on_cuda = self.device.type == "cuda"
         cpu_random = self.group.gather(torch.get_rng_state())
         cuda_random = self.group.gather(torch.cuda.get_rng_state(self.device)) if on_cuda else None
-        if self.group.leads:
+        if self.group.is_main:
             state = Checkpoint(
                 recipe_digest=self.recipe.digest(),
                 data_digest=self.data_digest,
@@ -241,7 +243,7 @@ class _Loop:
 
     def restore(self) -> None:
         """Take up the checkpoint, where there is one."""
-        self.group.wait()  # nobody reads while another one still writes
+        self.group.barrier()  # nobody reads while another one still writes
         found = checkpoint.read(
             self.path,
             recipe_digest=self.recipe.digest(),
@@ -258,9 +260,9 @@ class _Loop:
             torch.set_rng_state(found.cpu_random[self.group.rank].clone())
             if found.cuda_random is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(found.cuda_random[self.group.rank].clone(), self.device)
-        self._agree()
+        self._check_agreement()
 
-    def _agree(self) -> None:
+    def _check_agreement(self) -> None:
         position: Tensor = torch.tensor([self.progress.epoch, self.progress.step])
         positions = self.group.gather(position)  # (processes, 2)
         if not bool((positions == positions[0]).all()):

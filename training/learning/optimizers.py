@@ -19,26 +19,26 @@ _NEWTON_SCHULZ_STEPS = 3
 _FILTER_AXES = 4
 
 
-def make_optimizer(network: Network, recipe: TrainingRecipe, *, recorded: bool = False) -> Optimizer:
+def make_optimizer(network: Network, recipe: TrainingRecipe, *, capturable: bool = False) -> Optimizer:
     """The recipe's optimizer of all trainable parameters.
 
     Args:
         network: on its device.
         recipe: kind and settings.
-        recorded: its steps become a CUDA graph: it reads rates and counts from the GPU's memory.
+        capturable: its steps become a CUDA graph: it reads rates and counts from the GPU's memory.
     """
     groups = _groups(network, recipe)
-    if recorded:
+    if capturable:
         for group in groups:
             group["lr"] = torch.zeros((), device=next(network.parameters()).device)
     if recipe.optimizer == "muon":
         return Muon(groups, rate=recipe.learning_rate, momentum=recipe.momentum)
-    if recipe.optimizer == "sgd" and recorded:
-        return Descent(groups, rate=recipe.learning_rate, momentum=recipe.momentum)
+    if recipe.optimizer == "sgd" and capturable:
+        return NesterovSGD(groups, rate=recipe.learning_rate, momentum=recipe.momentum)
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     kind = AdamW if recipe.optimizer == "adamw" else Adam
-    return kind(groups, lr=recipe.learning_rate, capturable=recorded)
+    return kind(groups, lr=recipe.learning_rate, capturable=capturable)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -77,7 +77,7 @@ def _groups(network: Network, recipe: TrainingRecipe) -> list[dict[str, Any]]:
     ]
 
 
-class Descent(Optimizer):
+class NesterovSGD(Optimizer):
     """Gradient descent with Nesterov momentum, whose rate may lie in a tensor.
 
     Muon's base; and in a recorded step it stands in for torch's SGD, most of whose forms would read such a
@@ -94,12 +94,12 @@ class Descent(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._change(parameter, parameter.grad, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _change(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         if group["weight_decay"]:
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
-        _move(parameter, self._with_momentum(parameter, gradient, group["momentum"]), group["lr"])
+        _apply_update(parameter, self._with_momentum(parameter, gradient, group["momentum"]), group["lr"])
 
     def _with_momentum(self, parameter: nn.Parameter, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]
@@ -110,30 +110,30 @@ class Descent(Optimizer):
         return gradient.add(buffer, alpha=momentum)  # Nesterov's
 
 
-class Muon(Descent):
+class Muon(NesterovSGD):
     """Momentum whose matrix is made orthogonal before it is applied, for filters; plain SGD for the rest.
 
     Each filter bank is a matrix (maps, channels * height * width); its length is kept at the square root of
     its maps, so that the rate is an angle. After Jordan (2024), https://kellerjordan.github.io/posts/muon.
     """
 
-    def _change(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         if parameter.dim() != _FILTER_AXES:
-            super()._change(parameter, gradient, group)
+            super()._update(parameter, gradient, group)
             return
         update = self._with_momentum(parameter, gradient, group["momentum"])
         parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-        _move(parameter, orthogonalised(update.reshape(len(update), -1)).view_as(update), group["lr"])
+        _apply_update(parameter, orthogonalise(update.reshape(len(update), -1)).view_as(update), group["lr"])
 
 
-def _move(parameter: nn.Parameter, update: Tensor, rate: float | Tensor) -> None:
+def _apply_update(parameter: nn.Parameter, update: Tensor, rate: float | Tensor) -> None:
     if isinstance(rate, Tensor):  # as `alpha` it would have to be read from the GPU
         parameter.sub_(update * rate)
     else:
         parameter.add_(update, alpha=-rate)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalise(matrix: Tensor) -> Tensor:
     """Near the closest matrix whose singular values are all 1, without computing them: (M, N) -> (M, N)."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

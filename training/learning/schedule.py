@@ -25,18 +25,18 @@ def _share(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
     """Of the highest rate, warm-up aside."""
     done = step / total_steps  # 0..1
     if recipe.schedule == "cosine":
-        return _falling(done)
+        return _half_cosine(done)
     if recipe.schedule == "linear":
         return 1 - done
     if recipe.schedule == "one-cycle":
         if done < _RISE:
-            return _START + (1 - _START) * _falling(1 - done / _RISE)
-        return _END + (1 - _END) * _falling((done - _RISE) / (1 - _RISE))
+            return _START + (1 - _START) * _half_cosine(1 - done / _RISE)
+        return _END + (1 - _END) * _half_cosine((done - _RISE) / (1 - _RISE))
     if recipe.schedule == "step":
         return float(recipe.step_factor ** (step * recipe.epochs // total_steps // recipe.step_epochs))
     return 1.0
 
 
-def _falling(done: float) -> float:
+def _half_cosine(done: float) -> float:
     """Half a cosine, from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * done))

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from training.data.batches import inference_batches
 from training.data.storage.device_images import DeviceImages
-from training.devices.parallel import ALONE, Group
+from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.networks import Network
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -30,7 +30,7 @@ class Objective:
     class_weights: Tensor | None = None  # (K,) float32
     max_gradient_norm: float | None = None
     autocast: torch.dtype | None = None  # of the forward pass
-    group: Group = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
 
 def train_step(
@@ -95,7 +95,7 @@ def predict(network: Network, images: Tensor | DeviceImages, rows: range | None 
 
 @torch.no_grad()
 def measure(
-    network: Network, images: Tensor | DeviceImages, labels: Tensor, group: Group = ALONE
+    network: Network, images: Tensor | DeviceImages, labels: Tensor, group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (0..1) over all images; each process measures its part of them."""
     mine = group.rows(len(labels))

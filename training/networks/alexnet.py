@@ -3,7 +3,7 @@
 from serving.bundle import Geometry
 from training.networks.network import Network
 from training.networks.residual import ResidualBlock
-from training.networks.stack import Stack, sizes
+from training.networks.sequential_builder import SequentialBuilder, layer_sizes
 from training.recipe import NetworkRecipe
 
 _MAPS = (48, 128, 192, 192, 128)
@@ -19,19 +19,19 @@ class AlexNet(Network):
     """
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
-        first, second, *last = sizes("maps", recipe.maps, _MAPS)
-        hidden = sizes("hidden", recipe.hidden, _HIDDEN)
-        stack = Stack(recipe, geometry)
-        stack.conv(first, 3).norm().activation().max_pool(_POOL)
-        stack.conv(second, 3).norm().activation().max_pool(_POOL)
+        first, second, *last = layer_sizes("maps", recipe.maps, _MAPS)
+        hidden = layer_sizes("hidden", recipe.hidden, _HIDDEN)
+        layers = SequentialBuilder(recipe, geometry)
+        layers.conv(first, 3).norm().activation().max_pool(_POOL)
+        layers.conv(second, 3).norm().activation().max_pool(_POOL)
         for maps in last:
             if recipe.residual:
-                block = ResidualBlock(stack.channels, maps, recipe.activation or "relu")
-                stack.block("residual", block, maps)
+                block = ResidualBlock(layers.channels, maps, recipe.activation or "relu")
+                layers.add_layer("residual", block, maps)
             else:
-                stack.conv(maps, 3).norm().activation()
-        stack.max_pool(_POOL).flatten()
-        stack.dense(hidden[0]).activation().dropout(_DROPOUT)
-        stack.dense(hidden[1]).activation()
-        super().__init__(stack.size, classes, views=recipe.views)
-        self.trunk = stack.build()  # -> (N, 1024); (N, 128) after flatten1 at 32x32
+                layers.conv(maps, 3).norm().activation()
+        layers.max_pool(_POOL).flatten()
+        layers.dense(hidden[0]).activation().dropout(_DROPOUT)
+        layers.dense(hidden[1]).activation()
+        super().__init__(layers.size, classes, views=recipe.views)
+        self.trunk = layers.build()  # -> (N, 1024); (N, 128) after flatten1 at 32x32

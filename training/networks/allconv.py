@@ -2,7 +2,7 @@
 
 from serving.bundle import Geometry
 from training.networks.network import Network
-from training.networks.stack import Stack, sizes
+from training.networks.sequential_builder import SequentialBuilder, layer_sizes
 from training.recipe import NetworkRecipe
 
 _MAPS = (48, 128, 192, 192, 128)
@@ -17,11 +17,11 @@ class AllConv(Network):
     """
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
-        stack = Stack(recipe, geometry, batch_norm=True)
-        for number, maps in enumerate(sizes("maps", recipe.maps, _MAPS)):
-            stack.conv(maps, _KERNEL).norm().activation()
+        layers = SequentialBuilder(recipe, geometry, batch_norm=True)
+        for number, maps in enumerate(layer_sizes("maps", recipe.maps, _MAPS)):
+            layers.conv(maps, _KERNEL).norm().activation()
             if number in _STRIDED:
-                stack.conv(maps, _KERNEL, stride=2).norm().activation()
-        stack.conv_whole(stack.channels).norm().activation().flatten().dropout(0.0)
-        super().__init__(stack.size, classes, views=recipe.views)
-        self.trunk = stack.build()  # -> (N, 128); (N, 128, 4, 4) before the last one at 32x32
+                layers.conv(maps, _KERNEL, stride=2).norm().activation()
+        layers.global_conv(layers.channels).norm().activation().flatten().dropout(0.0)
+        super().__init__(layers.size, classes, views=recipe.views)
+        self.trunk = layers.build()  # -> (N, 128); (N, 128, 4, 4) before the last one at 32x32

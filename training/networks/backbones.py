@@ -16,8 +16,8 @@ from training.recipe import NetworkRecipe
 from training.recipe.backbone_names import IMAGENET_CLASSES
 
 # Of ImageNet's training images in RGB, 0..1: what torchvision's weights were trained with.
-MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RANDOM = "random"  # network.weights
 ALL, HEAD = "all", "head"  # network.train_from: everything is trained, or nothing before the head
@@ -34,7 +34,7 @@ class Backbone(Network):
     """
 
     mean: Tensor  # (3, 1, 1)
-    deviation: Tensor  # (3, 1, 1)
+    std: Tensor  # (3, 1, 1)
 
     def __init__(
         self,
@@ -52,16 +52,16 @@ class Backbone(Network):
         self.dropout = nn.Dropout(dropout)
         self.head = head
         self._frozen: list[nn.Module] = []
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def features(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) float32, 0..1 -> (N, embedding_size) float32; grey becomes three equal channels."""
-        return pooled(self.activations(pixels))
+        return global_average_pool(self.activations(pixels))
 
     def activations(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) float32, 0..1 -> (N, D), or (N, D, h, w) of a trunk that ends in maps."""
-        activations: Tensor = self.trunk((pixels - self.mean) / self.deviation)
+        activations: Tensor = self.trunk((pixels - self.mean) / self.std)
         return activations
 
     def logits(self, embedding: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Backbone(Network):
             RecipeError: there is no such layer; names the nearest.
         """
         self.requires_grad_(requires_grad=True)
-        self._frozen = [] if train_from == ALL else list(_before(self.trunk, train_from))
+        self._frozen = [] if train_from == ALL else list(_modules_before(self.trunk, train_from))
         for module in self._frozen:
             module.requires_grad_(requires_grad=False)
         if train_from not in (ALL, HEAD):
@@ -100,7 +100,7 @@ class Backbone(Network):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-class HeadAlone(Network):
+class HeadOnly(Network):
     """The head of a backbone as a network of its own, whose images are the trunk's features."""
 
     def __init__(self, backbone: Backbone) -> None:
@@ -113,14 +113,14 @@ class HeadAlone(Network):
         return self.head(self.dropout(images)), images
 
 
-class MapClassifier(Backbone):
+class ConvHeadBackbone(Backbone):
     """SqueezeNet as it was trained: its own head is a convolution over the last maps, before the pooling."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, W, C) uint8 -> logits (N, K) and embedding (N, embedding_size), float32."""
         pixels = images.permute(0, 3, 1, 2).float() / 255  # (N, C, H, W) float32, 0..1
         maps = self.activations(pixels)  # (N, D, h, w)
-        return self.head(maps), pooled(maps)
+        return self.head(maps), global_average_pool(maps)
 
 
 def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> Backbone:
@@ -131,7 +131,7 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
         WeightsError: the weights cannot be read, or belong to another network.
     """
     model, pretrained = _model(recipe, geometry, heads_may_differ=True)
-    trunk, _, size = _divide(model)
+    trunk, _, size = _split_head(model)
     head = nn.Linear(size, classes)
     backbone = Backbone(
         trunk,
@@ -143,7 +143,7 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
     )
     backbone.pretrained = pretrained
     backbone.freeze(recipe.train_from)
-    return _checked(backbone, geometry, recipe.name)
+    return _check_geometry(backbone, geometry, recipe.name)
 
 
 def build_classifier(recipe: NetworkRecipe, geometry: Geometry) -> Backbone:
@@ -155,11 +155,11 @@ def build_classifier(recipe: NetworkRecipe, geometry: Geometry) -> Backbone:
     if recipe.weights == RANDOM:
         raise RecipeError("network.weights is random: without training there must be pretrained ones")
     model, pretrained = _model(recipe, geometry, heads_may_differ=False)
-    trunk, head, size = _divide(model)
-    kind = Backbone if isinstance(head, nn.Linear) else MapClassifier
+    trunk, head, size = _split_head(model)
+    kind = Backbone if isinstance(head, nn.Linear) else ConvHeadBackbone
     backbone = kind(trunk, head, embedding_size=size, classes=IMAGENET_CLASSES)
     backbone.pretrained = pretrained
-    return _checked(backbone, geometry, recipe.name)
+    return _check_geometry(backbone, geometry, recipe.name)
 
 
 def find_layer(root: nn.Module, name: str) -> nn.Module:
@@ -177,7 +177,7 @@ def find_layer(root: nn.Module, name: str) -> nn.Module:
     return layers[short]
 
 
-def pooled(activations: Tensor) -> Tensor:
+def global_average_pool(activations: Tensor) -> Tensor:
     """(N, D, h, w) -> their means (N, D); (N, D) stays."""
     return activations.mean(dim=(2, 3)) if activations.ndim == 4 else activations  # noqa: PLR2004
 
@@ -228,7 +228,7 @@ def _load(model: nn.Module, state: State, name: str, *, heads_may_differ: bool) 
     model.load_state_dict(state)
 
 
-def _divide(model: Any) -> tuple[nn.Module, nn.Module, int]:  # noqa: ANN401 - torchvision ships no types
+def _split_head(model: Any) -> tuple[nn.Module, nn.Module, int]:  # noqa: ANN401 - torchvision ships no types
     """Trunk, head and size of the embedding between them."""
     name = _head_name(model)
     head = model.get_submodule(name)
@@ -249,7 +249,7 @@ def _head_name(model: nn.Module) -> str:
     return names[-1]
 
 
-def _before(trunk: nn.Module, layer: str) -> Iterator[nn.Module]:
+def _modules_before(trunk: nn.Module, layer: str) -> Iterator[nn.Module]:
     """All modules made before a layer, its own ancestors excepted."""
     if layer == HEAD:
         yield trunk
@@ -270,7 +270,7 @@ def _ancestors(trunk: nn.Module, layer: str) -> Iterator[nn.Module]:
         yield trunk.get_submodule(".".join(parts[:depth]))
 
 
-def _checked(backbone: Backbone, geometry: Geometry, name: str) -> Backbone:
+def _check_geometry(backbone: Backbone, geometry: Geometry, name: str) -> Backbone:
     """Filters in the order of memory that convolutions are fast in; proven to take the geometry."""
     backbone.use_memory_format(torch.channels_last)
     mode = backbone.training

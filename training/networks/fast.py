@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from serving.bundle import Geometry
 from training.networks.network import Network
-from training.networks.stack import Stack, sizes
+from training.networks.sequential_builder import SequentialBuilder, layer_sizes
 from training.recipe import NetworkRecipe
 
 _MAPS = (64, 256, 256)
@@ -27,18 +27,18 @@ class Fast(Network):
     """Whitening, then for each size a block of two convolutions that halves the sides, then a linear head."""
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
-        maps_of_blocks = sizes("maps", recipe.maps, _MAPS)
+        maps_of_blocks = layer_sizes("maps", recipe.maps, _MAPS)
         filters = 2 * geometry.channels * _PATCH**2  # each direction and its negative
         whitening = nn.Conv2d(geometry.channels, filters, _PATCH)
         whitening.weight.requires_grad_(False)  # noqa: FBT003 - torch takes it by position alone
-        stack = Stack(recipe, geometry, batch_norm=True)
-        stack.block("whitening", whitening, filters, shrink_px=_PATCH - 1).activation("gelu")
+        layers = SequentialBuilder(recipe, geometry, batch_norm=True)
+        layers.add_layer("whitening", whitening, filters, shrink_px=_PATCH - 1).activation("gelu")
         for maps in maps_of_blocks:
-            stack.conv(maps, 3).max_pool(2).norm(momentum=_NORM_MOMENTUM).activation("gelu")
-            stack.conv(maps, 3).norm(momentum=_NORM_MOMENTUM).activation("gelu")
-        stack.max_pool(min(stack.height, stack.width)).flatten().dropout(0.0)
-        super().__init__(stack.size, classes, views=recipe.views)
-        self.trunk = stack.build()  # -> (N, 256); (N, 256, 3, 3) before the last pooling at 32x32
+            layers.conv(maps, 3).max_pool(2).norm(momentum=_NORM_MOMENTUM).activation("gelu")
+            layers.conv(maps, 3).norm(momentum=_NORM_MOMENTUM).activation("gelu")
+        layers.max_pool(min(layers.height, layers.width)).flatten().dropout(0.0)
+        super().__init__(layers.size, classes, views=recipe.views)
+        self.trunk = layers.build()  # -> (N, 256); (N, 256, 3, 3) before the last pooling at 32x32
         _begin_near_identity(self.trunk)
 
     def logits(self, embedding: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Fast(Network):
         logits: Tensor = self.head(embedding) * _LOGIT_SCALE  # (N, K)
         return logits
 
-    def prepare(self, first: Callable[[int], Tensor]) -> None:
+    def initialise_from_data(self, first: Callable[[int], Tensor]) -> None:
         """Set the whitening filters: the principal directions of small patches, each at unit variance."""
         pixels = first(_IMAGES).permute(0, 3, 1, 2).float() / 255  # (N, C, H, W)
         channels = pixels.shape[1]

@@ -15,13 +15,13 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from training.networks.layers import LayerFeatures
+from training.networks.layer_features import LayerFeatures
 from training.networks.network import Network
 
 _Doubles = npt.NDArray[np.float64]
 
 
-class HeadOnFeatures(Network):
+class FittedHeadNetwork(Network):
     """Frozen features and a fitted head: what few examples give."""
 
     def __init__(
@@ -117,7 +117,7 @@ class PolynomialKernel(nn.Module):
         return (self.gamma * (features @ self.vectors.T) + self.coef0) ** self.degree
 
 
-class OneValue(nn.Module):
+class BinaryLogits(nn.Module):
     """Two labels from one value: positive is the second."""
 
     def forward(self, decision: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class OneValue(nn.Module):
         return torch.cat([-decision, decision], dim=1) / 2
 
 
-class Votes(nn.Module):
+class OneVsOneVotes(nn.Module):
     """One value for each pair of labels -> votes, ties broken by confidence, as scikit-learn counts them."""
 
     to_labels: Tensor  # (pairs, K)
@@ -146,7 +146,7 @@ class Votes(nn.Module):
         return won + confidence / (3 * (confidence.abs() + 1))
 
 
-class Scaled(nn.Module):
+class ScaledLogits(nn.Module):
     """Logits times a constant: the label stays, and a temperature near 1 suits every kind of head."""
 
     def __init__(self, factor: float) -> None:
@@ -158,7 +158,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-def explicit(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn ships no types
+def to_torch_module(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn ships no types
     """The arithmetic of a fitted classifier.
 
     Args:
@@ -169,7 +169,7 @@ def explicit(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn ships no 
     """
     if isinstance(fitted, LogisticRegression):
         rows = Affine(fitted.coef_.T, fitted.intercept_)
-        return rows if len(fitted.classes_) > 2 else nn.Sequential(rows, OneValue())  # noqa: PLR2004
+        return rows if len(fitted.classes_) > 2 else nn.Sequential(rows, BinaryLogits())  # noqa: PLR2004
     if isinstance(fitted, NearestCentroid):
         # Minus the squared distance, without the square of the features: the same for every label.
         centroids = fitted.centroids_  # (K, D)
@@ -182,7 +182,7 @@ def explicit(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn ships no 
 def _support_vector_machine(fitted: SVC) -> nn.Module:
     classes = len(fitted.classes_)
     vectors, weights = fitted.support_vectors_, _pair_weights(fitted)  # (S, D), (S, pairs)
-    decide = OneValue() if classes == 2 else Votes(classes)  # noqa: PLR2004
+    decide = BinaryLogits() if classes == 2 else OneVsOneVotes(classes)  # noqa: PLR2004
     if fitted.kernel == "linear":
         return nn.Sequential(Affine(vectors.T @ weights, fitted.intercept_), decide)
     kernel = (

@@ -2,7 +2,7 @@
 
 from serving.bundle import Geometry
 from training.networks.network import Network
-from training.networks.stack import Stack, sizes
+from training.networks.sequential_builder import SequentialBuilder, layer_sizes
 from training.recipe import NetworkRecipe
 
 _MAPS = (6, 16)
@@ -13,13 +13,13 @@ class LeNet5(Network):
     """Two convolutions and three dense layers; batch norm and dropout where asked for."""
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
-        first, second = sizes("maps", recipe.maps, _MAPS)
-        hidden = sizes("hidden", recipe.hidden, _HIDDEN)
-        stack = Stack(recipe, geometry)
-        stack.conv(first, 5).norm().activation().max_pool(2)
-        stack.conv(second, 5, same=False).norm().activation().max_pool(2)
-        stack.flatten()
+        first, second = layer_sizes("maps", recipe.maps, _MAPS)
+        hidden = layer_sizes("hidden", recipe.hidden, _HIDDEN)
+        layers = SequentialBuilder(recipe, geometry)
+        layers.conv(first, 5).norm().activation().max_pool(2)
+        layers.conv(second, 5, same=False).norm().activation().max_pool(2)
+        layers.flatten()
         for units in hidden:
-            stack.dense(units).norm().activation().dropout(0.0)
-        super().__init__(stack.size, classes, views=recipe.views)
-        self.trunk = stack.build()  # -> (N, 84); (N, 400) after flatten1 at 28x28
+            layers.dense(units).norm().activation().dropout(0.0)
+        super().__init__(layers.size, classes, views=recipe.views)
+        self.trunk = layers.build()  # -> (N, 84); (N, 400) after flatten1 at 28x28

@@ -46,7 +46,7 @@ class Network(nn.Module):
         logits: Tensor = self.head(embedding)  # (N, K)
         return logits
 
-    def prepare(self, first: Callable[[int], Tensor]) -> None:
+    def initialise_from_data(self, first: Callable[[int], Tensor]) -> None:
         """Learn what must be known before the first step.
 
         Args:

@@ -6,7 +6,7 @@ from torch.nn import functional
 from serving.bundle import Geometry
 from training.errors import RecipeError
 from training.networks.network import Network
-from training.networks.stack import Stack, sizes
+from training.networks.sequential_builder import SequentialBuilder, layer_sizes
 from training.recipe import NetworkRecipe
 
 _MAPS = (512, 256, 128, 64)
@@ -23,17 +23,17 @@ class Pneumonia(Network):
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
         if classes != 2:  # noqa: PLR2004 - a sigmoid is one yes or no
             raise RecipeError(f"network pneumonia tells 2 classes apart, the data have {classes}")
-        first, second, third, fourth = sizes("maps", recipe.maps, _MAPS)
-        stack = Stack(recipe, geometry)
-        stack.conv(first, 3, same=False).norm().max_pool(_POOL).activation()
-        stack.conv(second, 3, same=False).norm().max_pool(_POOL).activation()
-        stack.conv(third, 3).norm()
-        stack.conv(fourth, 3, same=False).norm().max_pool(_POOL).activation()
-        stack.flatten()
-        for units in sizes("hidden", recipe.hidden, _HIDDEN):
-            stack.dense(units).norm().activation().dropout(0.0)
-        super().__init__(stack.size, classes=1, views=recipe.views)
-        self.trunk = stack.build()  # -> (N, 512); (N, 576) after flatten1 at 128x128
+        first, second, third, fourth = layer_sizes("maps", recipe.maps, _MAPS)
+        layers = SequentialBuilder(recipe, geometry)
+        layers.conv(first, 3, same=False).norm().max_pool(_POOL).activation()
+        layers.conv(second, 3, same=False).norm().max_pool(_POOL).activation()
+        layers.conv(third, 3).norm()
+        layers.conv(fourth, 3, same=False).norm().max_pool(_POOL).activation()
+        layers.flatten()
+        for units in layer_sizes("hidden", recipe.hidden, _HIDDEN):
+            layers.dense(units).norm().activation().dropout(0.0)
+        super().__init__(layers.size, classes=1, views=recipe.views)
+        self.trunk = layers.build()  # -> (N, 512); (N, 576) after flatten1 at 128x128
 
     def logits(self, embedding: Tensor) -> Tensor:
         """(N, 512) -> (N, 2): zero and the one output, whose softmax is the sigmoid of that output."""

@@ -14,9 +14,9 @@ from training.data.augmentation.examples import augmented_examples
 from training.data.storage.device_images import DeviceImages
 from training.devices.compilers import check_compiler
 from training.devices.device import Device, prepare
-from training.devices.kernels import full_precision, reporting_variation
-from training.devices.out_of_memory import explaining_full_memory, for_inference
-from training.devices.parallel import ALONE, Group
+from training.devices.kernels import full_precision, reporting_nondeterminism
+from training.devices.out_of_memory import explaining_out_of_memory, inference_advice
+from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.errors import GateFailed
 from training.evaluation.calibrate import calibrate, uncalibrated
 from training.evaluation.evaluate import wilson_interval
@@ -26,7 +26,7 @@ from training.export.publish import class_balanced_indices, publish
 from training.export.variant_report import VariantReport
 from training.export.variants import make_variant
 from training.files import replace_file
-from training.learning.learn import Learned, Surroundings, learn
+from training.learning.learn import LearnContext, LearnResult, learn
 from training.learning.steps import predict
 from training.recipe import Recipe
 from training.report.metrics import Metrics
@@ -52,7 +52,7 @@ class Job:
     display: Display
     interrupts: Interrupts
     resume: bool = False
-    group: Group = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
     loggers: tuple[str, ...] = ()
 
     @property
@@ -70,7 +70,7 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     with open_run(job.run_dir, recipe, resume=job.resume) as (folder, message):
         if message:
             job.display.note(message)
-        job.group.wait()  # the others may look at the folder now
+        job.group.barrier()  # the others may look at the folder now
         if folder.summary.exists():
             return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
         summary = _run(recipe, job, folder)
@@ -84,14 +84,14 @@ def follow(recipe: Recipe, job: Job) -> None:
     Raises:
         LenserveError: as above.
     """
-    job.group.wait()
+    job.group.barrier()
     folder = RunFolder(job.run_dir)
     if folder.summary.exists():
         return
     check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
     dataset, _ = load_data(recipe, job)
-    with reporting_variation(job.display.warning):
+    with reporting_nondeterminism(job.display.warning):
         learn(recipe, dataset, _surroundings(job, folder))
     job.group.leave()
 
@@ -99,7 +99,7 @@ def follow(recipe: Recipe, job: Job) -> None:
 def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
     settings, warn = recipe.settings(), job.display.warning
     with (
-        reporting_variation(warn),
+        reporting_nondeterminism(warn),
         open_loggers(job.loggers, folder.path, run=job.model, settings=settings, warn=warn) as loggers,
     ):
         summary = _run_logged(recipe, job, folder, loggers)
@@ -113,7 +113,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display, interrupts = job.display, job.interrupts
     check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
-    display.note(job.device.in_words())
+    display.note(job.device.describe())
 
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
@@ -128,7 +128,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.raise_if_stopped("training is finished and saved, the export is to come")
 
     display.phase("export and proof")
-    with explaining_full_memory("calibration", job.device.torch_device, for_inference(recipe)):
+    with explaining_out_of_memory("calibration", job.device.torch_device, inference_advice(recipe)):
         calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
     export(classifier, recipe.geometry, folder.model)
@@ -159,12 +159,12 @@ def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
     )
 
 
-def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ()) -> Surroundings:
-    return Surroundings(folder, job.cache, job.device, job.display, job.interrupts, job.group, loggers)
+def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ()) -> LearnContext:
+    return LearnContext(folder, job.cache, job.device, job.display, job.interrupts, job.group, loggers)
 
 
 def _calibrate(
-    trained: Learned, dataset: Dataset, device: torch.device
+    trained: LearnResult, dataset: Dataset, device: torch.device
 ) -> tuple[Calibration, Estimate | None]:
     """The temperature, and the accuracy on the validation split that it was fitted to.
 
@@ -201,7 +201,7 @@ def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> 
 def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
     recipe: Recipe,
     job: Job,
-    trained: Learned,
+    trained: LearnResult,
     calibration: Calibration,
     validation: Estimate | None,
     data_report: DataReport,

@@ -14,7 +14,7 @@ from tests.benchmarks.training import tutorial
 from tests.benchmarks.training.stopwatch import Stopwatch
 from training import data
 from training.devices.device import choose, prepare
-from training.learning.learn import Surroundings, learn
+from training.learning.learn import LearnContext, learn
 from training.learning.steps import measure
 from training.recipe import resolve
 from training.run.display import Display
@@ -65,8 +65,8 @@ def ours(data_root: Path, device_name: str, seed: int) -> Run:
         folder = Path(name)
         dataset, _ = data.load(recipe.data, recipe.geometry, data_root, folder)
         with watch.running():
-            around = Surroundings(RunFolder(folder), folder, device, display, Interrupts())
-            learned = learn(recipe, dataset, around)
+            context = LearnContext(RunFolder(folder), folder, device, display, Interrupts())
+            learned = learn(recipe, dataset, context)
     network = learned.network.to(device.torch_device)
     test_images = torch.from_numpy(dataset.test.images).to(device.torch_device)  # (N, 28, 28, 1) uint8
     test_labels = torch.from_numpy(dataset.test.labels).to(device.torch_device)  # (N,)

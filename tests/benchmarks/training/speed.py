@@ -14,7 +14,7 @@ from training import data
 from training.data import Dataset
 from training.data.batches import Batches
 from training.data.splits import Split
-from training.devices.parallel import ALONE
+from training.devices.process_group import SINGLE_PROCESS
 from training.learning.learner import Learner
 from training.learning.schedule import learning_rate
 from training.networks import build
@@ -71,8 +71,8 @@ class Trainer:
         self.epoch_images = len(dataset.train)
         torch.manual_seed(self.recipe.training.seed)
         network = build(self.recipe.network, self.recipe.geometry, len(dataset.labels))
-        batches = Batches(self.recipe, dataset.train, len(dataset.labels), device, ALONE)
-        self._learner = Learner(self.recipe, network, batches.images, batches.labels, ALONE)
+        batches = Batches(self.recipe, dataset.train, len(dataset.labels), device, SINGLE_PROCESS)
+        self._learner = Learner(self.recipe, network, batches.images, batches.labels, SINGLE_PROCESS)
         self._steps_per_epoch, self._batch_size = batches.steps, batches.batch_size
         self._source = (
             _in_memory(batches)

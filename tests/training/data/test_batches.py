@@ -10,7 +10,7 @@ import torch
 from training.data.batches import Batches
 from training.data.splits import Split
 from training.data.storage.disk_images import DiskImages
-from training.devices.parallel import ALONE, Group
+from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.recipe import resolve
 
 AUGMENTED = ("augmentation.max_shift_px=2", "augmentation.flip=random", "augmentation.contrast=0.2")
@@ -24,7 +24,7 @@ def split(images: int = 50) -> Split:
     return Split(pixels, labels, tuple(map(str, range(images))))
 
 
-def batches(*overrides: str, group: Group = ALONE, of: Split | None = None) -> Batches:
+def batches(*overrides: str, group: ProcessGroup = SINGLE_PROCESS, of: Split | None = None) -> Batches:
     """Of a recipe with batches of ten."""
     recipe = resolve("lenet5-fake", ["training.batch_size=10", *overrides])
     return Batches(recipe, of or split(), 4, torch.device("cpu"), group)
@@ -54,7 +54,7 @@ def test_a_batch_is_the_same_whenever_it_is_taken() -> None:
 def test_processes_take_the_rows_of_one_batch(mixing: tuple[str, ...]) -> None:
     """Three processes' rows, one after the other, are what one process alone would take."""
     whole, targets = batches(*AUGMENTED, *mixing).take(1, 2)
-    parts = [batches(*AUGMENTED, *mixing, group=Group(rank, 3)).take(1, 2) for rank in range(3)]
+    parts = [batches(*AUGMENTED, *mixing, group=ProcessGroup(rank, 3)).take(1, 2) for rank in range(3)]
     assert [len(images) for images, _ in parts] == [3, 3, 4]
     assert torch.equal(torch.cat([images for images, _ in parts]), whole)
     assert torch.equal(torch.cat([labels for _, labels in parts]), targets)
@@ -75,7 +75,7 @@ def test_images_on_disk_make_the_same_batches(mixing: tuple[str, ...], tmp_path:
     np.save(tmp_path / "images.npy", whole.images)
     offset = (tmp_path / "images.npy").stat().st_size - whole.images.nbytes
     stored = DiskImages(tmp_path / "images.npy", offset, whole.images.shape)
-    for group in (ALONE, Group(0, 2), Group(1, 2)):
+    for group in (SINGLE_PROCESS, ProcessGroup(0, 2), ProcessGroup(1, 2)):
         here = batches(*AUGMENTED, *mixing, group=group)
         there = batches(*AUGMENTED, *mixing, group=group, of=replace(whole, images=stored))
         for step in range(5):

@@ -10,8 +10,8 @@ from training.devices.cuda_graphs import GraphedStep
 from training.errors import GraphCaptureFailed
 
 
-class Recorder:
-    """A recorder for the CPU: what it recorded runs again on the same tensors."""
+class FakeCapturer:
+    """A capturer for the CPU: what it recorded runs again on the same tensors."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -22,7 +22,7 @@ class Recorder:
         self.plain += 1
         return work()
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         """Run nothing yet, as CUDA would."""
         if self.error is not None:
             raise self.error
@@ -48,32 +48,32 @@ def inputs(seed: int, count: int = 4) -> tuple[Tensor, Tensor]:
 
 def test_every_step_is_taken_on_its_own_images() -> None:
     """Three plain ones, then replays: each gives what the step itself gives, and an earlier loss stays."""
-    recorder = Recorder()
-    graphed = GraphedStep(step, recorder)
+    capturer = FakeCapturer()
+    graphed = GraphedStep(step, capturer)
     given = [graphed(*inputs(seed), 4) for seed in range(8)]
     assert [float(each) for each in given] == [float(step(*inputs(seed), 4)) for seed in range(8)]
-    assert (recorder.plain, recorder.replayed) == (3, 5)
+    assert (capturer.plain, capturer.replayed) == (3, 5)
 
 
 @pytest.mark.parametrize("other", ["count", "dtype", "batch"])
 def test_another_shape_is_not_replayed(other: str) -> None:
     """A step on other images than were recorded is a plain one; the next that fits is replayed again."""
-    recorder = Recorder()
-    graphed = GraphedStep(step, recorder)
+    capturer = FakeCapturer()
+    graphed = GraphedStep(step, capturer)
     for seed in range(5):
         graphed(*inputs(seed), 4)
     images, targets = inputs(5, count=3 if other == "count" else 4)
     images = images.float() if other == "dtype" else images
     batch = 8 if other == "batch" else 4
     assert float(graphed(images, targets, batch)) == float(step(images, targets, batch))
-    assert recorder.replayed == 2
+    assert capturer.replayed == 2
     graphed(*inputs(6), 4)
-    assert recorder.replayed == 3
+    assert capturer.replayed == 3
 
 
 def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
     """One sentence with the first line of the reason, and the setting with which a resumed run goes on."""
-    graphed = GraphedStep(step, Recorder(RuntimeError("operation not permitted\nand much more")))
+    graphed = GraphedStep(step, FakeCapturer(RuntimeError("operation not permitted\nand much more")))
     for seed in range(3):
         graphed(*inputs(seed), 4)
     message = r"cannot be recorded as a CUDA graph \(operation not permitted\).*training\.cuda_graphs=false$"
@@ -83,7 +83,7 @@ def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
 
 def test_full_memory_is_told_as_such() -> None:
     """It has a sentence of its own."""
-    graphed = GraphedStep(step, Recorder(torch.OutOfMemoryError("CUDA out of memory")))
+    graphed = GraphedStep(step, FakeCapturer(torch.OutOfMemoryError("CUDA out of memory")))
     for seed in range(3):
         graphed(*inputs(seed), 4)
     with pytest.raises(torch.OutOfMemoryError):

@@ -50,7 +50,7 @@ def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels
     """The choice is a GPU's, and the line of the run says so."""
     device = choose("cpu", kernels=kernels)
     assert device.kernels == "reproducible"
-    assert device.in_words().endswith("asked for; reproducible kernels, as always on a CPU")
+    assert device.describe().endswith("asked for; reproducible kernels, as always on a CPU")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels
 def test_a_gpu_s_line_says_which_kernels_it_runs(kernels: Kernels, said: str) -> None:
     """Beside the device, its name and the reason."""
     device = Device(torch.device("cuda", 1), "NVIDIA H100", "asked for", kernels)
-    assert device.in_words() == f"device: cuda:1 (NVIDIA H100), asked for; {said}"
+    assert device.describe() == f"device: cuda:1 (NVIDIA H100), asked for; {said}"
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:0", "cuda:7"])

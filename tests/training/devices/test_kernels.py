@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from training.devices.kernels import full_precision, reporting_variation, use_kernels
+from training.devices.kernels import full_precision, reporting_nondeterminism, use_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -117,7 +117,7 @@ def test_an_operation_without_a_deterministic_form_is_reported_once() -> None:
     reported: list[str] = []
     values, index = torch.zeros(3), torch.tensor([0, 1])
     with warnings.catch_warnings(record=True) as passed_on:
-        with reporting_variation(reported.append):
+        with reporting_nondeterminism(reported.append):
             for _ in range(3):
                 values.put_(index, torch.ones(2))
             with warnings.catch_warnings():
@@ -140,6 +140,6 @@ def test_an_operation_without_a_deterministic_form_is_reported_once() -> None:
 def test_other_words_of_torch_name_the_operation_too(said: str, named: str) -> None:
     """As torch writes them of attention and of cuBLAS."""
     reported: list[str] = []
-    with reporting_variation(reported.append):
+    with reporting_nondeterminism(reported.append):
         warnings.warn(said, UserWarning, stacklevel=1)
     assert reported == [f"{named} has no deterministic form on CUDA: results may differ between runs"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.devices.out_of_memory import explaining_full_memory, for_inference, for_training
+from training.devices.out_of_memory import explaining_out_of_memory, inference_advice, training_advice
 from training.errors import OutOfMemory
 from training.recipe import Recipe
 from training.run.job import Job, train_and_evaluate
@@ -32,7 +32,7 @@ sys.exit(main(sys.argv[1:]))
 
 def explained(error: BaseException, advice: str = "set training.batch_size lower (now 64)") -> str:
     """What becomes of an error."""
-    with pytest.raises(OutOfMemory) as caught, explaining_full_memory("training", CPU, advice):
+    with pytest.raises(OutOfMemory) as caught, explaining_out_of_memory("training", CPU, advice):
         raise error
     return str(caught.value)
 
@@ -92,17 +92,17 @@ def test_a_machine_s_own_error_is_explained() -> None:
 
 def test_other_errors_stay_what_they_are() -> None:
     """A bug is no lack of memory."""
-    with pytest.raises(RuntimeError, match="shapes"), explaining_full_memory("training", CPU, ""):
+    with pytest.raises(RuntimeError, match="shapes"), explaining_out_of_memory("training", CPU, ""):
         raise RuntimeError("shapes cannot be multiplied")
 
 
 def test_advice_names_what_is_set_now(fake_recipe: Callable[..., Recipe]) -> None:
     """With its value, and nothing that is set already."""
-    assert "training.precision=bfloat16" in for_training(fake_recipe(), CPU)
-    halved = for_training(fake_recipe("training.precision=bfloat16", "training.batch_size=4096"), CPU)
+    assert "training.precision=bfloat16" in training_advice(fake_recipe(), CPU)
+    halved = training_advice(fake_recipe("training.precision=bfloat16", "training.batch_size=4096"), CPU)
     assert halved == "set training.batch_size lower (now 4,096), or choose a smaller network"
-    assert "training.cuda_graphs=false" in for_training(fake_recipe(), torch.device("cuda"))
-    assert "(now 28 x 28)" in for_inference(fake_recipe())
+    assert "training.cuda_graphs=false" in training_advice(fake_recipe(), torch.device("cuda"))
+    assert "(now 28 x 28)" in inference_advice(fake_recipe())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from training.evaluation.onnx_session import open_session, run
-from training.few_shot.fit import Fitted, curve
+from training.few_shot.fit import FittedHead, accuracy_curve
 from training.recipe import HeadRecipe, resolve
 from training.report.metrics import Metrics
 from training.run.job import Job, train_and_evaluate
@@ -26,15 +26,15 @@ def test_the_curve_rises_with_the_examples_and_is_the_same_every_time() -> None:
     """Points at the numbers that there are examples of, then all; each mean within its interval."""
     train, test = digits()
     recipe = HeadRecipe(shots=(1, 5, 20, 1000), draws=20)
-    points = curve(recipe, train, test, seed=0)
+    points = accuracy_curve(recipe, train, test, seed=0)
     assert [point.per_label for point in points] == [1, 5, 20, None]
     assert [point.draws for point in points] == [20, 20, 20, 1]
     assert points[0].mean < points[1].mean < points[2].mean <= points[3].best
     for point in points:
         assert point.worst <= point.low <= point.mean <= point.high or point.draws == 1
         assert point.low <= point.mean <= point.high
-    assert points == curve(recipe, train, test, seed=0)
-    assert points != curve(recipe, train, test, seed=1)
+    assert points == accuracy_curve(recipe, train, test, seed=0)
+    assert points != accuracy_curve(recipe, train, test, seed=1)
 
 
 def test_the_mean_of_one_example_is_that_of_direct_fits() -> None:
@@ -47,7 +47,7 @@ def test_the_mean_of_one_example_is_that_of_direct_fits() -> None:
         drawn = [random.choice(np.flatnonzero(train[1] == label), 1, replace=False)[0] for label in range(3)]
         nearest = np.linalg.norm(test[0][:, None] - train[0][drawn], axis=2).argmin(axis=1)
         accuracies.append((nearest == test[1]).mean())
-    assert curve(recipe, train, test, seed=3)[0].mean == pytest.approx(np.mean(accuracies))
+    assert accuracy_curve(recipe, train, test, seed=3)[0].mean == pytest.approx(np.mean(accuracies))
 
 
 @pytest.mark.parametrize("kind", ["linear-svm", "rbf-svm"])
@@ -77,5 +77,5 @@ def test_a_run_publishes_a_bundle_that_agrees_with_scikit_learn(kind: str, job: 
 def test_predictions_of_a_fit_are_scikit_learn_s_own() -> None:
     """Nearly all digits of three kinds are told apart by fifty examples."""
     train, test = digits()
-    fitted = Fitted(HeadRecipe(), train[0][:50], train[1][:50])
+    fitted = FittedHead(HeadRecipe(), train[0][:50], train[1][:50])
     assert (fitted.predict(test[0]) == test[1]).mean() > 0.95

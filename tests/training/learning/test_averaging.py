@@ -5,7 +5,7 @@ import copy
 import torch
 
 from serving.bundle import Geometry
-from training.learning.averaging import Average
+from training.learning.averaging import WeightAverage
 from training.networks import build
 from training.recipe import NetworkRecipe
 
@@ -13,14 +13,14 @@ from training.recipe import NetworkRecipe
 def test_the_average_follows_by_its_decay() -> None:
     """After many steps of one change it has come as far as the decays say; counters are copied."""
     network = build(NetworkRecipe(batch_norm=True), Geometry(height=12, width=12, channels=1), 2)
-    average = Average(network, decay=0.9)
+    average = WeightAverage(network, decay=0.9)
     start = copy.deepcopy(average.network.state_dict())
     with torch.no_grad():
         for value in network.state_dict().values():
             value.add_(1)
     left = 1.0
     for step in (1, 2, 500):
-        average.follow(step)
+        average.update(step)
         left *= min(0.9, (1 + step) / (10 + step))
     for name, value in average.network.state_dict().items():
         moved = value - start[name]
@@ -31,6 +31,6 @@ def test_the_average_follows_by_its_decay() -> None:
 def test_the_average_is_never_trained() -> None:
     """It stays in evaluation mode, and shares no memory with the network."""
     network = build(NetworkRecipe(), Geometry(height=12, width=12, channels=1), 2).train()
-    average = Average(network, decay=0.9)
+    average = WeightAverage(network, decay=0.9)
     assert not average.network.training
     assert average.network.head.weight.data_ptr() != network.head.weight.data_ptr()

@@ -8,7 +8,7 @@ import torch
 
 from training import data
 from training.data import Dataset
-from training.learning.learn import Surroundings, learn
+from training.learning.learn import LearnContext, learn
 from training.networks import build
 from training.recipe import Recipe, resolve
 from training.run.job import Job, train_and_evaluate
@@ -41,18 +41,18 @@ def digits() -> Dataset:
 
 
 @pytest.fixture
-def around(job: Job) -> Surroundings:
+def context(job: Job) -> LearnContext:
     """A run folder of its own."""
     job.run_dir.mkdir()
-    return Surroundings(RunFolder(job.run_dir), job.cache, job.device, job.display, job.interrupts)
+    return LearnContext(RunFolder(job.run_dir), job.cache, job.device, job.display, job.interrupts)
 
 
 def test_with_a_resting_trunk_only_the_head_learns_and_features_are_kept(
-    digits: Dataset, around: Surroundings
+    digits: Dataset, context: LearnContext
 ) -> None:
     """The trunk stays as it was; a second run takes its features from the cache, with the same end."""
     recipe = recipe_with("network.train_from=head")
-    learned = learn(recipe, digits, around)
+    learned = learn(recipe, digits, context)
     torch.manual_seed(recipe.training.seed)
     fresh = build(recipe.network, recipe.geometry, 10).state_dict()
     changed = {
@@ -60,31 +60,31 @@ def test_with_a_resting_trunk_only_the_head_learns_and_features_are_kept(
     }
     assert changed == {"head.weight", "head.bias"}
     assert learned.data_digest == digits.digest()
-    cached = sorted(around.cache.glob("features-*.npy"))
+    cached = sorted(context.cache.glob("features-*.npy"))
     assert len(cached) == 2
     ages = [path.stat().st_mtime_ns for path in cached]
-    around.folder.checkpoint.unlink()
-    again = learn(recipe, digits, around)
-    assert [path.stat().st_mtime_ns for path in sorted(around.cache.glob("features-*.npy"))] == ages
+    context.folder.checkpoint.unlink()
+    again = learn(recipe, digits, context)
+    assert [path.stat().st_mtime_ns for path in sorted(context.cache.glob("features-*.npy"))] == ages
     assert torch.equal(again.network.state_dict()["head.weight"], learned.network.state_dict()["head.weight"])
 
 
-def test_a_broken_cache_is_made_afresh(digits: Dataset, around: Surroundings) -> None:
+def test_a_broken_cache_is_made_afresh(digits: Dataset, context: LearnContext) -> None:
     """Half a file, or one of another shape, is no reason to fail or to learn nonsense."""
     recipe = recipe_with("network.train_from=head")
-    learned = learn(recipe, digits, around)
-    first, second = sorted(around.cache.glob("features-*.npy"))
+    learned = learn(recipe, digits, context)
+    first, second = sorted(context.cache.glob("features-*.npy"))
     first.write_bytes(first.read_bytes()[:100])
     np.save(second, np.zeros((3, 3), np.float32))
-    around.folder.checkpoint.unlink()
-    again = learn(recipe, digits, around)
+    context.folder.checkpoint.unlink()
+    again = learn(recipe, digits, context)
     assert torch.equal(again.network.state_dict()["head.weight"], learned.network.state_dict()["head.weight"])
 
 
-def test_from_a_layer_on_the_rest_learns(digits: Dataset, around: Surroundings) -> None:
+def test_from_a_layer_on_the_rest_learns(digits: Dataset, context: LearnContext) -> None:
     """Layers before the named one keep their weights through a whole training."""
     recipe = recipe_with("network.train_from=features.11", "training.epochs=1")
-    learned = learn(recipe, digits, around)
+    learned = learn(recipe, digits, context)
     torch.manual_seed(recipe.training.seed)
     fresh = build(recipe.network, recipe.geometry, 10).state_dict()
     changed = {

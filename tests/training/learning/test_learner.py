@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from training.devices.parallel import ALONE
+from training.devices.process_group import SINGLE_PROCESS
 from training.learning.learner import Learner
 from training.networks import build
 from training.recipe import resolve
@@ -20,7 +20,7 @@ def learner(*overrides: str) -> Learner:
     torch.manual_seed(0)
     recipe = resolve("lenet5-fake", [*SMALL, *overrides])
     network = build(recipe.network, recipe.geometry, 2)
-    return Learner(recipe, network, IMAGES, LABELS, ALONE)
+    return Learner(recipe, network, IMAGES, LABELS, SINGLE_PROCESS)
 
 
 IMAGES = torch.randint(0, 256, (8, 12, 12, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -46,16 +46,16 @@ def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str) -> None:
     steps(resumed, 1)  # astray, until it is restored
     resumed.restore(state)
     assert steps(unbroken, 3, start=3) == steps(resumed, 3, start=3)
-    for name, value in unbroken.judged.state_dict().items():
-        assert torch.equal(value, resumed.judged.state_dict()[name]), name
+    for name, value in unbroken.eval_network.state_dict().items():
+        assert torch.equal(value, resumed.eval_network.state_dict()[name]), name
 
 
 def test_the_averaged_weights_are_judged_where_there_are_any() -> None:
-    """With averaging another network than the trained one is judged."""
+    """With averaging another network than the trained one is eval_network."""
     plain = learner()
     averaged = learner("training.averaging=0.9")
-    assert plain.judged is plain.network
-    assert averaged.judged is not averaged.network
+    assert plain.eval_network is plain.network
+    assert averaged.eval_network is not averaged.network
 
 
 def test_class_weights_make_the_rare_class_count() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from training.data import Dataset, load
 from training.errors import CheckpointError, Diverged
 from training.learning.history import EpochRecord
-from training.learning.loop import Trained, train
+from training.learning.loop import TrainResult, train
 from training.networks import Network, build
 from training.recipe import Recipe, resolve
 from training.run.display import Display
@@ -139,7 +139,7 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path: Path, overrides: tuple[st
     assert firsts[-1] > 1, "it went on from a checkpoint and did not begin again"
 
 
-Train = Callable[..., Trained]
+Train = Callable[..., TrainResult]
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def dataset(fake_recipe: Callable[..., Recipe]) -> Dataset:
 def run(tmp_path: Path, dataset: Dataset, display: Display) -> Train:
     """Train by a recipe in this test's folder."""
 
-    def call(recipe: Recipe, data: Dataset = dataset, interrupts: Interrupts | None = None) -> Trained:
+    def call(recipe: Recipe, data: Dataset = dataset, interrupts: Interrupts | None = None) -> TrainResult:
         return train(
             recipe,
             data,

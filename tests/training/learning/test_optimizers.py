@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from serving.bundle import Geometry
-from training.learning.optimizers import Muon, make_optimizer, orthogonalised, restore_optimizer, set_rate
+from training.learning.optimizers import Muon, make_optimizer, orthogonalise, restore_optimizer, set_rate
 from training.networks import Network, build
 from training.recipe import NetworkRecipe, TrainingRecipe
 
@@ -33,7 +33,7 @@ def test_an_orthogonalised_matrix_has_singular_values_near_one(shape: tuple[int,
     """Whatever they were, they end between 0.3 and 1.3, and the singular vectors stay."""
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    result = orthogonalised(matrix)
+    result = orthogonalise(matrix)
     along = torch.diagonal(left.T @ result @ right.T)
     assert float(values.max() / values.min()) > 1.8
     assert 0.3 < float(along.min()) <= float(along.max()) < 1.3
@@ -48,7 +48,7 @@ def test_muon_moves_filters_by_the_orthogonal_update_and_the_rest_as_sgd() -> No
     bias = torch.nn.Parameter(torch.randn(4, generator=random))
     filters.grad, bias.grad = torch.randn((4, 3, 3, 3), generator=random), torch.ones(4)
     scaled = filters.detach() * 2 / filters.detach().norm()
-    expected = scaled - 0.1 * orthogonalised(filters.grad.view(4, 27)).view_as(filters)
+    expected = scaled - 0.1 * orthogonalise(filters.grad.view(4, 27)).view_as(filters)
     moved = bias.detach() - 0.1 * 1.6
     Muon([{"params": [filters, bias]}], rate=0.1, momentum=0.6).step()
     assert torch.allclose(filters, expected, atol=1e-5)
@@ -90,7 +90,7 @@ class _Stepped:
 def _stepped(recipe: TrainingRecipe, *, recorded: bool) -> _Stepped:
     torch.manual_seed(0)
     network = build(NetworkRecipe(name="lenet5"), Geometry(height=28, width=28, channels=1), 10)
-    made = _Stepped(network, make_optimizer(network, recipe, recorded=recorded))
+    made = _Stepped(network, make_optimizer(network, recipe, capturable=recorded))
     for rate in (0.01, 0.03):
         made.step(rate)
     return made

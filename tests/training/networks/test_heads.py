@@ -12,10 +12,10 @@ from serving.bundle import Geometry
 from training.errors import RecipeError
 from training.evaluation.onnx_session import open_session, run
 from training.export.export import Classifier, export
-from training.few_shot.fit import Fitted
+from training.few_shot.fit import FittedHead
 from training.networks import build
-from training.networks.heads import HeadOnFeatures
-from training.networks.layers import LayerFeatures
+from training.networks.heads import FittedHeadNetwork
+from training.networks.layer_features import LayerFeatures
 from training.recipe import HeadRecipe, NetworkRecipe
 
 KINDS = ("linear-svm", "rbf-svm", "poly-svm", "logistic", "prototype")
@@ -37,9 +37,9 @@ def test_arithmetic_gives_scikit_learn_s_label_for_every_row(kind: str, scaling:
     """Each kind of head, with each scaling, on digits that the fit never saw."""
     features, labels, others = digits(classes)
     recipe = HeadRecipe.model_validate({"kind": kind, "scaling": scaling, "regularisation": 0.5})
-    fitted = Fitted(recipe, features, labels)
+    fitted = FittedHead(recipe, features, labels)
     with torch.no_grad():
-        logits = fitted.module(features)(torch.from_numpy(others))
+        logits = fitted.to_torch_module(features)(torch.from_numpy(others))
     assert logits.dtype == torch.float32
     assert logits.shape == (len(others), classes)
     np.testing.assert_array_equal(logits.argmax(dim=1).numpy(), fitted.predict(others))
@@ -49,7 +49,7 @@ def test_arithmetic_gives_scikit_learn_s_label_for_every_row(kind: str, scaling:
 def test_margins_are_near_one_so_that_a_temperature_can_be_fitted(kind: str) -> None:
     """The median margin on the training features is 1, whatever the head measures in."""
     features, labels, _ = digits(3)
-    logits = Fitted(HeadRecipe.model_validate({"kind": kind}), features, labels).module(features)
+    logits = FittedHead(HeadRecipe.model_validate({"kind": kind}), features, labels).to_torch_module(features)
     best = logits(torch.from_numpy(features)).topk(2, dim=1).values
     assert float((best[:, 0] - best[:, 1]).median()) == pytest.approx(1, abs=1e-3)
 
@@ -68,8 +68,10 @@ def test_the_served_graph_agrees_with_scikit_learn(kind: str, tmp_path: Path) ->
     with torch.no_grad():
         features = extractor(torch.from_numpy(images)).numpy()  # (60, 6)
     assert features.shape == (60, 6)
-    fitted = Fitted(HeadRecipe.model_validate({"kind": kind, "scaling": "standard"}), features, labels)
-    served = HeadOnFeatures(extractor, fitted.module(features), embedding_size=6, classes=3).eval()
+    fitted = FittedHead(HeadRecipe.model_validate({"kind": kind, "scaling": "standard"}), features, labels)
+    served = FittedHeadNetwork(
+        extractor, fitted.to_torch_module(features), embedding_size=6, classes=3
+    ).eval()
     export(Classifier(served, 1.0), GEOMETRY, tmp_path / "model.onnx")
     probabilities, embedding = run(open_session(tmp_path / "model.onnx"), images)
     np.testing.assert_array_equal(probabilities.argmax(axis=1), fitted.predict(features))

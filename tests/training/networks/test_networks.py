@@ -23,7 +23,7 @@ def made(geometry: Geometry, classes: int = 10, **recipe: object) -> Network:
     """A network of this recipe, prepared, in evaluation mode."""
     torch.manual_seed(0)
     network = build(NetworkRecipe.model_validate(recipe), geometry, classes)
-    network.prepare(lambda count: pixels(geometry, 20)[:count])
+    network.initialise_from_data(lambda count: pixels(geometry, 20)[:count])
     return network.eval()
 
 
@@ -122,7 +122,7 @@ def test_whitening_decorrelates_small_patches() -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand((50, 3, 8, 8), generator=generator) * 255  # neighbours are alike, as in photographs
     images = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").permute(0, 2, 3, 1).to(torch.uint8)
-    network.prepare(lambda count: images[:count])
+    network.initialise_from_data(lambda count: images[:count])
     layer = network.trunk.get_submodule("whitening1")
     with torch.no_grad():
         out = torch.conv2d(images.permute(0, 3, 1, 2) / 255, layer.weight)[:, :12]  # (N, 12, 31, 31)

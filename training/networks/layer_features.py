@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from training.networks.backbones import find_layer, pooled
+from training.networks.backbones import find_layer, global_average_pool
 from training.networks.network import Network
 
 Pooling = Literal["mean", "none"]
@@ -42,7 +42,9 @@ class LayerFeatures(nn.Module):
         finally:
             handle.remove()
         activations = seen[-1]  # (N, D), (N, D, h, w), or (N, tokens, D) of a transformer
-        return (pooled(activations) if self.pooling == "mean" else activations).flatten(start_dim=1)
+        return (global_average_pool(activations) if self.pooling == "mean" else activations).flatten(
+            start_dim=1
+        )
 
 
 def _tensor(output: Any) -> Tensor:  # noqa: ANN401 - attention gives a pair

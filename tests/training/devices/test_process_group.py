@@ -17,8 +17,14 @@ from rich.console import Console
 from torch import distributed, nn
 
 from serving.errors import UsageError
-from training.devices.parallel import ALONE, Group, joined, launched, refuse_shared_gpus
-from training.devices.synced_norm import SyncedNorm, synchronise_norms
+from training.devices.process_group import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    from_torchrun,
+    join,
+    reject_shared_gpus,
+)
+from training.devices.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 from training.errors import CheckpointError
 from training.learning.checkpoint import read
 from training.recipe import Recipe
@@ -160,16 +166,16 @@ REST = dict.fromkeys(("progress", "history", "losses", "learner", "best_weights"
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 4), (7, 1)])
 def test_rows_are_divided_without_gap_or_overlap(count: int, size: int) -> None:
     """Each row belongs to exactly one process."""
-    taken = [row for rank in range(size) for row in range(count)[Group(rank, size).rows(count)]]
+    taken = [row for rank in range(size) for row in range(count)[ProcessGroup(rank, size).rows(count)]]
     assert taken == list(range(count))
 
 
 def test_alone_nothing_is_sent() -> None:
     """One process needs no group: sums are its own values."""
     values = torch.tensor([1.0, 2.0])
-    assert ALONE.sum_(values) is values
-    assert torch.equal(ALONE.gather(values), values[None])
-    ALONE.wait()
+    assert SINGLE_PROCESS.sum_(values) is values
+    assert torch.equal(SINGLE_PROCESS.gather(values), values[None])
+    SINGLE_PROCESS.barrier()
 
 
 CPU = torch.device("cpu")
@@ -177,20 +183,20 @@ CPU = torch.device("cpu")
 
 def test_one_process_can_make_a_real_group() -> None:
     """Sums and values go through torch.distributed and come back as they were; then the group has ended."""
-    with joined(ALONE, CPU, even_alone=True) as group:
+    with join(SINGLE_PROCESS, CPU, even_if_single=True) as group:
         assert distributed.get_backend() == "gloo"
         values = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
         group.sum_many_(values)
         assert [value.tolist() for value in values] == [[1.0, 2.0], [[3.0]]]
         assert group.gather(values[0]).tolist() == [[1.0, 2.0]]
-        group.wait()
+        group.barrier()
     assert not distributed.is_initialized()
 
 
 def test_one_process_alone_joins_nothing() -> None:
     """Unless it is asked to."""
-    with joined(ALONE, CPU) as group:
-        assert group is ALONE
+    with join(SINGLE_PROCESS, CPU) as group:
+        assert group is SINGLE_PROCESS
         assert not distributed.is_initialized()
 
 
@@ -209,7 +215,7 @@ class Phases(Display):
 def test_the_group_ends_before_the_export(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
     """What is left is the leader's, and nobody waits for it: NCCL would."""
     phases = Phases()
-    with joined(ALONE, CPU, even_alone=True) as group:
+    with join(SINGLE_PROCESS, CPU, even_if_single=True) as group:
         summary = train_and_evaluate(
             fake_recipe("network.batch_norm=true", "training.epochs=1", "gates.max_ece=0.9"),
             replace(job, group=group, display=phases),
@@ -224,7 +230,7 @@ def test_a_real_group_of_one_learns_what_one_process_does(
     """The same losses within rounding: batch norm takes its statistics through the group."""
     recipe = fake_recipe("network.batch_norm=true", "gates.max_ece=0.9", "training.epochs=2")
     train_and_evaluate(recipe, replace(job, run_dir=tmp_path / "alone"))
-    with joined(ALONE, CPU, even_alone=True) as group:
+    with join(SINGLE_PROCESS, CPU, even_if_single=True) as group:
         train_and_evaluate(recipe, replace(job, run_dir=tmp_path / "group", group=group))
     assert np.allclose(losses(tmp_path / "alone"), losses(tmp_path / "group"), rtol=1e-2, atol=1e-3)
 
@@ -232,7 +238,7 @@ def test_a_real_group_of_one_learns_what_one_process_does(
 def test_an_error_ends_the_group_too() -> None:
     """The next one can be made."""
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), joined(ALONE, CPU, even_alone=True):
+        with pytest.raises(ZeroDivisionError), join(SINGLE_PROCESS, CPU, even_if_single=True):
             raise ZeroDivisionError
     assert not distributed.is_initialized()
 
@@ -242,21 +248,21 @@ def test_two_processes_that_share_a_gpu_are_refused() -> None:
     identities = torch.zeros(3, 32, dtype=torch.uint8)
     identities[1] = 7
     with pytest.raises(UsageError, match=r"processes 0 and 2 of 3 share a GPU.*at most 2 processes"):
-        refuse_shared_gpus(identities)
-    refuse_shared_gpus(identities[:2])
+        reject_shared_gpus(identities)
+    reject_shared_gpus(identities[:2])
 
 
 def test_a_place_is_read_from_torchrun_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is joined, so that the device can be chosen first."""
     for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
-    assert launched() == Group(rank=3, size=4, local_rank=1, local_size=2)
-    assert not launched().joined
+    assert from_torchrun() == ProcessGroup(rank=3, size=4, local_rank=1, local_size=2)
+    assert not from_torchrun().connected
     monkeypatch.delenv("RANK")
     with pytest.raises(UsageError, match="WORLD_SIZE is 4, but RANK is not set"):
-        launched()
+        from_torchrun()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched() is ALONE
+    assert from_torchrun() is SINGLE_PROCESS
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)])
@@ -267,8 +273,8 @@ def test_a_synced_norm_of_one_process_is_torchs_batch_norm(shape: tuple[int, ...
     nn.init.uniform_(plain.weight)
     holder = nn.Sequential(type(plain)(5))
     holder[0].load_state_dict(plain.state_dict())
-    synchronise_norms(holder, ALONE)
-    assert isinstance(holder[0], SyncedNorm)
+    convert_sync_batch_norm(holder, SINGLE_PROCESS)
+    assert isinstance(holder[0], SyncBatchNorm)
     values = torch.randn(shape)
     ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
     result, expected = holder(ours), plain(theirs)

@@ -17,17 +17,17 @@ from training.errors import ProcessLost
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ProcessGroup:
     """The processes of this run, and which of them this is."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on this machine
     local_size: int = 1
-    joined: bool = False  # values travel between processes; else this one is alone
+    connected: bool = False  # values travel between processes; else this one is alone
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """One process writes, speaks and publishes."""
         return self.rank == 0
 
@@ -41,14 +41,14 @@ class Group:
         Raises:
             ProcessLost: another process is gone.
         """
-        if self.joined:
-            with _losing_processes():
+        if self.connected:
+            with _reporting_lost_processes():
                 distributed.all_reduce(values)
         return values
 
     def sum_many_(self, values: Sequence[Tensor]) -> None:
         """The same for many tensors of one type, in one message."""
-        if self.joined:
+        if self.connected:
             flat = torch.cat([value.reshape(-1) for value in values])
             self.sum_(flat)
             parts = flat.split_with_sizes([value.numel() for value in values])
@@ -58,14 +58,14 @@ class Group:
 
     def gather(self, value: Tensor) -> Tensor:
         """Every process's value, (size, ...), on each."""
-        if not self.joined:
+        if not self.connected:
             return value[None]
         gathered = [torch.empty_like(value) for _ in range(self.size)]
-        with _losing_processes():
+        with _reporting_lost_processes():
             distributed.all_gather(gathered, value)
         return torch.stack(gathered)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when all have come here."""
         self.sum_(torch.zeros(1))
 
@@ -74,14 +74,14 @@ class Group:
 
         NCCL ends only when all processes end it: one that left late would keep the others waiting.
         """
-        if self.joined and distributed.is_initialized():
+        if self.connected and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-ALONE = Group()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def launched() -> Group:
+def from_torchrun() -> ProcessGroup:
     """This process's place among those of torchrun's environment, not joined yet; alone where there is none.
 
     Raises:
@@ -89,10 +89,10 @@ def launched() -> Group:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if "RANK" not in os.environ:
         raise UsageError(f"WORLD_SIZE is {size}, but RANK is not set: start the processes by torchrun")
-    return Group(
+    return ProcessGroup(
         rank=int(os.environ["RANK"]),
         size=size,
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
@@ -101,26 +101,28 @@ def launched() -> Group:
 
 
 @contextmanager
-def joined(place: Group, device: torch.device, *, even_alone: bool = False) -> Iterator[Group]:
+def join(
+    place: ProcessGroup, device: torch.device, *, even_if_single: bool = False
+) -> Iterator[ProcessGroup]:
     """Join the group of which this process has a place.
 
     Args:
-        place: of this process, as `launched` gives it.
+        place: of this process, as `from_torchrun` gives it.
         device: on which it trains.
-        even_alone: make a real group of one process too, whose sums go through gloo or NCCL.
+        even_if_single: make a real group of one process too, whose sums go through gloo or NCCL.
 
     Raises:
         UsageError: two processes have one GPU.
         ProcessLost: another process is gone.
     """
-    if place.size == 1 and not even_alone:
+    if place.size == 1 and not even_if_single:
         yield place
         return
     _start(place, device)
-    group = replace(place, joined=True)
+    group = replace(place, connected=True)
     try:
         if device.type == "cuda":
-            refuse_shared_gpus(group.gather(_identity(device)))
+            reject_shared_gpus(group.gather(_identity(device)))
         yield group
     except BaseException:
         if device.type == "cuda":
@@ -131,7 +133,7 @@ def joined(place: Group, device: torch.device, *, even_alone: bool = False) -> I
         group.leave()
 
 
-def refuse_shared_gpus(identities: Tensor) -> None:
+def reject_shared_gpus(identities: Tensor) -> None:
     """NCCL would refuse them too, in words of its own.
 
     Args:
@@ -149,14 +151,14 @@ def refuse_shared_gpus(identities: Tensor) -> None:
             )
 
 
-def _start(place: Group, device: torch.device) -> None:
+def _start(place: ProcessGroup, device: torch.device) -> None:
     backend = "gloo"
     if device.type == "cuda":
         # NCCL takes the current device. It connects at its first sum: until then gloo alone speaks, so two
         # processes with one GPU can say so.
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    with _losing_processes():
+    with _reporting_lost_processes():
         if place.size == 1:  # no environment is needed, and no port
             store = distributed.HashStore()  # type: ignore[attr-defined]
             distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -171,7 +173,7 @@ def _identity(device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _losing_processes() -> Iterator[None]:
+def _reporting_lost_processes() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:  # a RuntimeError too, but of this process

@@ -10,27 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.devices.parallel import Group
+from training.devices.process_group import ProcessGroup
 
 
 class _Sum(torch.autograd.Function):
     """The sum over all processes, forward and back."""
 
     @staticmethod
-    def forward(context: Any, values: Tensor, group: Group) -> Tensor:  # noqa: ANN401 - torch gives it no type
+    def forward(context: Any, values: Tensor, group: ProcessGroup) -> Tensor:  # noqa: ANN401 - torch gives it no type
         context.group = group
         return group.sum_(values.clone())
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        group: Group = context.group
+        group: ProcessGroup = context.group
         return group.sum_(gradient.clone()), None
 
 
-class SyncedNorm(_BatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """A batch norm that takes over another one's parameters and statistics."""
 
-    def __init__(self, norm: _BatchNorm, group: Group) -> None:
+    def __init__(self, norm: _BatchNorm, group: ProcessGroup) -> None:
         super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum)
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
@@ -69,9 +69,9 @@ class SyncedNorm(_BatchNorm):
         self.running_var.lerp_(variance, momentum)
 
 
-def synchronise_norms(network: nn.Module, group: Group) -> None:
+def convert_sync_batch_norm(network: nn.Module, group: ProcessGroup) -> None:
     """Replace every batch norm of the network; names, parameters and statistics stay."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):
-                setattr(parent, name, SyncedNorm(child, group))
+                setattr(parent, name, SyncBatchNorm(child, group))

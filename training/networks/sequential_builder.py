@@ -12,7 +12,7 @@ from training.networks.activations import activation
 from training.recipe import NetworkRecipe
 
 
-class Stack:
+class SequentialBuilder:
     """Layers in order, each named after its kind and number: conv1, relu1, pool1, dense1.
 
     A class because each layer needs the shape that those before it left; the convolution arithmetic is here
@@ -82,13 +82,13 @@ class Stack:
             self._add("dropout", nn.Dropout(probability))
         return self
 
-    def conv_whole(self, maps: int) -> Self:
+    def global_conv(self, maps: int) -> Self:
         """A convolution as large as what is left of the image: one pixel remains."""
         self._add("conv", nn.Conv2d(self.channels, maps, (self.height, self.width)))
         self.channels, self.height, self.width = maps, 1, 1
         return self
 
-    def block(self, kind: str, layer: nn.Module, channels: int, *, shrink_px: int = 0) -> Self:
+    def add_layer(self, kind: str, layer: nn.Module, channels: int, *, shrink_px: int = 0) -> Self:
         """A layer made elsewhere, and what it takes off each side."""
         self._add(kind, layer)
         self._resize(lambda length: length - shrink_px)
@@ -113,7 +113,7 @@ class Stack:
             )
 
 
-def sizes(key: str, asked: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
+def layer_sizes(key: str, asked: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
     """The recipe's layer sizes, or the network's own.
 
     Raises:
