@@ -1,4 +1,4 @@
-"""Data sources: each yields images in model geometry, made by the very code that the server runs."""
+"""Loads a data set: read from its source, split, and checked. Images are resized by the server's own code."""
 
 from pathlib import Path
 
@@ -21,18 +21,18 @@ def load(
     processes: int = 1,
     on_progress: ProgressCallback = no_progress,
 ) -> tuple[Dataset, DataReport]:
-    """Collect, make_splits and check.
+    """Load a data set, split it and check it.
 
     Args:
-        recipe: which data.
-        geometry: into which each image is brought.
-        data_root: for sources that read files.
-        cache: folder that keeps by content what takes long, verdicts and decoded images; none: made anew.
-        processes: that share this machine's memory.
-        on_progress: is told how many of how many files are decoded; what it raises ends the work.
+        recipe: the source and the fractions of the splits.
+        geometry: the size and channels of the loaded images.
+        data_root: directory of the files; may be None for sources that need no files.
+        cache: directory of decoded images and found duplicates, keyed by content; None: no cache.
+        processes: number of processes that share this machine's memory.
+        on_progress: called with the numbers of decoded and of all files; may raise to end loading.
 
     Raises:
-        DataError: the data are missing, broken, or too few.
+        DataError: the data are missing, damaged, or too few.
     """
     decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib, processes), on_progress)
     source = _load_source(recipe, geometry, data_root, decode)
@@ -42,7 +42,7 @@ def load(
 def load_unchecked(
     recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
 ) -> Dataset:
-    """The same test split as `load` gives, whether or not one could train with the rest."""
+    """Load without the checks. The test split is the same as `load` returns, since checks never change it."""
     decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib))
     return _split(_load_source(recipe, geometry, data_root, decode), recipe)
 
@@ -67,7 +67,7 @@ def _load_source(
     if recipe.source == "fashion-mnist":
         return mnist.load_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
-        raise DataError(f"data source {recipe.source} needs --data-root, the folder that holds its files")
+        raise DataError(f"data source {recipe.source} needs --data-root, the directory with its files")
     return _load_from_root(data_root, recipe, geometry, decode)
 
 

@@ -1,4 +1,4 @@
-"""The batches of training, a pure function of epoch and step, wherever the images lie."""
+"""Training batches as a pure function of epoch and step, and batches of all images for inference."""
 
 from collections.abc import Iterator
 
@@ -14,14 +14,15 @@ from training.data.storage.device_images import DeviceImages, to_device
 from training.devices.process_group import ProcessGroup
 from training.recipe import Recipe
 
-_MOST_AT_ONCE = 1000  # images; large enough to be fast
-_MOST_PIXELS_AT_ONCE = 16 * 224 * 224  # 512 maps of as many pixels, as the widest network has, are 1.6 GB
+_MOST_AT_ONCE = 1000  # images; larger batches are no faster
+_MOST_PIXELS_AT_ONCE = 16 * 224 * 224  # 512 feature maps of this size, as in the widest network, take 1.6 GB
 
 
 class Batches:
-    """A training split: a class because the images are moved to the device once, if they fit.
+    """The batches of a training split.
 
-    No worker decodes or changes single images: a batch is indexed, or read, augmented and mixed as a whole.
+    There are no loader workers: a batch is indexed (or read from disk), augmented and mixed as a whole, on
+    the device.
     """
 
     def __init__(
@@ -39,13 +40,17 @@ class Batches:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def take(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """This process's rows of one batch.
+        """Return this process's rows of one batch, on the device.
 
         Args:
             epoch: from 0.
-            step: 0..steps - 1.
+            step: 0..steps - 1, within the epoch.
 
-        Returns: images (b, H, W, C), and targets: (b,) int64 labels, or (b, K) float32 where they are mixed.
+        Returns: images (b, H, W, C), uint8 or float32, 0..255; and targets, (b,) int64 labels or, if the
+            recipe mixes images, (b, K) float32 probabilities.
+
+        Raises:
+            DataError: images on disk can no longer be read.
         """
         recipe, seed = self._recipe.augmentation, self._recipe.training.seed
         batch = self._order_of(epoch)[step * self.batch_size : (step + 1) * self.batch_size]  # (B,)
@@ -58,7 +63,7 @@ class Batches:
         partners = to_device(torch.from_numpy(mixture.partners), batch.device)[mine]
         if self._group.size == 1:
             others = images[partners]
-        else:  # a partner may be another process's: it is made here again from the same numbers
+        else:  # a partner may belong to another process: recompute it here from the same random numbers
             others = self._augmented(batch[partners], uniforms[partners], epoch)
         labels, other_labels = self.labels[batch[mine]], self.labels[batch[partners]]
         return mix(images, labels, others, other_labels, mixture=mixture, classes=self._classes)
@@ -87,14 +92,14 @@ class Batches:
 
 
 def inference_batches(images: Tensor | DeviceImages, rows: range | None = None) -> Iterator[Tensor]:
-    """As many as go through a network at once without gradients, of images (N, H, W, C) or features (N, D).
+    """Yield images (N, H, W, C) or features (N, D) in batches sized for a forward pass without gradients.
 
     Args:
-        images: of which nothing is read before its turn.
-        rows: of them, one after the other; none: all.
+        images: read lazily, one batch at a time.
+        rows: a range of step 1; None: all.
     """
     rows = range(len(images)) if rows is None else rows
     pixels = images.shape[1] * images.shape[2] if len(images.shape) == 4 else 1  # noqa: PLR2004 - (N, H, W, C)
     count = max(1, min(_MOST_AT_ONCE, _MOST_PIXELS_AT_ONCE // pixels))
-    for start in rows[::count] or [rows.start]:  # of none at all, one batch that is empty
+    for start in rows[::count] or [rows.start]:  # no images: one empty batch
         yield images[start : min(start + count, rows.stop)]

@@ -1,7 +1,7 @@
-"""Data are checked before the first step: a flaw found here costs seconds, one found later a result.
+"""Checks a data set before training: undecodable files, duplicates, leaks between splits, missing classes.
 
-Duplicates are images whose every pixel is the same once they are in model geometry; near duplicates look the
-same. The test split is never changed: whatever repeats one of its images leaves training and validation.
+Duplicates are images that are equal in every pixel in model geometry; near duplicates only look the same. The
+test split is never changed: an image that repeats one of it is removed from the training or validation split.
 """
 
 import hashlib
@@ -19,58 +19,64 @@ from training.data.splits import Dataset, SourceData, Split
 from training.errors import DataError
 from training.recipe import DataRecipe
 
-MAX_NAMES = 20  # that a report or a message lists; the count is always whole
+MAX_NAMES = 20  # listed in a message; the count beside them is always complete
 
 
 class DataReport(Strict):
     """What the checks found and what they did about it."""
 
     counts: Mapping[str, Mapping[str, int]] = Field(
-        description="split -> label -> images that are used; of a set that only judges, its labels alone"
+        description="split -> label -> number of used images; a test-only set lists its test labels alone"
     )
-    undecodable: Mapping[str, str] = Field(description="file -> why; left out")
-    ignored_files: int = Field(description="files whose names are not of a supported image type")
-    repeated: Mapping[str, int] = Field(description="split -> images equal to an earlier one in it; kept")
+    undecodable: Mapping[str, str] = Field(description="file -> reason; these files were skipped")
+    ignored_files: int = Field(description="files that are not of a supported image type")
+    repeated: Mapping[str, int] = Field(
+        description="split -> images equal to an earlier one of the split; kept"
+    )
     removed: Mapping[str, tuple[str, ...]] = Field(
-        description="split -> images taken out because a later split holds them too"
+        description="split -> images removed because a later split holds them too"
     )
     conflicts: tuple[str, ...] = Field(description="pairs of equal images with different labels")
     near_duplicates: tuple[str, ...] = Field(
-        default=(), description="pairs of images that look the same, in one split or in two"
+        default=(), description="pairs of images that look the same, within a split or across two"
     )
     near_leaks: Mapping[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="split -> images of it that look like one of a later split"
+        default_factory=dict, description="split -> images that look like one of a later split"
     )
-    near_leaks_removed: bool = Field(default=False, description="whether those were taken out")
+    near_leaks_removed: bool = Field(default=False, description="whether `near_leaks` were removed")
 
     def warnings(self) -> list[str]:
-        """One line for everything that a person should look at."""
+        """Describe each finding in one line."""
         lines = []
         if self.undecodable:
             lines.append(
-                f"{len(self.undecodable)} undecodable files left out: {_listed(list(self.undecodable))}"
+                f"{len(self.undecodable)} undecodable files skipped: {_listed(list(self.undecodable))}"
             )
         if self.ignored_files:
-            lines.append(
-                f"{self.ignored_files} files were ignored: their names are not of a supported image type"
-            )
+            lines.append(f"{self.ignored_files} files ignored: not a supported image type")
         lines += [
-            f"{len(names)} images taken out of {split}, since a later split holds them too: {_listed(names)}"
+            f"{len(names)} images removed from {split}: a later split holds them too: {_listed(names)}"
             for split, names in self.removed.items()
             if names
         ]
         lines += [
-            f"{count} images of {split} repeat another one" for split, count in self.repeated.items() if count
+            f"{count} images of {split} are duplicates of another one, and were kept"
+            for split, count in self.repeated.items()
+            if count
         ]
         if self.conflicts:
             lines.append(
-                f"{len(self.conflicts)} equal images with different labels: {_listed(self.conflicts)}"
+                f"{len(self.conflicts)} equal images have different labels: {_listed(self.conflicts)}"
             )
         if self.near_duplicates:
             lines.append(
                 f"{len(self.near_duplicates)} pairs of images look the same: {_listed(self.near_duplicates)}"
             )
-        done = "were taken out" if self.near_leaks_removed else "were left in (data.near_duplicates=remove)"
+        done = (
+            "were removed"
+            if self.near_leaks_removed
+            else "were kept (data.near_duplicates=remove removes them)"
+        )
         lines += [
             f"{len(names)} images of {split} look like one of a later split and {done}: {_listed(names)}"
             for split, names in self.near_leaks.items()
@@ -82,20 +88,24 @@ class DataReport(Strict):
 def check(
     dataset: Dataset, source: SourceData, recipe: DataRecipe, cache: Path | None = None
 ) -> tuple[Dataset, DataReport]:
-    """Take out what would spoil the result, and refuse what cannot give one.
+    """Remove leaks between splits, and reject data that cannot be trained or evaluated on.
 
     Args:
-        dataset: to be checked.
-        source: from which it was divided.
-        recipe: says what is refused and what is taken out.
-        cache: folder of verdicts by content; none: judged anew.
+        dataset: the data set to check.
+        source: what the splits were made from.
+        recipe: which findings are errors, and which images are removed.
+        cache: directory of found near duplicates, keyed by content; None: search every time.
+
+    Returns: the data set without the removed images, and what was found.
 
     Raises:
-        DataError: names the split, the class or the file, with both numbers.
+        DataError: a file cannot be decoded, a class is missing, or the validation split is too small.
     """
     if recipe.strict and source.undecodable:
         listed = _listed([f"{name} ({why})" for name, why in source.undecodable.items()])
-        raise DataError(f"{len(source.undecodable)} undecodable files, data.strict allows 0: {listed}")
+        raise DataError(
+            f"{len(source.undecodable)} undecodable files, but data.strict=true allows none: {listed}"
+        )
     hashes = {name: _hashes(split) for name, split in dataset.parts().items()}
     conflicts = _conflicts(dataset, hashes)
     kept, removed = _without_leaks(dataset, hashes)
@@ -131,7 +141,7 @@ def _hashes(split: Split) -> list[bytes]:
 
 
 def _repeated(kept: Split, split: Split, hashes: list[bytes]) -> int:
-    """How many of the images that are kept equal another one; each image is read once and never again."""
+    """Count duplicates by hash, so that no image is read again."""
     hash_of = dict(zip(split.names, hashes, strict=True))
     return len(kept) - len({hash_of[name] for name in kept.names})
 
@@ -149,14 +159,14 @@ def _without_leaks(
 def _near_duplicates(
     dataset: Dataset, cache: Path | None
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Pairs by name, and the images of train and validation that look like one of a later split."""
+    """Pairs by name, and the training and validation images that look like one of a later split."""
     parts = dataset.parts()
     names = [name for split in parts.values() for name in split.names]
     order = {name: number for number, name in enumerate(parts)}
     split_of = [name for name, split in parts.items() for _ in split.labels]
     pairs = find_near_duplicates([split.images for split in parts.values()], cache)
     leaks: dict[str, list[str]] = {"train": [], "validation": []}
-    for first, second in pairs:  # the first is never of a later split than the second
+    for first, second in pairs:  # the first index never belongs to a later split than the second
         if order[split_of[first]] < order[split_of[second]]:
             leaks[split_of[first]].append(names[first])
     named = tuple(f"{names[first]} and {names[second]}" for first, second in pairs)
@@ -202,13 +212,15 @@ def _require_every_class(report: DataReport, min_validation_images_per_class: in
     for split, counts in report.counts.items():
         missing = [label for label, count in counts.items() if not count]
         if missing:
-            raise DataError(f"the {split} split has 0 images of {_listed(missing)}, at least 1 is needed")
+            raise DataError(
+                f"the {split} split has 0 images of {_listed(missing)}, at least 1 of each is needed"
+            )
     label, count = min(report.counts["validation"].items(), key=lambda item: item[1])
     if count < min_validation_images_per_class:
         raise DataError(
             f"the validation split has {count} images of {label}, "
             f"data.min_validation_images_per_class is {min_validation_images_per_class}: "
-            "too few to choose the best epoch with. Add images, raise data.validation_fraction or lower this"
+            "too few to choose the best epoch by. Add images, raise data.validation_fraction or lower this"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which images belong together, by their names: all those of one patient, say. They stay in one split."""
+"""Groups of images that must stay in one split, such as all images of one patient, found by file name."""
 
 import re
 from collections.abc import Sequence
@@ -10,22 +10,25 @@ from training.errors import DataError, RecipeError
 
 
 def groups_of(names: Sequence[str], pattern: str) -> list[str]:
-    """The group of each name: the first group of the pattern's match, or the whole match.
+    """Find the group of each image by its name.
 
-    An image whose name has no match is a group of its own.
+    A group's key is the first capturing group of the pattern, or else its whole match. An image whose name
+    does not match forms a group of its own.
 
     Raises:
-        RecipeError: the pattern is not a regular expression.
-        DataError: it matches nothing at all, so it is not the pattern of these names.
+        RecipeError: the pattern is not a valid regular expression.
+        DataError: the pattern matches none of the names.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise RecipeError(f"data.group_pattern {pattern!r} is not a regular expression: {error}") from error
+        raise RecipeError(
+            f"data.group_pattern {pattern!r} is not a valid regular expression: {error}"
+        ) from error
     matches = [compiled.search(name) for name in names]
     if names and not any(matches):
         raise DataError(
-            f"data.group_pattern {pattern!r} matches none of {len(names)} names, {names[0]!r} say"
+            f"data.group_pattern {pattern!r} matches none of {len(names)} names, such as {names[0]!r}"
         )
     return [
         name if match is None else match[1] if compiled.groups and match[1] is not None else match[0]
@@ -36,15 +39,18 @@ def groups_of(names: Sequence[str], pattern: str) -> list[str]:
 def choose_groups(
     labels: Labels, groups: Sequence[str], fraction: float, random: np.random.Generator
 ) -> Indices:
-    """Indices of whole groups that hold about this fraction of each class.
+    """Choose whole groups that together hold about this fraction of each class.
 
-    Groups are taken in a random order, each where it brings the shares nearer to the fraction.
+    Greedy: groups are visited in random order, and one is taken if it brings the counts of the classes
+    nearer to the fraction.
 
     Args:
-        labels: (N,)
-        groups: N names.
+        labels: (N,) int64.
+        groups: the group key of each image, N.
         fraction: 0..1.
-        random: draws the order.
+        random: shuffles the groups.
+
+    Returns: (n,) indices of the images of the chosen groups, ascending.
     """
     classes = int(labels.max()) + 1
     names, member_of = np.unique(np.asarray(groups), return_inverse=True)  # (G,), (N,)

@@ -1,4 +1,4 @@
-"""The types of labels and of indices into a split."""
+"""Array types of labels and of indices into a split."""
 
 import numpy as np
 import numpy.typing as npt

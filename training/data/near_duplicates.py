@@ -1,8 +1,8 @@
-"""Images that look the same though their pixels differ: scaled, compressed again, a little brighter.
+"""Finds near duplicates: images that look the same though their pixels differ, such as rescaled copies.
 
-By a perceptual hash of 64 bits: the signs of the lowest frequencies of a small grey copy. Two images are near
-duplicates where few bits differ and the small copies correlate; the bits alone would take many a pair of
-handwritten ones for one.
+Each image gets a perceptual hash (pHash): 64 bits, the signs of the lowest DCT frequencies of a small grey
+copy. Two images are near duplicates if few bits differ and their small copies correlate. The bits alone would
+also match many pairs of distinct handwritten digits.
 """
 
 import hashlib
@@ -19,30 +19,32 @@ from serving.bundle.images import Pixels
 from training.data.storage.disk_images import Images, chunks, feed_digest
 from training.files import exclusive_lock, replace_file
 
-MAX_BITS = 4  # of 64 that may differ
-MIN_CORRELATION = 0.985  # of the small copies: of 15,000 MNIST digits 33 pairs are so much alike
+MAX_BITS = 4  # of 64 may differ
+MIN_CORRELATION = 0.985  # of the small copies; 33 pairs of 15,000 MNIST digits reach it
 
 _SIDE = 32  # pixels of the small copy
-_LEAST_CONTRAST = 2.0 * _SIDE  # two grey levels of deviation
-_FREQUENCIES = 8  # a side of the block of frequencies that makes the hash
-_BANDS = MAX_BITS + 1  # equal in at least one of so many parts, where only MAX_BITS bits differ
-_MOST_IN_BUCKET = 200  # images that share a part: more say nothing, and would take for ever
-_VERSION = 1  # of this method: an older verdict is not taken from the cache
+_LEAST_CONTRAST = 2.0 * _SIDE  # norm of a centred copy: two grey levels of standard deviation
+_FREQUENCIES = 8  # side of the block of frequencies that makes up the hash
+_BANDS = MAX_BITS + 1  # if at most MAX_BITS bits differ, at least one of so many bands is equal
+_MOST_IN_BUCKET = 200  # images that share a band: larger buckets are uninformative, and quadratic in time
+_VERSION = 1  # of this method; part of the cache key
 
 Pairs = list[tuple[int, int]]
 
 
 def find_near_duplicates(groups: Sequence[Images], cache: Path | None = None) -> Pairs:
-    """Pairs of indices, the lower one first, sorted; equal images are no near duplicates.
+    """Find all pairs of near duplicates; pairs of equal images are not among them.
 
     Args:
-        groups: (N, H, W, C) uint8 each, of one size; indices go on from one to the next.
-        cache: folder of verdicts by content; none: searched anew.
+        groups: (N, H, W, C) uint8 each, of equal size. Indices run on from one group to the next.
+        cache: directory of earlier results, keyed by content; None: always search.
+
+    Returns: pairs of indices, the lower one first, sorted.
     """
     if cache is None:
         return _search(groups)
     kept = cache / f"near-duplicates-{_digest(groups)}.json"
-    with exclusive_lock(kept.with_suffix(".lock")):  # the processes of one run search once
+    with exclusive_lock(kept.with_suffix(".lock")):  # only one process of a run searches
         try:
             return [(first, second) for first, second in json.loads(kept.read_text(encoding="utf-8"))]
         except (OSError, ValueError, TypeError):
@@ -59,7 +61,7 @@ def _digest(groups: Sequence[Images]) -> str:
 
 
 def _search(groups: Sequence[Images]) -> Pairs:
-    starts = np.cumsum([0, *map(len, groups)])  # of each group, and the end
+    starts = np.cumsum([0, *map(len, groups)])  # first index of each group, and the end
     if not starts[-1]:
         return []
     copies = np.empty((starts[-1], _SIDE, _SIDE), np.uint8)
@@ -73,7 +75,7 @@ def _search(groups: Sequence[Images]) -> Pairs:
         return groups[group][index - int(starts[group])]
 
     def equal(first: int, second: int) -> bool:
-        # Images whose copies differ need not be read again.
+        # Images whose small copies differ cannot be equal, and need not be read again.
         same_copies = np.array_equal(copies[first], copies[second])
         return same_copies and np.array_equal(image_at(first), image_at(second))
 
@@ -90,16 +92,16 @@ def _hash(copies: Pixels) -> npt.NDArray[np.bool_]:
     frequencies = dctn(copies.astype(np.float32), axes=(1, 2))[:, :_FREQUENCIES, :_FREQUENCIES].reshape(
         len(copies), -1
     )
-    # The first one is the mean brightness, which says nothing of the picture.
+    # The first frequency is the mean brightness, which is not part of the content.
     middle = np.median(frequencies[:, 1:], axis=1, keepdims=True)
     signs: npt.NDArray[np.bool_] = frequencies > middle
     return signs
 
 
 def _candidates(bits: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Pairs that are equal in one of the parts: with MAX_BITS different bits at least one must be."""
-    for part in np.array_split(bits, _BANDS, axis=1):
-        keys = np.packbits(part, axis=1)  # (N, bytes)
+    """Pairs that agree in at least one band of bits."""
+    for band in np.array_split(bits, _BANDS, axis=1):
+        keys = np.packbits(band, axis=1)  # (N, bytes)
         order = np.lexsort(keys.T)
         differs = (np.diff(keys[order], axis=0) != 0).any(axis=1)
         for bucket in np.split(order, np.flatnonzero(differs) + 1):
@@ -121,7 +123,7 @@ def _alike(pair: tuple[int, int], copies: Pixels, bits: npt.NDArray[np.bool_]) -
     one, other = (_centred(copies[index]) for index in (first, second))
     contrasts = float(np.linalg.norm(one)), float(np.linalg.norm(other))
     if min(contrasts) < _LEAST_CONTRAST:
-        return False  # plain images show nothing that could be the same
+        return False  # blank images have no content to compare
     return float(one @ other) >= MIN_CORRELATION * contrasts[0] * contrasts[1]
 
 

@@ -6,22 +6,22 @@ from torch import Tensor
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch's images, a pure function of seed and epoch.
+    """Shuffle the images of an epoch, uniformly, by seed and epoch alone.
 
-    Returns: (images,) int64, a permutation.
+    Returns: (images,) int64, a permutation of the indices.
     """
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(images))
 
 
 def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
-    """As many images as there are, drawn so that each class comes as often; a pure function, as above.
+    """Draw N of N images so that every class appears equally often, by seed and epoch alone.
 
-    Each class is gone through in a random order, as often as it takes; no image comes twice as often as
-    another one of its class, give or take one time.
+    Rare classes are repeated and frequent ones cut. Within a class the counts of two images differ by at
+    most one.
 
     Args:
         labels: (N,) int64.
-        seed: of the run.
+        seed: the run's seed.
         epoch: from 0.
 
     Returns: (N,) int64 indices.
@@ -44,8 +44,8 @@ def _cycled(members: np.ndarray, count: int, random: np.random.Generator) -> np.
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches only: what is left over sits out, other images in every epoch.
+    """Count whole batches, at least one. The remainder is skipped, different images in every epoch.
 
-    A last batch of one image would have no variance for batch norm to divide by.
+    A last batch of a single image would have no variance for batch norm to divide by.
     """
     return max(1, images // batch_size)

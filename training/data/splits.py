@@ -1,4 +1,4 @@
-"""Images with their labels, and how they are divided. Knows no source and no network."""
+"""Labelled images, and how they are divided into training, validation and test splits."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from training.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images in model geometry, in memory or on disk."""
+    """Labelled images in model geometry, in memory or on disk."""
 
     images: Images  # (N, H, W, C) uint8
-    labels: Labels  # (N,) index into the dataset's labels
-    names: tuple[str, ...]  # N, for messages: a path below the data root, or a number in a file
+    labels: Labels  # (N,) int64, index into the data set's labels
+    names: tuple[str, ...]  # N, for messages: the path below the data root, or the position in a file
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Indices | slice) -> "Split":
-        """The part at these indices, in their order."""
+        """Select images by index, in the given order."""
         positions = range(len(self))[indices] if isinstance(indices, slice) else indices
         return Split(
             take(self.images, indices), self.labels[indices], tuple(self.names[i] for i in positions)
@@ -33,19 +33,19 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class SourceData:
-    """What a source found: a split that it does not have by itself is None."""
+    """What a data source holds. A split that was not published is None."""
 
     labels: tuple[str, ...]
     train: Split
     validation: Split | None = None
     test: Split | None = None
-    undecodable: Mapping[str, str] = field(default_factory=dict)  # name -> why
-    ignored: tuple[str, ...] = ()  # files whose names are not of a supported image type
+    undecodable: Mapping[str, str] = field(default_factory=dict)  # name -> reason
+    ignored: tuple[str, ...] = ()  # files that are not of a supported image type
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Three splits that share no image once they are checked."""
+    """Three splits. After `checks.check` they share no image."""
 
     labels: tuple[str, ...]
     train: Split
@@ -53,11 +53,11 @@ class Dataset:
     test: Split
 
     def parts(self) -> dict[str, Split]:
-        """Name -> split, in the order in which they are used."""
+        """Splits by name: train, validation, test."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def digest(self) -> str:
-        """SHA-256 of every image and label that is used, and of the labels' names."""
+        """SHA-256 over all images, labels and label names, as 64 hexadecimal digits."""
         sha = hashlib.sha256(repr(self.labels).encode())
         for name, split in self.parts().items():
             sha.update(f"{name} {split.images.shape}".encode())
@@ -74,18 +74,18 @@ def make_splits(
     seed: int,
     group_pattern: str | None = None,
 ) -> Dataset:
-    """Split off what the source does not have by itself, each class in proportion.
+    """Split off a test and a validation split where the source has none, stratified by class.
 
     Args:
-        source: what the source has.
-        test_fraction: of all images.
-        validation_fraction: of the training images.
-        seed: which images go where.
-        group_pattern: finds in a name what images of one group share; a group stays in one split.
+        source: the images, with the splits that were published.
+        test_fraction: 0..1, of all images.
+        validation_fraction: 0..1, of the images that remain for training.
+        seed: chooses the images.
+        group_pattern: regular expression that finds an image's group in its name; a group stays in one split.
 
     Raises:
-        DataError: a class has too few images to be in every split.
-        RecipeError: the pattern is not a regular expression.
+        DataError: a class has too few images for every split, or the pattern matches no name.
+        RecipeError: the pattern is not a valid regular expression.
     """
     if source.test is None:
         train, test = _split_off(source, test_fraction, seed, "test", group_pattern)
@@ -101,7 +101,7 @@ def make_splits(
 def _split_off(
     source: SourceData, fraction: float, seed: int, name: str, group_pattern: str | None
 ) -> tuple[Split, Split]:
-    """Divide training into what stays and what is split off; the order of the images is kept in both."""
+    """Divide the training split in two; both keep the order of the images."""
     split = source.train
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(split), dtype=bool)
@@ -112,8 +112,8 @@ def _split_off(
         count = round(len(members) * fraction) if group_pattern is None else int(chosen[members].sum())
         if not 0 < count < len(members):
             raise DataError(
-                f"class {source.labels[label]} has {len(members)} images: {fraction:.0%} of them "
-                f"(data.{name}_fraction) for the {name} split leaves one side empty"
+                f"class {source.labels[label]} has {len(members)} images: taking {fraction:.0%} of them "
+                f"(data.{name}_fraction) for the {name} split leaves one side empty. Add images of this class"
             )
         if group_pattern is None:
             chosen[random.choice(members, count, replace=False)] = True

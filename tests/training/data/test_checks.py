@@ -45,7 +45,7 @@ def test_leaks_leave_the_earlier_split() -> None:
     kept, report = check(data, source, RECIPE)
     assert report.removed == {"train": ("train/2", "train/3"), "validation": ("validation/4",)}
     assert [len(part) for part in kept.parts().values()] == [2, 4, 2]
-    assert any("2 images taken out of train" in line for line in report.warnings())
+    assert any("2 images removed from train" in line for line in report.warnings())
 
 
 def test_repeats_within_a_split_are_counted_and_kept() -> None:
@@ -70,7 +70,7 @@ def test_equal_images_with_different_labels_are_named() -> None:
             split("train", (1, 0)),
             VALIDATION,
             TEST,
-            "the train split has 0 images of dog, at least 1 is needed",
+            "the train split has 0 images of dog, at least 1 of each is needed",
         ),
         (
             split("train", (1, 0), (2, 1)),
@@ -115,7 +115,7 @@ def test_near_duplicates_across_splits_are_said_and_taken_out_where_asked(*, rem
     assert ("train/4" in kept.train.names) is not removes
     assert len(kept.test) == 2
     said = next(line for line in report.warnings() if "look like one of a later split" in line)
-    assert ("were taken out" if removes else "were left in") in said
+    assert ("were removed" if removes else "were kept") in said
     assert ("train/4" in said, report.near_leaks_removed) == (True, removes)
 
 

@@ -17,9 +17,9 @@ def test_the_group_is_found_in_the_name() -> None:
 
 def test_a_wrong_pattern_is_refused() -> None:
     """No regular expression, or one that matches nothing."""
-    with pytest.raises(RecipeError, match="is not a regular expression"):
+    with pytest.raises(RecipeError, match="is not a valid regular expression"):
         groups_of(["a"], "(")
-    with pytest.raises(DataError, match=r"matches none of 2 names, 'a\.png' say"):
+    with pytest.raises(DataError, match=r"matches none of 2 names, such as 'a\.png'"):
         groups_of(["a.png", "b.png"], "person")
 
 

@@ -49,5 +49,7 @@ def test_sources_of_files_need_a_data_root(source: str) -> None:
 def test_too_few_images_to_divide_are_refused() -> None:
     """A class that cannot be in every split is named with its count."""
     recipe = DataRecipe(source="fake", fake_images_per_class=10, test_fraction=0.04)
-    with pytest.raises(DataError, match=r"class pattern-0 has 10 images: 4% of them \(data.test_fraction\)"):
+    with pytest.raises(
+        DataError, match=r"class pattern-0 has 10 images: taking 4% of them \(data.test_fraction\)"
+    ):
         load(recipe, DIGITS, None)

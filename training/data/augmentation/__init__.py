@@ -1,4 +1,4 @@
-"""Random changes to training images that leave their meaning."""
+"""Random augmentation of training images."""
 
 from training.data.augmentation.pipeline import augment, flip_coins
 

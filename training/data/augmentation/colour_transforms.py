@@ -1,4 +1,4 @@
-"""Changes of sharpness, brightness, contrast and colour, and erased rectangles: each image by its draw."""
+"""Blur, brightness, contrast, saturation and random erasing, with separate random numbers for each image."""
 
 import torch
 from torch import Tensor
@@ -7,28 +7,34 @@ from training.data.augmentation.uniforms import Column
 from training.devices.kernels import full_precision
 from training.recipe.sections import AugmentationRecipe
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as the bundle's geometry makes grey
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in the bundle's geometry
 _SMALLEST_ERASED_AREA = 0.02
 _GREY = 127.5
-_NO_BLUR_PX = 0.01  # at which neighbours get nothing
-_LARGEST_ERASED_ASPECT = 3.3  # height to width, and its inverse (Zhong et al. 2017, arXiv:1708.04896)
+_NO_BLUR_PX = 0.01  # standard deviation at which neighbours have no weight
+_LARGEST_ERASED_ASPECT = 3.3  # height to width, or its inverse (Zhong et al. 2017, arXiv:1708.04896)
 
 
 def grey(images: Tensor) -> Tensor:
-    """(B, H, W, C) float32 -> (B, H, W, 1) float32."""
+    """Convert to luma: (B, H, W, C) float32 -> (B, H, W, 1) float32."""
     if images.shape[3] == 1:
         return images
     return (images * images.new_tensor(_LUMA)).sum(dim=3, keepdim=True)
 
 
 def blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
-    """Factor 1 leaves the images, 0 gives the other; factor is (B,). Stays within 0..255."""
+    """Interpolate or extrapolate: factor 1 gives the images, 0 gives `towards`. Clamped to 0..255.
+
+    Args:
+        images: (B, H, W, C) float32.
+        towards: (B, H, W, C) or broadcastable.
+        factor: (B,).
+    """
     by = factor[:, None, None, None]
     return (images * by + towards * (1 - by)).clamp(0, 255)
 
 
 def blur(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
-    """Soften each image by a Gaussian of its own: (B, H, W, C) float32, 0..255, before and after."""
+    """Blur each image by a Gaussian of random width: (B, H, W, C) float32, 0..255, in and out."""
     deviation_px = uniforms[:, Column.BLUR] * recipe.max_blur_px  # (B,)
     planes = images.permute(0, 3, 1, 2)  # (B, C, H, W)
     down, across = (_gaussian(size, deviation_px)[:, None] for size in planes.shape[2:])
@@ -38,7 +44,7 @@ def blur(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor
 
 
 def recolour(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
-    """Brightness, contrast, saturation, in this order: (B, H, W, C) float32, 0..255, before and after."""
+    """Change brightness, contrast and saturation, in this order: (B, H, W, C) float32, 0..255, in and out."""
     if recipe.brightness:
         images = blend(
             images, torch.zeros_like(images), _factor(uniforms[:, Column.BRIGHTNESS], recipe.brightness)
@@ -52,7 +58,7 @@ def recolour(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Te
 
 
 def erase(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tensor:
-    """Cover a rectangle of some images with grey: (B, H, W, C) float32 or uint8, before and after."""
+    """Cover a random rectangle of some images with grey: (B, H, W, C) float32 or uint8, in and out."""
     _, height, width, _ = images.shape
     span = recipe.max_erased_area - _SMALLEST_ERASED_AREA
     area = (_SMALLEST_ERASED_AREA + uniforms[:, Column.ERASED_AREA] * span) * height * width  # (B,) pixels
@@ -69,7 +75,7 @@ def erase(images: Tensor, uniforms: Tensor, recipe: AugmentationRecipe) -> Tenso
 
 
 def _gaussian(size: int, deviation_px: Tensor) -> Tensor:
-    """(B,) -> (B, size, size): what each pixel of a line takes of each; at the ends, of those there are."""
+    """(B,) -> (B, size, size): a blur along one axis as a matrix; rows are renormalised at the edges."""
     position = torch.arange(size, device=deviation_px.device)
     distance = (position[:, None] - position) / deviation_px.clamp(min=_NO_BLUR_PX)[:, None, None]
     weights = torch.exp(-(distance**2) / 2)

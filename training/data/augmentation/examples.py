@@ -1,4 +1,4 @@
-"""A few training images beside what augmentation makes of them, for people to look at."""
+"""A few training images with augmented copies, for the report."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ _ROWS, _DRAWS = 6, 7
 
 
 def augmented_examples(recipe: Recipe, split: Split) -> npt.NDArray[np.uint8] | None:
-    """One image of each of the first classes, and seven draws of it; None where nothing is augmented.
+    """Augment one image of each of the first six classes seven times; None if the recipe augments nothing.
 
-    Returns: (rows, 8, H, W, C) uint8, the first of each row as it is.
+    Returns: (rows, 8, H, W, C) uint8; the first image of each row is the original.
     """
     if recipe.augmentation == AugmentationRecipe():
         return None
@@ -29,7 +29,7 @@ def augmented_examples(recipe: Recipe, split: Split) -> npt.NDArray[np.uint8] | 
 
 
 def _draw(recipe: Recipe, images: torch.Tensor, epoch: int) -> torch.Tensor:
-    """The images as they would be in a batch of this epoch: (rows, H, W, C) float32."""
+    """Augment and mix the images as a batch of this epoch: (rows, H, W, C) float32."""
     seed, rows = recipe.training.seed, len(images)
     changed = augment(
         images,

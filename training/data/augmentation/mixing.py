@@ -10,27 +10,27 @@ from torch.nn import functional
 
 from training.recipe.sections import AugmentationRecipe
 
-_STREAM = 2  # keeps these numbers apart from those of the epoch's order and of augmentation
+_STREAM = 2  # separates these random numbers from those of the epoch's order and of augmentation
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """How a batch is mixed: a pure function of seed, epoch and step."""
+    """How one batch is mixed."""
 
     kind: Literal["mixup", "cutmix"]
     partners: npt.NDArray[np.int64]  # (B,), a permutation
-    share: float  # 0..1, of the image itself; the partner has the rest
-    centre: tuple[float, float]  # of the cut rectangle, down and right, 0..1
+    share: float  # 0..1, weight of the image; its partner has the rest
+    centre: tuple[float, float]  # of CutMix's rectangle, (down, right), 0..1
 
 
 def draw_mixture(
     images: int, recipe: AugmentationRecipe, *, seed: int, epoch: int, step: int
 ) -> Mixture | None:
-    """How this step's batch is mixed; None where the recipe does not mix."""
+    """Draw how a step's batch is mixed, by seed, epoch and step alone; None if the recipe does not mix."""
     if not recipe.mixup and not recipe.cutmix:
         return None
     random = np.random.default_rng([seed, epoch, step, _STREAM])
-    cut = bool(recipe.cutmix) and (not recipe.mixup or random.random() < 0.5)  # noqa: PLR2004 - a coin
+    cut = bool(recipe.cutmix) and (not recipe.mixup or random.random() < 0.5)  # noqa: PLR2004 - a fair coin
     alpha = recipe.cutmix if cut else recipe.mixup
     return Mixture(
         kind="cutmix" if cut else "mixup",
@@ -43,14 +43,14 @@ def draw_mixture(
 def mix(
     images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, *, mixture: Mixture, classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Mix images with their partners, and labels in the same proportion.
+    """Mix images with their partners, and labels in the same proportion; see the papers above.
 
     Args:
         images: (B, H, W, C), 0..255.
         labels: (B,) int64.
-        others: (B, H, W, C), the partners.
+        others: (B, H, W, C), the partner of each image.
         other_labels: (B,) int64.
-        mixture: how.
+        mixture: as `draw_mixture` returns it.
         classes: K.
 
     Returns: images (B, H, W, C) float32, and targets (B, K) float32 whose rows sum to 1.
@@ -67,12 +67,12 @@ def mix(
 
 def _cut(images: Tensor, others: Tensor, mixture: Mixture) -> tuple[Tensor, float]:
     _, height, width, _ = images.shape
-    side = float(np.sqrt(1 - mixture.share))  # of the rectangle, as a part of the image's
+    side = float(np.sqrt(1 - mixture.share))  # of the rectangle, as a fraction of the image's
     top, bottom = _span(mixture.centre[0], side, height)
     left, right = _span(mixture.centre[1], side, width)
     mixed = images.clone()
     mixed[:, top:bottom, left:right] = others[:, top:bottom, left:right]
-    # The rectangle may stick out: labels follow what was really covered.
+    # The rectangle is clipped at the edges: the labels follow the area that was covered.
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 

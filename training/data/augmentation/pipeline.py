@@ -1,4 +1,4 @@
-"""Random changes to training images that leave their meaning: the order in which a recipe's changes apply."""
+"""The augmentation pipeline: applies a recipe's transforms to a batch, in a fixed order."""
 
 import torch
 from torch import Tensor
@@ -18,17 +18,17 @@ def augment(
     epoch: int,
     coins: Tensor,
 ) -> Tensor:
-    """Change each image by its own row of uniform numbers.
+    """Augment a batch; each image has its own row of random numbers.
 
     Args:
         images: (B, H, W, C) uint8.
         uniforms: (B, len(Column)) float32, 0..1, on the images' device.
-        recipe: what may change, and by how much. All zero gives the images back.
-        background: 0..255, of the geometry.
+        recipe: the transforms and their strengths; with all at zero the images are returned unchanged.
+        background: 0..255, the geometry's fill.
         epoch: from 0, for alternating flips.
-        coins: (B,) 0 or 1, each image's own through all epochs.
+        coins: (B,) 0 or 1, constant per image over all epochs, for alternating flips.
 
-    Returns: (B, H, W, C), uint8, or float32 0..255 where pixels were mixed.
+    Returns: (B, H, W, C), 0..255: uint8, or float32 if pixel values were interpolated.
     """
     if recipe.max_shift_px:
         images = geometric_transforms.shift(images, uniforms, recipe, background)
@@ -55,6 +55,6 @@ def augment(
 
 
 def flip_coins(images: int, seed: int) -> Tensor:
-    """(images,) int64, 0 or 1: which images are mirrored in odd epochs."""
+    """Draw (images,) int64, 0 or 1, for alternating flips (Jordan 2024, arXiv:2404.00498)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 2, (images,), generator=generator)

@@ -1,7 +1,7 @@
-"""TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158): one operation of random strength for each image.
+"""TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158): a random operation of random strength per image.
 
-The fourteen operations and the wide ranges of the paper. Each operation runs once, on those images of the
-batch that drew it.
+The fourteen operations and wide ranges of the paper. Each operation runs once per batch, on the images that
+drew it.
 """
 
 import math
@@ -17,7 +17,7 @@ from training.data.augmentation.uniforms import Column
 
 _MAX_TURN_DEGREES = 135.0
 _MAX_SHEAR = 0.99
-_MAX_SHIFT = 32 / 224  # of a side: 32 pixels where the paper's images have 224
+_MAX_SHIFT = 32 / 224  # of a side; the paper shifts images of 224 pixels by up to 32
 _MAX_BLEND = 0.99
 _FEWEST_BITS, _MOST_BITS = 2, 8
 
@@ -27,12 +27,14 @@ Operation = Callable[
 
 
 def trivial_augment(images: Tensor, uniforms: Tensor, background: int) -> Tensor:
-    """(B, H, W, C) float32, 0..255, before and after.
+    """Apply one random operation to each image.
 
     Args:
-        images: as above.
+        images: (B, H, W, C) float32, 0..255.
         uniforms: (B, len(Column)), 0..1.
-        background: 0..255, what comes in from outside.
+        background: 0..255, fills pixels beyond the edge.
+
+    Returns: (B, H, W, C) float32, 0..255.
     """
     chosen = (uniforms[:, Column.TRIVIAL_OPERATION] * len(_OPERATIONS)).long()  # (B,)
     strength = 2 * uniforms[:, Column.TRIVIAL_STRENGTH] - 1  # (B,), -1..1
@@ -129,17 +131,19 @@ def _stretch_contrast(images: Tensor, strength: Tensor, background: int) -> Tens
 
 
 def _equalize(images: Tensor, strength: Tensor, background: int) -> Tensor:
-    """Each grey level becomes the share of pixels that are as dark or darker, channel by channel."""
+    """Map each grey level to the fraction of pixels that are no brighter, channel by channel."""
     del strength, background
     count, height, width, channels = images.shape
     levels = images.round().long().permute(0, 3, 1, 2).reshape(count * channels, -1)  # (b * C, H * W)
     histogram = levels.new_zeros(count * channels, 256).scatter_add_(1, levels, torch.ones_like(levels))
     below = histogram.cumsum(dim=1)  # (b * C, 256)
-    least = below.gather(1, levels.amin(dim=1, keepdim=True))  # (b * C, 1), pixels of the darkest level
+    least = below.gather(
+        1, levels.amin(dim=1, keepdim=True)
+    )  # (b * C, 1), number of pixels of the darkest level
     total = height * width
     table = (below - least).clamp(min=0) * 255.0 / (total - least).clamp(min=1)
     spread = table.gather(1, levels).reshape(count, channels, height, width).permute(0, 2, 3, 1)
-    plain = (least == total).reshape(count, 1, 1, channels)  # of one level: nothing to spread
+    plain = (least == total).reshape(count, 1, 1, channels)  # a channel of a single level stays
     return torch.where(plain, images, spread)
 
 

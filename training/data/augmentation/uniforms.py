@@ -1,7 +1,7 @@
-"""The random numbers of a step, as a pure function of seed, epoch and step.
+"""The random numbers of augmentation, as a pure function of seed, epoch and step.
 
-Whoever resumes, or takes a part of a batch on another process, draws the same ones: no generator's state has
-to be kept. Each image has a row, each use a column.
+A resumed run, or another process with its part of the batch, draws the same numbers, so no generator state is
+saved. Each image has a row, each random decision a column.
 """
 
 from enum import IntEnum, auto
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_STREAM = 1  # keeps these numbers apart from those of the epoch's order
+_STREAM = 1  # separates these random numbers from those of the epoch's order
 
 
 class Column(IntEnum):
-    """What a column of uniform numbers decides."""
+    """Columns of the uniform random numbers, named after what they decide."""
 
     SHIFT_Y = 0
     SHIFT_X = auto()
@@ -40,12 +40,12 @@ class Column(IntEnum):
     BLUR = auto()
 
 
-# What was added later is drawn later: with the same seed, the columns before it keep their numbers.
+# Later columns are drawn in a later block, so that with the same seed the older ones keep their numbers.
 _COLUMNS_OF_BLOCKS = (Column.BLUR, len(Column) - Column.BLUR)
 
 
 def draw_uniforms(images: int, *, seed: int, epoch: int, step: int) -> Tensor:
-    """(images, len(Column)) float32, each 0 <= u < 1."""
+    """Draw the random numbers of a batch: (images, len(Column)) float32, 0 <= u < 1."""
     random = np.random.default_rng([seed, epoch, step, _STREAM])
     blocks = [random.random((images, columns), dtype=np.float32) for columns in _COLUMNS_OF_BLOCKS]
     return torch.from_numpy(np.concatenate(blocks, axis=1))

@@ -1,1 +1,1 @@
-"""Where images come from: one module for each source."""
+"""Data sources, one module each: a new source is a module here and a branch in `training.data`."""

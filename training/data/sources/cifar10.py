@@ -1,4 +1,4 @@
-"""CIFAR-10 as published, in binary or Python batches, or as .npz. No file can get code to run."""
+"""CIFAR-10 as published (Krizhevsky 2009), in binary or Python batches, or as .npz; pickles run no code."""
 
 import io
 import pickle
@@ -29,7 +29,7 @@ _BINARY, _PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 
 _Batch = tuple[Pixels, npt.NDArray[np.uint8]]  # rows (N, 3072) and labels (N,)
 
-# All that the published batches need: dictionaries, lists and bytes need no class at all.
+# All globals in the published batches; dictionaries, lists and bytes need none.
 _ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -40,10 +40,15 @@ _ALLOWED_GLOBALS = {
 
 
 def load(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> SourceData:
-    """The published splits, from whichever of the three layouts is there.
+    """Load the published train and test splits, from any of the three layouts.
+
+    Args:
+        geometry: the size and channels of the loaded images.
+        data_root: directory of cifar10.npz, cifar-10-batches-bin/ or cifar-10-batches-py/.
+        recipe: for data.download and data.labels.
 
     Raises:
-        DataError: there is none, or a file is damaged; names every place that was looked at.
+        DataError: the files are missing or damaged.
     """
     if (data_root / _ARCHIVE).is_file():
         return npz.read(data_root / _ARCHIVE, geometry, recipe.labels or LABELS)
@@ -57,8 +62,8 @@ def load(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> SourceData:
             )
             return SourceData(labels=LABELS, train=train, test=test)
     raise DataError(
-        f"CIFAR-10 is not in {data_root}: neither {_ARCHIVE} nor {_BINARY}/ nor {_PYTHON}/ is there; "
-        "name its folder by --data-root, or let torchvision fetch it: --set data.download=true"
+        f"CIFAR-10 is not in {data_root}, which has no {_ARCHIVE}, {_BINARY}/ or {_PYTHON}/: "
+        "name its directory with --data-root, or download it with --set data.download=true"
     )
 
 
@@ -71,19 +76,19 @@ def _join(parts: Sequence[_Batch], geometry: Geometry, split: str) -> Split:
 
 
 def _read_binary(path: Path) -> _Batch:
-    """One label byte and 3,072 pixel bytes an image."""
+    """Read records of one label byte and 3,072 pixel bytes."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not len(content) or len(content) % (1 + _IMAGE_BYTES):
-        raise DataError(f"{path} holds {len(content)} bytes, which is not a multiple of {1 + _IMAGE_BYTES}")
+        raise DataError(f"{path} has {len(content)} bytes, not a multiple of {1 + _IMAGE_BYTES}")
     rows = content.reshape(-1, 1 + _IMAGE_BYTES)
     return rows[:, 1:], _checked(rows[:, 0], path)
 
 
 def _read_pickled(path: Path) -> _Batch:
-    """A dictionary with `data` (N, 3072) and `labels`, N of them."""
+    """Read a pickled dictionary with `data`, (N, 3072), and `labels`, N numbers."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         rows, labels = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[b"labels"], np.uint8)
@@ -92,24 +97,28 @@ def _read_pickled(path: Path) -> _Batch:
     except Exception as error:
         raise DataError(f"{path} is not a CIFAR-10 batch: {error}") from error
     if rows.shape != (len(labels), _IMAGE_BYTES):
-        raise DataError(f"{path} holds an array {rows.shape} for {len(labels)} labels")
+        raise DataError(
+            f"{path}: {len(labels)} labels need data of shape {(len(labels), _IMAGE_BYTES)}, got {rows.shape}"
+        )
     return rows, _checked(labels, path)
 
 
 def _checked(labels: npt.NDArray[np.uint8], path: Path) -> npt.NDArray[np.uint8]:
     if labels.max() >= len(LABELS):
-        raise DataError(f"{path} holds label {labels.max()}, the highest is {len(LABELS) - 1}")
+        raise DataError(f"{path} has label {labels.max()}, the highest valid label is {len(LABELS) - 1}")
     return labels
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Refuses every class and function but those that make a numpy array, so that no file can run code."""
+    """Loads numpy arrays and rejects every other class or function, so that no file can run code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - as the base class has it
-        """A class that the file names."""
+        """Resolve a global of the pickle, if it is allowed."""
         if (module_name, global_name) not in _ALLOWED_GLOBALS:
-            raise DataError(f"the file asks for {module_name}.{global_name}, which no array of pixels needs")
-        # numpy moved this module; both names mean the same function.
+            raise DataError(
+                f"the file loads {module_name}.{global_name}, which is not allowed: it is not CIFAR-10"
+            )
+        # NumPy 2 renamed this module.
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
 
 
@@ -117,4 +126,4 @@ def _download(data_root: Path) -> None:
     try:
         import_torchvision("torchvision.datasets").CIFAR10(str(data_root), download=True)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"CIFAR-10 could not be fetched to {data_root}: {error}") from error
+        raise DataError(f"CIFAR-10 could not be downloaded to {data_root}: {error}") from error

@@ -1,16 +1,16 @@
-"""scikit-learn's handwritten digits: 1,797 real scans of 8x8 that come with the package."""
+"""The handwritten digits that ship with scikit-learn: 1,797 real scans of 8x8 pixels."""
 
 import numpy as np
 
 from serving.bundle import Geometry, apply_geometry
 from training.data.splits import SourceData, Split
 
-_BRIGHTEST = 16  # scikit-learn keeps the counts of a 4x4 block: 0..16
+_BRIGHTEST = 16  # a pixel counts the dark dots of a 4x4 block: 0..16
 
 
 def load(geometry: Geometry) -> SourceData:
-    """All digits, enlarged to model geometry; they have no splits of their own."""
-    # Importing scikit-learn takes a second that other sources should not pay.
+    """Load all digits as one training split, enlarged to model geometry."""
+    # Importing scikit-learn takes a second, which other sources should not pay.
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     digits = load_digits()

@@ -1,4 +1,4 @@
-"""Image files in class folders: <root>/train|val|test/<class>/, or <root>/<class>/ to be split by a seed."""
+"""Image files in class directories: <root>/train|val|test/<class>/, or <root>/<class>/ split by a seed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,10 @@ _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "t
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image file that is not decoded yet."""
+    """An image file before decoding."""
 
     path: Path
-    name: str  # below the root
+    name: str  # path below the root
     label: int
 
 
@@ -34,17 +34,17 @@ def load(
     *,
     val_is_test: bool = False,
 ) -> SourceData:
-    """Decode every image file once, by the code that the server runs.
+    """Decode all image files, with the server's own code.
 
     Args:
-        geometry: of the decoded images.
-        root: holds the split folders, or the class folders.
-        decode: where images are kept, and who watches.
-        val_is_test: where there is no `test`, `val` is the test split: for sets that were published so.
+        geometry: the size and channels of the decoded images.
+        root: directory of the split directories, or of the class directories.
+        decode: where decoded images are kept.
+        val_is_test: use `val` as the test split if there is no `test`, as some published sets need.
 
     Raises:
-        DataError: there is no such folder, or it has another layout, or no image can be decoded, or there is
-            no room to decode them.
+        DataError: the directory is missing or has another layout, no image can be decoded, or there is too
+            little disk space for the decoded images.
     """
     folders = _split_folders(root)
     if val_is_test and "test" not in folders and "validation" in folders:
@@ -59,7 +59,7 @@ def load(
         for name, some in items.items()
     }
     if not any(len(split) for split in splits.values()):
-        raise DataError(f"no image under {root} can be decoded: {len(undecodable)} tried")
+        raise DataError(f"none of the {len(undecodable)} image files under {root} can be decoded")
     return SourceData(
         labels=labels,
         train=splits["train"],
@@ -77,14 +77,14 @@ def _split_folders(root: Path) -> dict[str, Path]:
     if not found:
         return {"train": root}
     if "train" not in found:
-        raise DataError(f"{root} holds {', '.join(found)}, but no train folder")
+        raise DataError(f"{root} has {', '.join(found)}, but no train directory")
     return found
 
 
 def _labels(folders: Iterable[Path], root: Path) -> tuple[str, ...]:
     labels = sorted({path.name for folder in folders for path in _class_folders(folder)})
-    if len(labels) < 2:  # noqa: PLR2004 - there is nothing to tell apart
-        raise DataError(f"{root} has {len(labels)} class folders, at least 2 are needed")
+    if len(labels) < 2:  # noqa: PLR2004 - one class needs no classifier
+        raise DataError(f"{root} has {len(labels)} class directories, at least 2 are needed")
     return tuple(labels)
 
 
@@ -103,12 +103,12 @@ def _items(folder: Path, root: Path, labels: tuple[str, ...], ignored: list[str]
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by its name."""
+    """Check the file name's extension against the supported image types."""
     return path.suffix.lower() in _SUFFIXES
 
 
 def exceeds(limit_bytes: int | None, images: int, geometry: Geometry) -> bool:
-    """Whether so many decoded images are more than the limit."""
+    """Compare the size of that many decoded images with the limit; None is no limit."""
     return limit_bytes is not None and images * math.prod(geometry.shape) > limit_bytes
 
 
@@ -120,7 +120,7 @@ def decode_split(
     *,
     streamed: bool,
 ) -> Split:
-    """Decode files to model geometry; what cannot be decoded is put into `undecodable` with its reason."""
+    """Decode files to model geometry. Skips undecodable files, and adds their reasons to `undecodable`."""
     paths = [item.path for item in items]
     images, reasons = decode_files(
         paths, geometry, decode.cache, streamed=streamed, on_progress=decode.on_progress

@@ -1,4 +1,4 @@
-"""ImageNet's pictures to judge by: files or folders are named by synset, n01443537_goldfish.JPEG say."""
+"""ImageNet images for evaluation; files or directories are named by synset, as in n01443537_goldfish.JPEG."""
 
 import re
 from importlib import resources
@@ -19,10 +19,15 @@ def load(
     root: Path,
     decode: DecodeOptions = IN_MEMORY,
 ) -> SourceData:
-    """All pictures below the root as the test split: there is nothing to train with.
+    """Load all images below the root as the test split; the training and validation splits are empty.
+
+    Args:
+        geometry: the size and channels of the decoded images.
+        root: directory of the images, searched recursively.
+        decode: where decoded images are kept.
 
     Raises:
-        DataError: there is no such folder, or no picture in it is named by its synset.
+        DataError: the directory is missing, or no image in it is named by a synset.
     """
     if not root.is_dir():
         raise DataError(f"the data root {root} is not a directory")
@@ -36,7 +41,7 @@ def load(
         else:
             items.append(folder.ImageFile(path, name, label))
     if not items:
-        raise DataError(f"{root} holds no image that is named by its synset, as n01443537_goldfish.JPEG is")
+        raise DataError(f"{root} has no image named by its synset, such as n01443537_goldfish.JPEG")
     undecodable: dict[str, str] = {}
     streamed = folder.exceeds(decode.limit_bytes, len(items), geometry)
     test = folder.decode_split(items, geometry, undecodable, decode, streamed=streamed)
@@ -51,13 +56,13 @@ def load(
 
 
 def synsets() -> tuple[str, ...]:
-    """WordNet's names of the 1,000 classes, in their order."""
+    """WordNet synset IDs of the 1,000 classes, in the order of their indices."""
     text = (resources.files("training.data.sources") / "imagenet_synsets.txt").read_text(encoding="ascii")
     return tuple(text.split())
 
 
 def categories() -> tuple[str, ...]:
-    """What torchvision calls the 1,000 classes, in the same order; made distinct by their synset."""
+    """Names of the 1,000 classes by torchvision, in the same order; duplicates get their synset appended."""
     names = import_torchvision("torchvision.models").get_model_weights("resnet50").DEFAULT.meta["categories"]
     return tuple(
         f"{name} ({synset})" if names.count(name) > 1 else name

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from their idx files, gzipped or plain, as torchvision or Debian keeps them."""
+"""MNIST and Fashion-MNIST from IDX files, gzipped or plain, in torchvision's or Debian's layout."""
 
 import gzip
 import struct
@@ -21,18 +21,20 @@ _CLOTHES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 
-# Where Debian's package dataset-fashion-mnist lays the files.
+# Installed by Debian's package dataset-fashion-mnist.
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
-_UNSIGNED_BYTES = 0x08  # idx: two zero bytes, the type, the number of axes, then each length, big-endian
+_UNSIGNED_BYTES = (
+    0x08  # IDX header: two zero bytes, type, number of axes, then each length as big-endian uint32
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _IdxDataset:
-    """One of the data sets that come as four idx files."""
+    """A data set of four IDX files."""
 
     name: str
-    torchvision: str  # the class, which is the folder too
+    torchvision: str  # name of torchvision's class and of its directory
     labels: tuple[str, ...]
     elsewhere: tuple[Path, ...] = ()
 
@@ -42,19 +44,29 @@ _FASHION = _IdxDataset("Fashion-MNIST", "FashionMNIST", _CLOTHES, (_DEBIAN,))
 
 
 def load(geometry: Geometry, data_root: Path, *, download: bool) -> SourceData:
-    """MNIST's published train and test splits.
+    """Load MNIST's published train and test splits (LeCun et al. 1998).
+
+    Args:
+        geometry: the size and channels of the loaded images.
+        data_root: directory of the files, or of torchvision's MNIST/raw/.
+        download: download missing files to the data root.
 
     Raises:
-        DataError: a file is missing or damaged; names every file that was looked for.
+        DataError: a file is missing or damaged.
     """
     return _load(_MNIST, geometry, data_root, download=download)
 
 
 def load_fashion(geometry: Geometry, data_root: Path | None, *, download: bool) -> SourceData:
-    """The same of Fashion-MNIST; without a data root, from where Debian's package puts it.
+    """Load Fashion-MNIST's published splits (Xiao et al. 2017, arXiv:1708.07747).
+
+    Args:
+        geometry: the size and channels of the loaded images.
+        data_root: as for `load`; None: the directory of Debian's package.
+        download: as for `load`.
 
     Raises:
-        DataError: as above.
+        DataError: a file is missing or damaged.
     """
     return _load(_FASHION, geometry, data_root, download=download)
 
@@ -67,12 +79,12 @@ def _load(dataset: _IdxDataset, geometry: Geometry, data_root: Path | None, *, d
     if missing and download and data_root is not None:
         _download(dataset, data_root)
     elif download and missing:
-        raise DataError("data.download=true needs --data-root: the folder to fetch to")
+        raise DataError("data.download=true needs --data-root, the directory to download to")
     elif missing:
         files = ", ".join(f"{name}[.gz]" for name in missing)
         raise DataError(
-            f"{dataset.name} is not in {folder}: {files} not found; name its folder by --data-root, "
-            "or let torchvision fetch it: --set data.download=true"
+            f"{dataset.name} is not in {folder}, which has no {files}: name its directory with --data-root, "
+            "or download it with --set data.download=true"
         )
     return SourceData(
         labels=dataset.labels,
@@ -86,12 +98,12 @@ def _missing(folder: Path) -> list[str]:
 
 
 def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
-    """Read one idx file of unsigned bytes.
+    """Read an IDX file of unsigned bytes, gzipped if its name ends in .gz.
 
-    Returns: an array with that many axes.
+    Returns: uint8, with that many axes.
 
     Raises:
-        DataError: names the file and both numbers.
+        DataError: the file cannot be read, is not such an IDX file, or has the wrong size.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -100,13 +112,13 @@ def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
     header = 4 + 4 * axes
     if len(content) < header or content[:4] != bytes((0, 0, _UNSIGNED_BYTES, axes)):
         raise DataError(
-            f"{path} is not an idx file of unsigned bytes with {axes} axes: it begins {content[:4].hex()!r}"
+            f"{path} is not an IDX file of unsigned bytes with {axes} axes: it begins {content[:4].hex()!r}"
         )
     shape = struct.unpack(f">{axes}I", content[4:header])
     expected = int(np.prod(shape, dtype=np.int64))
     if len(content) - header != expected:
         raise DataError(
-            f"{path} holds {len(content) - header} bytes, its shape {list(shape)} needs {expected}"
+            f"{path} has {len(content) - header} bytes of data, its shape {list(shape)} needs {expected}"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
@@ -119,14 +131,16 @@ def _read_split(folder: Path, images_name: str, labels_name: str, name: str, geo
     images_path, labels_path = _find(folder, images_name), _find(folder, labels_name)
     if images_path is None or labels_path is None:
         raise DataError(
-            f"the files were fetched, but {images_name} or {labels_name} is still not in {folder}"
+            f"{images_name} or {labels_name} is not in {folder}, although the data set was downloaded"
         )
     images = read_idx(images_path, axes=3)[..., np.newaxis]  # (N, 28, 28, 1)
     labels = read_idx(labels_path, axes=1)  # (N,)
     if len(images) != len(labels):
-        raise DataError(f"{images_path} holds {len(images)} images, {labels_path} {len(labels)} labels")
+        raise DataError(f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels")
     if labels.size and labels.max() >= len(_DIGITS):
-        raise DataError(f"{labels_path} holds label {labels.max()}, the highest is {len(_DIGITS) - 1}")
+        raise DataError(
+            f"{labels_path} has label {labels.max()}, the highest valid label is {len(_DIGITS) - 1}"
+        )
     names = tuple(f"{name} {number}" for number in range(len(labels)))
     return Split(apply_geometry_to_all(images, geometry), labels.astype(np.int64), names)
 
@@ -136,4 +150,4 @@ def _download(dataset: _IdxDataset, data_root: Path) -> None:
         datasets = import_torchvision("torchvision.datasets")
         getattr(datasets, dataset.torchvision)(str(data_root), download=True)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"{dataset.name} could not be fetched to {data_root}: {error}") from error
+        raise DataError(f"{dataset.name} could not be downloaded to {data_root}: {error}") from error

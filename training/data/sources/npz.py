@@ -1,4 +1,4 @@
-"""Arrays in one .npz file with MedMNIST's keys, {train,val,test}_{images,labels}. Nothing is unpickled."""
+"""A .npz file with MedMNIST's keys, {train,val,test}_{images,labels}. Nothing is unpickled."""
 
 import zipfile
 from pathlib import Path
@@ -18,21 +18,29 @@ _CHANNELS = (1, 3)
 
 
 def load(geometry: Geometry, data_root: Path, recipe: DataRecipe) -> SourceData:
-    """The splits that the file holds.
+    """Find the .npz file and load the splits that it holds.
+
+    Args:
+        geometry: the size and channels of the loaded images.
+        data_root: the file, or the directory of the file.
+        recipe: for data.file, which is needed if the directory has several .npz files, and data.labels.
 
     Raises:
-        DataError: there is no such file, or not one alone, or its arrays are not what the layout says.
+        DataError: the file is missing or ambiguous, or its arrays have the wrong type or shape.
     """
     return read(_find(data_root, recipe.file), geometry, recipe.labels)
 
 
 def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> SourceData:
-    """Read one file.
+    """Load the splits of a .npz file.
 
     Args:
-        path: of the .npz.
-        geometry: into which the images are brought.
-        labels: names of the classes; none: their numbers.
+        path: the file.
+        geometry: the size and channels of the loaded images.
+        labels: names of the classes; empty: their numbers.
+
+    Raises:
+        DataError: the file cannot be read, or its arrays have the wrong type or shape.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -45,10 +53,10 @@ def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> SourceData:
         if f"{key}_images" in arrays
     }
     if "train" not in splits:
-        raise DataError(f"{path} holds no train_images, only {', '.join(sorted(arrays)) or 'nothing'}")
+        raise DataError(f"{path} has no train_images, only {', '.join(sorted(arrays)) or 'no arrays'}")
     classes = 1 + max(int(split.labels.max()) for split in splits.values())
     if labels and len(labels) < classes:
-        raise DataError(f"{path} holds label {classes - 1}, data.labels names {len(labels)} classes")
+        raise DataError(f"{path} has label {classes - 1}, but data.labels names only {len(labels)} classes")
     return SourceData(
         labels=labels or tuple(map(str, range(classes))),
         train=splits["train"],
@@ -61,15 +69,15 @@ def _find(data_root: Path, file: str | None) -> Path:
     if file is not None or data_root.is_file():
         path = data_root if file is None else data_root / file
         if not path.is_file():
-            raise DataError(f"there is no file {path}")
+            raise DataError(f"the data file {path} is missing")
         return path
     if not data_root.is_dir():
-        raise DataError(f"the data root {data_root} is neither a folder nor a file")
+        raise DataError(f"the data root {data_root} is neither a directory nor a file")
     found = sorted(data_root.glob("*.npz"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise DataError(
-            f"{data_root} holds {len(found)} .npz files ({names}): choose by --set data.file=NAME"
+            f"{data_root} has {len(found)} .npz files ({names}): choose one with --set data.file=NAME"
         )
     return found[0]
 
@@ -77,23 +85,22 @@ def _find(data_root: Path, file: str | None) -> Path:
 def _split(arrays: dict[str, npt.NDArray[np.generic]], key: str, geometry: Geometry, path: Path) -> Split:
     images, labels = arrays[f"{key}_images"], arrays.get(f"{key}_labels")
     if labels is None:
-        raise DataError(f"{path} holds {key}_images, but no {key}_labels")
+        raise DataError(f"{path} has {key}_images, but no {key}_labels")
     if images.ndim == _GREY_AXES:
         images = images[..., np.newaxis]  # (N, h, w, 1)
     if images.dtype != np.uint8 or images.ndim != _COLOUR_AXES or images.shape[3] not in _CHANNELS:
         raise DataError(
-            f"{path}: {key}_images are {images.dtype} {images.shape}, "
-            "uint8 (N, H, W) or (N, H, W, 3) is needed"
+            f"{path}: {key}_images is {images.dtype} {images.shape}, expected uint8 (N, H, W) or (N, H, W, 3)"
         )
-    truth = labels.reshape(len(labels), -1)  # (N, 1): MedMNIST keeps a column
+    truth = labels.reshape(len(labels), -1)  # (N, 1): MedMNIST stores a column
     if truth.shape[1] != 1 or truth.dtype.kind not in "iu":
         raise DataError(
-            f"{path}: {key}_labels are {labels.dtype} {labels.shape}, one whole number an image is needed"
+            f"{path}: {key}_labels is {labels.dtype} {labels.shape}, expected one integer per image"
         )
     if len(truth) != len(images) or not len(images):
-        raise DataError(f"{path} holds {len(images)} {key}_images and {len(truth)} {key}_labels")
+        raise DataError(f"{path} has {len(images)} {key}_images, but {len(truth)} {key}_labels")
     if truth.min() < 0:
-        raise DataError(f"{path}: {key}_labels go down to {truth.min()}, the lowest is 0")
+        raise DataError(f"{path}: {key}_labels has {truth.min()}, the lowest valid label is 0")
     names = tuple(f"{key} {number}" for number in range(len(images)))
     return Split(
         apply_geometry_to_all(images.astype(np.uint8), geometry), truth[:, 0].astype(np.int64), names

@@ -1,1 +1,1 @@
-"""Where images are kept: in memory, on disk, on the device."""
+"""Where images are kept: in memory, on disk, or on the device."""

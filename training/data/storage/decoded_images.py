@@ -1,4 +1,4 @@
-"""Image files decoded once: in model geometry on disk, by the content of the files."""
+"""Decodes image files, with a cache on disk: in model geometry, keyed by the content of the files."""
 
 import errno
 import hashlib
@@ -23,28 +23,30 @@ from training.errors import DataError
 from training.files import exclusive_lock, replace_file, sync_directory
 
 _LIMITS = ImageLimits()
-_VERSION = 1  # of decoding and geometry: pixels of an older one are not taken from the cache
-_AT_ONCE = 4096  # files that threads are asked for: a million requests would fill the memory
-_WATCHED = 64  # files from one look of the watcher to the next
+_VERSION = 1  # of decoding and geometry; part of the cache key
+_MAX_PENDING = 4096  # files submitted to the threads at once; a million futures would fill the memory
+_PROGRESS_INTERVAL = 64  # files
 _UNFINISHED = ".decoding-"
 
-Undecodable = dict[int, str]  # index of a file -> why
-ProgressCallback = Callable[[int, int], None]  # called with how many of how many files are done; may raise
+Undecodable = dict[int, str]  # index of a file -> reason
+ProgressCallback = Callable[
+    [int, int], None
+]  # called with the numbers of finished and of all files; may raise to end the work
 _Keep = Callable[[int, Pixels], None]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 def no_progress(done: int, files: int) -> None:
-    """Nobody looks."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """How a source decodes its files."""
+    """How image files are decoded and kept."""
 
-    cache: Path | None = None  # folder that keeps decoded images by their content; none: decoded anew
-    limit_bytes: int | None = None  # more, all splits together, are streamed from the cache; none: never
+    cache: Path | None = None  # directory of decoded images, keyed by content; None: no cache
+    limit_bytes: int | None = None  # above this, over all splits, images are streamed from disk; None: never
     on_progress: ProgressCallback = no_progress
 
 
@@ -59,27 +61,27 @@ def decode_files(
     streamed: bool = False,
     on_progress: ProgressCallback = no_progress,
 ) -> tuple[Images, Undecodable]:
-    """Decode files by the code that the server runs.
+    """Decode image files with the server's own code.
 
     Args:
-        paths: of the files.
-        geometry: into which each image is brought.
-        cache: folder of decoded images; none: decoded anew, and whole in memory.
-        streamed: they are too many for memory, and stay in the cache.
-        on_progress: is told of progress now and then; what it raises ends the work, and nothing is kept.
+        paths: the files.
+        geometry: the size and channels of the decoded images.
+        cache: directory of decoded images; None: decode into memory every time.
+        streamed: the images exceed the memory limit and stay on disk.
+        on_progress: called every 64 files; if it raises, decoding ends and the cache keeps nothing.
 
-    Returns: (N, H, W, C) uint8, zeros where a file cannot be decoded; from the cache they are mapped, so that
-        only what is used takes memory, or read when they are asked for. And why which file cannot be decoded.
+    Returns: (N, H, W, C) uint8, zeros for undecodable files: a memory map if cached, on disk if streamed. And
+        the reason for each undecodable file, by index.
 
     Raises:
-        DataError: they are to be streamed, and there is no cache, or too little room in it.
+        DataError: images must be streamed, but there is no cache or too little disk space.
     """
     shape = (len(paths), *geometry.shape)
     needed_bytes = int(np.prod(shape))
     if streamed and cache is None:
         raise DataError(
-            f"{len(paths)} decoded images need {needed_bytes / GIB:.2f} GiB, more than may be in memory, and "
-            "there is not a directory to stream them from: name one by --cache"
+            f"{len(paths)} decoded images need {needed_bytes / GIB:.2f} GiB, more than the memory limit "
+            "(data.memory_limit_gib): name a directory to stream them from with --cache"
         )
     if cache is None or not paths:
         return _in_memory(paths, geometry, on_progress)
@@ -88,9 +90,9 @@ def decode_files(
     if found is not None:
         return found
     with exclusive_lock(cache / ".lock"):
-        for left in cache.glob(f"{_UNFINISHED}*"):  # by one that was killed
+        for left in cache.glob(f"{_UNFINISHED}*"):  # by a killed process
             left.unlink()
-        # Another process of this run, or another run, may have decoded them meanwhile.
+        # Another process may have decoded them in the meantime.
         found = _open(stem, shape, streamed=streamed)
         if found is not None:
             return found
@@ -102,7 +104,7 @@ def decode_files(
         _write(stem, paths, geometry, on_progress)
     found = _open(stem, shape, streamed=streamed)
     if found is None:
-        raise DataError(f"the decoded images in {stem}.npy were just written and cannot be read")
+        raise DataError(f"the decoded images in {stem}.npy cannot be read after writing: check the disk")
     return found
 
 
@@ -114,7 +116,7 @@ def _in_memory(
 
 
 def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, on_progress: ProgressCallback) -> None:
-    """Write beside, sync, rename: whoever is killed leaves nothing that would be taken for whole."""
+    """Write to a temporary file, sync, rename, so that a killed process leaves no incomplete cache."""
     unfinished = stem.with_name(f"{_UNFINISHED}{stem.name}.npy")
     shape = (len(paths), *geometry.shape)
     size = int(np.prod(geometry.shape))
@@ -124,10 +126,10 @@ def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, on_progress: P
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
             offset = file.tell()
-            file.truncate(offset + len(paths) * size)  # zeros, until they are written over
+            file.truncate(offset + len(paths) * size)  # zeros until overwritten
 
             def keep(index: int, image: Pixels) -> None:
-                # Written and not mapped: a full disk is then an error, where a mapping would end the process.
+                # pwrite reports a full disk as an error; a memory map would kill the process with SIGBUS.
                 _write_whole(file.fileno(), np.ascontiguousarray(image).data, offset + index * size)
 
             undecodable = _decode(paths, geometry, keep, on_progress)
@@ -151,8 +153,8 @@ def _write_whole(descriptor: int, content: memoryview, offset: int) -> None:
 
 def _full(cache: Path, needed_bytes: int, free_bytes: int) -> DataError:
     return DataError(
-        f"the decoded images need {needed_bytes / GIB:.2f} GiB, {free_bytes / GIB:.2f} GiB are free at "
-        f"{cache}: make room, choose another --run-dir, or set data.memory_limit_gib higher"
+        f"the decoded images need {needed_bytes / GIB:.2f} GiB, but only {free_bytes / GIB:.2f} GiB are "
+        f"free at {cache}: make room, choose another --run-dir or --cache, or raise data.memory_limit_gib"
     )
 
 
@@ -169,11 +171,13 @@ def _decode(
         return None
 
     undecodable = {}
-    with closing(_in_threads(decode, range(len(paths)))) as reasons:  # none is begun after the watcher raised
+    with closing(
+        _in_threads(decode, range(len(paths)))
+    ) as reasons:  # cancels pending files if on_progress raises
         for index, why in enumerate(reasons):
             if why is not None:
                 undecodable[index] = why
-            if (index + 1) % _WATCHED == 0 or index + 1 == len(paths):
+            if (index + 1) % _PROGRESS_INTERVAL == 0 or index + 1 == len(paths):
                 on_progress(index + 1, len(paths))
     return undecodable
 
@@ -181,10 +185,10 @@ def _decode(
 def _in_threads(
     function: Callable[[_Item], _Result], items: Sequence[_Item]
 ) -> Generator[_Result, None, None]:
-    # Pillow and digests let go of the interpreter lock while they work, so threads are enough.
+    # Decoding and hashing release the GIL, so threads are enough.
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(items), _AT_ONCE):
-            yield from pool.map(function, items[start : start + _AT_ONCE])
+        for start in range(0, len(items), _MAX_PENDING):
+            yield from pool.map(function, items[start : start + _MAX_PENDING])
 
 
 def _digest(paths: Sequence[Path], geometry: Geometry) -> str:
@@ -203,12 +207,12 @@ def _content_digest(path: Path) -> bytes:
 
 
 def _open(stem: Path, shape: tuple[int, ...], *, streamed: bool) -> tuple[Images, Undecodable] | None:
-    """None where there is nothing, or where what is there is broken: then it is made afresh."""
+    """Open cached images; None if they are missing or damaged, so that they are decoded again."""
     path = stem.with_suffix(".npy")
     with suppress(OSError, ValueError, EOFError):
         reasons = json.loads(stem.with_suffix(".json").read_bytes())
-        # Copy on write, where they are used as an array: torch warns of arrays that nobody may write to. The
-        # kernel refuses such a mapping of more than all memory.
+        # Copy-on-write for use as an array: torch warns of read-only arrays. The kernel refuses such a
+        # mapping if it is larger than memory, so streamed images are opened read-only.
         images: np.memmap = np.load(path, mmap_mode="r" if streamed else "c", allow_pickle=False)
         if images.shape == shape and images.dtype == np.uint8:
             undecodable = {int(index): str(why) for index, why in reasons.items()}

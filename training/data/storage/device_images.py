@@ -1,15 +1,15 @@
-"""Images where they fit: on the device, in memory, or on disk. What is asked for comes to the device."""
+"""Images that are read on the device, whether they are kept there, in memory, or on disk."""
 
 import torch
 from torch import Tensor
 
 from training.data.storage.disk_images import DiskImages, Images
 
-_SHARE = 0.5  # of a GPU's free memory: the network's maps need the rest
+_SHARE = 0.5  # of a GPU's free memory; the rest is for the network's activations
 
 
 class DeviceImages:
-    """(N, H, W, C) uint8, or features (N, D) float32: a class because they are moved to the device once."""
+    """(N, H, W, C) uint8 images or (N, D) float32 features, moved to the device once if they fit there."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self.device = device
@@ -23,20 +23,20 @@ class DeviceImages:
 
     @property
     def index_device(self) -> torch.device:
-        """Where indices are wanted: elsewhere they would have to wait for the device."""
+        """Where index tensors should be; from elsewhere, indexing would wait for the device."""
         return self._images.device if isinstance(self._images, Tensor) else torch.device("cpu")
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
-        """Images on the device.
+        """Return images on the device.
 
         Args:
-            index: of images, a slice or (n,) int64.
+            index: a slice or (n,) int64.
 
         Raises:
-            DataError: they lie in a file that can no longer be read.
+            DataError: images on disk can no longer be read.
         """
         if isinstance(self._images, Tensor):
             chosen = self._images[index if isinstance(index, slice) else index.to(self.index_device)]
@@ -47,9 +47,9 @@ class DeviceImages:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The same values on the device.
+    """Copy a tensor to the device, unless it is there already.
 
-    To a GPU they go from pinned memory: then the copy does not wait for the steps that it has yet to do.
+    To a GPU it is copied from pinned memory, asynchronously: the copy does not wait for queued kernels.
     """
     if values.device.type == device.type:
         return values

@@ -1,7 +1,7 @@
-"""Images that are too many for memory: rows of a file, read when they are asked for. Knows no torch.
+"""Images on disk, for data sets larger than memory: rows of a file, read on access. Knows no torch.
 
-They are read and not mapped: a mapping fetches an image page by page, ten times slower where it comes from
-the disk, counts as the process's own memory, and where a disk fails it ends the process.
+The file is read, not memory-mapped: a mapping loads an image page by page, which is ten times slower from
+disk, counts as memory of the process, and kills the process with SIGBUS if the disk fails.
 """
 
 import os
@@ -15,25 +15,25 @@ from serving.bundle.images import Pixels
 from training.data.labels import Indices
 from training.errors import DataError
 
-_READERS = 8  # threads: a disk is fastest when it is asked for several rows at once
-_FEWEST_BYTES_A_READER = 2**19  # less is read before a thread has begun
-_CHUNK_BYTES = 2**24  # of all images, that `chunks` gives at once
+_READERS = 8  # threads: disks are fastest with several requests in flight
+_MIN_BYTES_PER_READER = 2**19  # less is read faster than a thread starts
+_CHUNK_BYTES = 2**24  # of images, yielded by `chunks` at once
 
 
 class DiskImages:
-    """(N, H, W, C) uint8 on disk. A class because it stands where an array would.
+    """(N, H, W, C) uint8 images on disk, indexed like an array.
 
-    An index, a slice or an array of indices gives a new array in memory with these images alone.
+    Indexing by a number, a slice or an array of indices reads those images into a new array.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], rows: Indices | None = None) -> None:
-        """Store where they are.
+        """Refer to images in a file; nothing is read yet.
 
         Args:
-            path: of the file.
+            path: the file.
             offset: bytes before the first image.
-            shape: (N, H, W, C) of the file.
-            rows: of the file, in the order in which they are given; none: all.
+            shape: (N, H, W, C) of the images in the file.
+            rows: indices of the selected images, in order; None: all images.
         """
         self._path = path
         self._offset = offset
@@ -49,10 +49,12 @@ class DiskImages:
         return len(self._rows)
 
     def __getitem__(self, index: "int | slice | Indices | list[int]") -> Pixels:
-        """Read images.
+        """Read images into memory.
+
+        Returns: (n, H, W, C) uint8, or (H, W, C) for a single index.
 
         Raises:
-            DataError: the file is gone, or shorter than it was.
+            DataError: the file is missing or truncated.
         """
         chosen = self._rows[index]
         rows = np.atleast_1d(chosen)
@@ -67,13 +69,13 @@ class DiskImages:
         return (image for part in chunks(self) for image in part)
 
     def take(self, indices: "slice | Indices") -> "DiskImages":
-        """The images at these indices, in their order, without reading them."""
+        """Select images by index, in the given order, without reading them."""
         return DiskImages(self._path, self._offset, self._whole, self._rows[indices])
 
     def _read(self, rows: Indices, images: Pixels) -> None:
         if not images.size:
             return
-        readers = min(_READERS, len(rows), -(-images.nbytes // _FEWEST_BYTES_A_READER))
+        readers = min(_READERS, len(rows), -(-images.nbytes // _MIN_BYTES_PER_READER))
         with self._path.open("rb", buffering=0) as file:
 
             def read(places: Indices) -> None:
@@ -81,7 +83,7 @@ class DiskImages:
                     target = images[place]
                     start = self._offset + int(rows[place]) * target.nbytes
                     if os.preadv(file.fileno(), [target], start) != target.nbytes:
-                        raise OSError(f"it ends within image {rows[place]}")
+                        raise OSError(f"the file ends within image {rows[place]}")
 
             places = np.array_split(np.arange(len(rows)), readers)
             if readers == 1:
@@ -95,19 +97,19 @@ Images = Pixels | DiskImages  # (N, H, W, C) uint8, in memory or on disk
 
 
 def take(images: Images, indices: "slice | Indices") -> Images:
-    """The images at these indices: a copy of those in memory, none of those on disk."""
+    """Select images by index: a copy if they are in memory, a reference if they are on disk."""
     return images.take(indices) if isinstance(images, DiskImages) else images[indices]
 
 
 def chunks(images: Images) -> Iterator[Pixels]:
-    """All images in their order, a few at a time: (n, H, W, C) uint8."""
+    """Yield all images in order, in arrays of about 16 MiB: (n, H, W, C) uint8, contiguous."""
     count = max(1, _CHUNK_BYTES // max(1, int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), count):
         yield np.ascontiguousarray(images[start : start + count])
 
 
 def feed_digest(update: Callable[[memoryview], object], groups: Iterable[Images]) -> None:
-    """Give the bytes of all images to a digest, a few images at a time."""
+    """Feed the bytes of all images to a digest, chunk by chunk."""
     for images in groups:
         for part in chunks(images):
             update(part.data)

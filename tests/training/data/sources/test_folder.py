@@ -81,7 +81,9 @@ def test_undecodable_files_are_left_out_by_name(tmp_path: Path) -> None:
     assert set(report.undecodable) == {"a/cut.jpg", "a/empty.jpg", "b/text.png"}
     assert report.ignored_files == 1
     assert sum(sum(counts.values()) for counts in report.counts.values()) == 200
-    with pytest.raises(DataError, match=r"3 undecodable files, data\.strict allows 0: .*cut\.jpg"):
+    with pytest.raises(
+        DataError, match=r"3 undecodable files, but data\.strict=true allows none: .*cut\.jpg"
+    ):
         load(recipe.model_copy(update={"strict": True}), GEOMETRY, tmp_path)
 
 
@@ -90,10 +92,10 @@ def test_a_folder_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a directory"):
         folder.load(GEOMETRY, tmp_path / "nowhere")
     write_images(tmp_path / "one" / "a", 3, 1)
-    with pytest.raises(DataError, match="has 1 class folders, at least 2 are needed"):
+    with pytest.raises(DataError, match="has 1 class directories, at least 2 are needed"):
         folder.load(GEOMETRY, tmp_path / "one")
     write_images(tmp_path / "halves" / "test" / "a", 3, 1)
-    with pytest.raises(DataError, match="holds test, but no train folder"):
+    with pytest.raises(DataError, match="has test, but no train directory"):
         folder.load(GEOMETRY, tmp_path / "halves")
 
 
@@ -111,7 +113,9 @@ def test_a_class_only_in_test_is_refused_by_name(tmp_path: Path) -> None:
         write_images(tmp_path / split / "ant", 12, seed)
         write_images(tmp_path / split / "cat", 12, seed + 10)
     write_images(tmp_path / "test" / "zebra", 3, 30)
-    with pytest.raises(DataError, match="the train split has 0 images of zebra, at least 1 is needed"):
+    with pytest.raises(
+        DataError, match="the train split has 0 images of zebra, at least 1 of each is needed"
+    ):
         load(DataRecipe(source="folder"), GEOMETRY, tmp_path)
 
 
@@ -124,7 +128,7 @@ def test_repeats_across_folders_leave_training(tmp_path: Path) -> None:
     dataset, report = load(DataRecipe(source="folder"), GEOMETRY, tmp_path)
     assert report.removed["train"] == ("train/cat/copy.jpg",)
     assert "train/cat/copy.jpg" not in dataset.train.names
-    assert any("train/cat/copy.jpg" in line and "taken out of train" in line for line in report.warnings())
+    assert any("train/cat/copy.jpg" in line and "removed from train" in line for line in report.warnings())
 
 
 def test_unusual_images_are_used_as_the_server_would(tmp_path: Path) -> None:

@@ -52,5 +52,5 @@ def test_pictures_are_known_by_file_or_folder(tmp_path: Path) -> None:
 def test_a_folder_without_synsets_is_refused(tmp_path: Path) -> None:
     """The message shows what a name looks like."""
     picture(tmp_path / "goldfish.png", (1, 2, 3))
-    with pytest.raises(DataError, match=r"as n01443537_goldfish\.JPEG is"):
+    with pytest.raises(DataError, match=r"such as n01443537_goldfish\.JPEG"):
         imagenet.load(GEOMETRY, tmp_path)

@@ -68,9 +68,9 @@ def test_download_with_files_in_place_contacts_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "not an idx file"),
-        (b"\0\0\x0d\1\0\0\0\1\0", "not an idx file of unsigned bytes with 1 axes: it begins '00000d01'"),
-        (struct.pack(">HBBI", 0, 8, 1, 5) + b"abc", "holds 3 bytes, its shape [5] needs 5"),
+        (b"", "not an IDX file"),
+        (b"\0\0\x0d\1\0\0\0\1\0", "not an IDX file of unsigned bytes with 1 axes: it begins '00000d01'"),
+        (struct.pack(">HBBI", 0, 8, 1, 5) + b"abc", "has 3 bytes of data, its shape [5] needs 5"),
     ],
 )
 def test_damaged_idx_is_refused(tmp_path: Path, content: bytes, said: str) -> None:

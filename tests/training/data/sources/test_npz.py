@@ -51,12 +51,12 @@ def test_images_of_another_size_are_brought_into_geometry(tmp_path: Path) -> Non
     [
         (
             {"train_images": np.zeros((40, 28, 28), np.float32)},
-            "train_images are float32 (40, 28, 28, 1), uint8",
+            "train_images is float32 (40, 28, 28, 1), expected uint8",
         ),
-        ({"test_images": np.zeros((10, 28, 28, 4), np.uint8)}, "(10, 28, 28, 4), uint8 (N, H, W)"),
-        ({"val_labels": np.zeros((24, 3), np.uint8)}, "val_labels are uint8 (24, 3), one whole number"),
-        ({"val_labels": np.zeros((23, 1), np.uint8)}, "holds 24 val_images and 23 val_labels"),
-        ({"test_labels": np.full((10, 1), -1)}, "go down to -1"),
+        ({"test_images": np.zeros((10, 28, 28, 4), np.uint8)}, "(10, 28, 28, 4), expected uint8 (N, H, W)"),
+        ({"val_labels": np.zeros((24, 3), np.uint8)}, "val_labels is uint8 (24, 3), expected one integer"),
+        ({"val_labels": np.zeros((23, 1), np.uint8)}, "has 24 val_images, but 23 val_labels"),
+        ({"test_labels": np.full((10, 1), -1)}, "test_labels has -1, the lowest valid label is 0"),
         ({"test_labels": np.array([[None]] * 10)}, "cannot be read"),
     ],
 )
@@ -72,16 +72,16 @@ def test_wrong_arrays_are_refused_with_both_numbers(
 
 def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
     """None, two, or a name that is not there: each says what to do."""
-    with pytest.raises(DataError, match=r"holds 0 \.npz files \(none\): choose by --set data\.file=NAME"):
+    with pytest.raises(DataError, match=r"has 0 \.npz files \(none\): choose one with --set data\.file=NAME"):
         npz.load(GREY, tmp_path, RECIPE)
     np.savez(tmp_path / "a.npz", **arrays())
     np.savez(tmp_path / "b.npz", train_labels=np.zeros(3))
-    with pytest.raises(DataError, match=r"holds 2 \.npz files \(a\.npz, b\.npz\)"):
+    with pytest.raises(DataError, match=r"has 2 \.npz files \(a\.npz, b\.npz\)"):
         npz.load(GREY, tmp_path, RECIPE)
     assert npz.load(GREY, tmp_path, RECIPE.model_copy(update={"file": "a.npz"})).labels == ("0", "1")
-    with pytest.raises(DataError, match="there is no file"):
+    with pytest.raises(DataError, match=r"the data file .* is missing"):
         npz.load(GREY, tmp_path, RECIPE.model_copy(update={"file": "c.npz"}))
-    with pytest.raises(DataError, match="holds no train_images, only train_labels"):
+    with pytest.raises(DataError, match="has no train_images, only train_labels"):
         npz.load(GREY, tmp_path, RECIPE.model_copy(update={"file": "b.npz"}))
     (tmp_path / "c.npz").write_bytes(b"PK no archive")
     with pytest.raises(DataError, match=r"c\.npz cannot be read"):
@@ -91,5 +91,5 @@ def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
 def test_too_few_names_are_refused(tmp_path: Path) -> None:
     """Both numbers."""
     np.savez(tmp_path / "a.npz", **arrays())
-    with pytest.raises(DataError, match=r"holds label 1, data\.labels names 1 classes"):
+    with pytest.raises(DataError, match=r"has label 1, but data\.labels names only 1 classes"):
         npz.load(GREY, tmp_path, RECIPE.model_copy(update={"labels": ("normal",)}))

@@ -94,13 +94,15 @@ def test_what_is_streamed_is_read_and_not_mapped(files: list[Path], tmp_path: Pa
 
 def test_too_little_room_is_told_with_both_numbers(files: list[Path], tmp_path: Path) -> None:
     """Without a cache, or on a disk with less room than they need, what is streamed is refused at once."""
-    with pytest.raises(DataError, match=r"4 decoded images need 0\.00 GiB, more than may be in memory"):
+    with pytest.raises(DataError, match=r"4 decoded images need 0\.00 GiB, more than the memory limit"):
         decode_files(files, GEOMETRY, streamed=True)
     large = Geometry(height=4096, width=4096, channels=3)
     free_bytes = shutil.disk_usage(tmp_path).free
     paths = files[:1] * (2 + free_bytes // (4096 * 4096 * 3))
     cache = tmp_path / "cache"
-    with pytest.raises(DataError, match=rf"need \d+\.\d\d GiB, \d+\.\d\d GiB are free at {cache}: make room"):
+    with pytest.raises(
+        DataError, match=rf"need \d+\.\d\d GiB, but only \d+\.\d\d GiB are free at {cache}: make room"
+    ):
         decode_files(paths, large, cache, streamed=True)
     assert [path.name for path in cache.iterdir()] == [".lock"]
 

@@ -58,7 +58,7 @@ def test_a_file_that_is_gone_or_cut_off_is_named(stored: DiskImages, tmp_path: P
     with path.open("r+b") as file:
         file.truncate(OFFSET + PIXELS[:200].nbytes - 1)
     np.testing.assert_array_equal(stored[:199], PIXELS[:199])
-    with pytest.raises(DataError, match=rf"{path} cannot be read: it ends within image 199"):
+    with pytest.raises(DataError, match=rf"{path} cannot be read: the file ends within image 199"):
         stored[150:]
     path.unlink()
     with pytest.raises(DataError, match=f"{path} cannot be read: .*No such file"):
