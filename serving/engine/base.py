@@ -1,6 +1,6 @@
-"""What an engine is: images in, probabilities out, on a device. Imports nothing heavy.
+"""The interface of engines: images in, probabilities out, on a device. Imports nothing heavy.
 
-`Engine` is the project's one seam: tests put a fake behind it, everything else is real.
+`Engine` is the project's one seam: tests replace it by a fake, and nothing else.
 """
 
 import itertools
@@ -18,9 +18,9 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 
 
-@dataclass(slots=True)  # and not frozen, which would cost every request more than the rest of it
+@dataclass(slots=True)  # not frozen: creating one would take several times as long
 class Output:
-    """What a network says of N images."""
+    """The outputs of a network for N images."""
 
     probabilities: Floats  # (N, K), calibrated
     embedding: Floats  # (N, D), penultimate features
@@ -42,23 +42,23 @@ class Engine(Protocol):
         """Run the network, in a worker thread.
 
         Args:
-            images: (N, H, W, C) uint8, 1 <= N <= the largest batch it was loaded for.
+            images: (N, H, W, C) uint8, 1 <= N <= the largest batch that it was loaded for.
 
         Raises:
             EngineError: the network failed.
-            OutOfMemory: for lack of memory. The next run may succeed.
+            OutOfMemory: memory was too small. The next run may succeed.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where networks run, and why there."""
+    """Where networks run, and why."""
 
     kind: str  # cpu or cuda
     index: int
     reason: str
-    allow_tf32: bool = False  # on CUDA: FP32 products with 10 bits of mantissa
-    cuda_graphs: bool = True  # on CUDA: one launch for all kernels of a batch, where a network allows it
+    allow_tf32: bool = False  # on CUDA: FP32 multiplications with 10 bits of mantissa
+    cuda_graphs: bool = True  # on CUDA: one launch for all kernels of a batch, if the network supports it
 
     @property
     def name(self) -> str:
@@ -67,12 +67,12 @@ class Device:
 
     @property
     def provider(self) -> str:
-        """ONNX Runtime's name for it."""
+        """ONNX Runtime's name of its execution provider."""
         return CPU_PROVIDER if self.kind == "cpu" else CUDA_PROVIDER
 
 
 def batch_buckets(device: Device, max_batch_size: int) -> tuple[int, ...]:
-    """Batch sizes to pad to: powers of two on CUDA, where every new shape costs a search; none on a CPU."""
+    """Batch sizes to pad to: powers of two on CUDA, where each new shape costs a search; none on a CPU."""
     if device.kind == "cpu":
         return ()
     powers = itertools.takewhile(lambda size: size < max_batch_size, (2**n for n in itertools.count()))

@@ -1,6 +1,6 @@
-"""What ONNX Runtime needs for CUDA: loads its libraries, names what is missing or too old, silences its log.
+"""What ONNX Runtime needs for CUDA: loads the libraries, names missing or outdated ones, silences its log.
 
-ONNX Runtime itself would fall back to the CPU. Knows no network and no device.
+Without this, ONNX Runtime would fall back to the CPU. Knows no network and no device.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ import onnxruntime
 
 _ONNX_RUNTIME = Path(onnxruntime.__file__).parent
 _PROVIDER = _ONNX_RUNTIME / "capi" / "libonnxruntime_providers_cuda.so"
-# The provider is not linked against it, but opens it when it needs it.
+# The provider is not linked against it, but loads it on first use.
 _CUDNN = "libcudnn.so.9"
-_DRIVER = "libcuda.so.1"  # no package brings it
+_DRIVER = "libcuda.so.1"  # comes with the driver, in no package
 
 _ORT_WARNINGS, _ORT_FATAL = 2, 4  # ONNX Runtime's default severity, and its highest
 
@@ -29,22 +29,22 @@ _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_NEEDED, _DT_STRTAB = 1, 5
 
 
-@cache  # the second look would find the same, and stdout belongs to others by then
+@cache  # a second call would find the same, and must not redirect stdout once the server runs
 def why_unusable() -> str:
-    """Load CUDA and cuDNN from packages or the system; the reason where one is missing, or nothing."""
+    """Load CUDA and cuDNN from packages or the system; which libraries are missing, or nothing."""
     if not _PROVIDER.exists():
-        return ""  # a build without CUDA, or with all of it inside
+        return ""  # a build without CUDA, or with CUDA linked in
     folders = nvidia_folders()
-    with redirect_stdout(io.StringIO()):  # it prints what it misses, but stdout is for results
+    with redirect_stdout(io.StringIO()):  # it prints what is missing, but stdout is for results
         preload(folders)
     needed = dict.fromkeys((*needed_libraries(_PROVIDER), _CUDNN))
-    return in_words(missing_libraries(list(needed), folders))
+    return describe_missing(missing_libraries(list(needed), folders))
 
 
 def nvidia_folders() -> list[Path]:
-    """Every folder of the package `nvidia` on Python's path, ONNX Runtime's own neighbour first.
+    """Every folder of the package `nvidia` on Python's path, the one beside ONNX Runtime first.
 
-    The packages of CUDA share that name, and may be installed in several places.
+    All packages of CUDA share that name, and may be installed in several places.
     """
     spec = find_spec("nvidia")
     found = map(Path, spec.submodule_search_locations or ()) if spec else ()
@@ -52,9 +52,9 @@ def nvidia_folders() -> list[Path]:
 
 
 def preload(folders: Sequence[Path]) -> None:
-    """Load CUDA and cuDNN from the folders of the package `nvidia`, then what is missing from the system.
+    """Load CUDA and cuDNN from the folders of the package `nvidia`, then the rest from the system.
 
-    In this order, since torch in the same process refuses a system's cuDNN that is older than its package.
+    In this order, since torch in the same process rejects a system's cuDNN that is older than its package.
     """
     cuda = (onnxruntime.cuda_version or "0").partition(".")[0]
     for folder in folders:
@@ -65,13 +65,13 @@ def preload(folders: Sequence[Path]) -> None:
 
 
 def why_too_old(driver_version: int) -> str:
-    """Why ONNX Runtime cannot use a driver, or nothing.
+    """Why the driver is too old for ONNX Runtime, or nothing.
 
     Args:
-        driver_version: the latest CUDA that it supports, 1000 * major + 10 * minor.
+        driver_version: the latest CUDA that the driver supports, 1000 * major + 10 * minor.
     """
     needed = (onnxruntime.cuda_version or "0").partition(".")[0]
-    if driver_version // 1000 >= int(needed):  # CUDA's minor version compatibility
+    if driver_version // 1000 >= int(needed):  # minor versions of CUDA are compatible
         return ""
     found = f"{driver_version // 1000}.{driver_version % 1000 // 10}"
     version = onnxruntime.__version__
@@ -81,8 +81,8 @@ def why_too_old(driver_version: int) -> str:
     )
 
 
-def in_words(missing: Sequence[str]) -> str:
-    """What to do about the missing libraries; nothing where there are none."""
+def describe_missing(missing: Sequence[str]) -> str:
+    """A message that says which libraries are missing and what to do; nothing if there are none."""
     parts = []
     if packaged := [name for name in missing if name != _DRIVER]:
         cuda = onnxruntime.cuda_version.partition(".")[0]
@@ -91,14 +91,14 @@ def in_words(missing: Sequence[str]) -> str:
             f"pip install 'lenserve[cuda]', or put CUDA {cuda} and cuDNN 9 on the linker's path"
         )
     if _DRIVER in missing:
-        parts.append(f"there is no NVIDIA driver ({_DRIVER})")
+        parts.append(f"no NVIDIA driver was found ({_DRIVER})")
     return "; ".join(parts)
 
 
 def missing_libraries(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Load libraries for good, and return the names of those that cannot be loaded.
+    """Load libraries into this process, and return the names of those that cannot be loaded.
 
-    The provider itself must not be loaded for this: it would take its host's address before there is one.
+    The provider itself must not be loaded for this: it would read its host's address too early.
 
     Args:
         names: such as libcudart.so.13.
@@ -127,7 +127,7 @@ def needed_libraries(library: Path) -> list[str]:
 
 
 def _loads(name: str, folders: Sequence[Path]) -> bool:
-    # By its name alone, the linker finds what is loaded already, and what is on its path.
+    # By name alone, the linker finds libraries that are already loaded or on its path.
     packaged = (file for folder in folders for file in folder.glob(f"*/lib/{name}"))
     for file in (name, *map(str, packaged)):
         try:
@@ -138,44 +138,44 @@ def _loads(name: str, folders: Sequence[Path]) -> bool:
     return False
 
 
-class _Quiet:
-    """Silences ONNX Runtime's default logger. A class because the logger is one for all threads."""
+class _QuietLogger:
+    """Silences ONNX Runtime's default logger while any thread needs that: all threads share the logger."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asked = 0
+        self._requests = 0
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Open a CUDA session inside, or run a batch size for the first time.
+        """Silence the logger inside, where a CUDA session is opened or a batch size runs for the first time.
 
-        The logger then warns of a plugin that is not needed, and prints an error for every kernel that it
-        tries in vain: 150 lines for one FP16 network. What fails in the end is an exception.
+        It would warn of a plugin that is not needed, and print an error for every kernel that it tries in
+        vain: 150 lines for one FP16 network. Real failures are exceptions.
         """
-        self._ask(1)
+        self._count(1)
         try:
             yield
         finally:
-            self._ask(-1)
+            self._count(-1)
 
-    def _ask(self, more: int) -> None:
+    def _count(self, more: int) -> None:
         with self._lock:
-            self._asked += more
-            onnxruntime.set_default_logger_severity(_ORT_FATAL if self._asked else _ORT_WARNINGS)
+            self._requests += more
+            onnxruntime.set_default_logger_severity(_ORT_FATAL if self._requests else _ORT_WARNINGS)
 
 
-quiet_logger = _Quiet()
+quiet_logger = _QuietLogger()
 
 
-class FirstRuns:
-    """Silences the default logger for the first run of every batch size of one session."""
+class QuietFirstRuns:
+    """Silences the default logger for the first run of each batch size of one session."""
 
     def __init__(self) -> None:
-        self._met: set[int] = set()
+        self._seen: set[int] = set()
 
     def __call__(self, size: int) -> AbstractContextManager[None]:
-        """Run a batch of this size inside."""
-        if size in self._met:
+        """A context in which to run a batch of this size."""
+        if size in self._seen:
             return nullcontext()
-        self._met.add(size)
+        self._seen.add(size)
         return quiet_logger()

@@ -1,13 +1,13 @@
 """Replays a network as CUDA graphs, one for each batch size. Knows no file and no golden examples.
 
-A graph is launched at once where its kernels are launched one by one otherwise: twice as fast at batch 1
-(ResNet-50, FP16, NHWC; docs/gpu.md). It reads and writes fixed addresses, so each has its images and outputs
-in values of its own on the device, together less than two batches of the largest size.
+A graph launches all its kernels at once instead of one by one: twice as fast at batch 1 (ResNet-50, FP16,
+NHWC; docs/gpu.md). It reads and writes fixed addresses, so each graph has its own images and outputs on the
+device, together less than two batches of the largest size.
 
-ONNX Runtime keeps a graph with the thread that captured it (CUDAExecutionProvider::PerThreadContext), so all
-runs of a session with graphs happen in one thread, which also keeps replays apart: they are not thread-safe.
-It captures in CUDA's global mode, in which most CUDA calls of any other thread of this process fail and spoil
-the capture: `CALLS` keeps other threads out for that long.
+ONNX Runtime keeps a graph with the thread that captured it (CUDAExecutionProvider::PerThreadContext). All
+runs of a session with graphs therefore happen in one thread, which also serializes replays: they are not
+thread-safe. ONNX Runtime captures in CUDA's global mode, in which most CUDA calls of any other thread of the
+process fail and invalidate the capture. `CUDA_CALLS` keeps other threads from making calls meanwhile.
 """
 
 import itertools
@@ -19,37 +19,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from serving.bundle.images import Pixels
+from serving.engine.base import Floats
 from serving.engine.cuda import quiet_logger
 
-Floats = npt.NDArray[np.float32]
+OUTPUT_NAMES = ("probabilities", "embedding")
 
-OUTPUTS = ("probabilities", "embedding")
-
-# Two plain runs and the one that captures. ONNX Runtime 1.31 does all three within the first call.
+# Two plain runs and the capturing one. ONNX Runtime 1.31 does all three within the first call.
 _CAPTURING_RUNS = 3
 # ONNX Runtime's id for a run without a graph.
 _NO_GRAPH = -1
-# How far a replay may be from a plain run, of its largest value. The kernels are the same; a replay of other
-# images or of overwritten memory is much further off.
+# How much a replay may differ from a plain run, relative to its largest value. The kernels are the same; a
+# replay of other images or of overwritten memory differs by much more.
 _REPLAY_TOLERANCE = 1e-2
 
 
 class CudaCalls:
-    """Runs CUDA calls of several threads at once, and a capture alone."""
+    """A lock that CUDA calls of several threads share, and that a capture holds exclusively."""
 
     def __init__(self) -> None:
-        self.loading = threading.Lock()  # held while a session is opened or a graph prepared: these take long
+        self.loading = (
+            threading.Lock()
+        )  # held while a session is opened or a graph prepared, which takes long
         self._changed = threading.Condition()
         self._running = 0
         self._capturing = False
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Wait until no thread captures."""
+        """Wait until no thread captures a graph."""
         with self._changed:
             self._changed.wait_for(lambda: not self._capturing)
             self._running += 1
@@ -62,7 +62,7 @@ class CudaCalls:
                     self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Wait until no other thread makes a CUDA call."""
         with self._changed:
             self._changed.wait_for(lambda: not self._capturing)
@@ -76,52 +76,51 @@ class CudaCalls:
                 self._changed.notify_all()
 
 
-CALLS = CudaCalls()  # one for the process: CUDA's rule holds for all of its threads
+CUDA_CALLS = CudaCalls()  # one for the process: CUDA's rule holds for all of its threads
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """One batch size: what its graph reads and writes, and what it must give."""
+    """The graph of one batch size: what it reads and writes, and what it must compute."""
 
     images: Any  # OrtValue (B, H, W, C) uint8
     outputs: Sequence[Any]  # OrtValues (B, K) and (B, D) float32
-    binding: Any  # of these to the session
-    options: Any  # of a run: the id of the graph
-    expected: Sequence[Floats]  # of the images of `_noise`, by a plain run
+    binding: Any  # of images and outputs to the session
+    options: Any  # of a run, with the id of the graph
+    expected: Sequence[Floats]  # outputs of a plain run for the images of `_noise`
 
 
 class CudaGraphs:
-    """The graphs of one session, and the thread that they belong to."""
+    """The graphs of one session, and the thread that runs them."""
 
     def __init__(self, session: Any, sizes: Sequence[int], device: tuple[str, int]) -> None:  # noqa: ANN401 - untyped library
-        """Store what to run, and where.
+        """Store the options.
 
         Args:
             session: opened with enable_cuda_graph.
-            sizes: batches that get a graph, ascending. Others run without.
-            device: ONNX Runtime's name of its kind, and its number.
+            sizes: batch sizes that get a graph, ascending. Larger batches run without.
+            device: ONNX Runtime's name of its kind, and its index.
         """
         self._session = session
         self._sizes = sizes
         self._device = device
         self._image_shape = tuple(session.get_inputs()[0].shape[1:])
         self._graphs: dict[int, _Graph] = {}
-        self._ids = itertools.count(
-            1
-        )  # one for each try: a graph that failed may be there still. 0 is reserved
-        self._padded: Pixels | None = None  # (largest B, H, W, C), where partial batches are laid out
+        # A new id for each attempt, since a failed graph may still exist. 0 is reserved.
+        self._ids = itertools.count(1)
+        self._padded: Pixels | None = None  # (largest B, H, W, C): a buffer for partial batches
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cuda-graphs")
 
     @property
     def captured(self) -> tuple[int, ...]:
-        """The batch sizes that have a graph by now."""
+        """The batch sizes that have a graph so far."""
         return tuple(sorted(self._graphs))
 
     def prepare(self, count: int) -> None:
-        """Capture the graph for so many images where there is none yet, and check its replay.
+        """Capture the graph for so many images if there is none yet, and check its replay.
 
         Raises:
-            RuntimeError: a replay does not give what the network gives.
+            RuntimeError: the outputs of a replay differ from those of the network.
             Exception: ONNX Runtime's own.
         """
         size = self._size(count)
@@ -129,12 +128,12 @@ class CudaGraphs:
             self._thread.submit(self._capture, size).result()
 
     def run(self, images: Pixels) -> Sequence[Floats]:
-        """Replay the graph that was prepared for so many images.
+        """Replay the graph that was prepared for this number of images.
 
         Args:
             images: (N, H, W, C) uint8, any N.
 
-        Returns: (N, K) and (N, D) float32, which no later run changes.
+        Returns: (N, K) and (N, D) float32. Later runs do not change them.
         """
         return self._thread.submit(self._run, images).result()
 
@@ -143,7 +142,7 @@ class CudaGraphs:
 
     def _run(self, images: Pixels) -> Sequence[Floats]:
         size = self._size(len(images))
-        with CALLS.shared():
+        with CUDA_CALLS.shared():
             if size is None:
                 return self._run_plain(images)
             found = self._replay(self._graphs[size], self._pad(images, size))
@@ -151,7 +150,7 @@ class CudaGraphs:
 
     def _pad(self, images: Pixels, size: int) -> Pixels:
         if images.shape[1:] != self._image_shape or images.dtype != np.uint8:
-            # OrtValue.update_inplace checks only the number of elements.
+            # OrtValue.update_inplace would check only the number of elements.
             raise ValueError(
                 f"images are {images.dtype} {images.shape[1:]}, the network takes uint8 {self._image_shape}"
             )
@@ -165,28 +164,28 @@ class CudaGraphs:
 
     def _replay(self, graph: _Graph, images: Pixels) -> Sequence[Floats]:
         graph.images.update_inplace(images)
-        # The copy is the default stream's, the graph runs on another.
+        # The copy runs on the default stream, the graph on another.
         graph.binding.synchronize_inputs()
         self._session.run_with_iobinding(graph.binding, graph.options)
-        return [_own(value.numpy()) for value in graph.outputs]
+        return [_owned(value.numpy()) for value in graph.outputs]
 
     def _run_plain(self, images: Pixels) -> Sequence[Floats]:
-        found: Sequence[Floats] = self._session.run(OUTPUTS, {"image": images}, _run_options(_NO_GRAPH))
+        found: Sequence[Floats] = self._session.run(OUTPUT_NAMES, {"image": images}, _run_options(_NO_GRAPH))
         return found
 
     def _capture(self, size: int) -> None:
-        with CALLS.loading, quiet_logger():
-            with CALLS.shared():
+        with CUDA_CALLS.loading, quiet_logger():
+            with CUDA_CALLS.shared():
                 expected = self._run_plain(self._noise(size))  # also searches for kernels, which takes long
                 graph = self._bind(size, expected)
-            with CALLS.alone():
+            with CUDA_CALLS.exclusive():
                 for _ in range(_CAPTURING_RUNS):
                     self._session.run_with_iobinding(graph.binding, graph.options)
-            with CALLS.shared():
+            with CUDA_CALLS.shared():
                 self._check(size, graph)
                 self._graphs[size] = graph
                 if len(self._graphs) == len(self._sizes):
-                    # A later capture may allocate where an earlier graph writes its intermediate values.
+                    # A later capture may allocate memory that an earlier graph uses for intermediate values.
                     for each in self._sizes:
                         self._check(each, self._graphs[each])
 
@@ -199,16 +198,18 @@ class CudaGraphs:
         ]
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("image", images)
-        for name, output in zip(OUTPUTS, outputs, strict=True):
+        for name, output in zip(OUTPUT_NAMES, outputs, strict=True):
             binding.bind_ortvalue_output(name, output)
         return _Graph(images, outputs, binding, _run_options(next(self._ids)), expected)
 
     def _check(self, size: int, graph: _Graph) -> None:
         found = self._replay(graph, self._noise(size))
-        for name, rows, expected in zip(OUTPUTS, found, graph.expected, strict=True):
+        for name, rows, expected in zip(OUTPUT_NAMES, found, graph.expected, strict=True):
             largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
             if not np.allclose(rows, expected, rtol=0, atol=_REPLAY_TOLERANCE * largest, equal_nan=True):
-                raise RuntimeError(f"the graph for {size} images gives another {name} than a plain run")
+                raise RuntimeError(
+                    f"the CUDA graph for {size} images computes another {name} than a plain run"
+                )
 
     def _noise(self, size: int) -> Pixels:
         shape = (size, *self._image_shape)
@@ -221,6 +222,6 @@ def _run_options(graph: int) -> Any:  # noqa: ANN401 - untyped library
     return options
 
 
-def _own(rows: Floats) -> Floats:
-    """The rows, copied where they lie in memory that the next replay writes to."""
+def _owned(rows: Floats) -> Floats:
+    """The rows, copied if they share memory that the next replay overwrites."""
     return rows if rows.flags.owndata else rows.copy()

@@ -11,15 +11,15 @@ import numpy as np
 from serving.bundle import variant_file
 from serving.bundle.images import Pixels
 from serving.engine.base import CPU_PROVIDER, CUDA_PROVIDER, Device, Engine, Floats, Output, batch_buckets
-from serving.engine.cuda import FirstRuns, quiet_logger, why_unusable
-from serving.engine.cuda_graphs import CALLS, OUTPUTS, CudaGraphs
-from serving.engine.sessions import Plan, Sessions, is_out_of_memory, open_onnx
+from serving.engine.cuda import QuietFirstRuns, quiet_logger, why_unusable
+from serving.engine.cuda_graphs import CUDA_CALLS, OUTPUT_NAMES, CudaGraphs
+from serving.engine.sessions import Optimizations, SessionFactory, is_out_of_memory, open_onnx
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 
-# A run that takes longer hangs, and must hold up no server that stops.
-_LONGEST_RUN_S = 5.0
+# How long to wait for the current run: a longer one hangs, and must not keep a server from stopping.
+_CLOSE_TIMEOUT_S = 5.0
 
-_OUTPUTS = dict.fromkeys(OUTPUTS, "tensor(float)")
+_OUTPUTS = dict.fromkeys(OUTPUT_NAMES, "tensor(float)")
 
 
 class OnnxEngine:
@@ -32,25 +32,25 @@ class OnnxEngine:
         threads: int,
         buckets: tuple[int, ...] = (),
         graphs: CudaGraphs | None = None,
-        sessions: Sessions | None = None,
+        factory: SessionFactory | None = None,
     ) -> None:
         """Store a session.
 
         Args:
             session: of a network of this project.
-            threads: that one run of it may use.
+            threads: for one run.
             buckets: batch sizes to pad to, on CUDA.
-            graphs: of the session, where it can have some.
-            sessions: where plainer ones come from.
+            graphs: CUDA graphs of the session.
+            factory: opens sessions with fewer optimizations.
         """
         self.threads = threads
-        self.max_images_on_loop = 0  # where a run is known to be cheap, `load_tuned` sets more
+        self.max_images_on_loop = 0  # `load_tuned` raises it for cheap networks
         self._session = session
         self._buckets = buckets
         self._graphs = graphs
-        self._sessions = sessions
-        self._first_runs = FirstRuns()
-        self._on_cuda = threading.Lock()  # held by a run: the session outlives it
+        self._factory = factory
+        self._first_runs = QuietFirstRuns()
+        self._run_lock = threading.Lock()  # held by a run on CUDA, so that the session outlives it
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -59,9 +59,9 @@ class OnnxEngine:
         return height, width, channels
 
     @property
-    def plan(self) -> Plan:
-        """What makes its session faster."""
-        return Plan() if self._sessions is None else self._sessions.plan
+    def optimizations(self) -> Optimizations:
+        """The optimizations of its session."""
+        return Optimizations() if self._factory is None else self._factory.optimizations
 
     @property
     def captured_sizes(self) -> tuple[int, ...]:
@@ -72,21 +72,31 @@ class OnnxEngine:
     def load(cls, model_file: Path, device: Device, *, threads: int, max_batch_size: int) -> "OnnxEngine":
         """Load an ONNX file on a device.
 
+        Args:
+            model_file: a network of this project.
+            device: where to run it.
+            threads: for one run, on a CPU.
+            max_batch_size: the largest batch to prepare for, on CUDA.
+
         Raises:
-            BundleError: it is no graph of ours.
-            DeviceUnavailable: the session is not on the device.
-            OutOfMemory: the device has too little for it.
+            BundleError: the file cannot be loaded, or is not a network of this project.
+            DeviceUnavailable: the device cannot run it.
+            OutOfMemory: the device has too little memory for it.
         """
         problem = why_unusable() if device.kind == "cuda" else ""
         if problem:
             raise DeviceUnavailable(f"{model_file} cannot run on {device.name}: {problem}")
-        sessions = Sessions(
-            model_file, partial(_open, model_file, device, threads), best_plan(model_file, device)
+        factory = SessionFactory(
+            model_file, partial(_open, model_file, device, threads), best_optimizations(model_file, device)
         )
         buckets = batch_buckets(device, max_batch_size)
-        session = sessions.open()
-        graphs = CudaGraphs(session, buckets, ("cuda", device.index)) if sessions.plan.cuda_graphs else None
-        return cls(session, threads=threads, buckets=buckets, graphs=graphs, sessions=sessions)
+        session = factory.open()
+        graphs = (
+            CudaGraphs(session, buckets, ("cuda", device.index))
+            if factory.optimizations.cuda_graphs
+            else None
+        )
+        return cls(session, threads=threads, buckets=buckets, graphs=graphs, factory=factory)
 
     def run(self, images: Pixels) -> Output:
         """Run the network; see `Engine.run`."""
@@ -95,7 +105,7 @@ class OnnxEngine:
             probabilities, embedding = self._outputs(images)
         except EngineError:
             raise
-        except Exception as error:  # ONNX Runtime's exceptions share no public base
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
             if is_out_of_memory(error):
                 raise OutOfMemory(
                     f"the device is out of memory for {count} images: set a smaller max_batch_size, "
@@ -104,60 +114,60 @@ class OnnxEngine:
             raise EngineError(f"the network failed on {count} images: {error}") from error
         return Output(probabilities, embedding)[:count]
 
-    def simplify(self, reason: str) -> bool:
-        """Run without what makes the network faster and may be to blame; False where nothing is left of it.
+    def drop_optimization(self, reason: str) -> bool:
+        """Open the session again with fewer optimizations; False if there are none left to drop.
 
-        Not while another thread runs the network: an engine is shared only once it has proved itself.
+        Not while another thread runs the network: an engine is shared only once it is proven.
 
         Args:
             reason: for the log.
 
         Raises:
-            BundleError, OutOfMemory: no plainer session can be opened.
+            BundleError, OutOfMemory: the session cannot be opened again.
         """
-        if self._sessions is None or not self._sessions.give_up(reason):
+        if self._factory is None or not self._factory.drop_optimization(reason):
             return False
-        with CALLS.shared():
-            self._session = self._graphs = None  # before the next takes memory
-        self._first_runs = FirstRuns()
-        self._session = self._sessions.open()
+        with CUDA_CALLS.shared():
+            self._session = self._graphs = None  # free its memory before the next session needs it
+        self._first_runs = QuietFirstRuns()
+        self._session = self._factory.open()
         return True
 
     def close(self) -> None:
-        """Free the session once a run that is under way has ended; a later run raises EngineError.
+        """Free the session after the current run; a later run raises EngineError.
 
-        Takes as long as another network's capture, during which no CUDA memory may be freed: not for the
-        event loop.
+        Not on the event loop: it waits while another network's graph is captured, since no CUDA memory may be
+        freed meanwhile.
         """
-        ended = self._on_cuda.acquire(timeout=_LONGEST_RUN_S)
-        with CALLS.shared():
-            self._session = self._graphs = self._sessions = None
+        ended = self._run_lock.acquire(timeout=_CLOSE_TIMEOUT_S)
+        with CUDA_CALLS.shared():
+            self._session = self._graphs = self._factory = None
         if ended:
-            self._on_cuda.release()
+            self._run_lock.release()
 
     def _outputs(self, images: Pixels) -> Sequence[Floats]:
         if not self._buckets:  # on a CPU
             return _run(self._session, images)
-        with self._on_cuda:
+        with self._run_lock:
             return self._outputs_on_cuda(images)
 
     def _outputs_on_cuda(self, images: Pixels) -> Sequence[Floats]:
         failure = self._prepare_graph(len(images))
         if failure:
-            self.simplify(failure)
+            self.drop_optimization(failure)
         if self._graphs is not None:
             return self._graphs.run(images)
         padded = self._padded(images)
-        with self._first_runs(len(padded)), CALLS.shared():
+        with self._first_runs(len(padded)), CUDA_CALLS.shared():
             return _run(self._session, padded)
 
     def _prepare_graph(self, count: int) -> str:
-        """Capture the graph for so many images if it is to come; why that failed, or nothing."""
+        """Capture the graph for so many images if there is none yet; why that failed, or nothing."""
         if self._graphs is None:
             return ""
         try:
             self._graphs.prepare(count)
-        except Exception as error:  # ONNX Runtime's exceptions share no public base
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
             if is_out_of_memory(error):
                 raise
             return str(error) or type(error).__name__
@@ -173,7 +183,7 @@ class OnnxEngine:
 
 
 def close(engine: Engine) -> None:
-    """Free what an engine holds, in a worker thread; see `OnnxEngine.close`. Others hold nothing."""
+    """Close an engine in a worker thread, if it is an `OnnxEngine`; others hold nothing."""
     if isinstance(engine, OnnxEngine):
         engine.close()
 
@@ -181,50 +191,52 @@ def close(engine: Engine) -> None:
 def _run(session: Any, images: Pixels) -> Sequence[Floats]:  # noqa: ANN401 - untyped library
     if session is None:
         raise EngineError("the network was unloaded")
-    found: Sequence[Floats] = session.run(OUTPUTS, {"image": images})
+    found: Sequence[Floats] = session.run(OUTPUT_NAMES, {"image": images})
     return found
 
 
-def best_plan(model_file: Path, device: Device) -> Plan:
-    """What makes a network faster on a device. Looks at nothing but its arguments.
+def best_optimizations(model_file: Path, device: Device) -> Optimizations:
+    """Which optimizations to try for a network on a device. A pure function.
 
-    Tensor cores want NHWC, so it pays with FP16 and TF32; in full FP32 ResNet-50 was slower with it on an
-    H200. As a CUDA graph it then takes 0.50, 0.85 and 0.96 of the time at 1, 8 and 64 images with FP16
-    (docs/gpu.md, "bare as a graph" to "bare").
+    Tensor cores prefer NHWC, which pays off with FP16 and TF32; in full FP32, ResNet-50 was slower with it on
+    an H200. With a CUDA graph, FP16 and NHWC, ResNet-50 takes 0.50, 0.85 and 0.96 of the time at 1, 8 and 64
+    images (docs/gpu.md, "bare as a graph" to "bare").
     """
     if device.kind == "cpu":
-        return Plan()
-    halves = model_file.name == variant_file("fp16")
-    return Plan(nhwc=halves or device.allow_tf32, cuda_graphs=device.cuda_graphs)
+        return Optimizations()
+    is_fp16 = model_file.name == variant_file("fp16")
+    return Optimizations(nhwc=is_fp16 or device.allow_tf32, cuda_graphs=device.cuda_graphs)
 
 
-def _open(model_file: Path, device: Device, threads: int, plan: Plan) -> Any:  # noqa: ANN401 - untyped library
+def _open(model_file: Path, device: Device, threads: int, optimizations: Optimizations) -> Any:  # noqa: ANN401 - untyped library
     if device.kind == "cpu":
-        session = open_onnx(model_file, providers(device, plan), threads=threads, device=device.name)
+        session = open_onnx(model_file, providers(device, optimizations), threads=threads, device=device.name)
     else:
-        with CALLS.loading, quiet_logger():
-            session = open_onnx(model_file, providers(device, plan), threads=threads, device=device.name)
+        with CUDA_CALLS.loading, quiet_logger():
+            session = open_onnx(
+                model_file, providers(device, optimizations), threads=threads, device=device.name
+            )
     if session.get_providers()[0] != device.provider:
         raise DeviceUnavailable(f"{model_file} runs on {session.get_providers()[0]}, not on {device.name}")
     inputs = {tensor.name: tensor.type for tensor in session.get_inputs()}
     outputs = {tensor.name: tensor.type for tensor in session.get_outputs()}
     if inputs != {"image": "tensor(uint8)"} or not _OUTPUTS.items() <= outputs.items():
-        raise BundleError(f"{model_file} maps {inputs} to {outputs}: not a graph of this project")
+        raise BundleError(f"{model_file} maps {inputs} to {outputs}: not a network of this project")
     return session
 
 
-def providers(device: Device, plan: Plan) -> list[Any]:
-    """ONNX Runtime's execution providers and their options, first choice first. Looks at nothing else."""
+def providers(device: Device, optimizations: Optimizations) -> list[Any]:
+    """ONNX Runtime's execution providers and their options, first choice first. A pure function."""
     if device.kind == "cpu":
         return [CPU_PROVIDER]
     options = {
         "device_id": str(device.index),
         # The default EXHAUSTIVE search costs hundreds of milliseconds for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # ONNX Runtime's default is "1". TF32 rounds factors to 10 bits of mantissa: in an emulation it moved
-        # SqueezeNet's probabilities by 1.5e-3, and golden probabilities may move by 2e-3 only.
+        # ONNX Runtime's default is "1". TF32 rounds factors to 10 bits of mantissa: in an emulation this
+        # changed SqueezeNet's probabilities by 1.5e-3, and golden probabilities may change by only 2e-3.
         "use_tf32": str(int(device.allow_tf32)),
-        "prefer_nhwc": str(int(plan.nhwc)),
-        "enable_cuda_graph": str(int(plan.cuda_graphs)),
+        "prefer_nhwc": str(int(optimizations.nhwc)),
+        "enable_cuda_graph": str(int(optimizations.cuda_graphs)),
     }
     return [(CUDA_PROVIDER, options), CPU_PROVIDER]

@@ -20,7 +20,7 @@ from serving.bundle import Bundle, Golden, Precision, Repository
 from serving.engine.base import Engine
 from serving.engine.onnx import OnnxEngine, close
 from serving.engine.proof import warm_and_prove
-from serving.engine.sessions import Plan
+from serving.engine.sessions import Optimizations
 from serving.errors import BundleError, EngineError, LenserveError, OutOfMemory, ProofFailed
 from serving.metrics.recorder import Metrics, VersionMetrics
 from serving.models.precision import golden_tolerance, network_file
@@ -190,7 +190,7 @@ def _load_precision(
     try:
         if isinstance(engine, OnnxEngine):
             while reason := _why_unfit(engine, golden, tolerance, sizes):
-                engine.simplify(reason)
+                engine.drop_optimization(reason)
         else:
             warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
     except BaseException:
@@ -200,16 +200,16 @@ def _load_precision(
 
 
 def _why_unfit(engine: OnnxEngine, golden: Golden, tolerance: float, sizes: tuple[int, ...]) -> str:
-    """Why an engine fails its proof where a plainer plan may pass it; nothing if it passes.
+    """Why an engine fails its proof, if fewer optimizations may help; nothing if it passes.
 
     The error itself is not returned: its traceback would keep the failed session and its memory alive.
     """
     try:
         warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
     except (ProofFailed, EngineError) as error:
-        # Graphs take memory of their own; any plan but the plainest may compute wrong numbers.
-        can_simplify = engine.plan.cuda_graphs if isinstance(error, OutOfMemory) else engine.plan != Plan()
-        if not can_simplify:
+        # Graphs take memory of their own; any optimization may compute wrong numbers.
+        used = engine.optimizations
+        if not (used.cuda_graphs if isinstance(error, OutOfMemory) else used != Optimizations()):
             raise
         return str(error)
     return ""

@@ -30,7 +30,7 @@ from serving.bundle import Bundle, Geometry, Repository, variant_file
 from serving.client.client import Client
 from serving.engine.base import Device, batch_buckets
 from serving.engine.devices import find_device
-from serving.engine.onnx import OnnxEngine, best_plan, providers
+from serving.engine.onnx import OnnxEngine, best_optimizations, providers
 from serving.engine.sessions import open_onnx
 from tests.benchmarks.servers import Server, start_lenserve
 from tests.gpu import machine, networks
@@ -80,7 +80,7 @@ def _engine(bundle: Bundle, precision: str, options: PartOptions, rows: Rows) ->
     device = find_device(options.device)
     file = bundle.model_file if precision == "fp32" else bundle.folder / variant_file("fp16")
     threads = len(os.sched_getaffinity(0)) if options.device == "cpu" else 1
-    plan = best_plan(file, device)
+    plan = best_optimizations(file, device)
     began_s = time.monotonic()
     engine = OnnxEngine.load(file, device, threads=threads, max_batch_size=max(sizes.batches))
     for size in batch_buckets(device, max(sizes.batches)) or sizes.batches:

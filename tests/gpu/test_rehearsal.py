@@ -47,7 +47,7 @@ def test_cuda_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
     assert last.startswith("FAILED: facts: card (nvidia-smi failed: ")
-    assert "an ONNX Runtime session (DeviceUnavailable: device cuda was asked for, but " in last
+    assert "an ONNX Runtime session (DeviceUnavailable: device cuda was requested, but " in last
 
 
 def test_a_part_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_what_fails_at_work_is_one_clear_line_and_exit_1(
         (lenserve(*classify, "shapes", "--server", server.grpc), "NOT_FOUND: there is no model 'shapes'"),
         (lenserve(*classify, "colours", "--server", "127.0.0.1:1"), "UNAVAILABLE: failed to connect"),
         (lenserve(*serve, "--grpc-port", port), f"gRPC cannot listen on 127.0.0.1:{port}"),
-        (lenserve(*serve, "--grpc-port", 0, "--device", "cuda:99"), "device cuda:99 was asked for, but "),
+        (lenserve(*serve, "--grpc-port", 0, "--device", "cuda:99"), "device cuda:99 was requested, but "),
     ]
 
     for done, message in failures:
@@ -336,7 +336,7 @@ def test_serve_logs_lines_for_people(
 
     text = "".join(lines)
     assert re.search(
-        r"INFO +device_chosen device=cpu provider=CPUExecutionProvider reason=\"?asked for", text
+        r"INFO +device_chosen device=cpu provider=CPUExecutionProvider reason=\"?requested", text
     )
     assert "Traceback" not in text
     assert " stopped" in lines[-1]

@@ -80,7 +80,7 @@ class TestStart:
     ) -> None:
         """It never falls back to the CPU in silence."""
         with pytest.raises(
-            DeviceUnavailable, match=f"device {device} was asked for, but .*{find_cuda()[1][:12]}"
+            DeviceUnavailable, match=f"device {device} was requested, but .*{find_cuda()[1][:12]}"
         ):
             async with run_server(_settings(repository.root, device=device)):
                 pytest.fail("it runs on something else")

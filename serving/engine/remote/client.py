@@ -27,9 +27,7 @@ _T = TypeVar("_T")
 class RemoteEngine:
     """An `Engine`. If the device server dies during a call, its successor is asked once more."""
 
-    max_images_on_loop = (
-        0  # however cheap the network is there: the event loop must not wait for another process
-    )
+    max_images_on_loop = 0  # the event loop must not wait for another process
 
     def __init__(self, device_server: Path, model_file: Path) -> None:
         """Store the options.

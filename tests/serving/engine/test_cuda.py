@@ -101,18 +101,18 @@ def test_a_broken_library_is_missing(install: Callable[[str, str], Path], tmp_pa
 
 def test_the_sentence_names_the_libraries_and_what_to_do() -> None:
     """Both ways to mend it."""
-    words = cuda.in_words(["libcublasLt.so.13", "libcudnn.so.9"])
+    words = cuda.describe_missing(["libcublasLt.so.13", "libcudnn.so.9"])
     assert "cannot load libcublasLt.so.13, libcudnn.so.9: pip install 'lenserve[cuda]'" in words
     assert "cuDNN 9 on the linker's path" in words
-    assert not cuda.in_words([])
+    assert not cuda.describe_missing([])
 
 
 def test_a_missing_driver_is_not_asked_of_pip() -> None:
     """It comes with the system, and its sentence stands beside that of the libraries."""
-    assert cuda.in_words(["libcuda.so.1"]) == "there is no NVIDIA driver (libcuda.so.1)"
-    words = cuda.in_words(["libcudnn.so.9", "libcuda.so.1"])
+    assert cuda.describe_missing(["libcuda.so.1"]) == "no NVIDIA driver was found (libcuda.so.1)"
+    words = cuda.describe_missing(["libcudnn.so.9", "libcuda.so.1"])
     assert "cannot load libcudnn.so.9: pip install" in words
-    assert words.endswith("; there is no NVIDIA driver (libcuda.so.1)")
+    assert words.endswith("; no NVIDIA driver was found (libcuda.so.1)")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_only_the_first_run_of_a_batch_size_is_quiet(monkeypatch: pytest.MonkeyP
     """Later ones try no kernels, and whatever is said then is news."""
     told: list[int] = []
     monkeypatch.setattr(onnxruntime, "set_default_logger_severity", told.append)
-    first_runs = cuda.FirstRuns()
+    first_runs = cuda.QuietFirstRuns()
     for size in (1, 1, 8, 1, 8):
         with first_runs(size):
             pass

@@ -14,9 +14,9 @@ import pytest
 import serving.engine.onnx as engine_module
 from serving.bundle import Bundle
 from serving.bundle.images import Pixels
-from serving.engine.cuda_graphs import CALLS, CudaCalls, CudaGraphs
+from serving.engine.cuda_graphs import CUDA_CALLS, CudaCalls, CudaGraphs
 from serving.engine.onnx import OnnxEngine
-from serving.engine.sessions import Plan, Sessions
+from serving.engine.sessions import Optimizations, SessionFactory
 from serving.errors import EngineError, OutOfMemory
 
 SIZES = (1, 4, 8)
@@ -158,7 +158,9 @@ def test_a_graph_that_ignores_its_images_is_found_out(session: Recorded, graphs:
         session.stale = session.graph_ids().count("1") == 4  # the check
 
     session.on_graph = grow_stale
-    with pytest.raises(RuntimeError, match="the graph for 4 images gives another probabilities than a plain"):
+    with pytest.raises(
+        RuntimeError, match="the CUDA graph for 4 images computes another probabilities than a plain"
+    ):
         graphs.prepare(4)
     assert graphs.captured == ()
 
@@ -185,7 +187,7 @@ def test_nothing_else_runs_while_a_graph_is_captured() -> None:
             order.append("run")
 
     def capture() -> None:
-        with calls.alone():
+        with calls.exclusive():
             order.append("capture")
 
     with ThreadPoolExecutor(3) as threads:
@@ -222,10 +224,10 @@ class TestEngine:
     ) -> None:
         """Whatever batch comes next."""
         session.on_graph = _fail
-        engine = _engine(session, publish().model_file, Plan(nhwc=True, cuda_graphs=True))
+        engine = _engine(session, publish().model_file, Optimizations(nhwc=True, cuda_graphs=True))
         for count in (3, 4):
             engine.run(_noise(count))
-        assert engine.plan == Plan(nhwc=True)
+        assert engine.optimizations == Optimizations(nhwc=True)
         assert len(log_events.records) == 1
 
     def test_lack_of_memory_is_told_as_such(
@@ -263,13 +265,13 @@ class TestEngine:
         session.on_graph = _fail
         alive = weakref.ref(session)
 
-        def open_session(_plan: Plan) -> Any:
+        def open_session(_plan: Optimizations) -> Any:
             assert alive() is None
             return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
-        sessions = Sessions(file, open_session, Plan(cuda_graphs=True))
+        factory = SessionFactory(file, open_session, Optimizations(cuda_graphs=True))
         graphs = CudaGraphs(session, SIZES, ("cpu", 0))
-        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, factory=factory)
         del session, graphs
         assert len(engine.run(_noise(3)).probabilities) == 3
 
@@ -291,27 +293,29 @@ class TestEngine:
         """The version is refused for lack of memory, and not because its network is wrong."""
         session.on_graph = _fail
 
-        def open_session(_plan: Plan) -> Any:
+        def open_session(_plan: Optimizations) -> Any:
             raise OutOfMemory("cuda:0 is out of memory")
 
         file = publish().model_file
         graphs = CudaGraphs(session, SIZES, ("cpu", 0))
-        sessions = Sessions(file, open_session, Plan(cuda_graphs=True))
-        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+        factory = SessionFactory(file, open_session, Optimizations(cuda_graphs=True))
+        engine = OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, factory=factory)
         with pytest.raises(OutOfMemory, match=r"^cuda:0 is out of memory$"):
             engine.run(_noise(3))
 
-    @pytest.mark.parametrize("plan", [Plan(), Plan(cuda_graphs=True)])
-    def test_a_closed_engine_frees_its_session_and_stays_closed(self, publish: Publish, plan: Plan) -> None:
+    @pytest.mark.parametrize("optimizations", [Optimizations(), Optimizations(cuda_graphs=True)])
+    def test_a_closed_engine_frees_its_session_and_stays_closed(
+        self, publish: Publish, optimizations: Optimizations
+    ) -> None:
         """A run that comes too late neither opens another nor counts as a mistake of the network."""
-        engine = _engine(Recorded(publish().model_file), publish().model_file, plan)
+        engine = _engine(Recorded(publish().model_file), publish().model_file, optimizations)
         engine.run(_noise(3))
         alive = weakref.ref(engine._session)
         engine.close()
         assert alive() is None
         with pytest.raises(EngineError, match=r"^the network was unloaded$"):
             engine.run(_noise(3))
-        assert not engine.simplify("late")
+        assert not engine.drop_optimization("late")
 
     def test_a_session_is_freed_neither_in_a_run_nor_in_a_capture(
         self, session: Recorded, publish: Publish
@@ -336,7 +340,7 @@ class TestEngine:
             closing.result(timeout=30)
         other = _engine(Recorded(publish().model_file), publish().model_file)
         with ThreadPoolExecutor(1) as threads:
-            with CALLS.alone():
+            with CUDA_CALLS.exclusive():
                 closing = threads.submit(other.close)
                 assert other._session is not None
                 assert not closing.done()
@@ -347,7 +351,7 @@ class TestEngine:
         self, session: Recorded, publish: Publish, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It keeps its session until it ends."""
-        monkeypatch.setattr(engine_module, "_LONGEST_RUN_S", 0.01)
+        monkeypatch.setattr(engine_module, "_CLOSE_TIMEOUT_S", 0.01)
         engine = _engine(session, publish().model_file)
         engine.run(_noise(3))
         entered, leave = threading.Event(), threading.Event()
@@ -368,26 +372,26 @@ class TestEngine:
         self, session: Recorded, publish: Publish, log_events: Any
     ) -> None:
         """Where a proof fails, each is tried without the other."""
-        engine = _engine(session, publish().model_file, Plan(nhwc=True, cuda_graphs=True))
+        engine = _engine(session, publish().model_file, Optimizations(nhwc=True, cuda_graphs=True))
         engine.run(_noise(3))
         assert engine.captured_sizes == (4,)
-        assert engine.simplify("golden probabilities differ")
+        assert engine.drop_optimization("golden probabilities differ")
         assert engine.captured_sizes == ()
         assert len(engine.run(_noise(3)).probabilities) == 3
-        assert engine.simplify("still")
-        assert not engine.simplify("and still")
+        assert engine.drop_optimization("still")
+        assert not engine.drop_optimization("and still")
         assert [record.getMessage() for record in log_events.records] == ["cuda_graphs_off", "nhwc_off"]
 
 
-def _engine(session: Recorded, file: Path, plan: Plan | None = None) -> OnnxEngine:
+def _engine(session: Recorded, file: Path, optimizations: Optimizations | None = None) -> OnnxEngine:
     """With graphs of the session at first, and a real session when they are given up."""
 
-    def open_session(_plan: Plan) -> Any:
+    def open_session(_plan: Optimizations) -> Any:
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
-    sessions = Sessions(file, open_session, plan or Plan(cuda_graphs=True))
+    factory = SessionFactory(file, open_session, optimizations or Optimizations(cuda_graphs=True))
     graphs = CudaGraphs(session, SIZES, ("cpu", 0))
-    return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+    return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, factory=factory)
 
 
 def _fail() -> None:

@@ -15,7 +15,7 @@ from serving.errors import DeviceUnavailable
 def test_cpu_is_taken_where_it_is_asked_for() -> None:
     """Even where there are GPUs."""
     device = choose_device("cpu", 2, "")
-    assert (device.name, device.provider, device.reason) == ("cpu", "CPUExecutionProvider", "asked for")
+    assert (device.name, device.provider, device.reason) == ("cpu", "CPUExecutionProvider", "requested")
 
 
 def test_auto_takes_the_first_gpu() -> None:
@@ -43,14 +43,16 @@ def test_a_gpu_that_is_there_is_taken(requested: str, name: str) -> None:
 def test_cuda_without_a_gpu_is_refused_with_the_reason(requested: str) -> None:
     """It never falls back in silence."""
     with pytest.raises(
-        DeviceUnavailable, match=f"^device {requested} was asked for, but there is no driver$"
+        DeviceUnavailable, match=f"^device {requested} was requested, but there is no driver$"
     ):
         choose_device(requested, 0, "there is no driver")
 
 
 def test_a_number_past_the_last_gpu_is_refused_with_their_number() -> None:
     """Both numbers are told."""
-    with pytest.raises(DeviceUnavailable, match=r"device cuda:2 was asked for, but there are 2 CUDA device"):
+    with pytest.raises(
+        DeviceUnavailable, match=r"device cuda:2 was requested, but this machine has 2 CUDA device"
+    ):
         choose_device("cuda:2", 2, "")
 
 
@@ -80,7 +82,7 @@ def test_a_gpu_without_its_libraries_is_no_gpu_and_the_log_warns(
     assert (device.name, device.reason) == ("cpu", "auto: libcublas.so.13 is missing")
     (told,) = log_events.named("cuda_unusable")
     assert (told.levelname, told.devices, told.reason) == ("WARNING", 2, "libcublas.so.13 is missing")
-    with pytest.raises(DeviceUnavailable, match=r"^device cuda was asked for, but libcublas\.so\.13"):
+    with pytest.raises(DeviceUnavailable, match=r"^device cuda was requested, but libcublas\.so\.13"):
         find_device("cuda")
     driver.cuDriverGetVersion = partial(_answer, 11080)
     with pytest.raises(DeviceUnavailable, match=r"but the NVIDIA driver supports CUDA 11\.8, ONNX"):
@@ -89,8 +91,8 @@ def test_a_gpu_without_its_libraries_is_no_gpu_and_the_log_warns(
 
 def test_nobody_looks_for_cuda_where_the_cpu_was_asked_for() -> None:
     """Looking loads the driver."""
-    device = find_device("cpu", look=lambda: pytest.fail("it looked"))
-    assert (device.name, device.reason) == ("cpu", "asked for")
+    device = find_device("cpu", find=lambda: pytest.fail("it looked"))
+    assert (device.name, device.reason) == ("cpu", "requested")
 
 
 def _answer(value: int, place: Any) -> int:

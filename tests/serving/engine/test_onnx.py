@@ -24,9 +24,9 @@ from serving.bundle import Bundle, variant_file
 from serving.bundle.images import Pixels
 from serving.engine.base import Device, batch_buckets
 from serving.engine.devices import choose_device, find_cuda, find_device
-from serving.engine.onnx import OnnxEngine, best_plan, providers
+from serving.engine.onnx import OnnxEngine, best_optimizations, providers
 from serving.engine.proof import warm_and_prove
-from serving.engine.sessions import Plan, is_out_of_memory
+from serving.engine.sessions import Optimizations, is_out_of_memory
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 from serving.models.loader import load_network, prove
 from serving.settings import ServerSettings
@@ -65,21 +65,21 @@ class TestProviders:
 
     def test_the_cpu_has_no_options(self) -> None:
         """There is one, and it always computes in FP32."""
-        assert providers(CPU, Plan()) == ["CPUExecutionProvider"]
+        assert providers(CPU, Optimizations()) == ["CPUExecutionProvider"]
 
     @pytest.mark.parametrize(
         ("requested", "index"), [("auto", "0"), ("cuda", "0"), ("cuda:0", "0"), ("cuda:1", "1")]
     )
     def test_the_number_of_the_device_reaches_onnx_runtime(self, requested: str, index: str) -> None:
         """From the setting to the session: cuda:1 runs on no other device."""
-        (name, options), fallback = providers(_device(device=requested), Plan())
+        (name, options), fallback = providers(_device(device=requested), Optimizations())
         assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert options["device_id"] == index
 
     def test_fp32_networks_run_in_fp32_unless_tf32_is_allowed(self) -> None:
         """ONNX Runtime's own default is TF32."""
-        assert providers(_device(device="cuda"), Plan())[0][1]["use_tf32"] == "0"
-        assert providers(_device(device="cuda", allow_tf32=True), Plan())[0][1]["use_tf32"] == "1"
+        assert providers(_device(device="cuda"), Optimizations())[0][1]["use_tf32"] == "0"
+        assert providers(_device(device="cuda", allow_tf32=True), Optimizations())[0][1]["use_tf32"] == "1"
 
     @pytest.mark.parametrize(
         ("file", "device", "nhwc"),
@@ -94,20 +94,20 @@ class TestProviders:
         self, file: str, device: Device, *, nhwc: bool
     ) -> None:
         """FP32 products use none, and take longer that way."""
-        plan = best_plan(Path("models") / file, device)
-        assert plan.nhwc == nhwc
+        optimizations = best_optimizations(Path("models") / file, device)
+        assert optimizations.nhwc == nhwc
         if device.kind == "cuda":
-            assert providers(device, plan)[0][1]["prefer_nhwc"] == str(int(nhwc))
+            assert providers(device, optimizations)[0][1]["prefer_nhwc"] == str(int(nhwc))
 
     def test_cuda_graphs_are_captured_unless_they_are_turned_off(self) -> None:
         """A CPU has none."""
         file = Path("model.onnx")
         for wanted in (True, False):
             device = _device(device="cuda", cuda_graphs=wanted)
-            plan = best_plan(file, device)
-            assert plan.cuda_graphs == wanted
-            assert providers(device, plan)[0][1]["enable_cuda_graph"] == str(int(wanted))
-        assert not best_plan(file, CPU).cuda_graphs
+            optimizations = best_optimizations(file, device)
+            assert optimizations.cuda_graphs == wanted
+            assert providers(device, optimizations)[0][1]["enable_cuda_graph"] == str(int(wanted))
+        assert not best_optimizations(file, CPU).cuda_graphs
 
 
 class TestBatchBuckets:
@@ -174,7 +174,7 @@ class TestOnnxEngine:
     def test_a_graph_that_takes_something_else_is_refused(self, publish: Publish) -> None:
         """float32 images are another contract: what came is told."""
         file = _changed(publish(), lambda graph: _set_input_type(graph, TensorProto.FLOAT))
-        with pytest.raises(BundleError, match=r"'image': 'tensor\(float\)'.*not a graph of this project"):
+        with pytest.raises(BundleError, match=r"'image': 'tensor\(float\)'.*not a network of this project"):
             _load(file)
 
     def test_a_graph_with_another_input_name_is_refused(self, publish: Publish) -> None:
@@ -183,14 +183,14 @@ class TestOnnxEngine:
         def rename(graph: onnx.GraphProto) -> None:
             graph.input[0].name = graph.node[0].input[0] = "x"
 
-        with pytest.raises(BundleError, match=r"'x': 'tensor\(uint8\)'.*not a graph of this project"):
+        with pytest.raises(BundleError, match=r"'x': 'tensor\(uint8\)'.*not a network of this project"):
             _load(_changed(publish(), rename))
 
     def test_a_graph_without_an_embedding_is_refused(self, publish: Publish) -> None:
         """Both outputs belong to the contract."""
         file = _changed(publish(), lambda graph: graph.output.pop(1))
         with pytest.raises(
-            BundleError, match=r"{'probabilities': 'tensor\(float\)'}: not a graph of this project"
+            BundleError, match=r"{'probabilities': 'tensor\(float\)'}: not a network of this project"
         ):
             _load(file)
 
@@ -203,7 +203,7 @@ class TestOnnxEngine:
             next(node for node in graph.node if name in node.output).output[:] = [f"{name}_32"]
             graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
 
-        with pytest.raises(BundleError, match=r"tensor\(double\).*not a graph of this project"):
+        with pytest.raises(BundleError, match=r"tensor\(double\).*not a network of this project"):
             _load(_changed(publish(), widen))
 
     def test_a_failing_run_is_an_engine_error_with_the_number_of_images(self, publish: Publish) -> None:
@@ -343,8 +343,8 @@ class TestOnCuda:
     ) -> None:
         """The images alone take 192 MB, and the session may take 64 MiB."""
 
-        def limited(device: Device, plan: Plan) -> list[Any]:
-            (name, options), cpu = providers(device, plan)
+        def limited(device: Device, optimizations: Optimizations) -> list[Any]:
+            (name, options), cpu = providers(device, optimizations)
             return [(name, options | {"gpu_mem_limit": str(64 * 2**20)}), cpu]
 
         monkeypatch.setattr(engine_module, "providers", limited)
@@ -448,7 +448,7 @@ def _device(**options: Any) -> Device:
         settings.device,
         allow_tf32=settings.allow_tf32,
         cuda_graphs=settings.cuda_graphs,
-        look=lambda: (2, ""),
+        find=lambda: (2, ""),
     )
 
 

@@ -36,7 +36,7 @@ def test_no_number_proves_nothing(value: float) -> None:
     """NaN compares false with every tolerance, and is refused all the same."""
     probabilities = np.full((3, 2), 0.5)
     probabilities[1, 1] = value
-    with pytest.raises(ProofFailed, match="1 of 3 golden examples get NaN or infinite probabilities"):
+    with pytest.raises(ProofFailed, match="1 of 3 golden examples have NaN or infinite probabilities"):
         warm_and_prove(_Scripted(probabilities), _golden(3), tolerance=0.1, sizes=(4,))
 
 
@@ -50,7 +50,7 @@ def test_another_label_within_the_tolerance_is_taken() -> None:
 @pytest.mark.parametrize("classes", [1, 3])
 def test_another_number_of_classes_is_refused_with_both_shapes(classes: int) -> None:
     """Also a single column, which would otherwise be compared with all of them."""
-    message = rf"golden probabilities have shape \[3, 2\], the network gives \[3, {classes}\]"
+    message = rf"golden probabilities have shape \[3, 2\], those of the network \[3, {classes}\]"
     with pytest.raises(ProofFailed, match=message):
         warm_and_prove(_Scripted(np.full((3, classes), 0.5)), _golden(3), tolerance=0.1, sizes=(4,))
 

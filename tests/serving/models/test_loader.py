@@ -19,7 +19,7 @@ from serving.engine.base import Device, Engine, Output
 from serving.engine.cuda_graphs import CudaGraphs
 from serving.engine.devices import find_cuda
 from serving.engine.onnx import OnnxEngine
-from serving.engine.sessions import Plan, Sessions
+from serving.engine.sessions import Optimizations, SessionFactory
 from serving.errors import OutOfMemory, ProofFailed
 from serving.models.loader import load_network, prove
 from serving.models.precision import golden_tolerance
@@ -65,12 +65,12 @@ def test_a_session_that_lies_gives_way_to_a_plainer_one_of_the_same_file(
     wrong, plain = publish(rotate=1), publish()
     files = {True: wrong.model_file, False: publish(rotate=rotate).model_file}
 
-    def open_session(plan: Plan) -> Any:
-        return onnxruntime.InferenceSession(files[plan.nhwc], providers=["CPUExecutionProvider"])
+    def open_session(optimizations: Optimizations) -> Any:
+        return onnxruntime.InferenceSession(files[optimizations.nhwc], providers=["CPUExecutionProvider"])
 
     def load(file: Path) -> Engine:
-        sessions = Sessions(file, open_session, Plan(nhwc=True))
-        return OnnxEngine(sessions.open(), threads=1, sessions=sessions)
+        factory = SessionFactory(file, open_session, Optimizations(nhwc=True))
+        return OnnxEngine(factory.open(), threads=1, factory=factory)
 
     if rotate:
         with pytest.raises(ProofFailed):
@@ -96,7 +96,7 @@ def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
     assert loaded.precision is None
     (told,) = log_events.named("variant_unfit")
     assert (told.levelname, told.precision) == ("WARNING", "fp16")
-    assert told.reason == "3 of 3 golden examples get NaN or infinite probabilities"
+    assert told.reason == "3 of 3 golden examples have NaN or infinite probabilities"
 
 
 def test_a_variant_that_memory_is_too_small_for_gives_way_to_nothing(
@@ -123,27 +123,27 @@ def test_graphs_that_memory_is_too_small_for_are_given_up_once(
 ) -> None:
     """Single launches may fit, but only once the first session's memory is free; NHWC takes none."""
     plain = publish()
-    plans, first = list[Plan](), list[weakref.ref[_Exhausting]]()
+    tried, first = list[Optimizations](), list[weakref.ref[_Exhausting]]()
 
-    def open_session(plan: Plan) -> Any:
+    def open_session(optimizations: Optimizations) -> Any:
         assert not first or first[0]() is None
-        plans.append(plan)
+        tried.append(optimizations)
         session = onnxruntime.InferenceSession(plain.model_file, providers=["CPUExecutionProvider"])
-        if enough and not plan.cuda_graphs:
+        if enough and not optimizations.cuda_graphs:
             return session
         exhausting = _Exhausting(session)
         first[:] = [weakref.ref(exhausting)]
         return exhausting
 
     def load(file: Path) -> Engine:
-        sessions = Sessions(file, open_session, Plan(nhwc=True, cuda_graphs=True))
-        session = sessions.open()
+        factory = SessionFactory(file, open_session, Optimizations(nhwc=True, cuda_graphs=True))
+        session = factory.open()
         graphs = CudaGraphs(session, SIZES, ("cpu", 0))
-        return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, sessions=sessions)
+        return OnnxEngine(session, threads=1, buckets=SIZES, graphs=graphs, factory=factory)
 
     with nullcontext() if enough else pytest.raises(OutOfMemory):
         load_network(plain, load, sizes=SIZES, precision=None)
-    assert plans == [Plan(nhwc=True, cuda_graphs=True), Plan(nhwc=True)]
+    assert tried == [Optimizations(nhwc=True, cuda_graphs=True), Optimizations(nhwc=True)]
     (told,) = log_events.records
     assert (told.getMessage(), "out of memory" in told.reason) == ("cuda_graphs_off", True)
 

@@ -436,7 +436,7 @@ class TestBadVersions:
             await models.refresh()
             assert _default(models) == 1
             reason = models.get(NAME).refused[2]
-            assert reason == "golden probabilities have shape [3, 4], the network gives [3, 3]"
+            assert reason == "golden probabilities have shape [3, 4], those of the network [3, 3]"
 
     async def test_a_load_that_fails_as_nobody_foresaw_refuses_that_version_alone(
         self, publish: Publish, open_models: OpenModels
