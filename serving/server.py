@@ -22,7 +22,8 @@ from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.registry import Models
-from serving.rpc.middleware import Around, WireRpc
+from serving.rpc.handlers import Handler
+from serving.rpc.middleware import Middleware
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.routes import Rpc, services
 from serving.rpc.services import classifier as classifier_service
@@ -51,7 +52,7 @@ class Server:
     metrics: Metrics
     models: Models
     classifier: Classifier
-    around: Around
+    middleware: Middleware
     grpc: GrpcServer | H2Server
     http: HttpServer | None  # None in a worker: the supervisor serves HTTP
 
@@ -61,7 +62,7 @@ class Server:
         _log.info("stopping", extra={"lame_duck_s": lame_duck_s})
         self.models.drain()
         await asyncio.sleep(lame_duck_s)
-        await self.grpc.stop(until=self.around.drain, timeout_s=self.settings.drain_timeout_s)
+        await self.grpc.stop(until=self.middleware.drain, timeout_s=self.settings.drain_timeout_s)
         _log.info("stopped")
 
 
@@ -89,7 +90,7 @@ async def run_server(
     metrics = Metrics()
     metrics.device.labels(device.name, device.provider).set(1)
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
-    around = Around(metrics, tokens)
+    middleware = Middleware(metrics, tokens)
     loop = asyncio.get_running_loop()
     metrics.event_loop_tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
     async with AsyncExitStack() as stack:
@@ -104,11 +105,11 @@ async def run_server(
         else:
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
-        rpcs = [around.wrap(rpc) for rpc in table]
-        grpc = _grpc(settings, rpcs, worker_socket)
+        handlers = [middleware.wrap(rpc) for rpc in table]
+        grpc = _grpc(settings, handlers, worker_socket)
         await stack.enter_async_context(grpc)
         _log_choices(settings, device, grpc, http)
-        yield Server(settings, device, metrics, models, classifier, around, grpc, http)
+        yield Server(settings, device, metrics, models, classifier, middleware, grpc, http)
 
 
 def build_table(
@@ -184,15 +185,15 @@ def _http(settings: ServerSettings, models: Models, metrics: Metrics) -> HttpSer
 
 
 def _grpc(
-    settings: ServerSettings, rpcs: Sequence[WireRpc], worker_socket: socket.socket | None
+    settings: ServerSettings, handlers: Sequence[Handler], worker_socket: socket.socket | None
 ) -> GrpcServer | H2Server:
     build: Callable[..., GrpcServer | H2Server] = (
-        partial(H2Server, seat=worker_socket)
+        partial(H2Server, worker_socket=worker_socket)
         if settings.transport == "h2"
         else partial(GrpcServer, shares_port=settings.supervised)
     )
     return build(
-        rpcs,
+        handlers,
         host=settings.host,
         port=settings.grpc_port,
         max_message_bytes=settings.max_message_bytes,

@@ -1,6 +1,6 @@
 """What the server counts, in one object that is passed in. Times are in seconds.
 
-Whoever does the work returns the facts; the classifier, the models and the layer around the RPC table
+Whoever does the work returns the facts; the classifier, the models and the middleware of the RPCs
 record them here, through a `VersionMetrics` or an `RpcMetrics` that they take once. Where several processes
 serve, PROMETHEUS_MULTIPROC_DIR names the folder in which they count together, and each can be scraped.
 """

@@ -16,7 +16,7 @@ from serving.processes.messages import WorkerCommand
 from serving.processes.metrics import WorkerMetrics
 from serving.processes.worker_process import DEVICE_SERVER, WorkerProcess
 from serving.settings import ServerSettings
-from serving.transports.connection_passing import Dealer
+from serving.transports.connection_passing import ConnectionDistributor
 from serving.transports.ports import reserve_port
 
 # How long a worker may take to exit after lame_duck_s and drain_timeout_s, before it is killed.
@@ -53,9 +53,11 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True)
         )
-        distributor: Dealer | None = None
+        distributor: ConnectionDistributor | None = None
         if settings.transport == "h2":
-            distributor = await stack.enter_async_context(Dealer(settings.host, settings.grpc_port))
+            distributor = await stack.enter_async_context(
+                ConnectionDistributor(settings.host, settings.grpc_port)
+            )
             port = distributor.port
         else:  # grpcio cannot serve a connection that another process accepted
             reserved = stack.enter_context(reserve_port(settings.host, settings.grpc_port))
@@ -95,7 +97,7 @@ class Supervisor:
         settings: ServerSettings,
         folder: Path,
         *,
-        distributor: Dealer | None,
+        distributor: ConnectionDistributor | None,
         device_server_listener: socket.socket | None,
     ) -> None:
         """Store the options.
@@ -176,7 +178,7 @@ class Supervisor:
 
     async def _end(self, running: dict[asyncio.Task[None], WorkerProcess]) -> None:
         if self._distributor is not None:
-            self._distributor.end()
+            self._distributor.close_with_last_worker()
         for worker in self.workers:
             worker.stop()
         patience_s = self._settings.lame_duck_s + self._settings.drain_timeout_s + _EXIT_S

@@ -14,7 +14,7 @@ from serving import errors
 from serving.errors import LenserveError
 from serving.metrics.recorder import SHARED_FOLDER
 from serving.processes.messages import STOP, WorkerCommand, WorkerReport, to_line
-from serving.transports.connection_passing import Dealer
+from serving.transports.connection_passing import ConnectionDistributor
 
 # The pause before a successor starts: the shortest, doubled with every consecutive death up to the longest. A
 # worker that lived longer than that resets the count.
@@ -48,7 +48,7 @@ class WorkerProcess:
         on_death: Callable[[int], None],
         on_break: Callable[[], None] = lambda: None,
         argv: Sequence[str] = WORKER,
-        distributor: Dealer | None = None,
+        distributor: ConnectionDistributor | None = None,
     ) -> None:
         """Store the options.
 
@@ -151,7 +151,7 @@ class WorkerProcess:
     async def _start(self) -> asyncio.subprocess.Process:
         with ExitStack() as stack:
             if self._distributor is not None:
-                worker_socket = stack.enter_context(self._distributor.seat())
+                worker_socket = stack.enter_context(self._distributor.worker_socket())
                 self._command = self._command.model_copy(update={"worker_socket": worker_socket.fileno()})
             inherited = (self._command.listener, self._command.worker_socket)
             return await asyncio.create_subprocess_exec(

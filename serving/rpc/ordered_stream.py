@@ -12,64 +12,64 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-async def pipelined(
+async def answer_in_order(
     requests: AsyncIterator[Request],
     answer: Callable[[Request], Coroutine[Any, Any, Response]],
     *,
     max_in_flight: int,
     deadline_s: float = math.inf,
 ) -> AsyncGenerator[list[Response], None]:
-    """Give the answers to requests, in order, as many at once as are ready: sending them together is cheaper.
+    """Yield the answers to requests in order. Those that are ready come together: sending them so is cheaper.
 
-    While max_in_flight requests have no answer yet, or one that nobody has taken, no further one is read: a
-    client that sends faster than it reads is stopped by the transport's flow control. Leaving early (aclose,
-    or a caller that is cancelled) cancels reading and all answers that are being made.
+    While max_in_flight requests wait for their answer, or for it to be taken, no further one is read: the
+    transport's flow control then stops a client that sends faster than it reads. Ending early (aclose, or
+    cancellation of the caller) cancels reading and all running answers.
 
     Args:
-        requests: read ahead of the answers. An error while reading comes after the answers to what was read.
-        answer: runs for several requests at once. An error that it raises ends the stream at its turn; who
-            wants the stream to go on makes it an answer.
+        requests: read ahead of the answers. An error of reading is raised after the answers to what was read.
+        answer: runs for several requests at once. An error that it raises ends the stream at its turn: to
+            keep the stream open, return an answer that describes the error.
         max_in_flight: at least 1.
-        deadline_s: on the clock of time.monotonic(). The answers have to keep it themselves.
+        deadline_s: on the clock of time.monotonic(). `answer` has to keep it itself.
 
     Raises:
-        DeadlineExceeded: it passed before the stream had ended.
+        DeadlineExceeded: the deadline passed before the stream had ended.
     """
-    line: _Line[Response] = _Line()
-    places = asyncio.Semaphore(max_in_flight)
-    reader = asyncio.create_task(_read(requests, answer, line, places))
-    reader.add_done_callback(lambda _: line.arrived.set())
-    alarm = None
+    queue: _AnswerQueue[Response] = _AnswerQueue()
+    slots = asyncio.Semaphore(max_in_flight)
+    reader = asyncio.create_task(_read(requests, answer, queue, slots))
+    reader.add_done_callback(lambda _: queue.arrived.set())
+    deadline_timer = None
     if not math.isinf(deadline_s):
-        alarm = asyncio.get_running_loop().call_at(deadline_s, lambda: line.append(_late()))
+        deadline_timer = asyncio.get_running_loop().call_at(deadline_s, lambda: queue.append(_late()))
     try:
-        while await line.wait(reader):
-            answers = await line.take()
+        while await queue.wait(reader):
+            answers = await queue.take()
             yield answers
             for _ in answers:
-                places.release()
+                slots.release()
         await reader  # raises what reading raised
     finally:
-        if alarm is not None:
-            alarm.cancel()
-        await _cancel(reader, *line.making)
+        if deadline_timer is not None:
+            deadline_timer.cancel()
+        await _cancel(reader, *queue.answers)
 
 
-class _Line(Generic[Response]):
-    """Answers that are being made, in order, and a way to wait for more of them."""
+class _AnswerQueue(Generic[Response]):
+    """Running and finished answers, in order."""
 
     def __init__(self) -> None:
-        self.making: deque[asyncio.Future[Response]] = deque()
+        self.answers: deque[asyncio.Future[Response]] = deque()
         self.arrived = asyncio.Event()
 
     def append(self, response: asyncio.Future[Response]) -> None:
-        """One more at the end."""
-        self.making.append(response)
+        """Add an answer at the end."""
+        self.answers.append(response)
         self.arrived.set()
 
     async def wait(self, reader: asyncio.Task[None]) -> bool:
-        """Whether there is one, or none will ever be."""
-        while not self.making:
+        """Wait for an answer to be added; returns False once no more will be."""
+        while not self.answers:
             if reader.done():
                 return False
             self.arrived.clear()
@@ -77,24 +77,24 @@ class _Line(Generic[Response]):
         return True
 
     async def take(self) -> list[Response]:
-        """The first, once it is ready, with all behind it that are ready too. Of errors only the first's."""
-        answers = [await self.making[0]]
-        self.making.popleft()
-        while self.making and _succeeded(self.making[0]):
-            answers.append(self.making.popleft().result())
+        """Wait for the first answer, and return it with all finished ones behind it. Raises its error."""
+        answers = [await self.answers[0]]
+        self.answers.popleft()
+        while self.answers and _succeeded(self.answers[0]):
+            answers.append(self.answers.popleft().result())
         return answers
 
 
 async def _read(
     requests: AsyncIterator[Request],
     answer: Callable[[Request], Coroutine[Any, Any, Response]],
-    line: _Line[Response],
-    places: asyncio.Semaphore,
+    queue: _AnswerQueue[Response],
+    slots: asyncio.Semaphore,
 ) -> None:
-    await places.acquire()
+    await slots.acquire()
     async for request in requests:
-        line.append(asyncio.create_task(answer(request)))
-        await places.acquire()
+        queue.append(asyncio.create_task(answer(request)))
+        await slots.acquire()
 
 
 def _succeeded(response: asyncio.Future[Any]) -> bool:
@@ -108,7 +108,7 @@ def _late() -> asyncio.Future[Any]:
 
 
 async def _cancel(*futures: asyncio.Future[Any]) -> None:
-    # All before any is waited for: who waits here may be cancelled once more.
+    # Cancel all before waiting for any: this coroutine may be cancelled while it waits.
     for future in futures:
         future.cancel()
     await asyncio.gather(*futures, return_exceptions=True)

@@ -1,6 +1,6 @@
-"""Every RPC in one table: full name -> plain async function from request to answer. No transport's types.
+"""What an RPC is: its full name, and an async function from request to answer. Knows no transport.
 
-A transport serves what `around.wrap` makes of these rows, and knows no message at all.
+Services return tables of them. `Middleware.wrap` makes a handler of each, which transports serve.
 """
 
 import math
@@ -15,17 +15,17 @@ from serving.rpc.status import Status
 
 @dataclass(slots=True)
 class Call:
-    """What a function may know of the call beside its message. Cancellation reaches it as CancelledError."""
+    """What an RPC's function knows of a call beside its message. Cancellation comes as CancelledError."""
 
     metadata: Mapping[str, str]
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     request_id: str = ""
 
 
-# Makes what a function takes in place of the message, with the row's model_field among its attributes. Raises
-# DecodeError, but never for no bytes at all.
+# Makes what the function takes in place of the message; it has the attribute `model_field` names. Raises
+# DecodeError, but never for an empty message.
 Parse = Callable[[bytes], Any]
-Reply = Message | bytes  # the latter where it is serialized already
+Reply = Message | bytes  # bytes: serialized already
 Answer = Callable[[Any, Call], Awaitable[Reply]]
 AnswerStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Message]]
 
@@ -37,37 +37,37 @@ class Unary:
     method: str  # /package.Service/Method
     request: type[Message]
     answer: Answer
-    model_field: str = ""  # where the request names a model: tokens are checked against it
+    model_field: str = ""  # the field of the request with the model's name, which tokens are checked for
     parse: Parse | None = None
-    is_open: bool = False  # answered without a token, for probes
-    admit: Callable[[], None] | None = None  # raises where not even the smallest request would be taken
+    is_probe: bool = False  # answered without a token, and while the server is stopping
+    admit: Callable[[], None] | None = None  # raises if no request would be admitted now
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Messages in, messages out. One message in is a stream too: on the wire they are the same."""
+    """Messages in, messages out. RPCs with one message in are streams too: on the wire they are the same."""
 
     method: str
     request: type[Message]
     answer: AnswerStream
     parse: Parse | None = None
-    is_open: bool = False
+    is_probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A stream in which every message is a request of its own: answered in order, several at a time.
+    """A stream whose messages are independent requests: answered in order, several at a time.
 
-    A request that fails, or is not even a message, is answered by `refuse`, and the stream goes on.
+    A request that fails, or cannot be parsed, is answered by `refuse`, and the stream goes on.
     """
 
     method: str
     request: type[Message]
     answer: Answer
-    refuse: Callable[[Any, Status], Message]  # of the request, an empty one where it could not be parsed
+    refuse: Callable[[Any, Status], Message]  # takes an empty request if it could not be parsed
     model_field: str
     parse: Parse | None = None
-    is_open: bool = False
+    is_probe: bool = False
 
 
 Rpc = Unary | Stream | Pipeline

@@ -10,11 +10,11 @@ from serving import errors
 
 REASON_DOMAIN = "lenserve"
 DETAILS_KEY = "grpc-status-details-bin"
-MAX_MESSAGE_LETTERS = 500  # a letter can take 12 bytes of one header, and 5 of another
+MAX_MESSAGE_CHARACTERS = 500  # a character can take 12 bytes of one header and 5 of another
 
 
 class Code(IntEnum):
-    """The status codes that this server gives, as numbered in gRPC's doc/statuscodes.md."""
+    """The status codes of this server, as numbered in gRPC's doc/statuscodes.md."""
 
     OK = 0
     CANCELLED = 1
@@ -54,10 +54,10 @@ class Status:
     message: str
 
     def shortened(self) -> "Status":
-        """Itself, with a message that fits into headers, of which clients take 8 KiB."""
-        if len(self.message) <= MAX_MESSAGE_LETTERS:
+        """The same status with a message that fits into headers: clients accept 8 KiB of them."""
+        if len(self.message) <= MAX_MESSAGE_CHARACTERS:
             return self
-        return replace(self, message=self.message[: MAX_MESSAGE_LETTERS - 1] + "…")
+        return replace(self, message=self.message[: MAX_MESSAGE_CHARACTERS - 1] + "…")
 
     def details(self, request_id: str) -> bytes:
         """A serialised google.rpc.Status with an ErrorInfo, for the trailer of DETAILS_KEY."""
@@ -72,12 +72,12 @@ class Status:
 
 
 def code_of(error: BaseException) -> Code:
-    """The code of the nearest class in the table; INTERNAL for everything that is not in it."""
+    """The code of the nearest base class in the table; INTERNAL if there is none."""
     return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), Code.INTERNAL)
 
 
 def status_of(error: BaseException, request_id: str) -> Status:
-    """What the caller is told. Of anything unforeseen that is a fixed sentence: the rest is for the log."""
+    """The status for the client. For an unexpected error it is a fixed sentence: details are for the log."""
     code = code_of(error)
     if code is Code.INTERNAL or not isinstance(error, errors.LenserveError):
         return Status(

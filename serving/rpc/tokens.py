@@ -18,7 +18,7 @@ class _TokenFile(BaseModel):
 
 
 class Tokens:
-    """Known tokens. A class because it keeps only digests: comparing those leaks no timing of the token."""
+    """Known tokens, as digests: looking a digest up leaks no timing of the token."""
 
     def __init__(self, tokens: Mapping[str, list[str]]) -> None:
         self._models = {_digest(token): frozenset(models) for token, models in tokens.items()}
@@ -28,35 +28,40 @@ class Tokens:
         """Read a TOML file: [tokens], "token" = ["model", ...] or ["*"].
 
         Raises:
-            UsageError: it cannot be read, or says something else.
+            UsageError: it cannot be read, or has another form.
         """
         try:
             return cls(_TokenFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).tokens)
         except OSError as error:
             raise UsageError(f"token file {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"token file {path} is not TOML: {error}") from error
+            raise UsageError(f"token file {path} is not valid TOML: {error}") from error
         except ValidationError as error:
-            raise UsageError(f"token file {path}: expected [tokens] with lists of model names") from error
+            raise UsageError(
+                f'token file {path} has the wrong form: use [tokens] with lines such as "TOKEN" = ["MODEL"]'
+            ) from error
 
     def check(self, authorization: str, model: str) -> None:
-        """Let a call pass.
+        """Check that a call is allowed.
 
         Args:
-            authorization: the header of that name, `Bearer TOKEN`; empty where there is none.
-            model: which model the call is about; empty where it is about none.
+            authorization: the metadata of that name, `Bearer TOKEN`; empty if there is none.
+            model: the model that the call names; empty if it names none.
 
         Raises:
-            Unauthenticated, PermissionDenied: it may not.
+            Unauthenticated: the token is missing or unknown.
+            PermissionDenied: the token is not for this model.
         """
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise Unauthenticated("this server wants the metadata `authorization: Bearer TOKEN`")
+            raise Unauthenticated(
+                "the bearer token is missing: send the metadata `authorization: Bearer TOKEN`"
+            )
         models = self._models.get(_digest(token.strip()))
         if models is None:
-            raise Unauthenticated("the token is not known")
+            raise Unauthenticated("the bearer token is unknown")
         if model and model not in models and EVERY_MODEL not in models:
-            raise PermissionDenied(f"the token is not for model {model!r}")
+            raise PermissionDenied(f"the bearer token does not allow model {model!r}")
 
 
 def _digest(token: str) -> bytes:

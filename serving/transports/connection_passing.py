@@ -1,10 +1,10 @@
-"""One port for several processes: one takes every connection, and deals it to the process that has fewest.
+"""One port for several workers: a supervisor accepts connections and passes each to the worker with fewest.
 
-The kernel can deal them too (SO_REUSEPORT), by a hash of their addresses. Of two connections both then end
-up with one process half of the time, and stay there, because clients of gRPC keep their few connections long.
+The kernel can distribute connections too (SO_REUSEPORT), by a hash of their addresses. Half of the time it
+gives two connections to one worker, and there they stay: gRPC clients keep their few connections for long.
 
-Descriptors travel over a Unix socket for each process, its seat. The other way the process says how many of
-its connections have ended so far; its first word says that it takes some.
+Descriptors travel over one Unix socket for each worker. The other way the worker reports how many of its
+connections have closed so far; its first report says that it is ready.
 """
 
 import asyncio
@@ -19,118 +19,118 @@ from typing import Self
 
 from serving.transports.ports import accept, listen
 
-_ENDED = struct.Struct("=Q")
-_CONNECTION = b"\0"  # a descriptor needs a byte to travel with
+_REPORT = struct.Struct("=Q")  # connections that have closed so far
+_CONNECTION = b"\0"  # a descriptor travels with at least one byte
 
 
 @dataclass(eq=False, slots=True)
-class _Player:
-    """A process, as the dealer sees it."""
+class _Worker:
+    """A worker, as the distributor sees it."""
 
-    seat: socket.socket
+    socket: socket.socket
     is_ready: bool = False
-    dealt: int = 0
-    ended: int = 0
+    passed: int = 0  # connections
+    closed: int = 0  # of these
 
     @property
     def connections(self) -> int:
-        return self.dealt - self.ended
+        return self.passed - self.closed
 
 
-class Dealer:
-    """Listens, and deals. `async with` binds and starts it."""
+class ConnectionDistributor:
+    """The supervisor's side: listens, and passes connections on. `async with` binds and starts it."""
 
     def __init__(self, host: str, port: int) -> None:
         """Store the address; port 0 takes a free one."""
         self.port = port
         self._host = host
-        self._players: list[_Player] = []
-        self._ready = asyncio.Event()  # one of them
-        self._is_ending = False
+        self._workers: list[_Worker] = []
+        self._ready = asyncio.Event()  # at least one worker
+        self._closes_with_last_worker = False
         self._listener: socket.socket
-        self._dealing: asyncio.Task[None]
+        self._distribution: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
         """Listen.
 
         Raises:
-            AddressUnavailable: somebody has the port.
+            AddressUnavailable: the port is in use.
         """
         self._listener = listen(self._host, self.port)
         self.port = self._listener.getsockname()[1]
-        self._dealing = asyncio.create_task(self._deal())
+        self._distribution = asyncio.create_task(self._distribute())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
-        for player in tuple(self._players):
-            self._lose(player)
-        await asyncio.wait([self._dealing])
+        for worker in tuple(self._workers):
+            self._remove(worker)
+        await asyncio.wait([self._distribution])
 
-    def seat(self) -> socket.socket:
-        """For a new process, which inherits it. It is dealt connections when it wants some."""
+    def worker_socket(self) -> socket.socket:
+        """A socket for a new worker to inherit. Connections come over it once the worker is ready."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)  # noqa: FBT003 - its only parameter
-        player = _Player(ours)
-        self._players.append(player)
-        asyncio.get_running_loop().add_reader(ours, self._hear, player)
+        worker = _Worker(ours)
+        self._workers.append(worker)
+        asyncio.get_running_loop().add_reader(ours, self._read_report, worker)
         return theirs
 
-    def end(self) -> None:
-        """Listen no longer than there is a process to deal to."""
-        self._is_ending = True
+    def close_with_last_worker(self) -> None:
+        """Stop listening as soon as no worker is ready."""
+        self._closes_with_last_worker = True
         if not self._ready.is_set():
             self._close()
 
     def _close(self) -> None:
-        self._dealing.cancel()
+        self._distribution.cancel()
         self._listener.close()
 
-    def _hear(self, player: _Player) -> None:
+    def _read_report(self, worker: _Worker) -> None:
         try:
-            said = player.seat.recv(_ENDED.size)
-        except ConnectionError:  # it is gone, and left connections at its seat
-            said = b""
-        if not said:
-            self._lose(player)
+            report = worker.socket.recv(_REPORT.size)
+        except ConnectionError:  # the worker has ended and left connections unread
+            report = b""
+        if not report:
+            self._remove(worker)
             return
-        (player.ended,) = _ENDED.unpack(said)
-        player.is_ready = True
+        (worker.closed,) = _REPORT.unpack(report)
+        worker.is_ready = True
         self._ready.set()
 
-    def _lose(self, player: _Player) -> None:
-        asyncio.get_running_loop().remove_reader(player.seat)
-        player.seat.close()
-        self._players.remove(player)
-        if not any(each.is_ready for each in self._players):
+    def _remove(self, worker: _Worker) -> None:
+        asyncio.get_running_loop().remove_reader(worker.socket)
+        worker.socket.close()
+        self._workers.remove(worker)
+        if not any(each.is_ready for each in self._workers):
             self._ready.clear()
-            if self._is_ending:
+            if self._closes_with_last_worker:
                 self._close()
 
-    async def _deal(self) -> None:
+    async def _distribute(self) -> None:
         while True:
             with await accept(self._listener) as connection:
                 await self._ready.wait()
-                self._give(connection)
+                self._pass(connection)
 
-    def _give(self, connection: socket.socket) -> None:
-        """Deal it to who has fewest. If nobody takes it, it is closed: nobody would answer."""
-        ready = (each for each in self._players if each.is_ready)
-        for player in sorted(ready, key=lambda each: each.connections):
-            with suppress(OSError):  # it hangs and its seat is full, or it is gone
-                socket.send_fds(player.seat, [_CONNECTION], [connection.fileno()])
-                player.dealt += 1
+    def _pass(self, connection: socket.socket) -> None:
+        """Pass a connection to the worker with fewest. If no worker takes it, its client sees it closed."""
+        ready = (each for each in self._workers if each.is_ready)
+        for worker in sorted(ready, key=lambda each: each.connections):
+            with suppress(OSError):  # the worker hangs and its socket is full, or it has ended
+                socket.send_fds(worker.socket, [_CONNECTION], [connection.fileno()])
+                worker.passed += 1
                 return
 
 
-class Seat:
-    """Takes what a dealer in another process deals. A class because it counts."""
+class ConnectionReceiver:
+    """A worker's side: serves the connections that come over its socket."""
 
     def __init__(
         self,
-        seat: socket.socket,
+        worker_socket: socket.socket,
         protocol: Callable[[], asyncio.Protocol],
         *,
         tls: ssl.SSLContext | None,
@@ -139,61 +139,61 @@ class Seat:
         """Take connections until `close`.
 
         Args:
-            seat: that was inherited.
+            worker_socket: inherited from the supervisor.
             protocol: makes the protocol of a connection.
-            tls: to shake hands with; without it connections are in the clear.
-            connections: how many of them are open.
+            tls: without it connections are not encrypted.
+            connections: how many are open.
         """
-        self._seat = seat
+        self._socket = worker_socket
         self._protocol = protocol
         self._tls = tls
         self._connections = connections
-        self._taken = 0
-        self._told = -1  # what was said last
-        self._beginning: set[asyncio.Task[None]] = set()
-        seat.setblocking(False)  # noqa: FBT003 - its only parameter
-        asyncio.get_running_loop().add_reader(seat, self._take)
-        self.tell()
+        self._received = 0
+        self._reported = -1  # in the last report
+        self._starting: set[asyncio.Task[None]] = set()
+        worker_socket.setblocking(False)  # noqa: FBT003 - its only parameter
+        asyncio.get_running_loop().add_reader(worker_socket, self._receive)
+        self.report()
 
-    def tell(self) -> None:
-        """Say that connections have ended."""
-        ended = self._taken - len(self._beginning) - self._connections()
-        if ended <= self._told:  # one that begins is counted twice for a moment
+    def report(self) -> None:
+        """Report how many connections have closed, if the number has grown."""
+        closed = self._received - len(self._starting) - self._connections()
+        if closed <= self._reported:  # one that is starting counts twice for a moment
             return
-        with suppress(OSError):  # the dealer is gone, or hears the next sum
-            self._seat.send(_ENDED.pack(ended))
-            self._told = ended
+        with suppress(OSError):  # the supervisor has ended, or reads the next report
+            self._socket.send(_REPORT.pack(closed))
+            self._reported = closed
 
     def close(self) -> None:
-        """Take no more, and none that has not shaken hands."""
-        asyncio.get_running_loop().remove_reader(self._seat)
-        self._seat.close()
-        for task in self._beginning:
+        """Take no more connections, and drop those whose TLS handshake is not complete."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        for task in self._starting:
             task.cancel()
 
-    def _take(self) -> None:
+    def _receive(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._seat, len(_CONNECTION), 1)
+            data, descriptors, _, _ = socket.recv_fds(self._socket, len(_CONNECTION), 1)
         except ConnectionError:
             data = b""
-        if not data:  # the dealer is gone
-            asyncio.get_running_loop().remove_reader(self._seat)
+        if not data:  # the supervisor has ended
+            asyncio.get_running_loop().remove_reader(self._socket)
             return
-        self._taken += 1
-        if not descriptors:  # this process has too many: the kernel has closed it
-            self.tell()
+        self._received += 1
+        if not descriptors:  # this process has too many open files: the kernel has closed the connection
+            self.report()
             return
-        task = asyncio.create_task(self._begin(socket.socket(fileno=descriptors[0])))
-        self._beginning.add(task)
-        task.add_done_callback(self._begun)
+        task = asyncio.create_task(self._start(socket.socket(fileno=descriptors[0])))
+        self._starting.add(task)
+        task.add_done_callback(self._on_started)
 
-    async def _begin(self, connection: socket.socket) -> None:
+    async def _start(self, connection: socket.socket) -> None:
         connection.setblocking(False)  # noqa: FBT003 - its only parameter
-        with suppress(OSError):  # it shakes no hand
+        with suppress(OSError):  # its TLS handshake failed
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._protocol, connection, ssl=self._tls
             )
 
-    def _begun(self, task: asyncio.Task[None]) -> None:
-        self._beginning.discard(task)
-        self.tell()
+    def _on_started(self, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        self.report()

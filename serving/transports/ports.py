@@ -8,30 +8,30 @@ from typing import Any
 
 from serving.errors import AddressUnavailable
 
-BACKLOG = 1024  # connections that wait to be accepted
+BACKLOG = 1024  # connections waiting to be accepted
 
-_KEEPALIVE_S = 60  # a peer that is silent and does not acknowledge for about twice as long is gone
+_KEEPALIVE_S = 60  # a silent client that acknowledges nothing for about twice as long is gone
 _KEEPALIVE_PROBES = 4
 
-_PAUSE_S = 1.0  # where the system has no descriptor or memory for another connection
+_PAUSE_S = 1.0  # when the system has no descriptor or memory for another connection
 
 _log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind and listen. A port that is taken is an error, not half of the traffic; dead peers are found.
+    """Bind and listen, with keepalive. A port in use is an error: the system does not share its traffic.
 
     Args:
         host: a name or an address.
         port: 0 takes a free one.
 
     Raises:
-        AddressUnavailable: somebody has the port.
+        AddressUnavailable: the port is in use.
     """
     try:
         listener, address = _socket(host, port)
     except OSError as error:
-        raise _refusal(host, port, error) from error
+        raise _unavailable(host, port, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted connections inherit these.
@@ -43,41 +43,41 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise _refusal(host, port, error) from error
+        raise _unavailable(host, port, error) from error
     listener.setblocking(False)  # noqa: FBT003 - its only parameter
     return listener
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
-    """A socket that keeps a port for processes of this user that share it. It does not listen.
+    """A socket that reserves a port for processes of this user which share it. It does not listen.
 
     Args:
-        host: as the processes will name it.
+        host: the same that the processes will use.
         port: 0 takes a free one.
 
     Raises:
-        AddressUnavailable: somebody has the port, or keeps it.
+        AddressUnavailable: the port is in use or reserved.
     """
     try:
-        alone, address = _socket(host, port)
-        with alone:
-            # To listen alone works only where nobody listens, and where no reservation is in the way.
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
-            alone.listen()
+        exclusive, address = _socket(host, port)
+        with exclusive:
+            # Without SO_REUSEPORT, listening works only if no socket listens on the port or reserves it.
+            exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            exclusive.bind(address)
+            exclusive.listen()
         reserved, _ = _socket(host, port)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Connections that ended a moment ago are not in its way, but it is in that of others.
+        # Recently closed connections do not prevent the reservation; afterwards it excludes other sockets.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(address)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
-        raise _refusal(host, port, error) from error
+        raise _unavailable(host, port, error) from error
     return reserved
 
 
 async def accept(listener: socket.socket) -> socket.socket:
-    """Take the next connection, once the system can."""
+    """Accept the next connection. Without descriptors or memory, tries again every second."""
     while True:
         try:
             connection, _ = await asyncio.get_running_loop().sock_accept(listener)
@@ -90,12 +90,12 @@ async def accept(listener: socket.socket) -> socket.socket:
 
 
 def _socket(host: str, port: int) -> tuple[socket.socket, tuple[Any, ...]]:
-    """A socket of the family of this host, and the address to bind it to."""
+    """A socket of the host's address family, and the address to bind it to."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     return socket.socket(family, kind, protocol), address
 
 
-def _refusal(host: str, port: int, error: OSError) -> AddressUnavailable:
+def _unavailable(host: str, port: int, error: OSError) -> AddressUnavailable:
     return AddressUnavailable(f"gRPC cannot listen on {host}:{port}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Certificates of a server, checked before it listens: a mistake is a sentence, and no failed handshake."""
+"""The server's TLS certificates. They are checked at start: no handshake fails for a wrong file."""
 
 import ssl
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from serving.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the server's chain, its key, and who must have signed a client's certificate, if anybody."""
+    """PEM files: the server's certificate chain, its key, and the CA of client certificates, if required."""
 
     cert_file: Path
     key_file: Path
     client_ca_file: Path | None = None
 
     def check(self) -> None:
-        """See that they are there and fit.
+        """Check that the files are readable and belong together.
 
         Raises:
-            UsageError: they do not, and which of them.
+            UsageError: they are not; the message names the file.
         """
         for file in filter(None, (self.cert_file, self.key_file, self.client_ca_file)):
             try:
@@ -29,7 +29,7 @@ class TlsFiles:
         self.context()
 
     def context(self) -> ssl.SSLContext:
-        """For a server of HTTP/2 and HTTP/1.1.
+        """The TLS context of a server for HTTP/2 and HTTP/1.1.
 
         Raises:
             UsageError: as `check` does.
@@ -38,11 +38,11 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
         try:
-            # Without a password for the key: nobody is there to be asked for one.
+            # The default would ask for a password on the terminal.
             context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
         except (ssl.SSLError, ValueError) as error:
             raise UsageError(
-                f"TLS files {self.cert_file} and {self.key_file} are no certificate with its key: {error}"
+                f"TLS files {self.cert_file} and {self.key_file} are not a certificate and its key: {error}"
             ) from error
         if self.client_ca_file is None:
             return context

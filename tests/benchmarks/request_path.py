@@ -29,7 +29,7 @@ from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
 from serving.models.registry import Models
 from serving.pb.inference import grpc_service_pb2 as pb
-from serving.rpc.middleware import Around
+from serving.rpc.middleware import Middleware
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.routes import Call, Unary
 from serving.rpc.services.inference import InferenceService
@@ -86,7 +86,7 @@ def _lines(  # noqa: PLR0917 - every stage of the path
         await everything()
 
     def wrapped(row: Unary) -> Work:
-        wire = Around(Metrics()).wrap(row)
+        wire = Middleware(Metrics()).wrap(row)
         return lambda: wire.answer(message, Call({}))
 
     def infer_row(of: InferenceService) -> Unary:
@@ -94,7 +94,7 @@ def _lines(  # noqa: PLR0917 - every stage of the path
 
     everything = wrapped(infer_row(service))
     return {
-        "around: id, counts, errors": wrapped(Unary(METHOD, pb.ModelInferRequest, nothing, parse=bytes)),
+        "middleware: id, counts, errors": wrapped(Unary(METHOD, pb.ModelInferRequest, nothing, parse=bytes)),
         "and the message <-> tensors": wrapped(infer_row(instant)),
         "batcher without a network": lambda: idle.submit(image),
         "classifier: lease, admission, batcher, network, counts": lambda: classifier.infer_tensor(

@@ -30,7 +30,7 @@ from serving.errors import EngineError
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
 from serving.models.registry import Models
-from serving.rpc.middleware import Around
+from serving.rpc.middleware import Middleware
 from serving.rpc.tokens import Tokens
 from serving.server import build_table
 from serving.transports import ports
@@ -160,7 +160,7 @@ class GatedServer:
     metrics: Metrics
     models: Models
     classifier: Classifier
-    around: Around
+    middleware: Middleware
     engines: list[GatedEngine] = field(default_factory=list)
     loads: threading.Event = field(default_factory=threading.Event)  # cleared: loading waits
 
@@ -187,7 +187,7 @@ def serve_gated(repository: Repository) -> GatedServe:
         **options: Any,
     ) -> AsyncIterator[GatedServer]:
         metrics = Metrics()
-        around = Around(metrics, tokens, max_in_flight=max_in_flight)
+        middleware = Middleware(metrics, tokens, max_in_flight=max_in_flight)
         engines: list[GatedEngine] = []
         loads = threading.Event()
         if scanned:
@@ -205,7 +205,7 @@ def serve_gated(repository: Repository) -> GatedServe:
             Models(loader, poll_interval_s=0.02) as models,
             Classifier(models, metrics=metrics, **options) as classifier,
             H2Server(
-                [around.wrap(rpc) for rpc in build_table(classifier, models, metrics)],
+                [middleware.wrap(rpc) for rpc in build_table(classifier, models, metrics)],
                 host="127.0.0.1",
                 port=0,
                 max_message_bytes=2**20,
@@ -214,7 +214,7 @@ def serve_gated(repository: Repository) -> GatedServe:
             if scanned:
                 await models.scanned()
             try:
-                yield GatedServer(server, metrics, models, classifier, around, engines, loads)
+                yield GatedServer(server, metrics, models, classifier, middleware, engines, loads)
             finally:
                 loads.set()
                 for engine in engines:

@@ -69,7 +69,7 @@ class TestStart:
     ) -> None:
         """Clients would only see handshakes that fail."""
         files = {"tls_cert_file": certificates / "server.pem", "tls_key_file": certificates / "client.key"}
-        with pytest.raises(UsageError, match="are no certificate with its key"):
+        with pytest.raises(UsageError, match="are not a certificate and its key"):
             async with run_server(_settings(repository.root, transport=transport, **files)):
                 pytest.fail("it serves nobody")
 
@@ -264,7 +264,7 @@ def _server(gated: Any, **options: Any) -> Server:
     )
     device = choose_device("cpu", 0, "")
     return Server(
-        settings, device, gated.metrics, gated.models, gated.classifier, gated.around, gated.grpc, http
+        settings, device, gated.metrics, gated.models, gated.classifier, gated.middleware, gated.grpc, http
     )
 
 

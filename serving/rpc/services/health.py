@@ -28,8 +28,8 @@ class HealthService:
     def rpcs(self) -> Sequence[Rpc]:
         """Its rows of the table. Probes carry no token."""
         return (
-            Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self.check, is_open=True),
-            Stream(f"/{SERVICE}/Watch", pb.HealthCheckRequest, self.watch, is_open=True),
+            Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self.check, is_probe=True),
+            Stream(f"/{SERVICE}/Watch", pb.HealthCheckRequest, self.watch, is_probe=True),
         )
 
     async def check(self, request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:

@@ -58,8 +58,8 @@ class InferenceService:
         """Its rows of the table."""
         prefix = f"/{SERVICE}"
         return (
-            Unary(f"{prefix}/ServerLive", pb.ServerLiveRequest, self.server_live, is_open=True),
-            Unary(f"{prefix}/ServerReady", pb.ServerReadyRequest, self.server_ready, is_open=True),
+            Unary(f"{prefix}/ServerLive", pb.ServerLiveRequest, self.server_live, is_probe=True),
+            Unary(f"{prefix}/ServerReady", pb.ServerReadyRequest, self.server_ready, is_probe=True),
             Unary(f"{prefix}/ModelReady", pb.ModelReadyRequest, self.model_ready, model_field="name"),
             Unary(f"{prefix}/ServerMetadata", pb.ServerMetadataRequest, self.server_metadata),
             Unary(

@@ -1,4 +1,4 @@
-"""Serves wrapped RPCs over grpc.aio through generic handlers. Knows no message and no domain."""
+"""Serves RPCs over grpc.aio, gRPC's own server, through generic handlers. Knows no message."""
 
 import asyncio
 import time
@@ -9,18 +9,18 @@ from typing import Any, Self
 import grpc
 
 from serving.errors import AddressUnavailable
-from serving.rpc.middleware import REQUEST_ID_KEY, Failure, WireRpc, WireStream, WireUnary
+from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY
 from serving.transports.tls import TlsFiles
 
-# When grpc stops, calls that it has received and not yet handed over end as CANCELLED, which clients do not
-# retry. So calls are refused as UNAVAILABLE first, for as long as clients need to hear it and turn elsewhere.
-_REFUSING_S = 0.2
-# For the last answers to be written; streams that are still open are cut after it.
+# When grpc.aio stops, calls that it has received and not yet handed over end as CANCELLED, which clients do
+# not retry. So new calls are rejected as UNAVAILABLE first, for long enough that clients turn elsewhere.
+_REJECTING_S = 0.2
+# For the last answers to be written. Streams that are still open are cut afterwards.
 _CLOSING_S = 0.5
 
-# So long the cancellation of a call may come after the end of its messages.
+# A cancelled call ends its messages first. The cancellation follows within this time.
 _CANCELLATION_S = 0.005
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -31,7 +31,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        rpcs: Sequence[WireRpc],
+        handlers: Sequence[Handler],
         *,
         host: str,
         port: int,
@@ -42,21 +42,21 @@ class GrpcServer:
         """Store the options.
 
         Args:
-            rpcs: what it answers.
+            handlers: of all RPCs.
             host: to listen on.
             port: 0 takes a free one.
             max_message_bytes: of one request.
-            tls: without it calls are in the clear.
-            shares_port: with other processes. Else a port that is taken is an error.
+            tls: without it calls are not encrypted.
+            shares_port: with other processes. Otherwise a port in use is an error.
         """
         self.host = host
         self.port = port
-        self._rpcs = rpcs
+        self._handlers = handlers
         self._tls = tls
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(shares_port)),  # else a port that is taken is an error
+            ("grpc.so_reuseport", int(shares_port)),  # otherwise a port in use is an error
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         )
@@ -64,7 +64,7 @@ class GrpcServer:
 
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server(options=self._options)
-        self._server.add_generic_rpc_handlers((_Handlers(self._rpcs),))
+        self._server.add_generic_rpc_handlers((_GrpcHandlers(self._handlers),))
         try:
             self.port = self._bind(f"{self.host}:{self.port}")
         except RuntimeError as error:
@@ -83,16 +83,16 @@ class GrpcServer:
         return int(self._server.add_secure_port(address, _credentials(self._tls)))
 
     async def stop(self, *, until: Callable[[], Awaitable[None]], timeout_s: float) -> None:
-        """End running calls gracefully, at most for timeout_s seconds, then close.
+        """Let running calls end, for at most timeout_s seconds, then close.
 
         Args:
-            until: refuses new calls, and returns when nothing runs that must be waited for.
-            timeout_s: after which everything is cut.
+            until: rejects new calls, and returns when the running ones have ended.
+            timeout_s: after this everything is cut.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 await until()
-                await asyncio.sleep(_REFUSING_S)
+                await asyncio.sleep(_REJECTING_S)
         except TimeoutError:
             await self._server.stop(None)
         else:
@@ -105,26 +105,26 @@ def _credentials(tls: TlsFiles) -> Any:  # noqa: ANN401
     return grpc.ssl_server_credentials(chain, client_ca, require_client_auth=client_ca is not None)
 
 
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
-    def __init__(self, rpcs: Sequence[WireRpc]) -> None:
-        self._handlers = {rpc.method: _handler(rpc) for rpc in rpcs}
+class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
+    def __init__(self, handlers: Sequence[Handler]) -> None:
+        self._handlers = {each.method: _grpc_handler(each) for each in handlers}
 
     def service(self, details: Any) -> Any:  # noqa: ANN401
-        """The handler of a method; None makes gRPC answer UNIMPLEMENTED."""
+        """The handler of a method; with None gRPC answers UNIMPLEMENTED."""
         return self._handlers.get(details.method)
 
 
-def _handler(rpc: WireRpc) -> Any:  # noqa: ANN401
-    if isinstance(rpc, WireStream):
-        return grpc.stream_stream_rpc_method_handler(_stream(rpc))
-    return grpc.unary_unary_rpc_method_handler(_unary(rpc))
+def _grpc_handler(handler: Handler) -> Any:  # noqa: ANN401
+    if isinstance(handler, StreamHandler):
+        return grpc.stream_stream_rpc_method_handler(_stream(handler))
+    return grpc.unary_unary_rpc_method_handler(_unary(handler))
 
 
-def _unary(rpc: WireUnary) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _unary(handler: UnaryHandler) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(message: bytes, context: Any) -> bytes:  # noqa: ANN401
         call = _call(context)
         try:
-            answer = await rpc.answer(message, call)
+            answer = await handler.answer(message, call)
         except Failure as failure:
             await _abort(context, failure, call)
             raise
@@ -134,11 +134,11 @@ def _unary(rpc: WireUnary) -> Callable[[bytes, Any], Awaitable[bytes]]:
     return handle
 
 
-def _stream(rpc: WireStream) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
+def _stream(handler: StreamHandler) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ANN401
         call = _call(context)
         try:
-            async for answers in rpc.answer(_complete(messages), call):
+            async for answers in handler.answer(_complete(messages), call):
                 for answer in answers:
                     yield answer
         except Failure as failure:
@@ -148,10 +148,10 @@ def _stream(rpc: WireStream) -> Callable[[AsyncIterator[bytes], Any], AsyncItera
 
 
 async def _complete(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The messages, and their end only where the client meant it.
+    """Yield the messages, and end only if the client has ended them.
 
-    Of a call that its client has cancelled grpc.aio ends the messages as if they were all, and cancels the
-    handler a turn of the loop later, or a few.
+    When a client cancels its call, grpc.aio ends the messages as if they were complete, and cancels the
+    handler a few turns of the event loop later.
     """
     async for message in messages:
         yield message

@@ -13,11 +13,18 @@ from typing import Any
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import status_pb2
 
-from serving.rpc.middleware import REQUEST_ID_KEY, Failure, WireRpc, WireUnary
+from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.h2.grpc_app import GrpcApp, status_of_failure
-from serving.transports.h2.grpc_framing import Metadata, Pairs, RawHeaders, decompress, too_long
+from serving.transports.h2.grpc_framing import (
+    Metadata,
+    Pairs,
+    RawHeaders,
+    decompress,
+    too_long,
+    unknown_method,
+)
 from serving.transports.h2.grpc_web import GrpcWebApp, is_grpc_web, media_type_of
 from serving.transports.http.asgi import Event, Receive, Send
 
@@ -47,10 +54,10 @@ _HTTP_STATUS = {
 class ConnectApp:
     """An ASGI application for all requests that are not gRPC."""
 
-    def __init__(self, rpcs: Sequence[WireRpc], *, max_message_bytes: int) -> None:
+    def __init__(self, handlers: Sequence[Handler], *, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
-        self._grpc_web = GrpcWebApp(GrpcApp(rpcs, max_message_bytes=max_message_bytes))
-        self._unary = {rpc.method: rpc for rpc in rpcs if isinstance(rpc, WireUnary)}
+        self._grpc_web = GrpcWebApp(GrpcApp(handlers, max_message_bytes=max_message_bytes))
+        self._unary = {each.method: each for each in handlers if isinstance(each, UnaryHandler)}
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -64,24 +71,23 @@ class ConnectApp:
         elif media_type not in (_JSON, _PROTO):
             await _reply(send, 415, b"text/plain", _UNSUPPORTED % media_type)
         elif scope["path"] not in self._unary:
-            status = Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "there is no such unary method")
-            await _reply(send, 404, _JSON, _error(status, ""))
+            await _reply(send, 404, _JSON, _error(unknown_method(scope["path"]).status, ""))
         else:
             await self._connect(
                 self._unary[scope["path"]], headers, receive, send, is_json=media_type == _JSON
             )
 
     async def _connect(
-        self, rpc: WireUnary, headers: RawHeaders, receive: Receive, send: Send, *, is_json: bool
+        self, handler: UnaryHandler, headers: RawHeaders, receive: Receive, send: Send, *, is_json: bool
     ) -> None:
         call = Call(Metadata(headers))
         try:
             call.deadline_s = _deadline_s(headers)
             body = await self._body(headers, receive)
-            answer = await rpc.answer(_from_json(rpc.method, body) if is_json else body, call)
+            answer = await handler.answer(_from_json(handler.method, body) if is_json else body, call)
             if is_json:
-                answer = _to_json(rpc.method, answer)
-        except Exception as error:  # noqa: BLE001 - every end of a call is told to its client
+                answer = _to_json(handler.method, answer)
+        except Exception as error:  # noqa: BLE001 - the client gets a status, whatever happens
             status = status_of_failure(error)
             if status is not None:
                 text = _error(status, call.request_id)
@@ -108,7 +114,10 @@ def _deadline_s(headers: RawHeaders) -> float:
     if timeout is None:
         return math.inf
     if not timeout.isdigit() or len(timeout) > _MAX_TIMEOUT_DIGITS:
-        raise _invalid(f"invalid connect-timeout-ms {timeout.decode('ascii', 'replace')!r}")
+        raise _invalid(
+            f"invalid connect-timeout-ms {timeout.decode('ascii', 'replace')!r}: "
+            f"use 1 to {_MAX_TIMEOUT_DIGITS} digits"
+        )
     return time.monotonic() + int(timeout) / 1000
 
 
@@ -117,7 +126,9 @@ def _from_json(method: str, text: bytes) -> bytes:
     try:
         json_format.Parse(text, request)
     except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        raise _invalid(f"the request is no {request.DESCRIPTOR.full_name} in JSON: {error}") from error
+        raise _invalid(
+            f"cannot parse the request as {request.DESCRIPTOR.full_name} in JSON: {error}"
+        ) from error
     serialized: bytes = request.SerializeToString()
     return serialized
 
@@ -133,7 +144,7 @@ def _method(name: str) -> Any:  # noqa: ANN401 - a descriptor
 
 
 def _error(status: Status, request_id: str) -> bytes:
-    """Connect's error: its code in lower case, and google.rpc's details with their type."""
+    """An error in Connect's JSON: the code in lower case, and details by their type."""
     status = status.shortened()
     packed = status_pb2.Status.FromString(status.details(request_id)).details if request_id else ()
     details = [

@@ -1,6 +1,6 @@
-"""gRPC over HTTP/2, from bytes to bytes: frames, timeouts, metadata, compression, trailers. Does no I/O.
+"""gRPC over HTTP/2, from bytes to bytes: messages, timeouts, metadata, compression, trailers. Does no I/O.
 
-As gRPC's doc/PROTOCOL-HTTP2.md and doc/compression.md say it.
+As gRPC's doc/PROTOCOL-HTTP2.md and doc/compression.md specify it.
 """
 
 import binascii
@@ -11,20 +11,20 @@ import zlib
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
-from serving.rpc.middleware import REQUEST_ID_KEY, Failure
+from serving.rpc.handlers import REQUEST_ID_KEY, Failure
 from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY, Code, Status
 from serving.transports.http.byte_buffer import ByteBuffer
 
 CONTENT_TYPE = b"application/grpc"
-PREFIX = struct.Struct(">BI")  # one byte that says whether the message is compressed, and its length
+PREFIX = struct.Struct(">BI")  # 1 if the message is compressed, else 0; and its length
 
 _PLAIN, _COMPRESSED = 0, 1
 _WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _IDENTITY = b"identity"
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _MAX_TIMEOUT_DIGITS = 8
-# Everything printable but the per cent sign.
+# Every printable ASCII character except the percent sign.
 _UNQUOTED = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _NOT_METADATA = frozenset(
     {"te", "content-type", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "host"}
@@ -35,7 +35,7 @@ Pairs = list[tuple[bytes, bytes]]
 
 
 class Metadata(Mapping[str, str]):
-    """The text metadata of a call. A class because few keys are ever asked for: they are decoded then."""
+    """The text metadata of a call. Values are decoded when they are read: few of them are."""
 
     __slots__ = ("_headers",)
 
@@ -48,7 +48,7 @@ class Metadata(Mapping[str, str]):
         return self._headers[key.encode()].decode("utf-8", "replace")
 
     def get(self, key: str, default: str = "") -> str:  # type: ignore[override]  # text is all there is
-        """As of every mapping; spelled out because it is called for every call."""
+        """As in every mapping. Every call reads a key: without one, Mapping's own takes 0.5 us more."""
         value = self._headers.get(key.encode())
         return default if value is None or not _is_text_metadata(key) else value.decode("utf-8", "replace")
 
@@ -59,25 +59,25 @@ class Metadata(Mapping[str, str]):
         return sum(1 for _ in self)
 
 
-class Frames:
-    """Cuts a request's body into messages, however it is chunked. A class because it holds what is half."""
+class MessageReader:
+    """Cuts the body of a request into messages, wherever its chunks begin and end."""
 
     def __init__(self, encoding: bytes, max_message_bytes: int) -> None:
         self._encoding = encoding
         self._max_message_bytes = max_message_bytes
-        self._held = ByteBuffer()
+        self._buffer = ByteBuffer()
         self._wanted_bytes = PREFIX.size
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take a chunk; return the messages that it completes.
+        """Add a chunk; return the messages that it completes.
 
         Raises:
-            Failure: a message is too long, which is known before it is read, or is not framed as gRPC.
+            Failure: a message is too long, which is checked before it has come, or is not framed as gRPC.
         """
-        self._held.append(chunk)
-        if self._held.size < self._wanted_bytes:
+        self._buffer.append(chunk)
+        if self._buffer.size < self._wanted_bytes:
             return []
-        body, offset, messages = self._held.take(), 0, []
+        body, offset, messages = self._buffer.take(), 0, []
         while len(body) - offset >= PREFIX.size:
             flag, length = PREFIX.unpack_from(body, offset)
             self._check(flag, length)
@@ -87,20 +87,20 @@ class Frames:
             message = body[offset + PREFIX.size : end]
             messages.append(decompress(message, self._encoding, self._max_message_bytes) if flag else message)
             offset = end
-        self._hold(body[offset:])
+        self._keep(body[offset:])
         return messages
 
     def close(self) -> None:
-        """The body has ended.
+        """Check that the body may end here.
 
         Raises:
-            Failure: it ended inside a message.
+            Failure: it ends inside a message.
         """
-        if self._held.size:
-            raise malformed(f"the request ended inside a message, after {self._held.size} of its bytes")
+        if self._buffer.size:
+            raise malformed(f"the request ends inside a message, after {self._buffer.size} bytes of it")
 
-    def _hold(self, rest: bytes) -> None:
-        self._held.append(rest)
+    def _keep(self, rest: bytes) -> None:
+        self._buffer.append(rest)
         self._wanted_bytes = PREFIX.size
         if len(rest) >= PREFIX.size:
             self._wanted_bytes += PREFIX.unpack_from(rest)[1]
@@ -113,49 +113,47 @@ class Frames:
 
 
 def frame(message: bytes, *, compressed: bool = False) -> bytes:
-    """A message as it goes over the wire; with gzip where asked for."""
+    """A message with its prefix, compressed with gzip on request."""
     if compressed:
-        squeezed = gzip.compress(message, compresslevel=1, mtime=0)
-        return PREFIX.pack(_COMPRESSED, len(squeezed)) + squeezed
+        zipped = gzip.compress(message, compresslevel=1, mtime=0)
+        return PREFIX.pack(_COMPRESSED, len(zipped)) + zipped
     return PREFIX.pack(_PLAIN, len(message)) + message
 
 
 def decompress(message: bytes, encoding: bytes, max_message_bytes: int) -> bytes:
-    """Undo gzip or deflate, and stop where the result grows too long: a bomb costs no more than the limit."""
+    """Undo gzip or deflate. Stops at the limit: a decompression bomb costs no more memory than that."""
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
-        raise malformed("a message is compressed, and grpc-encoding names no compression")
+        raise malformed(
+            f"a message is compressed, but its encoding {_text(encoding)!r} is not: use gzip or deflate"
+        )
     stream = zlib.decompressobj(bits)
     try:
         plain = stream.decompress(message, max_message_bytes + 1)
     except zlib.error as error:
-        raise malformed(f"a message is no {encoding.decode()}") from error
+        raise malformed(f"cannot decompress a message as {encoding.decode()}") from error
     if len(plain) > max_message_bytes:
         raise too_long(f"more than {max_message_bytes} bytes when decompressed", max_message_bytes)
     if not stream.eof:
-        raise malformed(f"a message ends inside its {encoding.decode()} stream")
+        raise malformed(f"a message ends inside its {encoding.decode()} data")
     return plain
 
 
 def encoding_of(headers: RawHeaders) -> bytes:
-    """How the messages of a request are compressed.
+    """The compression of a request's messages.
 
     Raises:
-        Failure: UNIMPLEMENTED, in a way that is not known here.
+        Failure: UNIMPLEMENTED for an unknown one.
     """
     encoding = headers.get(b"grpc-encoding", _IDENTITY)
     if encoding != _IDENTITY and encoding not in _WINDOW_BITS:
-        text = encoding.decode("ascii", "replace")
-        raise Failure(
-            Status(
-                Code.UNIMPLEMENTED, "UNKNOWN_ENCODING", f"unknown grpc-encoding {text!r}: use gzip or deflate"
-            )
-        )
+        message = f"unknown grpc-encoding {_text(encoding)!r}: use gzip or deflate"
+        raise Failure(Status(Code.UNIMPLEMENTED, "UNKNOWN_ENCODING", message))
     return encoding
 
 
 def takes_gzip(headers: RawHeaders) -> bool:
-    """Whether to answer in gzip: the client does so itself, and takes it."""
+    """Answers may use gzip: the client sends it, and accepts it."""
     if headers.get(b"grpc-encoding") != b"gzip":
         return False
     return b"gzip" in headers.get(b"grpc-accept-encoding", b"").replace(b" ", b"").split(b",")
@@ -170,10 +168,10 @@ def is_grpc(content_type: bytes) -> bool:
 
 
 def open_call(headers: RawHeaders) -> Call:
-    """What the headers say of a call.
+    """A call's metadata and deadline.
 
     Raises:
-        Failure: its timeout is none, or is over.
+        Failure: the timeout is invalid.
     """
     call = Call(Metadata(headers))
     timeout = headers.get(b"grpc-timeout")
@@ -183,15 +181,21 @@ def open_call(headers: RawHeaders) -> Call:
 
 
 def parse_timeout_s(timeout: bytes) -> float:
-    """Seconds of a grpc-timeout, such as 100m. At most eight digits and a unit."""
+    """Seconds of a grpc-timeout such as 100m: at most eight digits and a unit.
+
+    Raises:
+        Failure: it is invalid.
+    """
     digits, unit_s = timeout[:-1], _UNITS_S.get(timeout[-1:])
     if unit_s is None or not digits.isdigit() or len(digits) > _MAX_TIMEOUT_DIGITS:
-        raise malformed(f"invalid grpc-timeout {timeout.decode('ascii', 'replace')!r}")
+        raise malformed(
+            f"invalid grpc-timeout {_text(timeout)!r}: use 1 to 8 digits and one of H, M, S, m, u, n"
+        )
     return int(digits) * unit_s
 
 
-def ending(status: Status, request_id: str) -> Pairs:
-    """The trailers of a call that failed."""
+def failure_trailers(status: Status, request_id: str) -> Pairs:
+    """The trailers of a failed call."""
     status = status.shortened()
     pairs = [
         (b"grpc-status", b"%d" % status.code),
@@ -205,7 +209,7 @@ def ending(status: Status, request_id: str) -> Pairs:
 
 
 def _quote(message: str) -> bytes:
-    """Percent-encoded; spaces only at its ends, where HTTP would take them off."""
+    """Percent-encode a message. Spaces are encoded at its ends alone, where HTTP would strip them."""
     quoted = quote(message, safe=_UNQUOTED)
     if quoted.startswith(" "):
         quoted = "%20" + quoted[1:]
@@ -214,18 +218,27 @@ def _quote(message: str) -> bytes:
     return quoted.encode()
 
 
+def _text(value: bytes) -> str:
+    return value.decode("ascii", "replace")
+
+
+def unknown_method(path: str) -> Failure:
+    """No handler has this path."""
+    return Failure(Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", f"unknown method {path!r}"))
+
+
 def malformed(message: str) -> Failure:
-    """What came is no gRPC."""
+    """The request does not follow gRPC's specification."""
     return Failure(Status(Code.INTERNAL, "MALFORMED", message))
 
 
 def too_long(length: str, max_message_bytes: int) -> Failure:
-    """A message is longer than the server takes."""
+    """A message is over the limit."""
     return Failure(
         Status(
             Code.RESOURCE_EXHAUSTED,
             "MESSAGE_TOO_LONG",
-            f"a message is {length}, limit is {max_message_bytes}",
+            f"a message has {length}, limit is {max_message_bytes} bytes",
         )
     )
 

@@ -1,6 +1,6 @@
-"""Serves wrapped RPCs over HTTP/2, and over HTTP/1.1 for the web. Knows no message and no domain.
+"""Serves RPCs over HTTP/2, and over HTTP/1.1 for the web: sockets, start and stop. Knows no message.
 
-Here are sockets, start and stop; http2/ has what happens to a connection, grpc_app.py what happens to a call.
+What happens to a connection is in ../http/, what happens to a call in grpc_app.py and connect_app.py.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from serving.rpc.middleware import WireRpc
-from serving.transports.connection_passing import Seat
+from serving.rpc.handlers import Handler
+from serving.transports.connection_passing import ConnectionReceiver
 from serving.transports.h2.connect_app import ConnectApp
 from serving.transports.h2.grpc_app import GrpcApp
 from serving.transports.http.busy_poll import BusyPoll
@@ -21,12 +21,12 @@ from serving.transports.http.protocol_detection import ProtocolDetector
 from serving.transports.ports import BACKLOG, listen
 from serving.transports.tls import TlsFiles
 
-# After the last call has ended new ones are refused as UNAVAILABLE for as long as clients need to hear it.
-_REFUSING_S = 0.2
-# For the last answers to be written; streams that are still open are cut after it.
+# After the last call new ones are rejected as UNAVAILABLE, for long enough that clients turn elsewhere.
+_REJECTING_S = 0.2
+# For the last answers to be written. Streams that are still open are cut afterwards.
 _CLOSING_S = 0.5
 
-_Peer = ProtocolDetector | Http2Connection | Http1Connection
+_Connection = ProtocolDetector | Http2Connection | Http1Connection
 
 
 class H2Server:
@@ -34,41 +34,41 @@ class H2Server:
 
     def __init__(
         self,
-        rpcs: Sequence[WireRpc],
+        handlers: Sequence[Handler],
         *,
         host: str,
         port: int,
         max_message_bytes: int,
         tls: TlsFiles | None = None,
-        seat: socket.socket | None = None,
+        worker_socket: socket.socket | None = None,
     ) -> None:
         """Store the options.
 
         Args:
-            rpcs: what it answers.
+            handlers: of all RPCs.
             host: to listen on.
             port: 0 takes a free one.
             max_message_bytes: of one request.
-            tls: without it calls are in the clear.
-            seat: where another process, which listens, deals connections to this one.
+            tls: without it calls are not encrypted.
+            worker_socket: receives connections from another process, which listens in place of this one.
         """
         self.host = host
         self.port = port
-        self._seat = seat
-        web = ConnectApp(rpcs, max_message_bytes=max_message_bytes)
-        self._app = GrpcApp(rpcs, max_message_bytes=max_message_bytes, other=web)
+        self._worker_socket = worker_socket
+        web = ConnectApp(handlers, max_message_bytes=max_message_bytes)
+        self._app = GrpcApp(handlers, max_message_bytes=max_message_bytes, other=web)
         self._tls = tls
-        self._listening: asyncio.Server | Seat | None = None
-        self._connections: set[_Peer] = set()
-        self._gone = asyncio.Event()  # one of them
+        self._listening: asyncio.Server | ConnectionReceiver | None = None
+        self._connections: set[_Connection] = set()
+        self._closed = asyncio.Event()  # one of them
         self._busy_poll: BusyPoll
 
     async def __aenter__(self) -> Self:
         self._busy_poll = BusyPoll()
         tls = None if self._tls is None else self._tls.context()
-        if self._seat is not None:
-            self._listening = Seat(
-                self._seat, self._detector, tls=tls, connections=lambda: len(self._connections)
+        if self._worker_socket is not None:
+            self._listening = ConnectionReceiver(
+                self._worker_socket, self._detector, tls=tls, connections=lambda: len(self._connections)
             )
             return self
         listener = listen(self.host, self.port)
@@ -79,23 +79,23 @@ class H2Server:
         return self
 
     def _detector(self) -> ProtocolDetector:
-        return ProtocolDetector(self._begin_http2, self._begin_http1, self._connections.add, self._end)
+        return ProtocolDetector(self._http2, self._http1, self._connections.add, self._on_closed)
 
-    def _begin_http2(self) -> asyncio.Protocol:
-        return self._keep(Http2Connection(self._app, self._end, self._busy_poll))
+    def _http2(self) -> asyncio.Protocol:
+        return self._add(Http2Connection(self._app, self._on_closed, self._busy_poll))
 
-    def _begin_http1(self) -> asyncio.Protocol:
-        return self._keep(Http1Connection(self._app, self._end))
+    def _http1(self) -> asyncio.Protocol:
+        return self._add(Http1Connection(self._app, self._on_closed))
 
-    def _keep(self, connection: _Peer) -> _Peer:
+    def _add(self, connection: _Connection) -> _Connection:
         self._connections.add(connection)
         return connection
 
-    def _end(self, connection: _Peer) -> None:
+    def _on_closed(self, connection: _Connection) -> None:
         self._connections.discard(connection)
-        self._gone.set()
-        if isinstance(self._listening, Seat):
-            self._listening.tell()
+        self._closed.set()
+        if isinstance(self._listening, ConnectionReceiver):
+            self._listening.report()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -103,16 +103,16 @@ class H2Server:
         await self._close()
 
     async def stop(self, *, until: Callable[[], Awaitable[None]], timeout_s: float) -> None:
-        """End running calls gracefully, at most for timeout_s seconds, then say goodbye and close.
+        """Let running calls end, for at most timeout_s seconds, then close all connections.
 
         Args:
-            until: refuses new calls, and returns when nothing runs that must be waited for.
-            timeout_s: after which everything is cut.
+            until: rejects new calls, and returns when the running ones have ended.
+            timeout_s: after this everything is cut.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await until()
-                await asyncio.sleep(_REFUSING_S)
+                await asyncio.sleep(_REJECTING_S)
         await self._close()
 
     async def _close(self) -> None:
@@ -120,14 +120,14 @@ class H2Server:
             return
         self._listening.close()
         self._listening = None
-        for end in ("close_when_idle", "close", "abort"):  # each more urgent than the one before
+        for close in ("close_when_idle", "close", "abort"):  # each more urgent than the one before
             for connection in tuple(self._connections):
-                getattr(connection, end)()
-            await self._all_gone(_CLOSING_S)
+                getattr(connection, close)()
+            await self._wait_closed(_CLOSING_S)
 
-    async def _all_gone(self, timeout_s: float) -> None:
+    async def _wait_closed(self, timeout_s: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._connections:
-                    self._gone.clear()
-                    await self._gone.wait()
+                    self._closed.clear()
+                    await self._closed.wait()

@@ -7,7 +7,7 @@ from functools import partial
 
 import uvloop
 
-from serving.rpc.middleware import WireUnary
+from serving.rpc.handlers import UnaryHandler
 from serving.rpc.routes import Call
 from serving.transports.grpc_aio.server import GrpcServer
 from serving.transports.h2.server import H2Server
@@ -47,7 +47,7 @@ async def _serve(kind: str) -> None:
         await _serve_bare()
         return
     transport = H2Server if kind == "h2" else GrpcServer
-    rows = [WireUnary(METHOD, _echo)]
+    rows = [UnaryHandler(METHOD, _echo)]
     async with transport(rows, host="127.0.0.1", port=0, max_message_bytes=_MAX_MESSAGE_BYTES) as server:
         print(server.port, flush=True)
         await asyncio.Event().wait()

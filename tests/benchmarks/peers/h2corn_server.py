@@ -52,7 +52,7 @@ async def main(repository: Path) -> None:
     async with run_server(settings) as server:
         await server.models.scanned()
         table = build_table(server.classifier, server.models, server.metrics)
-        rpcs = [server.around.wrap(rpc) for rpc in table]
+        rpcs = [server.middleware.wrap(rpc) for rpc in table]
         app = in_three_events(GrpcApp(rpcs, max_message_bytes=settings.max_message_bytes))
         h2corn = H2corn(
             app, Config(bind=("127.0.0.1:0",), grpc=True, runtime_threads=1, lifespan="off", access_log=False)

@@ -17,7 +17,7 @@ from serving.client.client import AsyncClient, CallFailed, Client, ImageFailure,
 from serving.errors import InvalidPixels, InvalidRequest, UndecodableImage
 from serving.metrics.recorder import Metrics
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.middleware import Around
+from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Unary
 from serving.transports.h2.server import H2Server
 
@@ -450,7 +450,7 @@ async def test_a_server_that_starts_late_is_waited_for() -> None:
             reserved.close()
             row = Unary(CLASSIFY, pb.ClassifyRequest, _always_red)
             async with H2Server(
-                [Around(Metrics()).wrap(row)], host="127.0.0.1", port=port, max_message_bytes=2**20
+                [Middleware(Metrics()).wrap(row)], host="127.0.0.1", port=port, max_message_bytes=2**20
             ):
                 assert (await call).top.label == "red"
 

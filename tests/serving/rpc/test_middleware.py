@@ -17,7 +17,8 @@ from serving.errors import Overloaded
 from serving.metrics.recorder import Metrics
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.middleware import Around, Failure, WireUnary
+from serving.rpc.handlers import Failure, UnaryHandler
+from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Stream, Unary
 from serving.rpc.status import Code
 from serving.rpc.tokens import Tokens
@@ -62,16 +63,18 @@ async def test_a_row_may_parse_by_itself_and_answer_in_bytes() -> None:
     async def answer(request: list[str], _call: Call) -> bytes:
         return repr(request).encode()
 
-    row = Around(Metrics()).wrap(Unary(METHOD, StringValue, answer, parse=parse))
+    row = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, answer, parse=parse))
 
     assert await row.answer(StringValue(value="a").SerializeToString(), Call({})) == b"['a']"
-    with pytest.raises(Failure, match=r"the request is no google\.protobuf\.StringValue: 1 bytes"):
+    with pytest.raises(
+        Failure, match=r"cannot parse the request \(1 bytes\) as google\.protobuf\.StringValue"
+    ):
         await row.answer(b"\xff", Call({}))
 
 
 async def test_a_given_request_id_is_kept_and_a_missing_one_is_made() -> None:
     """The function sees the id that its caller gave; else it sees 16 hex digits, new for every call."""
-    echo = Around(Metrics()).wrap(Unary(METHOD, StringValue, _echo))
+    echo = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo))
 
     given_one = await echo.answer(b"", Call({"x-request-id": "order-7"}))
     made = [await echo.answer(b"", Call({})) for _ in range(2)]
@@ -87,7 +90,7 @@ async def test_a_request_id_that_could_forge_a_log_line_is_replaced(given_id: st
     """Only short plain ids are taken over."""
     call = Call({"x-request-id": given_id})
 
-    await Around(Metrics()).wrap(Unary(METHOD, StringValue, _echo)).answer(b"", call)
+    await Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo)).answer(b"", call)
 
     assert re.fullmatch("[0-9a-f]{16}", call.request_id)
 
@@ -121,7 +124,7 @@ async def test_the_request_id_goes_back_over_the_channel(
 async def test_calls_are_counted_by_method_and_code() -> None:
     """Every call ends in one counter and one histogram, whatever its end."""
     metrics = Metrics()
-    around = Around(metrics)
+    middleware = Middleware(metrics)
 
     async def answer(request: StringValue, _call: Call) -> StringValue:
         if request.value == "full":
@@ -130,7 +133,7 @@ async def test_calls_are_counted_by_method_and_code() -> None:
             raise KeyError("bug")
         return request
 
-    row = around.wrap(Unary(METHOD, StringValue, answer))
+    row = middleware.wrap(Unary(METHOD, StringValue, answer))
     for value in ("", "", "full", "bug"):
         message = StringValue(value=value).SerializeToString()
         if value:
@@ -175,18 +178,18 @@ async def test_a_cancelled_call_is_counted_as_cancelled(
 
 async def test_idle_waits_for_running_calls() -> None:
     """idle() returns at once where nothing runs, and else when the last call has ended."""
-    around = Around(Metrics())
+    middleware = Middleware(Metrics())
     may_end = asyncio.Event()
 
     async def slow(request: StringValue, _call: Call) -> StringValue:
         await may_end.wait()
         return request
 
-    row = around.wrap(Unary(METHOD, StringValue, slow))
-    await around.idle()
+    row = middleware.wrap(Unary(METHOD, StringValue, slow))
+    await middleware.idle()
     calls = [asyncio.create_task(row.answer(b"", Call({}))) for _ in range(2)]
     await asyncio.sleep(0)  # both begin
-    idle = asyncio.create_task(around.idle())
+    idle = asyncio.create_task(middleware.idle())
     await asyncio.sleep(0)
     assert not idle.done()
     may_end.set()
@@ -196,11 +199,11 @@ async def test_idle_waits_for_running_calls() -> None:
 
 async def test_while_draining_new_calls_are_refused_and_probes_answered() -> None:
     """drain() turns new calls and streams away as UNAVAILABLE; rows open to probes go on."""
-    around = Around(Metrics())
-    call = around.wrap(Unary(METHOD, StringValue, _echo))
-    stream = around.wrap(Stream(METHOD, StringValue, _echo_each))
-    probe = around.wrap(Unary(METHOD, StringValue, _echo, is_open=True))
-    await around.drain()
+    middleware = Middleware(Metrics())
+    call = middleware.wrap(Unary(METHOD, StringValue, _echo))
+    stream = middleware.wrap(Stream(METHOD, StringValue, _echo_each))
+    probe = middleware.wrap(Unary(METHOD, StringValue, _echo, is_probe=True))
+    await middleware.drain()
 
     with pytest.raises(Failure) as refused:
         await call.answer(b"", Call({}))
@@ -221,8 +224,8 @@ async def test_a_call_that_is_refused_by_its_beginning_is_named_and_counted_like
 
     metrics = Metrics()
     tokens = Tokens({"secret": ["*"]})
-    row = Around(metrics, tokens).wrap(Unary(METHOD, StringValue, _echo, admit=full))
-    assert isinstance(row, WireUnary)
+    row = Middleware(metrics, tokens).wrap(Unary(METHOD, StringValue, _echo, admit=full))
+    assert isinstance(row, UnaryHandler)
     codes = []
     for metadata in ({}, {"authorization": "Bearer secret"}):
         call = Call(metadata)
@@ -246,7 +249,7 @@ async def test_a_deadline_ends_the_work() -> None:
             ended.append(True)
         raise AssertionError
 
-    row = Around(Metrics()).wrap(Unary(METHOD, StringValue, never))
+    row = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, never))
     with pytest.raises(Failure) as caught:
         await row.answer(b"", Call({}, deadline_s=time.monotonic() + 0.01))
 
@@ -258,7 +261,7 @@ async def test_a_deadline_ends_the_work() -> None:
 async def test_an_error_in_a_stream_ends_it_with_its_status() -> None:
     """Answers before the error are given; the error becomes the stream's status and is counted."""
     metrics = Metrics()
-    row = Around(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
+    row = Middleware(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
     answers = row.answer(_messages("a", "full", "b"), Call({"x-request-id": "i"}))
 
     (first,) = await anext(answers)
@@ -273,7 +276,7 @@ async def test_an_error_in_a_stream_ends_it_with_its_status() -> None:
 async def test_a_stream_that_its_client_leaves_is_counted_as_cancelled() -> None:
     """Closing a stream early is no error."""
     metrics = Metrics()
-    row = Around(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
+    row = Middleware(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
     answers = row.answer(_messages("a", "b"), Call({}))
     await anext(answers)
 
@@ -288,8 +291,8 @@ async def wired(publish: Callable[..., object], serve: Callable[..., Any]) -> As
     publish()
     async with serve() as server:
         table = build_table(server.classifier, server.models, server.metrics, model_control=True)
-        rows = map(server.around.wrap, table)
-        yield {row.method[1:]: row.answer for row in rows if isinstance(row, WireUnary)}
+        rows = map(server.middleware.wrap, table)
+        yield {row.method[1:]: row.answer for row in rows if isinstance(row, UnaryHandler)}
 
 
 # Strings and bytes of several fields, right and wrong: more often nearly a message than pure noise is.
@@ -321,7 +324,7 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(
         refusal = await connect(server.grpc.port).refusal(CLASSIFY, b"\xff\xff\xff")
 
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
-    assert refusal.message == "the request is no lenserve.v1.ClassifyRequest: 3 bytes"
+    assert refusal.message == "cannot parse the request (3 bytes) as lenserve.v1.ClassifyRequest"
 
 
 def test_a_call_has_no_deadline_unless_it_is_given_one() -> None:

@@ -8,7 +8,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from serving.errors import Overloaded
 from serving.metrics.recorder import Metrics
-from serving.rpc.middleware import Around, Failure, WireRpc
+from serving.rpc.handlers import Failure, Handler
+from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Pipeline
 from serving.rpc.status import Code, Status
 from serving.rpc.tokens import Tokens
@@ -42,7 +43,7 @@ def _refuse(request: StringValue, status: Status) -> StringValue:
 PIPELINE = Pipeline(METHOD, StringValue, _unless_full, _refuse, model_field="value")
 
 
-async def _values(row: WireRpc, messages: AsyncIterator[bytes], call: Call) -> list[str]:
+async def _values(row: Handler, messages: AsyncIterator[bytes], call: Call) -> list[str]:
     groups = row.answer(messages, call)
     return [StringValue.FromString(answer).value async for group in groups for answer in group]
 
@@ -57,7 +58,7 @@ async def test_a_message_that_fails_is_answered_and_the_stream_goes_on() -> None
         yield b"\xff\xff"
         yield StringValue(value="b").SerializeToString()
 
-    answers = await _values(Around(metrics).wrap(PIPELINE), messages(), Call({"x-request-id": "i"}))
+    answers = await _values(Middleware(metrics).wrap(PIPELINE), messages(), Call({"x-request-id": "i"}))
 
     assert answers == ["a i", "'full' RESOURCE_EXHAUSTED", "'bug' INTERNAL", "'' INVALID_ARGUMENT", "b i"]
     counts = {
@@ -73,7 +74,7 @@ async def test_a_message_that_fails_is_answered_and_the_stream_goes_on() -> None
 
 async def test_a_token_is_checked_for_the_stream_and_for_the_model_of_every_message() -> None:
     """A stream without a token ends at once; a message about another model is refused by itself."""
-    row = Around(Metrics(), Tokens({"secret": ["digits"]})).wrap(PIPELINE)
+    row = Middleware(Metrics(), Tokens({"secret": ["digits"]})).wrap(PIPELINE)
     call = Call({"authorization": "Bearer secret", "x-request-id": "i"})
 
     with pytest.raises(Failure) as stranger:
@@ -86,7 +87,7 @@ async def test_a_token_is_checked_for_the_stream_and_for_the_model_of_every_mess
 
 async def test_a_drain_waits_for_messages_and_refuses_those_that_come_later() -> None:
     """What is in flight is answered; an open stream is told that the server stops, message by message."""
-    around = Around(Metrics())
+    middleware = Middleware(Metrics())
     sending: asyncio.Queue[bytes] = asyncio.Queue()
     may_end = asyncio.Event()
     begun = asyncio.Event()
@@ -100,12 +101,12 @@ async def test_a_drain_waits_for_messages_and_refuses_those_that_come_later() ->
         while True:
             yield await sending.get()
 
-    row = around.wrap(Pipeline(METHOD, StringValue, slow, _refuse, model_field="value"))
+    row = middleware.wrap(Pipeline(METHOD, StringValue, slow, _refuse, model_field="value"))
     answers = row.answer(messages(), Call({"x-request-id": "i"}))
     sending.put_nowait(StringValue(value="a").SerializeToString())
     first = asyncio.create_task(anext(answers))
     await begun.wait()
-    drained = asyncio.create_task(around.drain())
+    drained = asyncio.create_task(middleware.drain())
     await asyncio.sleep(0)
     assert not drained.done()
     may_end.set()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import DeadlineExceeded
-from serving.rpc.ordered_stream import pipelined
+from serving.rpc.ordered_stream import answer_in_order
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _pipelined(*arguments: Any, **options: Any) -> AsyncGenerator[int, None]:
     """The answers one by one."""
 
     async def each() -> AsyncGenerator[int, None]:
-        async with aclosing(pipelined(*arguments, **options)) as groups:
+        async with aclosing(answer_in_order(*arguments, **options)) as groups:
             async for group in groups:
                 assert group
                 for answer in group:
@@ -216,7 +216,7 @@ async def test_answers_that_are_ready_together_come_together() -> None:
             await may_end.wait()
         return place
 
-    groups = pipelined(_numbers(5), answer, max_in_flight=4)
+    groups = answer_in_order(_numbers(5), answer, max_in_flight=4)
     first = asyncio.create_task(anext(groups))
     await _turns(10)
     may_end.set()

@@ -49,7 +49,7 @@ async def test_rows_name_the_model_that_tokens_are_for(
         if "SharedMemory" in rpc.method:  # where `name` is that of a region
             continue
         fields = set(rpc.request.DESCRIPTOR.fields_by_name) & {"model", "model_name", "name"}
-        if isinstance(rpc, Pipeline) or (isinstance(rpc, Unary) and not rpc.is_open):
+        if isinstance(rpc, Pipeline) or (isinstance(rpc, Unary) and not rpc.is_probe):
             assert {rpc.model_field} - {""} == fields, rpc.method
 
 

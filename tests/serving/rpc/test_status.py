@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from serving import errors
 from serving.metrics.recorder import Metrics
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.middleware import Around
+from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Unary
 from serving.rpc.status import Code, Status, code_of, status_of
 from serving.rpc.tokens import Tokens
@@ -176,7 +176,7 @@ async def test_new_calls_while_draining_are_unavailable(
         server.engine.close()
         running = stub.start(CLASSIFY, _request())
         await asyncio.to_thread(server.engine.entered.wait, 10)
-        stopping = asyncio.create_task(server.grpc.stop(until=server.around.drain, timeout_s=20))
+        stopping = asyncio.create_task(server.grpc.stop(until=server.middleware.drain, timeout_s=20))
         await asyncio.sleep(0)  # let it begin
         refusal = await stub.refusal(CLASSIFY, _request())
         health = await stub.call("grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest())
@@ -261,15 +261,25 @@ async def test_the_server_names_the_passed_deadline(
 @pytest.mark.parametrize(
     ("authorization", "model", "code", "message"),
     [
-        (None, "colours", "UNAUTHENTICATED", "this server wants the metadata `authorization: Bearer TOKEN`"),
+        (
+            None,
+            "colours",
+            "UNAUTHENTICATED",
+            "the bearer token is missing: send the metadata `authorization: Bearer TOKEN`",
+        ),
         (
             "Basic abc",
             "colours",
             "UNAUTHENTICATED",
-            "this server wants the metadata `authorization: Bearer TOKEN`",
+            "the bearer token is missing: send the metadata `authorization: Bearer TOKEN`",
         ),
-        ("Bearer wrong", "colours", "UNAUTHENTICATED", "the token is not known"),
-        ("Bearer for-shapes", "colours", "PERMISSION_DENIED", "the token is not for model 'colours'"),
+        ("Bearer wrong", "colours", "UNAUTHENTICATED", "the bearer token is unknown"),
+        (
+            "Bearer for-shapes",
+            "colours",
+            "PERMISSION_DENIED",
+            "the bearer token does not allow model 'colours'",
+        ),
     ],
 )
 async def test_without_the_right_token_nothing_is_answered(
@@ -300,9 +310,9 @@ async def test_an_unforeseen_failure_stays_in_the_log(
         raise ZeroDivisionError(SECRET)
 
     row = Unary("/inference.GRPCInferenceService/ServerLive", empty_pb2.Empty, fail)
-    around = Around(Metrics())
+    middleware = Middleware(Metrics())
     async with AsyncExitStack() as stack:
-        server = H2Server([around.wrap(row)], host="127.0.0.1", port=0, max_message_bytes=2**20)
+        server = H2Server([middleware.wrap(row)], host="127.0.0.1", port=0, max_message_bytes=2**20)
         await stack.enter_async_context(server)
         with caplog.at_level(logging.ERROR):
             refusal = await connect(server.port).refusal(

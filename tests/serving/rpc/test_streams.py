@@ -100,7 +100,7 @@ async def test_a_request_that_fails_does_not_end_the_stream(stub: Any) -> None:
     errors = [answer.error for answer in answers if answer.HasField("error")]
     assert [error.code for error in errors] == [5, 3, 3, 3]
     assert errors[0].message == "there is no model 'shapes'; known models: colours"
-    assert errors[3].message == "the request is no lenserve.v1.ClassifyRequest: 3 bytes"
+    assert errors[3].message == "cannot parse the request (3 bytes) as lenserve.v1.ClassifyRequest"
 
 
 async def test_tritons_stream_answers_and_refuses_in_order(stub: Any) -> None:
@@ -113,7 +113,7 @@ async def test_tritons_stream_answers_and_refuses_in_order(stub: Any) -> None:
         ("a", ""),
         ("b", "there is no model 'shapes'; known models: colours"),
         ("c", ""),
-        ("", "the request is no inference.ModelInferRequest: 1 bytes"),
+        ("", "cannot parse the request (1 bytes) as inference.ModelInferRequest"),
     ]
     assert [len(each.infer_response.outputs) for each in answers] == [1, 0, 1, 0]
     assert answers[0].infer_response.parameters["triton_final_response"].bool_param
@@ -215,7 +215,7 @@ async def test_a_stop_answers_what_is_in_flight(
         for n in range(3):
             await call.write(_classify("red", id_=str(n)))
         await _until(lambda: server.classifier.admission.pending == 3)
-        stopped = asyncio.create_task(server.grpc.stop(until=server.around.drain, timeout_s=10))
+        stopped = asyncio.create_task(server.grpc.stop(until=server.middleware.drain, timeout_s=10))
         await asyncio.sleep(0)
         server.engine.gate.set()
         answers = [await call.read() for _ in range(3)]

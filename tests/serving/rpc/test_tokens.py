@@ -42,7 +42,7 @@ def test_a_missing_or_wrong_token_is_unauthenticated(authorization: str) -> None
 @pytest.mark.parametrize("token", ["colours-only", "nothing"])
 def test_a_token_for_other_models_is_denied_by_name(token: str) -> None:
     """The model is named, the token is not repeated."""
-    with pytest.raises(PermissionDenied, match=r"^the token is not for model 'shapes'$"):
+    with pytest.raises(PermissionDenied, match=r"^the bearer token does not allow model 'shapes'$"):
         TOKENS.check(f"Bearer {token}", "shapes")
 
 
@@ -61,11 +61,11 @@ def test_a_token_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"tokens = 3", "expected .tokens. with lists of model names"),
-        (b"[tokens]\nabc = 'colours'", "expected .tokens. with lists of model names"),
-        (b"[tokens]\n[others]\n", "expected .tokens. with lists of model names"),
-        (b"[tokens", "is not TOML"),
-        (b"\xff\xfe", "is not TOML"),
+        (b"tokens = 3", "has the wrong form: use .tokens."),
+        (b"[tokens]\nabc = 'colours'", "has the wrong form: use .tokens."),
+        (b"[tokens]\n[others]\n", "has the wrong form: use .tokens."),
+        (b"[tokens", "is not valid TOML"),
+        (b"\xff\xfe", "is not valid TOML"),
     ],
 )
 def test_a_wrong_token_file_is_a_usage_error(tmp_path: Path, text: bytes, message: str) -> None:
@@ -118,4 +118,7 @@ async def test_probes_are_open_and_all_else_is_not(
     assert (live.live, ready.ready, health.status) == (True, True, health_pb2.HealthCheckResponse.SERVING)
     assert closed == ["UNAUTHENTICATED"] * 6
     assert named.ready
-    assert (foreign.code, foreign.message) == ("PERMISSION_DENIED", "the token is not for model 'shapes'")
+    assert (foreign.code, foreign.message) == (
+        "PERMISSION_DENIED",
+        "the bearer token does not allow model 'shapes'",
+    )

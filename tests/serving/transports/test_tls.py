@@ -32,7 +32,7 @@ def test_a_file_that_is_not_there_is_named(certificates: Path, missing: str) -> 
 
 def test_a_key_of_another_certificate_is_refused(certificates: Path) -> None:
     """Both are named, for either can be the wrong one."""
-    with pytest.raises(UsageError, match=re.escape("client.key are no certificate with its key")):
+    with pytest.raises(UsageError, match=re.escape("client.key are not a certificate and its key")):
         TlsFiles(certificates / "server.pem", certificates / "client.key").check()
 
 

@@ -1,4 +1,4 @@
-"""Both transports, one table of test methods wrapped by the real `Around`, and clients for them."""
+"""Both transports, one table of test methods wrapped by the real `Middleware`, and clients for them."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from google.protobuf.wrappers_pb2 import BytesValue, Int64Value, StringValue
 
 from serving import errors
 from serving.metrics.recorder import Metrics
-from serving.rpc.middleware import Around
+from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Rpc, Stream, Unary
 from serving.transports.grpc_aio.server import GrpcServer
 from serving.transports.h2.server import H2Server
@@ -175,7 +175,7 @@ class Served:
     """A running server and what it serves."""
 
     server: H2Server | GrpcServer
-    around: Around
+    middleware: Middleware
     metrics: Metrics
     echo: Echo
 
@@ -210,14 +210,14 @@ def serve(transport: str) -> Serve:
         *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: TlsFiles | None = None
     ) -> AsyncIterator[Served]:
         metrics, echo = Metrics(), Echo()
-        around = Around(metrics)
-        rows = [around.wrap(row) for row in echo.rows()]
+        middleware = Middleware(metrics)
+        rows = [middleware.wrap(row) for row in echo.rows()]
         limit = max_message_bytes
         async with SERVERS[transport](
             rows, host="127.0.0.1", port=0, max_message_bytes=limit, tls=tls
         ) as server:
             try:
-                yield Served(server, around, metrics, echo)
+                yield Served(server, middleware, metrics, echo)
             finally:
                 echo.may_end.set()
 

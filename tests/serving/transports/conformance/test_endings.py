@@ -24,7 +24,7 @@ async def test_the_server_keeps_the_deadline_itself(served: Any, raw: Any, metho
     async with raw(served.server.port) as connection:
         reply = await connection.call(method, _frame(b""), ("grpc-timeout", told))
     assert reply.code == "DEADLINE_EXCEEDED"
-    await asyncio.wait_for(served.around.idle(), 10)
+    await asyncio.wait_for(served.middleware.idle(), 10)
 
 
 async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Any, raw: Any) -> None:
@@ -46,7 +46,7 @@ async def test_a_client_that_vanishes_cancels_what_it_began(served: Any, raw: An
         await asyncio.wait_for(served.echo.begun.acquire(), 10)
         connection.drop()
         await asyncio.wait_for(served.echo.cancelled.acquire(), 10)
-    await asyncio.wait_for(served.around.idle(), 10)
+    await asyncio.wait_for(served.middleware.idle(), 10)
 
 
 async def test_a_client_that_vanishes_in_the_middle_of_a_message_is_no_call(
@@ -89,7 +89,7 @@ async def test_a_client_that_resets_its_calls(served: Any, raw: Any) -> None:
         assert connection.goodbyes == []
         assert (await connection.call("Say", _frame(b""))).code == "OK"
         assert (await other.call("Say", _frame(b""))).code == "OK"
-    await asyncio.wait_for(served.around.idle(), 10)
+    await asyncio.wait_for(served.middleware.idle(), 10)
 
 
 async def test_a_stream_that_is_refused_at_once_is_told_why(methods: Any, failure_of: Any) -> None:
@@ -138,7 +138,7 @@ class TestStop:
             await connection.send(stream, _frame(b""), end=True)
             for _ in range(9):
                 await asyncio.wait_for(served.echo.begun.acquire(), 10)
-            stopping = asyncio.create_task(served.server.stop(until=served.around.drain, timeout_s=20))
+            stopping = asyncio.create_task(served.server.stop(until=served.middleware.drain, timeout_s=20))
             await asyncio.sleep(0)
             assert not stopping.done()
             served.echo.may_end.set()
@@ -185,7 +185,7 @@ class TestStop:
             for _ in range(80):
                 await asyncio.wait_for(answered.acquire(), 20)
             assert leaving.echo.calls["say"]
-            await leaving.server.stop(until=leaving.around.drain, timeout_s=20)
+            await leaving.server.stop(until=leaving.middleware.drain, timeout_s=20)
             for _ in range(80):
                 await asyncio.wait_for(answered.acquire(), 20)
             is_over = True
@@ -196,11 +196,11 @@ class TestStop:
         call = methods.unary("Wait")(BytesValue())
         await asyncio.wait_for(served.echo.begun.acquire(), 10)
         started_s = time.monotonic()
-        await served.server.stop(until=served.around.drain, timeout_s=0.1)
+        await served.server.stop(until=served.middleware.drain, timeout_s=0.1)
         assert (await failure_of(call)).code().name == "UNAVAILABLE"
         assert time.monotonic() - started_s < 5
         await asyncio.wait_for(served.echo.cancelled.acquire(), 10)
-        await asyncio.wait_for(served.around.idle(), 10)
+        await asyncio.wait_for(served.middleware.idle(), 10)
 
     async def test_open_streams_are_cut_when_the_calls_are_done(self, served: Any, methods: Any) -> None:
         """A stream that its client keeps open does not use up the whole time of a stop."""
@@ -208,13 +208,13 @@ class TestStop:
         await call.write(BytesValue(value=b"1"))
         assert (await call.read()).value == b"1"
         started_s = time.monotonic()
-        await served.server.stop(until=served.around.drain, timeout_s=60)
+        await served.server.stop(until=served.middleware.drain, timeout_s=60)
         assert time.monotonic() - started_s < 10
         assert (await call.code()).name == "UNAVAILABLE"
 
     async def test_a_stopped_server_accepts_no_connection(self, served: Any, raw: Any) -> None:
         """Its port is free again."""
-        await served.server.stop(until=served.around.drain, timeout_s=20)
+        await served.server.stop(until=served.middleware.drain, timeout_s=20)
         with pytest.raises(ConnectionRefusedError):
             async with raw(served.server.port):
                 pass
@@ -230,7 +230,7 @@ class TestStop:
                 await asyncio.wait_for(served.echo.begun.acquire(), 10)
                 running.cancel()
                 if is_stopped:
-                    await served.server.stop(until=served.around.drain, timeout_s=5)
+                    await served.server.stop(until=served.middleware.drain, timeout_s=5)
             await methods.channel.close()
         left = asyncio.all_tasks() - before
         if left:

@@ -91,7 +91,7 @@ async def test_cancelled_unary(served: Any, methods: Any) -> None:
     await asyncio.wait_for(served.echo.begun.acquire(), 10)
     call.cancel()
     await asyncio.wait_for(served.echo.cancelled.acquire(), 10)
-    await asyncio.wait_for(served.around.idle(), 10)
+    await asyncio.wait_for(served.middleware.idle(), 10)
     labels = {"method": "/tests.Echo/Wait", "code": "CANCELLED"}
     assert served.metrics.registry.get_sample_value("lenserve_requests_total", labels) == 1
 

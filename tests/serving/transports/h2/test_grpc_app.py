@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.rpc.middleware import Failure, WireUnary
+from serving.rpc.handlers import Failure, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.h2.grpc_app import GrpcApp
@@ -49,7 +49,7 @@ async def _echo(message: bytes, call: Call) -> bytes:
 async def _call(server: FakeServer, app: GrpcApp | None = None, **scope: Any) -> None:
     headers = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
     usual = {"type": "http", "path": METHOD, "headers": headers, "extensions": EXTENSIONS}
-    app = app or GrpcApp([WireUnary(METHOD, _echo)], max_message_bytes=100)
+    app = app or GrpcApp([UnaryHandler(METHOD, _echo)], max_message_bytes=100)
     await app(usual | scope, server.receive, server.send)
 
 
@@ -78,7 +78,7 @@ async def test_the_rest_of_a_message_is_not_received_where_there_is_no_place_for
         raise Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "full"))
 
     server = FakeServer(_request(first, more=True))
-    await _call(server, GrpcApp([WireUnary(METHOD, _echo, admit)], max_message_bytes=100))
+    await _call(server, GrpcApp([UnaryHandler(METHOD, _echo, admit)], max_message_bytes=100))
     assert len(refused) == received
     ending = dict(server.sent[0]["headers" if received else "trailers"])
     assert ending[b"grpc-status"] == (b"8" if received else b"0")
@@ -125,7 +125,7 @@ async def test_a_bug_of_the_transport_is_internal_and_its_traceback_is_in_the_lo
 
     server = FakeServer(_request(frame(b"hello")))
     with caplog.at_level(logging.ERROR):
-        await _call(server, GrpcApp([WireUnary(METHOD, answer)], max_message_bytes=100))
+        await _call(server, GrpcApp([UnaryHandler(METHOD, answer)], max_message_bytes=100))
     assert dict(server.sent[0]["headers"])[b"grpc-status"] == b"13"
     assert "secret" not in str(server.sent)
     (record,) = caplog.records

@@ -12,14 +12,14 @@ from google.rpc import status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.rpc.middleware import Failure
+from serving.rpc.handlers import Failure
 from serving.rpc.status import Code, Status
 from serving.transports.h2.grpc_framing import (
     PREFIX,
-    Frames,
+    MessageReader,
     Metadata,
     decompress,
-    ending,
+    failure_trailers,
     frame,
     is_grpc,
     open_call,
@@ -44,7 +44,7 @@ def test_messages_come_back_however_a_body_is_cut(data: st.DataObject) -> None:
     """Plain and compressed, in order, each as soon as its last byte is there."""
     sent = data.draw(messages)
     body = b"".join(frame(message, compressed=compressed) for message, compressed in sent)
-    frames = Frames(b"gzip", LIMIT)
+    frames = MessageReader(b"gzip", LIMIT)
     received = [message for chunk in data.draw(cut(body)) for message in frames.feed(chunk)]
     frames.close()
     assert received == [message for message, _ in sent]
@@ -56,7 +56,7 @@ def test_a_body_that_ends_inside_a_message_is_told(data: st.DataObject) -> None:
     sent = data.draw(messages.filter(bool))
     bodies = [frame(message, compressed=compressed) for message, compressed in sent]
     missing = data.draw(st.integers(1, len(bodies[-1]) - 1))
-    frames = Frames(b"gzip", LIMIT)
+    frames = MessageReader(b"gzip", LIMIT)
     assert frames.feed(b"".join(bodies)[:-missing]) == [message for message, _ in sent[:-1]]
     with pytest.raises(Failure) as caught:
         frames.close()
@@ -66,7 +66,7 @@ def test_a_body_that_ends_inside_a_message_is_told(data: st.DataObject) -> None:
 @given(st.lists(st.binary(max_size=40), max_size=8), st.sampled_from([b"identity", b"gzip", b"deflate"]))
 def test_no_bytes_whatever_raise_anything_but_a_failure(chunks: list[bytes], encoding: bytes) -> None:
     """And what is given out never grows beyond the limit."""
-    frames, received, code = Frames(encoding, LIMIT), [], None
+    frames, received, code = MessageReader(encoding, LIMIT), [], None
     try:
         for chunk in chunks:
             received += frames.feed(chunk)
@@ -79,12 +79,12 @@ def test_no_bytes_whatever_raise_anything_but_a_failure(chunks: list[bytes], enc
 
 def test_the_limit_holds_to_the_byte_for_what_is_sent_and_for_what_it_becomes() -> None:
     """A message that is too long is refused with both numbers, before it is there."""
-    assert Frames(b"identity", LIMIT).feed(frame(bytes(LIMIT))) == [bytes(LIMIT)]
+    assert MessageReader(b"identity", LIMIT).feed(frame(bytes(LIMIT))) == [bytes(LIMIT)]
     assert decompress(gzip.compress(bytes(LIMIT)), b"gzip", LIMIT) == bytes(LIMIT)
-    with pytest.raises(Failure, match=f"a message is {LIMIT + 1} bytes, limit is {LIMIT}"):
-        Frames(b"identity", LIMIT).feed(PREFIX.pack(0, LIMIT + 1))
+    with pytest.raises(Failure, match=f"a message has {LIMIT + 1} bytes, limit is {LIMIT} bytes"):
+        MessageReader(b"identity", LIMIT).feed(PREFIX.pack(0, LIMIT + 1))
     for encoding, squeeze in ((b"gzip", gzip.compress), (b"deflate", zlib.compress)):
-        with pytest.raises(Failure, match=f"a message is more than {LIMIT} bytes when decompressed"):
+        with pytest.raises(Failure, match=f"a message has more than {LIMIT} bytes when decompressed"):
             decompress(squeeze(bytes(LIMIT + 1)), encoding, LIMIT)
 
 
@@ -158,7 +158,7 @@ def test_gzip_is_answered_where_it_was_sent_and_is_taken() -> None:
 def test_any_message_of_a_failure_fits_into_headers_and_comes_back(text: str) -> None:
     """Printable ASCII, without blanks at its ends; percent-decoded it is the message, or how that begins."""
     status = Status(Code.NOT_FOUND, "UNKNOWN_MODEL", text)
-    trailers = dict(ending(status, "id-7"))
+    trailers = dict(failure_trailers(status, "id-7"))
     assert trailers[b"grpc-status"] == b"5"
     assert trailers[b"x-request-id"] == b"id-7"
     assert all(0x20 <= byte < 0x7F for byte in trailers[b"grpc-message"])

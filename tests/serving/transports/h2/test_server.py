@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from serving.metrics.recorder import Metrics
-from serving.rpc.middleware import Around
+from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Stream, Unary
 from serving.transports.h2.server import H2Server
 
@@ -28,9 +28,9 @@ async def _each(requests: AsyncIterator[BytesValue], _call: Call) -> AsyncIterat
 
 
 def _server(host: str = "127.0.0.1") -> H2Server:
-    around = Around(Metrics())
+    middleware = Middleware(Metrics())
     rows = (Unary("/tests.Echo/Say", BytesValue, _echo), Stream("/tests.Echo/Each", BytesValue, _each))
-    return H2Server([around.wrap(row) for row in rows], host=host, port=0, max_message_bytes=2**20)
+    return H2Server([middleware.wrap(row) for row in rows], host=host, port=0, max_message_bytes=2**20)
 
 
 async def test_nothing_is_written_beside_our_logs(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,43 @@
+"""RPCs as a transport sees them: handlers from bytes to bytes, and how a call fails. Knows no message."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from serving.rpc.routes import Call
+from serving.rpc.status import Status
+
+REQUEST_ID_KEY = "x-request-id"
+
+
+class Failure(Exception):
+    """A call ended with this status. A transport turns it into its trailers."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryHandler:
+    """One message in, one out."""
+
+    method: str  # /package.Service/Method
+    answer: Callable[[bytes, Call], Awaitable[bytes]]  # raises Failure
+    # Raises Failure if no request would be admitted now. Transports call it before they receive the rest of a
+    # long message.
+    admit: Callable[[Call], None] = lambda _call: None
+
+
+AnswerGroups = AsyncGenerator[Sequence[bytes], None]
+AnswerStream = Callable[[AsyncIterator[bytes], Call], AnswerGroups]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHandler:
+    """Messages in, messages out. Answers that are ready at the same time come as one group."""
+
+    method: str  # /package.Service/Method
+    answer: AnswerStream  # raises Failure
+
+
+Handler = UnaryHandler | StreamHandler
