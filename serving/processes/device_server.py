@@ -20,7 +20,7 @@ from serving.batching.policy import BatchPolicy
 from serving.engine.base import Engine
 from serving.engine.devices import find_device
 from serving.engine.onnx import close
-from serving.engine.remote.protocol import MAX_WORDS_BYTES, Memory, Run, RunResult
+from serving.engine.remote.protocol import MAX_TEXT_BYTES, RunRequest, RunResult, SharedMemory
 from serving.engine.tuning import load_tuned
 from serving.errors import BundleError, EngineError, LenserveError
 from serving.processes.control import ProcessControl, run_controlled
@@ -78,7 +78,7 @@ class DeviceServer:
             except Exception:  # noqa: BLE001 - the other connections must carry on
                 _log.exception("connection_failed")
 
-    async def _serve_runs(self, connection: socket.socket, memory: Memory, model_file: Path) -> None:
+    async def _serve_runs(self, connection: socket.socket, memory: SharedMemory, model_file: Path) -> None:
         try:
             file, loaded = await self._acquire(model_file)
         except Exception as error:  # noqa: BLE001 - a bad file must not stop the others
@@ -88,7 +88,7 @@ class DeviceServer:
         try:
             await _send(connection, RunResult(0, 0, 0))
             while True:
-                run = Run.unpack(await _receive(connection, Run.layout.size))
+                run = RunRequest.unpack(await _receive(connection, RunRequest.layout.size))
                 try:
                     result = memory.write_output(await loaded.batcher.submit(memory.images(run)))
                 except Exception as error:  # noqa: BLE001 - a failed run must not end the connection
@@ -125,7 +125,7 @@ class DeviceServer:
             _log.info("network_unloaded", extra={"file": file[0]})
 
 
-async def _receive_opening(connection: socket.socket) -> tuple[Memory, str]:
+async def _receive_opening(connection: socket.socket) -> tuple[SharedMemory, str]:
     """Receive the shared memory and the file name that open a connection."""
     ready = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -134,12 +134,12 @@ async def _receive_opening(connection: socket.socket) -> tuple[Memory, str]:
         await ready.wait()
     finally:
         loop.remove_reader(connection)
-    opening, descriptors, _, _ = socket.recv_fds(connection, Run.layout.size, 1)
+    opening, descriptors, _, _ = socket.recv_fds(connection, RunRequest.layout.size, 1)
     if not descriptors:
         raise ConnectionResetError("the worker disconnected before it sent its shared memory")
-    memory = Memory(descriptors[0])
+    memory = SharedMemory(descriptors[0])
     try:
-        name = await _receive(connection, min(Run.unpack(opening).height, MAX_WORDS_BYTES))
+        name = await _receive(connection, min(RunRequest.unpack(opening).height, MAX_TEXT_BYTES))
         return memory, os.fsdecode(name)
     except BaseException:
         memory.close()
@@ -167,7 +167,7 @@ def _known_error(error: Exception, substitute: LenserveError) -> LenserveError:
 async def _send(connection: socket.socket, result: RunResult | Exception) -> None:
     text = b""
     if isinstance(result, Exception):
-        text = f"{type(result).__name__}: {result}".encode(errors="replace")[:MAX_WORDS_BYTES]
+        text = f"{type(result).__name__}: {result}".encode(errors="replace")[:MAX_TEXT_BYTES]
         result = RunResult(0, 0, 0, len(text))
     await asyncio.get_running_loop().sock_sendall(connection, result.pack() + text)
 

@@ -1,1 +1,1 @@
-"""Runs a network in the device server. The images travel through shared memory."""
+"""Runs a network in the device server. Images and outputs travel through shared memory."""

@@ -13,19 +13,18 @@ from typing import TypeVar
 from serving import errors
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
-from serving.engine.remote.protocol import Memory, Run, RunResult
+from serving.engine.remote.protocol import RunRequest, RunResult, SharedMemory
 from serving.errors import EngineError, LenserveError, ModelUnavailable
 
-# The socket is the supervisor's: a new device server finds there what waits for it.
-_LOAD_PATIENCE_S = 300.0
-_RUN_PATIENCE_S = 30.0
-
+# The listening socket belongs to the supervisor: connections wait there while a device server is replaced.
+_LOAD_TIMEOUT_S = 300.0
+_RUN_TIMEOUT_S = 30.0
 
 _T = TypeVar("_T")
 
 
 class RemoteEngine:
-    """An `Engine`. If the device server dies during a call, its successor is asked once more."""
+    """An `Engine`. If the device server dies during a call, the call is retried once on its successor."""
 
     max_images_on_loop = 0  # the event loop must not wait for another process
 
@@ -33,7 +32,7 @@ class RemoteEngine:
         """Store the options.
 
         Args:
-            device_server: the Unix socket that it listens on.
+            device_server: the Unix socket of the device server.
             model_file: an ONNX file.
         """
         self._device_server = device_server
@@ -46,12 +45,12 @@ class RemoteEngine:
         """Let the device server load an ONNX file.
 
         Raises:
-            BundleError: it is no graph of ours.
-            DeviceUnavailable: the session is not on the device.
+            BundleError: the file cannot be loaded, or is not a network of this project.
+            DeviceUnavailable: the device cannot run it.
             ModelUnavailable: the device server does not answer.
         """
         engine = cls(device_server, model_file)
-        engine._twice(engine._connect)
+        engine._retry_once(engine._connect)
         return engine
 
     def run(self, images: Pixels) -> Output:
@@ -62,21 +61,21 @@ class RemoteEngine:
             ModelUnavailable: the device server died twice, or does not answer.
         """
         with self._one_at_a_time:
-            return self._twice(partial(self._run, images))
+            return self._retry_once(partial(self._run, images))
 
-    def _twice(self, ask: Callable[[], _T]) -> _T:
+    def _retry_once(self, call: Callable[[], _T]) -> _T:
         try:
-            return ask()
-        except ConnectionError:  # the device server died: its successor finds us waiting
+            return call()
+        except ConnectionError:  # the device server died: its successor accepts the next connection
             self._connection = None
         except OSError as error:
             self._connection = None
-            raise _gone(error) from error
+            raise _unreachable(error) from error
         try:
-            return ask()
+            return call()
         except OSError as error:
             self._connection = None
-            raise _gone(error) from error
+            raise _unreachable(error) from error
 
     def _run(self, images: Pixels) -> Output:
         connection = self._connection or self._connect()
@@ -91,50 +90,50 @@ class RemoteEngine:
 class _DeviceConnection:
     def __init__(self, device_server: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._memory = Memory.create()
-        weakref.finalize(self, _leave, self._socket, self._memory)
-        # The kernel's limit: with Python's, a Unix socket does not wait at all where the backlog is full.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_LOAD_PATIENCE_S))
+        self._memory = SharedMemory.create()
+        weakref.finalize(self, _release, self._socket, self._memory)
+        # The kernel's timeout: with Python's, connecting would fail at once while the backlog is full.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_LOAD_TIMEOUT_S))
         self._socket.connect(str(device_server))
 
     def open(self, model_file: Path) -> None:
-        self._socket.settimeout(_LOAD_PATIENCE_S)
+        self._socket.settimeout(_LOAD_TIMEOUT_S)
         name = os.fsencode(model_file)
-        opening = Run(0, len(name), 0, 0).pack()
+        opening = RunRequest(0, len(name), 0, 0).pack()
         socket.send_fds(self._socket, [opening], [self._memory.descriptor])
         self._socket.sendall(name)
-        self._answer()
-        self._socket.settimeout(_RUN_PATIENCE_S)
+        self._receive_result()
+        self._socket.settimeout(_RUN_TIMEOUT_S)
 
     def run(self, images: Pixels) -> Output:
         self._memory.write_images(images)
-        self._socket.sendall(Run(*images.shape).pack())
-        return self._memory.output(self._answer())
+        self._socket.sendall(RunRequest(*images.shape).pack())
+        return self._memory.output(self._receive_result())
 
-    def _answer(self) -> RunResult:
-        answer = RunResult.unpack(self._received(RunResult.layout.size))
-        if answer.words_bytes:
-            kind, _, message = self._received(answer.words_bytes).decode(errors="replace").partition(": ")
+    def _receive_result(self) -> RunResult:
+        result = RunResult.unpack(self._receive(RunResult.layout.size))
+        if result.error_bytes:
+            kind, _, message = self._receive(result.error_bytes).decode(errors="replace").partition(": ")
             error = vars(errors).get(kind, EngineError)
             raise error(message) if issubclass(error, LenserveError) else EngineError(message)
-        return answer
+        return result
 
-    def _received(self, length: int) -> bytes:
+    def _receive(self, length: int) -> bytes:
         data = self._socket.recv(length, socket.MSG_WAITALL)
         if len(data) < length:
-            raise ConnectionResetError("the connection ended")
+            raise ConnectionResetError("the connection was closed")
         return data
 
 
-def _leave(connection: socket.socket, memory: Memory) -> None:
+def _release(connection: socket.socket, memory: SharedMemory) -> None:
     connection.close()
     memory.close()
 
 
 def _timeval(seconds: float) -> bytes:
-    """As the kernel takes it: whole seconds, and microseconds."""
+    """A struct timeval: seconds and microseconds."""
     return struct.pack("@ll", *divmod(round(seconds * 1e6), 10**6))
 
 
-def _gone(error: OSError) -> ModelUnavailable:
+def _unreachable(error: OSError) -> ModelUnavailable:
     return ModelUnavailable(f"the device server does not answer: {error}")

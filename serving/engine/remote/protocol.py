@@ -1,8 +1,9 @@
-"""What a worker and the device server share: a socket for words of fixed size, and memory for pixels.
+"""What a worker and the device server share: a socket for messages of fixed size, and memory for pixels.
 
-A connection is one network of one worker. It is opened with the network's file and the memory, and answered;
-then each `Run` is answered by one `RunResult`, with the images and after them the outputs in the memory. The
-side that needs more memory enlarges it. It has no name: it is gone with the last process that has it open.
+A connection belongs to one network of one worker. The worker opens it with the name of the network's file
+and the shared memory, and receives a `RunResult`. Then it writes images into the memory and sends a
+`RunRequest`; the device server writes the outputs over them and sends a `RunResult`. The side that needs more
+memory enlarges it. The memory has no name, so it goes away with the last process that has it open.
 """
 
 import mmap
@@ -16,14 +17,15 @@ import numpy as np
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
 
-MAX_WORDS_BYTES = 2**16  # of a file's name or an error's message
+MAX_TEXT_BYTES = 2**16  # of a file's name or an error
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """(count, height, width, channels) uint8 images are in the memory.
+class RunRequest:
+    """The memory holds (count, height, width, channels) uint8 images.
 
-    The first one opens: its height is the length of the file's name, which follows; the memory comes with it.
+    The first request of a connection opens it: its height is the length of the file's name, which follows,
+    and the memory's descriptor comes with it.
     """
 
     count: int
@@ -34,38 +36,38 @@ class Run:
     layout: ClassVar = struct.Struct("=4I")
 
     def pack(self) -> bytes:
-        """As it is sent."""
+        """Encode it."""
         return self.layout.pack(*astuple(self))
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """From what was received."""
+        """Decode it."""
         return cls(*cls.layout.unpack(data))
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Probabilities (count, classes) and embeddings (count, features) are in the memory, or words follow."""
+    """The memory holds probabilities and embeddings for `count` images, or an error follows."""
 
     count: int
     classes: int
     features: int
-    words_bytes: int = 0  # of `Error: message`
+    error_bytes: int = 0  # length of `ErrorClass: message`
 
     layout: ClassVar = struct.Struct("=4I")
 
     def pack(self) -> bytes:
-        """As it is sent."""
+        """Encode it."""
         return self.layout.pack(*astuple(self))
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """From what was received."""
+        """Decode it."""
         return cls(*cls.layout.unpack(data))
 
 
-class Memory:
-    """Memory that two processes have open. A class because it is mapped again when it grew."""
+class SharedMemory:
+    """Memory that two processes have open, and that either may enlarge."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -73,37 +75,37 @@ class Memory:
 
     @classmethod
     def create(cls) -> Self:
-        """Empty, and without a name."""
+        """Create empty memory without a name."""
         return cls(os.memfd_create("lenserve"))
 
     def close(self) -> None:
-        """Leave it."""
+        """Close it in this process."""
         os.close(self.descriptor)
         self._bytes = np.empty(0, np.uint8)
 
     def write_images(self, images: Pixels) -> None:
-        """Put images into it."""
+        """Write images into it."""
         self._mapped(images.nbytes)[:] = images.reshape(-1)
 
-    def images(self, run: Run) -> Pixels:
-        """The images in it, not copied: (count, height, width, channels) uint8."""
-        shape = (run.count, run.height, run.width, run.channels)
+    def images(self, request: RunRequest) -> Pixels:
+        """A view of the images in it: (count, height, width, channels) uint8."""
+        shape = (request.count, request.height, request.width, request.channels)
         return self._mapped(int(np.prod(shape))).reshape(shape)
 
     def write_output(self, output: Output) -> RunResult:
-        """Put outputs into it, over the images."""
+        """Write outputs into it, over the images."""
         joined = np.concatenate([output.probabilities.reshape(-1), output.embedding.reshape(-1)])
         self._mapped(joined.nbytes)[:] = joined.view(np.uint8)
         return RunResult(len(output.probabilities), output.probabilities.shape[1], output.embedding.shape[1])
 
-    def output(self, answer: RunResult) -> Output:
+    def output(self, result: RunResult) -> Output:
         """A copy of the outputs in it."""
-        width = answer.classes + answer.features
-        joined = self._mapped(4 * answer.count * width).view(np.float32).copy()
-        split = answer.count * answer.classes
+        width = result.classes + result.features
+        joined = self._mapped(4 * result.count * width).view(np.float32).copy()
+        split = result.count * result.classes
         return Output(
-            joined[:split].reshape(answer.count, answer.classes),
-            joined[split:].reshape(answer.count, answer.features),
+            joined[:split].reshape(result.count, result.classes),
+            joined[split:].reshape(result.count, result.features),
         )
 
     def _mapped(self, length: int) -> Pixels:

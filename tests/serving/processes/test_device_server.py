@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving.batching.policy import BatchPolicy
-from serving.engine.remote.protocol import Memory, Run
+from serving.engine.remote.protocol import RunRequest, SharedMemory
 from serving.processes.device_server import DeviceServer, _receive_opening
 from serving.processes.messages import WorkerCommand, WorkerReport, to_line
 from serving.settings import ServerSettings
@@ -104,7 +104,7 @@ async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_dev
     """Its file was not named yet."""
     before = _memories()
     opening = asyncio.create_task(_receive_opening(ends[0]))
-    _open(ends[1], Run(0, 5, 0, 0).pack())
+    _open(ends[1], RunRequest(0, 5, 0, 0).pack())
     async with asyncio.timeout(20):
         while _memories() == before:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
@@ -114,7 +114,7 @@ async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_dev
 
 
 def _open(worker: socket.socket, opening: bytes) -> None:
-    memory = Memory.create()
+    memory = SharedMemory.create()
     socket.send_fds(worker, [opening], [memory.descriptor])
     memory.close()
 

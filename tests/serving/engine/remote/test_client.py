@@ -20,7 +20,7 @@ from serving.engine.base import Device, Output
 from serving.engine.onnx import OnnxEngine
 from serving.engine.remote import client as remote_engine
 from serving.engine.remote.client import RemoteEngine
-from serving.engine.remote.protocol import MAX_WORDS_BYTES
+from serving.engine.remote.protocol import MAX_TEXT_BYTES
 from serving.errors import BundleError, EngineError, ModelUnavailable
 from serving.processes.device_server import DeviceServer
 from tests.serving.conftest import LogEvents, RefuseAccepts
@@ -43,11 +43,11 @@ class Rig:
         self.device_server: DeviceServer | None = None
 
     def load(self, file: Path) -> Any:
-        """What the device server does for a file."""
+        """The device server's function for a file."""
         if file.name == "broken.onnx":
             raise BundleError(f"{file} cannot be loaded: it is broken")
         if file.name == "wordy.onnx":
-            raise BundleError(f"{file} cannot be loaded: {'é' * MAX_WORDS_BYTES}")
+            raise BundleError(f"{file} cannot be loaded: {'é' * MAX_TEXT_BYTES}")
         if file.name == "symbolic.onnx":
             np.zeros((1, "height", "width", 3), np.uint8)
         self.loads += 1
@@ -71,7 +71,7 @@ class Rig:
 
 
 class FlatEngine:
-    """Its probabilities have one dimension: no graph of ours."""
+    """Its probabilities have one dimension: not a network of this project."""
 
     def run(self, images: Pixels) -> Output:
         """(N,) and (N, 1)."""
@@ -96,7 +96,7 @@ def _said(output: Output) -> list[int]:
 
 
 async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
-    """Six workers at once, batches of every size: whatever a batch is joined with."""
+    """Six workers at once, and batches of every size, which are joined at random."""
     random = np.random.default_rng(0)
     async with rig.serving() as device_server:
         engines = [await rig.connect() for _ in range(6)]
@@ -143,8 +143,8 @@ async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
     assert threads[0] is not threading.main_thread()
 
 
-async def test_a_batch_that_fails_fails_alone(rig: Rig) -> None:
-    """It was joined with that of another worker, which has its answer; the connection stays."""
+async def test_a_failed_batch_fails_no_other(rig: Rig) -> None:
+    """Another worker's batch that was joined with it is answered, and the connection stays open."""
     async with rig.serving():
         busy, good, bad = [await rig.connect() for _ in range(3)]
         rig.engine.gate.clear()
@@ -162,8 +162,8 @@ async def test_a_batch_that_fails_fails_alone(rig: Rig) -> None:
         assert _said(await asyncio.to_thread(bad.run, _images(3))) == [3]
 
 
-async def test_what_cannot_be_loaded_is_refused_with_the_device_servers_reason(rig: Rig) -> None:
-    """As if the worker had tried itself."""
+async def test_a_file_that_cannot_be_loaded_is_refused_with_the_device_servers_reason(rig: Rig) -> None:
+    """The error is the one that loading in the worker would raise."""
     async with rig.serving() as device_server:
         broken = rig.file.with_name("broken.onnx")
         with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded: No such file"):
@@ -176,18 +176,18 @@ async def test_what_cannot_be_loaded_is_refused_with_the_device_servers_reason(r
 
 @pytest.mark.parametrize("folder", ["a", "ab"])
 async def test_a_reason_that_is_too_long_is_cut(rig: Rig, folder: str) -> None:
-    """Wherever the cut falls, in the middle of a character too."""
+    """Also in the middle of a character."""
     file = rig.file.parent / folder / "wordy.onnx"
     file.parent.mkdir()
     file.write_bytes(b"")
     async with rig.serving():
         with pytest.raises(BundleError, match=r"wordy\.onnx cannot be loaded: é{30000}") as refused:
             await rig.connect(file)
-    assert len(str(refused.value)) < MAX_WORDS_BYTES
+    assert len(str(refused.value)) < MAX_TEXT_BYTES
 
 
 async def test_a_file_s_name_may_be_any_bytes(rig: Rig) -> None:
-    """As Linux lets it: it is found, and where it is not, the reason is told all the same."""
+    """Linux allows it: the file is loaded, or the reason names it."""
     file = rig.file.with_name(os.fsdecode(b"caf\xe9.onnx"))
     async with rig.serving():
         with pytest.raises(BundleError, match=r"caf\?\.onnx cannot be loaded: No such file"):
@@ -197,10 +197,10 @@ async def test_a_file_s_name_may_be_any_bytes(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("name", ["symbolic.onnx", "flat.onnx"])
-async def test_what_nobody_foresaw_is_told_to_its_worker_alone(
+async def test_an_unexpected_error_reaches_only_its_worker(
     rig: Rig, log_events: LogEvents, name: str
 ) -> None:
-    """An unforeseen error while loading or running: other workers carry on, and the traceback is logged."""
+    """While loading or running: other workers are served, and the traceback is logged."""
     file = rig.file.with_name(name)
     file.write_bytes(b"")
     async with rig.serving() as device_server:
@@ -219,10 +219,10 @@ async def test_what_nobody_foresaw_is_told_to_its_worker_alone(
     assert record.exc_info
 
 
-async def test_a_system_without_descriptors_is_waited_for(
+async def test_the_device_server_waits_for_free_descriptors(
     rig: Rig, refuse_accepts: RefuseAccepts, log_events: LogEvents
 ) -> None:
-    """Who comes meanwhile waits, and who was there carries on."""
+    """New connections wait, and open ones are served."""
     refusals = refuse_accepts()
     async with rig.serving():
         engine = await asyncio.wait_for(rig.connect(), 20)
@@ -233,7 +233,7 @@ async def test_a_system_without_descriptors_is_waited_for(
     assert len(log_events.named("cannot_accept")) == 2
 
 
-async def test_a_run_that_the_device_server_dies_in_is_run_by_its_successor(rig: Rig) -> None:
+async def test_a_run_is_retried_on_the_successor_of_a_device_server_that_dies(rig: Rig) -> None:
     """The images are still in the memory; workers that call meanwhile wait."""
     async with rig.serving():
         engine = await rig.connect()
@@ -248,7 +248,7 @@ async def test_a_run_that_the_device_server_dies_in_is_run_by_its_successor(rig:
 
 
 async def test_without_a_socket_the_model_is_unavailable(rig: Rig) -> None:
-    """No supervisor, no device server: a worker that drains says so at once."""
+    """Without a supervisor there is no device server, and a worker that drains fails at once."""
     async with rig.serving():
         engine = await rig.connect()
         rig.listener.close()
@@ -257,8 +257,8 @@ async def test_without_a_socket_the_model_is_unavailable(rig: Rig) -> None:
         await asyncio.to_thread(engine.run, _images(1))
 
 
-async def test_a_place_in_the_backlog_is_waited_for(rig: Rig) -> None:
-    """Many come at once to a new device server."""
+async def test_a_connection_waits_for_a_place_in_the_backlog(rig: Rig) -> None:
+    """Many workers connect to a new device server at once."""
     with _full(rig):
         connecting = asyncio.ensure_future(rig.connect())
         async with rig.serving():
@@ -266,11 +266,11 @@ async def test_a_place_in_the_backlog_is_waited_for(rig: Rig) -> None:
             assert _said(await asyncio.to_thread(engine.run, _images(3))) == [3]
 
 
-async def test_a_place_in_the_backlog_is_not_waited_for_without_limit(
+async def test_a_connection_waits_for_the_backlog_with_a_limit(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No device server takes anybody: the model is unavailable."""
-    monkeypatch.setattr(remote_engine, "_LOAD_PATIENCE_S", 0.05)
+    """If no device server accepts it, the model is unavailable."""
+    monkeypatch.setattr(remote_engine, "_LOAD_TIMEOUT_S", 0.05)
     with _full(rig):
         connecting = asyncio.ensure_future(rig.connect())
         try:
@@ -280,8 +280,8 @@ async def test_a_place_in_the_backlog_is_not_waited_for_without_limit(
             rig.listener.close()  # whoever waits for ever is refused
 
 
-async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
-    """No descriptor, no mapping, no network: as before the first came."""
+async def test_workers_that_close_connections_early_leave_nothing_behind(rig: Rig) -> None:
+    """No descriptor, mapping or network stays."""
     async with rig.serving() as device_server:
         stays = await rig.connect()
         await asyncio.to_thread(stays.run, _images(1))
@@ -302,7 +302,7 @@ async def test_workers_that_leave_in_the_middle_leave_nothing(rig: Rig) -> None:
 
 @contextmanager
 def _full(rig: Rig) -> Iterator[None]:
-    """Strangers fill the backlog."""
+    """Fill the backlog with other connections."""
     rig.listener.listen(0)
     with ExitStack() as stack:
         with suppress(BlockingIOError):

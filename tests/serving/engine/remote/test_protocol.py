@@ -1,4 +1,4 @@
-"""Memory that two processes have open: what one puts in the other finds, and it grows."""
+"""Shared memory: one process reads what the other writes, and it grows."""
 
 import os
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engine.base import Output
-from serving.engine.remote.protocol import Memory, Run
+from serving.engine.remote.protocol import RunRequest, SharedMemory
 
 SIZES = st.integers(1, 9)
 
@@ -16,14 +16,16 @@ SIZES = st.integers(1, 9)
 def test_both_sides_see_the_same_images_and_outputs(
     exchanges: list[tuple[int, int, int, int, int, int]],
 ) -> None:
-    """One after another, of any size, larger and smaller than before, in the same memory."""
-    worker = Memory.create()
-    device_server = Memory(os.dup(worker.descriptor))
+    """In turn, in the same memory, larger and smaller than before."""
+    worker = SharedMemory.create()
+    device_server = SharedMemory(os.dup(worker.descriptor))
     random = np.random.default_rng(len(exchanges))
     for count, height, width, channels, classes, features in exchanges:
         images = random.integers(0, 256, (count, height, width, channels), np.uint8)
         worker.write_images(images)
-        assert np.array_equal(device_server.images(Run.unpack(Run(*images.shape).pack())), images)
+        assert np.array_equal(
+            device_server.images(RunRequest.unpack(RunRequest(*images.shape).pack())), images
+        )
 
         output = Output(
             random.random((count, classes), np.float32), random.random((count, features), np.float32)
@@ -38,9 +40,9 @@ def test_both_sides_see_the_same_images_and_outputs(
 
 
 def test_memory_has_no_name() -> None:
-    """Nothing is left in /dev/shm, however its processes end."""
+    """Nothing stays in /dev/shm, however its processes end."""
     before = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108 - names alone
-    memory = Memory.create()
+    memory = SharedMemory.create()
     memory.write_images(np.zeros((1, 64, 64, 3), np.uint8))
     assert set(os.listdir("/dev/shm")) <= before  # noqa: PTH208, S108
     assert "memfd:" in os.readlink(f"/proc/self/fd/{memory.descriptor}")  # noqa: PTH115
