@@ -1,5 +1,5 @@
 # What can be made; each does all of its own set-up in .venv.
-.PHONY: demo test check proto bench bench-training gpu results clean
+.PHONY: demo test check proto bench bench-training gpu results picture clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -34,10 +34,14 @@ bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
 
-# README's table, from what `lenserve-train run --record` kept: all between its two marks is replaced.
+# The table of docs/results.md, from what `lenserve-train run --record` kept: all between its two marks is replaced.
 results: .venv/train.done
 	$(BIN)/lenserve-train recipes --markdown > .venv/results.md
-	sed -i -e '/^<!-- results -->$$/,/^<!-- end of results -->$$/{//!d}' -e '/^<!-- results -->$$/r .venv/results.md' README.md
+	sed -i -e '/^<!-- results -->$$/,/^<!-- end of results -->$$/{//!d}' -e '/^<!-- results -->$$/r .venv/results.md' docs/results.md
+
+# README's picture, from a real run.
+picture: .venv/train.done
+	$(BIN)/python tests/system/picture.py docs/demo.svg
 
 bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)

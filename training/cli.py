@@ -173,7 +173,7 @@ class Run(_RecipeCommand):
 class Recipes(_JsonCommand):
     """List the recipes, with the result that each states and the one that was measured."""
 
-    markdown: bool = Field(default=False, description="the measured results alone, as README's table")
+    markdown: bool = Field(default=False, description="only the results, as docs/results.md has them")
 
     def run(self) -> int:
         """Do the work and return the exit code."""

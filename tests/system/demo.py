@@ -1,6 +1,6 @@
-"""`make demo`: a LeNet-5 learns real digits, becomes a bundle, is served, and names digits it never saw.
+"""`make demo`: trains LeNet-5 on real digits, publishes and serves it, and classifies digits it never saw.
 
-Everything it makes lies in .demo, which each demo starts afresh.
+Everything is written to .demo, which each demo empties first.
 """
 
 import json
@@ -34,35 +34,43 @@ console = Console(highlight=False)
 def main() -> None:
     """Run the whole path, once."""
     started_s = time.monotonic()
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
+    make_empty(FOLDER)
 
-    step("Train LeNet-5 on scikit-learn's digits, prove it, publish it")
+    step("Train LeNet-5 on scikit-learn's digits, and publish it")
     run("lenserve-train", "run", RECIPE, "--repository", REPOSITORY, "--run-dir", FOLDER / "run")
 
-    step("Three digits that it never saw")
+    step("Three test images, which it never saw")
     images = held_out_digits()
+    for lines in zip(*map(draw, images), strict=True):
+        console.print("   ".join(lines))
 
-    step("Serve the repository, and classify them over gRPC")
+    step("Serve it, and classify them over gRPC")
     with server() as (grpc_address, http_address):
         before = counters(http_address)
         run("lenserve", "classify", "--server", grpc_address, "--model", RECIPE, "--top-k", "3", *images)
-        step(f"What the metrics at http://{http_address}/metrics say of that")
+        step(f"Metrics that changed at http://{http_address}/metrics")
         show_moved(before, counters(http_address))
         step("Stop the server")
 
-    console.print(f"\n[bold green]Done[/] in {time.monotonic() - started_s:.0f} s. To go on by yourself:\n")
+    console.print(f"\n[bold green]Done[/] in {time.monotonic() - started_s:.0f} s. Next:\n")
     console.print(f"  .venv/bin/lenserve serve --repository {REPOSITORY}")
     console.print(
         f"  .venv/bin/lenserve classify --model {RECIPE} {images[0]}        (in another terminal)",
         soft_wrap=True,
     )
+    console.print("  .venv/bin/lenserve-train run transfer --data-root photos        (your own photographs)")
     console.print("  .venv/bin/lenserve-train recipes")
     console.print(f"  {REPOSITORY / RECIPE / '1' / 'report' / 'report.html'}        (open it in a browser)")
 
 
+def make_empty(folder: Path) -> None:
+    """Make a folder, without what was in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
 def step(title: str) -> None:
-    """Say what comes now."""
+    """Headline of the next part."""
     console.print()
     console.rule(f"[bold]{title}[/]", align="left")
 
@@ -75,7 +83,7 @@ def run(program: str, *arguments: object) -> None:
 
 
 def held_out_digits() -> list[Path]:
-    """Write three images of the test split as PNG files, and show them."""
+    """Write three images of the test split as PNG files."""
     recipe = resolve(RECIPE)
     test = load_unchecked(recipe.data, recipe.geometry, None).test
     chosen = [list(test.labels).index(digit) for digit in (3, 8, 5)]
@@ -84,14 +92,11 @@ def held_out_digits() -> list[Path]:
         path = FOLDER / f"held-out-{test.labels[number]}.png"
         Image.fromarray(test.images[number, :, :, 0]).save(path)
         paths.append(path)
-    pictures = [draw(path) for path in paths]
-    for lines in zip(*pictures, strict=True):
-        console.print("   ".join(lines))
     return paths
 
 
 def draw(path: Path) -> list[str]:
-    """A picture in characters: two to a pixel, since they are twice as high as wide."""
+    """A picture in characters, two for each pixel: characters are twice as high as wide."""
     small = Image.open(path).resize((14, 14), Image.Resampling.BOX)
     rows = [[small.getpixel((x, y)) for x in range(small.width)] for y in range(small.height)]
     return ["".join(SHADES[value * len(SHADES) // 256] * 2 for value in row) for row in rows]
@@ -99,7 +104,7 @@ def draw(path: Path) -> list[str]:
 
 @contextmanager
 def server() -> Iterator[tuple[str, str]]:
-    """A server on free ports; yields its gRPC and HTTP addresses, and stops it as an operator would."""
+    """Start a server on free ports, yield its gRPC and HTTP addresses, and stop it with SIGTERM."""
     words = ["lenserve", "serve", "--repository", str(REPOSITORY), "--grpc-port", "0", "--http-port", "0"]
     console.print(f"[dim]$ {' '.join(words)}[/]", soft_wrap=True)
     command = [str(PROGRAMS / "lenserve"), *words[1:], "--log-json"]
@@ -147,7 +152,7 @@ def counters(address: str) -> dict[str, float]:
 
 
 def show_moved(before: dict[str, float], after: dict[str, float]) -> None:
-    """What changed, a line each: names are too long for a table."""
+    """One line for each value that changed: names are too long for a table."""
     for name, value in after.items():
         if value != before.get(name, 0):
             console.print(f"  {before.get(name, 0):.4g} → [bold]{value:<8.4g}[/] {name}", soft_wrap=True)

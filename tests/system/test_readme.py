@@ -1,4 +1,4 @@
-"""README.md and docs/architecture.md cannot rot: the commands are run, and the tree is the tree."""
+"""README.md and the pages of docs/ stay true: their commands run, their figures are recorded, links hold."""
 
 import os
 import re
@@ -12,71 +12,135 @@ from training.recipe.results import markdown_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+EVERY_PAGE = {"README.md": README} | {f"docs/{name}": text for name, text in PAGES.items()}
 
 TREE_GROUPS = ("serving/pb/", "tests/serving/", "tests/training/", "tests/system/peers/")
 MAKE_VERBS = ("make demo", "make test", "make check")
 
 
-def test_commands_of_the_readme_run_in_their_order(tmp_path: Path, free_ports: tuple[int, int]) -> None:
-    """Every command of the page's shell and Python blocks succeeds, in the folder that the demo leaves."""
-    blocks = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
-    shell = "".join(text for language, text in blocks if language == "sh" and not text.startswith("make"))
-    python = "".join(text for language, text in blocks if language == "python")
-    assert "lenserve serve" in shell
-    assert "client.classify(" in python
-    (tmp_path / "client.py").write_text(python)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    script = f"""
-        set -euo pipefail
-        trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
-        .venv/bin/python {ROOT / "tests/system/demo.py"}
-        {shell}
-        .venv/bin/python client.py
-        kill %1
-        wait %1
-    """
-    for documented, free in zip((8001, 8002), free_ports, strict=True):
-        script = script.replace(str(documented), str(free))
-        (tmp_path / "client.py").write_text(
-            (tmp_path / "client.py").read_text().replace(str(documented), str(free))
-        )
-    ports = {"LENSERVE_GRPC_PORT": str(free_ports[0]), "LENSERVE_HTTP_PORT": str(free_ports[1])}
-    environment = (
-        os.environ | ports | {"LENSERVE_SERVER": f"127.0.0.1:{free_ports[0]}", "PYTHONPATH": str(ROOT)}
-    )
+def test_commands_of_the_readme_train_photographs(
+    tmp_path: Path, free_ports: tuple[int, int], data_root: Path
+) -> None:
+    """Verbatim: `transfer` on real photographs, a server, and both clients. Weights come from disk."""
+    hub = tmp_path / "torch" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    weights = data_root / "weights" / "squeezenet1_1_caffe-bea84200.pth"
+    (hub / "squeezenet1_1-b8a52dc0.pth").symlink_to(weights)
+    (tmp_path / "photos").symlink_to(data_root / "hymenoptera")
+    ants = sorted((data_root / "hymenoptera" / "val" / "ants").iterdir())
+    (tmp_path / "new-photos").mkdir()
+    for ant in ants[:3]:
+        (tmp_path / "new-photos" / ant.name).symlink_to(ant)
+    (tmp_path / "photo.jpg").symlink_to(ants[0])
+    printed = run_blocks(README, tmp_path, free_ports, TORCH_HOME=str(tmp_path / "torch"))
+    assert "published repository/transfer/1" in printed
+    assert printed.count("(transfer version 1)") == 3
+    assert re.search(r"^(ants|bees) \d+\.\d% version 1$", printed, re.MULTILINE)
+
+
+def test_commands_of_the_pages_run(tmp_path: Path, free_ports: tuple[int, int]) -> None:
+    """Every shell and Python block below docs/ succeeds, page by page, in the folder that the demo leaves."""
+    demo = f".venv/bin/python {ROOT / 'tests/system/demo.py'}\n"
+    pages = "".join(PAGES[name] for name in ("api.md", "bundle.md", "configuration.md", "operations.md"))
+    printed = run_blocks(f"```sh\n{demo}```\n{pages}", tmp_path, free_ports)
+    assert "the server ended with exit code 0" in printed
+    assert '"label": "3"' in printed
+    assert "lenserve_images_total" in printed
+
+
+def run_blocks(page: str, folder: Path, ports: tuple[int, int], **environment: str) -> str:
+    """Run the sh and python blocks of a page in their order, on free ports; return all that they print."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"
+    script += f'export PATH="{Path(sys.executable).parent}:$PATH"\n'
+    for number, (language, text) in enumerate(re.findall(r"```(sh|python)\n(.*?)```", page, re.DOTALL)):
+        block = text
+        for documented, free in zip((8001, 8002), ports, strict=True):
+            block = block.replace(f":{documented}", f":{free}")
+        if language == "python":
+            (folder / f"block{number}.py").write_text(block)
+            script += f".venv/bin/python block{number}.py\n"
+        else:
+            script += re.sub(r"^make .*\n", "", block, flags=re.MULTILINE)
+    script += "kill %1\nwait %1\n"
+    settings = {
+        "LENSERVE_GRPC_PORT": str(ports[0]),
+        "LENSERVE_HTTP_PORT": str(ports[1]),
+        "LENSERVE_SERVER": f"127.0.0.1:{ports[0]}",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
         ["bash", "-c", script],
-        cwd=tmp_path,
-        env=environment,
+        cwd=folder,
+        env=os.environ | settings | environment,
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "lenserve_images_total" in done.stdout
-    assert "the server ended with exit code 0" in done.stdout
+    return done.stdout + done.stderr
 
 
-def test_every_verb_of_the_readme_is_a_target_of_the_makefile() -> None:
-    """What the page tells people to make can be made."""
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {verb.split()[1] for verb in re.findall(r"make \w+", README)} - {"it"} <= set(targets)
+def test_every_verb_is_a_target_of_the_makefile() -> None:
+    """What the pages tell people to make can be made."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, text in EVERY_PAGE.items():
+        assert set(re.findall(r"`make ([\w-]+)|^make ([\w-]+)", text, re.MULTILINE)) <= {
+            pair for verb in targets for pair in ((verb, ""), ("", verb))
+        }, name
     assert all(verb in README for verb in MAKE_VERBS)
 
 
-def test_results_of_the_readme_are_those_that_were_recorded() -> None:
-    """Nobody types them: the table is what the records give now."""
-    table = re.search(r"<!-- results -->\n(.*?)<!-- end of results -->", README, re.DOTALL)
+def test_results_are_those_that_were_recorded() -> None:
+    """`make results` writes docs/results.md from the records."""
+    table = re.search(r"<!-- results -->\n(.*?)<!-- end of results -->", PAGES["results.md"], re.DOTALL)
     recipes = [resolve(name) for name in shipped_names()]
     assert table is not None
     assert table[1] == markdown_table(recipes, read_measured()) + "\n", "`make results` writes it"
 
 
+def test_figures_of_the_readme_are_those_of_the_benchmark() -> None:
+    """Each figure beside a `make bench` stands in the recorded table of docs/performance.md."""
+    recorded = PAGES["performance.md"].partition("<!-- table: begin -->")[2]
+    facts = [fact for fact in README.split("\n- ") if "make bench ROWS=" in fact]
+    assert len(facts) == 3
+    for fact in facts:
+        for figure in re.findall(r"\d+\.\d+", fact.partition("\n\n")[0]):
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", recorded), figure
+
+
+def test_results_quoted_in_the_readme_are_recorded() -> None:
+    """Percentages of the README stand in docs/results.md."""
+    for figure in re.findall(r"\d\d\.\d\d %", README):
+        assert figure.replace(" ", "") in PAGES["results.md"], figure
+
+
+def test_the_readme_is_short_and_has_a_picture() -> None:
+    """Under 200 lines; the picture is committed, and fetches nothing."""
+    assert len(README.splitlines()) < 200
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    svg = (ROOT / picture).read_text(encoding="utf-8")
+    assert "url(http" not in svg
+    assert "@import" not in svg
+
+
+def test_links_lead_somewhere() -> None:
+    """Relative links name files, and their anchors headings."""
+    for name, text in EVERY_PAGE.items():
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+            file = (ROOT / name).parent / target if target else ROOT / name
+            assert file.exists(), (name, target)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in slugs, (name, target, anchor)
+
+
 def test_the_tree_names_every_file_with_its_purpose() -> None:
     """Each committed file stands in the tree, alone or in its group, with one line of purpose."""
-    tree = re.search(r"## Every file in one line\n\n```text\n(.*?)```", ARCHITECTURE, re.DOTALL)
+    tree = re.search(r"## Every file in one line\n\n```text\n(.*?)```", PAGES["architecture.md"], re.DOTALL)
     assert tree is not None
     named = _paths(tree[1])
     listed = subprocess.run(
