@@ -81,7 +81,7 @@ def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title=f"test accuracy {metrics['accuracy']:.2%} on {metrics['images']:,} images "
-        f"(95 %: {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
+        f"(95 % interval {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
         f"calibration error {metrics['ece']:.4f}",
     )
     for column in ("label", "precision", "recall", "F1", "images"):

@@ -108,7 +108,7 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         (["run", "lenet5-fake", "--name", "../up"], "--name"),
         (
             ["run", "lenet5-fake", "--record", "--set", "training.epochs=1"],
-            "no --set but network.weights=FILE",
+            "no --set except network.weights=FILE",
         ),
         (["evaluate", "."], "is not a bundle"),
         (["layers", "lenet"], "networks are lenet5, conv2, alexnet, allconv, pneumonia, fast"),

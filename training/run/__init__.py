@@ -1,1 +1,1 @@
-"""A run from beginning to end, and who watches it."""
+"""One run from data to published version: its folder, its display, its loggers."""

@@ -1,4 +1,4 @@
-"""What a person sees of a run, on stderr. Knows how things look, and decides nothing."""
+"""Shows a run on the terminal (stderr). Decides nothing."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from training.evaluation.gates import Check
 from training.few_shot.curve import CurvePoint
 from training.learning.history import EpochRecord
 
-_MAX_SHOWN_CLASSES = 12
+_MAX_SHOWN_LABELS = 12
 
 
 class Display:
-    """A console and the progress bar that may be on it."""
+    """A console, with a progress bar during training."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -30,44 +30,44 @@ class Display:
         self._batch_size = 0
 
     def note(self, text: str) -> None:
-        """One line on something that was chosen or done."""
+        """Print one line of information."""
         self._console.print(text, markup=False)
 
     def warning(self, text: str) -> None:
-        """One line on something that is not as it should be."""
+        """Print one line as a warning."""
         self._console.print(f"[yellow]![/yellow] {escape(text)}")
 
     def phase(self, name: str) -> None:
-        """Headline of what begins now."""
+        """Print the name of the phase that begins."""
         self._console.print(f"[bold]{name}[/bold]")
 
     def data(self, report: DataReport) -> None:
-        """How many images of each class are in each split, and what is wrong with them."""
+        """Print the images per split and label, and the warnings about them."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("split")
         table.add_column("images", justify="right")
-        table.add_column("per class", overflow="fold")
+        table.add_column("per label", overflow="fold")
         for split, counts in report.counts.items():
             shown = [f"{label} {count}" for label, count in counts.items()]
-            more = f", {len(shown) - _MAX_SHOWN_CLASSES} more" if len(shown) > _MAX_SHOWN_CLASSES else ""
+            more = f", {len(shown) - _MAX_SHOWN_LABELS} more" if len(shown) > _MAX_SHOWN_LABELS else ""
             table.add_row(
-                split, f"{sum(counts.values()):,}", escape(", ".join(shown[:_MAX_SHOWN_CLASSES]) + more)
+                split, f"{sum(counts.values()):,}", escape(", ".join(shown[:_MAX_SHOWN_LABELS]) + more)
             )
         self._console.print(table)
         for warning in report.warnings():
             self.warning(warning)
 
     def images_done(self, what: str, done: int, images: int) -> None:
-        """How many images are through something long: one line at the end, a moving one before."""
-        whole = done == images
-        if whole or self._console.is_terminal:
+        """Print the progress of a long step; without a terminal only when it is finished."""
+        finished = done == images
+        if finished or self._console.is_terminal:
             text = f"{what} {done:,} of {images:,} images"
-            self._console.print(text, markup=False, end="\n" if whole else "\r")
+            self._console.print(text, markup=False, end="\n" if finished else "\r")
 
     def curve(self, points: Sequence[CurvePoint]) -> None:
-        """Accuracy by the number of examples."""
+        """Print the accuracy by number of examples."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("examples of each label", "accuracy", "95 %", "draws", "worst", "best"):
+        for column in ("images per label", "accuracy", "95 % interval", "subsets", "worst", "best"):
             table.add_column(column, justify="right")
         for point in points:
             interval = f"{point.low:.1%} to {point.high:.1%}"
@@ -77,7 +77,7 @@ class Display:
 
     @contextmanager
     def training(self, total_steps: int, batch_size: int) -> Iterator[None]:
-        """Show a bar in here with images/s and the time left; at most, since early stopping may end it."""
+        """Show a progress bar with images/s and the time left, which early stopping may shorten."""
         self._batch_size, self._first_step = batch_size, None
         columns = (
             TextColumn("training"),
@@ -86,7 +86,7 @@ class Display:
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        # Where nobody looks, a bar would leave an empty line.
+        # Without a terminal a bar would leave an empty line.
         hidden = not self._console.is_terminal
         with Progress(*columns, console=self._console, transient=True, disable=hidden) as self._bar:
             self._bar.add_task("training", total=total_steps, rate="")
@@ -94,7 +94,7 @@ class Display:
         self._bar = None
 
     def step_done(self, steps: int) -> None:
-        """Move the bar to this many finished steps, those before a resume included."""
+        """Move the bar to the number of finished steps, including those before a resume."""
         if self._first_step is None:
             self._first_step, self._began_s = steps, time.perf_counter()
         elapsed_s = time.perf_counter() - self._began_s
@@ -103,7 +103,7 @@ class Display:
             self._bar.update(self._bar.task_ids[0], completed=steps, rate=f"{rate:,.0f} images/s")
 
     def epoch_done(self, record: EpochRecord, *, is_best: bool) -> None:
-        """One line of history."""
+        """Print the record of an epoch."""
         self._console.print(
             f"epoch {record.epoch:3d}  train loss {record.train_loss:.4f}  "
             f"validation loss {record.validation_loss:.4f}  accuracy {record.validation_accuracy:7.2%}  "
@@ -111,7 +111,7 @@ class Display:
         )
 
     def checks(self, checks: Sequence[Check]) -> None:
-        """Every check with its numbers."""
+        """Print every check with its value and limit."""
         for check in checks:
             mark = "[green]✓[/green]" if check.passed else "[red]✗[/red]"
             self._console.print(f"  {mark} {escape(f'{check.name}: {check.detail}')}")
@@ -119,11 +119,11 @@ class Display:
     def published(
         self, folder: Path, repository: Path, metrics: Mapping[str, int | float], seconds: float
     ) -> None:
-        """What the bundle is worth, where it lies, and what one does with it."""
+        """Print the bundle's path and accuracy, and the command that serves it."""
         self._console.print(
-            f"[bold green]published[/bold green] {escape(str(folder))}: {metrics['accuracy']:.2%} of "
-            f"{metrics['images']:,} test images right "
-            f"(95 %: {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
+            f"[bold green]published[/bold green] {escape(str(folder))}: test accuracy "
+            f"{metrics['accuracy']:.2%} on {metrics['images']:,} images "
+            f"(95 % interval {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
             f"{seconds:.0f} s"
         )
         self._console.print(f"next: lenserve serve --repository {repository}", markup=False)

@@ -1,10 +1,10 @@
-"""Advice on a run that could go better. Pure: a recipe and figures in, one line out."""
+"""Advice on runs that cannot give a good network. Pure: recipe and scores in, one line out."""
 
 from training.data import DataReport
 from training.evaluation.scores import Scores
 from training.recipe import Recipe
 
-# A judgement: from scratch, chest X-rays with 1,208 images of the rarer label train well (pneumonia-cnn),
+# A rule of thumb: from scratch, chest X-rays with 1,208 images of the rarer label train well (pneumonia-cnn),
 # photographs of ants and bees with 123 stay at chance.
 _ENOUGH_IMAGES = 1_000
 _RGB = 3
@@ -13,7 +13,7 @@ _TRY_TRANSFER = "try `lenserve-train run transfer`, which starts from pretrained
 
 
 def too_few_photographs(recipe: Recipe, report: DataReport) -> str | None:
-    """What to try in place of training a network from scratch on a small folder of colour images."""
+    """Advice if a network is trained from scratch on a small folder of colour images, else None."""
     counts = report.counts.get("train", {})
     if not counts or not _is_from_scratch(recipe) or recipe.geometry.channels != _RGB:
         return None
@@ -21,21 +21,25 @@ def too_few_photographs(recipe: Recipe, report: DataReport) -> str | None:
     if count >= _ENOUGH_IMAGES:
         return None
     return (
-        f"{recipe.network.name} starts from random weights, and {count:,} training images of {label} are few "
-        f"for photographs: {_TRY_TRANSFER}"
+        f"{recipe.network.name} starts from random weights, and {label} has only {count:,} training images "
+        f"of the {_ENOUGH_IMAGES:,} that photographs need: {_TRY_TRANSFER}"
     )
 
 
 def learned_nothing(recipe: Recipe, scores: Scores) -> str | None:
-    """What to do about a network that is not clearly better than one constant answer."""
+    """Advice if a network is not clearly better than always predicting one label, else None."""
     recalls = [entry.recall for entry in scores.labels if entry.images]
     constant = 1 / len(recalls)
     balanced = scores.balanced_accuracy
     if (balanced.low if balanced is not None else sum(recalls) / len(recalls)) > constant:
         return None
-    advice = _TRY_TRANSFER if _is_from_scratch(recipe) else "see the learning curve and labels in the report"
+    advice = (
+        _TRY_TRANSFER
+        if _is_from_scratch(recipe)
+        else "check the learning curves and the labels in the report"
+    )
     accuracy = scores.evaluation.accuracy.value
-    return f"accuracy {accuracy:.2%} is not clearly better than one constant answer: {advice}"
+    return f"test accuracy {accuracy:.2%} is not clearly better than always predicting one label: {advice}"
 
 
 def _is_from_scratch(recipe: Recipe) -> bool:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks the job to save and leave, the second ends it at once."""
+"""SIGTERM and Ctrl-C: the first signal stops the job at a safe point, the second ends it at once."""
 
 import signal
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupts:
-    """A flag that signals set and the job looks at where it is safe to leave.
+    """A flag that signals set, and that the job checks where it is safe to stop.
 
-    A class because the flag outlives any one call. An error raised by the signal handler itself would be
-    swallowed by libraries that catch everything, as the ONNX exporter does.
+    The signal handler does not raise: libraries that catch every exception, such as the ONNX exporter, would
+    swallow it.
     """
 
-    def __init__(self, how_to_continue: str = "go on with the same command and --resume") -> None:
-        """Begin before any signal.
+    def __init__(self, how_to_continue: str = "continue with the same command and --resume") -> None:
+        """Start without a signal.
 
         Args:
-            how_to_continue: what whoever stopped the job is told to do.
+            how_to_continue: the last part of the message, for the user who stopped the job.
         """
         self.received: signal.Signals | None = None
         self._how_to_continue = how_to_continue
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Catch the signals in here; main thread only."""
+        """Handle SIGTERM and SIGINT while the context is open; main thread only."""
         previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         try:
             yield
@@ -38,20 +38,20 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def raise_if_stopped(self, saved: str) -> None:
-        """Raise where somebody asked the job to stop.
+        """Raise if a signal has been received.
 
         Args:
             saved: what is kept, for the message.
 
         Raises:
-            Interrupted: by which the job leaves.
+            Interrupted: a signal was received.
         """
         if self.received is not None:
             self.stop(saved)
 
     def stop(self, saved: str) -> NoReturn:
-        """Raise, asked here or, where several processes train together, at another one."""
-        by = "another process's signal" if self.received is None else self.received.name
+        """Raise `Interrupted`, also if another process of a distributed run received the signal."""
+        by = "a signal to another process" if self.received is None else self.received.name
         raise Interrupted(f"stopped by {by}: {saved}; {self._how_to_continue}")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The whole run as one callable: data, training, calibration, export, proof, report, publishing."""
+"""A whole run: data, training, calibration, export, proof, report, publishing."""
 
 import time
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ from training.run.summary import RunSummary
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a run needs beside its recipe: where things lie, and who watches."""
+    """Everything a run needs besides its recipe: paths, device, display."""
 
     repository: Repository
     model: str
@@ -57,20 +57,22 @@ class Job:
 
     @property
     def cache(self) -> Path:
-        """What took long to find out of the data, for the runs that lie beside this one."""
+        """Folder of decoded images and features, shared by the runs in the same parent folder."""
         return self.run_dir.parent / ".cache"
 
 
 def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
-    """Run a recipe to its verdict. A finished run that is resumed gives its summary again.
+    """Run a recipe. Resuming a finished run returns its summary again.
+
+    Returns: the summary; a failed gate is a verdict in it, not an error.
 
     Raises:
-        LenserveError: by its kind, whatever went wrong; a failed gate is no error here but a verdict.
+        LenserveError: the run failed; training.errors lists the kinds.
     """
     with open_run(job.run_dir, recipe, resume=job.resume) as (folder, message):
         if message:
             job.display.note(message)
-        job.group.barrier()  # the others may look at the folder now
+        job.group.barrier()  # now the other processes may read the folder
         if folder.summary.exists():
             return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
         summary = _run(recipe, job, folder)
@@ -79,10 +81,10 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
 
 
 def follow(recipe: Recipe, job: Job) -> None:
-    """Train as one of several processes of which another one leads, and leave the rest to that one.
+    """Train as one of several processes; process 0 evaluates and publishes.
 
     Raises:
-        LenserveError: as above.
+        LenserveError: the run failed.
     """
     job.group.barrier()
     folder = RunFolder(job.run_dir)
@@ -120,35 +122,35 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.data(data_report)
     if hint := too_few_photographs(recipe, data_report):
         display.warning(hint)
-    interrupts.raise_if_stopped("nothing was trained yet")
+    interrupts.raise_if_stopped("nothing has been trained yet")
 
     display.phase("training")
     trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
-    job.group.leave()  # the others have nothing more to do, and shall not wait for the export
-    interrupts.raise_if_stopped("training is finished and saved, the export is to come")
+    job.group.leave()  # the other processes need not wait for the export
+    interrupts.raise_if_stopped("training is finished and saved, the model is not exported yet")
 
     display.phase("export and proof")
     with explaining_out_of_memory("calibration", job.device.torch_device, inference_advice(recipe)):
         calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
     export(classifier, recipe.geometry, folder.model)
-    interrupts.raise_if_stopped("training is finished and saved, the proof is to come")
+    interrupts.raise_if_stopped("training is finished and saved, the exported model is not proven yet")
     proof = prove(classifier, folder.model, dataset, recipe.gates, fitted_labels=trained.fitted_labels)
     display.checks(proof.checks)
     if hint := learned_nothing(recipe, proof.scores):
         display.warning(hint)
-    interrupts.raise_if_stopped("training is finished and saved, nothing was published")
+    interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
 
     variants = _variants(recipe, folder, dataset, job)
     metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof, variants)
     examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
     write_report(folder.report, metrics, trained.history, proof.misclassified, examples)
-    interrupts.raise_if_stopped("training is finished and saved, nothing was published")
+    interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
     return _publish(recipe, job, folder, dataset, metrics, began_s)
 
 
 def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
-    """The checked data of a run, from its cache where they are in it."""
+    """The checked data of a run, from the cache if they are in it."""
     return data.load(
         recipe.data,
         recipe.geometry,
@@ -166,9 +168,10 @@ def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ())
 def _calibrate(
     trained: LearnResult, dataset: Dataset, device: torch.device
 ) -> tuple[Calibration, Estimate | None]:
-    """The temperature, and the accuracy on the validation split that it was fitted to.
+    """The temperature, fitted on the validation split, and the accuracy there.
 
-    Without a validation split there is nothing to fit to: it stays 1, and its error is told.
+    Without a validation split the temperature is 1, with its calibration error on the test split, and the
+    accuracy is None.
     """
     split = dataset.validation if len(dataset.validation) else dataset.test
     images = DeviceImages(split.images, torch.device("cpu"))  # (N, H, W, C)
@@ -176,14 +179,14 @@ def _calibrate(
         logits = torch.cat(list(predict(trained.network.to(device), images))).cpu().numpy()  # (N, K)
     if not len(dataset.validation):
         return uncalibrated(logits, split.labels), None
-    right = int((logits.argmax(axis=1) == split.labels).sum())
-    return calibrate(logits, split.labels), wilson_interval(right, len(split))
+    correct = int((logits.argmax(axis=1) == split.labels).sum())
+    return calibrate(logits, split.labels), wilson_interval(correct, len(split))
 
 
 def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> tuple[VariantReport, ...]:
     reports = []
     for precision in recipe.variants.precisions:
-        job.interrupts.raise_if_stopped("training is finished and saved, nothing was published")
+        job.interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
         chosen = class_balanced_indices(dataset.train.labels, recipe.variants.calibration_images)
         report = make_variant(
             precision,
@@ -198,7 +201,7 @@ def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> 
     return tuple(reports)
 
 
-def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
+def _metrics(  # noqa: PLR0917 - one argument per measured value
     recipe: Recipe,
     job: Job,
     trained: LearnResult,
@@ -233,7 +236,7 @@ def _metrics(  # noqa: PLR0917 - one argument for each thing that was measured
     )
 
 
-def _publish(  # noqa: PLR0917 - the last step needs what all before it made
+def _publish(  # noqa: PLR0917 - the last step needs the results of all others
     recipe: Recipe, job: Job, folder: RunFolder, dataset: Dataset, metrics: Metrics, began_s: float
 ) -> RunSummary:
     version, path, refusal = None, None, None
@@ -247,8 +250,8 @@ def _publish(  # noqa: PLR0917 - the last step needs what all before it made
             labels=dataset.labels,
         )
         version, path = bundle.version, str(bundle.folder)
-    except GateFailed as refused:
-        refusal = str(refused)
+    except GateFailed as error:
+        refusal = str(error)
     return RunSummary(
         model=job.model,
         version=version,

@@ -1,7 +1,7 @@
-"""Where else the history of a run goes: TensorBoard and MLflow, each only where it is asked for.
+"""Logs the history of a run to TensorBoard and MLflow, if requested.
 
-What cannot begin is an error before anything is trained. Later a tracking server that fails, or a full disk,
-ends no run: what was not taken is sent again after the next epoch.
+A logger that cannot be opened is an error before training. Later failures, such as an unreachable tracking
+server or a full disk, do not stop the run: what was not logged is sent again after the next epoch.
 """
 
 import os
@@ -19,21 +19,21 @@ from training.learning.history import EpochRecord
 
 _SCALARS = ("train_loss", "validation_loss", "validation_accuracy", "learning_rate", "images_per_s")
 
-# MLflow by itself tries eight times: minutes, even where nobody listens.
+# By default MLflow retries for minutes, even if the server refuses connections.
 _MLFLOW_RETRY_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class Logger(Protocol):
-    """Takes what a run learns about itself, as it learns it."""
+    """Receives the history of a run while it trains."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """One line of the history; after a resume, only the new ones."""
+        """Log an epoch; after a resume only the new ones are logged."""
 
     def result(self, metrics: Mapping[str, int | float]) -> None:
-        """The headline of the finished run."""
+        """Log the main scores of the finished run."""
 
     def close(self, *, finished: bool) -> None:
-        """Nothing comes any more: the run is finished, or it failed or was stopped."""
+        """Close; `finished` is False if the run failed or was stopped."""
 
 
 @contextmanager
@@ -45,19 +45,19 @@ def open_loggers(
     settings: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> Iterator[tuple[Logger, ...]]:
-    """Start the loggers of these names, and close them whatever happens.
+    """Open loggers, and close them at the end, also after an error.
 
     Args:
         names: tensorboard, mlflow.
-        folder: of the run; TensorBoard writes to its subfolder tensorboard/, MLflow wherever
-            MLFLOW_TRACKING_URI points, or to the file mlflow.db.
+        folder: of the run; TensorBoard writes to its subfolder tensorboard/, MLflow to MLFLOW_TRACKING_URI or
+            to the file mlflow.db.
         run: its name.
         settings: of the recipe, dotted key -> value.
-        warn: is told when one takes nothing any more.
+        warn: called when a logger fails, and at the end if entries are missing.
 
     Raises:
-        UsageError: a package is not installed, by its name and how to install it.
-        LoggerUnavailable: one takes nothing from the beginning.
+        UsageError: a package is not installed.
+        LoggerUnavailable: a logger cannot be opened.
     """
     opened: list[_RetryingLogger] = []
     finished = False
@@ -76,13 +76,17 @@ def _open(name: str, folder: Path, run: str, settings: Mapping[str, Any]) -> Log
     try:
         return _LOGGERS[name](folder, run, settings)
     except ImportError as error:
-        raise UsageError(f"--log {name} needs a package that is not installed: pip install {name}") from error
+        raise UsageError(
+            f"--log {name} needs the package {name}, which is not installed: pip install {name}"
+        ) from error
     except Exception as error:  # whatever the package raises
-        raise LoggerUnavailable(f"--log {name} cannot begin: {_first_line(error)}") from error
+        raise LoggerUnavailable(
+            f"--log {name} cannot be opened: {_first_line(error)}; correct it, or run without --log {name}"
+        ) from error
 
 
 class _RetryingLogger:
-    """A logger whose failures end nothing. A class because it keeps what was not taken."""
+    """A logger that keeps what could not be logged, and sends it with the next entry."""
 
     def __init__(self, name: str, logger: Logger, warn: Callable[[str], None]) -> None:
         self._name = name
@@ -100,7 +104,7 @@ class _RetryingLogger:
     def close(self, *, finished: bool) -> None:
         self._send(partial(self._logger.close, finished=finished))
         if self._pending:
-            missing = f"{self._name} lacks the last {len(self._pending)} entries"
+            missing = f"{self._name}: the last {len(self._pending)} entries are missing"
             self._warn(f"{missing}; the report's history.json has all epochs")
 
     def _send(self, newest: Callable[[], None]) -> None:
@@ -108,9 +112,9 @@ class _RetryingLogger:
         while self._pending:
             try:
                 self._pending[0]()
-            except Exception as error:  # noqa: BLE001 - of a package, its server or its disk
+            except Exception as error:  # noqa: BLE001 - whatever the package raises
                 if not self._failing:
-                    self._warn(f"{self._name} takes nothing, and is asked again later: {_first_line(error)}")
+                    self._warn(f"{self._name} failed, retrying after the next epoch: {_first_line(error)}")
                 self._failing = True
                 return
             self._pending.popleft()
@@ -118,7 +122,7 @@ class _RetryingLogger:
 
 
 class _TensorBoard:
-    """Event files for `tensorboard --logdir`."""
+    """Writes event files for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
@@ -137,12 +141,12 @@ class _TensorBoard:
             self._writer.add_scalar(f"test/{name}", value, 0)
 
     def close(self, *, finished: bool) -> None:
-        del finished  # event files have no such thing
+        del finished  # event files have no status
         self._writer.close()
 
 
 class _Mlflow:
-    """A run of MLflow's tracking."""
+    """Logs to a run of MLflow Tracking."""
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
         for name, value in _MLFLOW_RETRY_SETTINGS.items():

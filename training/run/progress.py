@@ -1,4 +1,4 @@
-"""What may be said and asked in the midst of long work on many images."""
+"""The progress callback of long steps before training."""
 
 from training.data.storage.decoded_images import ProgressCallback
 from training.run.display import Display
@@ -6,18 +6,18 @@ from training.run.interrupts import Interrupts
 
 
 def report_progress(what: str, display: Display, interrupts: Interrupts) -> ProgressCallback:
-    """A watcher of work that comes before training: it shows how far it is, and leaves when asked.
+    """Make a callback that shows the progress and raises `Interrupted` after a signal.
 
     Args:
-        what: has been done to the images, `decoded` say.
-        display: on which it is shown.
-        interrupts: that may ask.
+        what: begins the line, for example "decoded".
+        display: where progress is shown.
+        interrupts: checked at each call.
 
-    Returns: to be called with how many of how many images are done; raises `Interrupted`.
+    Returns: a function of the number of images done and of all images.
     """
 
-    def look(done: int, images: int) -> None:
-        interrupts.raise_if_stopped("nothing was trained yet")
+    def on_progress(done: int, images: int) -> None:
+        interrupts.raise_if_stopped("nothing has been trained yet")
         display.images_done(what, done, images)
 
-    return look
+    return on_progress

@@ -1,4 +1,4 @@
-"""A run's folder: what is kept of a run, and the rule that nothing in it is lost or mixed."""
+"""A run's folder: its files, its lock, and the rules for starting and resuming in it."""
 
 import fcntl
 import os
@@ -17,56 +17,56 @@ from training.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where each thing lies."""
+    """The paths in a run folder."""
 
     path: Path
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe; by it a folder is known to be a run's."""
+        """The resolved recipe; a folder with this file is a run folder."""
         return self.path / "recipe.json"
 
     @property
     def checkpoint(self) -> Path:
-        """State of the training."""
+        """The state of training."""
         return self.path / "checkpoint.pt"
 
     @property
     def head_checkpoint(self) -> Path:
-        """State of the epochs in which only a backbone's head learns."""
+        """The state of the epochs that train only a backbone's head."""
         return self.path / "head-checkpoint.pt"
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something that could be gone on with."""
+        """Whether the run can be resumed."""
         return self.checkpoint.exists() or self.head_checkpoint.exists()
 
     @property
     def model(self) -> Path:
-        """The exported file."""
+        """The exported ONNX file."""
         return self.path / "model.onnx"
 
     @property
     def report(self) -> Path:
-        """The report, kept whether or not the version was published."""
+        """The report, also kept if the version was not published."""
         return self.path / "report"
 
     @property
     def summary(self) -> Path:
-        """How the run ended: there only once it did."""
+        """The outcome; the file exists once the run has finished."""
         return self.path / "summary.json"
 
 
 @contextmanager
 def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunFolder, str]]:
-    """Hold a run's folder, ready to begin or to go on.
+    """Lock a run's folder, ready to start or to resume.
 
-    1. Files that no run wrote, or another process at work: refused.
-    2. A finished run, without resume: moved aside to <path>.1, .2, ...
-    3. An unfinished run, without resume: refused.
-    4. With resume: goes on where the recipe is the same; begins where there is no run yet.
+    1. The folder has files of no run, or another process uses it: error.
+    2. A finished run, without resume: it is moved to <path>.1, .2, ...
+    3. An unfinished run, without resume: error.
+    4. With resume: continues if the recipe is the same; starts if there is no checkpoint.
 
-    Yields: the folder, and a line that says what was done; empty where there is nothing to say.
+    Yields: the folder, and a line that says what was done; empty if nothing was.
 
     Raises:
         RunFolderConflict: says why and what to do.
@@ -83,7 +83,7 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
             message = _check_resumable(folder, recipe)
         elif folder.has_checkpoint:
             raise RunFolderConflict(
-                f"{path} holds an unfinished run: go on with --resume, or choose another --run-dir"
+                f"{path} has an unfinished run: continue it with --resume, or choose another --run-dir"
             )
         replace_file(folder.recipe, recipe.model_dump_json(indent=2).encode() + b"\n")
         yield folder, message
@@ -91,12 +91,12 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
 
 def _check_foreign_files(folder: RunFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
-        raise RunFolderConflict(f"{folder.path} is not a directory")
+        raise RunFolderConflict(f"{folder.path} is not a directory: choose another --run-dir")
     if not folder.path.is_dir() or folder.recipe.exists():
         return
-    # Hidden files may be what a killed run had begun to write.
+    # Hidden files may be temporary files of a killed run.
     if any(not entry.name.startswith(".") for entry in folder.path.iterdir()):
-        raise RunFolderConflict(f"{folder.path} holds files that no run wrote: choose another --run-dir")
+        raise RunFolderConflict(f"{folder.path} has files that are not from a run: choose another --run-dir")
 
 
 def _move_aside(path: Path) -> Path:
@@ -108,7 +108,7 @@ def _move_aside(path: Path) -> Path:
 
 def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
     if not folder.has_checkpoint:
-        return f"{folder.path} holds no checkpoint yet: the run starts at the beginning"
+        return f"{folder.path} has no checkpoint yet: the run starts from the beginning"
     try:
         earlier = Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8")).settings()
     except OSError as error:
@@ -123,14 +123,14 @@ def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
     ]
     if changed:
         raise RunFolderConflict(
-            f"{folder.path} holds a run of another recipe, --resume cannot mix them: {'; '.join(changed)}"
+            f"{folder.path} has a run of another recipe, which --resume cannot continue: {'; '.join(changed)}"
         )
-    return f"goes on with the run in {folder.path}"
+    return f"continuing the run in {folder.path}"
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel releases when its owner dies."""
+    """Hold the folder's lock, which the kernel releases when the process dies."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _lock(descriptor, path)
@@ -143,4 +143,6 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise RunFolderConflict(f"another process is at work in {path}") from error
+        raise RunFolderConflict(
+            f"another process is using {path}: wait for it, or choose another --run-dir"
+        ) from error

@@ -1,4 +1,4 @@
-"""How a run ended, for machines. Knows no torch, so that the command line can speak of it at once."""
+"""The outcome of a run, for machines. Does not import torch, so that the command line starts fast."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -9,12 +9,12 @@ from serving.bundle.manifest import Strict
 
 
 class RunSummary(Strict):
-    """How a run ended."""
+    """The outcome of a run; `--json` prints it without `refusal`."""
 
     model: str
-    version: int | None = Field(description="none where it was refused")
+    version: int | None = Field(description="None if a gate failed")
     path: str | None = Field(description="of the published version")
     verdict: Literal["published", "refused"]
     metrics: Mapping[str, int | float]
-    seconds: float = Field(description="of this process; a resumed run's earlier ones are not in it")
-    refusal: str | None = Field(default=None, description="every failed check with its numbers")
+    seconds: float = Field(description="of this process; time before a resume is not included")
+    refusal: str | None = Field(default=None, description="every failed check with its value and limit")

@@ -119,6 +119,6 @@ def test_a_run_that_is_stopped_while_it_decodes_leaves_at_once(
     recipe = fake_recipe("data.source=folder", "geometry.channels=3")
     here = replace(job, run_dir=tmp_path / "run", data_root=tmp_path / "data")
     here.interrupts.received = signal.SIGTERM
-    with pytest.raises(Interrupted, match="stopped by SIGTERM: nothing was trained yet"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM: nothing has been trained yet"):
         load_data(recipe, here)
     assert [path.name for path in here.cache.iterdir()] == [".lock"]

@@ -1,4 +1,4 @@
-"""Hints lead from a network that cannot learn photographs to one that can."""
+"""Advice on runs that cannot give a good network."""
 
 import pytest
 
@@ -10,13 +10,13 @@ from training.run.hints import learned_nothing, too_few_photographs
 
 
 def report(ants: int) -> DataReport:
-    """So many training images of ants, and more of bees."""
+    """Training images of ants, and 5,000 of bees."""
     counts = {"train": {"ants": ants, "bees": 5_000}, "test": {"ants": 25, "bees": 24}}
     return DataReport(counts=counts, undecodable={}, ignored_files=0, repeated={}, removed={}, conflicts=())
 
 
 def scores(low: float) -> Scores:
-    """Two labels, and a balanced accuracy whose interval begins there."""
+    """Scores of two labels; the interval of the balanced accuracy begins at `low`."""
     estimate = Estimate(value=low + 0.1, low=low, high=low + 0.2)
     label = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "images": 25}
     return Scores(
@@ -47,12 +47,12 @@ def test_scratch_on_few_photographs_hints_at_transfer(
     """Only without pretrained weights, on colour images of a folder, and with fewer than 1,000 of a label."""
     hint = too_few_photographs(recipe, report(ants))
     assert (hint is not None) == hinted
-    assert not hinted or ("123 training images of ants" in hint and "run transfer" in hint)
+    assert not hinted or ("ants has only 123 training images" in hint and "run transfer" in hint)
 
 
 @pytest.mark.parametrize(("low", "hinted"), [(0.45, True), (0.5, True), (0.55, False)])
 def test_a_network_at_chance_is_named(low: float, hinted: bool) -> None:  # noqa: FBT001
-    """At chance the interval of the balanced accuracy holds that of one constant answer."""
+    """At chance the interval of the balanced accuracy includes 0.5."""
     hint = learned_nothing(resolve("lenet5-folder"), scores(low))
     assert (hint is not None) == hinted
     assert not hinted or "run transfer" in hint

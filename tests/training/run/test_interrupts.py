@@ -1,4 +1,4 @@
-"""Signals are remembered, and obeyed where it is safe."""
+"""Signals set a flag, and the job stops where it is safe."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from training.run.interrupts import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_remembered_until_it_is_safe_to_leave(number: signal.Signals) -> None:
-    """Nothing happens when it comes; the next question raises, and says what was saved and how to go on."""
+def test_a_signal_is_remembered_until_it_is_safe_to_stop(number: signal.Signals) -> None:
+    """The signal itself raises nothing; the next check does, and says what was saved and how to continue."""
     before = signal.getsignal(number)
     interrupts = Interrupts()
     interrupts.raise_if_stopped("nothing")

@@ -1,4 +1,4 @@
-"""A whole run: what it publishes, and what it does not."""
+"""A whole run, and what it publishes."""
 
 import json
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from training.run.job import Job, train_and_evaluate
 from training.run.summary import RunSummary
 
 
-def test_the_bundle_is_whole_and_verified(
+def test_the_bundle_is_complete_and_verified(
     digits_recipe: Recipe, digits_summary: RunSummary, digits_bundle: Bundle
 ) -> None:
-    """Model, golden examples and report are there, every digest holds, and the manifest tells the origin."""
+    """It has model, golden examples, report and provenance, and every digest matches."""
     manifest = digits_bundle.manifest
     assert digits_summary.verdict == "published"
     assert digits_summary.path == str(digits_bundle.folder)
@@ -47,7 +47,7 @@ def test_the_bundle_is_whole_and_verified(
 def test_golden_examples_are_real_test_images_of_every_class(
     digits_recipe: Recipe, digits_bundle: Bundle
 ) -> None:
-    """32 images of the test split, each digit three times or more, and what the file says of them."""
+    """32 images of the test split, at least three of each digit, with the probabilities of the file."""
     golden = digits_bundle.golden()
     dataset, _ = load(digits_recipe.data, digits_recipe.geometry, None)
     known = {
@@ -60,8 +60,8 @@ def test_golden_examples_are_real_test_images_of_every_class(
     assert golden.largest_difference(probabilities) < 1e-6
 
 
-def test_evaluating_the_bundle_again_gives_what_its_manifest_says(digits_bundle: Bundle) -> None:
-    """The published figure can be had again from the published file alone."""
+def test_evaluating_the_bundle_reproduces_its_manifest(digits_bundle: Bundle) -> None:
+    """The published scores follow from the published file."""
     result = evaluate_bundle(digits_bundle.folder, None, None)
     evaluation = digits_bundle.manifest.evaluation
     assert result.data == "digits"
@@ -70,20 +70,20 @@ def test_evaluating_the_bundle_again_gives_what_its_manifest_says(digits_bundle:
     assert result.metrics["accuracy"] > 0.9
 
 
-def test_evaluating_on_data_with_unknown_labels_is_refused(digits_bundle: Bundle) -> None:
-    """Labels that the bundle does not know are named."""
+def test_evaluating_on_data_with_unknown_labels_is_rejected(digits_bundle: Bundle) -> None:
+    """The message names the unknown labels."""
     with pytest.raises(DataError, match="4 labels that the bundle does not have: pattern-0, pattern-1"):
         evaluate_bundle(digits_bundle.folder, "fake", None)
 
 
 def test_evaluating_another_folder_is_wrong_usage(tmp_path: Path) -> None:
-    """A path that is no version's folder is the command line's fault."""
+    """A path that is not a version's folder is a UsageError."""
     with pytest.raises(UsageError, match="is not a bundle"):
         evaluate_bundle(tmp_path, None, None)
 
 
 def test_the_report_is_self_contained(digits_bundle: Bundle) -> None:
-    """One page without links to anything, nothing left to fill in, and metrics that parse."""
+    """One page without links or unfilled fields, and metrics that parse."""
     report = digits_bundle.folder / "report"
     page = (report / "report.html").read_text()
     assert "$" not in page
@@ -99,7 +99,7 @@ def test_the_report_is_self_contained(digits_bundle: Bundle) -> None:
     assert len(json.loads((report / "history.json").read_text())) == metrics.epochs == 3
 
 
-def test_resuming_a_finished_run_gives_its_summary_again(
+def test_resuming_a_finished_run_returns_its_summary(
     digits_recipe: Recipe, digits_job: Job, digits_summary: RunSummary
 ) -> None:
     """Nothing is trained or published twice."""
@@ -111,7 +111,7 @@ def test_resuming_a_finished_run_gives_its_summary_again(
 def test_a_failed_gate_publishes_nothing_and_keeps_the_report(
     job: Job, fake_recipe: Callable[..., Recipe]
 ) -> None:
-    """The verdict names each failed check with its numbers; the repository is not even made."""
+    """The verdict names each failed check with its numbers; the repository is not created."""
     recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9", "gates.max_parity_gap=1e-12")
     summary = train_and_evaluate(recipe, job)
     assert (summary.verdict, summary.version, summary.path) == ("refused", None, None)

@@ -1,4 +1,4 @@
-"""TensorBoard and MLflow get what history.json has, and are not needed."""
+"""TensorBoard and MLflow get the epochs of history.json, and are optional."""
 
 import sqlite3
 import sys
@@ -27,8 +27,8 @@ RECORD = EpochRecord(
 )
 
 
-def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
-    """Each scalar at its epoch, the recipe as text, the headline of the test split."""
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    """Each scalar at its epoch, the recipe as text, the scores of the test split."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
 
@@ -51,7 +51,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
 def test_a_missing_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
 ) -> None:
-    """Asked for and not installed: one line that says how to get it."""
+    """The message says how to install it."""
     monkeypatch.setitem(sys.modules, module, None)
     with (
         pytest.raises(UsageError, match=rf"--log {name} needs .* pip install {name}"),
@@ -61,7 +61,7 @@ def test_a_missing_package_is_named(
 
 
 class Mlflow:
-    """The functions of mlflow that are used, by their names and arguments there. They can be out of order."""
+    """A fake of the functions of mlflow that are used; it can be unreachable."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -72,38 +72,38 @@ class Mlflow:
         return False
 
     def set_tracking_uri(self, uri: str) -> None:
-        """Where."""
+        """Record the call."""
         self._call("uri", uri)
 
     def set_experiment(self, name: str) -> None:
-        """Of runs."""
+        """Record the call."""
         self._call("experiment", name)
 
     def start_run(self, run_name: str) -> None:
-        """Begin."""
+        """Record the call."""
         self._call("start", run_name)
 
     def log_params(self, params: dict[str, object]) -> None:
-        """Once."""
+        """Record the call."""
         self._call("params", params)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Of an epoch, or of the end."""
+        """Record the call."""
         self._call("metrics", metrics, step)
 
     def end_run(self, status: str) -> None:
-        """End."""
+        """Record the call."""
         self._call("end", status)
 
     def _call(self, *call: object) -> None:
         if self.down:
-            raise ConnectionError("nobody listens\nand much more")
+            raise ConnectionError("connection refused\nand much more")
         self.calls.append(call)
 
 
 @pytest.fixture
 def mlflow(monkeypatch: pytest.MonkeyPatch) -> Mlflow:
-    """In place of the package."""
+    """The fake, in place of the package."""
     fake = Mlflow()
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     return fake
@@ -115,7 +115,7 @@ def no_warning(text: str) -> None:
 
 
 def test_mlflow_gets_parameters_history_and_result(tmp_path: Path, mlflow: Mlflow) -> None:
-    """One call for the recipe, one an epoch, one for the result; the run is closed."""
+    """One call for the recipe, one per epoch, one for the result; the run is closed."""
     with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=no_warning) as (logger,):
         logger.epoch(RECORD)
         logger.result({"accuracy": 1})
@@ -126,10 +126,8 @@ def test_mlflow_gets_parameters_history_and_result(tmp_path: Path, mlflow: Mlflo
     assert rest == [("metrics", {"test.accuracy": 1.0}, None), ("end", "FINISHED")]
 
 
-def test_a_server_that_fails_for_a_while_ends_nothing_and_lacks_nothing(
-    tmp_path: Path, mlflow: Mlflow
-) -> None:
-    """Said once; the next epoch brings what was missed, in order. A run that failed is closed as one."""
+def test_a_temporary_failure_stops_nothing_and_loses_nothing(tmp_path: Path, mlflow: Mlflow) -> None:
+    """One warning; the next epoch sends what was missed, in order. A failed run is closed as failed."""
     warned: list[str] = []
 
     def run_and_fail() -> None:
@@ -143,35 +141,37 @@ def test_a_server_that_fails_for_a_while_ends_nothing_and_lacks_nothing(
 
     with pytest.raises(InterruptedError):
         run_and_fail()
-    assert warned == ["mlflow takes nothing, and is asked again later: ConnectionError: nobody listens"]
+    assert warned == ["mlflow failed, retrying after the next epoch: ConnectionError: connection refused"]
     assert [call[2] for call in mlflow.calls if call[0] == "metrics"] == [1, 2, 3]
     assert mlflow.calls[-1] == ("end", "FAILED")
 
 
-def test_what_was_never_taken_is_said_at_the_end(tmp_path: Path, mlflow: Mlflow) -> None:
-    """The run ends well all the same."""
+def test_missing_entries_are_reported_at_the_end(tmp_path: Path, mlflow: Mlflow) -> None:
+    """The run still succeeds."""
     warned: list[str] = []
     with open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=warned.append) as (logger,):
         mlflow.down = True
         logger.epoch(RECORD)
-    assert warned[1:] == ["mlflow lacks the last 2 entries; the report's history.json has all epochs"]
+    assert warned[1:] == ["mlflow: the last 2 entries are missing; the report's history.json has all epochs"]
 
 
-def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path, mlflow: Mlflow) -> None:
-    """Before anything is trained, in one line."""
+def test_an_unreachable_server_at_start_is_an_error(tmp_path: Path, mlflow: Mlflow) -> None:
+    """Before training, in one line."""
     mlflow.down = True
+    message = (
+        r"^--log mlflow cannot be opened: ConnectionError: connection refused; "
+        r"correct it, or run without --log mlflow$"
+    )
     with (
-        pytest.raises(
-            LoggerUnavailable, match=r"^--log mlflow cannot begin: ConnectionError: nobody listens$"
-        ),
+        pytest.raises(LoggerUnavailable, match=message),
         open_loggers(("mlflow",), tmp_path, run="digits", settings={}, warn=no_warning),
     ):
         pass
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what MLflow stands on
-def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:
-    """The package itself, where it is installed: parameters, each epoch, the result, the status."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's dependencies
+def test_mlflow_reads_what_was_logged(tmp_path: Path) -> None:
+    """The real package, if installed: parameters, each epoch, the result, the status."""
     pytest.importorskip("mlflow")
     with open_loggers(("mlflow",), tmp_path, run="digits", settings={"a": 1}, warn=no_warning) as (logger,):
         logger.epoch(RECORD)
@@ -184,7 +184,7 @@ def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_a_run_logs_every_epoch(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
-    """The real job writes event files into its run folder."""
+    """A run writes event files into its folder."""
     pytest.importorskip("tensorboard")
     recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9")
     train_and_evaluate(recipe, replace(job, loggers=("tensorboard",)))

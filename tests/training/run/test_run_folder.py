@@ -1,4 +1,4 @@
-"""Run folders: nothing is lost, nothing is mixed."""
+"""Run folders: no run overwrites another or mixes with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +13,18 @@ Recipes = Callable[..., Recipe]
 
 
 def leave_run(path: Path, recipe: Recipe, *, finished: bool) -> None:
-    """What a run leaves behind."""
+    """Write the files of a run."""
     with open_run(path, recipe, resume=False) as (folder, _):
         folder.checkpoint.write_bytes(b"state")
         if finished:
             folder.summary.write_text("{}")
 
 
-def test_an_unfinished_run_is_not_begun_again(tmp_path: Path, fake_recipe: Recipes) -> None:
-    """Without --resume its checkpoint is safe, and the message says both ways out."""
+def test_an_unfinished_run_is_not_overwritten(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """Without --resume its checkpoint is kept, and the message names both options."""
     leave_run(tmp_path / "run", fake_recipe(), finished=False)
     refused = pytest.raises(
-        RunFolderConflict, match=r"unfinished run: go on with --resume, or choose another --run-dir"
+        RunFolderConflict, match=r"unfinished run: continue it with --resume, or choose another --run-dir"
     )
     with refused, open_run(tmp_path / "run", fake_recipe(), resume=False):
         pass
@@ -32,7 +32,7 @@ def test_an_unfinished_run_is_not_begun_again(tmp_path: Path, fake_recipe: Recip
 
 
 def test_a_finished_run_is_moved_aside(tmp_path: Path, fake_recipe: Recipes) -> None:
-    """The next run begins in an empty folder, and the one before keeps everything under a number."""
+    """The next run starts in an empty folder; the previous one keeps its files under a number."""
     for _ in range(3):
         leave_run(tmp_path / "run", fake_recipe(), finished=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
@@ -40,7 +40,7 @@ def test_a_finished_run_is_moved_aside(tmp_path: Path, fake_recipe: Recipes) -> 
 
 
 def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: Recipes) -> None:
-    """Another recipe cannot go on with a run."""
+    """A run cannot be resumed with another recipe."""
     leave_run(tmp_path / "run", fake_recipe(), finished=False)
     changed = fake_recipe("training.epochs=9", "network.dropout=0.5")
     with (
@@ -52,28 +52,28 @@ def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: Recipe
         pass
 
 
-def test_resume_without_a_run_begins(tmp_path: Path, fake_recipe: Recipes) -> None:
-    """A job that is always started with --resume needs no first time of its own."""
-    with open_run(tmp_path / "run", fake_recipe(), resume=True) as (folder, said):
+def test_resume_without_a_run_starts_one(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """A job may always be started with --resume."""
+    with open_run(tmp_path / "run", fake_recipe(), resume=True) as (folder, message):
         assert folder.recipe.exists()
-        assert "starts at the beginning" in said
+        assert "starts from the beginning" in message
 
 
-def test_foreign_files_are_left_alone(tmp_path: Path, fake_recipe: Recipes) -> None:
-    """A folder that no run wrote is refused."""
+def test_foreign_files_are_not_touched(tmp_path: Path, fake_recipe: Recipes) -> None:
+    """A folder with files that are not from a run is rejected."""
     (tmp_path / "thesis.txt").write_text("years of work")
     with (
-        pytest.raises(RunFolderConflict, match="files that no run wrote"),
+        pytest.raises(RunFolderConflict, match="files that are not from a run"),
         open_run(tmp_path, fake_recipe(), resume=False),
     ):
         pass
 
 
 def test_two_processes_cannot_share_a_run(tmp_path: Path, fake_recipe: Recipes) -> None:
-    """The second one is told that the first is at work."""
+    """The second one gets an error that names the folder."""
     with (
         open_run(tmp_path / "run", fake_recipe(), resume=False),
-        pytest.raises(RunFolderConflict, match="another process is at work"),
+        pytest.raises(RunFolderConflict, match=r"another process is using .*run: wait for it"),
         open_run(tmp_path / "run", fake_recipe(), resume=True),
     ):
         pass
