@@ -58,12 +58,12 @@ def choices(threads: ThreadPoolExecutor) -> dict[str, Work]:
     return {
         "protobuf parses a ModelInfer of 784 pixels": _sync(lambda: pb.ModelInferRequest.FromString(message)),
         "one observation, prometheus_client": _sync(lambda: histogram.observe(0.001)),
-        "one observation, a tally": _sync(lambda: tally.observe(0.001)),
+        "one observation, our counters": _sync(lambda: tally.observe(0.001)),
         "a context manager made of a generator": _sync(enter),
-        "a future, and the wake-up of who awaits it": wait_for_a_future,
+        "a future, and waking its task": wait_for_a_future,
         "a thread and back": go_to_a_thread,
         "a 28 x 28 PNG decoded": _sync(lambda: decode_image(png, limits)),
-        "LeNet-5, again and again": _sync(lambda: engine.run(image)),
+        "LeNet-5, without a pause": _sync(lambda: engine.run(image)),
         "LeNet-5, after a pause of 1 ms": _paused(lambda: engine.run(image)),
     }
 
