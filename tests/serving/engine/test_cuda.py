@@ -1,4 +1,4 @@
-"""CUDA's libraries: found in packages or on the linker's path, and named where they are missing."""
+"""CUDA's libraries: found in packages or on the linker's path, and named if missing."""
 
 import shutil
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def install(tmp_path: Path) -> Callable[[str, str], Path]:
     return put
 
 
-def test_a_library_names_what_it_is_linked_against() -> None:
+def test_the_libraries_that_a_library_needs_are_read() -> None:
     """An extension of numpy needs at least the C library."""
     file = Path(np._core._multiarray_umath.__file__)
     if file.suffix != ".so" or file.read_bytes()[:5] != b"\x7fELF\x02":
@@ -41,7 +41,7 @@ def test_a_library_names_what_it_is_linked_against() -> None:
 
 @needs_provider
 def test_the_cuda_provider_needs_cuda() -> None:
-    """Its names carry the version of CUDA that it was built for."""
+    """Their names have the version of CUDA that it was built for."""
     names = cuda.needed_libraries(PROVIDER)
     major = onnxruntime.cuda_version.partition(".")[0]
     assert {f"libcudart.so.{major}", f"libcublasLt.so.{major}", "libcuda.so.1"} <= set(names)
@@ -60,7 +60,7 @@ def test_a_library_in_the_packages_is_found(
 
 
 def test_packages_come_before_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch refuses a cuDNN of the system that is older than the package that it was built with."""
+    """PyTorch rejects a system's cuDNN that is older than the package that it was built with."""
     for name in ("cu13", "cudnn"):
         (tmp_path / name / "lib").mkdir(parents=True)
     asked: list[str] = []
@@ -88,27 +88,27 @@ def test_packages_are_looked_for_on_all_of_pythons_path(
 
 @needs_elf
 def test_a_library_on_the_linkers_path_is_found(tmp_path: Path) -> None:
-    """Packages are not needed where the system brings CUDA."""
+    """Packages are not needed if the system has CUDA."""
     assert cuda.missing_libraries(["libc.so.6", "libabsent.so.13"], [tmp_path]) == ["libabsent.so.13"]
 
 
 @needs_elf
 def test_a_broken_library_is_missing(install: Callable[[str, str], Path], tmp_path: Path) -> None:
-    """A file that the linker refuses is as good as none."""
+    """A file that the linker cannot load counts as missing."""
     install("cu13", "libbroken.so.13").write_bytes(b"no library")
     assert cuda.missing_libraries(["libbroken.so.13"], [tmp_path / "nvidia"]) == ["libbroken.so.13"]
 
 
-def test_the_sentence_names_the_libraries_and_what_to_do() -> None:
-    """Both ways to mend it."""
+def test_the_message_names_the_libraries_and_what_to_do() -> None:
+    """It has both ways to install them."""
     words = cuda.describe_missing(["libcublasLt.so.13", "libcudnn.so.9"])
     assert "cannot load libcublasLt.so.13, libcudnn.so.9: pip install 'lenserve[cuda]'" in words
     assert "cuDNN 9 on the linker's path" in words
     assert not cuda.describe_missing([])
 
 
-def test_a_missing_driver_is_not_asked_of_pip() -> None:
-    """It comes with the system, and its sentence stands beside that of the libraries."""
+def test_a_missing_driver_is_not_installed_by_pip() -> None:
+    """It comes with the system, so its message is separate from that of the libraries."""
     assert cuda.describe_missing(["libcuda.so.1"]) == "no NVIDIA driver was found (libcuda.so.1)"
     words = cuda.describe_missing(["libcudnn.so.9", "libcuda.so.1"])
     assert "cannot load libcudnn.so.9: pip install" in words
@@ -118,10 +118,10 @@ def test_a_missing_driver_is_not_asked_of_pip() -> None:
 @pytest.mark.parametrize(
     ("driver_version", "fits"), [(12080, False), (13000, True), (14010, True), (0, False)]
 )
-def test_a_driver_of_the_same_major_version_will_do(
+def test_a_driver_of_the_same_major_version_is_enough(
     monkeypatch: pytest.MonkeyPatch, driver_version: int, *, fits: bool
 ) -> None:
-    """An older one fails at the first session; the sentence names both versions."""
+    """An older one is refused; the message has both versions."""
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
     why = cuda.why_too_old(driver_version)
     assert (why == "") == fits
@@ -132,14 +132,14 @@ def test_a_driver_of_the_same_major_version_will_do(
 
 @needs_provider
 @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
-def test_what_is_missing_here_is_told_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    """ONNX Runtime prints to stdout, which belongs to the results of commands."""
+def test_missing_libraries_are_returned_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime prints to stdout, which is for results of commands."""
     assert "libcuda.so.1" in cuda.why_unusable.__wrapped__()
     assert capfd.readouterr().out == ""
 
 
 def test_the_default_logger_is_quiet_until_the_last_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Versions load at the same time; an error inside brings the warnings back too."""
+    """Versions load concurrently; warnings also come back after an error."""
     told: list[int] = []
     monkeypatch.setattr(onnxruntime, "set_default_logger_severity", told.append)
     with cuda.quiet_logger():
@@ -150,7 +150,7 @@ def test_the_default_logger_is_quiet_until_the_last_is_done(monkeypatch: pytest.
 
 
 def test_only_the_first_run_of_a_batch_size_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Later ones try no kernels, and whatever is said then is news."""
+    """Later runs try no kernels, so their warnings matter."""
     told: list[int] = []
     monkeypatch.setattr(onnxruntime, "set_default_logger_severity", told.append)
     first_runs = cuda.QuietFirstRuns()

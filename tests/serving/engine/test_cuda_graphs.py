@@ -1,4 +1,4 @@
-"""Graphs of batches, with a session on the CPU in place of CUDA's; test_engine.py has real graphs."""
+"""Graphs of batches, with a session on the CPU instead of CUDA; test_onnx.py has real graphs."""
 
 import threading
 import weakref
@@ -26,7 +26,7 @@ Publish = Callable[..., Bundle]
 
 
 class Recorded:
-    """A real session on the CPU, which runs what CUDA would replay, and remembers who ran which graph."""
+    """A real session on the CPU. It runs what CUDA would replay, and remembers threads and graphs."""
 
     def __init__(self, file: Path) -> None:
         self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -75,7 +75,7 @@ def graphs(session: Recorded) -> CudaGraphs:
 
 
 def test_a_batch_size_is_captured_once_and_then_replayed(session: Recorded, graphs: CudaGraphs) -> None:
-    """A plain run to compare with, two more and the capture, a check; from then on only replays."""
+    """First a plain run to compare with, two more, the capture and a check; then only replays."""
     graphs.prepare(3)
     assert session.graph_ids() == [PLAIN, *["1"] * 4]
     assert graphs.captured == (4,)
@@ -85,20 +85,20 @@ def test_a_batch_size_is_captured_once_and_then_replayed(session: Recorded, grap
     assert session.graph_ids()[5:] == ["1"] * 3
 
 
-def test_every_batch_size_has_a_graph_of_its_own_and_all_are_checked_in_the_end(
+def test_each_batch_size_has_its_own_graph_and_all_are_checked_at_the_end(
     session: Recorded, graphs: CudaGraphs
 ) -> None:
-    """What the last capture does to the first graph shows before anything is served."""
+    """Damage that the last capture does to the first graph is found before anything is served."""
     for count in SIZES:
         graphs.prepare(count)
     assert session.graph_ids()[-3:] == ["1", "2", "3"]
     assert graphs.captured == SIZES
 
 
-def test_replays_of_two_threads_give_what_plain_runs_give(
+def test_replays_from_two_threads_compute_what_plain_runs_do(
     session: Recorded, graphs: CudaGraphs, publish: Publish
 ) -> None:
-    """Every number of images, images that differ from run to run, and one thread that runs them all."""
+    """For every number of images, with different images each time; one thread runs them all."""
     plain = onnxruntime.InferenceSession(publish().model_file, providers=["CPUExecutionProvider"])
 
     def compare(seed: int) -> None:
@@ -116,7 +116,7 @@ def test_replays_of_two_threads_give_what_plain_runs_give(
 
 
 def test_an_output_outlives_the_next_replay(graphs: CudaGraphs) -> None:
-    """The graph writes to the same memory every time."""
+    """The graph writes to the same memory each time."""
     graphs.prepare(4)
     images = _noise(4)
     first = graphs.run(images)
@@ -126,8 +126,8 @@ def test_an_output_outlives_the_next_replay(graphs: CudaGraphs) -> None:
         np.testing.assert_array_equal(rows, kept)
 
 
-def test_padding_is_zero_whatever_was_there(graphs: CudaGraphs) -> None:
-    """Rows of an earlier batch are no part of this one."""
+def test_padding_is_always_zero(graphs: CudaGraphs) -> None:
+    """Rows of an earlier batch do not stay in it."""
     graphs.prepare(4)
     graphs.run(np.full((3, 8, 8, 3), 255, np.uint8))
     graphs.run(np.full((2, 8, 8, 3), 7, np.uint8))
@@ -137,21 +137,21 @@ def test_padding_is_zero_whatever_was_there(graphs: CudaGraphs) -> None:
 
 
 def test_a_batch_beyond_the_largest_runs_without_a_graph(session: Recorded, graphs: CudaGraphs) -> None:
-    """It is answered all the same."""
+    """It is answered."""
     graphs.prepare(9)
     assert len(graphs.run(_noise(9))[0]) == 9
     assert session.graph_ids() == [PLAIN]
 
 
 @pytest.mark.parametrize("images", [np.zeros((4, 8, 3, 8), np.uint8), np.zeros((4, 8, 8, 3), np.float32)])
-def test_images_of_another_kind_are_refused(graphs: CudaGraphs, images: Any) -> None:
+def test_images_of_another_shape_or_type_are_rejected(graphs: CudaGraphs, images: Any) -> None:
     """Their number of elements would fit."""
     graphs.prepare(4)
     with pytest.raises(ValueError, match=r"images are \w+ \(8, ., .\), the network takes uint8 \(8, 8, 3\)"):
         graphs.run(images)
 
 
-def test_a_graph_that_ignores_its_images_is_found_out(session: Recorded, graphs: CudaGraphs) -> None:
+def test_a_graph_that_ignores_its_images_is_detected(session: Recorded, graphs: CudaGraphs) -> None:
     """It would give every request the answer of the first."""
 
     def grow_stale() -> None:
@@ -165,8 +165,8 @@ def test_a_graph_that_ignores_its_images_is_found_out(session: Recorded, graphs:
     assert graphs.captured == ()
 
 
-def test_the_next_try_has_another_id(session: Recorded, graphs: CudaGraphs) -> None:
-    """A graph that was captured before its check failed would write to memory that is no longer its own."""
+def test_the_next_attempt_has_another_id(session: Recorded, graphs: CudaGraphs) -> None:
+    """A graph whose check failed would write to memory that it no longer owns."""
     session.on_graph = _fail
     with pytest.raises(RuntimeError):
         graphs.prepare(4)
@@ -176,7 +176,7 @@ def test_the_next_try_has_another_id(session: Recorded, graphs: CudaGraphs) -> N
 
 
 def test_nothing_else_runs_while_a_graph_is_captured() -> None:
-    """CUDA would fail the other call and spoil the capture."""
+    """CUDA would fail the other call and invalidate the capture."""
     calls, order = CudaCalls(), list[str]()
     entered, leave = threading.Event(), threading.Event()
 
@@ -204,10 +204,10 @@ def test_nothing_else_runs_while_a_graph_is_captured() -> None:
 class TestEngine:
     """An engine never fails because of graphs."""
 
-    def test_a_network_that_cannot_be_captured_runs_without(
+    def test_a_network_that_cannot_be_captured_runs_without_graphs(
         self, session: Recorded, publish: Publish, log_events: Any
     ) -> None:
-        """The request is answered, and the log says why it takes longer."""
+        """The request is answered, and the log has the reason."""
         session.on_graph = _fail
         engine = _engine(session, publish().model_file)
         assert len(engine.run(_noise(3)).probabilities) == 3
@@ -219,10 +219,10 @@ class TestEngine:
             "operation not permitted when stream is capturing",
         )
 
-    def test_a_failed_capture_gives_up_nothing_but_graphs(
+    def test_a_failed_capture_drops_only_the_graphs(
         self, session: Recorded, publish: Publish, log_events: Any
     ) -> None:
-        """Whatever batch comes next."""
+        """For all later batches."""
         session.on_graph = _fail
         engine = _engine(session, publish().model_file, Optimizations(nhwc=True, cuda_graphs=True))
         for count in (3, 4):
@@ -230,10 +230,10 @@ class TestEngine:
         assert engine.optimizations == Optimizations(nhwc=True)
         assert len(log_events.records) == 1
 
-    def test_lack_of_memory_is_told_as_such(
+    def test_lack_of_memory_is_out_of_memory(
         self, session: Recorded, publish: Publish, log_events: Any
     ) -> None:
-        """Without graphs there would be little more."""
+        """Dropping the graphs would free little."""
 
         def exhaust() -> None:
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
@@ -250,7 +250,7 @@ class TestEngine:
     def test_a_replay_that_fails_later_fails_its_batch(
         self, session: Recorded, publish: Publish, log_events: Any
     ) -> None:
-        """It was captured and checked: the GPU is broken, and the engine has to prove itself again."""
+        """The graph was checked, so the GPU is broken, and the engine has to be proven again."""
         engine = _engine(session, publish().model_file)
         engine.run(_noise(3))
         session.on_graph = _fail
@@ -258,8 +258,10 @@ class TestEngine:
             engine.run(_noise(3))
         assert not log_events.records
 
-    def test_a_session_is_closed_before_a_plainer_one_is_opened(self, publish: Publish) -> None:
-        """Both would take memory, and a capture that was broken off might hinder the second."""
+    def test_a_session_is_closed_before_one_with_fewer_optimizations_is_opened(
+        self, publish: Publish
+    ) -> None:
+        """Both would take memory, and an aborted capture might disturb the second."""
         file = publish().model_file
         session = Recorded(file)
         session.on_graph = _fail
@@ -275,7 +277,7 @@ class TestEngine:
         del session, graphs
         assert len(engine.run(_noise(3)).probabilities) == 3
 
-    def test_its_thread_and_its_session_go_with_it(self, publish: Publish) -> None:
+    def test_an_engine_leaves_no_thread_and_no_session(self, publish: Publish) -> None:
         """A server loads and unloads versions for as long as it runs."""
         before = set(threading.enumerate())
         engine = _engine(Recorded(publish().model_file), publish().model_file)
@@ -287,10 +289,10 @@ class TestEngine:
         thread.join(timeout=30)
         assert not thread.is_alive()
 
-    def test_a_plainer_session_that_memory_is_too_small_for_is_told_as_such(
+    def test_a_session_with_fewer_optimizations_may_be_out_of_memory_too(
         self, session: Recorded, publish: Publish
     ) -> None:
-        """The version is refused for lack of memory, and not because its network is wrong."""
+        """The version is refused for lack of memory, not because its network is wrong."""
         session.on_graph = _fail
 
         def open_session(_plan: Optimizations) -> Any:
@@ -307,7 +309,7 @@ class TestEngine:
     def test_a_closed_engine_frees_its_session_and_stays_closed(
         self, publish: Publish, optimizations: Optimizations
     ) -> None:
-        """A run that comes too late neither opens another nor counts as a mistake of the network."""
+        """A later run opens no other session, and is no failure of the network."""
         engine = _engine(Recorded(publish().model_file), publish().model_file, optimizations)
         engine.run(_noise(3))
         alive = weakref.ref(engine._session)
@@ -320,7 +322,7 @@ class TestEngine:
     def test_a_session_is_freed_neither_in_a_run_nor_in_a_capture(
         self, session: Recorded, publish: Publish
     ) -> None:
-        """Closing waits for a run that is under way, and for another network's capture."""
+        """Closing waits for the current run and for another network's capture."""
         engine = _engine(session, publish().model_file)
         engine.run(_noise(3))
         entered, leave = threading.Event(), threading.Event()
@@ -347,7 +349,7 @@ class TestEngine:
             closing.result(timeout=30)
         assert other._session is None
 
-    def test_a_run_that_hangs_holds_up_no_stop(
+    def test_a_run_that_hangs_does_not_keep_the_engine_from_closing(
         self, session: Recorded, publish: Publish, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It keeps its session until it ends."""
@@ -368,10 +370,10 @@ class TestEngine:
             leave.set()
             assert len(running.result(timeout=30).probabilities) == 3
 
-    def test_graphs_are_given_up_before_anything_else(
+    def test_graphs_are_dropped_before_other_optimizations(
         self, session: Recorded, publish: Publish, log_events: Any
     ) -> None:
-        """Where a proof fails, each is tried without the other."""
+        """If a proof fails, fewer and fewer are tried."""
         engine = _engine(session, publish().model_file, Optimizations(nhwc=True, cuda_graphs=True))
         engine.run(_noise(3))
         assert engine.captured_sizes == (4,)
@@ -384,7 +386,7 @@ class TestEngine:
 
 
 def _engine(session: Recorded, file: Path, optimizations: Optimizations | None = None) -> OnnxEngine:
-    """With graphs of the session at first, and a real session when they are given up."""
+    """An engine with graphs of the session, and a real session after they are dropped."""
 
     def open_session(_plan: Optimizations) -> Any:
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

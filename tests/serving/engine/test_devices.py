@@ -1,4 +1,4 @@
-"""The choice of a device looks at nothing but its arguments, and always has a reason."""
+"""Which device is chosen, and why."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -12,21 +12,21 @@ from serving.engine.devices import choose_device, find_cuda, find_device
 from serving.errors import DeviceUnavailable
 
 
-def test_cpu_is_taken_where_it_is_asked_for() -> None:
-    """Even where there are GPUs."""
+def test_cpu_is_chosen_on_request() -> None:
+    """Even on a machine with GPUs."""
     device = choose_device("cpu", 2, "")
     assert (device.name, device.provider, device.reason) == ("cpu", "CPUExecutionProvider", "requested")
 
 
-def test_auto_takes_the_first_gpu() -> None:
-    """And says how many there are."""
+def test_auto_chooses_the_first_gpu() -> None:
+    """The reason has the number of GPUs."""
     device = choose_device("auto", 2, "")
     assert (device.name, device.provider) == ("cuda:0", "CUDAExecutionProvider")
     assert device.reason == "auto: 2 CUDA device(s) found"
 
 
-def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
-    """The reason that none was found is the reason of the choice."""
+def test_auto_chooses_the_cpu_without_a_gpu_and_says_why() -> None:
+    """The reason is why none was found."""
     device = choose_device("auto", 0, "there is no driver")
     assert (device.name, device.reason) == ("cpu", "auto: there is no driver")
 
@@ -34,38 +34,38 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("requested", "name"), [("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")]
 )
-def test_a_gpu_that_is_there_is_taken(requested: str, name: str) -> None:
-    """Without a number it is the first."""
+def test_a_requested_gpu_is_chosen(requested: str, name: str) -> None:
+    """Without an index it is the first."""
     assert choose_device(requested, 2, "").name == name
 
 
 @pytest.mark.parametrize("requested", ["cuda", "cuda:0", "cuda:3"])
 def test_cuda_without_a_gpu_is_refused_with_the_reason(requested: str) -> None:
-    """It never falls back in silence."""
+    """There is no silent fallback."""
     with pytest.raises(
         DeviceUnavailable, match=f"^device {requested} was requested, but there is no driver$"
     ):
         choose_device(requested, 0, "there is no driver")
 
 
-def test_a_number_past_the_last_gpu_is_refused_with_their_number() -> None:
-    """Both numbers are told."""
+def test_an_index_past_the_last_gpu_is_refused() -> None:
+    """The message has the index and the number of GPUs."""
     with pytest.raises(
         DeviceUnavailable, match=r"device cuda:2 was requested, but this machine has 2 CUDA device"
     ):
         choose_device("cuda:2", 2, "")
 
 
-def test_none_found_comes_with_a_reason() -> None:
-    """On a machine without a GPU there is a sentence for the operator; with one there is none to give."""
+def test_there_is_a_reason_exactly_if_no_gpu_was_found() -> None:
+    """On this machine, with or without a GPU."""
     count, why_none = find_cuda()
     assert bool(why_none) == (count == 0)
 
 
-def test_a_gpu_without_its_libraries_is_no_gpu_and_the_log_warns(
+def test_a_gpu_without_its_libraries_is_not_used_and_the_log_warns(
     monkeypatch: pytest.MonkeyPatch, log_events: Any
 ) -> None:
-    """An idle GPU must not go unnoticed: auto warns and takes the CPU, cuda is refused."""
+    """With auto the CPU is chosen, with a warning; cuda is refused."""
     driver = SimpleNamespace(
         cuInit=lambda _flags: 0,
         cuDeviceGetCount=partial(_answer, 2),
@@ -89,13 +89,13 @@ def test_a_gpu_without_its_libraries_is_no_gpu_and_the_log_warns(
         find_device("cuda")
 
 
-def test_nobody_looks_for_cuda_where_the_cpu_was_asked_for() -> None:
-    """Looking loads the driver."""
+def test_cuda_devices_are_not_looked_for_if_the_cpu_was_requested() -> None:
+    """That would load the driver."""
     device = find_device("cpu", find=lambda: pytest.fail("it looked"))
     assert (device.name, device.reason) == ("cpu", "requested")
 
 
 def _answer(value: int, place: Any) -> int:
-    """As a function of the driver: by reference."""
+    """Return a value by reference, as functions of the driver do."""
     place._obj.value = value
     return 0

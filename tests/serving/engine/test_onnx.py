@@ -61,17 +61,17 @@ print(len(engine.run(few).probabilities))
 
 
 class TestProviders:
-    """What ONNX Runtime is told of the device."""
+    """Options of execution providers."""
 
     def test_the_cpu_has_no_options(self) -> None:
-        """There is one, and it always computes in FP32."""
+        """There is one CPU, and it always computes in FP32."""
         assert providers(CPU, Optimizations()) == ["CPUExecutionProvider"]
 
     @pytest.mark.parametrize(
         ("requested", "index"), [("auto", "0"), ("cuda", "0"), ("cuda:0", "0"), ("cuda:1", "1")]
     )
     def test_the_number_of_the_device_reaches_onnx_runtime(self, requested: str, index: str) -> None:
-        """From the setting to the session: cuda:1 runs on no other device."""
+        """cuda:1 runs on no other device."""
         (name, options), fallback = providers(_device(device=requested), Optimizations())
         assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert options["device_id"] == index
@@ -90,17 +90,17 @@ class TestProviders:
             ("model.fp16.onnx", CPU, False),
         ],
     )
-    def test_channels_come_last_where_tensor_cores_compute(
+    def test_channels_come_last_if_tensor_cores_compute(
         self, file: str, device: Device, *, nhwc: bool
     ) -> None:
-        """FP32 products use none, and take longer that way."""
+        """FP32 does not use them, and is slower that way."""
         optimizations = best_optimizations(Path("models") / file, device)
         assert optimizations.nhwc == nhwc
         if device.kind == "cuda":
             assert providers(device, optimizations)[0][1]["prefer_nhwc"] == str(int(nhwc))
 
     def test_cuda_graphs_are_captured_unless_they_are_turned_off(self) -> None:
-        """A CPU has none."""
+        """A CPU has no graphs."""
         file = Path("model.onnx")
         for wanted in (True, False):
             device = _device(device="cuda", cuda_graphs=wanted)
@@ -120,11 +120,11 @@ class TestBatchBuckets:
     def test_on_cuda_they_are_powers_of_two_up_to_the_largest_batch(
         self, largest: int, buckets: tuple[int, ...]
     ) -> None:
-        """Few enough that each can be warmed, and the largest batch fits exactly."""
+        """Few enough to warm each; the largest batch needs no padding."""
         assert batch_buckets(CUDA, largest) == buckets
 
     def test_on_a_cpu_there_are_none(self) -> None:
-        """There every size costs only itself."""
+        """A CPU needs no search for new shapes."""
         assert batch_buckets(CPU, 32) == ()
 
     @given(largest=st.integers(1, 1024), count=st.integers(1, 1024))
@@ -138,7 +138,7 @@ class TestBatchBuckets:
 class TestOnnxEngine:
     """A real session of ONNX Runtime."""
 
-    def test_it_gives_probabilities_and_embeddings_row_by_row(self, publish: Publish) -> None:
+    def test_it_returns_probabilities_and_embeddings_row_by_row(self, publish: Publish) -> None:
         """(N, K) probabilities that sum to 1 and (N, D) features, both float32."""
         output = _load(publish().model_file).run(_noise(5))
         assert output.probabilities.shape == output.embedding.shape == (5, 3)
@@ -146,7 +146,7 @@ class TestOnnxEngine:
         np.testing.assert_allclose(output.probabilities.sum(axis=1), 1, rtol=1e-6)
 
     def test_padding_to_buckets_changes_no_row(self, publish: Publish) -> None:
-        """A padded batch answers exactly as many rows as came, the same as without padding."""
+        """A padded batch returns as many rows as images, the same as without padding."""
         file = publish().model_file
         plain = _load(file)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -159,7 +159,7 @@ class TestOnnxEngine:
             np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-6)
 
     @pytest.mark.parametrize("content", [b"", b"junk", b"\x00" * 1000])
-    def test_a_file_that_is_no_graph_is_refused_by_name(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_file_that_is_not_a_network_is_refused_by_name(self, tmp_path: Path, content: bytes) -> None:
         """The message names the file."""
         file = tmp_path / "model.onnx"
         file.write_bytes(content)
@@ -167,18 +167,18 @@ class TestOnnxEngine:
             _load(file)
 
     def test_a_file_that_is_missing_is_refused(self, tmp_path: Path) -> None:
-        """It is no other kind of failure."""
+        """The error is the same kind."""
         with pytest.raises(BundleError, match="cannot be loaded"):
             _load(tmp_path / "model.onnx")
 
-    def test_a_graph_that_takes_something_else_is_refused(self, publish: Publish) -> None:
-        """float32 images are another contract: what came is told."""
+    def test_a_network_with_another_input_type_is_refused(self, publish: Publish) -> None:
+        """The message has the type."""
         file = _changed(publish(), lambda graph: _set_input_type(graph, TensorProto.FLOAT))
         with pytest.raises(BundleError, match=r"'image': 'tensor\(float\)'.*not a network of this project"):
             _load(file)
 
-    def test_a_graph_with_another_input_name_is_refused(self, publish: Publish) -> None:
-        """The input is called image."""
+    def test_a_network_with_another_input_name_is_refused(self, publish: Publish) -> None:
+        """The input must be called image."""
 
         def rename(graph: onnx.GraphProto) -> None:
             graph.input[0].name = graph.node[0].input[0] = "x"
@@ -186,16 +186,16 @@ class TestOnnxEngine:
         with pytest.raises(BundleError, match=r"'x': 'tensor\(uint8\)'.*not a network of this project"):
             _load(_changed(publish(), rename))
 
-    def test_a_graph_without_an_embedding_is_refused(self, publish: Publish) -> None:
-        """Both outputs belong to the contract."""
+    def test_a_network_without_an_embedding_is_refused(self, publish: Publish) -> None:
+        """Both outputs are required."""
         file = _changed(publish(), lambda graph: graph.output.pop(1))
         with pytest.raises(
             BundleError, match=r"{'probabilities': 'tensor\(float\)'}: not a network of this project"
         ):
             _load(file)
 
-    def test_a_graph_of_doubles_is_refused(self, publish: Publish) -> None:
-        """Answers are written as they are, and are told to be FP32."""
+    def test_a_network_with_double_outputs_is_refused(self, publish: Publish) -> None:
+        """Outputs are sent unchanged, and declared as FP32."""
 
         def widen(graph: onnx.GraphProto) -> None:
             name = graph.output[0].name
@@ -222,8 +222,8 @@ class TestOnnxEngine:
         assert capfd.readouterr().out == ""
 
     @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
-    def test_a_network_is_refused_where_cuda_is_missing(self, publish: Publish) -> None:
-        """ONNX Runtime would run it on the CPU; the message names a library."""
+    def test_a_network_for_cuda_is_refused_if_libraries_are_missing(self, publish: Publish) -> None:
+        """ONNX Runtime would run it on the CPU. The message names a library."""
         with pytest.raises(DeviceUnavailable, match=r"cannot run on cuda:0: .*libcuda\.so\.1"):
             OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=4)
 
@@ -232,14 +232,14 @@ class TestOnnxEngine:
     def test_a_session_that_fell_back_to_the_cpu_is_refused(
         self, publish: Publish, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """ONNX Runtime falls back in silence; we do not, whatever the reason is."""
+        """ONNX Runtime falls back silently; this project never does."""
         monkeypatch.setattr(engine_module, "why_unusable", lambda: "")
         with pytest.raises(DeviceUnavailable, match=r"runs on CPUExecutionProvider, not on cuda:0"):
             OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=4)
 
 
 class TestOutOfMemory:
-    """The device's memory is shared: one that is full now may have room at the next run."""
+    """The memory of a device is shared: the next run may find enough."""
 
     @pytest.mark.parametrize(
         "message",
@@ -255,7 +255,7 @@ class TestOutOfMemory:
         ],
     )
     def test_a_run_fails_with_what_to_do_and_the_next_one_runs(self, message: str, publish: Publish) -> None:
-        """The sentence names the number of images, and nothing of ONNX Runtime's."""
+        """The message has the number of images, and no text of ONNX Runtime."""
         session = onnxruntime.InferenceSession(publish().model_file, providers=["CPUExecutionProvider"])
         engine = OnnxEngine(_Exhausted(session, message), threads=1)
         with pytest.raises(OutOfMemory) as raised:
@@ -269,18 +269,18 @@ class TestOutOfMemory:
     @pytest.mark.parametrize(
         "message", ["CUDA failure 209: no kernel image is available", "Invalid rank for input: image", ""]
     )
-    def test_other_failures_are_not_taken_for_it(self, message: str) -> None:
-        """They are the network's own, and it has to prove itself again."""
+    def test_other_failures_are_not_out_of_memory(self, message: str) -> None:
+        """They are failures of the network, which has to be proven again."""
         assert not is_out_of_memory(RuntimeError(message))
 
-    def test_numpy_has_an_exception_for_it(self) -> None:
+    def test_numpy_s_memory_error_is_out_of_memory(self) -> None:
         """Padding a batch takes memory too."""
         assert is_out_of_memory(MemoryError())
 
     def test_a_load_is_refused_with_what_to_do(
         self, publish: Publish, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One sentence with the file and the device."""
+        """The message has the file and the device."""
 
         def fail(*_args: object, **_options: object) -> None:
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
@@ -291,7 +291,7 @@ class TestOutOfMemory:
             _load(file)
 
     @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
-    def test_a_real_one_fails_a_large_batch_and_no_small_one(self, publish: Publish) -> None:
+    def test_a_real_one_fails_a_large_batch_and_not_a_small_one(self, publish: Publish) -> None:
         """In a process that may take 20 MiB more, 100,000 images fail and 4 run, before and after."""
         done = subprocess.run(
             [sys.executable, "-c", EXHAUSTING, str(publish().model_file)],
@@ -316,8 +316,8 @@ class TestOnCuda:
         if not count:
             pytest.skip(f"no CUDA: {why_none}")
 
-    def test_the_golden_examples_come_out(self, publish: Publish) -> None:
-        """The network runs on cuda:0, padded and warmed, and proves itself there."""
+    def test_the_golden_examples_are_reproduced(self, publish: Publish) -> None:
+        """The network is warmed and proven on cuda:0, with padding."""
         bundle = publish()
         device = choose_device("cuda", *find_cuda())
         engine = OnnxEngine.load(bundle.model_file, device, threads=1, max_batch_size=8)
@@ -332,7 +332,7 @@ class TestOnCuda:
     def test_the_session_has_the_options_that_it_was_given(
         self, publish: Publish, *, allow_tf32: bool
     ) -> None:
-        """ONNX Runtime says itself what it runs with."""
+        """As ONNX Runtime reports them."""
         device = find_device("cuda:0", allow_tf32=allow_tf32)
         engine = OnnxEngine.load(publish().model_file, device, threads=1, max_batch_size=8)
         options = engine._session.get_provider_options()["CUDAExecutionProvider"]
@@ -353,7 +353,7 @@ class TestOnCuda:
             engine.run(np.zeros((1_000_000, 8, 8, 3), np.uint8))
         assert len(engine.run(_noise(4)).probabilities) == 4
 
-    def test_replayed_graphs_give_what_plain_sessions_give(self, publish: Publish, tmp_path: Path) -> None:
+    def test_replayed_graphs_compute_what_plain_sessions_do(self, publish: Publish, tmp_path: Path) -> None:
         """Every number of images, several rounds of different ones, from two threads at once."""
         file = _convolution(tmp_path / "model.onnx", np.float32)
         for model_file in (publish().model_file, file):
@@ -368,7 +368,7 @@ class TestOnCuda:
     def test_a_version_is_served_by_the_graphs_that_it_was_proven_with(
         self, publish: Publish, log_events: Any
     ) -> None:
-        """Every size has its graph once the version is loaded, and the log tells of no fallback."""
+        """Each size has its graph once the version is loaded, and no fallback is logged."""
         bundle = publish()
         load = partial(OnnxEngine.load, device=CUDA, threads=1, max_batch_size=8)
         sizes = batch_buckets(CUDA, 8)
@@ -379,7 +379,7 @@ class TestOnCuda:
         assert not log_events.records
 
     def test_versions_load_while_others_answer(self, publish: Publish) -> None:
-        """A capture and the runs of another session keep apart."""
+        """A capture does not overlap with runs of another session."""
         file = publish().model_file
         first = OnnxEngine.load(file, CUDA, threads=1, max_batch_size=8)
         expected = first.run(_noise(5)).probabilities
@@ -408,7 +408,7 @@ class TestOnCuda:
     def test_fp16_with_channels_last_answers_as_the_cpu_does(
         self, tmp_path: Path, *, cuda_graphs: bool
     ) -> None:
-        """Within what FP16 rounds."""
+        """Within the rounding of FP16."""
         device = replace(CUDA, cuda_graphs=cuda_graphs)
         half = _convolution(tmp_path / variant_file("fp16"), np.float16)
         cuda = OnnxEngine.load(half, device, threads=1, max_batch_size=8)

@@ -1,4 +1,4 @@
-"""A version is served only after every batch size ran and the golden examples came out."""
+"""A version is proven when every batch size ran and the golden examples were reproduced."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from serving.engine.proof import warm_and_prove
 from serving.errors import ProofFailed
 
 
-def test_a_good_network_proves_itself_and_every_size_is_warmed() -> None:
+def test_a_good_network_passes_its_proof_and_every_size_is_warmed() -> None:
     """Each size runs once, then the golden images in parts of at most the largest."""
     engine = _Scripted(np.full((5, 2), 0.5))
     warm_and_prove(engine, _golden(5), tolerance=1e-3, sizes=(1, 2, 4))
@@ -20,28 +20,28 @@ def test_a_good_network_proves_itself_and_every_size_is_warmed() -> None:
 
 
 def test_a_difference_beyond_the_tolerance_is_refused_with_both_numbers() -> None:
-    """How far it is off, and how far it may be."""
+    """The difference and the tolerance."""
     engine = _Scripted(np.array([[0.5, 0.52]] * 3))
     with pytest.raises(ProofFailed, match=r"^golden probabilities differ by 0\.02, the tolerance is 0\.001$"):
         warm_and_prove(engine, _golden(3), tolerance=1e-3, sizes=(4,))
 
 
-def test_a_difference_within_the_tolerance_is_taken() -> None:
-    """Other hardware rounds in another way."""
+def test_a_difference_within_the_tolerance_passes() -> None:
+    """Other hardware rounds differently."""
     warm_and_prove(_Scripted(np.full((3, 2), 0.5) + 5e-4), _golden(3), tolerance=1e-3, sizes=(4,))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_no_number_proves_nothing(value: float) -> None:
-    """NaN compares false with every tolerance, and is refused all the same."""
+def test_nan_and_infinite_probabilities_fail(value: float) -> None:
+    """NaN compares false with every tolerance, so it is checked first."""
     probabilities = np.full((3, 2), 0.5)
     probabilities[1, 1] = value
     with pytest.raises(ProofFailed, match="1 of 3 golden examples have NaN or infinite probabilities"):
         warm_and_prove(_Scripted(probabilities), _golden(3), tolerance=0.1, sizes=(4,))
 
 
-def test_another_label_within_the_tolerance_is_taken() -> None:
-    """Each probability may move by the tolerance, so their distance by twice as much."""
+def test_another_label_within_the_tolerance_passes() -> None:
+    """Each probability may change by the tolerance, so their difference by twice as much."""
     golden = Golden(_golden(1).images, np.float32([[0.515, 0.485]]))
     swapped = np.float32([[0.499, 0.501]])
     warm_and_prove(_Scripted(swapped), golden, tolerance=0.02, sizes=(4,))
@@ -56,7 +56,7 @@ def test_another_number_of_classes_is_refused_with_both_shapes(classes: int) -> 
 
 
 class _Scripted:
-    """Gives the rows it was given, in turn, and remembers the sizes of what it was asked."""
+    """Returns given rows in turn, and remembers the batch sizes."""
 
     def __init__(self, probabilities: Any) -> None:
         self._probabilities = np.asarray(probabilities, np.float32)  # (G, K)

@@ -1,4 +1,4 @@
-"""Which session a file gets where the fastest one fails; test_engine.py has real sessions."""
+"""Which optimizations a session gets if the best ones fail; test_onnx.py has real sessions."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from serving.errors import BundleError, OutOfMemory
 FILE = Path("model.onnx")
 
 
-def test_the_best_plan_that_opens_is_taken(log_events: Any) -> None:
-    """Where all is well, nothing is tried or told."""
+def test_the_best_optimizations_that_work_are_used(log_events: Any) -> None:
+    """If they open a session, nothing else is tried or logged."""
     tried: list[Optimizations] = []
     assert (
         SessionFactory(
@@ -24,8 +24,8 @@ def test_the_best_plan_that_opens_is_taken(log_events: Any) -> None:
     assert not log_events.records
 
 
-def test_a_plan_that_does_not_open_gives_way_and_the_log_says_why(log_events: Any) -> None:
-    """The plainest session serves as well, only slower."""
+def test_an_optimization_that_opens_no_session_is_dropped_and_logged(log_events: Any) -> None:
+    """The session without it serves as well, only slower."""
 
     def open_session(optimizations: Optimizations) -> str:
         if optimizations.nhwc:
@@ -38,8 +38,8 @@ def test_a_plan_that_does_not_open_gives_way_and_the_log_says_why(log_events: An
     assert (told.levelname, told.file, told.reason) == ("WARNING", "model.onnx", "no kernel")
 
 
-def test_a_file_that_opens_in_no_way_is_refused_and_no_plan_is_blamed(log_events: Any) -> None:
-    """The plainest session's error is the file's own."""
+def test_a_file_that_never_opens_is_refused_and_no_optimization_is_blamed(log_events: Any) -> None:
+    """The error is that of the session without optimizations."""
 
     def fail(optimizations: Optimizations) -> None:
         raise BundleError(f"no graph: {optimizations}")
@@ -49,8 +49,8 @@ def test_a_file_that_opens_in_no_way_is_refused_and_no_plan_is_blamed(log_events
     assert not log_events.records
 
 
-def test_lack_of_memory_is_no_reason_for_another_plan() -> None:
-    """It is told as what it is."""
+def test_lack_of_memory_drops_no_optimization() -> None:
+    """It is raised as OutOfMemory."""
 
     def fail(_plan: Optimizations) -> None:
         raise OutOfMemory("cuda:0 is out of memory")
@@ -59,8 +59,8 @@ def test_lack_of_memory_is_no_reason_for_another_plan() -> None:
         SessionFactory(FILE, fail, Optimizations(nhwc=True)).open()
 
 
-def test_a_plan_is_given_up_until_the_plainest_is_left(log_events: Any) -> None:
-    """What it was given up for is told once."""
+def test_optimizations_are_dropped_until_none_is_left(log_events: Any) -> None:
+    """The reason is logged once."""
     factory = SessionFactory(FILE, lambda optimizations: optimizations, Optimizations(nhwc=True))
     assert factory.drop_optimization("golden probabilities differ")
     assert factory.open() == Optimizations()

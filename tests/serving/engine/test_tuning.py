@@ -1,4 +1,4 @@
-"""On how many threads a network runs, and where: decided from what was measured."""
+"""On how many threads a network runs, and whether on the event loop, as measured."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ CPU = Device("cpu", 0, "tests")
 SECONDS = st.floats(1e-6, 1)
 
 
-def test_the_cost_of_a_size_between_lies_on_the_line() -> None:
+def test_the_cost_of_other_batch_sizes_is_interpolated() -> None:
     """1 image takes 1 ms, 5 take 9 ms: 3 take 5 ms."""
     assert RunCost(0.001, 5, 0.009).seconds(3) == pytest.approx(0.005)
 
@@ -33,19 +33,19 @@ def test_the_cost_of_a_size_between_lies_on_the_line() -> None:
     ("cost", "images"),
     [
         (RunCost(60e-6, 32, 1.1e-3), 32),  # LeNet-5: any batch
-        (RunCost(200e-6, 32, 6.4e-3), 10),  # as many as the loop may be held for
+        (RunCost(200e-6, 32, 6.4e-3), 10),  # as many as may block the loop
         (RunCost(4e-3, 32, 110e-3), 0),  # mobilenet_v3_small: none
         (RunCost(60e-6, 1, 60e-6), 1),
     ],
 )
 def test_cheap_networks_stay_on_the_event_loop(cost: RunCost, images: int) -> None:
-    """What costs less than the way to a thread and back is run where the requests are."""
+    """If a run costs less than a switch to a thread and back."""
     assert images_on_loop(cost) == images
 
 
 @given(one_s=SECONDS, more_s=SECONDS, largest=st.integers(1, 64))
-def test_the_loop_is_never_held_for_long(one_s: float, more_s: float, largest: int) -> None:
-    """Whatever was measured, what runs on the loop takes at most 2 ms."""
+def test_the_loop_is_never_blocked_for_long(one_s: float, more_s: float, largest: int) -> None:
+    """Whatever was measured, a run on the loop takes at most 2 ms."""
     cost = RunCost(one_s, largest, one_s + more_s * (largest > 1))
     images = images_on_loop(cost)
     assert 0 <= images <= largest
@@ -62,20 +62,20 @@ def test_measuring_takes_the_fastest_of_a_few_runs(publish: Publish) -> None:
 
 
 def test_a_small_network_gets_one_thread(publish: Publish) -> None:
-    """What is quicker than the threshold is not even tried on several."""
+    """A network faster than the threshold is not tried on several."""
     engine = load_tuned(publish().model_file, CPU, threads=None, cores=2, max_batch_size=4)
     assert engine.threads == 1
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_a_number_that_is_asked_for_is_kept(publish: Publish, threads: int) -> None:
-    """Whoever knows better is not measured."""
+def test_a_given_number_of_threads_is_kept(publish: Publish, threads: int) -> None:
+    """Nothing is measured for it."""
     engine = load_tuned(publish().model_file, CPU, threads=threads, cores=2, max_batch_size=4)
     assert engine.threads == threads
 
 
 @pytest.mark.parametrize(("speedup", "threads"), [(1.9, 2), (1.61, 2), (1.5, 1), (0.7, 1)])
-def test_all_cores_are_used_where_they_pay(
+def test_all_cores_are_used_if_they_pay_off(
     monkeypatch: pytest.MonkeyPatch, speedup: float, threads: int
 ) -> None:
     """Two threads have to be 1.6 times as fast as one."""
@@ -95,7 +95,7 @@ def test_all_cores_are_used_where_they_pay(
 
 
 class _Timed:
-    """The engine's seam: its runs take a time that is written down."""
+    """A fake engine whose runs take a given time."""
 
     clock: SimpleNamespace
     image_shape = (2, 2, 1)
@@ -125,8 +125,8 @@ class _SlowAtFirst(OnnxEngine):
         return super().run(images)
 
 
-def test_what_another_process_runs_never_holds_the_event_loop(tmp_path: Path) -> None:
-    """However cheap it is there, the event loop would have to wait for it."""
+def test_a_network_in_another_process_never_blocks_the_event_loop(tmp_path: Path) -> None:
+    """However cheap it is there, the event loop would have to wait for that process."""
     assert RemoteEngine(tmp_path / "socket", tmp_path / "model.onnx").max_images_on_loop == 0
 
 
@@ -134,7 +134,7 @@ def test_what_another_process_runs_never_holds_the_event_loop(tmp_path: Path) ->
 def test_only_networks_on_this_process_s_cpu_run_on_the_event_loop(
     monkeypatch: pytest.MonkeyPatch, kind: str, largest: int
 ) -> None:
-    """On CUDA even the cheapest waits for the captures of others, and nothing is measured."""
+    """On CUDA even the cheapest waits for captures of others, so nothing is measured."""
     clock = SimpleNamespace(now_s=0.0)
     timed = _Timed(1, 60e-6)
     monkeypatch.setattr(tuning.OnnxEngine, "load", lambda *_, **__: timed)

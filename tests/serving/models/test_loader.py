@@ -1,4 +1,4 @@
-"""Which of a version's files is served, and what happens when it does not keep its promise."""
+"""Which of a version's files is served, and what happens if it fails its proof."""
 
 import shutil
 import weakref
@@ -32,8 +32,8 @@ Publish = Callable[..., Bundle]
 load_engine = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=4)
 
 
-def test_a_variant_is_served_where_the_version_has_it(publish: Publish, repository: Repository) -> None:
-    """With its own tolerance; a version without one is served as it was exported."""
+def test_a_variant_is_served_if_the_version_has_it(publish: Publish, repository: Repository) -> None:
+    """With its own tolerance; for a version without that variant it is the exported file."""
     plain = publish()
     bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.25)
     loaded = _load(bundle, "int8")
@@ -45,10 +45,10 @@ def test_a_variant_is_served_where_the_version_has_it(publish: Publish, reposito
     prove(loaded, SIZES)
 
 
-def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
+def test_the_exported_file_is_served_if_the_variant_fails_its_proof(
     publish: Publish, repository: Repository, log_events: Any
 ) -> None:
-    """Another network under its name: the version is served all the same, and the log says so."""
+    """The variant is another network; the log has the reason."""
     plain = publish()
     wrong = _with_variant(repository, plain, publish(rotate=1).model_file, tolerance=1e-6)
     loaded = _load(wrong, "int8")
@@ -58,10 +58,10 @@ def test_a_variant_that_does_not_prove_itself_gives_way_to_the_exported_file(
 
 
 @pytest.mark.parametrize("rotate", [0, 1])
-def test_a_session_that_lies_gives_way_to_a_plainer_one_of_the_same_file(
+def test_an_optimization_that_computes_wrong_numbers_is_dropped(
     publish: Publish, repository: Repository, log_events: Any, rotate: int
 ) -> None:
-    """What only makes a network faster refuses no version; a network that is wrong in itself is refused."""
+    """The version is served without it, unless the network itself is wrong."""
     wrong, plain = publish(rotate=1), publish()
     files = {True: wrong.model_file, False: publish(rotate=rotate).model_file}
 
@@ -81,10 +81,10 @@ def test_a_session_that_lies_gives_way_to_a_plainer_one_of_the_same_file(
     assert "golden probabilities differ" in told.reason
 
 
-def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
+def test_the_exported_file_is_served_if_fp16_overflows(
     publish: Publish, repository: Repository, log_events: Any
 ) -> None:
-    """Only where it runs can FP16 show NaN: the version is served in FP32 there, and the log warns."""
+    """FP16 overflows only on hardware that computes in it: there FP32 is served, with a warning."""
     plain = publish()
     bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.02, precision="fp16")
 
@@ -99,10 +99,10 @@ def test_an_fp16_form_that_overflows_gives_way_to_the_exported_file(
     assert told.reason == "3 of 3 golden examples have NaN or infinite probabilities"
 
 
-def test_a_variant_that_memory_is_too_small_for_gives_way_to_nothing(
+def test_a_version_whose_variant_does_not_fit_into_memory_is_refused(
     publish: Publish, repository: Repository, log_events: Any
 ) -> None:
-    """The exported file is larger: loading it would only take longer to fail."""
+    """The exported file is larger, so it is not tried."""
     plain = publish()
     bundle = _with_variant(repository, plain, plain.model_file, tolerance=0.02, precision="fp16")
     files = list[str]()
@@ -118,10 +118,10 @@ def test_a_variant_that_memory_is_too_small_for_gives_way_to_nothing(
 
 
 @pytest.mark.parametrize("enough", [True, False])
-def test_graphs_that_memory_is_too_small_for_are_given_up_once(
+def test_cuda_graphs_that_do_not_fit_into_memory_are_dropped_once(
     publish: Publish, repository: Repository, log_events: Any, *, enough: bool
 ) -> None:
-    """Single launches may fit, but only once the first session's memory is free; NHWC takes none."""
+    """Single launches may fit once the first session is freed; NHWC takes no memory."""
     plain = publish()
     tried, first = list[Optimizations](), list[weakref.ref[_Exhausting]]()
 
@@ -150,20 +150,20 @@ def test_graphs_that_memory_is_too_small_for_are_given_up_once(
 
 @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
 @pytest.mark.parametrize(("precision", "warnings"), [("fp16", 1), ("auto", 0)])
-async def test_a_cpu_proves_no_fp16(
+async def test_fp16_on_a_cpu_is_a_warning(
     publish: Publish, serve: Callable[..., Any], log_events: Any, precision: str, warnings: int
 ) -> None:
-    """It computes an FP16 file in FP32: those who ask for it are warned, and auto does not take it."""
+    """A CPU computes an FP16 file in FP32, which proves nothing of FP16; auto does not choose it."""
     publish()
     async with serve(precision=precision):
         assert len(log_events.named("fp16_not_proven")) == warnings
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
-async def test_a_server_takes_the_precision_that_it_is_told(
+async def test_a_server_serves_the_precision_of_its_settings(
     publish: Publish, repository: Repository, serve: Callable[..., Any], log_events: Any, precision: str
 ) -> None:
-    """The setting reaches the version, and its log line says what is served."""
+    """The log line of the version has the precision."""
     plain = publish()
     _with_variant(repository, plain, plain.model_file, tolerance=0.25)
     async with serve(precision=precision):
@@ -171,10 +171,10 @@ async def test_a_server_takes_the_precision_that_it_is_told(
     assert (told.version, told.precision) == (2, precision)
 
 
-def test_a_version_whose_exported_file_fails_is_refused_whatever_its_variant(
+def test_a_version_whose_variant_and_exported_file_fail_is_refused(
     publish: Publish, repository: Repository
 ) -> None:
-    """There is nothing left to give way to."""
+    """It has no other file."""
     plain = publish()
     other = publish(rotate=1)
     wrong = _with_variant(repository, plain, other.model_file, tolerance=1e-6, exported=other.model_file)
@@ -185,7 +185,7 @@ def test_a_version_whose_exported_file_fails_is_refused_whatever_its_variant(
 def test_a_network_that_is_refused_is_closed_where_it_was_loaded(
     publish: Publish, repository: Repository
 ) -> None:
-    """Otherwise its session would go with the error, on the event loop, in the midst of a capture."""
+    """Otherwise its session would be freed with the error, on the event loop, perhaps during a capture."""
     plain = publish()
     wrong = _with_variant(repository, plain, publish(rotate=1).model_file, tolerance=1e-6)
     engines = list[OnnxEngine]()
@@ -203,7 +203,7 @@ def _load(bundle: Bundle, precision: Precision | None) -> ProvenNetwork:
 
 
 class _Overflowing:
-    """A network whose sums are too large for its numbers."""
+    """A network whose sums overflow."""
 
     max_images_on_loop = 0
 
@@ -234,7 +234,7 @@ def _with_variant(
     exported: Path | None = None,
     precision: Precision = "int8",
 ) -> Bundle:
-    """Publish a version once more, with a form in another precision beside it."""
+    """Publish a version again, with a variant in another precision."""
 
     def write(folder: Path) -> Description:
         shutil.copytree(source.folder, folder, dirs_exist_ok=True)

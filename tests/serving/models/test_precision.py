@@ -25,14 +25,14 @@ PLAIN = frozenset({"sse2"})
         ("fp16", CPU, PLAIN, "fp16"),
     ],
 )
-def test_the_precision_follows_the_device_unless_asked_for(
+def test_auto_follows_the_device_and_the_cpu(
     requested: str, device: Device, flags: frozenset[str], precision: Precision | None
 ) -> None:
-    """INT8 where the CPU multiplies bytes, FP16 on CUDA; whoever asks gets what they ask for."""
+    """INT8 on a CPU with dot products of bytes, FP16 on CUDA; other settings are obeyed."""
     assert choose_precision(requested, device, flags) == precision
 
 
-def test_this_machines_cpu_says_what_it_can_do() -> None:
-    """On Linux on x86 there is at least SSE2; elsewhere nothing is known, and nothing is assumed."""
+def test_the_flags_of_this_machines_cpu_are_read() -> None:
+    """On x86 Linux they have at least SSE2; elsewhere they are empty."""
     flags = read_cpu_flags()
     assert "sse2" in flags or not Path("/proc/cpuinfo").exists() or not flags

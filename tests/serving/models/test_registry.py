@@ -1,4 +1,4 @@
-"""Which versions are served, whatever happens to the repository, to a load or to an engine."""
+"""Which versions are served, whatever happens to the repository, a load or an engine."""
 
 import asyncio
 import gc
@@ -41,10 +41,10 @@ OpenModels = Callable[..., AbstractAsyncContextManager[Models]]
 
 
 class Loader:
-    """Loads real networks, and counts; where a test closes the gate, those that are gated wait for it."""
+    """Loads real networks and counts them. Gated loads wait while a test keeps the gate closed."""
 
     def __init__(self, *, gated: str | None = None) -> None:
-        """Gate one version, whose gate is closed; or all, with an open one."""
+        """Gate one version behind a closed gate, or all behind an open one."""
         self._gated = gated
         self.gate = threading.Event()
         if gated is None:
@@ -62,12 +62,12 @@ class Loader:
         return self.engines[-1]
 
     async def until_entered(self) -> None:
-        """Wait until a load stands at the gate."""
+        """Wait until a load has reached the gate."""
         assert await asyncio.to_thread(self.entered.wait, 20)
 
 
 class Probed:
-    """A real network that a test can break, and that counts its runs."""
+    """A real network that counts its runs and that a test can break."""
 
     max_images_on_loop = 0
 
@@ -78,7 +78,7 @@ class Probed:
         self.runs = 0
 
     def run(self, images: Pixels) -> Output:
-        """Run, fail or lie."""
+        """Run, fail, or return wrong probabilities."""
         self.runs += 1
         if self.error is not None:
             raise self.error
@@ -87,12 +87,12 @@ class Probed:
 
 
 class TestFirstLook:
-    """What is served when the server has started."""
+    """What is served after the start."""
 
     async def test_the_newest_version_of_every_model_is_served(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """One look loads them all, the highest number of each, and nothing else."""
+        """One refresh loads the highest version of each model, and nothing else."""
         publish("digits")
         publish("digits")
         publish("faces")
@@ -104,10 +104,10 @@ class TestFirstLook:
             with models.lease("digits") as version:
                 assert version.number == 2
 
-    async def test_before_the_first_look_nothing_is_known_and_nothing_is_denied(
+    async def test_before_the_first_refresh_models_are_unavailable_and_not_unknown(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """While the server starts a model is unavailable, not unknown, and the server is not ready."""
+        """Meanwhile the server is not ready."""
         publish()
         load = Loader()
         load.gate.clear()
@@ -126,16 +126,16 @@ class TestFirstLook:
             assert _default(models) == 1
 
     async def test_an_empty_repository_is_ready(self, open_models: OpenModels) -> None:
-        """There is nothing to serve yet, and nothing wrong."""
+        """It has nothing to serve, but nothing is wrong."""
         async with open_models() as models:
             assert models.ready
             with pytest.raises(UnknownModel, match=r"^there is no model 'digits'; known models: none$"):
                 models.get("digits")
 
-    async def test_the_older_version_is_served_where_the_newest_is_refused(
+    async def test_the_older_version_is_served_if_the_newest_is_refused(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """A start with a bad newest version is a start."""
+        """A server also starts if the newest version is bad."""
         publish()
         publish(lie=True)
         async with open_models() as models:
@@ -145,10 +145,10 @@ class TestFirstLook:
             states = [(each.version, each.state) for each in models.statuses()]
             assert states == [(1, State.READY), (2, State.REFUSED)]
 
-    async def test_a_version_that_does_not_fit_into_memory_is_refused_alone(
+    async def test_only_the_version_that_does_not_fit_into_memory_is_refused(
         self, publish: Publish, open_models: OpenModels, log_events: Any
     ) -> None:
-        """Be it at load or at its first batch: one sentence says so, and the others are served."""
+        """It may fail at load or at its first batch; the others are served."""
         publish()
         publish()
         load = Loader()
@@ -166,10 +166,10 @@ class TestFirstLook:
             assert told.reason == "the device is out of memory for 4 images: serve fewer models"
             assert not told.exc_info
 
-    async def test_a_repository_in_which_nothing_works_is_not_ready(
+    async def test_a_server_without_a_working_version_is_not_ready(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """A server that can answer nobody does not take their requests."""
+        """It must get no requests, since it cannot answer any."""
         publish(lie=True)
         async with open_models() as models:
             assert not models.ready
@@ -179,10 +179,10 @@ class TestFirstLook:
             with pytest.raises(ModelUnavailable, match=message), models.lease(NAME):
                 pytest.fail("there is nothing to lease")
 
-    async def test_one_model_that_cannot_be_served_lowers_readiness_of_no_other(
+    async def test_one_model_that_cannot_be_served_does_not_affect_readiness(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """The rest of the repository is as good as before."""
+        """The other models are served."""
         publish("bad", lie=True)
         publish("good")
         async with open_models() as models:
@@ -191,13 +191,13 @@ class TestFirstLook:
             assert models.get("good").ready
 
 
-class TestQuestions:
-    """Names, versions and aliases that mean nothing, and how that is said."""
+class TestLookup:
+    """Models, versions and aliases by name, and errors for unknown ones."""
 
-    async def test_what_is_unknown_is_told_with_what_is_known(
+    async def test_an_error_for_an_unknown_name_lists_the_known_ones(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """Each message names the thing and the choices."""
+        """For a model, a version and an alias."""
         publish()
         publish()
         repository.set_alias(NAME, "canary", 1)
@@ -215,7 +215,7 @@ class TestQuestions:
     async def test_a_version_is_found_by_number_and_by_alias(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """And without either it is the newest."""
+        """Without either it is the newest."""
         publish()
         publish()
         repository.set_alias(NAME, "canary", 1)
@@ -225,7 +225,7 @@ class TestQuestions:
                     assert version.number == number
 
     async def test_a_refused_version_says_why(self, publish: Publish, open_models: OpenModels) -> None:
-        """It is known, so it is unavailable and not unknown."""
+        """The version exists, so it is unavailable and not unknown."""
         publish()
         publish(lie=True)
         async with open_models() as models:
@@ -236,33 +236,33 @@ class TestQuestions:
     async def test_a_model_that_is_loading_for_the_first_time_says_so(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """After the start too: a new model is unavailable until it is loaded, and readiness stays."""
+        """A new model is unavailable until it is loaded; the server stays ready."""
         publish("digits")
         load = Loader()
         async with open_models(load_engine=load) as models:
             load.gate.clear()
             load.entered.clear()
             publish("faces")
-            looking = asyncio.ensure_future(models.refresh())
+            refreshing = asyncio.ensure_future(models.refresh())
             await load.until_entered()
             assert models.ready
             with pytest.raises(ModelUnavailable, match=r"^model 'faces' is loading$"):
                 models.get("faces")
             load.gate.set()
-            await looking
+            await refreshing
             assert _default(models, "faces") == 1
 
     async def test_a_new_version_that_is_loading_says_so(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Whoever asks for it by number is told to wait; everyone else is served by the old one."""
+        """A request for its number is rejected as loading; all others get the old version."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
             load.gate.clear()
             load.entered.clear()
             publish()
-            looking = asyncio.ensure_future(models.refresh())
+            refreshing = asyncio.ensure_future(models.refresh())
             await load.until_entered()
             with (
                 pytest.raises(ModelUnavailable, match="version 2 of model 'colours' is loading"),
@@ -271,17 +271,17 @@ class TestQuestions:
                 pytest.fail("it is loading")
             assert _default(models) == 1
             load.gate.set()
-            await looking
+            await refreshing
             assert _default(models) == 2
 
 
 class TestNewVersions:
-    """A new version takes over without anybody noticing."""
+    """A new version replaces the old one, and no request fails."""
 
     async def test_a_new_version_is_swapped_in_while_requests_flow_and_none_fails(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Sixteen callers that never pause: every answer is right, of the old version and then of the new."""
+        """All answers to sixteen callers are correct, first from the old version, then from the new."""
         publish()
         metrics = Metrics()
         green = np.zeros((4, 4, 3), np.uint8)
@@ -317,7 +317,7 @@ class TestNewVersions:
     async def test_a_lease_keeps_the_old_version_alive_until_it_ends(
         self, publish: Publish, open_models: OpenModels, log_events: Any
     ) -> None:
-        """Who began with the old version ends with it; then nothing of it stays in memory."""
+        """A request ends with the version it began with; then the version leaves no trace in memory."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
@@ -340,7 +340,7 @@ class TestNewVersions:
     async def test_an_unloaded_version_frees_its_engine_in_a_thread(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """On CUDA that waits for captures: the event loop must not."""
+        """On CUDA this waits for captures, which must not block the event loop."""
         publish()
         engines = list[_Noted]()
 
@@ -361,7 +361,7 @@ class TestNewVersions:
     async def test_a_cheap_network_runs_on_the_event_loop(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """The queue takes from the engine how large a batch may be for that."""
+        """The engine says up to which batch size."""
         publish()
 
         def load(file: Path) -> OnnxEngine:
@@ -379,7 +379,7 @@ class TestNewVersions:
     async def test_a_repeated_swap_leaves_one_task_and_one_thread(
         self, publish: Publish, open_models: OpenModels, log_events: Any
     ) -> None:
-        """Ten versions later there is one queue with its one thread, and the watcher."""
+        """After ten versions there is one queue with one thread, and the watcher."""
         publish()
         async with open_models() as models:
             with models.lease(NAME) as first:
@@ -399,10 +399,10 @@ class TestNewVersions:
 
 
 class TestBadVersions:
-    """A version that cannot be trusted never takes the place of one that works."""
+    """A bad version never replaces one that works."""
 
     @pytest.mark.parametrize("file", [MODEL_FILE, GOLDEN_FILE])
-    async def test_a_flipped_bit_is_refused_and_the_old_version_goes_on(
+    async def test_a_flipped_bit_is_refused_and_the_old_version_stays(
         self, publish: Publish, open_models: OpenModels, file: str
     ) -> None:
         """The message names the file and both digests."""
@@ -415,7 +415,7 @@ class TestBadVersions:
             assert f"2/{file} has SHA-256" in models.get(NAME).refused[2]
 
     @pytest.mark.parametrize("file", [MODEL_FILE, GOLDEN_FILE, MANIFEST_FILE])
-    async def test_a_missing_file_is_refused_and_the_old_version_goes_on(
+    async def test_a_missing_file_is_refused_and_the_old_version_stays(
         self, publish: Publish, open_models: OpenModels, file: str
     ) -> None:
         """The message names the file."""
@@ -426,10 +426,10 @@ class TestBadVersions:
             assert _default(models) == 1
             assert f"2/{file} cannot be read" in models.get(NAME).refused[2]
 
-    async def test_a_manifest_whose_labels_are_not_the_networks_is_refused(
+    async def test_labels_that_do_not_fit_the_network_are_refused(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """Four labels on a network of three classes: digests and golden file agree, the network does not."""
+        """Four labels for a network of three classes, with valid digests and golden examples of four."""
         bundle = publish()
         async with open_models() as models:
             _publish_with_a_fourth_label(repository, bundle)
@@ -438,30 +438,30 @@ class TestBadVersions:
             reason = models.get(NAME).refused[2]
             assert reason == "golden probabilities have shape [3, 4], those of the network [3, 3]"
 
-    async def test_a_load_that_fails_as_nobody_foresaw_refuses_that_version_alone(
+    async def test_an_unexpected_error_while_loading_refuses_only_that_version(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """The watcher survives, and the next version is served."""
+        """The watch goes on, and the next version is served."""
         publish()
         failing = Loader()
 
         def load(file: Path) -> Probed:
             if file.parent.name == "2":
-                raise ZeroDivisionError("nobody foresaw this")
+                raise ZeroDivisionError("unexpected")
             return failing(file)
 
         async with open_models(load_engine=load) as models:
             publish()
             await models.refresh()
-            assert models.get(NAME).refused == {2: "nobody foresaw this"}
+            assert models.get(NAME).refused == {2: "unexpected"}
             publish()
             await models.refresh()
             assert _default(models) == 3
 
-    async def test_a_refused_version_is_not_tried_again_until_it_changes(
+    async def test_a_refused_version_is_not_loaded_again_until_it_changes(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """A bad version costs one load, not one at every look; a new manifest earns another."""
+        """A bad version is loaded once, not at every refresh, and again once its manifest is written anew."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
@@ -476,10 +476,8 @@ class TestBadVersions:
             assert len(load.engines) == 3
             assert _default(models) == 1
 
-    async def test_a_version_that_was_mended_by_hand_is_served(
-        self, publish: Publish, open_models: OpenModels
-    ) -> None:
-        """A copy that arrives file by file is refused while it is half there, and taken when it is whole."""
+    async def test_a_repaired_version_is_served(self, publish: Publish, open_models: OpenModels) -> None:
+        """A version that is copied file by file is refused while incomplete, and served once complete."""
         publish()
         async with open_models() as models:
             folder = publish(rotate=1).folder
@@ -492,29 +490,29 @@ class TestBadVersions:
             assert _default(models) == 2
             assert not models.get(NAME).refused
 
-    async def test_a_version_that_goes_while_it_loads_is_refused_and_forgotten(
+    async def test_a_version_that_is_deleted_while_it_loads_is_refused_and_forgotten(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """The old version goes on, and the next look knows nothing of the other."""
+        """The old version stays, and the next refresh does not list the other."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
             load.gate.clear()
             load.entered.clear()
             folder = publish().folder
-            looking = asyncio.ensure_future(models.refresh())
+            refreshing = asyncio.ensure_future(models.refresh())
             await load.until_entered()
             shutil.rmtree(folder)
             load.gate.set()
-            await looking
+            await refreshing
             assert _default(models) == 1
             await models.refresh()
             assert not models.get(NAME).refused
 
-    async def test_states_in_the_metrics_follow_what_happens(
+    async def test_the_metrics_show_the_current_states(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Each version has exactly one state at a time, also after a second refusal for the same reason."""
+        """Each version has one state at a time, also after a second refusal for the same reason."""
         publish()
         metrics = Metrics()
         async with open_models(metrics=metrics) as models:
@@ -532,9 +530,9 @@ class TestBadVersions:
 
 
 class TestAliases:
-    """Aliases pin, and add."""
+    """Aliases pin the default version, and add others."""
 
-    async def test_stable_pins_what_is_served_by_default(
+    async def test_stable_pins_the_default_version(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
         """A newer version waits until the alias moves to it."""
@@ -552,7 +550,7 @@ class TestAliases:
     async def test_other_aliases_are_served_beside_the_default(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """And unloaded when they name something else."""
+        """They are unloaded when the alias moves."""
         for _ in range(3):
             publish()
         repository.set_alias(NAME, "canary", 1)
@@ -563,10 +561,10 @@ class TestAliases:
             await models.refresh()
             assert sorted(models.get(NAME).versions) == [2, 3]
 
-    async def test_stable_on_a_refused_version_keeps_the_one_that_serves(
+    async def test_stable_on_a_refused_version_keeps_the_default(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """A promotion of something bad changes nothing but the log."""
+        """Promoting a bad version changes nothing but the log."""
         publish()
         publish(lie=True)
         async with open_models() as models:
@@ -579,10 +577,10 @@ class TestAliases:
             ):
                 pytest.fail("it was refused")
 
-    async def test_an_alias_to_a_version_that_is_not_there_is_told(
+    async def test_an_alias_to_a_missing_version_is_an_error_until_it_exists(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """Written by hand, say: the reason is told, and it is served as soon as it is there."""
+        """aliases.json may be edited; the message has the reason."""
         publish()
         (repository.root / NAME / "aliases.json").write_text('{"stable": {"version": 2}}')
         async with open_models() as models:
@@ -594,7 +592,7 @@ class TestAliases:
             assert _default(models) == 2
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"stable": 2}', '{"stable": {"version": 0}}', None])
-    async def test_damaged_aliases_keep_what_is_served_and_hold_up_no_other_model(
+    async def test_damaged_aliases_keep_the_served_versions_and_do_not_affect_other_models(
         self,
         publish: Publish,
         repository: Repository,
@@ -602,7 +600,7 @@ class TestAliases:
         log_events: Any,
         content: str | None,
     ) -> None:
-        """The damage is logged once, other models get their new versions, and mended aliases count again."""
+        """The damage is logged once, and repaired aliases take effect again."""
         aliases = repository.root / "a" / "aliases.json"
         publish("a")
         publish("b")
@@ -622,10 +620,10 @@ class TestAliases:
             await models.refresh()
             assert _default(models, "a") == 2
 
-    async def test_damaged_aliases_at_the_start_serve_nothing_of_that_model_and_say_why(
+    async def test_a_model_with_damaged_aliases_at_the_start_is_unavailable_with_the_reason(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """Nobody knows what stable meant, so nobody guesses."""
+        """The server does not guess which version was stable."""
         publish("a")
         publish("b")
         (repository.root / "a" / "aliases.json").write_text("{")
@@ -639,12 +637,12 @@ class TestAliases:
 
 
 class TestRepositoryChanges:
-    """Models and folders that go."""
+    """Models and folders that are removed."""
 
     async def test_a_removed_model_is_unloaded(
         self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: Any
     ) -> None:
-        """It is unknown from then on, and known again when it comes back."""
+        """It is then unknown, until it is published again."""
         publish("a")
         publish("b")
         async with open_models() as models:
@@ -657,10 +655,10 @@ class TestRepositoryChanges:
             await models.refresh()
             assert _default(models, "a") == 1
 
-    async def test_a_removed_newest_version_gives_way_to_the_one_before(
+    async def test_without_the_newest_version_the_one_before_is_served(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Deleting a version is a way back."""
+        """Deleting a version is a way to roll back."""
         publish()
         newest = publish()
         async with open_models() as models:
@@ -668,10 +666,10 @@ class TestRepositoryChanges:
             await models.refresh()
             assert _default(models) == 1
 
-    async def test_a_repository_that_vanishes_keeps_everything_that_is_served(
+    async def test_versions_are_served_while_the_repository_is_missing(
         self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: Any
     ) -> None:
-        """Default and aliases go on; it is logged once; when it is back, new versions are noticed again."""
+        """By default and by alias. It is logged once; new versions are loaded once the repository is back."""
         publish()
         publish()
         repository.set_alias(NAME, "canary", 1)
@@ -692,10 +690,10 @@ class TestRepositoryChanges:
                     await models.change.wait()
             assert len(log_events.named("repository_unreadable")) == 1
 
-    async def test_two_looks_at_once_load_a_version_once(
+    async def test_concurrent_refreshes_load_a_version_once(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Looks take turns."""
+        """They wait for each other."""
         load = Loader()
         async with open_models(load_engine=load) as models:
             publish()
@@ -704,12 +702,12 @@ class TestRepositoryChanges:
 
 
 class TestLoadAndUnload:
-    """What operators ask for by name."""
+    """Loading and unloading on request."""
 
     async def test_an_unloaded_model_stays_so_until_it_is_loaded_again(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Looks at the repository, and new versions in it, do not bring it back; the others go on."""
+        """A refresh does not load it, not even a new version; other models stay."""
         publish()
         publish("shapes")
         async with open_models() as models:
@@ -727,10 +725,10 @@ class TestLoadAndUnload:
 
             assert models.lease(NAME).number == 2
 
-    async def test_without_any_model_on_purpose_a_server_is_ready(
+    async def test_a_server_is_ready_when_all_models_were_unloaded(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Readiness asks whether the server works, and it does as it was told."""
+        """It works as requested."""
         publish()
         async with open_models() as models:
             await models.unload(NAME)
@@ -738,8 +736,8 @@ class TestLoadAndUnload:
             assert models.ready
             assert models.statuses() == []
 
-    async def test_a_load_looks_at_once(self, publish: Publish, open_models: OpenModels) -> None:
-        """A version that was published a moment ago is served when load returns."""
+    async def test_a_load_refreshes_at_once(self, publish: Publish, open_models: OpenModels) -> None:
+        """A version that was just published is served when load returns."""
         publish()
         async with open_models() as models:
             publish()
@@ -747,10 +745,10 @@ class TestLoadAndUnload:
 
             assert models.lease(NAME).number == 2
 
-    async def test_a_load_that_fails_says_why_and_the_old_version_goes_on(
+    async def test_a_failed_load_says_why_and_the_old_version_stays(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Also the second time: a load tries again what was refused."""
+        """Also the second time: a load loads refused versions again."""
         publish()
         async with open_models() as models:
             publish(lie=True)
@@ -761,10 +759,10 @@ class TestLoadAndUnload:
                     await models.load(NAME)
             assert models.lease(NAME).number == 1
 
-    async def test_a_load_whose_caller_has_gone_is_carried_through(
+    async def test_a_load_whose_caller_was_cancelled_is_completed(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """Version 2 is loaded, its alias 1 is loading: neither is lost, and nobody loads it once more."""
+        """Version 2 is loaded and its alias 1 is loading: neither is lost or loaded again."""
         load = Loader(gated="1")
         async with open_models(load_engine=load) as models:
             for alias in ("canary", "stable"):
@@ -782,10 +780,10 @@ class TestLoadAndUnload:
             assert sorted(models.get(NAME).versions) == [1, 2]
             assert models._loaded == set(models.get(NAME).versions.values())
 
-    async def test_a_load_that_fails_when_its_caller_has_gone_is_logged(
+    async def test_a_failed_load_whose_caller_was_cancelled_is_logged(
         self, publish: Publish, open_models: OpenModels, log_events: Any
     ) -> None:
-        """Nobody else can say why: neither the caller nor asyncio, which knows no model."""
+        """The log is the only place for the reason."""
         load, unhandled = Loader(), []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
         async with open_models(load_engine=load) as models:
@@ -806,14 +804,14 @@ class TestLoadAndUnload:
     async def test_a_model_that_cannot_be_read_cannot_be_loaded(
         self, publish: Publish, open_models: OpenModels, repository: Repository
     ) -> None:
-        """Damaged aliases say of no version that it is to be served."""
+        """Its aliases are damaged."""
         publish()
         (repository.root / NAME / "aliases.json").write_text("[]")
         async with open_models() as models:
             with pytest.raises(ModelUnavailable, match=r"failed to load 'colours': .*aliases"):
                 await models.load(NAME)
 
-    async def test_a_model_that_nobody_knows_is_neither_loaded_nor_unloaded(
+    async def test_an_unknown_model_can_be_neither_loaded_nor_unloaded(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
         """The repository has no folder of that name."""
@@ -828,18 +826,18 @@ class TestLoadAndUnload:
 
 
 async def _runs(version: Version) -> bool:
-    """Whether a version that is held still answers."""
+    """Whether a leased version still answers."""
     output = await version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
     return output.probabilities.shape == (1, 3)
 
 
 class TestEnd:
-    """Leaving `async with` at any moment leaves nothing."""
+    """Leaving `async with` at any moment leaves nothing behind."""
 
     async def test_draining_ends_readiness_and_nothing_else(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Requests are still answered, and whoever watches is told."""
+        """Requests are still answered, and watchers are notified."""
         publish()
         async with open_models() as models:
             change = models.change
@@ -852,7 +850,7 @@ class TestEnd:
     async def test_leaving_in_the_middle_of_a_load_leaves_no_task_and_no_thread(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
-        """Version 2 is loaded and not served yet, its alias 1 is loading: both go."""
+        """Version 2 is loaded but not served yet, and its alias 1 is loading: both are closed."""
         publish()
         publish()
         repository.set_alias(NAME, "canary", 1)
@@ -868,7 +866,7 @@ class TestEnd:
     async def test_leaving_while_an_old_version_is_leased_closes_it_too(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Who still holds it is answered with ModelUnavailable instead of never."""
+        """Requests that still hold it get ModelUnavailable instead of waiting for ever."""
         publish()
         async with open_models() as models:
             lease = models.lease(NAME)
@@ -884,10 +882,10 @@ class TestEnd:
 
 
 class TestCheckEngine:
-    """After a failure on good input an engine has to prove itself again."""
+    """After a failure on valid input an engine is proven again."""
 
     async def test_an_engine_that_passes_is_kept(self, publish: Publish, open_models: OpenModels) -> None:
-        """One failure is no reason to give up an engine that works."""
+        """One failure does not break an engine that works."""
         publish()
         async with open_models() as models:
             with models.lease(NAME) as version:
@@ -902,10 +900,10 @@ class TestCheckEngine:
             (None, 0.5, "golden probabilities differ by 0.5, the tolerance is 0.002"),
         ],
     )
-    async def test_an_engine_that_fails_its_golden_examples_is_given_up(
+    async def test_an_engine_that_fails_its_golden_examples_is_broken(
         self, publish: Publish, open_models: OpenModels, error: Exception | None, skew: float, reason: str
     ) -> None:
-        """Not ready, broken, told to watchers, and requests are refused with the reason."""
+        """The server is not ready, watchers are notified, and requests are rejected with the reason."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
@@ -924,7 +922,7 @@ class TestCheckEngine:
     async def test_many_failures_at_once_are_one_check(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """A thousand failing requests do not start a thousand proofs."""
+        """Fifty failed requests start one proof."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
@@ -934,10 +932,10 @@ class TestCheckEngine:
                 one_check = load.engines[0].runs - before
             assert one_check == 4  # one size to warm, three golden examples one by one
 
-    async def test_an_engine_is_not_blamed_for_files_that_went_away(
+    async def test_an_engine_is_not_broken_because_files_are_gone(
         self, publish: Publish, open_models: OpenModels, log_events: Any
     ) -> None:
-        """Without its golden examples a version cannot be checked, which says nothing against it."""
+        """Without its golden examples a version cannot be checked, which proves nothing against it."""
         bundle = publish()
         async with open_models() as models:
             shutil.rmtree(bundle.folder)
@@ -951,13 +949,13 @@ class TestCheckEngine:
         [
             ModelUnavailable("the device server does not answer"),
             OutOfMemory("the device is out of memory for 4 images"),
-            ZeroDivisionError("nobody foresaw this"),
+            ZeroDivisionError("unexpected"),
         ],
     )
-    async def test_a_check_that_comes_to_no_end_is_logged(
+    async def test_a_check_that_cannot_be_completed_is_logged(
         self, publish: Publish, open_models: OpenModels, log_events: Any, error: Exception
     ) -> None:
-        """It says nothing of the engine, and asyncio is left nothing to complain of."""
+        """It proves nothing against the engine, and leaves no unhandled exception."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
@@ -1000,17 +998,17 @@ def _states(metrics: Metrics) -> set[tuple[str, str]]:
 
 
 def _engine_threads(*, most: int = 0) -> list[threading.Thread]:
-    """Those that are still there when all but `most` have had time to end."""
+    """Threads of engines that are alive after all but `most` had time to end."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
     for thread in threads[: len(threads) - most]:
         thread.join(timeout=20)
     return [thread for thread in threads if thread.is_alive()]
 
 
-async def test_the_repository_is_looked_at_when_every_process_looks(
+async def test_all_processes_refresh_at_the_same_times(
     repository: Repository, open_models: OpenModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At multiples of the interval on the machine's clock, though the watch begins in between."""
+    """At multiples of the interval on the machine's clock, whenever the watch begins."""
     interval_s = 0.5
     looked_s: list[float] = []
     enough = threading.Event()
