@@ -50,7 +50,7 @@ class TlsFiles:
         try:
             context.load_verify_locations(self.client_ca_file)
         except ssl.SSLError as error:
-            raise UsageError(f"TLS file {self.client_ca_file} holds no certificates: {error}") from error
+            raise UsageError(f"TLS file {self.client_ca_file} contains no certificates: {error}") from error
         return context
 
 

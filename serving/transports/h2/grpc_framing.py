@@ -48,7 +48,7 @@ class Metadata(Mapping[str, str]):
         return self._headers[key.encode()].decode("utf-8", "replace")
 
     def get(self, key: str, default: str = "") -> str:  # type: ignore[override]  # text is all there is
-        """As in every mapping. Every call reads a key: without one, Mapping's own takes 0.5 us more."""
+        """As in every mapping. Without the key Mapping's own takes 0.5 us more, of a request's 34 us."""
         value = self._headers.get(key.encode())
         return default if value is None or not _is_text_metadata(key) else value.decode("utf-8", "replace")
 

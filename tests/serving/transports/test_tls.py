@@ -43,7 +43,7 @@ def test_what_is_no_certificate_is_refused(certificates: Path, tmp_path: Path, c
     bad.write_bytes(content)
     with pytest.raises(UsageError, match=r"bad\.pem"):
         TlsFiles(bad, certificates / "server.key").check()
-    with pytest.raises(UsageError, match=r"bad\.pem holds no certificates"):
+    with pytest.raises(UsageError, match=r"bad\.pem contains no certificates"):
         TlsFiles(certificates / "server.pem", certificates / "server.key", bad).check()
 
 

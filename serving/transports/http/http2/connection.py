@@ -69,7 +69,7 @@ class Http2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send our settings."""
         # uvloop's transports do not inherit from asyncio's.
-        self._output = Output(cast("asyncio.Transport", transport), self._streams)
+        self._output = Output(cast("asyncio.Transport", transport))
         self._window = ReceiveWindow(self._output, 0, WINDOW_BYTES)
         self._output.write(_SERVER_PREFACE)
 

@@ -1,7 +1,6 @@
 """Frames on their way to the client: all streams of a connection share its socket and its send window."""
 
 import asyncio
-from collections.abc import Sized
 
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
@@ -14,18 +13,11 @@ _TABLE_SIZE_0 = b"\x20"
 class Output:
     """Writes the frames of all streams; streams that wait for room go on in the order in which they came."""
 
-    def __init__(self, transport: asyncio.Transport, open_streams: Sized) -> None:
-        """Begin with an empty buffer.
-
-        Args:
-            transport: of the connection.
-            open_streams: the last frames of the only one are written at once.
-        """
+    def __init__(self, transport: asyncio.Transport) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_full = False  # the socket's buffer is over its limit
         self.window_bytes = frames.DEFAULT_WINDOW_BYTES  # the connection's send window
         self._transport = transport
-        self._open_streams = open_streams
         self._buffer: list[bytes] = []
         self._waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
         self._block_prefix = _TABLE_SIZE_0
@@ -59,12 +51,6 @@ class Output:
         if not self._buffer:
             self.loop.call_soon(self.flush)
         self._buffer.append(data)
-
-    def write_last(self, data: bytes) -> None:
-        """Write the last frames of a stream: at once, if no other stream is open."""
-        self.write(data)
-        if len(self._open_streams) == 1:
-            self.flush()
 
     def flush(self) -> None:
         """Write the buffer now, not at the end of the turn."""

@@ -116,7 +116,7 @@ def test_settings_that_cannot_be_are_refused(payload: bytes, code: ErrorCode) ->
 def test_a_number_is_four_bytes_and_nothing_else(number: int, other: bytes) -> None:
     """FRAME_SIZE_ERROR of the connection: sections 6.4 and 6.9."""
     assert frames.read_number(number.to_bytes(4, "big"), "WINDOW_UPDATE") == number
-    with pytest.raises(ConnectionBroken, match=f"RST_STREAM of {len(other)} bytes") as caught:
+    with pytest.raises(ConnectionBroken, match=f"RST_STREAM has {len(other)} bytes, expected 4") as caught:
         frames.read_number(other, "RST_STREAM")
     assert caught.value.code is ErrorCode.FRAME_SIZE_ERROR
 
