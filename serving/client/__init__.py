@@ -1,4 +1,4 @@
-"""The Python client. Needs no server."""
+"""The Python client. It needs no module of the server."""
 
 from serving.client.client import AsyncClient, Client
 from serving.client.images import ClientImage, encode_image

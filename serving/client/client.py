@@ -1,10 +1,10 @@
-"""The Python client: images as bytes, paths, numpy arrays or PIL images in, ranked labels out.
+"""The Python client, synchronous and asynchronous: images in, ranked labels out.
 
     with Client("127.0.0.1:8001") as client:
         print(client.classify("digit.png", model="lenet5-digits", top_k=3).top)
 
-Retries are gRPC's own (service config, gRFC A6): with growing pauses on UNAVAILABLE and RESOURCE_EXHAUSTED,
-never beyond the deadline. `AsyncClient` is the same with `await`.
+gRPC itself retries (service config, gRFC A6) on UNAVAILABLE, RESOURCE_EXHAUSTED and CANCELLED, with growing
+pauses and within the deadline. `AsyncClient` offers the same calls with `await`.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
@@ -14,19 +14,19 @@ from typing import Self
 
 import grpc
 
-from serving.client.connection import Connection, open_channel
+from serving.client.connection import BaseClient, open_channel
 from serving.client.images import ClientImage, encode_image
 from serving.client.messages import (
     CallFailed,
     Chunk,
-    Exchange,
     ImageFailure,
+    ImageStream,
     Label,
     Prediction,
     Result,
     chunks,
     decode_error,
-    decode_only,
+    decode_single,
     encode_request,
 )
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
@@ -46,8 +46,21 @@ DEFAULT_SERVER = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S = 30.0
 
 
-class Client(Connection):
-    """A connection to a server, over TLS where an authority is given to trust. Threads may share one."""
+class Client(BaseClient):
+    """A client for synchronous code. Thread-safe: several threads may share one.
+
+    Args:
+        server: HOST:PORT.
+        token: bearer token, if the server asks for one.
+        timeout_s: default deadline of a request, in seconds, for all attempts together.
+        attempts: most attempts of a request, 1 to 5; 1 turns retries off.
+        tls_ca_file: PEM file of the authorities to trust; without it the connection is not encrypted.
+        tls_cert_file: PEM file of the client's certificate, if the server asks for one.
+        tls_key_file: PEM file of the certificate's key.
+
+    Raises:
+        UsageError: a TLS file cannot be read, or one of certificate, key and authority is missing.
+    """
 
     def __init__(
         self,
@@ -88,16 +101,17 @@ class Client(Connection):
         """Classify one image.
 
         Args:
-            image: an encoded file as bytes or path, (H, W) or (H, W, C) uint8, or a PIL image.
+            image: the bytes or the path of an encoded file; an array (H, W) or (H, W, C) uint8, C in 1..4,
+                0-255 (grey, grey + alpha, RGB, RGB + alpha); or a PIL image.
             model: MODEL, MODEL@VERSION or MODEL@ALIAS.
-            top_k: how many labels; 0 means the server's default.
-            timeout_s: for all attempts together.
+            top_k: number of labels; 0 means the server's default.
+            timeout_s: deadline in seconds, for all attempts together; None means the client's default.
 
         Raises:
-            InvalidRequest: the image cannot be read here.
-            CallFailed: with the status code and the server's message.
+            InvalidRequest: the image cannot be read or has an unsupported type.
+            CallFailed: the server rejected or failed the call, or did not answer.
         """
-        return decode_only(self._send(encode_request([encode_image(image)], model, top_k), timeout_s))
+        return decode_single(self._send(encode_request([encode_image(image)], model, top_k), timeout_s))
 
     def classify_all(
         self,
@@ -108,57 +122,62 @@ class Client(Connection):
         timeout_s: float | None = None,
         images_per_request: int = 32,
     ) -> Iterator[Prediction | ImageFailure]:
-        """Classify any number of images, in order, a few in each request. A bad image is a result, no error.
+        """Classify any number of images, several per request; yield one result per image, in order.
+
+        An invalid image gives an `ImageFailure` and does not stop the others.
 
         Args:
             images: as in `classify`.
             model: as in `classify`.
             top_k: as in `classify`.
-            timeout_s: for each request.
-            images_per_request: at most; fewer where they are large.
+            timeout_s: deadline of each request, in seconds; None means the client's default.
+            images_per_request: most images in a request; a request of 32 MiB is sent with fewer.
 
         Raises:
+            InvalidRequest: an image has an unsupported type.
             CallFailed: a whole request failed.
         """
         for chunk in chunks(images, images_per_request):
-            yield from self._ask(chunk, model, top_k, timeout_s)
+            yield from self._classify_chunk(chunk, model, top_k, timeout_s)
 
     def classify_stream(
         self, images: Iterable[ClientImage], *, model: str, top_k: int = 0, timeout_s: float | None = None
     ) -> Generator[Prediction | ImageFailure, None, None]:
-        """Classify images as they come, over one stream: results in order, a bad image is a result.
+        """Classify images over one stream; yield one result per image, in order, as they become ready.
 
-        The cheapest way for many images, and the one for sources that never end: images are read and sent
-        while earlier ones are answered, only so far ahead as the server takes them in. `images` is read in
-        a thread of its own. An image that finds the server full is asked for again by a call of its own.
+        The cheapest call for many images, and the only one for endless sources. Images are sent while earlier
+        ones are answered, no further ahead than the server accepts them. gRPC reads `images` in a thread of
+        its own. An image that the server rejects as overloaded is sent again in a call of its own. An invalid
+        image gives an `ImageFailure`.
 
         Args:
             images: as in `classify`.
             model: as in `classify`.
             top_k: as in `classify`.
-            timeout_s: for the whole stream; None means no limit.
+            timeout_s: deadline of the whole stream, in seconds; None means no deadline.
 
         Raises:
-            CallFailed: the stream broke, or an image failed for a reason that the next one would fail for.
+            InvalidRequest: an image has an unsupported type.
+            CallFailed: the stream failed, or one image failed for a reason that affects all (unknown model).
         """
-        exchange = Exchange(model, top_k)
-        call = self._classify_stream(_requests(images, exchange), timeout=timeout_s, metadata=self._metadata)
+        stream = ImageStream(model, top_k)
+        call = self._classify_stream(_requests(images, stream), timeout=timeout_s, metadata=self._metadata)
         try:
             for response in call:
-                yield from exchange.failures()
-                settled = exchange.settle(response)
-                if isinstance(settled, pb.Image):
-                    settled = decode_only(self._send(encode_request([settled], model, top_k), None))
-                yield settled
+                yield from stream.failures()
+                result = stream.match(response)
+                if isinstance(result, pb.Image):
+                    result = decode_single(self._send(encode_request([result], model, top_k), None))
+                yield result
         except grpc.RpcError as error:
             raise decode_error(error) from error
         finally:
             call.cancel()
-        yield from exchange.failures()
-        if exchange.error is not None:
-            raise exchange.error
+        yield from stream.failures()
+        if stream.error is not None:
+            raise stream.error
 
-    def _ask(self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None) -> list[Result]:
+    def _classify_chunk(self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None) -> list[Result]:
         if not chunk.images:
             return chunk.results(None)
         try:
@@ -174,8 +193,8 @@ class Client(Connection):
         return response
 
 
-class AsyncClient(Connection):
-    """A connection to a server, for asyncio."""
+class AsyncClient(BaseClient):
+    """A client for asyncio. It takes the arguments of `Client`."""
 
     def __init__(
         self,
@@ -214,7 +233,7 @@ class AsyncClient(Connection):
         self, image: ClientImage, *, model: str, top_k: int = 0, timeout_s: float | None = None
     ) -> Prediction:
         """Classify one image; see `Client.classify`."""
-        return decode_only(await self._send(encode_request([encode_image(image)], model, top_k), timeout_s))
+        return decode_single(await self._send(encode_request([encode_image(image)], model, top_k), timeout_s))
 
     async def classify_all(
         self,
@@ -225,10 +244,10 @@ class AsyncClient(Connection):
         timeout_s: float | None = None,
         images_per_request: int = 32,
     ) -> list[Prediction | ImageFailure]:
-        """Classify any number of images, in order; see `Client.classify_all`."""
+        """Classify any number of images; return one result per image, in order; see `Client.classify_all`."""
         results: list[Result] = []
         for chunk in chunks(images, images_per_request):
-            results += await self._ask(chunk, model, top_k, timeout_s)
+            results += await self._classify_chunk(chunk, model, top_k, timeout_s)
         return results
 
     async def classify_stream(
@@ -239,30 +258,30 @@ class AsyncClient(Connection):
         top_k: int = 0,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Prediction | ImageFailure, None]:
-        """Classify images as they come, over one stream; see `Client.classify_stream`."""
-        exchange = Exchange(model, top_k)
-        requests = _requests_of_async(images, exchange)
+        """Classify images over one stream, from an iterable of either kind; see `Client.classify_stream`."""
+        stream = ImageStream(model, top_k)
+        requests = _requests_of_async(images, stream)
         call = self._classify_stream(requests, timeout=timeout_s, metadata=self._metadata)
         try:
             async for response in call:
-                for failure in exchange.failures():
+                for failure in stream.failures():
                     yield failure
-                settled = exchange.settle(response)
-                if isinstance(settled, pb.Image):
-                    settled = decode_only(await self._send(encode_request([settled], model, top_k), None))
-                yield settled
+                result = stream.match(response)
+                if isinstance(result, pb.Image):
+                    result = decode_single(await self._send(encode_request([result], model, top_k), None))
+                yield result
         except grpc.RpcError as error:
-            raise await self._why(decode_error(error), exchange) from error
+            raise await self._find_cause(decode_error(error), stream) from error
         finally:
             call.cancel()
-        for failure in exchange.failures():
+        for failure in stream.failures():
             yield failure
-        if exchange.error is not None:
-            raise exchange.error
+        if stream.error is not None:
+            raise stream.error
 
-    async def _why(self, failure: CallFailed, exchange: Exchange) -> CallFailed:
-        """grpc.aio forgets how a stream ended that was refused while a message was written: a call tells."""
-        request = exchange.oldest_request()
+    async def _find_cause(self, failure: CallFailed, stream: ImageStream) -> CallFailed:
+        """Repeat the oldest request: grpc.aio loses the status of a stream rejected while it writes."""
+        request = stream.oldest_request()
         if failure.message != "Internal error from Core" or request is None:
             return failure
         try:
@@ -271,7 +290,9 @@ class AsyncClient(Connection):
             return reason
         return failure
 
-    async def _ask(self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None) -> list[Result]:
+    async def _classify_chunk(
+        self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None
+    ) -> list[Result]:
         if not chunk.images:
             return chunk.results(None)
         try:
@@ -287,27 +308,27 @@ class AsyncClient(Connection):
         return response
 
 
-def _requests(images: Iterable[ClientImage], exchange: Exchange) -> Iterator[pb.ClassifyRequest]:
-    """What a stream sends. gRPC reads it in its own thread, where an error would be lost: it is kept."""
+def _requests(images: Iterable[ClientImage], stream: ImageStream) -> Iterator[pb.ClassifyRequest]:
+    # gRPC iterates in a thread of its own and drops exceptions there: the stream keeps them.
     try:
         for image in images:
-            request = exchange.take(image)
+            request = stream.encode(image)
             if request is not None:
                 yield request
-    except Exception as error:  # noqa: BLE001 - whatever the caller's iterable raises
-        exchange.error = error
+    except Exception as error:  # noqa: BLE001 - the caller's iterable may raise anything
+        stream.error = error
 
 
 async def _requests_of_async(
-    images: Iterable[ClientImage] | AsyncIterable[ClientImage], exchange: Exchange
+    images: Iterable[ClientImage] | AsyncIterable[ClientImage], stream: ImageStream
 ) -> AsyncIterator[pb.ClassifyRequest]:
     try:
         async for image in _each(images):
-            request = exchange.take(image)
+            request = stream.encode(image)
             if request is not None:
                 yield request
     except Exception as error:  # noqa: BLE001 - as in _requests
-        exchange.error = error
+        stream.error = error
 
 
 async def _each(images: Iterable[ClientImage] | AsyncIterable[ClientImage]) -> AsyncIterator[ClientImage]:

@@ -1,4 +1,4 @@
-"""What both clients are made of: a channel that tries again, its methods, and what goes with every call."""
+"""The base of both clients: a gRPC channel with retries, its methods, and the options of every call."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 import grpc
 
-from serving.client.messages import MAX_REQUEST_BYTES, PASSING
+from serving.client.messages import MAX_REQUEST_BYTES, RETRYABLE_CODES
 from serving.errors import UsageError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 _SERVICE = "lenserve.v1.Classifier"
 
 
-class Connection:
-    """A channel and its two methods. Both clients add how they wait."""
+class BaseClient:
+    """A channel and its two methods; the subclasses wait for the calls, or await them."""
 
     def __init__(self, channel: Any, *, token: str | None, timeout_s: float) -> None:  # noqa: ANN401 - untyped library
         self._channel = channel
@@ -42,14 +42,14 @@ def open_channel(
     tls_cert_file: Path | str | None,
     tls_key_file: Path | str | None,
 ) -> Any:  # noqa: ANN401
-    """A channel of `grpc` or of `grpc.aio`: with TLS where an authority is given to trust.
+    """Open a channel of `grpc` or `grpc.aio`, with TLS if there is an authority to trust.
 
     Raises:
-        UsageError: the files of TLS cannot be read, or do not belong together.
+        UsageError: a TLS file cannot be read, or one of certificate, key and authority is missing.
     """
     options = channel_options(attempts)
     if (tls_cert_file is None) != (tls_key_file is None) or (tls_cert_file and tls_ca_file is None):
-        raise UsageError("tls_cert_file and tls_key_file belong together, and need tls_ca_file")
+        raise UsageError("set tls_cert_file and tls_key_file together, and tls_ca_file with them")
     if tls_ca_file is None:
         return library.insecure_channel(server, options=options)
     authority, key, chain = map(_read_pem, (tls_ca_file, tls_key_file, tls_cert_file))
@@ -66,22 +66,22 @@ def _read_pem(file: Path | str | None) -> bytes | None:
 
 
 def channel_options(attempts: int) -> list[tuple[str, Any]]:
-    """Options of gRPC: what to send again and when, and no limit on messages."""
+    """Return gRPC options: the retry policy, and no limit on message sizes."""
     policy = {
         "maxAttempts": attempts,
         "initialBackoff": "0.1s",
         "maxBackoff": "2s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": PASSING,
+        "retryableStatusCodes": RETRYABLE_CODES,
     }
     method = {"name": [{"service": _SERVICE}]} | ({"retryPolicy": policy} if attempts > 1 else {})
     return [
         ("grpc.service_config", json.dumps({"methodConfig": [method]})),
-        # Else the connection itself rests for a second after a refusal, longer than most of the attempts do.
+        # By default the channel waits a second before it reconnects, longer than most retries do.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        # What is larger than this buffer is not sent again, and gRPC's default is 256 KiB.
+        # Requests larger than this buffer are not retried; the default is 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", 2 * MAX_REQUEST_BYTES),
     ]

@@ -1,4 +1,4 @@
-"""Images of every kind that Python users have, as messages: bytes, paths, arrays, PIL images."""
+"""Encodes images as messages: bytes, paths, numpy arrays and PIL images."""
 
 import io
 import os
@@ -15,16 +15,20 @@ from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 ClientImage = bytes | str | os.PathLike[str] | npt.NDArray[np.uint8] | PilImage.Image
 
-_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # what raw pixels can say
-_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # with a transparent colour, which TIFF would lose
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # raw pixels can express these
+_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # PNG keeps their transparent colour, TIFF does not
 
 
 def encode_image(image: ClientImage) -> pb.Image:
-    """Put an image into a message.
+    """Encode an image as a message.
+
+    Args:
+        image: the bytes or the path of an encoded file; an array (H, W) or (H, W, C) uint8, C in 1..4, 0-255;
+            or a PIL image, which is turned upright as its EXIF says.
 
     Raises:
-        ImageError: its file cannot be read, or its pixels are none.
-        InvalidRequest: it is of no type that is taken.
+        ImageError: the file or the PIL image cannot be read, or the array has another shape or dtype.
+        InvalidRequest: the object has another type.
     """
     if isinstance(image, bytes):
         return pb.Image(encoded=image)
@@ -51,8 +55,12 @@ def _encode_pil(image: PilImage.Image) -> pb.Image:
         if upright.mode in _PNG_MODES:
             upright.save(buffer, "PNG", compress_level=1)
         else:
-            upright.save(buffer, "TIFF", compression=None)  # else the one it came with, and that may be JPEG
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises, lazily, on broken files
+            upright.save(buffer, "TIFF", compression=None)  # the default is the file's own, perhaps lossy
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:  # Pillow raises these on broken files, which it reads lazily
         raise UndecodableImage(f"the PIL image cannot be read: {error}") from error
     return pb.Image(encoded=buffer.getvalue())
 

@@ -1,4 +1,4 @@
-"""What the client sends and what it makes of the answers. Knows no connection: both clients share it."""
+"""Requests and results of both clients: encodes images, decodes responses. Knows no connection."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +13,9 @@ from serving.client.images import ClientImage, encode_image
 from serving.errors import ImageError, LenserveError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
-MAX_REQUEST_BYTES = 32 * 2**20  # half of what a server takes by default
-# CANCELLED, when it comes from the server: it stopped before it looked at the call.
-PASSING = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED")
+MAX_REQUEST_BYTES = 32 * 2**20  # half of the server's default limit
+# The server sends CANCELLED when it stops before it has begun a call.
+RETRYABLE_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED")
 
 _IMAGE_REASONS = frozenset(kind("").reason for kind in ImageError.__subclasses__())
 
@@ -25,13 +25,13 @@ class Label:
     """One label of an image."""
 
     label: str
-    index: int
-    probability: float
+    index: int  # in the manifest's labels
+    probability: float  # 0..1, calibrated
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The labels of one image, most probable first, and who said so."""
+    """The labels of one image, most probable first, and the version that predicted them."""
 
     model: str
     version: int
@@ -45,21 +45,28 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """Why one image of several has no labels."""
+    """Why one image has no labels."""
 
-    code: str  # a gRPC status code's name
-    reason: str
-    message: str
+    code: str  # name of a gRPC status code, such as INVALID_ARGUMENT
+    reason: str  # kind of error, such as IMAGE_TOO_LARGE
+    message: str  # for people
 
 
 class CallFailed(LenserveError):
-    """The server refused or failed a call, or nobody answered."""
+    """The server rejected or failed a call, or did not answer.
+
+    Args:
+        code: name of a gRPC status code, such as NOT_FOUND.
+        message: the server's message.
+        cause: kind of error, such as UNKNOWN_MODEL; empty if unknown.
+        request_id: of the server's log; empty if unknown.
+    """
 
     def __init__(self, code: str, message: str, *, cause: str = "", request_id: str = "") -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
-        self.cause = cause  # machine-readable, such as UNKNOWN_MODEL
+        self.cause = cause
         self.request_id = request_id
 
 
@@ -67,7 +74,7 @@ Result = Prediction | ImageFailure
 
 
 def encode_request(images: Sequence[pb.Image], model: str, top_k: int) -> pb.ClassifyRequest:
-    """Put images into a request. `model` is MODEL, MODEL@VERSION or MODEL@ALIAS."""
+    """Build a request. `model` is MODEL, MODEL@VERSION or MODEL@ALIAS; top_k 0 means the server's default."""
     name, _, revision = model.partition("@")
     request = pb.ClassifyRequest(model=name, images=images, top_k=top_k)
     if revision.isascii() and revision.isdigit():
@@ -77,16 +84,16 @@ def encode_request(images: Sequence[pb.Image], model: str, top_k: int) -> pb.Cla
     return request
 
 
-def decode_only(response: pb.ClassifyResponse) -> Prediction:
-    """The answer to a request of one image."""
+def decode_single(response: pb.ClassifyResponse) -> Prediction:
+    """Return the prediction in the response to a request with one image."""
     results = _decode(response)
     if len(results) != 1 or isinstance(results[0], ImageFailure):
-        raise CallFailed("INTERNAL", f"the server gave {results} for one image. This is a bug.")
+        raise CallFailed("INTERNAL", f"the server returned {results} for one image. This is a bug.")
     return results[0]
 
 
 def decode_error(error: Any) -> CallFailed:  # noqa: ANN401 - grpc ships no types
-    """What a grpc.RpcError says."""
+    """Convert a grpc.RpcError."""
     cause, request_id = "", ""
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
@@ -97,14 +104,14 @@ def decode_error(error: Any) -> CallFailed:  # noqa: ANN401 - grpc ships no type
 
 
 class Chunk:
-    """Some images that travel in one request. Those that cannot be sent have a failure in their places."""
+    """The images of one request, in order; an image that cannot be encoded is a failure in its place."""
 
     def __init__(self) -> None:
         self._entries: list[pb.Image | ImageFailure] = []
         self._bytes = 0
 
     def add(self, image: pb.Image | ImageFailure, most: int) -> bool:
-        """Take one more image, unless they are `most` already or too many bytes."""
+        """Add an image and return True, unless the chunk would exceed `most` images or 32 MiB."""
         size = image.ByteSize() if isinstance(image, pb.Image) else 0
         if self._entries and (len(self._entries) == most or self._bytes + size > MAX_REQUEST_BYTES):
             return False
@@ -114,14 +121,17 @@ class Chunk:
 
     @property
     def images(self) -> list[pb.Image]:
-        """Those to send."""
+        """The images to send."""
         return [each for each in self._entries if isinstance(each, pb.Image)]
 
     def results(self, outcome: pb.ClassifyResponse | CallFailed | None) -> list[Result]:
-        """All results in order, from what came back for `images`; None where nothing had to be sent.
+        """Return one result per entry, in order.
+
+        Args:
+            outcome: of the request with `images`; None if there were none to send.
 
         Raises:
-            CallFailed: the failure is not that of the only image.
+            CallFailed: the request failed, and not because its only image is invalid.
         """
         if isinstance(outcome, CallFailed):
             if len(self.images) != 1 or outcome.cause not in _IMAGE_REASONS:
@@ -132,17 +142,17 @@ class Chunk:
         if len(results) != len(self.images):
             raise CallFailed(
                 "INTERNAL",
-                f"the server gave {len(results)} results for {len(self.images)} images. This is a bug.",
+                f"the server returned {len(results)} results for {len(self.images)} images. This is a bug.",
             )
         rest = iter(results)
         return [each if isinstance(each, ImageFailure) else next(rest) for each in self._entries]
 
 
 def chunks(images: Iterable[ClientImage], most: int) -> Iterator[Chunk]:
-    """Share images out to requests, reading no further than the next request needs."""
+    """Divide images into requests, reading no further ahead than the next request needs."""
     chunk: Chunk | None = None
     for image in images:
-        encoded = _encode_or_tell(image)
+        encoded = _encode_or_fail(image)
         if chunk is None or not chunk.add(encoded, most):
             if chunk is not None:
                 yield chunk
@@ -152,39 +162,39 @@ def chunks(images: Iterable[ClientImage], most: int) -> Iterator[Chunk]:
         yield chunk
 
 
-class Exchange:
-    """One stream of images and results, in order. Sending and receiving may happen in two threads."""
+class ImageStream:
+    """Matches a stream's images with their results, in order. One thread may send, another receive."""
 
     def __init__(self, model: str, top_k: int) -> None:
         self._model = model
         self._top_k = top_k
-        self._open: deque[pb.Image | ImageFailure] = deque()  # sent, or failed before, and not yet settled
-        self.error: Exception | None = None  # that the images themselves ended in
+        self._open: deque[pb.Image | ImageFailure] = deque()  # sent or failed, without a result yet
+        self.error: Exception | None = None  # raised by the caller's iterable
 
-    def take(self, image: ClientImage) -> pb.ClassifyRequest | None:
-        """The request to send for an image; None where it cannot be sent, and has a failure in its place."""
-        encoded = _encode_or_tell(image)
+    def encode(self, image: ClientImage) -> pb.ClassifyRequest | None:
+        """Return the request for the next image; None if it cannot be encoded, which becomes its result."""
+        encoded = _encode_or_fail(image)
         self._open.append(encoded)
         if isinstance(encoded, ImageFailure):
             return None
         return encode_request([encoded], self._model, self._top_k)
 
     def oldest_request(self) -> pb.ClassifyRequest | None:
-        """What was sent and is not settled for the longest time."""
+        """Return the oldest request without a result; None if there is none."""
         images = [each for each in self._open if isinstance(each, pb.Image)]
         return encode_request(images[:1], self._model, self._top_k) if images else None
 
     def failures(self) -> Iterator[ImageFailure]:
-        """Those that come before the next answer."""
+        """Yield the failures that come before the next response."""
         while self._open and isinstance(failure := self._open[0], ImageFailure):
             self._open.popleft()
             yield failure
 
-    def settle(self, response: pb.ClassifyStreamResponse) -> Result | pb.Image:
-        """The result of the oldest image that was sent, or that image where it is worth asking again.
+    def match(self, response: pb.ClassifyStreamResponse) -> Result | pb.Image:
+        """Return the result of the oldest image; the image itself if it should be sent again.
 
         Raises:
-            CallFailed: it failed for a reason that the next image would fail for too.
+            CallFailed: the image failed for a reason that affects all, such as an unknown model.
         """
         image = self._open.popleft()
         if response.HasField("response"):
@@ -194,12 +204,12 @@ class Exchange:
         code = _code_name(error.code)
         if error.reason in _IMAGE_REASONS:
             return ImageFailure(code, error.reason, error.message)
-        if code in PASSING and isinstance(image, pb.Image):
+        if code in RETRYABLE_CODES and isinstance(image, pb.Image):
             return image
         raise CallFailed(code, error.message, cause=error.reason)
 
 
-def _encode_or_tell(image: ClientImage) -> pb.Image | ImageFailure:
+def _encode_or_fail(image: ClientImage) -> pb.Image | ImageFailure:
     try:
         return encode_image(image)
     except ImageError as error:

@@ -68,8 +68,11 @@ async def test_a_client_with_a_certificate_of_somebody_else_is_not(
     ("files", "message"),
     [
         ({"tls_ca_file": "nowhere.pem"}, r"nowhere\.pem cannot be read: No such file"),
-        ({"tls_ca_file": "ca.pem", "tls_cert_file": "client.pem"}, "belong together"),
-        ({"tls_cert_file": "client.pem", "tls_key_file": "client.key"}, "need tls_ca_file"),
+        (
+            {"tls_ca_file": "ca.pem", "tls_cert_file": "client.pem"},
+            "set tls_cert_file and tls_key_file together",
+        ),
+        ({"tls_cert_file": "client.pem", "tls_key_file": "client.key"}, "and tls_ca_file with them"),
     ],
 )
 def test_files_that_cannot_do_are_told_at_once(
