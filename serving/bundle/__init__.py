@@ -1,6 +1,6 @@
-"""The contract between training and serving: what a published version of a model is, on disk and in pixels.
+"""The contract between training and serving: the files of a published version, and how its pixels are made.
 
-Knows nothing of servers, engines or training. Importing it costs no gRPC, no ONNX Runtime and no torch.
+Knows no server, engine or training. Importing it imports neither gRPC nor ONNX Runtime nor torch.
 """
 
 from serving.bundle.geometry import apply_geometry

@@ -1,6 +1,6 @@
-"""Decoded pixels -> uint8 (height, width, channels) exactly as a manifest says.
+"""Decoded pixels -> a network's input, uint8 (height, width, channels), as the manifest's geometry says.
 
-The one implementation: training fits, evaluates and exports through it, and the server serves through it.
+The only implementation: training and serving both use it.
 """
 
 import numpy as np
@@ -12,33 +12,33 @@ from serving.bundle.resampling import Box, Size, resize
 
 
 def apply_geometry(pixels: Pixels, geometry: Geometry) -> Pixels:
-    """Background under what is transparent, then crop or fit, then resize, then colour, then pad.
+    """Convert pixels in five steps: remove transparency, crop or fit, resize, convert colours, pad.
 
     Args:
-        pixels: (H, W, C) uint8, C in 1..4, as `decode_image` gives them.
-        geometry: what the network takes.
+        pixels: (H, W, C) uint8, C in 1..4, as `decode_image` returns them.
+        geometry: of the network's input.
 
-    Returns: (geometry.height, geometry.width, geometry.channels) uint8, perhaps a view of `pixels`.
+    Returns: (geometry.height, geometry.width, geometry.channels) uint8, 0-255, possibly a view of `pixels`.
     """
     if pixels.shape == (geometry.height, geometry.width, geometry.channels) and geometry.crop_fraction == 1:
         return pixels
     height, width, channels = pixels.shape
     opaque = pixels if channels in (1, 3) else _opaque(pixels, geometry.background)  # (H, W, 1 or 3)
-    box, size = frame((width, height), geometry)
+    box, size = crop_and_size((width, height), geometry)
     resized = resize(opaque, size, box=box, interpolation=geometry.interpolation)  # (h, w, 1 or 3)
-    # Colour after size: it costs a byte of each pixel of the network, not of the camera.
+    # Colours are converted after resizing: the network's input has fewer pixels than a photograph.
     coloured = _in_colour(resized, geometry.channels)
     return coloured if size == (geometry.width, geometry.height) else _on_background(coloured, geometry)
 
 
-def frame(size: Size, geometry: Geometry) -> tuple[Box, Size]:
-    """Which part of the image is used, and how large it becomes.
+def crop_and_size(size: Size, geometry: Geometry) -> tuple[Box, Size]:
+    """Return which part of an image is used, and the size that it is resized to.
 
     Args:
-        size: width and height of the image.
-        geometry: what the network takes.
+        size: (width, height) of the image, in pixels.
+        geometry: of the network's input.
 
-    Returns: box (left, top, right, bottom) in the image, and width and height to resize it to.
+    Returns: box (left, top, right, bottom) in pixels of the image, and (width, height) after resizing.
     """
     width, height = size
     if geometry.fit == "crop":
@@ -58,7 +58,7 @@ def _centred_part(width: int, height: int, geometry: Geometry) -> Box:
     if geometry.crop_fraction == 1:
         part_width, part_height = geometry.width * scale, geometry.height * scale
         left, top = (width - part_width) / 2, (height - part_height) / 2
-        # Rounding may put a side beyond the image by 1e-15, which Pillow refuses.
+        # Rounding may move a side outside the image by 1e-15, which Pillow rejects.
         return max(left, 0), max(top, 0), min(left + part_width, width), min(top + part_height, height)
     left, right = _whole_pixels(width, geometry.width, scale)
     top, bottom = _whole_pixels(height, geometry.height, scale)
@@ -66,25 +66,25 @@ def _centred_part(width: int, height: int, geometry: Geometry) -> Box:
 
 
 def _whole_pixels(side: int, wanted: int, scale: float) -> tuple[float, float]:
-    """Where the crop begins and ends, so that it is one of whole pixels of the image resized as a whole.
+    """Return where the crop begins and ends, aligned to whole pixels of the resized image.
 
-    Pretrained networks were judged on crops of that kind (resize to 256, cut out 224): a crop that lies half
-    a pixel beside changes the label of every thirtieth picture.
+    Pretrained networks were evaluated on such crops (resize to 256, crop 224): a crop that is off by half a
+    pixel changes the label of one image in thirty.
     """
-    resized = max(wanted, int(side / scale + 1e-6))  # pixels of the whole side; what is over is cut off
+    resized = max(wanted, int(side / scale + 1e-6))  # length of the whole side, rounded down
     begin = round((resized - wanted) / 2)
     return begin * side / resized, min(float(side), (begin + wanted) * side / resized)
 
 
 def _opaque(pixels: Pixels, background: int) -> Pixels:
-    """Put a grey level under (H, W, 2 or 4), rounded: (H, W, 1 or 3)."""
+    """Blend (H, W, 2 or 4) onto a grey level: (H, W, 1 or 3)."""
     colours, alpha = pixels[:, :, :-1], pixels[:, :, -1:].astype(np.uint16)
-    # 255 * 255 + 127 still fits 16 bits.
+    # 255 * 255 + 127 fits in 16 bits.
     return ((colours * alpha + (255 - alpha) * np.uint16(background) + 127) // 255).astype(np.uint8)
 
 
 def _in_colour(pixels: Pixels, channels: int) -> Pixels:
-    """Grey to three equal channels, or RGB to its luma (ITU-R BT.601)."""
+    """Convert grey to three equal channels, or RGB to luma (ITU-R BT.601)."""
     if pixels.shape[2] == channels:
         return pixels
     if channels == 3:  # noqa: PLR2004 - RGB

@@ -1,4 +1,4 @@
-"""golden.npz: real images in model geometry and the probabilities that the version must give for them."""
+"""golden.npz: real images in model geometry, and the probabilities that the version must reproduce."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,19 @@ MAX_GOLDEN_IMAGES = 32
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """Examples by which a version proves itself."""
+    """The examples that prove a version after it is loaded."""
 
-    images: Pixels  # (G, H, W, C) uint8, 1 <= G <= 32
-    probabilities: npt.NDArray[np.float32]  # (G, K)
+    images: Pixels  # (G, H, W, C) uint8, 0-255, 1 <= G <= 32
+    probabilities: npt.NDArray[np.float32]  # (G, K) float32, 0..1
 
     def largest_difference(self, probabilities: npt.NDArray[np.float32]) -> float:
-        """How far other probabilities (G, K) are from ours: infinite if any of them is not a number."""
+        """Return the largest absolute difference from other probabilities, (G, K); infinite if any is NaN."""
         difference = np.abs(probabilities - self.probabilities).max()
         return float(difference) if np.isfinite(difference) else float("inf")
 
 
 def write_golden(golden: Golden, folder: Path) -> None:
-    """Write golden.npz into a version's folder."""
+    """Write golden.npz to a version's folder."""
     np.savez_compressed(folder / GOLDEN_FILE, images=golden.images, probabilities=golden.probabilities)
 
 
@@ -35,13 +35,13 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     """Read golden.npz and check it against the manifest. Nothing is unpickled.
 
     Raises:
-        BundleError: the arrays are missing, or of another shape or type than the manifest says.
+        BundleError: the file cannot be read, or an array has another shape or dtype than the manifest says.
     """
     try:
-        # numpy leaves a file open that it opened itself and found broken.
+        # Opened here because numpy does not close a broken file that it opened itself.
         with (folder / GOLDEN_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             golden = Golden(np.asarray(arrays["images"]), np.asarray(arrays["probabilities"]))
-    except Exception as error:  # zipfile, zlib and numpy raise whatever they trip over
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds of errors
         raise BundleError(f"{folder / GOLDEN_FILE} cannot be read: {error}") from error
     count = len(golden.images) if golden.images.ndim else 0
     geometry = manifest.geometry
@@ -49,10 +49,12 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     found = golden.images.shape, golden.probabilities.shape
     if found != expected or not 1 <= count <= MAX_GOLDEN_IMAGES:
         raise BundleError(
-            f"{folder / GOLDEN_FILE} holds shapes {found}, expected {expected} with 1..{MAX_GOLDEN_IMAGES}"
+            f"{folder / GOLDEN_FILE} has arrays of shapes {found}, expected {expected} with 1 to "
+            f"{MAX_GOLDEN_IMAGES} images"
         )
     if golden.images.dtype != np.uint8 or golden.probabilities.dtype != np.float32:
         raise BundleError(
-            f"{folder / GOLDEN_FILE} holds {golden.images.dtype} and {golden.probabilities.dtype}"
+            f"{folder / GOLDEN_FILE} has images of {golden.images.dtype} and probabilities of "
+            f"{golden.probabilities.dtype}, expected uint8 and float32"
         )
     return golden

@@ -19,23 +19,23 @@ from serving.errors import EmptyImage, ImageTooLarge, InvalidPixels, Undecodable
 
 Pixels = npt.NDArray[np.uint8]
 
-# Hostile bytes reach these decoders and no others; Pillow knows dozens more.
+# Pillow has dozens more decoders; hostile bytes reach only these.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# Above this Pillow itself warns of decompression bombs, so no limit of ours may be higher.
+# Above this Pillow itself warns of decompression bombs, so our limits must not exceed it.
 PILLOW_MAX_PIXELS = 89_478_485
 
-# JPEG can say no more, and resizing takes memory in proportion to the longer side: a thin image of few
-# pixels and fewer bytes would cost a gigabyte.
+# The largest side of a JPEG. Resizing takes memory in proportion to the longer side: a thin image of few
+# pixels and few bytes could cost a gigabyte.
 MAX_SIDE = 65_535
 
-# The passes of a progressive JPEG: ten are usual, and each costs time, however few bytes it has.
+# Scans of a progressive JPEG: ten are usual, and each costs time, however few bytes it has.
 MAX_SCANS = 100
 
 _JPEG_CHANNELS = {"L": 1, "RGB": 3}
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 
-# EXIF 2.32, tag 0x0112: how the stored picture becomes upright.
+# EXIF 2.32, tag 0x0112: the transposition that turns the image upright.
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,19 +54,21 @@ _WHITE_IS_ZERO = 0
 
 
 class ImageLimits(Strict):
-    """What one image may cost."""
+    """Limits on one image."""
 
-    max_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
-    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = 50_000_000
+    max_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20  # of the encoded image
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = 50_000_000  # width times height
 
 
 def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
-    """Decode the first frame, turned upright as EXIF says.
+    """Decode the first frame of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM, turned upright as its EXIF says.
 
-    Returns: (H, W, C) uint8, C in 1..4.
+    Returns: (H, W, C) uint8, 0-255; C is 1 grey, 2 grey + alpha, 3 RGB or 4 RGB + alpha.
 
     Raises:
-        EmptyImage, ImageTooLarge, UndecodableImage: with the value and the limit.
+        EmptyImage: there are no bytes.
+        ImageTooLarge: too many bytes, pixels or scans, or a side above 65,535 pixels.
+        UndecodableImage: the format is unknown or the file is damaged.
     """
     if not encoded:
         raise EmptyImage("the image is empty: 0 bytes")
@@ -81,26 +83,28 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
     except ImageTooLarge:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # A warning only where warnings are errors; elsewhere the check of the size follows it.
+        # The warning is raised only where warnings are errors; elsewhere _check_size rejects the image.
         raise ImageTooLarge(
             f"the image has more pixels than the limit of {limits.max_pixels}: {error}"
         ) from error
-    except Exception as error:  # Pillow's parsers raise whatever they trip over
-        detail = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+    except Exception as error:  # Pillow's parsers raise many kinds of errors
+        detail = "unknown image format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UndecodableImage(f"the image cannot be decoded: {detail} ({len(encoded)} bytes)") from error
 
 
 def check_pixels(pixels: npt.NDArray[np.generic], limits: ImageLimits) -> Pixels:
-    """Accept raw pixels as a decoded image.
+    """Check raw pixels, as an alternative to `decode_image`.
 
     Args:
         pixels: (H, W) or (H, W, C) uint8, C in 1..4.
-        limits: of which only max_pixels counts.
+        limits: only max_pixels applies.
 
-    Returns: (H, W, C) uint8.
+    Returns: (H, W, C) uint8, 0-255.
 
     Raises:
-        EmptyImage, ImageTooLarge, InvalidPixels: with the value and the limit.
+        EmptyImage: a side is 0.
+        ImageTooLarge: too many pixels, or a side above 65,535 pixels.
+        InvalidPixels: another dtype or shape.
     """
     if pixels.dtype != np.uint8:
         raise InvalidPixels(f"pixels are {pixels.dtype}, expected uint8")
@@ -123,12 +127,12 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
             f"the image has {width} x {height} = {width * height} pixels, the limit is {limits.max_pixels}"
         )
     if max(width, height) > MAX_SIDE:
-        raise ImageTooLarge(f"the image has {width} x {height} pixels, the limit of a side is {MAX_SIDE}")
+        raise ImageTooLarge(f"the image has {width} x {height} pixels, the limit for a side is {MAX_SIDE}")
 
 
 def _check_scans(encoded: bytes) -> None:
     if count_scans(encoded, most=MAX_SCANS) > MAX_SCANS:
-        raise ImageTooLarge(f"the image has more than {MAX_SCANS} scans, which is the limit")
+        raise ImageTooLarge(f"the image has more than {MAX_SCANS} scans")
 
 
 def _samples(image: Image.Image, encoded: bytes) -> Pixels:
@@ -157,10 +161,10 @@ def _array(image: Image.Image) -> Pixels:
 
 
 def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
-    """Turn as EXIF says. Pillow's own exif_transpose also rewrites the EXIF, and fails where it is broken."""
+    """Turn as EXIF says. Pillow's exif_transpose also rewrites the EXIF, and fails if that is broken."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - broken metadata does not spoil good pixels
+    except Exception:  # noqa: BLE001 - broken metadata must not reject good pixels
         return pixels
     if turn is None:
         return pixels
@@ -168,7 +172,7 @@ def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
 
 
 def _narrow(wide: npt.NDArray[np.integer], image: Image.Image) -> Pixels:
-    """Scale grey samples of 12 or 16 bits (H, W) to 8, which Pillow's own conversion would clip."""
+    """Scale grey samples of 12 or 16 bits, (H, W), to 8 bits; Pillow's conversion would clip them."""
     highest = 65535
     if isinstance(image, TiffImageFile):
         highest = 2 ** int(image.tag_v2[_BITS_PER_SAMPLE_TAG][0]) - 1

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: labels, geometry, calibration, evaluation, provenance and digests."""
+"""manifest.json: a version's labels, geometry, calibration, evaluation, provenance and digests."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """A frozen value that refuses what it does not know."""
+    """A frozen value that rejects unknown keys."""
 
-    # JSON has no infinity: a value that could not be written back is refused.
+    # JSON has no infinity: a value that could not be written back is rejected.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -39,17 +39,20 @@ class Geometry(Strict):
     channels: Literal[1, 3] = Field(description="1: grey (ITU-R 601 luma), 3: RGB")
     fit: Literal["stretch", "crop", "pad"] = Field(
         default="stretch",
-        description="stretch: each side to its length; crop: the largest centred part of the right shape; "
+        description="stretch: ignore the aspect ratio; crop: the largest centred part in proportion; "
         "pad: the whole image, centred on the background",
     )
     crop_fraction: float = Field(
-        default=1.0, gt=0, le=1, description="with crop: this much of each side stays, 224/256 = 0.875 say"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="crop: fraction of each side that is kept, such as 224/256 = 0.875",
     )
     interpolation: Literal["bilinear", "bicubic", "nearest"] = Field(
-        default="bilinear", description="bilinear and bicubic are antialiased when shrinking"
+        default="bilinear", description="bilinear and bicubic are antialiased"
     )
     background: int = Field(
-        default=255, ge=0, le=255, description="under transparent pixels and beside padded images"
+        default=255, ge=0, le=255, description="grey level under transparent pixels and around padded images"
     )
 
     @property
@@ -69,7 +72,7 @@ class Calibration(Strict):
 
 
 class Estimate(Strict):
-    """A measured fraction with its 95 % interval: Wilson's, or the bootstrap's where there is no formula."""
+    """A measured fraction with its 95 % interval: Wilson's, or the bootstrap's if there is no formula."""
 
     value: Fraction
     low: Fraction
@@ -86,20 +89,22 @@ class Evaluation(Strict):
 
 
 class Variant(Strict):
-    """The same network in another precision, in a file of its own: faster or smaller, and nearly as good."""
+    """The same network in another precision, in its own file: faster or smaller, and nearly as accurate."""
 
     evaluation: Evaluation = Field(description="on the same test split")
-    same_labels: Fraction = Field(description="of the test split, where it says what the exported file says")
+    same_labels: Fraction = Field(
+        description="fraction of the test split with the same label as the exported file"
+    )
     golden_tolerance: float = Field(
-        gt=0, le=1, description="largest difference of any of its probabilities from the golden ones"
+        gt=0, le=1, description="largest allowed difference from a golden probability"
     )
 
 
 class Pretrained(Strict):
-    """The weights that a network began with, or was taken over with."""
+    """The pretrained weights that the network started from."""
 
-    network: str = Field(description="torchvision's name of it")
-    file: str = Field(description="name of the file, without its folder")
+    network: str = Field(description="torchvision's name of the network")
+    file: str = Field(description="file name, without its folder")
     sha256: Sha256 = Field(description="of the file")
 
 
@@ -108,25 +113,25 @@ class Provenance(Strict):
 
     recipe: str
     recipe_digest: Sha256 = Field(description="of the resolved recipe")
-    data_digest: Sha256 = Field(description="of every image and label that was used")
+    data_digest: Sha256 = Field(description="of all images and labels")
     created_at: datetime
-    framework: str = Field(description="torch 2.13.0, say")
+    framework: str = Field(description="such as torch 2.13.0")
     parameters: int = Field(ge=0)
-    pretrained: Pretrained | None = Field(default=None, description="none: all was learned from the data")
+    pretrained: Pretrained | None = Field(default=None, description="null: trained from random weights")
 
 
 class FileDigest(Strict):
-    """One file of a version, except the manifest itself."""
+    """Size and digest of one file of a version."""
 
     sha256: Sha256
     size_bytes: int = Field(ge=0)
 
 
 class Description(Strict):
-    """Everything a server must know of a version but its name and number, which its folder says.
+    """Everything a server needs to know about a version, except its name and number: its path has those.
 
-    The graph takes `image`, uint8 (N, height, width, channels), and gives `probabilities`, float32 (N, K),
-    calibrated, and `embedding`, float32 (N, embedding_size).
+    The graph's input is `image`, uint8 (N, height, width, channels), 0-255. Its outputs are `probabilities`,
+    float32 (N, K), calibrated, and `embedding`, float32 (N, embedding_size).
     """
 
     schema_version: Literal[1] = 1
@@ -137,10 +142,14 @@ class Description(Strict):
     evaluation: Evaluation
     provenance: Provenance
     variants: Mapping[Precision, Variant] = Field(
-        default_factory=dict, description="precision -> what model.<precision>.onnx is worth; absent: none"
+        default_factory=dict,
+        description="precision -> evaluation of model.<precision>.onnx; empty: no variants",
     )
     golden_tolerance: float = Field(
-        default=2e-3, gt=0, le=0.1, description="largest difference of any golden probability on any device"
+        default=2e-3,
+        gt=0,
+        le=0.1,
+        description="largest allowed difference from a golden probability, on any device",
     )
 
     @field_validator("labels")
@@ -152,12 +161,12 @@ class Description(Strict):
 
 
 def variant_file(precision: Precision) -> str:
-    """Where a variant lies in its version."""
+    """Return the file name of a variant inside its version."""
     return f"model.{precision}.onnx"
 
 
 class Manifest(Description):
-    """manifest.json: a description, sealed with the digests of every other file of its version."""
+    """manifest.json: a description, and the digests of all other files of the version."""
 
     files: Mapping[str, FileDigest] = Field(description="path inside the version -> digest")
 

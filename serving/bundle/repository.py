@@ -1,8 +1,8 @@
-"""<repository>/<model>/<version>/ on disk: list, read, verify, publish atomically, alias.
+"""Lists, reads, verifies, publishes and aliases the versions on disk: <repository>/<model>/<version>/.
 
-A version is written under a temporary name in its model's folder, synced, then renamed: whoever looks sees
-it whole or not at all. A publisher that dies leaves a `.staging-*` folder behind, which the next one removes:
-the lock on it died with its owner.
+A version is written under a temporary name in its model's folder, synced, then renamed: readers see all of it
+or nothing. A publisher that dies leaves a `.staging-*` folder behind. The next publisher removes it, because
+the kernel released the lock on it.
 """
 
 import fcntl
@@ -38,7 +38,7 @@ _VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class AliasTarget(Strict):
-    """What an alias points at."""
+    """One entry of aliases.json."""
 
     version: int = Field(ge=1)
 
@@ -49,39 +49,47 @@ class _Aliases(RootModel[dict[str, AliasTarget]]):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One version on disk whose digests held when it was read."""
+    """One version on disk whose files matched their digests when it was read."""
 
     model: str
     version: int
     folder: Path
     manifest: Manifest
-    digest: str  # SHA-256 of manifest.json, which holds the digests of everything else
+    digest: str  # SHA-256 of manifest.json, which holds the digests of all other files
 
     @property
     def model_file(self) -> Path:
-        """The ONNX file."""
+        """Path of the exported ONNX file."""
         return self.folder / MODEL_FILE
 
     def golden(self) -> Golden:
-        """Read the golden examples."""
+        """Read golden.npz.
+
+        Raises:
+            BundleError: see `read_golden`.
+        """
         return read_golden(self.folder, self.manifest)
 
 
 class Repository:
-    """A folder of models. A class because every operation needs its root, and nothing else."""
+    """A folder of models, each a folder of versions 1, 2, 3, ..."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def models(self) -> list[str]:
-        """Names of the models that have at least one version, sorted."""
+        """Return the names of all models with at least one version, sorted."""
         if not self.root.is_dir():
             return []
         names = (entry.name for entry in self.root.iterdir() if NAME_PATTERN.fullmatch(entry.name))
         return sorted(name for name in names if self.versions(name))
 
     def versions(self, model: str) -> list[int]:
-        """Versions of a model, oldest first; empty where there is no such model."""
+        """Return the versions of a model, oldest first; empty if there are none.
+
+        Raises:
+            UnknownModel: the name is not a valid model name.
+        """
         folder = self._model_folder(model)
         if not folder.is_dir():
             return []
@@ -90,15 +98,20 @@ class Repository:
         )
 
     def folder(self, model: str, version: int) -> Path:
-        """Where a version lies, whether or not it exists."""
+        """Return the path of a version, which need not exist.
+
+        Raises:
+            UnknownModel: the name is not a valid model name.
+        """
         return self._model_folder(model) / str(version)
 
     def read(self, model: str, version: int) -> Bundle:
         """Read a version and verify every digest of its manifest.
 
         Raises:
-            UnknownModel: there is no such version.
-            InvalidManifest, DigestMismatch: it is there, but not as published.
+            UnknownModel: the repository has no such version.
+            InvalidManifest: manifest.json is missing or invalid.
+            DigestMismatch: a file is missing or differs from its digest.
         """
         folder = self.folder(model, version)
         if not folder.is_dir():
@@ -120,11 +133,12 @@ class Repository:
 
         Args:
             model: 1..128 letters, digits, '.', '_' and '-', a letter or digit first.
-            write: fills the folder it is given and describes it. What it raises ends the publishing and
-                leaves no trace.
+            write: fills the folder that it is given and returns its description. If it raises, nothing is
+                published.
 
         Raises:
             BundleError: the name is not a valid model name.
+            InvalidManifest: a necessary file is missing.
         """
         if not NAME_PATTERN.fullmatch(model):
             raise BundleError(f"{model!r} is not a valid model name: use {NAME_ALLOWED}")
@@ -140,10 +154,11 @@ class Repository:
         return Bundle(model, version, self.folder(model, version), manifest, digest)
 
     def aliases(self, model: str) -> Mapping[str, int]:
-        """Alias -> version.
+        """Read aliases.json: alias -> version; empty if there is none.
 
         Raises:
-            BundleError: aliases.json does not parse.
+            BundleError: aliases.json is invalid.
+            UnknownModel: the name is not a valid model name.
         """
         path = self._model_folder(model) / ALIASES_FILE
         try:
@@ -158,11 +173,11 @@ class Repository:
         """Point an alias at a version, replacing aliases.json atomically.
 
         Raises:
-            BundleError: the alias is no name, or could be taken for a version.
-            UnknownModel: there is no such version.
+            BundleError: the alias is not a valid name, or is a number.
+            UnknownModel: the repository has no such version.
         """
         if not NAME_PATTERN.fullmatch(alias) or alias.isdigit():
-            raise BundleError(f"{alias!r} is not a valid alias: a name like a model's, but not a number")
+            raise BundleError(f"{alias!r} is not a valid alias: use {NAME_ALLOWED}, and not a number")
         if version not in self.versions(model):
             raise UnknownModel(f"the repository has no version {version} of model {model!r}")
         folder = self._model_folder(model)
@@ -223,7 +238,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on a folder, which the kernel releases when its owner dies."""
+    """Hold the lock on a folder; the kernel releases it if this process dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -234,7 +249,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _staging(model_folder: Path) -> Iterator[Path]:
-    """A locked folder beside the versions; gone at the end unless it was renamed to one of them."""
+    """Create a locked folder beside the versions; remove it at the end unless it was renamed."""
     with ExitStack() as stack:
         with _locked(model_folder):
             _remove_abandoned(model_folder)
@@ -249,7 +264,7 @@ def _staging(model_folder: Path) -> Iterator[Path]:
 
 def _remove_abandoned(model_folder: Path) -> None:
     for staging in model_folder.glob(_STAGING_PREFIX + "*"):
-        with suppress(OSError):  # its owner is alive and has the lock, or has just removed it himself
+        with suppress(OSError):  # its publisher holds the lock, or has just removed it
             descriptor = os.open(staging, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

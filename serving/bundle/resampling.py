@@ -1,8 +1,8 @@
-"""Antialiased resizing of pixels: triangle and cubic filters whose width grows with the scale, as in Pillow.
+"""Antialiased resizing: triangle and cubic filters whose width grows with the scale, as in Pillow.
 
-fast_image_resize computes what Pillow computes, in SIMD. Where its package has no wheel (Linux on ARM),
-Pillow itself resizes: rounding may then differ by a level, and by more where a cubic overshoot is clipped,
-since the order of the two passes is Pillow's own affair.
+fast_image_resize computes the same as Pillow, with SIMD. Where its package has no wheel (Linux on ARM),
+Pillow resizes: results may differ by one level of rounding, and by more where a cubic overshoot is clipped,
+because Pillow chooses the order of the two passes.
 """
 
 import functools
@@ -35,10 +35,10 @@ if FAST:
         "bicubic": fast.ResizeAlg.convolution(fast.FilterType.catmull_rom),
     }
 
-# A quarter of a common second-level cache. At twice that, a 500x375 photograph takes 1.4 times as long.
+# A quarter of a common level-2 cache. At twice the size, a 500x375 photograph takes 1.4 times as long.
 _BAND_BYTES = 384 * 1024
 
-# How many source pixels (or result pixels, whichever are larger) a filter reaches to each side.
+# How far a filter reaches to each side, in source or result pixels, whichever are larger.
 _REACH = 2
 
 
@@ -47,11 +47,11 @@ def resize(pixels: Pixels, size: Size, *, box: Box, interpolation: str) -> Pixel
 
     Args:
         pixels: (H, W, C) uint8, C of 1 or 3.
-        size: width and height of the result.
-        box: left, top, right and bottom of the part, inside the image, fractions of pixels allowed.
+        size: (width, height) of the result, in pixels.
+        box: (left, top, right, bottom) of the part in pixels, possibly fractional, inside the image.
         interpolation: nearest, bilinear or bicubic (a = -0.5).
 
-    Returns: (size[1], size[0], C) uint8, perhaps a view of `pixels`.
+    Returns: (size[1], size[0], C) uint8, possibly a view of `pixels`.
     """
     left, top, right, bottom = box
     if right - left == size[0] and bottom - top == size[1] and left % 1 == top % 1 == 0:
@@ -67,8 +67,8 @@ def _resize_fast(pixels: Pixels, size: Size, box: Box, interpolation: str) -> Pi
     columns = _needed(left, right, size[0], pixels.shape[1])
     needed = pixels[rows, columns]
     height, _, channels = needed.shape
-    # One axis a call. Given both axes and a part at once, fast_image_resize 6.1 reads beyond its buffer for
-    # cubic filters, and the process dies. Across and then down, as Pillow does: the roundings are the same.
+    # One axis per call: with both axes and a crop at once, fast_image_resize 6.1 reads beyond its buffer for
+    # cubic filters, and the process crashes. Horizontal first, as in Pillow: the rounding is the same.
     narrow = _across(needed, size[0], left - columns.start, right - left, interpolation)
     source = fast.ImageData(size[0], height, _PIXEL_TYPES[channels], narrow)
     down = fast.ImageData(*size, _PIXEL_TYPES[channels])
@@ -77,7 +77,7 @@ def _resize_fast(pixels: Pixels, size: Size, box: Box, interpolation: str) -> Pi
 
 
 def _across(pixels: Pixels, new_width: int, left: float, span: float, interpolation: str) -> bytes:
-    """Resize every row, a band of rows at a time: the copies stay in the cache, and Python waits for none."""
+    """Resize horizontally, one band of rows at a time, so that the copies stay in the cache."""
     height, width, channels = pixels.shape
     kind = _PIXEL_TYPES[channels]
     resizer = fast.Resizer()
@@ -93,12 +93,12 @@ def _across(pixels: Pixels, new_width: int, left: float, span: float, interpolat
 
 
 def _needed(low: float, high: float, size: int, length: int) -> slice:
-    """Which of an axis' pixels have a part in the result: the part itself and the reach of the filter."""
+    """Return which pixels of an axis contribute to the result: the part and the reach of the filter."""
     reach = _REACH * max((high - low) / size, 1)
     return slice(max(math.floor(low - reach), 0), min(math.ceil(high + reach), length))
 
 
-# A camera sends one size, and to make this costs as much as to resize a digit.
+# Images of one source often share a size, and building the options costs as much as resizing a digit.
 @functools.lru_cache(maxsize=256)
 def _part(interpolation: str, left: float, top: float, width: float, height: float) -> "fast.ResizeOptions":
     return fast.ResizeOptions(_ALGORITHMS[interpolation], crop_box=fast.CropBox(left, top, width, height))

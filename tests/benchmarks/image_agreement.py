@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from sklearn.linear_model import LogisticRegression
 
 from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
-from serving.bundle.geometry import frame
+from serving.bundle.geometry import crop_and_size
 from tests.benchmarks.squeezenet import SqueezeNet, class_indices
 
 LIMITS = ImageLimits()
@@ -39,7 +39,7 @@ def by_pillow(encoded: bytes, geometry: Geometry) -> np.ndarray:
     """The reference: Pillow decodes, turns, converts and resizes."""
     with Image.open(io.BytesIO(encoded)) as image:
         coloured = ImageOps.exif_transpose(image).convert({1: "L", 3: "RGB"}[geometry.channels])
-    box, size = frame(coloured.size, geometry)
+    box, size = crop_and_size(coloured.size, geometry)
     filtering = Image.Resampling[geometry.interpolation.upper()]
     return np.asarray(coloured.resize(size, filtering, box=box)).reshape(*size[::-1], geometry.channels)
 

@@ -108,7 +108,7 @@ def test_a_file_that_is_no_image_is_a_line_with_an_error_and_exit_1(
         "image": str(images / "notes.txt"),
         "error": {
             "code": "INVALID_ARGUMENT",
-            "message": "the image cannot be decoded: no known image format (10 bytes)",
+            "message": "the image cannot be decoded: unknown image format (10 bytes)",
         },
     }
     assert [("error" in line) for line in lines] == [True, False, False, True, False]

@@ -98,8 +98,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "corrupt PNG": (_flipped(_file(Image.effect_noise((64, 64), 80))), "the image cannot be decoded: "),
     "corrupt GIF": (b"GIF89a" + bytes(range(200)), "the image cannot be decoded: "),
-    "no image": (b"hello", "the image cannot be decoded: no known image format (5 bytes)"),
-    "a script": (b"%!PS-Adobe-3.0\n(/etc/passwd) run", "the image cannot be decoded: no known image format"),
+    "no image": (b"hello", "the image cannot be decoded: unknown image format (5 bytes)"),
+    "a script": (b"%!PS-Adobe-3.0\n(/etc/passwd) run", "the image cannot be decoded: unknown image format"),
     "too many bytes": (
         bytes(MAX_BYTES + 1),
         f"the image has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.bundle import Geometry, apply_geometry
-from serving.bundle.geometry import frame
+from serving.bundle.geometry import crop_and_size
 from serving.bundle.images import Pixels
 
 RESAMPLING = {
@@ -100,7 +100,7 @@ def test_a_crop_is_the_largest_centred_part_of_the_right_shape(
 ) -> None:
     """The box lies inside the image, has the geometry's shape, is centred, and cannot grow."""
     geometry = geometry.model_copy(update={"fit": "crop", "crop_fraction": 1.0})
-    (left, top, right, bottom), size = frame((width, height), geometry)
+    (left, top, right, bottom), size = crop_and_size((width, height), geometry)
     assert size == (geometry.width, geometry.height)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -118,7 +118,7 @@ def test_a_smaller_crop_is_centred_within_a_pixel_of_the_result(
 ) -> None:
     """The box lies inside the image, half a pixel of the result off its middle at most."""
     geometry = geometry.model_copy(update={"fit": "crop", "crop_fraction": fraction})
-    (left, top, right, bottom), size = frame((width, height), geometry)
+    (left, top, right, bottom), size = crop_and_size((width, height), geometry)
     assert size == (geometry.width, geometry.height)
     scale = min(width / geometry.width, height / geometry.height) * fraction
     for low, high, side, wanted in ((left, right, width, size[0]), (top, bottom, height, size[1])):

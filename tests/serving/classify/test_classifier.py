@@ -141,7 +141,7 @@ class TestClassify:
         """Every kind of bad image between good ones, in one request."""
         bad: list[tuple[Any, type[ImageError], str]] = [
             (b"", EmptyImage, "the image is empty: 0 bytes"),
-            (b"junk", UndecodableImage, "the image cannot be decoded: no known image format (4 bytes)"),
+            (b"junk", UndecodableImage, "the image cannot be decoded: unknown image format (4 bytes)"),
             (_png("red")[:-30], UndecodableImage, "the image cannot be decoded"),
             (np.zeros((40, 40, 3), np.uint8), ImageTooLarge, "40 x 40 = 1600 pixels, the limit is 400"),
             (_png("red", side=40), ImageTooLarge, "40 x 40 = 1600 pixels, the limit is 400"),

@@ -88,7 +88,7 @@ async def test_images_keep_their_order_and_errors_their_places(stub: Any) -> Non
     assert tops == ["red", None, "blue", None, "green"]
     errors = [each.error for each in answer.predictions if each.HasField("error")]
     assert [(error.code, error.reason) for error in errors] == [(3, "UNDECODABLE_IMAGE"), (3, "EMPTY_IMAGE")]
-    assert errors[0].message == "the image cannot be decoded: no known image format (8 bytes)"
+    assert errors[0].message == "the image cannot be decoded: unknown image format (8 bytes)"
 
 
 async def test_a_request_of_nothing_but_bad_images_is_answered(stub: Any) -> None:

@@ -317,7 +317,7 @@ async def test_outputs_are_given_by_name_and_in_order(stub: Any) -> None:
         ),
         pytest.param(
             _infer(raw=b"\x03\0\0\0abc", datatype="BYTES", shape=[1]),
-            "image 0: the image cannot be decoded: no known image format (3 bytes)",
+            "image 0: the image cannot be decoded: unknown image format (3 bytes)",
             id="no-image",
         ),
         pytest.param(

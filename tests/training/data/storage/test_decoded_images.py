@@ -34,7 +34,7 @@ def test_the_cache_gives_what_decoding_gives(files: list[Path], tmp_path: Path) 
     plain, reasons = decode_files(files, GEOMETRY)
     assert plain.shape == (4, 8, 9, 3)
     assert list(reasons) == [2]
-    assert "no known image format" in reasons[2]
+    assert "unknown image format" in reasons[2]
     assert not plain[2].any()
     for _ in range(2):
         cached, complaints = decode_files(files, GEOMETRY, tmp_path / "cache")
