@@ -33,5 +33,5 @@ class Admission:
         self.pending += images
 
     def leave(self, images: int) -> None:
-        """Give places back."""
+        """Give places of images back."""
         self.pending -= images

@@ -19,8 +19,8 @@ from serving.engine.onnx import OnnxEngine
 
 # A faster network gains nothing from being split over threads.
 _WORTH_SPLITTING_S = 2e-3
-# Of the ideal: 2 threads have to be 1.6 times as fast as one.
-_PAYING_SPEEDUP = 0.8
+# Parallel efficiency that pays off: 2 threads have to be 1.6 times as fast as one.
+_MIN_EFFICIENCY = 0.8
 
 # The longest run of one image for which the event loop pays off, and the longest run that may block it:
 # measured in docs/performance.md.
@@ -75,7 +75,7 @@ def load_tuned(
         split = load(threads=cores)
         split_s = fastest_run_s(split, 1)
         speedup = one_s / split_s
-        if speedup >= _PAYING_SPEEDUP * cores:
+        if speedup >= _MIN_EFFICIENCY * cores:
             engine, one_s = split, split_s
         fields = {"file": str(model_file), "threads": engine.threads, "speedup": f"{speedup:.2f}"}
         _log.info("threads_chosen", extra=fields)

@@ -71,7 +71,7 @@ class Models:
         return self.get(name).find(revision, loading=self._loading)
 
     def get(self, name: str) -> Model:
-        """What is known of a model.
+        """A model, with its served and refused versions.
 
         Raises:
             UnknownModel: the repository has no such model.

@@ -60,7 +60,7 @@ class Version:
         self.number, self.input_shape = self.bundle.version, self.bundle.manifest.geometry.shape
 
     def __enter__(self) -> Self:
-        """Lease it.
+        """Take a lease.
 
         Raises:
             ModelUnavailable: it is broken.

@@ -124,7 +124,7 @@ async def connect() -> AsyncIterator[Callable[..., Stub]]:
 
 
 class GatedEngine:
-    """A real network behind a gate: the fake of the engine's seam, to look at what happens while it runs."""
+    """A real network behind a gate, for tests of what happens while it runs. A fake of `Engine`."""
 
     max_images_on_loop = 0  # the gate must not block the event loop
 
@@ -137,7 +137,7 @@ class GatedEngine:
         self.runs: list[int] = []  # how many images, run by run
 
     def close(self) -> None:
-        """Let the next run wait; forget those that were."""
+        """Make the next run wait, and forget earlier runs."""
         self.gate.clear()
         self.entered.clear()
         self.runs.clear()
@@ -154,7 +154,7 @@ class GatedEngine:
 
 @dataclass
 class GatedServer:
-    """A server of which a test holds the engines, in the order in which they were loaded."""
+    """A server whose engines a test holds, in the order in which they were loaded."""
 
     grpc: H2Server
     metrics: Metrics
@@ -175,7 +175,7 @@ GatedServe = Callable[..., AbstractAsyncContextManager[GatedServer]]
 
 @pytest.fixture
 def serve_gated(repository: Repository) -> GatedServe:
-    """Run a server with gates before its engines; all is real but what lies behind the engine's seam."""
+    """Run a server with a gate before each engine. Everything else is real."""
 
     @asynccontextmanager
     async def running(
@@ -224,7 +224,7 @@ def serve_gated(repository: Repository) -> GatedServe:
 
 
 class FakeEngine:
-    """The fake of the engine's seam: says of each image its first sample, and remembers what it ran."""
+    """A fake of `Engine`: returns the first sample of each image, and remembers its runs."""
 
     max_images_on_loop = 0
 
@@ -249,7 +249,7 @@ class FakeEngine:
 
 @pytest.fixture(scope="session")
 def fake_engine() -> type[FakeEngine]:
-    """The class of engines that echo."""
+    """The class of fake engines."""
     return FakeEngine
 
 
@@ -281,7 +281,7 @@ OpenModels = Callable[..., AbstractAsyncContextManager[Models]]
 
 @pytest.fixture
 def open_models(repository: Repository) -> OpenModels:
-    """Watch the test's repository, which is looked at once unless told otherwise."""
+    """Open `Models` on the test's repository. By default it is read once, before the test."""
 
     @asynccontextmanager
     async def opened(

@@ -50,8 +50,8 @@ class RunResult:
     """The memory holds probabilities and embeddings for `count` images, or an error follows."""
 
     count: int
-    classes: int
-    features: int
+    classes: int  # probabilities are (count, classes) float32
+    features: int  # embeddings are (count, features) float32, after them
     error_bytes: int = 0  # length of `ErrorClass: message`
 
     layout: ClassVar = struct.Struct("=4I")
