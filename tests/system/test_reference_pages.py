@@ -163,3 +163,18 @@ def command_of(words: list[str]) -> type[Command]:
         if isinstance(found, type):
             return found
     raise AssertionError(words)
+
+
+GRPC_SAYS = "failed to connect to all addresses"
+
+
+def test_messages_of_the_troubleshooting_page_are_in_the_code() -> None:
+    """Quoted messages, `...` for what varies, are those that the programs print."""
+    files = (path for folder in ("serving", "training") for path in (ROOT / folder).rglob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # literals that go on in the next line
+    for heading in re.findall(r"^\*\*`.*?\*\*", PAGES["troubleshooting.md"], re.MULTILINE | re.DOTALL):
+        for message in re.findall(r"`([^`]+)`", heading):
+            text = re.sub(r"^[A-Z_]+: ", "", " ".join(message.split()))
+            for part in text.split("..."):
+                assert part.strip(" :';") in code or part.strip() == GRPC_SAYS, message
