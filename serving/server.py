@@ -19,6 +19,7 @@ from serving.engine.remote.client import RemoteEngine
 from serving.engine.tuning import load_tuned
 from serving.errors import UsageError
 from serving.metrics.recorder import Metrics
+from serving.metrics.shared_counts import SharedCounts
 from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.registry import Models
@@ -68,7 +69,11 @@ class Server:
 
 @asynccontextmanager
 async def run_server(
-    settings: ServerSettings, *, device_server: Path | None = None, worker_socket: socket.socket | None = None
+    settings: ServerSettings,
+    *,
+    device_server: Path | None = None,
+    worker_socket: socket.socket | None = None,
+    counts: SharedCounts | None = None,
 ) -> AsyncIterator[Server]:
     """Start a server. It listens when this yields, and is ready when its models are.
 
@@ -78,6 +83,7 @@ async def run_server(
         settings: the operator's choices.
         device_server: the Unix socket of the device server; without it this process runs the networks.
         worker_socket: brings the connections that the supervisor accepted; without it this process listens.
+        counts: shared with the other workers.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is missing or invalid.
@@ -87,12 +93,12 @@ async def run_server(
     if not settings.repository.is_dir():
         raise UsageError(f"the repository {settings.repository} is not a directory")
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
-    metrics = Metrics()
+    metrics = Metrics(counts)
     metrics.device.labels(device.name, device.provider).set(1)
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
     middleware = Middleware(metrics, tokens)
     loop = asyncio.get_running_loop()
-    metrics.event_loop_tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
+    metrics.event_loop_tasks.labels().set_function(lambda: len(asyncio.all_tasks(loop)))
     async with AsyncExitStack() as stack:
         regions = await stack.enter_async_context(
             Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)

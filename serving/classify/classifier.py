@@ -59,7 +59,7 @@ class Classifier:
         self.admission = Admission(max_pending_images)
         self._models = models
         self._preprocessor = Preprocessor(self.limits, decode_threads)
-        metrics.pending_images.set_function(lambda: self.admission.pending)
+        metrics.pending_images.labels().set_function(lambda: self.admission.pending)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,8 +1,13 @@
 """Every metric of the server: name, help, labels, buckets. Knows nothing of who counts."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from collections.abc import Iterator
 
+from prometheus_client import Metric
+
+from serving.metrics.counters import CounterFamily, GaugeFamily, HistogramFamily, SummaryFamily
 from serving.metrics.triton_statistics import SERVED
+
+_AnyFamily = CounterFamily | GaugeFamily | HistogramFamily | SummaryFamily
 
 # 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, a queue at its limit in seconds.
 _DURATION_BUCKETS_S = (
@@ -30,115 +35,108 @@ _LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class MetricFamilies:
-    """The families, in a registry. Times are in seconds."""
+    """The families, empty. Times are in seconds."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
+    def __init__(self) -> None:
+        self.requests = CounterFamily(
             "lenserve_requests",
             "Calls that ended, by gRPC status",
             ("method", "code"),
-            registry=registry,
         )
-        self.request_duration = Histogram(
+        self.request_duration = HistogramFamily(
             "lenserve_request_duration_seconds",
             "From the decoded call to the encoded answer",
             ("method",),
-            registry=registry,
-            buckets=_DURATION_BUCKETS_S,
+            bounds=_DURATION_BUCKETS_S,
         )
-        self.stream_messages = Counter(
+        self.stream_messages = CounterFamily(
             "lenserve_stream_messages",
             "Messages of streams that were answered, by gRPC status",
             ("method", "code"),
-            registry=registry,
         )
-        self.images = Counter(
+        self.images = CounterFamily(
             "lenserve_images",
             "Images by outcome: OK or the reason of the error",
             (*SERVED, "outcome"),
-            registry=registry,
         )
-        self.stage_duration = Histogram(
+        self.stage_duration = HistogramFamily(
             "lenserve_stage_duration_seconds",
             "Time of an image (decode, with geometry), a request (queue, rank, total) or a run (infer)",
             (*SERVED, "stage"),
-            registry=registry,
-            buckets=_DURATION_BUCKETS_S,
+            bounds=_DURATION_BUCKETS_S,
         )
-        self.batch_size = Histogram(
+        self.batch_size = HistogramFamily(
             "lenserve_batch_size",
             "Images in one engine run",
             SERVED,
-            registry=registry,
-            buckets=_BATCH_BUCKETS,
+            bounds=_BATCH_BUCKETS,
         )
-        self.run_duration = Summary(
+        self.run_duration = SummaryFamily(
             "lenserve_run_duration_seconds",
             "Engine runs by their exact number of images",
             (*SERVED, "images"),
-            registry=registry,
         )
-        self.request_infer = Counter(
+        self.request_infer = CounterFamily(
             "lenserve_request_infer_seconds",
             "Time of engine runs, counted once for each request in the run",
             SERVED,
-            registry=registry,
         )
-        self.last_run = Gauge(
+        self.last_run = GaugeFamily(
             "lenserve_last_run_timestamp_seconds",
             "When the engine last ran, Unix time",
             SERVED,
-            registry=registry,
-            multiprocess_mode="max",
+            across=max,
+            live=False,
         )
-        self.request_failures = Counter(
+        self.request_failures = CounterFamily(
             "lenserve_request_failures",
             "Requests that a version failed, by reason",
             (*SERVED, "reason"),
-            registry=registry,
         )
-        self.request_failure_duration = Counter(
+        self.request_failure_duration = CounterFamily(
             "lenserve_request_failure_seconds",
             "Time of requests that failed",
             SERVED,
-            registry=registry,
         )
-        self.pending_images = Gauge(
+        self.pending_images = GaugeFamily(
             "lenserve_pending_images",
             "Images admitted and not yet answered",
-            registry=registry,
-            multiprocess_mode="livesum",
+            across=sum,
         )
-        self.event_loop_tasks = Gauge(
+        self.event_loop_tasks = GaugeFamily(
             "lenserve_event_loop_tasks",
             "Tasks of the event loop that have not ended: calls, streams, and a few of the server's own",
-            registry=registry,
-            multiprocess_mode="livesum",
+            across=sum,
         )
-        self.version_state = Gauge(
+        self.version_state = GaugeFamily(
             "lenserve_version_state",
             "1 for the state that each known version is in",
             (*SERVED, "state"),
-            registry=registry,
-            multiprocess_mode="livemax",
+            across=max,
         )
-        self.load_duration = Histogram(
+        self.load_duration = HistogramFamily(
             "lenserve_version_load_duration_seconds",
             "Reading, verifying, loading, warming and proving a version",
             ("model",),
-            registry=registry,
-            buckets=_LOAD_BUCKETS_S,
+            bounds=_LOAD_BUCKETS_S,
         )
-        self.ready = Gauge(
+        self.ready = GaugeFamily(
             "lenserve_ready",
             "1 while the server is ready",
-            registry=registry,
-            multiprocess_mode="livemin",
+            across=min,
         )
-        self.device = Gauge(
+        self.device = GaugeFamily(
             "lenserve_device",
             "1 for the device that was chosen",
             ("device", "provider"),
-            registry=registry,
-            multiprocess_mode="livemax",
+            across=max,
         )
+
+    def all(self) -> list[_AnyFamily]:
+        """Every family, in the order of a scrape."""
+        return [each for each in vars(self).values() if isinstance(each, _AnyFamily)]
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape sees."""
+        for family in self.all():
+            yield family.collect()

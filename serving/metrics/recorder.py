@@ -1,67 +1,39 @@
 """What the server counts, in one object that is passed in. Times are in seconds.
 
-Whoever does the work returns the facts; the classifier, the models and the middleware of the RPCs
-record them here, through a `VersionMetrics` or an `RpcMetrics` that they take once. Where several processes
-serve, PROMETHEUS_MULTIPROC_DIR names the folder in which they count together, and each can be scraped.
+Code that does work returns the facts; the classifier, the models and the middleware record them here, through
+a `VersionMetrics` or an `RpcMetrics` that they take once.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from threading import Lock
-from typing import TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Metric,
-    PlatformCollector,
-    ProcessCollector,
-    values,
-)
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
 
-from serving.metrics.counters import CountTally, HistogramTally, LastTally, SummaryTally, Tally
+from serving.metrics.counters import CounterValue, SummaryValue
 from serving.metrics.families import MetricFamilies
+from serving.metrics.shared_counts import SharedCounts
 from serving.metrics.triton_statistics import VersionStatistics, read_statistics, triton_families
-
-AnyTally = TypeVar("AnyTally", bound=Tally)
-
-# The environment variable that tells prometheus_client where processes count together.
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-
-
-def count_as_worker(worker: int) -> None:
-    """Count, in this process, in the files of the worker of this number, where its predecessor stopped.
-
-    By process id every death would leave files behind that each scrape had to read.
-    """
-    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
 
 
 class Metrics(MetricFamilies):
-    """The metrics and the registry they live in: several servers in one process do not mix."""
+    """The metrics of one server and the registry that shows them: several servers in one process do not mix.
 
-    def __init__(self) -> None:
-        counted = CollectorRegistry()
-        super().__init__(counted)
-        self._shared = SHARED_FOLDER in os.environ
-        self._source: Collector = MultiProcessCollector(None) if self._shared else counted  # type: ignore[no-untyped-call]
-        self._tallies: list[Tally] = []
-        self._telling = Lock()
+    Args:
+        shared: with other processes, whose counts a scrape and the statistics include.
+    """
+
+    def __init__(self, shared: SharedCounts | None = None) -> None:
+        super().__init__()
+        self._shared = shared
+        if shared is not None:
+            shared.resume(self)
         self._versions: dict[tuple[str, str], VersionMetrics] = {}
         self._rpcs: dict[str, RpcMetrics] = {}
         self.registry = CollectorRegistry()  # what a scrape sees
-        self.registry.register(WithTritonNames(self._source, self.tell))
+        self.registry.register(MetricsCollector(self._read))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-
-    def forget_state(self, model: str, version: str, state: str) -> None:
-        """A version is in this state no more. Files that processes share forget nothing: there it is 0."""
-        if self._shared:
-            self.version_state.labels(model, version, state).set(0)
-        else:
-            self.version_state.remove(model, version, state)
 
     def version(self, model: str, version: int) -> "VersionMetrics":
         """The one recorder of a version: take it once, when the version is loaded."""
@@ -76,26 +48,25 @@ class Metrics(MetricFamilies):
             self._rpcs[method] = RpcMetrics(self, method)
         return self._rpcs[method]
 
-    def keep(self, tally: AnyTally) -> AnyTally:
-        """Remember to tell what this one counts."""
-        with self._telling:
-            self._tallies.append(tally)
-        return tally
-
-    def tell(self) -> None:
-        """Bring every metric up to date with what was counted."""
-        with self._telling:
-            for tally in self._tallies:
-                tally.tell()
+    def flush(self) -> None:
+        """Let other processes see what this one has counted."""
+        if self._shared is not None:
+            self._shared.write(self)
 
     def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
         """What every version has done since the server started, by model and version."""
-        self.tell()
-        return read_statistics(self._source.collect())
+        return read_statistics(self._read().collect())
+
+    def _read(self) -> MetricFamilies:
+        """The counts of all processes, or of the only one."""
+        if self._shared is None:
+            return self
+        self.flush()
+        return self._shared.read()
 
 
 class VersionMetrics:
-    """Records what one version does, in tallies: see counters.py."""
+    """Records what one version does, in plain numbers: see counters.py."""
 
     __slots__ = (
         "_batch_size",
@@ -118,19 +89,19 @@ class VersionMetrics:
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._metrics = metrics
         self._served = served = (model, version)
-        stage, keep = metrics.stage_duration, metrics.keep
-        self._decode = keep(HistogramTally(stage.labels(*served, "decode")))
-        self._queue = keep(HistogramTally(stage.labels(*served, "queue")))
-        self._infer = keep(HistogramTally(stage.labels(*served, "infer")))
-        self._rank = keep(HistogramTally(stage.labels(*served, "rank")))
-        self._total = keep(HistogramTally(stage.labels(*served, "total")))
-        self._batch_size = keep(HistogramTally(metrics.batch_size.labels(*served)))
-        self._request_infer = keep(CountTally(metrics.request_infer.labels(*served)))
-        self._last_run = keep(LastTally(metrics.last_run.labels(*served)))
-        self._request_failure_duration = keep(CountTally(metrics.request_failure_duration.labels(*served)))
-        self._runs: dict[int, SummaryTally] = {}  # by number of images
-        self._images: dict[str, CountTally] = {}  # by outcome
-        self._failures: dict[str, CountTally] = {}  # by reason
+        stage = metrics.stage_duration
+        self._decode = stage.labels(*served, "decode")
+        self._queue = stage.labels(*served, "queue")
+        self._infer = stage.labels(*served, "infer")
+        self._rank = stage.labels(*served, "rank")
+        self._total = stage.labels(*served, "total")
+        self._batch_size = metrics.batch_size.labels(*served)
+        self._request_infer = metrics.request_infer.labels(*served)
+        self._last_run = metrics.last_run.labels(*served)
+        self._request_failure_duration = metrics.request_failure_duration.labels(*served)
+        self._runs: dict[int, SummaryValue] = {}  # by number of images
+        self._images: dict[str, CounterValue] = {}  # by outcome
+        self._failures: dict[str, CounterValue] = {}  # by reason
         self._ok_images = self._outcome("OK")
 
     def decoded(self, duration_s: float) -> None:
@@ -147,8 +118,8 @@ class VersionMetrics:
         """
         run = self._runs.get(images)
         if run is None:
-            summary = self._metrics.run_duration.labels(*self._served, str(images))
-            run = self._runs[images] = self._metrics.keep(SummaryTally(summary))
+            run = self._metrics.run_duration.labels(*self._served, str(images))
+            self._runs[images] = run
         run.observe(infer_s)
         self._infer.observe(infer_s)
         self._batch_size.observe(images)
@@ -170,8 +141,8 @@ class VersionMetrics:
         """One request failed."""
         failures = self._failures.get(reason)
         if failures is None:
-            counter = self._metrics.request_failures.labels(*self._served, reason)
-            failures = self._failures[reason] = self._metrics.keep(CountTally(counter))
+            failures = self._metrics.request_failures.labels(*self._served, reason)
+            self._failures[reason] = failures
         failures.value += 1
         self._request_failure_duration.value += duration_s
 
@@ -179,30 +150,28 @@ class VersionMetrics:
         """So many images ended in an error of this reason. `request_ended` counts those that are OK."""
         (self._images.get(outcome) or self._outcome(outcome)).value += count
 
-    def _outcome(self, outcome: str) -> CountTally:
-        counter = self._metrics.images.labels(*self._served, outcome)
-        tally = self._images[outcome] = self._metrics.keep(CountTally(counter))
-        return tally
+    def _outcome(self, outcome: str) -> CounterValue:
+        images = self._images[outcome] = self._metrics.images.labels(*self._served, outcome)
+        return images
 
 
 class RpcMetrics:
-    """Records the calls of one method, in tallies."""
+    """Records the calls of one method."""
 
     __slots__ = ("_codes", "_duration", "_message_codes", "_method", "_metrics")
 
     def __init__(self, metrics: Metrics, method: str) -> None:
         self._metrics = metrics
         self._method = method
-        self._duration = metrics.keep(HistogramTally(metrics.request_duration.labels(method)))
-        self._codes: dict[str, CountTally] = {}
-        self._message_codes: dict[str, CountTally] = {}
+        self._duration = metrics.request_duration.labels(method)
+        self._codes: dict[str, CounterValue] = {}
+        self._message_codes: dict[str, CounterValue] = {}
 
     def ended(self, code: str, duration_s: float) -> None:
         """One call ended with a gRPC status of this name."""
         requests = self._codes.get(code)
         if requests is None:
-            counter = self._metrics.requests.labels(self._method, code)
-            requests = self._codes[code] = self._metrics.keep(CountTally(counter))
+            requests = self._codes[code] = self._metrics.requests.labels(self._method, code)
         requests.value += 1
         self._duration.observe(duration_s)
 
@@ -210,21 +179,23 @@ class RpcMetrics:
         """One message of a stream was answered, with a gRPC status of this name."""
         messages = self._message_codes.get(code)
         if messages is None:
-            counter = self._metrics.stream_messages.labels(self._method, code)
-            messages = self._message_codes[code] = self._metrics.keep(CountTally(counter))
+            messages = self._metrics.stream_messages.labels(self._method, code)
+            self._message_codes[code] = messages
         messages.value += 1
 
 
-class WithTritonNames(Collector):
-    """Our families, and Triton's that follow from them."""
+class MetricsCollector(Collector):
+    """Our metrics, and Triton's that follow from them.
 
-    def __init__(self, source: Collector, tell: Callable[[], None] = lambda: None) -> None:
-        self._source = source
-        self._tell = tell
+    Args:
+        read: returns the counts to show.
+    """
+
+    def __init__(self, read: Callable[[], MetricFamilies]) -> None:
+        self._read = read
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees."""
-        self._tell()
-        families = list(self._source.collect())
+        families = list(self._read().collect())
         yield from families
         yield from triton_families(read_statistics(families))

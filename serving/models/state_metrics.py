@@ -19,6 +19,6 @@ class StateMetrics:
         for labels in shown:
             self._metrics.version_state.labels(*labels).set(1)
         for labels in self._shown - shown:  # not clear(): a scrape in between would see nothing
-            self._metrics.forget_state(*labels)
+            self._metrics.version_state.remove(*labels)
         self._shown = shown
-        self._metrics.ready.set(ready)
+        self._metrics.ready.labels().set(ready)

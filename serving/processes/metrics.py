@@ -1,13 +1,14 @@
 """The supervisor's metrics: the sums of its workers' counters, and the state of each worker."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, PlatformCollector, ProcessCollector
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from serving.metrics.recorder import WithTritonNames
+from serving.metrics.recorder import MetricsCollector
+from serving.metrics.shared_counts import forget_live, read_counts
 
 
 class WorkerMetrics:
@@ -22,7 +23,7 @@ class WorkerMetrics:
         """
         self._folder = folder
         self.registry = CollectorRegistry()
-        self.registry.register(WithTritonNames(MultiProcessCollector(None, str(folder))))  # type: ignore[no-untyped-call]
+        self.registry.register(MetricsCollector(partial(read_counts, folder)))
         self.registry.register(_WorkerProcesses(pids))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -43,7 +44,7 @@ class WorkerMetrics:
     def count_death(self, worker: int) -> None:
         """Count a death, and drop the gauges that were true only while the worker lived."""
         self._deaths.labels(str(worker)).inc()
-        mark_process_dead(worker, str(self._folder))  # type: ignore[no-untyped-call]
+        forget_live(self._folder, worker)
 
 
 class _WorkerProcesses(Collector):

@@ -9,13 +9,14 @@ import os
 import shutil
 import socket
 import sys
+from pathlib import Path
 
-from serving.metrics.recorder import SHARED_FOLDER, count_as_worker
+from serving.metrics.shared_counts import SHARED_FOLDER, SharedCounts
 from serving.processes.control import ProcessControl, run_controlled
 from serving.processes.messages import WorkerReport
 from serving.server import Server, run_server
 
-_FLUSH_INTERVAL_S = 0.25  # between two writes of this worker's counters to the shared files
+_FLUSH_INTERVAL_S = 0.25  # between two writes of this worker's counters to its file
 
 
 def main() -> int:
@@ -25,12 +26,15 @@ def main() -> int:
 
 async def _serve(control: ProcessControl) -> None:
     command = control.command
-    count_as_worker(command.worker)
+    folder = Path(os.environ[SHARED_FOLDER])
     inherited = command.worker_socket
     worker_socket = None if inherited is None else socket.socket(fileno=inherited)
     async with (
         run_server(
-            command.settings, device_server=command.device_server, worker_socket=worker_socket
+            command.settings,
+            device_server=command.device_server,
+            worker_socket=worker_socket,
+            counts=SharedCounts(folder, command.worker),
         ) as server,
         asyncio.TaskGroup() as tasks,
     ):
@@ -42,9 +46,9 @@ async def _serve(control: ProcessControl) -> None:
         await server.stop(lame_duck=not orphaned)
         for task in background:
             task.cancel()
-        server.metrics.tell()
+        server.metrics.flush()
     if orphaned:
-        shutil.rmtree(os.environ[SHARED_FOLDER], ignore_errors=True)  # the supervisor can no longer do it
+        shutil.rmtree(folder, ignore_errors=True)  # the supervisor can no longer do it
 
 
 async def _report_changes(server: Server, control: ProcessControl) -> None:
@@ -58,9 +62,7 @@ async def _report_changes(server: Server, control: ProcessControl) -> None:
 
 async def _flush_counters(server: Server) -> None:
     while True:
-        server.metrics.pending_images.set(server.classifier.admission.pending)
-        server.metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
-        server.metrics.tell()
+        await asyncio.to_thread(server.metrics.flush)  # it writes to a disk
         await asyncio.sleep(_FLUSH_INTERVAL_S)
 
 

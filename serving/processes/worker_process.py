@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serving import errors
 from serving.errors import LenserveError
-from serving.metrics.recorder import SHARED_FOLDER
+from serving.metrics.shared_counts import SHARED_FOLDER
 from serving.processes.messages import STOP, WorkerCommand, WorkerReport, to_line
 from serving.transports.connection_passing import ConnectionDistributor
 

@@ -187,8 +187,7 @@ async def test_our_own_server_answers(serve: Callable[..., object], publish: Cal
         address = f"127.0.0.1:{server.grpc.port}"
         target, answered = await asyncio.to_thread(prepare, address, "colours", [], timeout_s=5.0)
         tally = await _run(target, ClosedLoop(2))
-        server.metrics.tell()
-        done = server.metrics.images.labels("colours", "1", "OK")._value.get()
+        done = server.metrics.images.labels("colours", "1", "OK").value
     assert (answered.model, answered.version) == ("colours", 1)
     assert set(tally.outcomes) == {OK}
     assert done >= tally.outcomes[OK] > 0

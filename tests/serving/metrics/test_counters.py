@@ -1,97 +1,120 @@
-"""Tallies say in the end what single observations would have said."""
+"""Our values show what prometheus_client's metrics would show."""
 
 import math
 import threading
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary
 
-from serving.metrics.counters import CountTally, HistogramTally, LastTally, SummaryTally
+from serving.metrics.counters import CounterFamily, GaugeFamily, HistogramFamily, SummaryFamily
 
 BOUNDS = (0.1, 0.25, 1.0)
+LABELS = ("a",)
 # The bounds themselves too: a bucket includes its bound.
 VALUES = st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0, 99.0]) | st.floats(0, 2), max_size=30)
 
 
-def _samples(registry: CollectorRegistry) -> dict[tuple[str, str], float]:
+def _samples(metrics: Iterable[Metric]) -> dict[tuple[str, str], float]:
     return {
-        (sample.name, sample.labels.get("le", "")): sample.value
-        for family in registry.collect()
+        (sample.name, str(sorted(sample.labels.items()))): sample.value
+        for family in metrics
         for sample in family.samples
         if not sample.name.endswith("_created")
     }
 
 
-@given(before=VALUES, after=VALUES)
-def test_a_histogram_ends_up_as_if_it_had_observed(before: list[float], after: list[float]) -> None:
-    """Told twice, in the middle and at the end, every bucket and the sum are those of single observations."""
-    told, observed = CollectorRegistry(), CollectorRegistry()
-    tally = HistogramTally(Histogram("h", "h", registry=told, buckets=BOUNDS))
-    plain = Histogram("h", "h", registry=observed, buckets=BOUNDS)
-    for values in (before, after):
-        for value in values:
-            tally.observe(value)
-            plain.observe(value)
-        tally.tell()
-    assert _samples(told) == pytest.approx(_samples(observed))
+@given(values=VALUES)
+def test_a_histogram_shows_what_the_librarys_would(values: list[float]) -> None:
+    """Every bucket, the count and the sum."""
+    registry = CollectorRegistry()
+    library = Histogram("h", "h", LABELS, registry=registry, buckets=BOUNDS).labels("x")
+    ours = HistogramFamily("h", "h", LABELS, bounds=BOUNDS)
+    for value in values:
+        library.observe(value)
+        ours.labels("x").observe(value)
+    ours.labels("x")
+    assert _samples([ours.collect()]) == pytest.approx(_samples(registry.collect()))
 
 
-@given(before=VALUES, after=VALUES)
-def test_a_summary_ends_up_as_if_it_had_observed(before: list[float], after: list[float]) -> None:
-    """Number and sum are those of single observations."""
-    told, observed = CollectorRegistry(), CollectorRegistry()
-    tally, plain = SummaryTally(Summary("s", "s", registry=told)), Summary("s", "s", registry=observed)
-    for values in (before, after):
-        for value in values:
-            tally.observe(value)
-            plain.observe(value)
-        tally.tell()
-    assert _samples(told) == pytest.approx(_samples(observed))
+@given(values=VALUES)
+def test_a_summary_shows_what_the_librarys_would(values: list[float]) -> None:
+    """The count and the sum."""
+    registry = CollectorRegistry()
+    library, ours = Summary("s", "s", LABELS, registry=registry).labels("x"), SummaryFamily("s", "s", LABELS)
+    for value in values:
+        library.observe(value)
+        ours.labels("x").observe(value)
+    ours.labels("x")
+    assert _samples([ours.collect()]) == pytest.approx(_samples(registry.collect()))
 
 
 @given(amounts=st.lists(st.integers(0, 100)))
-def test_a_counter_is_told_of_each_amount_once(amounts: list[int]) -> None:
-    """However often it is told, it counts what was added."""
+def test_a_counter_shows_the_sum(amounts: list[int]) -> None:
+    """As the library's would."""
     registry = CollectorRegistry()
-    tally = CountTally(Counter("c", "c", registry=registry))
+    library, ours = Counter("c", "c", LABELS, registry=registry).labels("x"), CounterFamily("c", "c", LABELS)
     for amount in amounts:
-        tally.value += amount
-        tally.tell()
-    tally.tell()
-    assert registry.get_sample_value("c_total") == sum(amounts)
+        library.inc(amount)
+        ours.labels("x").value += amount
+    ours.labels("x")
+    assert _samples([ours.collect()]) == _samples(registry.collect())
 
 
-def test_a_gauge_keeps_what_it_had_until_there_is_something_to_tell() -> None:
-    """Where a file holds the value of a process that died, its successor does not begin at 0."""
+def test_a_gauge_shows_its_value_or_its_functions() -> None:
+    """As the library's would; without labels it is shown from the start."""
     registry = CollectorRegistry()
-    gauge = Gauge("g", "g", registry=registry)
-    gauge.set(7)
-    tally = LastTally(gauge)
-    tally.tell()
-    assert registry.get_sample_value("g") == 7
-    tally.value = 9.0
-    tally.tell()
-    assert registry.get_sample_value("g") == 9
+    library, ours = Gauge("g", "g", registry=registry), GaugeFamily("g", "g", across=sum)
+    assert _samples([ours.collect()]) == _samples(registry.collect()) == {("g", "[]"): 0}
+    library.set(7)
+    ours.labels().set(7)
+    assert _samples([ours.collect()]) == _samples(registry.collect())
+    library.set_function(lambda: 9)
+    ours.labels().set_function(lambda: 9)
+    assert _samples([ours.collect()]) == _samples(registry.collect())
 
 
-def test_telling_in_another_thread_loses_nothing() -> None:
-    """A scrape comes in the middle of counting, again and again."""
-    registry = CollectorRegistry()
-    tally = HistogramTally(Histogram("h", "h", registry=registry, buckets=BOUNDS))
+def test_a_series_says_when_it_was_created() -> None:
+    """So that a scraper sees a restart; a value that was merged from other processes has no such time."""
+    here, merged = CounterFamily("c", "c", LABELS), CounterFamily("c", "c", LABELS)
+    here.labels("x").value = 3
+    merged.merge(("x",), [(1.0,), (2.0,)])
+    assert [sample.name for sample in here.collect().samples] == ["c_total", "c_created"]
+    assert [(sample.name, sample.value) for sample in merged.collect().samples] == [("c_total", 3)]
+
+
+def test_a_series_that_was_removed_is_gone() -> None:
+    """A version's state, for example."""
+    states = GaugeFamily("g", "g", LABELS, across=max)
+    states.labels("loading").set(1)
+    states.labels("ready").set(1)
+    states.remove("loading")
+    assert _samples([states.collect()]) == {("g", "[('a', 'ready')]"): 1}
+
+
+def test_the_number_of_labels_is_checked() -> None:
+    """A recorder that forgets one must not count into a series of its own."""
+    with pytest.raises(ValueError, match="This is a bug"):
+        CounterFamily("c", "c", LABELS).labels()
+
+
+def test_a_scrape_in_another_thread_loses_nothing() -> None:
+    """It comes in the middle of counting, again and again."""
+    family = HistogramFamily("h", "h", LABELS, bounds=BOUNDS)
     done = threading.Event()
 
     def scrape() -> None:
         while not done.is_set():
-            tally.tell()
+            family.collect()
 
     thread = threading.Thread(target=scrape)
     thread.start()
-    for _ in range(50_000):
-        tally.observe(0.5)
+    for number in range(50_000):
+        family.labels(str(number % 100)).observe(0.5)
     done.set()
     thread.join(timeout=20)
-    tally.tell()
-    assert registry.get_sample_value("h_count") == 50_000
-    assert math.isclose(registry.get_sample_value("h_sum") or 0, 25_000)
+    samples = [sample for sample in family.collect().samples if sample.name == "h_sum"]
+    assert len(samples) == 100
+    assert math.isclose(sum(sample.value for sample in samples), 25_000)

@@ -1,6 +1,5 @@
 """The metrics as a scraper sees them."""
 
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from prometheus_client import generate_latest
 from serving.metrics.recorder import Metrics
 
 LARGEST_BATCH = 1024
+
+_EXPOSITION = Path(__file__).parent / "exposition.txt"
 
 
 def test_every_metric_of_ours_says_its_program_its_unit_and_its_meaning() -> None:
@@ -27,7 +28,7 @@ def test_every_metric_of_ours_says_its_program_its_unit_and_its_meaning() -> Non
 def test_two_servers_in_one_process_do_not_mix() -> None:
     """Each has a registry of its own."""
     first, second = Metrics(), Metrics()
-    first.images.labels("digits", "1", "OK").inc(3)
+    first.images.labels("digits", "1", "OK").value += 3
     labels = {"model": "digits", "version": "1", "outcome": "OK"}
     assert first.registry.get_sample_value("lenserve_images_total", labels) == 3
     assert second.registry.get_sample_value("lenserve_images_total", labels) is None
@@ -139,23 +140,47 @@ def test_tritons_names_follow_from_ours() -> None:
     assert 'nv_inference_count{model="digits",version="1"} 4.0' in generate_latest(metrics.registry).decode()
 
 
+def test_the_exposition_is_the_one_that_dashboards_know() -> None:
+    """Every family, help text, label, bucket and value of ours, as text: names that users query."""
+    metrics = Metrics()
+    _use(metrics)
+    metrics.version("digits", 1)
+    metrics.last_run.labels("digits", "1").set(1.5)
+    metrics.rpc("/a/B").ended("OK", 0.5)
+    metrics.rpc("/a/B").message_ended("OK")
+    metrics.pending_images.labels().set_function(lambda: 3)
+    metrics.event_loop_tasks.labels().set(5)
+    metrics.version_state.labels("digits", "1", "ready").set(1)
+    metrics.load_duration.labels("digits").observe(0.3)
+    metrics.ready.labels().set(1)
+    metrics.device.labels("cpu", "CPUExecutionProvider").set(1)
+
+    text = generate_latest(metrics.registry).decode()
+
+    lines = [line for line in text.splitlines() if re.match(r"(# \w+ )?(lenserve|nv)_", line)]
+    shown = [re.sub(r"(_created(\{.*\})?) [0-9.e+]+$", r"\1 <time>", line) for line in lines]
+    assert shown == _EXPOSITION.read_text().splitlines()
+
+
 _WORKER = """
+import sys
+from pathlib import Path
 from prometheus_client import generate_latest
 from serving.metrics.recorder import Metrics
-metrics = Metrics()
+from serving.metrics.shared_counts import SharedCounts
+metrics = Metrics(SharedCounts(Path(sys.argv[1]), int(sys.argv[2])))
 metrics.version("digits", 1).ran(3, 0.5, [0.25])
 metrics.rpc("/a/B").ended("OK", 0.5)
-metrics.ready.set(1)
+metrics.ready.labels().set(1)
 print(generate_latest(metrics.registry).decode())
 """
 
 
 def test_processes_count_together(tmp_path: Path) -> None:
-    """With PROMETHEUS_MULTIPROC_DIR, a scrape of any process sees what all did, Triton's names too."""
-    for _ in range(2):
+    """A scrape of any process sees what all did, Triton's names too."""
+    for worker in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-c", _WORKER],
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            [sys.executable, "-c", _WORKER, str(tmp_path), worker],
             cwd=Path(__file__).parents[3],
             capture_output=True,
             text=True,

@@ -9,15 +9,16 @@ from serving.processes.metrics import WorkerMetrics
 
 _NUMBERED = """
 import sys
-from serving.metrics.recorder import Metrics, count_as_worker
-count_as_worker(int(sys.argv[1]))
-metrics = Metrics()
+from pathlib import Path
+from serving.metrics.recorder import Metrics
+from serving.metrics.shared_counts import SharedCounts
+metrics = Metrics(SharedCounts(Path(sys.argv[1]), int(sys.argv[2])))
 metrics.rpc("/a/B").ended("OK", 0.5)
-metrics.pending_images.set(2)
+metrics.pending_images.labels().set(2)
 for state in ("loading", "ready"):
     metrics.version_state.labels("digits", "1", state).set(1)
-metrics.forget_state("digits", "1", "loading")
-metrics.tell()
+metrics.version_state.remove("digits", "1", "loading")
+metrics.flush()
 """
 
 
@@ -30,14 +31,13 @@ def test_a_successor_counts_on_in_the_files_of_the_dead(tmp_path: Path) -> None:
 
     for number in (1, 2, 1):
         subprocess.run(
-            [sys.executable, "-c", _NUMBERED, str(number)],
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            [sys.executable, "-c", _NUMBERED, str(tmp_path), str(number)],
             cwd=Path(__file__).parents[3],
             check=True,
         )
     assert shown("lenserve_requests_total", method="/a/B", code="OK") == 3
     assert shown("lenserve_version_state", model="digits", version="1", state="ready") == 1
-    assert shown("lenserve_version_state", model="digits", version="1", state="loading") == 0
+    assert shown("lenserve_version_state", model="digits", version="1", state="loading") is None
     assert shown("lenserve_pending_images") == 4
 
     workers.count_death(1)

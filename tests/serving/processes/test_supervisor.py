@@ -1,6 +1,7 @@
 """Several workers in real processes: they count together, reload together, die alone and stop together."""
 
 import asyncio
+import json
 import os
 import re
 import select
@@ -17,7 +18,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.bundle import Bundle
 from serving.client.client import AsyncClient
@@ -63,7 +63,7 @@ class TestTogether:
             statistics = [await _statistics(channel) for channel in channels[:4]]
 
         assert [each.model_stats[0].inference_count for each in statistics] == [CONNECTIONS] * 4
-        shares = [_calls(_folder(server) / f"counter_{worker}.db") for worker in (1, 2)]
+        shares = [_calls(_folder(server) / f"counts_{worker}.json") for worker in (1, 2)]
         assert sum(shares) == CONNECTIONS
         if transport == "h2":
             assert shares[0] == shares[1]
@@ -84,7 +84,7 @@ class TestTogether:
             for channel in channels:
                 await _classify(channel)
             await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
-        assert [_calls(_folder(server) / f"counter_{worker}.db") for worker in (1, 2)] == [
+        assert [_calls(_folder(server) / f"counts_{worker}.json") for worker in (1, 2)] == [
             CONNECTIONS / 2
         ] * 2
 
@@ -442,20 +442,13 @@ def _held(pid: int) -> tuple[int, int]:
 def _folder(server: Any) -> Path:
     """Where the workers count together."""
     environment = Path(f"/proc/{_workers(server)[0]}/environ").read_text().split("\0")
-    return Path(dict(each.split("=", 1) for each in environment if each)["PROMETHEUS_MULTIPROC_DIR"])
+    return Path(dict(each.split("=", 1) for each in environment if each)["LENSERVE_COUNTS_FOLDER"])
 
 
 def _calls(file: Path) -> int:
     """Calls of Classify that one worker has counted."""
-    families = MultiProcessCollector.merge([str(file)])
-    samples = (sample for family in families for sample in family.samples)
-    return int(
-        sum(
-            each.value
-            for each in samples
-            if each.name == "lenserve_requests_total" and each.labels["method"] == CLASSIFY
-        )
-    )
+    series = json.loads(file.read_bytes())["lenserve_requests"]
+    return int(sum(count for (method, _code), (count,) in series if method == CLASSIFY))
 
 
 def _green() -> Any:
