@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from prometheus_client import Metric
 
 from serving.metrics.counters import CounterFamily, GaugeFamily, HistogramFamily, SummaryFamily
-from serving.metrics.triton_statistics import SERVED
 
 _AnyFamily = CounterFamily | GaugeFamily | HistogramFamily | SummaryFamily
+
+SERVED = ("model", "version")
 
 # 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, a queue at its limit in seconds.
 _DURATION_BUCKETS_S = (

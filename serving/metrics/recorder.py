@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from serving.metrics.counters import CounterValue, SummaryValue
 from serving.metrics.families import MetricFamilies
 from serving.metrics.shared_counts import SharedCounts
-from serving.metrics.triton_statistics import VersionStatistics, read_statistics, triton_families
+from serving.metrics.triton_statistics import VersionStatistics, compute_statistics, triton_families
 
 
 class Metrics(MetricFamilies):
@@ -55,7 +55,7 @@ class Metrics(MetricFamilies):
 
     def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
         """What every version has done since the server started, by model and version."""
-        return read_statistics(self._read().collect())
+        return compute_statistics(self._read())
 
     def _read(self) -> MetricFamilies:
         """The counts of all processes, or of the only one."""
@@ -196,6 +196,6 @@ class MetricsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees."""
-        families = list(self._read().collect())
-        yield from families
-        yield from triton_families(read_statistics(families))
+        metrics = self._read()
+        yield from metrics.collect()
+        yield from triton_families(compute_statistics(metrics))

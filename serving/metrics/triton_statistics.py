@@ -1,18 +1,19 @@
-"""What a version has done so far, read from samples of the metrics, and Triton's names for it.
+"""What each version has done so far, computed from the metrics, and Triton's metrics of the same numbers.
 
-Nothing is counted twice: a request pays for our own metrics alone, a scrape and ModelStatistics derive the
-rest. Knows no request and no RPC.
+A request counts only our own metrics; a scrape and ModelStatistics derive these from them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import Metric
 from prometheus_client.core import UnknownMetricFamily
 
-SERVED = ("model", "version")
+from serving.metrics.counters import HistogramValue, SummaryValue
+from serving.metrics.families import SERVED, MetricFamilies
 
-# Triton's reasons; whatever else fails a request is OTHER.
+# Triton's reasons; every other reason is OTHER.
 _TRITON_REASONS = {
     "OVERLOADED": "REJECTED",
     "DEADLINE_EXCEEDED": "REJECTED",
@@ -22,9 +23,9 @@ _TRITON_REASONS = {
 _US_PER_S = 1e6
 
 
-@dataclass(slots=True)
-class Tally:
-    """How often something happened, and how long it took in all."""
+@dataclass(frozen=True, slots=True)
+class TimedCount:
+    """How often something happened, and how long it took in total."""
 
     count: int = 0
     duration_s: float = 0.0
@@ -32,16 +33,16 @@ class Tally:
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """All that one version has done since the server started."""
+    """What one version has done since the server started."""
 
-    success: Tally = field(default_factory=Tally)  # requests
-    failure: Tally = field(default_factory=Tally)
-    failures: dict[str, int] = field(default_factory=dict)  # by reason
-    decode: Tally = field(default_factory=Tally)  # images, with geometry
-    queue: Tally = field(default_factory=Tally)  # requests' parts, of at most one batch each
-    infer: Tally = field(default_factory=Tally)  # the same: a run counts once for each part that was in it
-    rank: Tally = field(default_factory=Tally)  # requests
-    runs: dict[int, Tally] = field(default_factory=dict)  # of the engine, by their number of images
+    success: TimedCount = TimedCount()  # requests
+    failure: TimedCount = TimedCount()  # requests
+    failures: dict[str, int] = field(default_factory=dict)  # requests, by reason
+    decode: TimedCount = TimedCount()  # images, with geometry
+    queue: TimedCount = TimedCount()  # parts of requests: one for each batch that a request was split over
+    infer: TimedCount = TimedCount()  # the same parts: a run counts once for each part in it
+    rank: TimedCount = TimedCount()  # requests
+    runs: dict[int, TimedCount] = field(default_factory=dict)  # of the engine, by their number of images
     last_run_s: float = 0.0  # Unix time
 
     @property
@@ -55,57 +56,34 @@ class VersionStatistics:
         return sum(images * run.count for images, run in self.runs.items())
 
 
-def read_statistics(families: Iterable[Metric]) -> dict[tuple[str, str], VersionStatistics]:
-    """Statistics by model and version, from the families that `Metrics` keeps."""
-    found: dict[tuple[str, str], VersionStatistics] = {}
-    for family in families:
-        for sample in family.samples:
-            if "model" in sample.labels and "version" in sample.labels:
-                served = (sample.labels["model"], sample.labels["version"])
-                _add(found.setdefault(served, VersionStatistics()), sample.name, sample.labels, sample.value)
-    return found
-
-
-def _add(statistics: VersionStatistics, name: str, labels: Mapping[str, str], value: float) -> None:
-    match name:
-        case "lenserve_stage_duration_seconds_count" | "lenserve_stage_duration_seconds_sum":
-            _add_stage(statistics, labels["stage"], name, value)
-        case "lenserve_run_duration_seconds_count":
-            statistics.runs.setdefault(int(labels["images"]), Tally()).count = int(value)
-        case "lenserve_run_duration_seconds_sum":
-            statistics.runs.setdefault(int(labels["images"]), Tally()).duration_s = value
-        case "lenserve_request_infer_seconds_total":
-            statistics.infer.duration_s = value
-        case "lenserve_request_failures_total":
-            statistics.failures[labels["reason"]] = int(value)
-            statistics.failure.count += int(value)
-        case "lenserve_request_failure_seconds_total":
-            statistics.failure.duration_s = value
-        case "lenserve_last_run_timestamp_seconds":
-            statistics.last_run_s = value
-
-
-def _add_stage(statistics: VersionStatistics, stage: str, name: str, value: float) -> None:
-    tally = {
-        "decode": statistics.decode,
-        "queue": statistics.queue,
-        "rank": statistics.rank,
-        "total": statistics.success,
-    }.get(stage)
-    if tally is None:
-        return
-    if name.endswith("_sum"):
-        tally.duration_s = value
-        return
-    tally.count = int(value)
-    if stage == "queue":
-        statistics.infer.count = tally.count
+def compute_statistics(metrics: MetricFamilies) -> dict[tuple[str, str], VersionStatistics]:
+    """Statistics by model and version, also of versions that have only a state so far."""
+    found: defaultdict[tuple[str, str], VersionStatistics] = defaultdict(VersionStatistics)
+    for (model, version, _), _ in (*metrics.images.items(), *metrics.version_state.items()):
+        found[model, version]
+    for (model, version, images), run in metrics.run_duration.items():
+        found[model, version].runs[int(images)] = _timed(run)
+    for (model, version, reason), failed in metrics.request_failures.items():
+        found[model, version].failures[reason] = int(failed.value)
+    for (model, version), each in found.items():
+        stages = [
+            metrics.stage_duration.find(model, version, stage)
+            for stage in ("total", "decode", "queue", "rank")
+        ]
+        each.success, each.decode, each.queue, each.rank = map(_timed, stages)
+        infer = metrics.request_infer.find(model, version)
+        each.infer = TimedCount(each.queue.count, infer.value if infer else 0.0)
+        failed_for = metrics.request_failure_duration.find(model, version)
+        each.failure = TimedCount(sum(each.failures.values()), failed_for.value if failed_for else 0.0)
+        last_run = metrics.last_run.find(model, version)
+        each.last_run_s = last_run.value if last_run else 0.0
+    return dict(found)
 
 
 def triton_families(statistics: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
-    """The counters of Triton's /metrics, by the names and labels that dashboards ask for.
+    """The counters of Triton's /metrics, under the names and labels that its dashboards query.
 
-    Their names lack the _total that this library gives to counters, so they are announced as untyped.
+    The names lack the suffix _total, which prometheus_client demands of counters: so their type is untyped.
     """
     success = _family("nv_inference_request_success", "Requests that succeeded")
     failure = _family("nv_inference_request_failure", "Requests that failed", (*SERVED, "reason"))
@@ -124,9 +102,9 @@ def triton_families(statistics: Mapping[tuple[str, str], VersionStatistics]) -> 
             failure.add_metric((*served, reason), failures)
         count.add_metric(served, each.run_images)
         executions.add_metric(served, each.run_count)
-        tallies = (each.success, each.queue, each.decode, each.infer, each.rank)
-        for family, tally in zip(durations.values(), tallies, strict=True):
-            family.add_metric(served, round(tally.duration_s * _US_PER_S))
+        timed = (each.success, each.queue, each.decode, each.infer, each.rank)
+        for family, stage in zip(durations.values(), timed, strict=True):
+            family.add_metric(served, round(stage.duration_s * _US_PER_S))
     yield from (success, failure, count, executions, *durations.values())
 
 
@@ -135,6 +113,10 @@ def _by_triton_reason(failures: Mapping[str, int]) -> dict[str, int]:
     for reason, count in failures.items():
         counts[_TRITON_REASONS.get(reason, "OTHER")] += count
     return counts
+
+
+def _timed(value: HistogramValue | SummaryValue | None) -> TimedCount:
+    return TimedCount() if value is None else TimedCount(int(value.count), value.total)
 
 
 def _family(name: str, meaning: str, labels: tuple[str, ...] = SERVED) -> UnknownMetricFamily:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from serving.metrics.recorder import Metrics
-from serving.metrics.triton_statistics import Tally, VersionStatistics
+from serving.metrics.triton_statistics import TimedCount, VersionStatistics
 from serving.models.registry import Models
 from serving.models.versions import Revision
 from serving.pb.inference import grpc_service_pb2 as pb
@@ -40,10 +40,10 @@ def _numbers(models: Models, model: str, revision: Revision) -> list[int]:
 
 
 def _encode(model: str, number: int, done: VersionStatistics) -> pb.ModelStatistics:
-    def of_requests(tally: Tally) -> pb.StatisticDuration:
+    def of_requests(timed: TimedCount) -> pb.StatisticDuration:
         # All parts and images of a request together: clients divide by the number of requests, and
         # perf_analyzer ends where these counts differ, be it by a request that runs just now.
-        return _duration(Tally(done.success.count, tally.duration_s))
+        return _duration(TimedCount(done.success.count, timed.duration_s))
 
     return pb.ModelStatistics(
         name=model,
@@ -66,5 +66,5 @@ def _encode(model: str, number: int, done: VersionStatistics) -> pb.ModelStatist
     )
 
 
-def _duration(tally: Tally) -> pb.StatisticDuration:
-    return pb.StatisticDuration(count=tally.count, ns=round(tally.duration_s * _NS_PER_S))
+def _duration(timed: TimedCount) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=timed.count, ns=round(timed.duration_s * _NS_PER_S))

@@ -1,7 +1,7 @@
 """What a version has done, read from the metrics."""
 
 from serving.metrics.recorder import Metrics
-from serving.metrics.triton_statistics import Tally
+from serving.metrics.triton_statistics import TimedCount
 
 
 def test_statistics_are_those_of_each_version() -> None:
@@ -21,14 +21,14 @@ def test_statistics_are_those_of_each_version() -> None:
     statistics = metrics.statistics()
 
     one = statistics["digits", "1"]
-    assert (one.success, one.failure) == (Tally(1, 2.0), Tally(2, 0.5))
-    assert (one.decode, one.queue, one.rank) == (Tally(1, 0.5), Tally(4, 1.5), Tally(1, 0.125))
-    assert one.infer == Tally(4, 2 * 0.25 + 0.75 + 0.125)
-    assert one.runs == {2: Tally(2, 1.0), 1: Tally(1, 0.125)}
+    assert (one.success, one.failure) == (TimedCount(1, 2.0), TimedCount(2, 0.5))
+    assert (one.decode, one.queue, one.rank) == (TimedCount(1, 0.5), TimedCount(4, 1.5), TimedCount(1, 0.125))
+    assert one.infer == TimedCount(4, 2 * 0.25 + 0.75 + 0.125)
+    assert one.runs == {2: TimedCount(2, 1.0), 1: TimedCount(1, 0.125)}
     assert (one.run_count, one.run_images) == (3, 5)
     assert one.failures == {"OVERLOADED": 2}
     assert one.last_run_s > 1.7e9
-    assert statistics["digits", "2"].success == Tally(1, 1.0)
+    assert statistics["digits", "2"].success == TimedCount(1, 1.0)
     assert (statistics["digits", "2"].runs, statistics["digits", "2"].last_run_s) == ({}, 0)
 
 
@@ -39,4 +39,4 @@ def test_a_version_that_is_only_known_has_done_nothing() -> None:
 
     statistics = metrics.statistics()["digits", "1"]
 
-    assert (statistics.success, statistics.run_count, statistics.last_run_s) == (Tally(), 0, 0)
+    assert (statistics.success, statistics.run_count, statistics.last_run_s) == (TimedCount(), 0, 0)
