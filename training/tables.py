@@ -75,15 +75,14 @@ def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Gro
     )
 
 
-def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float]) -> Table:
-    """An evaluation: the main scores as the title, one row per label."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"test accuracy {metrics['accuracy']:.2%} on {metrics['images']:,} images "
+def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float]) -> Group:
+    """An evaluation: one line of main scores, and one row per label."""
+    headline = (
+        f"test accuracy {metrics['accuracy']:.2%} on {metrics['images']:,} images "
         f"(95 % interval {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
-        f"calibration error {metrics['ece']:.4f}",
+        f"calibration error {metrics['ece']:.4f}"
     )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("label", "precision", "recall", "F1", "images"):
         table.add_column(column, justify="left" if column == "label" else "right")
     for entry in labels:
@@ -94,4 +93,4 @@ def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float
             f"{entry.f1:.4f}",
             f"{entry.images:,}",
         )
-    return table
+    return Group(headline, table)

@@ -1,4 +1,4 @@
-"""What the tests of training share: real data where it lies, and one small run that everybody may look at."""
+"""Fixtures of the training tests: real data, and one small run that the tests share."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from training.run.summary import RunSummary
 
 @pytest.fixture(scope="session")
 def display() -> Display:
-    """A display that nobody sees."""
+    """A display that prints nothing."""
     return Display(Console(quiet=True))
 
 
@@ -37,19 +37,19 @@ def digits_recipe() -> Recipe:
 
 @pytest.fixture(scope="session")
 def digits_job(tmp_path_factory: pytest.TempPathFactory, display: Display) -> Job:
-    """Where the digits' run lies."""
+    """The job of the digits' run."""
     return replace(_job(tmp_path_factory.mktemp("digits"), display), model="lenet5-digits")
 
 
 @pytest.fixture(scope="session")
 def digits_summary(digits_recipe: Recipe, digits_job: Job) -> RunSummary:
-    """How it ended."""
+    """The outcome of the digits' run."""
     return train_and_evaluate(digits_recipe, digits_job)
 
 
 @pytest.fixture(scope="session")
 def digits_bundle(digits_summary: RunSummary, digits_job: Job) -> Bundle:
-    """What it published."""
+    """The bundle that the digits' run published."""
     assert digits_summary.version == 1
     return digits_job.repository.read("lenet5-digits", 1)
 
@@ -62,11 +62,11 @@ def fake_recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The real data, where this machine has them."""
+    """The folder of real data; the test is skipped if there is none."""
     named = os.environ.get("LENSERVE_TEST_DATA")
     root = Path(named) if named else Path(__file__).parents[3] / "shared" / "data"
     if not root.is_dir():
-        pytest.skip(f"no real data: neither LENSERVE_TEST_DATA nor {root} is there")
+        pytest.skip(f"no real data in {root}: set LENSERVE_TEST_DATA")
     return root
 
 

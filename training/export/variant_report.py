@@ -32,5 +32,5 @@ class VariantReport(Strict):
         )
         scores = f"test accuracy {self.accuracy.value:.2%}, {self.same_labels:.2%} equal labels, {cost}"
         if not self.kept:
-            return f"rejected: {self.reason} ({scores})"
+            return f"rejected: {self.reason}; {scores}"
         return f"kept, {self.reason}: {scores}" if self.precision == "fp16" else f"kept: {scores}"

@@ -57,9 +57,7 @@ class DataRecipe(Strict):
         description="folder, imagenet: stream decoded images from disk if they exceed this; default: half of "
         "the available memory. Does not change results",
     )
-    download: bool = Field(
-        default=False, description="download missing files to the data root with torchvision"
-    )
+    download: bool = Field(default=False, description="download missing files to the data root")
     fake_images_per_class: int = Field(default=100, ge=10, le=10_000)
     fake_classes: int = Field(default=4, ge=2, le=100)
 
@@ -81,9 +79,7 @@ class NetworkRecipe(Strict):
         default=None, ge=1, le=15, description="side in pixels of every convolution that is not 1x1"
     )
     batch_norm: bool | None = Field(default=None, description="after each convolution and hidden dense layer")
-    dropout: float | None = Field(
-        default=None, ge=0, lt=1, description="probability, after each hidden dense layer"
-    )
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="after each hidden dense layer")
     residual: bool = Field(default=False, description="alexnet: residual blocks for the last convolutions")
     views: Literal[1, 2, 6] = Field(
         default=1,
@@ -149,9 +145,7 @@ class AugmentationRecipe(Strict):
     """Random changes to training images that keep their label; drawn per image and epoch."""
 
     max_shift_px: int = Field(default=0, ge=0, le=64, description="maximum shift along each axis")
-    max_rotation_degrees: float = Field(
-        default=0.0, ge=0, le=180, description="maximum rotation, in both directions"
-    )
+    max_rotation_degrees: float = Field(default=0.0, ge=0, le=180, description="in both directions")
     max_zoom: float = Field(default=0.0, ge=0, lt=1, description="0.1: scaled by 0.9 to 1.1")
     min_crop_area: float = Field(
         default=1.0, gt=0, le=1, description="random resized crop of at least this fraction of the area"
@@ -191,18 +185,14 @@ class AugmentationRecipe(Strict):
 class TrainingRecipe(Strict):
     """Optimizer, schedule and stopping."""
 
-    epochs: int = Field(
-        default=20, ge=1, le=10_000, description="maximum; early stopping may end training before"
-    )
+    epochs: int = Field(default=20, ge=1, le=10_000, description="maximum; early stopping may end before")
     head_epochs: int = Field(
         default=0,
         ge=0,
         le=10_000,
         description="backbones: epochs that train only the head first, on features computed once",
     )
-    head_learning_rate: float = Field(
-        default=3e-3, gt=0, le=100, description="peak learning rate of head_epochs"
-    )
+    head_learning_rate: float = Field(default=3e-3, gt=0, le=100, description="peak, in head_epochs")
     batch_size: int = Field(default=64, ge=2, le=65_536, description="images per step, over all processes")
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field(
         default="adam",
