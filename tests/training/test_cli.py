@@ -90,7 +90,7 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         None,
         "refused",
     )
-    assert "1 of 5 checks failed: test calibration error" in stderr.splitlines()[-1]
+    assert "1 of 7 checks failed: test calibration error" in stderr.splitlines()[-1]
     assert str(tmp_path / "run" / "report") in stderr
     assert not (tmp_path / "repository").exists()
 

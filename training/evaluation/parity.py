@@ -9,7 +9,7 @@ from training.data.batches import inference_batches
 from training.data.storage.device_images import DeviceImages
 from training.data.storage.disk_images import Images
 from training.evaluation.gates import Check, at_most
-from training.evaluation.onnx_session import run
+from training.evaluation.onnx_session import Floats, run
 from training.export.export import Classifier
 
 BATCH_SIZES = (1, 3, 7, 64)  # single images, odd remainders, and the usual largest batch
@@ -36,7 +36,7 @@ def check_parity(classifier: Classifier, session: Any, images: Images, max_gap: 
     differing, gap, embedding_gap = 0, 0.0, 0.0
     for batch_size in BATCH_SIZES:
         probabilities, embedding = run(session, images, batch_size)
-        differing += int((probabilities.argmax(axis=1) != expected.argmax(axis=1)).sum())
+        differing += _changed_labels(expected, probabilities, 2 * max_gap)
         gap = np.maximum(gap, np.abs(probabilities - expected).max())
         embedding_gap = np.maximum(embedding_gap, np.abs(embedding - expected_embedding).max() / scale)
     sizes = ", ".join(map(str, BATCH_SIZES))
@@ -45,10 +45,28 @@ def check_parity(classifier: Classifier, session: Any, images: Images, max_gap: 
         Check(
             name="same labels as torch",
             passed=differing == 0,
-            detail=f"{compared - differing:,} of {compared:,}: {len(images):,} images at batch sizes {sizes}",
+            detail=f"{compared - differing:,} of {compared:,}: {len(images):,} images at batch sizes {sizes} "
+            f"(ties within 2 x gates.max_parity_gap = {2 * max_gap:.2g} aside)",
         ),
         at_most("largest probability gap to torch", float(gap), max_gap, "gates.max_parity_gap"),
         at_most(
             "largest relative embedding gap to torch", float(embedding_gap), max_gap, "gates.max_parity_gap"
         ),
     ]
+
+
+def _changed_labels(expected: Floats, found: Floats, tie: float) -> int:
+    """How many labels differ though torch did not hold the two for nearly equally probable.
+
+    Each of two probabilities may move by the allowed gap, so they can change places across twice that gap.
+
+    Args:
+        expected: (N, K) of torch.
+        found: (N, K) of ONNX Runtime.
+        tie: the largest difference of two probabilities that counts as a tie.
+    """
+    rows = np.arange(len(expected))
+    margin = (
+        expected.max(axis=1) - expected[rows, found.argmax(axis=1)]
+    )  # (N,) 0 where the labels are the same
+    return int((margin > tie).sum())

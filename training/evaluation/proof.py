@@ -1,7 +1,7 @@
 """Proves the exported file: scores it on the test split, and compares it with the torch network."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from training.data import Dataset
 from training.data.splits import Labels
 from training.evaluation.evaluate import score
 from training.evaluation.gates import Check, at_least, at_most
+from training.evaluation.intervals import MIN_IMAGES_FOR_RECALL
 from training.evaluation.onnx_session import open_session, run
 from training.evaluation.parity import check_parity
 from training.evaluation.scores import Scores
@@ -20,6 +21,7 @@ from training.export.export import Classifier
 from training.recipe import GateRecipe
 
 _MAX_MISCLASSIFIED = 24
+_MAX_NAMED_LABELS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ def prove(
     gates: GateRecipe,
     *,
     fitted_labels: Labels | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Proof:
     """Run the file on the whole test split through ONNX Runtime.
 
@@ -58,16 +61,18 @@ def prove(
         dataset: its test split and labels are used.
         gates: limits of the checks.
         fitted_labels: (N,) scikit-learn's predictions on the test split, if it fitted the head.
+        groups: N groups of the test images, such as patients; None: every image is independent.
     """
     session = open_session(model_file)
     probabilities, _ = run(session, dataset.test.images)  # (N, K)
-    scores = score(probabilities, dataset.test.labels, dataset.labels)
+    scores = score(probabilities, dataset.test.labels, dataset.labels, groups)
     evaluation = scores.evaluation
     checks = (
         at_least("test accuracy", evaluation.accuracy.value, gates.min_accuracy, "gates.min_accuracy"),
+        *_floors(scores, gates),
         *_optional_gates(scores, gates),
         *_scikit_learn_agreement(probabilities, fitted_labels),
-        at_most("test calibration error", evaluation.ece, gates.max_ece, "gates.max_ece"),
+        at_most("test calibration error", scores.ece_debiased or 0.0, gates.max_ece, "gates.max_ece"),
         *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
     )
     return Proof(scores, checks, _misclassified(dataset, probabilities))
@@ -78,6 +83,33 @@ def _scikit_learn_agreement(probabilities: npt.NDArray[np.float32], fitted: Labe
         same = int((probabilities.argmax(axis=1) == fitted).sum())
         detail = f"{same:,} of {len(fitted):,}"
         yield Check(name="same labels as scikit-learn", passed=same == len(fitted), detail=detail)
+
+
+def _floors(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
+    """What every network must reach: to be better than one that always names the most frequent label."""
+    counts = [sum(row) for row in scores.confusion]  # test images of each label
+    total = sum(counts)
+    majority = max(counts) / total
+    floor = majority + gates.min_skill * (1 - majority)
+    frequent = scores.labels[counts.index(max(counts))].label
+    yield at_least(
+        f"better than always {frequent!r} ({majority:.4g})",
+        scores.evaluation.accuracy.value,
+        floor,
+        "gates.min_skill",
+    )
+    if not gates.allow_zero_recall:
+        missed = [
+            each.label for each in scores.labels if each.images >= MIN_IMAGES_FOR_RECALL and not each.recall
+        ]
+        named = ", ".join(map(repr, missed[:_MAX_NAMED_LABELS])) + (
+            ", ..." if len(missed) > _MAX_NAMED_LABELS else ""
+        )
+        yield Check(
+            name=f"every label with {MIN_IMAGES_FOR_RECALL} or more test images is predicted correctly once",
+            passed=not missed,
+            detail=f"never: {named} (gates.allow_zero_recall)" if missed else "all",
+        )
 
 
 def _optional_gates(scores: Scores, gates: GateRecipe) -> Iterator[Check]:

@@ -28,6 +28,17 @@ class Scores(Strict):
         description="mean recall of the labels; none with fewer than ten images of a label"
     )
     auc: Estimate | None = Field(description="area under the ROC curve; two labels only")
+    ece_debiased: Fraction | None = Field(
+        default=None,
+        description="ECE minus what a perfectly calibrated network would show on as many images by chance; "
+        "none: not recorded by older versions",
+    )
+    negative_log_likelihood: float | None = Field(
+        default=None, description="mean, in nats; none: not recorded by older versions"
+    )
+    brier: float | None = Field(
+        default=None, description="mean Brier score, 0..2; none: not recorded by older versions"
+    )
     top5: Estimate | None = Field(
         description="the true label is among the five most probable; from 10 labels on"
     )
@@ -42,6 +53,11 @@ class Scores(Strict):
             "correct": self.evaluation.correct,
             "images": self.evaluation.images,
             "ece": self.evaluation.ece,
+            **{
+                name: value
+                for name in ("ece_debiased", "negative_log_likelihood", "brier")
+                if (value := getattr(self, name)) is not None
+            },
             **{
                 f"{name}{end}": value
                 for name, estimate in others.items()

@@ -15,7 +15,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from training.data.splits import Labels
-from training.evaluation.evaluate import wilson_interval
+from training.evaluation.intervals import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.few_shot.features import Features
 from training.networks.heads import ScaledLogits, Standardise, UnitLength, to_torch_module

@@ -288,7 +288,22 @@ class GateRecipe(Strict):
     min_accuracy: float = Field(default=0.0, ge=0, le=1, description="on the test split")
     min_balanced_accuracy: float = Field(default=0.0, ge=0, le=1, description="mean recall of the labels")
     min_auc: float = Field(default=0.0, ge=0, le=1, description="area under the ROC curve")
-    max_ece: float = Field(default=0.1, gt=0, le=1, description="calibration error on the test split")
+    min_skill: float = Field(
+        default=0.1,
+        le=1,
+        description="share of the errors of always naming the most frequent test label that the network "
+        "avoids; 0: as good as that, below 0: worse",
+    )
+    allow_zero_recall: bool = Field(
+        default=False,
+        description="whether a label with ten or more test images may never be predicted correctly",
+    )
+    max_ece: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="calibration error on the test split, beyond what chance alone shows on as many images",
+    )
     max_parity_gap: float = Field(
         default=1e-4,
         gt=0,

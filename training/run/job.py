@@ -11,6 +11,7 @@ from serving.bundle import Calibration, Estimate, Repository
 from training import data
 from training.data import DataReport, Dataset
 from training.data.augmentation.examples import augmented_examples
+from training.data.groups import groups_of
 from training.data.storage.device_images import DeviceImages
 from training.devices.compilers import check_compiler
 from training.devices.device import Device, prepare
@@ -19,7 +20,7 @@ from training.devices.out_of_memory import explaining_out_of_memory, inference_a
 from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.errors import GateFailed
 from training.evaluation.calibrate import calibrate, uncalibrated
-from training.evaluation.evaluate import wilson_interval
+from training.evaluation.intervals import wilson_interval
 from training.evaluation.proof import Proof, prove
 from training.export.export import Classifier, export
 from training.export.publish import class_balanced_indices, publish
@@ -120,6 +121,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
     display.data(data_report)
+    pattern = recipe.data.group_pattern  # read before training: it may not fit the test images
+    groups = None if pattern is None else groups_of(dataset.test.names, pattern)
     if hint := too_few_photographs(recipe, data_report):
         display.warning(hint)
     interrupts.raise_if_stopped("nothing has been trained yet")
@@ -135,7 +138,14 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
     export(classifier, recipe.geometry, folder.model)
     interrupts.raise_if_stopped("training is finished and saved, the exported model is not proven yet")
-    proof = prove(classifier, folder.model, dataset, recipe.gates, fitted_labels=trained.fitted_labels)
+    proof = prove(
+        classifier,
+        folder.model,
+        dataset,
+        recipe.gates,
+        fitted_labels=trained.fitted_labels,
+        groups=groups,
+    )
     display.checks(proof.checks)
     if hint := learned_nothing(recipe, proof.scores):
         display.warning(hint)

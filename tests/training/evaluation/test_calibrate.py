@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from training.evaluation.calibrate import calibrate, expected_calibration_error
+from training.evaluation.calibrate import (
+    calibrate,
+    debiased_calibration_error,
+    expected_calibration_error,
+)
 
 
 def draw(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
@@ -36,3 +40,25 @@ def test_calibration_error_by_hand() -> None:
     """Two bins: confidence 0.8, half correct; confidence 1.0, all correct. The error is half of 0.3."""
     probabilities = np.array([[0.8, 0.2], [0.8, 0.2], [0.0, 1.0], [0.0, 1.0]])
     assert expected_calibration_error(probabilities, np.array([0, 1, 1, 1])) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(("images", "labels"), [(76, 2), (76, 10), (2000, 4)])
+def test_a_calibrated_network_has_almost_no_debiased_error(images: int, labels: int) -> None:
+    """Labels drawn from the stated probabilities: on few images the plain error is far from 0."""
+    random = np.random.default_rng(0)
+    plain, debiased = [], []
+    for _ in range(40):
+        probabilities = random.dirichlet(np.ones(labels), images)  # (N, K)
+        truth = (probabilities.cumsum(axis=1) > random.random((images, 1))).argmax(axis=1)
+        plain.append(expected_calibration_error(probabilities, truth))
+        debiased.append(debiased_calibration_error(probabilities, truth))
+    assert np.mean(debiased) < 0.35 * np.mean(plain)
+    assert np.mean(np.array(debiased) > 0.1) < 0.05
+
+
+def test_a_network_that_is_too_sure_keeps_its_error() -> None:
+    """Sure of 0.95 and right for 0.7: chance explains next to nothing of the gap on 1,000 images."""
+    confident = np.tile([0.95, 0.05], (1000, 1))
+    truth = (np.arange(1000) % 10 >= 7).astype(np.int64)
+    assert expected_calibration_error(confident, truth) == pytest.approx(0.25)
+    assert debiased_calibration_error(confident, truth) == pytest.approx(0.25, abs=0.01)

@@ -7,7 +7,7 @@ import pytest
 
 from serving.bundle import Bundle, Pretrained
 from serving.errors import UsageError
-from training.evaluation.evaluate import wilson_interval
+from training.evaluation.intervals import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.recipe import resolve, shipped_names
 from training.recipe.measured import MeasuredResult, read_measured, record, shipped_recipe
