@@ -1,4 +1,4 @@
-"""When an event loop goes on turning for the next request, and when it sleeps."""
+"""When an event loop polls for the next request, and when it sleeps."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from serving.transports.http.busy_poll import LIMIT_S, BusyPoll
 
 
 class Loop:
-    """An event loop whose time stands still, and its busy poll."""
+    """A fake event loop with a fake clock, and its busy poll."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -14,29 +14,29 @@ class Loop:
         self.busy_poll = BusyPoll(self.due.append, lambda: self.now_s)
 
     def turn(self) -> bool:
-        """Turn once; whether there was anything to do."""
+        """Run one turn; returns whether anything ran."""
         due, self.due[:] = list(self.due), []
         for call in due:
             call()
         return bool(due)
 
     def serve(self, *, after_s: float) -> None:
-        """One request after a pause, alone."""
+        """One request, after a pause."""
         self.pause(after_s)
         self.busy_poll.begin()
         self.now_s += 0.001
         self.busy_poll.end()
 
     def pause(self, duration_s: float) -> None:
-        """Let time go by in steps that are much shorter than the limit, as long as the loop polls."""
+        """Advance the clock, in steps much shorter than the limit while the loop polls."""
         end_s = self.now_s + duration_s
         while self.now_s < end_s and self.turn():
             self.now_s = min(end_s, self.now_s + LIMIT_S / 10)
         self.now_s = end_s
 
 
-def test_it_is_awake_while_the_next_one_comes_at_once() -> None:
-    """From the second request of a client that does not pause; the first could be the only one."""
+def test_it_polls_while_the_next_request_comes_at_once() -> None:
+    """From the second request of a client that does not pause: the first could be the only one."""
     loop = Loop()
     loop.serve(after_s=1)
     assert not loop.due
@@ -45,8 +45,8 @@ def test_it_is_awake_while_the_next_one_comes_at_once() -> None:
         assert len(loop.due) == 1
 
 
-def test_it_sleeps_when_nobody_came_and_until_somebody_comes_quickly_again() -> None:
-    """Requests that are far apart cost no turn."""
+def test_it_sleeps_after_a_pause_until_requests_come_quickly_again() -> None:
+    """Rare requests cost no polling."""
     loop = Loop()
     loop.serve(after_s=1)
     loop.serve(after_s=LIMIT_S / 2)
@@ -59,8 +59,8 @@ def test_it_sleeps_when_nobody_came_and_until_somebody_comes_quickly_again() -> 
     assert loop.due
 
 
-def test_it_does_not_turn_beside_requests() -> None:
-    """Who runs needs the time; and of several in flight some other one always wakes it."""
+def test_it_does_not_poll_while_requests_run() -> None:
+    """They need the CPU; and with several in flight the next event comes anyway."""
     loop = Loop()
     loop.serve(after_s=1)
     loop.serve(after_s=LIMIT_S / 2)

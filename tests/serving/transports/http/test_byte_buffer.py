@@ -1,4 +1,4 @@
-"""Bytes in pieces: all come out in their order, and cost what they are."""
+"""Bytes in pieces: they come out in order, and memory grows with the bytes."""
 
 import tracemalloc
 
@@ -9,8 +9,8 @@ from serving.transports.http.byte_buffer import ByteBuffer
 
 
 @given(st.lists(st.one_of(st.binary(max_size=3), st.binary(min_size=500, max_size=600)), max_size=30))
-def test_all_bytes_come_out_in_their_order(pieces: list[bytes]) -> None:
-    """However large each piece is; what was taken is gone."""
+def test_all_bytes_come_out_in_order(pieces: list[bytes]) -> None:
+    """Whatever the sizes of the pieces; `take` empties the buffer."""
     chunks = ByteBuffer()
     for piece in pieces:
         chunks.append(piece)
@@ -20,8 +20,8 @@ def test_all_bytes_come_out_in_their_order(pieces: list[bytes]) -> None:
     assert (taken, chunks.size, chunks.take()) == (b"".join(pieces), 0, b"")
 
 
-def test_many_small_pieces_cost_what_is_in_them() -> None:
-    """A peer that sends its body byte by byte does not fill the memory with objects."""
+def test_many_small_pieces_take_little_memory() -> None:
+    """A client that sends its body byte by byte does not fill memory with objects."""
     chunks = ByteBuffer()
     tracemalloc.start()
     try:

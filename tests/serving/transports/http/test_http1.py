@@ -1,4 +1,4 @@
-"""HTTP/1.1 over real sockets, and over a fake one for what must come in one turn of the event loop."""
+"""HTTP/1.1 over real sockets, and over a fake one if bytes have to come in one turn of the event loop."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from serving.transports.http.http1 import Http1Connection
 
 App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
-LINGER_0 = struct.pack("ii", 1, 0)  # what is closed is reset
+LINGER_0 = struct.pack("ii", 1, 0)  # close() resets the connection
 GET = b"GET /%s HTTP/1.1\r\nHost: here\r\n\r\n"
 EXPECT = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
 OK: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
@@ -28,7 +28,7 @@ def _body(body: bytes, *, more: bool = False) -> dict[str, Any]:
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Give back the path and the request."""
+    """Answer with the path and the body."""
     body, more = b"", True
     while more:
         event = await receive()
@@ -39,7 +39,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Held:
-    """An application that waits before it answers."""
+    """An application that waits until `may_end`."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -48,7 +48,7 @@ class Held:
         self.paths: list[str] = []
 
     async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
-        """Answer when it may."""
+        """Answer after `may_end`."""
         self.paths.append(scope["path"])
         self.begun.set()
         try:
@@ -62,7 +62,7 @@ class Held:
 
 @dataclass
 class Client:
-    """A real socket to a connection under test, and h11 to read its answers."""
+    """A socket to a connection under test, with h11 to parse its answers."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -71,7 +71,7 @@ class Client:
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
 
     async def answer(self) -> tuple[int, bytes]:
-        """The next answer: its status, and its body."""
+        """Status and body of the next answer."""
         if self.http.our_state is h11.DONE:
             self.http.start_next_cycle()
         self.http.send(h11.Request(method="GET", target="/", headers=[("host", "here")]))
@@ -114,8 +114,8 @@ async def _connected(app: App) -> AsyncIterator[Client]:
         await server.wait_closed()
 
 
-async def test_a_connection_takes_one_request_after_the_other() -> None:
-    """Keep-alive, as HTTP/1.1 has it."""
+async def test_a_connection_serves_one_request_after_the_other() -> None:
+    """Keep-alive."""
     async with _connected(echo) as client:
         for path in (b"1", b"2", b"3"):
             client.writer.write(GET % path)
@@ -123,16 +123,16 @@ async def test_a_connection_takes_one_request_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("last", [b"GET / HTTP/1.0\r\n\r\n", GET[:-2] % b"" + b"Connection: close\r\n\r\n"])
-async def test_a_client_that_wants_no_more_is_closed_after_its_answer(last: bytes) -> None:
-    """HTTP/1.0, or who says so."""
+async def test_a_connection_without_keep_alive_closes_after_the_answer(last: bytes) -> None:
+    """HTTP/1.0, or `connection: close`."""
     async with _connected(echo) as client:
         client.writer.write(last)
         assert await client.answer() == (200, b"/ ")
         assert await client.reader.read() == b""
 
 
-async def test_requests_that_do_not_wait_are_answered_in_order() -> None:
-    """One after the other: the second begins when the first is over."""
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """The second starts when the first is answered."""
     held = Held()
     async with _connected(held) as client:
         client.writer.write(GET % b"1" + GET % b"2" + GET % b"3")
@@ -146,8 +146,10 @@ async def test_requests_that_do_not_wait_are_answered_in_order() -> None:
 
 @given(st.lists(st.binary(min_size=1, max_size=20), max_size=4), st.data())
 @settings(max_examples=30, deadline=None)
-async def test_a_body_in_chunks_arrives_however_it_is_cut(chunks: list[bytes], data: st.DataObject) -> None:
-    """With a request after it on the same connection."""
+async def test_a_chunked_body_arrives_however_its_bytes_are_split(
+    chunks: list[bytes], data: st.DataObject
+) -> None:
+    """And so does the next request on the connection."""
     client = h11.Connection(h11.CLIENT)
     head = h11.Request(
         method="POST", target="/a", headers=[("host", "here"), ("transfer-encoding", "chunked")]
@@ -165,8 +167,8 @@ async def test_a_body_in_chunks_arrives_however_it_is_cut(chunks: list[bytes], d
     assert second.endswith(b"\r\n\r\n/b ")
 
 
-async def test_a_client_that_expects_100_continue_gets_it_when_its_body_is_wanted() -> None:
-    """Before the answer, and not where the application does not read."""
+async def test_100_continue_is_sent_when_the_application_reads_the_body() -> None:
+    """Before the answer, and not at all if the application does not read."""
     async with _connected(echo) as client:
         client.writer.write(EXPECT)
         assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
@@ -177,7 +179,7 @@ async def test_a_client_that_expects_100_continue_gets_it_when_its_body_is_wante
     async with _connected(held) as client:
         client.writer.write(EXPECT)
         assert await client.answer() == (200, b"held")
-        assert await client.reader.read() == b""  # nobody knows whether the body comes
+        assert await client.reader.read() == b""  # whether the body comes is unknown
 
 
 @pytest.mark.parametrize(
@@ -193,8 +195,8 @@ async def test_a_client_that_expects_100_continue_gets_it_when_its_body_is_wante
     ],
     ids=["nonsense", "TLS", "no host", "a bad name", "a long head", "two lengths", "a bad chunk"],
 )
-async def test_what_is_no_request_is_refused(sent: bytes, statuses: set[int]) -> None:
-    """With a status, and the connection closes: what follows could be anything."""
+async def test_an_invalid_request_is_rejected(sent: bytes, statuses: set[int]) -> None:
+    """With a status, and the connection closes: the following bytes have no meaning."""
     transport = FakeTransport(echo)
     transport.connection.data_received(sent)
     await transport.settle()
@@ -202,8 +204,8 @@ async def test_what_is_no_request_is_refused(sent: bytes, statuses: set[int]) ->
     assert transport.closed
 
 
-async def test_a_client_that_goes_cancels_its_application() -> None:
-    """At once, not when it would have been answered."""
+async def test_a_client_that_disconnects_cancels_its_application() -> None:
+    """At once, not when the answer is sent."""
     held = Held()
     async with _connected(held) as client:
         client.writer.write(GET % b"")
@@ -213,7 +215,7 @@ async def test_a_client_that_goes_cancels_its_application() -> None:
         await held.cancelled.wait()
 
 
-async def test_a_client_that_only_ends_its_side_gets_its_answer() -> None:
+async def test_a_client_that_shuts_down_its_side_gets_its_answer() -> None:
     """As `nc` does."""
     held = Held()
     async with _connected(held) as client:
@@ -225,7 +227,7 @@ async def test_a_client_that_only_ends_its_side_gets_its_answer() -> None:
         assert await client.reader.read() == b""
 
 
-async def test_leaving_closes_a_connection_that_is_idle() -> None:
+async def test_a_graceful_close_closes_an_idle_connection() -> None:
     """Also between two requests."""
     async with _connected(echo) as client:
         client.writer.write(GET % b"")
@@ -234,8 +236,8 @@ async def test_leaving_closes_a_connection_that_is_idle() -> None:
         assert await client.reader.read() == b""
 
 
-async def test_leaving_lets_the_request_under_way_end() -> None:
-    """It is answered, and those that wait behind it are not begun."""
+async def test_a_graceful_close_lets_the_running_request_end() -> None:
+    """It is answered; pipelined requests behind it are not started."""
     held = Held()
     async with _connected(held) as client:
         client.writer.write(GET % b"1" + GET % b"2")
@@ -251,7 +253,7 @@ async def test_leaving_lets_the_request_under_way_end() -> None:
 async def test_an_application_that_fails_closes_the_connection(
     caplog: pytest.LogCaptureFixture, *, has_begun: bool
 ) -> None:
-    """One line for the log, and no answer that looks complete."""
+    """The log gets one line, and no answer looks complete."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         if has_begun:
@@ -269,7 +271,7 @@ async def test_an_application_that_fails_closes_the_connection(
 
 
 async def test_an_answer_waits_for_a_client_that_does_not_read() -> None:
-    """It is sent part by part, and all of it when the client reads."""
+    """`send` waits, and the whole answer arrives once the client reads."""
     sent: list[int] = []
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
@@ -291,7 +293,7 @@ async def test_an_answer_waits_for_a_client_that_does_not_read() -> None:
 
 
 class FakeTransport(asyncio.Transport):
-    """The fake of a socket, with a connection under test."""
+    """A fake socket, with a connection under test."""
 
     def __init__(self, app: App) -> None:
         super().__init__()
@@ -301,40 +303,40 @@ class FakeTransport(asyncio.Transport):
         self.connection.connection_made(self)
 
     def write(self, data: Any) -> None:
-        """Keep it."""
+        """Record the bytes."""
         self.written += data
 
     def is_closing(self) -> bool:
-        """Whether it is closed."""
+        """Whether `close` or `abort` was called."""
         return self.closed
 
     def close(self) -> None:
-        """Tell the connection in the next turn."""
+        """The connection learns of it in the next turn."""
         if self.closed:
             return
         self.closed = True
         asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
 
     def is_reading(self) -> bool:
-        """Whether more may be brought."""
+        """Whether reading is not paused."""
         return self._reads
 
     def pause_reading(self) -> None:
-        """Nothing is to be brought any more."""
+        """Record the pause."""
         self._reads = False
 
     def resume_reading(self) -> None:
-        """It may be."""
+        """Record the end of the pause."""
         self._reads = True
 
     async def settle(self) -> None:
-        """Let everything run that can."""
+        """Run the event loop until it is idle."""
         for _ in range(8):
             await asyncio.sleep(0)
 
 
-async def test_a_large_body_that_nobody_reads_is_not_read_from_the_socket() -> None:
-    """Until it is taken."""
+async def test_a_large_unread_body_stays_in_the_socket() -> None:
+    """Until the application receives what came before."""
     may_read = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -355,7 +357,7 @@ async def test_a_large_body_that_nobody_reads_is_not_read_from_the_socket() -> N
     await transport.settle()
 
 
-async def test_requests_that_wait_take_little_memory() -> None:
+async def test_pipelined_requests_take_little_memory() -> None:
     """However many are answered meanwhile."""
     waits: list[asyncio.Future[None]] = []
 
@@ -380,8 +382,8 @@ async def test_requests_that_wait_take_little_memory() -> None:
     assert brought < 4 * 2**20
 
 
-async def test_nothing_is_begun_on_a_connection_that_has_closed() -> None:
-    """Also where the client goes in the turn in which it is answered."""
+async def test_no_request_starts_on_a_closed_connection() -> None:
+    """Also if the client disconnects in the turn in which it is answered."""
     paths: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -396,7 +398,7 @@ async def test_nothing_is_begun_on_a_connection_that_has_closed() -> None:
 
 
 async def test_a_request_becomes_a_scope_of_asgi() -> None:
-    """The path as it came, the query apart."""
+    """The path is not unquoted, and the query is separate."""
     scopes: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

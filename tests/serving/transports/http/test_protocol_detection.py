@@ -1,4 +1,4 @@
-"""The first bytes of a connection: however they come, the right protocol gets all of them."""
+"""The right protocol gets all bytes of a connection, however the first ones are split."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ FIRST_OF_HTTP1 = [
 
 
 class Recorder(asyncio.Protocol):
-    """A protocol that keeps what it gets."""
+    """A protocol that records what it receives."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -30,22 +30,22 @@ class Recorder(asyncio.Protocol):
         self.lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Record the transport."""
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Keep the bytes."""
+        """Record the bytes."""
         assert self.transport is not None
         assert data
         self.received += data
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Tell."""
+        """Record the end."""
         self.lost.set()
 
 
 class FakeTransport(asyncio.Transport):
-    """The fake of a socket that is given over from one protocol to the next."""
+    """A fake socket that is handed from one protocol to another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,15 +53,15 @@ class FakeTransport(asyncio.Transport):
         self.aborted = self.closed = False
 
     def close(self) -> None:
-        """Remember it."""
+        """Record the call."""
         self.closed = True
 
     def abort(self) -> None:
-        """Remember it."""
+        """Record the call."""
         self.aborted = True
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Keep it."""
+        """Record the bytes."""
         self.protocol = protocol
 
 
@@ -77,8 +77,8 @@ def _detector(made: list[Recorder]) -> ProtocolDetector:
 
 
 @given(st.data())
-async def test_the_protocol_is_chosen_however_the_first_bytes_are_cut(data: st.DataObject) -> None:
-    """HTTP/2 gets what comes after its preface, HTTP/1.1 gets all; nobody else is made."""
+async def test_detection_does_not_depend_on_how_the_bytes_are_split(data: st.DataObject) -> None:
+    """HTTP/2 gets the bytes after its preface, HTTP/1.1 all of them; the other protocol is never made."""
     is_http2 = data.draw(st.booleans())
     rest = data.draw(st.binary(max_size=30))
     first = PREFACE if is_http2 else data.draw(st.sampled_from(FIRST_OF_HTTP1))
@@ -96,8 +96,8 @@ async def test_the_protocol_is_chosen_however_the_first_bytes_are_cut(data: st.D
 
 
 @pytest.mark.parametrize("length", range(1, len(PREFACE)))
-async def test_what_parts_from_the_preface_late_is_not_http2(length: int) -> None:
-    """Nothing is decided while it could be either, and the first other byte decides."""
+async def test_bytes_that_differ_late_from_the_preface_are_not_http2(length: int) -> None:
+    """Nothing is decided while both are possible; the first different byte decides."""
     made: list[Recorder] = []
     transport = FakeTransport()
     detector = _detector(made)
@@ -112,7 +112,7 @@ async def test_what_parts_from_the_preface_late_is_not_http2(length: int) -> Non
 async def _listening(
     made: list[Recorder],
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A client of a real server."""
+    """A client of a real socket."""
     server = await asyncio.get_running_loop().create_server(lambda: _detector(made), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
@@ -125,7 +125,7 @@ async def _listening(
 
 
 async def test_a_real_socket_is_handed_over() -> None:
-    """Bytes that come with the preface, bytes that come later, and the end."""
+    """With bytes that come with the preface, bytes that come later, and the end."""
     made: list[Recorder] = []
     async with _listening(made) as (reader, writer):
         writer.write(PREFACE + b"ab")
@@ -138,10 +138,10 @@ async def test_a_real_socket_is_handed_over() -> None:
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:-1]])
-async def test_a_peer_that_does_not_say_what_it_speaks_is_closed(
+async def test_a_client_that_sends_too_little_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    """After a time, and no protocol is ever made."""
+    """After a time, and no protocol is made."""
     monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.05)
     made: list[Recorder] = []
     async with _listening(made) as (reader, writer):
@@ -150,34 +150,34 @@ async def test_a_peer_that_does_not_say_what_it_speaks_is_closed(
     assert made == []
 
 
-async def test_who_has_spoken_is_not_closed_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The patience is for the first bytes alone."""
+async def test_a_client_whose_protocol_is_clear_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limit is for the first bytes alone."""
     monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     transport, passed = FakeTransport(), asyncio.Event()
     detector = _detector([])
     detector.connection_made(transport)
     detector.data_received(PREFACE)
-    asyncio.get_running_loop().call_later(0.01, passed.set)  # later than the patience ends
+    asyncio.get_running_loop().call_later(0.01, passed.set)  # after the time limit
     await passed.wait()
     assert not transport.aborted
 
 
-async def test_a_peer_that_goes_before_it_speaks_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No protocol is made, and no timer waits for it."""
+async def test_a_client_that_disconnects_first_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No protocol is made, and no timer is left."""
     monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     made: list[Recorder] = []
     transport, passed = FakeTransport(), asyncio.Event()
     detector = _detector(made)
     detector.connection_made(transport)
     detector.connection_lost(None)
-    asyncio.get_running_loop().call_later(0.01, passed.set)  # later than the patience ends
+    asyncio.get_running_loop().call_later(0.01, passed.set)  # after the time limit
     await passed.wait()
     assert (made, transport.aborted) == ([], False)
 
 
 @pytest.mark.parametrize("how", ["spoke", "went"])
-async def test_a_server_is_told_once_when_nothing_is_open_any_more(how: str) -> None:
-    """It keeps what it may have to close."""
+async def test_on_closed_is_called_once(how: str) -> None:
+    """A server keeps the detector until then, to close it."""
     ended: list[ProtocolDetector] = []
     detector = ProtocolDetector(lambda: Recorder("2"), lambda: Recorder("1"), on_closed=ended.append)
     detector.connection_made(FakeTransport())
@@ -189,8 +189,8 @@ async def test_a_server_is_told_once_when_nothing_is_open_any_more(how: str) -> 
     assert ended == [detector]
 
 
-async def test_leaving_closes_a_peer_that_has_not_spoken() -> None:
-    """There is nothing that could be waited for."""
+async def test_a_graceful_close_disconnects_a_silent_client() -> None:
+    """There is nothing to wait for."""
     transport = FakeTransport()
     detector = _detector([])
     detector.connection_made(transport)

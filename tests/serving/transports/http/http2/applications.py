@@ -1,4 +1,4 @@
-"""Small applications of ASGI, for servers to serve."""
+"""Small ASGI applications for tests."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,19 +8,19 @@ from serving.transports.http.asgi import ANSWER, TRAILERS
 App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 HEAD = b"\x82\x86\x84"  # of GET / by HPACK's static table
-TOLD_4 = b"\x0f\x0d\x014"  # content-length: 4
+CONTENT_LENGTH_4 = b"\x0f\x0d\x014"  # content-length: 4
 START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
 START_WITH_TRAILERS = START | {"trailers": True}
 MIB = 2**20
 
 
 def body_event(body: bytes, *, more: bool = False) -> dict[str, Any]:
-    """A part of an answer."""
+    """An event with a part of an answer's body."""
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 async def read(receive: Any) -> bytes:
-    """All of a request."""
+    """Receive the whole body."""
     body, more = b"", True
     while more:
         event = await receive()
@@ -29,14 +29,14 @@ async def read(receive: Any) -> bytes:
 
 
 async def echo(_scope: Any, receive: Any, send: Any) -> None:
-    """Give the request back, when it is complete."""
+    """Answer with the body of the request."""
     body = await read(receive)
     await send(START)
     await send(body_event(body))
 
 
 def answers(*events: dict[str, Any]) -> App:
-    """An application that sends these, and reads nothing."""
+    """An application that sends these events and receives nothing."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         for event in events:

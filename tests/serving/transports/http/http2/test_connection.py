@@ -1,4 +1,4 @@
-"""A connection and its streams: clients that keep RFC 9113, and those that do not."""
+"""A connection and its streams: clients that follow RFC 9113, and those that do not."""
 
 import asyncio
 from typing import Any
@@ -27,24 +27,22 @@ from serving.transports.http.http2.frames import (
     frame,
 )
 from tests.serving.transports.http.http2.applications import (
+    CONTENT_LENGTH_4,
     HEAD,
     START,
-    TOLD_4,
     answers,
     body_event,
     echo,
     fail,
 )
 
-# What clients send.
+# Valid and random bytes.
 
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-async def test_answers_are_the_same_however_the_bytes_of_a_client_are_cut(
-    wire: Any, data: st.DataObject
-) -> None:
-    """Requests with and without bodies, paddings, trailers and long heads, in any pieces."""
+async def test_answers_do_not_depend_on_how_the_bytes_are_split(wire: Any, data: st.DataObject) -> None:
+    """Requests with and without bodies, padding, trailers and long headers, split anywhere."""
     client = H2Connection(H2Configuration(header_encoding=None))
     client.initiate_connection()
     bodies = data.draw(st.lists(st.binary(max_size=40), min_size=1, max_size=4))
@@ -81,8 +79,8 @@ raw_frames = st.builds(
 
 @given(garbage=st.lists(raw_frames | st.binary(max_size=40), max_size=8), has_settings=st.booleans())
 @settings(max_examples=200, deadline=None)
-async def test_no_bytes_whatever_raise(wire: Any, garbage: list[bytes], *, has_settings: bool) -> None:
-    """They end in GOAWAY and a closed connection, or the connection goes on."""
+async def test_random_bytes_raise_nothing(wire: Any, garbage: list[bytes], *, has_settings: bool) -> None:
+    """Either GOAWAY is sent and the connection closes, or it stays open."""
     under_test = wire(echo)
     if has_settings:
         await under_test.begun()
@@ -96,8 +94,8 @@ async def test_no_bytes_whatever_raise(wire: Any, garbage: list[bytes], *, has_s
     await under_test.settle()
 
 
-async def test_what_needs_no_answer_gets_none(wire: Any) -> None:
-    """Frames that are not known here, PRIORITY, GOAWAY and acknowledgements; a PING gets its own bytes."""
+async def test_frames_that_need_no_reply_get_none(wire: Any) -> None:
+    """Unknown frames, PRIORITY, GOAWAY and acknowledgements; only PING is answered, with its own bytes."""
     under_test = await wire(echo).begun()
     quiet = (99, 0, 9, b"abc"), (PRIORITY, 0, 9, bytes(5)), (GOAWAY, 0, 0, bytes(8)), (PING, 1, 0, bytes(8))
     under_test.feed(*(frame(*each) for each in quiet), frame(SETTINGS, 1, 0), frame(PING, 0, 0, b"abcdefgh"))
@@ -106,11 +104,11 @@ async def test_what_needs_no_answer_gets_none(wire: Any) -> None:
     assert (pong.opaque_data, set(pong.flags)) == (b"abcdefgh", {"ACK"})
 
 
-# What breaks the rules: the state is a request on stream 3 that is not over, and stream 1 that nobody opened.
+# Violations. Stream 3 has a request that is not complete; stream 1 was never opened.
 
 PROTOCOL, SIZE, FLOW = ErrorCode.PROTOCOL_ERROR, ErrorCode.FRAME_SIZE_ERROR, ErrorCode.FLOW_CONTROL_ERROR
 CLOSED, COMPRESSION, CALM = ErrorCode.STREAM_CLOSED, ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM
-PAST = (2**31 - 2**16 + 1).to_bytes(4, "big")  # more than a window of the usual size can grow
+PAST = (2**31 - 2**16 + 1).to_bytes(4, "big")  # grows a window of the default size beyond its limit
 WIDEST = b"\0\4\x7f\xff\xff\xff"  # INITIAL_WINDOW_SIZE
 
 
@@ -125,33 +123,33 @@ def _case(name: str, code: ErrorCode, *raw: tuple[int, int, int, bytes]) -> Any:
     _case("WINDOW_UPDATE on an idle stream", PROTOCOL, (WINDOW_UPDATE, 0, 5, b"\0\0\0\1")),
     _case("a request on an even stream", PROTOCOL, (HEADERS, 5, 4, HEAD)),
     _case("WINDOW_UPDATE of 0", PROTOCOL, (WINDOW_UPDATE, 0, 0, bytes(4))),
-    _case("a window too large", FLOW, (WINDOW_UPDATE, 0, 0, PAST)),
-    _case("a window too large by SETTINGS", FLOW,
+    _case("a window over the limit", FLOW, (WINDOW_UPDATE, 0, 0, PAST)),
+    _case("a window over the limit by SETTINGS", FLOW,
           (WINDOW_UPDATE, 0, 3, b"\0\0\0\1"), (SETTINGS, 0, 0, WIDEST)),
     _case("PUSH_PROMISE", PROTOCOL, (PUSH_PROMISE, 4, 3, b"\0\0\0\2")),
     _case("a frame over 2^14", SIZE, (DATA, 0, 3, bytes(2**14 + 1))),
     _case("CONTINUATION alone", PROTOCOL, (CONTINUATION, 4, 3, b"")),
-    _case("PING in a head", PROTOCOL, (HEADERS, 0, 5, HEAD), (PING, 0, 0, bytes(8))),
-    _case("an unknown frame in a head", PROTOCOL, (HEADERS, 0, 5, HEAD), (99, 0, 5, b"")),
-    _case("CONTINUATION of another", PROTOCOL, (HEADERS, 0, 5, HEAD), (CONTINUATION, 4, 3, b"")),
-    _case("a head without end", CALM, (HEADERS, 0, 5, HEAD), *[(CONTINUATION, 0, 5, b"")] * 1000),
-    _case("no HPACK", COMPRESSION, (HEADERS, 5, 5, b"\xff" * 9)),
-    _case("no HPACK in trailers", COMPRESSION, (HEADERS, 5, 3, b"\xc0")),
-    _case("PING of 7", SIZE, (PING, 0, 0, bytes(7))),
-    _case("PING of a stream", PROTOCOL, (PING, 0, 3, bytes(8))),
-    _case("SETTINGS that acknowledge and set", SIZE, (SETTINGS, 1, 0, bytes(6))),
-    _case("SETTINGS of 5", SIZE, (SETTINGS, 0, 0, bytes(5))),
-    _case("SETTINGS of a stream", PROTOCOL, (SETTINGS, 0, 3, b"")),
-    _case("RST_STREAM of 3", SIZE, (RST_STREAM, 0, 3, bytes(3))),
-    _case("WINDOW_UPDATE of 5", SIZE, (WINDOW_UPDATE, 0, 3, bytes(5))),
-    _case("more padding than frame", PROTOCOL, (DATA, frames.PADDED, 3, b"\1")),
+    _case("PING in a header block", PROTOCOL, (HEADERS, 0, 5, HEAD), (PING, 0, 0, bytes(8))),
+    _case("an unknown frame in a header block", PROTOCOL, (HEADERS, 0, 5, HEAD), (99, 0, 5, b"")),
+    _case("CONTINUATION of another stream", PROTOCOL, (HEADERS, 0, 5, HEAD), (CONTINUATION, 4, 3, b"")),
+    _case("an endless header block", CALM, (HEADERS, 0, 5, HEAD), *[(CONTINUATION, 0, 5, b"")] * 1000),
+    _case("invalid HPACK", COMPRESSION, (HEADERS, 5, 5, b"\xff" * 9)),
+    _case("invalid HPACK in trailers", COMPRESSION, (HEADERS, 5, 3, b"\xc0")),
+    _case("PING of 7 bytes", SIZE, (PING, 0, 0, bytes(7))),
+    _case("PING on a stream", PROTOCOL, (PING, 0, 3, bytes(8))),
+    _case("a SETTINGS acknowledgement with settings", SIZE, (SETTINGS, 1, 0, bytes(6))),
+    _case("SETTINGS of 5 bytes", SIZE, (SETTINGS, 0, 0, bytes(5))),
+    _case("SETTINGS on a stream", PROTOCOL, (SETTINGS, 0, 3, b"")),
+    _case("RST_STREAM of 3 bytes", SIZE, (RST_STREAM, 0, 3, bytes(3))),
+    _case("WINDOW_UPDATE of 5 bytes", SIZE, (WINDOW_UPDATE, 0, 3, bytes(5))),
+    _case("padding longer than the frame", PROTOCOL, (DATA, frames.PADDED, 3, b"\1")),
     _case("DATA on stream 0", PROTOCOL, (DATA, 0, 0, b"1")),
     _case("HEADERS on stream 0", PROTOCOL, (HEADERS, 5, 0, HEAD)),
     _case("RST_STREAM on stream 0", PROTOCOL, (RST_STREAM, 0, 0, bytes(4))),
     _case("DATA on a lower even stream", PROTOCOL, (DATA, 0, 2, b"1")),
 ])  # fmt: skip
-async def test_a_broken_rule_ends_the_connection(wire: Any, sent: bytes, code: ErrorCode) -> None:
-    """GOAWAY with the error that RFC 9113 wants, then the end."""
+async def test_a_connection_error_ends_the_connection(wire: Any, sent: bytes, code: ErrorCode) -> None:
+    """GOAWAY has the error code of RFC 9113, and the connection closes."""
     under_test = await wire(echo).begun()
     under_test.feed(under_test.head(3, ends=False), sent)
     await under_test.settle()
@@ -160,7 +158,7 @@ async def test_a_broken_rule_ends_the_connection(wire: Any, sent: bytes, code: E
 
 
 async def test_settings_come_first(wire: Any) -> None:
-    """PROTOCOL_ERROR, after our own settings: section 3.4."""
+    """Otherwise PROTOCOL_ERROR, after our own settings: RFC 9113, section 3.4."""
     under_test = wire(echo)
     under_test.feed(frame(PING, 0, 0, bytes(8)))
     await under_test.settle()
@@ -170,19 +168,19 @@ async def test_settings_come_first(wire: Any) -> None:
 
 @pytest.mark.parametrize(("sent", "code"), [
     _case("WINDOW_UPDATE of 0", PROTOCOL, (WINDOW_UPDATE, 0, 1, bytes(4))),
-    _case("a window too large", FLOW, (WINDOW_UPDATE, 0, 1, PAST)),
+    _case("a window over the limit", FLOW, (WINDOW_UPDATE, 0, 1, PAST)),
     _case("more than content-length", PROTOCOL, (DATA, 0, 1, b"12345")),
     _case("less than content-length", PROTOCOL, (DATA, 1, 1, b"123")),
     _case("less than content-length, then trailers", PROTOCOL, (DATA, 0, 1, b"123"), (HEADERS, 5, 1, b"")),
     _case("trailers in the middle", PROTOCOL, (HEADERS, 4, 1, b"")),
-    _case("too much", FLOW, *[(DATA, 0, 5, bytes(2**14))] * 65),
-    _case("a head that is none", PROTOCOL, (HEADERS, 5, 7, HEAD[1:])),
-    _case("an end before content-length", PROTOCOL, (HEADERS, 5, 7, HEAD + TOLD_4)),
+    _case("more than the window", FLOW, *[(DATA, 0, 5, bytes(2**14))] * 65),
+    _case("an invalid request", PROTOCOL, (HEADERS, 5, 7, HEAD[1:])),
+    _case("no body, but content-length", PROTOCOL, (HEADERS, 5, 7, HEAD + CONTENT_LENGTH_4)),
 ])  # fmt: skip
-async def test_a_broken_rule_ends_its_stream_alone(wire: Any, sent: bytes, code: ErrorCode) -> None:
-    """RST_STREAM with the error that RFC 9113 wants; the others go on."""
+async def test_a_stream_error_ends_only_its_stream(wire: Any, sent: bytes, code: ErrorCode) -> None:
+    """RST_STREAM has the error code of RFC 9113; other streams go on."""
     under_test = await wire(echo).begun()
-    under_test.feed(frame(HEADERS, frames.END_HEADERS, 1, HEAD + TOLD_4))
+    under_test.feed(frame(HEADERS, frames.END_HEADERS, 1, HEAD + CONTENT_LENGTH_4))
     under_test.feed(under_test.head(5, ends=False))
     under_test.feed(*[under_test.head(9, ends=False)] * (code is CLOSED), sent, under_test.head(11))
     await under_test.settle()
@@ -195,7 +193,7 @@ async def test_a_broken_rule_ends_its_stream_alone(wire: Any, sent: bytes, code:
 
 
 class Held:
-    """An application that waits until it may go on, and says how it ended."""
+    """An application that waits until `may_end`, and counts starts and cancellations."""
 
     def __init__(self, *, is_stubborn: bool = False) -> None:
         self.may_end = asyncio.Event()
@@ -203,7 +201,7 @@ class Held:
         self._is_stubborn = is_stubborn
 
     async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
-        """Answer when it may."""
+        """Answer after `may_end`."""
         self.begun += 1
         try:
             await self.may_end.wait()
@@ -220,7 +218,7 @@ class Held:
 
 
 async def test_a_reset_stream_counts_until_its_task_has_ended(wire: Any) -> None:
-    """Resets make no room for more than the settings say; what is over it is refused."""
+    """Rapid resets do not get a client more tasks than MAX_CONCURRENT_STREAMS; more streams are refused."""
     held = Held(is_stubborn=True)
     under_test = wire(held)
     await under_test.settle()
@@ -240,8 +238,8 @@ async def test_a_reset_stream_counts_until_its_task_has_ended(wire: Any) -> None
     assert (under_test.of(1), under_test.goaways) == ([], [])
 
 
-async def test_leaving_lets_open_streams_end_and_takes_no_new_ones(wire: Any) -> None:
-    """GOAWAY once, at once; what a client sends before it has read that is nobody's fault."""
+async def test_a_graceful_close_lets_open_streams_end_and_takes_no_new_ones(wire: Any) -> None:
+    """GOAWAY is sent once and at once; frames that the client sent before it read that are not errors."""
     held = Held()
     under_test = await wire(held).begun()
     under_test.feed(under_test.head(1, ends=False))
@@ -260,7 +258,7 @@ async def test_leaving_lets_open_streams_end_and_takes_no_new_ones(wire: Any) ->
     assert under_test.ended == [under_test.connection]
 
 
-async def test_leaving_closes_at_once_where_nothing_is_open(wire: Any) -> None:
+async def test_a_graceful_close_without_streams_closes_at_once(wire: Any) -> None:
     """After GOAWAY."""
     under_test = await wire(echo).begun()
     under_test.connection.close_when_idle()
@@ -270,8 +268,8 @@ async def test_leaving_closes_at_once_where_nothing_is_open(wire: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["reset", "lost"])
-async def test_a_client_that_goes_cancels_its_applications(wire: Any, how: str) -> None:
-    """Also one that has not begun, which never will; nothing is said to it."""
+async def test_a_client_that_disconnects_cancels_its_applications(wire: Any, how: str) -> None:
+    """Also one that has not started, and never will. Nothing is sent."""
     held = Held()
     under_test = await wire(held).begun()
     under_test.feed(under_test.head(1))
@@ -286,10 +284,10 @@ async def test_a_client_that_goes_cancels_its_applications(wire: Any, how: str) 
     assert under_test.frames == []
 
 
-async def test_an_application_that_fails_ends_its_stream_alone(
+async def test_an_application_that_fails_ends_only_its_stream(
     wire: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """INTERNAL_ERROR for its client and one line for the log."""
+    """The client gets INTERNAL_ERROR, the log one line."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await (fail() if scope["method"] == "POST" else echo(scope, receive, send))
@@ -303,7 +301,7 @@ async def test_an_application_that_fails_ends_its_stream_alone(
 
 
 async def test_an_answer_before_the_end_of_its_request_is_followed_by_a_reset(wire: Any) -> None:
-    """NO_ERROR: the answer is complete, and no more of the request is wanted. What comes yet is no fault."""
+    """NO_ERROR: the rest of the request is not wanted. Sending it is not an error."""
     under_test = await wire(answers(START, body_event(b"enough"))).begun()
     under_test.feed(under_test.head(1, ends=False))
     await under_test.settle()
@@ -314,8 +312,8 @@ async def test_an_answer_before_the_end_of_its_request_is_followed_by_a_reset(wi
     assert (under_test.resets(1), under_test.goaways) == ([ErrorCode.NO_ERROR], [])
 
 
-async def test_who_receives_after_the_answer_is_told_that_it_is_over(wire: Any) -> None:
-    """http.disconnect, as ASGI has it."""
+async def test_receive_after_the_answer_returns_disconnect(wire: Any) -> None:
+    """http.disconnect, as ASGI specifies."""
     got: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

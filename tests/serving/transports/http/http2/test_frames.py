@@ -1,4 +1,4 @@
-"""Frames as bytes: hyperframe reads what is written, and what is malformed has RFC 9113's error."""
+"""Frames as bytes: hyperframe reads what we write; malformed frames get the error code of RFC 9113."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ payloads = st.binary(max_size=300) | st.sampled_from([bytes(2**14), b"x" * (2**1
 def test_hyperframe_reads_data_as_it_was_written(
     parse: Parse, number: int, payload: bytes, *, ends: bool
 ) -> None:
-    """The length, the flag, the stream and every byte."""
+    """Length, flags, stream and payload."""
     (read,) = parse(frames.frame(frames.DATA, frames.END_STREAM if ends else 0, number, payload))
     assert isinstance(read, DataFrame)
     assert (read.stream_id, read.data) == (number, payload)
@@ -37,10 +37,10 @@ def test_hyperframe_reads_data_as_it_was_written(
 
 
 @given(stream=numbers, more=numbers, code=st.sampled_from(ErrorCode), last=st.integers(0, 2**31 - 1))
-def test_hyperframe_reads_the_frames_of_numbers(
+def test_hyperframe_reads_frames_with_numbers(
     parse: Parse, stream: int, more: int, code: ErrorCode, last: int
 ) -> None:
-    """RST_STREAM, WINDOW_UPDATE and GOAWAY, one after the other."""
+    """RST_STREAM, WINDOW_UPDATE and GOAWAY."""
     message = "why: naïve"
     reset, update, goaway = parse(
         frames.reset(stream, code) + frames.window_update(stream, more) + frames.goaway(last, code, message)
@@ -56,15 +56,17 @@ def test_hyperframe_reads_the_frames_of_numbers(
 
 @given(st.dictionaries(st.sampled_from(Setting), st.integers(0, 2**32 - 1)))
 def test_hyperframe_reads_settings_as_they_were_written(parse: Parse, values: dict[Setting, int]) -> None:
-    """Any number in any key: whether it makes sense is asked elsewhere."""
+    """Any value for any key."""
     (read,) = parse(frames.settings(values))
     assert isinstance(read, SettingsFrame)
     assert read.settings == values
 
 
 @given(length=st.integers(0, 5 * 2**14), stream=numbers, ends=st.booleans())
-def test_a_long_head_goes_on_in_continuation(parse: Parse, length: int, stream: int, *, ends: bool) -> None:
-    """No frame is over 16 KiB, only the last says that it is the last, and only the first ends the stream."""
+def test_a_long_header_block_continues_in_continuation(
+    parse: Parse, length: int, stream: int, *, ends: bool
+) -> None:
+    """No frame is over 16 KiB; only the last has END_HEADERS, only the first END_STREAM."""
     block = bytes(index % 251 for index in range(length))
     first, *others = parse(frames.headers(block, stream, frames.END_STREAM if ends else 0))
     assert isinstance(first, HeadersFrame)
@@ -88,8 +90,8 @@ def test_a_long_head_goes_on_in_continuation(parse: Parse, length: int, stream: 
         },
     )
 )
-def test_the_settings_of_any_peer_are_read(values: dict[int, int]) -> None:
-    """Those that nobody knows too, for they are to be ignored and not refused."""
+def test_all_valid_settings_are_read(values: dict[int, int]) -> None:
+    """Unknown settings too: they have to be ignored."""
     assert frames.read_settings(SettingsFrame(0, values).serialize_body()) == values
 
 
@@ -105,16 +107,16 @@ def test_the_settings_of_any_peer_are_read(values: dict[int, int]) -> None:
     ],
     ids=["short", "long", "push 2", "window over 2^31-1", "frames under 2^14", "frames over 2^24-1"],
 )
-def test_settings_that_cannot_be_are_refused(payload: bytes, code: ErrorCode) -> None:
-    """Sections 6.5 and 6.5.2."""
+def test_invalid_settings_are_connection_errors(payload: bytes, code: ErrorCode) -> None:
+    """RFC 9113, sections 6.5 and 6.5.2."""
     with pytest.raises(ConnectionBroken) as caught:
         frames.read_settings(payload)
     assert caught.value.code is code
 
 
 @given(st.integers(0, 2**32 - 1), st.binary(max_size=8).filter(lambda payload: len(payload) != 4))
-def test_a_number_is_four_bytes_and_nothing_else(number: int, other: bytes) -> None:
-    """FRAME_SIZE_ERROR of the connection: sections 6.4 and 6.9."""
+def test_a_number_has_four_bytes(number: int, other: bytes) -> None:
+    """Otherwise FRAME_SIZE_ERROR for the connection: RFC 9113, sections 6.4 and 6.9."""
     assert frames.read_number(number.to_bytes(4, "big"), "WINDOW_UPDATE") == number
     with pytest.raises(ConnectionBroken, match=f"RST_STREAM has {len(other)} bytes, expected 4") as caught:
         frames.read_number(other, "RST_STREAM")
@@ -122,10 +124,8 @@ def test_a_number_is_four_bytes_and_nothing_else(number: int, other: bytes) -> N
 
 
 @given(payload=st.binary(max_size=300), padding=st.none() | st.integers(0, 255), has_priority=st.booleans())
-def test_padding_and_priority_are_taken_off(
-    payload: bytes, padding: int | None, *, has_priority: bool
-) -> None:
-    """Whatever hyperframe puts around it."""
+def test_padding_and_priority_are_removed(payload: bytes, padding: int | None, *, has_priority: bool) -> None:
+    """Whatever hyperframe adds."""
     written = HeadersFrame(1, payload, stream_weight=7)
     if padding is not None:
         written.flags.add("PADDED")
@@ -138,8 +138,8 @@ def test_padding_and_priority_are_taken_off(
 
 
 @given(length=st.integers(1, 255), more=st.integers(0, 255))
-def test_padding_that_is_the_whole_frame_or_more_is_refused(length: int, more: int) -> None:
-    """PROTOCOL_ERROR: section 6.1."""
+def test_padding_of_the_whole_frame_or_more_is_a_connection_error(length: int, more: int) -> None:
+    """PROTOCOL_ERROR: RFC 9113, section 6.1."""
     padding = min(length + more, 255)
     with pytest.raises(ConnectionBroken) as caught:
         frames.unpadded(bytes([padding]) + bytes(length - 1), frames.PADDED)
@@ -147,7 +147,7 @@ def test_padding_that_is_the_whole_frame_or_more_is_refused(length: int, more: i
 
 
 @pytest.mark.parametrize("flags", [frames.PADDED, frames.HAS_PRIORITY, frames.PADDED | frames.HAS_PRIORITY])
-def test_a_frame_without_what_its_flags_promise_is_refused(flags: int) -> None:
-    """The peer cannot make it pass for an empty one."""
+def test_a_frame_without_its_padding_length_is_a_connection_error(flags: int) -> None:
+    """It is not taken for an empty frame."""
     with pytest.raises(ConnectionBroken):
         frames.unpadded(b"", flags)

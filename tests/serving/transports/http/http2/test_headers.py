@@ -1,4 +1,4 @@
-"""Heads of requests and answers: what hpack writes is read, what is written hpack reads, RFC 9113 is kept."""
+"""Headers of requests and answers: compatible with hpack, and checked as RFC 9113 demands."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,11 +14,11 @@ Pairs = list[tuple[bytes, bytes]]
 
 MAX_BYTES = 2**16
 PSEUDO: Pairs = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/a"), (b":authority", b"here")]
-# Where the bytes of a length become more, and where hpack's own table is full.
+# Around the lengths that take one more byte, and the size of hpack's table.
 EDGES = [0, 1, 126, 127, 128, 254, 255, 256, 4096, 2**14, 2**14 + 127, 2**16]
 
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1, max_size=20).map(str.encode)
-# Those that mean something to HTTP itself have tests of their own.
+# Names with a meaning in HTTP have tests of their own.
 MEANT = {b"host", b"te", b"content-length", b"connection", b"proxy-connection", b"keep-alive", b"upgrade"}
 plain_names = names.filter(lambda name: name not in MEANT and name != b"transfer-encoding")
 lengths = st.integers(0, 300) | st.sampled_from(EDGES)
@@ -26,7 +26,7 @@ values = st.builds(lambda letter, length: letter * length, st.sampled_from([b"a"
 
 
 def _literals(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A block that leaves the table as it is."""
+    """A block that does not change the table."""
     return hpack.Encoder().encode([(name, value, True) for name, value in fields])
 
 
@@ -36,7 +36,7 @@ def _read(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, object]:
 
 @given(st.integers(100, 999), st.lists(st.tuples(names, values | st.binary(max_size=50)), max_size=6))
 def test_hpack_reads_every_answer_as_it_was_written(status: int, fields: Pairs) -> None:
-    """Names and values of any length and with any bytes, in their order."""
+    """Names and values of any length, with any bytes, in order."""
     decoder = hpack.Decoder(max_header_list_size=2**24)
     read = decoder.decode(write_head(status, fields), raw=True)
     assert [tuple(pair) for pair in read] == [(b":status", b"%d" % status), *fields]
@@ -46,7 +46,7 @@ def test_hpack_reads_every_answer_as_it_was_written(status: int, fields: Pairs) 
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[bytes]:
-    """Blocks of one client: heads that it repeats, changes, hides from the table, between resizes of that."""
+    """Header blocks of one client: repeated, changed, never indexed, between resizes of the table."""
     encoder, blocks = hpack.Encoder(), []
     short = st.integers(0, 60).map(lambda length: b"v" * length)
     several = draw(st.lists(st.lists(st.tuples(plain_names, short), max_size=3), min_size=1, max_size=3))
@@ -61,31 +61,31 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
 
 @given(conversations())
 @settings(max_examples=200)
-def test_what_is_remembered_of_heads_is_never_wrong(blocks: Sequence[bytes]) -> None:
-    """Every block means what it means to a decoder that remembers nothing but HPACK's table."""
+def test_a_cached_header_block_is_never_stale(blocks: Sequence[bytes]) -> None:
+    """Every block decodes as in a decoder without a cache."""
     reader, decoder = HeaderReader(MAX_BYTES), hpack.Decoder()
     for block in blocks:
         _, _, _, (_, host), *fields = decoder.decode(block, raw=True)
         assert reader.read(block).scope["headers"] == [(b"host", host), *fields]
 
 
-def test_a_block_means_something_else_after_the_table_has_changed() -> None:
-    """The same byte names the newest entry: a head that was read before must not answer for it."""
+def test_a_change_of_the_table_changes_the_meaning_of_a_block() -> None:
+    """The same byte refers to the newest entry: the cached request must not be returned."""
     reader = HeaderReader(MAX_BYTES)
     usual = _literals(PSEUDO)
     add, newest = b"\x40\x01%b\x01%b", b"\xbe"
     heads = [reader.read(usual + add % (letter, letter)) for letter in (b"a", b"b")]
     assert [head.scope["headers"][-1][0] for head in heads] == [b"a", b"b"]
     assert reader.read(usual + newest).scope["headers"][-1] == (b"b", b"b")
-    reader.decode(add % (b"c", b"c"))  # trailers, say
+    reader.decode(add % (b"c", b"c"))  # as trailers
     assert reader.read(usual + newest).scope["headers"][-1] == (b"c", b"c")
-    reader.decode(b"\x20")  # a table of nothing
+    reader.decode(b"\x20")  # resizes the table to 0
     with pytest.raises(ConnectionBroken):
         reader.read(usual + newest)
 
 
 def test_a_request_becomes_a_scope_of_asgi() -> None:
-    """The path as it came, values without the space around them, and the authority as the only host."""
+    """The path is not unquoted, values are stripped, and the authority is the only host."""
     fields = [
         *PSEUDO[:2],
         (b":path", b"/a%20b?c=%20"),
@@ -100,8 +100,8 @@ def test_a_request_becomes_a_scope_of_asgi() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[], [b"0"], [b"12"], [b"12", b"12"]])
-def test_a_content_length_is_taken_where_it_is_one_number(lengths: list[bytes]) -> None:
-    """Also where it comes twice and says the same."""
+def test_a_valid_content_length_is_one_number(lengths: list[bytes]) -> None:
+    """It may come twice with the same value."""
     head = HeaderReader(MAX_BYTES).read(
         _literals([*PSEUDO, *((b"content-length", each) for each in lengths)])
     )
@@ -141,8 +141,8 @@ MALFORMED: dict[str, Pairs] = {
 
 
 @pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_request_breaks_its_stream_alone(fields: Pairs) -> None:
-    """PROTOCOL_ERROR, every time that it comes; the next request is read: section 8.1.1."""
+def test_a_malformed_request_is_a_stream_error(fields: Pairs) -> None:
+    """PROTOCOL_ERROR, each time; the next request is read. RFC 9113, section 8.1.1."""
     reader = HeaderReader(MAX_BYTES)
     for _ in range(2):
         with pytest.raises(StreamBroken) as caught:
@@ -152,8 +152,8 @@ def test_a_malformed_request_breaks_its_stream_alone(fields: Pairs) -> None:
 
 
 @pytest.mark.parametrize("is_trailers", [True, False])
-def test_fields_that_unpack_to_more_than_the_limit_end_the_connection(*, is_trailers: bool) -> None:
-    """A few bytes that name one long entry again and again: told as ENHANCE_YOUR_CALM."""
+def test_fields_that_decode_to_more_than_the_limit_end_the_connection(*, is_trailers: bool) -> None:
+    """A few bytes can refer to one long entry many times: ENHANCE_YOUR_CALM."""
     reader = HeaderReader(MAX_BYTES)
     reader.decode(b"\x40\x01a" + b"\x7f\x81\x1e" + b"x" * 3968)
     read = reader.decode if is_trailers else reader.read
@@ -164,8 +164,8 @@ def test_fields_that_unpack_to_more_than_the_limit_end_the_connection(*, is_trai
 
 @given(st.lists(st.binary(max_size=60) | st.binary(max_size=20).map((_literals(PSEUDO)).__add__), max_size=6))
 @settings(max_examples=300)
-def test_no_bytes_whatever_raise_anything_but_what_is_promised(blocks: Sequence[bytes]) -> None:
-    """The stream breaks, or the connection with an error that says so."""
+def test_random_bytes_raise_documented_errors_only(blocks: Sequence[bytes]) -> None:
+    """A stream error, or a connection error of compression or size."""
     reader = HeaderReader(MAX_BYTES)
     for block in blocks:
         try:

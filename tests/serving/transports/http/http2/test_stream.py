@@ -1,4 +1,4 @@
-"""Streams: windows in both directions, and a socket that is full."""
+"""Streams: flow control in both directions, and a full socket."""
 
 import asyncio
 import logging
@@ -29,10 +29,10 @@ from tests.serving.transports.http.http2.applications import (
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30_000)), max_size=8))
 @settings(deadline=None, max_examples=40)
 @pytest.mark.parametrize("form", FORMS)
-async def test_an_answer_goes_out_exactly_as_the_windows_allow(
+async def test_an_answer_is_sent_exactly_as_the_windows_allow(
     wire: Any, form: str, grants: list[tuple[int, int]]
 ) -> None:
-    """Of its stream, of the connection, and of all streams by SETTINGS, which may make it negative."""
+    """The windows of the stream and the connection, and SETTINGS, which can make the stream's negative."""
     body = bytes(range(256)) * 400
     initial = of_connection = 2**16 - 1
     of_stream, most = initial, 0
@@ -59,8 +59,8 @@ async def test_an_answer_goes_out_exactly_as_the_windows_allow(
     assert max(each.body_len for each in under_test.of(1)) <= 2**14
 
 
-async def test_a_request_larger_than_the_windows_is_taken_completely(wire: Any) -> None:
-    """A client that keeps to the windows sends 10 MiB with much padding, while somebody reads."""
+async def test_a_request_larger_than_the_windows_is_received_completely(wire: Any) -> None:
+    """A client that respects the windows sends 10 MiB with much padding, while the application reads."""
     got: list[int] = []
 
     async def count(_scope: Any, receive: Any, send: Any) -> None:
@@ -90,8 +90,8 @@ async def test_a_request_larger_than_the_windows_is_taken_completely(wire: Any) 
     assert under_test.is_over(1)
 
 
-async def test_what_nobody_reads_of_a_request_is_credited_when_its_answer_is_over(wire: Any) -> None:
-    """So many streams that fill their own window would use that of the connection up twice."""
+async def test_the_unread_part_of_a_request_returns_to_the_window_after_the_answer(wire: Any) -> None:
+    """Otherwise these streams would use up the connection's window twice."""
     under_test = await wire(answers(START, body_event(b"no"))).begun()
     data = stream.WINDOW_BYTES // 2**14
     for number in range(1, 4 * connection.WINDOW_BYTES // stream.WINDOW_BYTES, 2):
@@ -101,10 +101,10 @@ async def test_what_nobody_reads_of_a_request_is_credited_when_its_answer_is_ove
     assert connection.WINDOW_BYTES <= under_test.credit(0) <= 2 * connection.WINDOW_BYTES
 
 
-async def test_what_broke_the_window_of_a_stream_is_credited(
+async def test_data_beyond_the_window_of_a_stream_returns_to_the_connection(
     wire: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streams that take nothing, and more than the connection takes that is sent on them: it goes on."""
+    """More than the connection's window is sent on streams that accept nothing: the connection stays open."""
     monkeypatch.setattr("serving.transports.http.http2.stream.WINDOW_BYTES", 0)
     under_test = await wire(echo).begun()
     for number in range(1, 4 * connection.WINDOW_BYTES // 2**14, 2):
@@ -115,7 +115,7 @@ async def test_what_broke_the_window_of_a_stream_is_credited(
 
 
 async def test_more_than_the_window_of_the_connection_ends_it(wire: Any) -> None:
-    """Though no stream has more than its own."""
+    """Even if no stream exceeds its own."""
     started = asyncio.Event()
 
     async def wait(*_: Any) -> None:
@@ -137,8 +137,8 @@ async def test_more_than_the_window_of_the_connection_ends_it(wire: Any) -> None
 
 @pytest.mark.parametrize("body", [b"", b"hello"])
 @pytest.mark.parametrize("form", FORMS)
-async def test_a_full_socket_holds_answers_back(wire: Any, form: str, body: bytes) -> None:
-    """Until it has room again: no answer is complete before."""
+async def test_a_full_socket_delays_answers(wire: Any, form: str, body: bytes) -> None:
+    """No answer is complete before it has room again."""
     under_test = await wire(FORMS[form](body)).begun()
     under_test.connection.pause_writing()
     under_test.feed(under_test.head(1))
@@ -150,10 +150,10 @@ async def test_a_full_socket_holds_answers_back(wire: Any, form: str, body: byte
 
 
 @pytest.mark.parametrize("flood", ["PING", "SETTINGS", "malformed", "empty answers", "failures"])
-async def test_a_flood_of_what_nobody_reads_closes_the_connection(
+async def test_a_flood_of_unread_replies_closes_the_connection(
     wire: Any, flood: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Long before 20 000 answers wait in memory."""
+    """Long before 20,000 replies wait in memory."""
     caplog.set_level(logging.CRITICAL)
     under_test = await wire(fail if flood == "failures" else answers(START, body_event(b""))).begun()
     under_test.connection.pause_writing()
@@ -169,10 +169,10 @@ async def test_a_flood_of_what_nobody_reads_closes_the_connection(
     await under_test.settle()
 
 
-async def test_a_connection_that_is_closed_on_a_peer_that_does_not_read_ends(
+async def test_closing_ends_even_if_the_client_does_not_read(
     wire: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its socket and its memory would stay for as long as the peer likes."""
+    """Otherwise the client could keep the socket and its memory for ever."""
     monkeypatch.setattr("serving.transports.http.http2.output._CLOSING_S", 0.0)
     under_test = await wire(echo).begun()
     under_test.transport.is_stuck = True
@@ -183,8 +183,10 @@ async def test_a_connection_that_is_closed_on_a_peer_that_does_not_read_ends(
             await under_test.settle()
 
 
-async def test_a_peer_that_reads_nothing_for_long_is_left(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The application is told, as of any client that has gone."""
+async def test_a_client_that_reads_nothing_for_long_is_disconnected(
+    wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application gets the OSError of a client that has gone."""
     monkeypatch.setattr("serving.transports.http.http2.stream._STALL_S", 0.0)
     raised: list[OSError] = []
 
@@ -212,8 +214,8 @@ async def test_a_peer_that_reads_nothing_for_long_is_left(wire: Any, monkeypatch
         "is reset",
     ],
 )
-async def test_room_that_the_first_in_line_does_not_use_goes_to_the_next(wire: Any, first: str) -> None:
-    """Whatever became of the first: one WINDOW_UPDATE of the connection is enough for both."""
+async def test_room_that_the_first_waiting_stream_leaves_goes_to_the_next(wire: Any, first: str) -> None:
+    """Whatever happens to the first: one WINDOW_UPDATE of the connection is enough for both."""
     under_test = await wire(answers(START, body_event(bytes(2**17)))).begun()
     more = {"has no window": 0, "has a small window": 9}.get(first, 2**17)
     under_test.feed(under_test.head(1), *[frames.window_update(1, more)] * bool(more))
