@@ -7,12 +7,13 @@ import time
 
 from serving.errors import InvalidRequest
 from serving.pb.inference import grpc_service_pb2 as pb
+from serving.rpc.open_inference.requests import InferRequest
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _US_PER_S = 1e6
 
 
-def decode_urgency(request: pb.ModelInferRequest, deadline_s: float) -> tuple[float, int]:
+def decode_urgency(request: InferRequest, deadline_s: float) -> tuple[float, int]:
     """When a request wants to be run, by its parameters.
 
     Args:
@@ -39,7 +40,7 @@ def decode_urgency(request: pb.ModelInferRequest, deadline_s: float) -> tuple[fl
     return deadline_s, _whole_number(request, "priority")
 
 
-def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
+def _whole_number(request: InferRequest, name: str) -> int:
     if name not in request.parameters:
         return 0
     parameter = request.parameters[name]

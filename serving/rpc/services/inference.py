@@ -175,10 +175,9 @@ class InferenceService:
 
     async def model_infer(self, request: InferRequest, call: Call) -> bytes:
         """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
-        message = request.message
-        given, wanted = self._requests.decode(request, self._regions)
-        deadline_s, priority = decode_urgency(message, call.deadline_s)
-        model, revision = message.model_name, _revision(message.model_version)
+        given, wanted = request.decode(self._regions)
+        deadline_s, priority = decode_urgency(request, call.deadline_s)
+        model, revision = request.model_name, _revision(request.model_version)
         if isinstance(given, np.ndarray):
             infer = self._classifier.infer_tensor(
                 given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
@@ -188,7 +187,7 @@ class InferenceService:
                 given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
             )
         inference = await infer
-        return tensors.encode_response(inference, wanted, message.id, self._regions)
+        return tensors.encode_response(inference, wanted, request.id, self._regions)
 
     async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
         """The same for one request of a stream."""
@@ -197,7 +196,7 @@ class InferenceService:
 
 def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferResponse:
     response = pb.ModelStreamInferResponse(error_message=status.message)
-    response.infer_response.id = request.message.id  # so that the client knows which one failed
+    response.infer_response.id = request.id  # so that the client knows which one failed
     return response
 
 

@@ -9,13 +9,15 @@ import pytest
 from serving.errors import InvalidRequest
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference.parameters import decode_urgency
+from serving.rpc.open_inference.requests import InferRequest, RequestReader
 
 
-def _request(**parameters: dict[str, Any]) -> pb.ModelInferRequest:
-    return pb.ModelInferRequest(
+def _request(**parameters: dict[str, Any]) -> InferRequest:
+    message = pb.ModelInferRequest(
         model_name="colours",
         parameters={name: pb.InferParameter(**value) for name, value in parameters.items()},
     )
+    return RequestReader().read(message.SerializeToString())
 
 
 def test_a_request_without_parameters_has_the_calls_deadline() -> None:

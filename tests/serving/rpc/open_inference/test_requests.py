@@ -33,20 +33,24 @@ def _request(pixels: Any = PIXELS, *, model: str = "colours", **fields: Any) -> 
 
 def _read(reader: RequestReader, data: bytes) -> tuple[bool, Any]:
     """Whether the head was known, and what was decoded."""
-    request = reader.read(data)
-    return request.head is not None, reader.decode(request, NO_REGIONS)
+    is_known = reader._find(data) is not None
+    return is_known, reader.read(data).decode(NO_REGIONS)
 
 
 def _decoded(reader: RequestReader, data: bytes) -> Any:
     """What is decoded, or why nothing is, as values that can be compared."""
     try:
         request = reader.read(data)
-        given_, wanted = reader.decode(request, NO_REGIONS)
+        given_, wanted = request.decode(NO_REGIONS)
     except (LenserveError, DecodeError) as error:
         return type(error), str(error)
-    message = request.message
-    told = (message.model_name, message.model_version, message.id, dict(message.parameters), list(wanted))
-    return told, given_.tolist() if isinstance(given_, np.ndarray) else given_
+    *names, parameters, _ = request
+    return (
+        names,
+        dict(parameters),
+        list(wanted),
+        given_.tolist() if isinstance(given_, np.ndarray) else given_,
+    )
 
 
 def test_a_known_head_brings_its_own_pixels() -> None:
@@ -67,13 +71,10 @@ def test_heads_of_one_size_are_told_apart() -> None:
     reader = RequestReader()
     requests = [_request(model=model) for model in ("first", "other")] * 2
 
-    read = [reader.read(data) for data in requests[:2]]
-    for each in read:
-        reader.decode(each, NO_REGIONS)
-    again = [reader.read(data) for data in requests[2:]]
+    known = [_read(reader, data)[0] for data in requests]
 
-    assert [each.head is None for each in (*read, *again)] == [True, True, False, False]
-    assert [each.model_name for each in again] == ["first", "other"]
+    assert known == [False, False, True, True]
+    assert [reader.read(data).model_name for data in requests[2:]] == ["first", "other"]
 
 
 def test_parameters_stay_with_a_known_head() -> None:
@@ -81,13 +82,13 @@ def test_parameters_stay_with_a_known_head() -> None:
     reader = RequestReader()
     parameters = {"timeout": pb.InferParameter(int64_param=7)}
     data = _request(parameters=parameters, model_version="3")
-    reader.decode(reader.read(data), NO_REGIONS)
+    _read(reader, data)
+    assert _read(reader, data)[0]
 
     known = reader.read(data)
 
-    assert known.head is not None
-    assert known.message.parameters["timeout"].int64_param == 7
-    assert known.message.model_version == "3"
+    assert known.parameters["timeout"].int64_param == 7
+    assert known.model_version == "3"
 
 
 @pytest.mark.parametrize(
@@ -168,8 +169,8 @@ def test_memory_is_bounded_and_what_is_asked_again_stays() -> None:
     for number in range(1000):
         _read(reader, _request(model=f"{number:04}"))
         _read(reader, _request(PIXELS[:1], model="m" * number))
-        assert len(reader._heads) <= 256
-        assert max(map(len, reader._heads.values())) <= 8
+        assert len(reader._prefixes) <= 256
+        assert max(map(len, reader._prefixes.values())) <= 8
 
     assert _read(reader, _request(model="0999"))[0]
 
