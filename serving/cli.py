@@ -1,14 +1,15 @@
-"""`lenserve`: serve, classify, models. Only reads options and shows results; the work lies elsewhere."""
+"""`lenserve`: serve, classify, models list, bench. Reads options and prints results; does no work itself."""
 
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from serving.commandline import (
     Command,
     Commands,
     print_line,
+    print_table,
     require_server,
     run_commands,
     stderr,
@@ -36,6 +38,8 @@ _BAR_WIDTH = 20
 
 class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of model_config: the first wins
     """Serve a repository of models over gRPC until SIGTERM."""
+
+    example: ClassVar[str] = "lenserve serve --repository repository"
 
     def run(self) -> int:
         """Serve, and stop gracefully."""
@@ -60,25 +64,33 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
 
 class Classify(Command):
-    """Classify image files, or all images of folders, with a running server."""
+    """Classify image files, or all images in directories, with a running server."""
 
-    images: CliPositionalArg[list[Path]] = Field(description="files and folders", min_length=1)
+    example: ClassVar[str] = "lenserve classify --model digits --top-k 3 photo.png photos/"
+
+    images: CliPositionalArg[list[Path]] = Field(
+        description="image files, and directories of images", min_length=1
+    )
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
-    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT")
-    top_k: int = Field(default=0, ge=0, description="labels an image gets; 0: the server's default")
-    token: str | None = Field(default=None, description="better given as LENSERVE_TOKEN")
-    timeout_s: float = Field(default=30.0, gt=0, description="seconds for one request, retries included")
+    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT of its gRPC port")
+    top_k: int = Field(default=0, ge=0, description="labels per image; 0: the server's default")
+    token: str | None = Field(
+        default=None, description="bearer token; set LENSERVE_TOKEN instead to keep it out of process lists"
+    )
+    timeout_s: float = Field(default=30.0, gt=0, description="seconds per request, including retries")
     tls_ca_file: Path | None = Field(
-        default=None, description="PEM; TLS, with servers that one of these signed"
+        default=None, description="CA certificates (PEM) to verify the server with; turns TLS on"
     )
-    tls_cert_file: Path | None = Field(default=None, description="PEM chain to show to a server that asks")
-    tls_key_file: Path | None = Field(default=None, description="PEM key of the certificate, unencrypted")
-    json_lines: bool = Field(
-        default=False, alias="json", description="one JSON object for each image on stdout"
+    tls_cert_file: Path | None = Field(
+        default=None, description="certificate chain (PEM) of the client, for servers that require one"
     )
+    tls_key_file: Path | None = Field(
+        default=None, description="private key of the certificate (PEM, without a passphrase)"
+    )
+    json_lines: bool = Field(default=False, alias="json", description="print one JSON object per image")
 
     def run(self) -> int:
-        """Classify in order, a few images in each request; 1 if any of them failed."""
+        """Classify in order, a few images per request; return 1 if any image failed."""
         from serving.client.client import Client, Prediction
 
         files = list(_image_files(self.images))
@@ -101,13 +113,15 @@ class Classify(Command):
 
 
 class ListModels(Command):
-    """List the versions of a repository, and whether every digest holds."""
+    """List the versions of a repository, and verify their digests."""
 
-    repository: Path = Field(description="folder of published models")
-    as_json: bool = Field(default=False, alias="json", description="one JSON object on stdout")
+    example: ClassVar[str] = "lenserve models list --repository repository"
+
+    repository: Path = Field(description="directory of published models")
+    as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
     def run(self) -> int:
-        """List; 1 if a version cannot be trusted."""
+        """List; return 1 if a version is not what was published."""
         if not self.repository.is_dir():
             raise UsageError(f"the repository {self.repository} is not a directory")
         rows = list(_rows(Repository(self.repository)))
@@ -129,7 +143,9 @@ COMMANDS: Commands = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `lenserve`; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run_commands("lenserve", "Serve image classifiers over gRPC, and ask them.", COMMANDS, arguments)
+    return run_commands(
+        "lenserve", "Serve image classifiers over gRPC, and send images to them.", COMMANDS, arguments
+    )
 
 
 def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -137,16 +153,16 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
         if path.is_dir():
             found = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
-                raise UsageError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise UsageError(f"no images in {path}: expected {', '.join(sorted(IMAGE_SUFFIXES))}")
             yield from found
         elif path.exists():
             yield path
         else:
-            raise UsageError(f"there is no file or folder {path}")
+            raise UsageError(f"{path}: no such file or directory")
 
 
 def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
-    # A bar on the terminal that results also go to would only tear them apart.
+    # On the terminal that shows the results, a progress bar would break them up.
     shown = stderr.is_terminal and not sys.stdout.isatty()
     return iter(track(files, "classifying", console=stderr, disable=not shown))
 
@@ -203,26 +219,27 @@ def _description(bundle: Bundle) -> dict[str, object]:
 
 def _print_rows(rows: Sequence[dict[str, object]], repository: Path) -> None:
     if not rows:
-        stderr.print(f"{repository} holds no models yet")
+        stderr.print(f"{repository} has no models yet")
         return
-    table = Table(
-        "model", "version", "aliases", "classes", "accuracy", "recipe", "created", "digest", box=None
-    )
+    table = Table(box=None)
+    for column in ("model", "version", "aliases", "classes", "accuracy", "recipe", "created", "digest"):
+        table.add_column(column, overflow="fold")
     for row in rows:
-        head = (str(row["model"]), str(row["version"]), ", ".join(map(str, row["aliases"])))  # type: ignore[call-overload]
+        aliases = ", ".join(map(str, row["aliases"]))  # type: ignore[call-overload]
+        head = (escape(str(row["model"])), str(row["version"]), escape(aliases))
         if "error" in row:
-            table.add_row(*head, "", f"[red]cannot be trusted: {row['error']}[/red]")
+            table.add_row(*head, "", f"[red]cannot be trusted: {escape(str(row['error']))}[/red]")
             continue
         accuracy = f"{row['accuracy']:.2%} of {row['test_images']}"
         table.add_row(
             *head,
             str(row["labels"]),
             accuracy,
-            str(row["recipe"]),
+            escape(str(row["recipe"])),
             str(row["created_at"]),
             str(row["digest"])[:12],
         )
-    Console().print(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

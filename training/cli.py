@@ -1,4 +1,4 @@
-"""`lenserve-train`: run, recipes, layers, find-rate, evaluate. Torch comes with what a command calls."""
+"""`lenserve-train`: run, recipes, layers, find-rate, evaluate. torch is imported only where needed."""
 
 import json
 import os
@@ -8,15 +8,25 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg, NoDecode
 from rich.console import Console
 
 from serving.bundle import Repository
-from serving.bundle.manifest import NAME_PATTERN
-from serving.commandline import DONE, Command, Commands, print_line, require_training, run_commands, stderr
+from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
+from serving.commandline import (
+    DONE,
+    Command,
+    Commands,
+    print_line,
+    print_table,
+    require_training,
+    run_commands,
+    stderr,
+)
+from serving.validation_errors import matching
 from training.errors import GateFailed
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
 from training.recipe.measured import read_measured, record, shipped_recipe
@@ -28,14 +38,17 @@ from training.tables import describe_recipe, layers_tree, recipes_table, scores_
 
 _Kernels = Literal["fast", "reproducible"]
 _KERNELS = (
-    "of a GPU: fast (TF32, the fastest algorithms; default) or reproducible (full FP32, deterministic where "
+    "on a GPU: fast (TF32, the fastest algorithms; default) or reproducible (full FP32, deterministic where "
     "CUDA allows, no CUDA graphs); a CPU is always reproducible"
 )
 
-_USUAL_CLASSES = 10  # where nothing says how many there are
-_PIPE_WIDTH = 160  # letters
+_DATA_ROOT = "directory of the data, for sources that read files"
+_CACHE = "directory to keep decoded images in, such as runs/.cache; default: decode again, in memory"
+_DEVICE = "auto, cpu, cuda or cuda:N"
 
-# The command line joins several --set by commas. A comma followed by `key=` starts the next one; any other
+_DEFAULT_CLASSES = 10  # of `layers`, where the recipe's data does not say how many there are
+
+# pydantic-settings joins several --set by commas. A comma followed by `key=` separates two of them; any other
 # comma belongs to a value.
 _NEXT_OVERRIDE = re.compile(r",(?=\s*[A-Za-z_][A-Za-z0-9_.]*\s*=)")
 
@@ -54,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _JsonCommand(Command):
-    """A command that can end in one JSON object on stdout."""
+    """A command that can print its result as one JSON object."""
 
-    as_json: bool = Field(default=False, alias="json", description="end in one JSON object on stdout")
+    as_json: bool = Field(default=False, alias="json", description="print the result as one JSON object")
 
     @abstractmethod
     def run(self) -> int:
-        """Do the work and return the exit code."""
+        """Run the command and return its exit code."""
 
     def _end(self, result: dict[str, Any]) -> None:
         if self.as_json:
@@ -70,11 +83,11 @@ class _JsonCommand(Command):
 class _RecipeCommand(_JsonCommand):
     """A command that takes a recipe and overrides."""
 
-    recipe: CliPositionalArg[str] = Field(description="name of a shipped recipe, or path of a .toml file")
+    recipe: CliPositionalArg[str] = Field(description="name of a shipped recipe, or path to a .toml file")
     overrides: Annotated[list[str], NoDecode] = Field(
         default=[],
         alias="set",
-        description="section.key=value, instead of what the recipe says; may be repeated",
+        description="SECTION.KEY=VALUE in place of the recipe's value; may be repeated",
     )
 
     @field_validator("overrides", mode="before")
@@ -84,33 +97,31 @@ class _RecipeCommand(_JsonCommand):
 
 
 class Run(_RecipeCommand):
-    """Train by a recipe, prove the result, publish it."""
+    """Train a recipe, prove the exported network, and publish it."""
 
-    repository: Path = Field(default=Path("repository"), description="where to publish")
-    name: str | None = Field(
-        default=None,
-        pattern=f"^{NAME_PATTERN.pattern}$",
-        description="to publish the model under; default: the recipe's name",
+    example: ClassVar[str] = "lenserve-train run transfer --data-root photos --repository repository"
+
+    repository: Path = Field(default=Path("repository"), description="directory to publish in")
+    name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)] | None = Field(
+        default=None, description="name to publish the model under; default: the recipe's name"
     )
-    data_root: Path | None = Field(
-        default=None, description="folder of the data, for sources that read files"
-    )
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)
     run_dir: Path | None = Field(
-        default=None, description="checkpoints and report of this run; default: runs/<recipe>"
+        default=None, description="directory of this run's checkpoints and report; default: runs/<recipe>"
     )
-    resume: bool = Field(default=False, description="go on where an interrupted run stopped")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    resume: bool = Field(default=False, description="continue an interrupted run")
+    device: str = Field(default="auto", description=_DEVICE)
     kernels: _Kernels | None = Field(default=None, description=_KERNELS)
     log: list[Literal["tensorboard", "mlflow"]] = Field(
-        default=[], description="write the history there too; may be repeated"
+        default=[], description="also write the run's history there; may be repeated"
     )
     record: bool = Field(
         default=False,
-        description="keep the result in recipes/measured.json; no --set but of network.weights=FILE",
+        description="record the result in recipes/measured.json; allows no --set except network.weights=FILE",
     )
 
     def run(self) -> int:
-        """Do the work and return the exit code."""
+        """Run the command and return its exit code."""
         recipe = resolve(self.recipe, self.overrides)
         recorded = shipped_recipe(self.recipe, self.overrides) if self.record else None
         require_training()
@@ -118,7 +129,7 @@ class Run(_RecipeCommand):
         with interrupts.catching_signals():
             summary = self._train(recipe, interrupts)
         if summary is None:
-            return DONE  # another process of this run leads, and speaks
+            return DONE  # the leading process of this run reports
         if recorded is not None and summary.verdict == "published":
             self._record(recorded, summary.seconds)
         self._end(summary.model_dump(exclude={"refusal"}))
@@ -127,10 +138,10 @@ class Run(_RecipeCommand):
         return DONE
 
     def _train(self, recipe: Recipe, interrupts: Interrupts) -> RunSummary | None:
-        # OpenMP's threads would spin while they wait for each other. Beside one other busy process that makes
-        # training ten times slower; asleep they cost nothing measurable. Read once, when torch is loaded.
+        # OpenMP threads that spin while they wait make training ten times slower beside one other busy
+        # process; sleeping ones cost nothing measurable. Read once, when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        # torch takes seconds to import, which `recipes` and a wrong option should not cost.
+        # Importing torch takes seconds, which `recipes` and a wrong option should not cost.
         from training.devices import device, process_group
         from training.run import job
         from training.run.display import Display
@@ -171,12 +182,14 @@ class Run(_RecipeCommand):
 
 
 class Recipes(_JsonCommand):
-    """List the recipes, with the result that each states and the one that was measured."""
+    """List the recipes with their stated and measured results."""
 
-    markdown: bool = Field(default=False, description="only the results, as docs/results.md has them")
+    example: ClassVar[str] = "lenserve-train recipes"
+
+    markdown: bool = Field(default=False, description="print only the results, as docs/results.md has them")
 
     def run(self) -> int:
-        """Do the work and return the exit code."""
+        """Run the command and return its exit code."""
         measured = read_measured()
         recipes = [resolve(name) for name in shipped_names()]
         if self.markdown:
@@ -185,25 +198,27 @@ class Recipes(_JsonCommand):
         if self.as_json:
             self._end({"recipes": [describe_recipe(recipe, measured.get(recipe.name)) for recipe in recipes]})
         else:
-            _for_people().print(recipes_table(recipes, measured))
+            print_table(recipes_table(recipes, measured))
         return DONE
 
 
 class Layers(_RecipeCommand):
-    """List every layer of a recipe's network: name, output shape, parameters."""
+    """List the layers of a recipe's network: name, output shape, parameters."""
+
+    example: ClassVar[str] = "lenserve-train layers resnet50"
 
     classes: int | None = Field(
-        default=None, ge=2, le=100_000, description="labels; default: those of the recipe's data, or 10"
+        default=None, ge=2, le=100_000, description="number of labels; default: the recipe's data, or 10"
     )
 
     def run(self) -> int:
-        """Do the work and return the exit code."""
+        """Run the command and return its exit code."""
         require_training()
         from training.report.layer_summary import list_layers
 
         recipe = resolve_network(self.recipe, self.overrides)
-        classes = self.classes or known_classes(recipe) or _USUAL_CLASSES
-        shape_alone = recipe.network.model_copy(update={"weights": "random"})  # nothing to read or fetch
+        classes = self.classes or known_classes(recipe) or _DEFAULT_CLASSES
+        shape_alone = recipe.network.model_copy(update={"weights": "random"})  # reads and downloads nothing
         layers = list_layers(shape_alone, recipe.geometry, classes)
         self._end(
             {
@@ -215,27 +230,26 @@ class Layers(_RecipeCommand):
             }
         )
         if not self.as_json:
-            _for_people().print(layers_tree(recipe, classes, layers))
+            print_table(layers_tree(recipe, classes, layers))
         return DONE
 
 
 class FindRate(_RecipeCommand):
-    """Try rising learning rates on a recipe, and draw the loss over them."""
+    """Train with rising learning rates, plot the loss, and suggest a rate."""
 
-    data_root: Path | None = Field(
-        default=None, description="folder of the data, for sources that read files"
-    )
-    cache: Path | None = Field(
-        default=None,
-        description="folder of decoded images, runs/.cache say; default: decoded anew, in memory",
-    )
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    example: ClassVar[str] = "lenserve-train find-rate cifar10-fast --data-root data"
+
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)
+    cache: Path | None = Field(default=None, description=_CACHE)
+    device: str = Field(default="auto", description=_DEVICE)
     kernels: _Kernels | None = Field(default=None, description=_KERNELS)
-    steps: int = Field(default=100, ge=20, le=10_000, description="of training, in all")
-    picture: Path = Field(default=Path("find-rate.png"), description="where to draw the loss over the rate")
+    steps: int = Field(default=100, ge=20, le=10_000, description="total number of training steps")
+    picture: Path = Field(
+        default=Path("find-rate.png"), description="file for the plot of loss over learning rate"
+    )
 
     def run(self) -> int:
-        """Do the work and return the exit code."""
+        """Run the command and return its exit code."""
         recipe = resolve(self.recipe, self.overrides)
         require_training()
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -264,39 +278,31 @@ class FindRate(_RecipeCommand):
         find_rate.draw_range_test(result, current).savefig(self.picture, dpi=120)
         self._end({"suggestion": result.suggestion, "rates": result.rates, "losses": result.losses})
         display.note(
-            f"the loss falls fastest at {result.suggestion:.2g}, the recipe has {current:.2g}; "
+            f"the loss falls fastest at rate {result.suggestion:.2g}, the recipe has {current:.2g}; "
             f"see {self.picture}; try --set training.learning_rate={result.suggestion:.2g}"
         )
         return DONE
 
 
 class Evaluate(_JsonCommand):
-    """Measure a published bundle on a test split, through ONNX Runtime."""
+    """Evaluate a published bundle on a test split in ONNX Runtime."""
+
+    example: ClassVar[str] = "lenserve-train evaluate repository/transfer/1 --data-root photos"
 
     bundle_dir: CliPositionalArg[Path] = Field(description="<repository>/<model>/<version>")
     data: Source | None = Field(
-        default=None, description="source whose test split is used; default: that of the bundle's recipe"
+        default=None, description="source of the test split; default: the source of the bundle's recipe"
     )
-    data_root: Path | None = Field(
-        default=None, description="folder of the data, for sources that read files"
-    )
-    cache: Path | None = Field(
-        default=None,
-        description="folder of decoded images, runs/.cache say; default: decoded anew, in memory",
-    )
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)
+    cache: Path | None = Field(default=None, description=_CACHE)
 
     def run(self) -> int:
-        """Do the work and return the exit code."""
+        """Run the command and return its exit code."""
         require_training()
         from training.evaluation.evaluate_bundle import evaluate_bundle
 
         result = evaluate_bundle(self.bundle_dir, self.data, self.data_root, self.cache)
         self._end(result.model_dump(mode="json"))
         if not self.as_json:
-            _for_people().print(scores_table(result.labels, result.metrics))
+            print_table(scores_table(result.labels, result.metrics))
         return DONE
-
-
-def _for_people() -> Console:
-    """stdout, as wide as the terminal; a pipe has no width that a table should be cut to."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)

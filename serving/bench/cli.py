@@ -2,18 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from rich.console import Console
 
 from serving.bench.plan import SWEEP, Plan, loops
-from serving.commandline import DONE, FAILED, Command, print_line, stderr
+from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import UsageError
 
 
 class Bench(Command):
     """Measure a running server's throughput and latency at several loads, and find its knee."""
+
+    example: ClassVar[str] = "lenserve bench --model digits --concurrency 1,8,64 --p99-ms 20"
 
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
     server: str = Field(default="127.0.0.1:8001", description="HOST:PORT")
@@ -63,7 +64,7 @@ class Bench(Command):
         if self.as_json:
             print_line(json.dumps(to_json(report, self.server, p99_s)))
         else:
-            Console().print(to_table(report))
+            print_table(to_table(report))
             print_line("\n".join(["", *advise(report.points, p99_s)]))
         return DONE if answered else FAILED
 

@@ -2,7 +2,7 @@
 
 from serving.commandline.command import Command
 from serving.commandline.extras import require_server, require_training
-from serving.commandline.output import print_line, stderr
+from serving.commandline.output import print_line, print_table, stderr
 from serving.commandline.program import DONE, FAILED, WRONG_USAGE, Commands, run_commands
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Command",
     "Commands",
     "print_line",
+    "print_table",
     "require_server",
     "require_training",
     "run_commands",

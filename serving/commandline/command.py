@@ -2,14 +2,16 @@
 
 import tomllib
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serving.errors import UsageError
+from serving.validation_errors import known_keys, nearest
 
 ENV_PREFIX = "LENSERVE_"
 
@@ -27,6 +29,8 @@ class Command(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
+
+    example: ClassVar[str] = ""  # shown by --help
 
     config: Path | None = Field(default=None, description="TOML file with any of these options as keys")
 
@@ -66,4 +70,14 @@ class _ConfigFile(PydanticBaseSettingsSource):
             raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path} is not TOML: {error}") from error
-        return {key.replace("-", "_"): value for key, value in keys.items()}  # max-count is max_count
+        values = {key.replace("-", "_"): value for key, value in keys.items()}  # max-count is max_count
+        self._check_keys(values, path)
+        return values
+
+    def _check_keys(self, values: Mapping[str, Any], path: Path) -> None:
+        known = list(known_keys(self.settings_cls))
+        for key in values:
+            if key not in known:
+                meant = nearest(key, known)
+                hint = f"did you mean {meant!r}?" if meant else "remove it"
+                raise UsageError(f"--config {path}: unknown key {key!r}; {hint}")

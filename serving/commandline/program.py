@@ -3,12 +3,11 @@
 Contains no command.
 """
 
-import difflib
 import os
 import re
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,12 +20,14 @@ from serving import __version__
 from serving.commandline.command import ENV_PREFIX, Command
 from serving.commandline.output import print_line, stderr
 from serving.errors import LenserveError, UsageError
+from serving.validation_errors import Problem, known_keys, nearest, problems
 
 DONE = 0
 FAILED = 1
 WRONG_USAGE = 2
 
-_NEAR = 0.7  # difflib's ratio from which a word counts as a misspelling of another
+# Names of types, and what --help shows of an option that takes one.
+_METAVARS = {"Path": "PATH", "str": "TEXT", "int": "INTEGER", "float": "NUMBER"}
 
 Commands = Mapping[str, type[Command] | Mapping[str, type[Command]]]
 
@@ -46,8 +47,7 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
             print_line(f"{name} {__version__}")
             return DONE
         _print_commands(stderr, name, summary, command)
-        problem = f"there is no command {rest[0]!r}" if rest else "a command is missing"
-        stderr.print(f"{name}: {problem}{_meant(rest[0], command) if rest else ''}", markup=False)
+        stderr.print(f"{name}: {_describe_no_command(rest, command)}", markup=False)
         return WRONG_USAGE
     return _run_command(name, command, rest)
 
@@ -59,10 +59,12 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
     source: CliSettingsSource[Any] = CliSettingsSource(
         command, cli_exit_on_error=False, formatter_class=_Help
     )
+    if command.example:
+        source.root_parser.epilog = f"example:\n  {command.example}"
     try:
         return CliApp.run(command, cli_args=argv, cli_settings_source=source).run()
     except ValidationError as error:
-        for problem in error.errors(include_url=False):
+        for problem in problems(error, command):
             stderr.print(f"{name}: {_describe(problem)}", markup=False)
         return WRONG_USAGE
     except (UsageError, SettingsError) as error:
@@ -78,47 +80,82 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
         return 128 + 2
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known word; an empty string where none is near."""
-    names = {each.strip("-"): each for each in known}
-    near = difflib.get_close_matches(word.strip("-"), list(names), n=1, cutoff=_NEAR)
-    return f": did you mean {names[near[0]]}?" if near else ""
+def _describe_no_command(rest: Sequence[str], commands: Commands) -> str:
+    if not rest:
+        return "a command is missing"
+    if rest[0].startswith("-"):
+        return f"unknown option {rest[0]}"
+    return f"unknown command {rest[0]!r}{_meant(nearest(rest[0], list(commands)))}"
+
+
+def _meant(near: str) -> str:
+    return f": did you mean {near}?" if near else ""
 
 
 def _describe_usage(message: str, command: type[Command]) -> str:
+    """Put what argparse and pydantic-settings report into the words of the other messages."""
     message = message.removeprefix("error parsing CLI: ")
-    unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-    if unknown is None:
-        return message.replace("unrecognized arguments:", "unexpected argument")
-    names = ((field.alias or name).replace("_", "-") for name, field in command.model_fields.items())
-    return f"unknown option {unknown[1]}{_meant(unknown[1], [f'--{name}' for name in names])}"
+    if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", message):
+        near = nearest(unknown[1].replace("-", "_"), list(known_keys(command)))
+        return f"unknown option --{unknown[1]}{_meant(_option(near) if near else '')}"
+    if missing := re.match(r"the following arguments are required: (.+)", message):
+        return f"{missing[1]} is required"
+    if no_value := re.match(r"argument (--\S+): expected (?:one|at least one) argument", message):
+        return f"{no_value[1]} needs a value"
+    if variable := re.match(r'error parsing value for field "(\w+)" from source "Env', message):
+        return f'{_variable(variable[1])}: must be a JSON list such as [1,8] or ["a","b"]'
+    return message.replace("unrecognized arguments:", "unexpected argument")
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    if not problem["loc"]:  # about several options: their values would flood the line
-        return str(problem["msg"])
-    option = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
-    if problem["type"] == "missing":
-        return f"{option} is required (or {ENV_PREFIX}{str(problem['loc'][0]).upper()})"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown option {option}"
-    return f"{option}: {problem['msg']} (got {problem['input']!r})"
+def _describe(problem: Problem) -> str:
+    if not problem.key:  # several options contradict each other
+        return problem.text
+    name = problem.key.partition("[")[0]
+    if problem.kind == "missing":
+        return f"{_option(name)} is required (or {_variable(name)})"
+    if problem.kind == "unknown":
+        return f"unknown option {_option(name)}"
+    return f"{_option(name)}: {problem.text}"
+
+
+def _option(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _variable(key: str) -> str:
+    return ENV_PREFIX + key.upper()
 
 
 def _print_commands(console: Console, name: str, summary: str, commands: Commands) -> None:
+    described = dict(_each_command(commands))
     table = Table(box=None, show_header=False, padding=(0, 2))
-    for command_name, command in commands.items():
-        described = (
-            " | ".join(command) if isinstance(command, Mapping) else (command.__doc__ or "").splitlines()[0]
-        )
-        table.add_row(command_name, escape(described))
+    for command_name, command in described.items():
+        table.add_row(command_name, escape((command.__doc__ or "").splitlines()[0]))
     console.print(f"usage: {name} COMMAND [OPTIONS]\n\n{summary}\n", markup=False)
     console.print(table)
+    if example := next(iter(described.values())).example:
+        console.print(f"\nexample:\n  {example}", markup=False)
     console.print(f"\n`{name} COMMAND --help` lists the options of a command.\n", markup=False)
 
 
+def _each_command(commands: Commands, prefix: str = "") -> Iterator[tuple[str, type[Command]]]:
+    for name, command in commands.items():
+        if isinstance(command, Mapping):
+            yield from _each_command(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
 class _Help(RawDescriptionHelpFormatter):
-    """Omits the default of options that have none."""
+    """Shows what an option takes in capitals, and no default where there is none."""
+
+    def _metavar_formatter(self, action: Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        if isinstance(action.metavar, str):
+            listed = re.fullmatch(r"list\[(.+)\]", action.metavar)
+            each = listed[1] if listed else action.metavar
+            action.metavar = _METAVARS.get(each, each) + (",..." if listed else "")
+        return super()._metavar_formatter(action, default_metavar)
 
     def _expand_help(self, action: Action) -> str:
-        return super()._expand_help(action).removesuffix(" (default: None)").removesuffix(" (default: [])")
+        text = super()._expand_help(action).removesuffix(" (default: None)").removesuffix(" (default: [])")
+        return text.replace("(default: False)", "(default: off)").replace("(default: True)", "(default: on)")

@@ -159,7 +159,7 @@ def check_base_install(base: Path) -> None:
         ("lenserve --version", 0, f"lenserve {__version__}"),
         ("lenserve --help", 0, "usage: lenserve COMMAND"),
         ("lenserve bench --help", 0, "usage: lenserve bench"),
-        ("lenserve models list --repository .", 0, "holds no models yet"),
+        ("lenserve models list --repository .", 0, "has no models yet"),
         ("lenserve classify --model m --server 127.0.0.1:1 gone.png", 2, "gone.png"),
         ("lenserve bench --model m --server 127.0.0.1:1", 1, "lenserve bench: "),
         ("lenserve serve --repository .", 2, "pip install 'lenserve[serve]'"),

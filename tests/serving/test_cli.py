@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic_settings import CliApp
 
 from serving.bundle import Repository
+from serving.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,7 +146,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
 @pytest.mark.parametrize(
     ("arguments", "environment", "line"),
     [
-        pytest.param(["fly"], {}, "lenserve: there is no command 'fly'", id="command"),
+        pytest.param(["fly"], {}, "lenserve: unknown command 'fly'", id="command"),
         pytest.param([], {}, "lenserve: a command is missing", id="no-command"),
         pytest.param(["models"], {}, "lenserve models: a command is missing", id="no-subcommand"),
         pytest.param(
@@ -158,19 +161,20 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param(
             ["serve", "--repository", ".", "--grpc-port", "70000"],
             {},
-            "lenserve serve: --grpc-port: Input should be less than or equal to 65535 (got '70000')",
+            "lenserve serve: --grpc-port: must be at most 65535, got 70000",
             id="port",
         ),
         pytest.param(
             ["serve", "--repository", "."],
             {"LENSERVE_DEVICE": "tpu"},
-            "lenserve serve: --device: String should match pattern '^(auto|cpu|cuda(:\\d+)?)$' (got 'tpu')",
+            "lenserve serve: --device: must be auto, cpu, cuda or cuda:N, got 'tpu'",
             id="device",
         ),
         pytest.param(
             ["serve", "--repository", ".", "--max-images", "9", "--max-pending-images", "8"],
             {},
-            "lenserve serve: Value error, max_images is 9, more than max_pending_images, 8",
+            "lenserve serve: --max-images 9 exceeds --max-pending-images 8: "
+            "lower the first or raise the second",
             id="limits",
         ),
         pytest.param(
@@ -182,7 +186,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param(
             ["classify", "--model", "m", "none.png"],
             {},
-            "lenserve classify: there is no file or folder none.png",
+            "lenserve classify: none.png: no such file or directory",
             id="file",
         ),
         pytest.param(
@@ -216,7 +220,7 @@ def test_an_unknown_option_and_an_unknown_key_are_exit_2(lenserve: Run, tmp_path
 
     assert (option.returncode, key.returncode) == (2, 2)
     assert "--colour" in option.stderr
-    assert key.stderr == "lenserve serve: unknown option --colour\n"
+    assert key.stderr == f"lenserve serve: --config {config}: unknown key 'colour'; remove it\n"
     assert "Traceback" not in option.stderr + key.stderr
 
 
@@ -277,6 +281,35 @@ def test_models_list_shows_every_version(
     ]
 
 
+def test_models_list_truncates_nothing_in_a_pipe(
+    publish: Callable[..., Any], repository: Repository, lenserve: Run
+) -> None:
+    """Each version is one line, however narrow the terminal is that started the program."""
+    publish()
+    aliases = [f"an-alias-of-some-length-{number}" for number in range(9)]
+    for alias in aliases:
+        repository.set_alias("colours", alias, 1)
+
+    done = lenserve("models", "list", "--repository", repository.root, COLUMNS="20")
+
+    _, row = done.stdout.splitlines()
+    assert row.split()[:2] == ["colours", "1"]
+    assert ", ".join(aliases) in row
+    assert re.search(r" [0-9a-f]{12}$", row)
+
+
+def test_every_command_has_an_example_that_it_accepts() -> None:
+    """--help ends in it."""
+    bench, listing = COMMANDS["bench"], COMMANDS["models"]
+    assert isinstance(listing, Mapping)
+    for command in (COMMANDS["serve"], COMMANDS["classify"], listing["list"], bench):
+        assert isinstance(command, type)
+        program, *arguments = shlex.split(command.example)
+        options = arguments[2 if arguments[0] == "models" else 1 :]
+        assert program == "lenserve"
+        assert isinstance(CliApp.run(command, cli_args=options), command)
+
+
 def test_models_list_tells_a_version_that_cannot_be_trusted(
     publish: Callable[..., Any], repository: Repository, lenserve: Run
 ) -> None:
@@ -298,7 +331,7 @@ def test_models_list_of_an_empty_repository_says_so(repository: Repository, lens
     done = lenserve("models", "list", "--repository", repository.root)
 
     assert (done.returncode, done.stdout) == (0, "")
-    assert "holds no models yet" in done.stderr
+    assert "has no models yet" in done.stderr
 
 
 def test_serve_says_what_it_chose_and_stops_on_sigterm_with_exit_0(

@@ -109,13 +109,13 @@ def test_a_value_on_its_bound_is_taken(option: str, value: Any) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_reaches_one_worker_only_is_refused_with_several(option: dict[str, Any], workers: int) -> None:
     """A load or a registration that half of the calls do not see is worse than none."""
-    with pytest.raises(ValidationError, match=f"need one process, not {workers} workers"):
+    with pytest.raises(ValidationError, match=f"need --workers 1, got {workers}"):
         ServerSettings.model_validate({"repository": HERE, "workers": workers, **option})
 
 
 def test_a_request_that_could_never_be_admitted_is_refused_with_both_numbers() -> None:
     """More images in one request than may ever be pending would be retried for ever."""
-    with pytest.raises(ValidationError, match="max_images is 11, more than max_pending_images, 10"):
+    with pytest.raises(ValidationError, match="--max-images 11 exceeds --max-pending-images 10"):
         ServerSettings(repository=HERE, max_images=11, max_pending_images=10)
     assert ServerSettings(repository=HERE, max_images=10, max_pending_images=10).max_images == 10
 
@@ -158,9 +158,9 @@ def test_the_limits_of_one_image_come_from_the_options() -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tls_cert_file": "a.pem"}, "tls_cert_file and tls_key_file belong together"),
-        ({"tls_key_file": "a.key"}, "tls_cert_file and tls_key_file belong together"),
-        ({"tls_client_ca_file": "ca.pem"}, "tls_client_ca_file needs tls_cert_file and tls_key_file"),
+        ({"tls_cert_file": "a.pem"}, "--tls-cert-file and --tls-key-file belong together"),
+        ({"tls_key_file": "a.key"}, "--tls-cert-file and --tls-key-file belong together"),
+        ({"tls_client_ca_file": "ca.pem"}, "--tls-client-ca-file needs TLS"),
     ],
 )
 def test_half_of_tls_is_none(files: dict[str, str], message: str) -> None:

@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pydantic_settings import CliApp
 
-from training.cli import main
+from serving.commandline import Command
+from training.cli import Evaluate, FindRate, Layers, Recipes, Run, main
+from training.recipe import resolve, shipped_names
 
 PROGRAM = (sys.executable, "-m", "training")
 
@@ -99,13 +104,13 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ([], "a command is missing"),
-        (["rnu"], "there is no command 'rnu'"),
-        (["run"], "RECIPE"),
+        (["rnu"], "unknown command 'rnu'"),
+        (["run"], "lenserve-train run: RECIPE is required"),
         (["run", "lenet5-digit"], "did you mean lenet5-digits?"),
         (["run", "lenet5-fake", "--set", "training.epoch=1"], "did you mean 'training.epochs'?"),
         (["run", "lenet5-fake", "--set", "training.epochs=1", "--set", "training.seed=-1"], "training.seed"),
         (["run", "lenet5-fake", "--device", "tpu"], "invalid --device 'tpu': use auto, cpu, cuda or cuda:N"),
-        (["run", "lenet5-fake", "--name", "../up"], "--name"),
+        (["run", "lenet5-fake", "--name", "../up"], "--name: must be 1 to 128 letters"),
         (
             ["run", "lenet5-fake", "--record", "--set", "training.epochs=1"],
             "no --set except network.weights=FILE",
@@ -114,8 +119,12 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         (["layers", "lenet"], "networks are lenet5, conv2, alexnet, allconv, pneumonia, fast"),
         (["layers", "lenet5", "--set", "network.maps=[1]"], "network.maps: got 1 sizes, this network has 2"),
         (["layers", "alexnet", "--set", "network.activation=rleu"], "network.activation"),
-        (["run", "lenet5-fake", "--log", "wandb"], "--log"),
-        (["run", "lenet5-fake", "--kernels", "slow"], "--kernels"),
+        (["run", "lenet5-fake", "--log", "wandb"], "--log: must be tensorboard or mlflow, got 'wandb'"),
+        (
+            ["run", "lenet5-fake", "--kernels", "slow"],
+            "--kernels: must be fast or reproducible, got 'slow'",
+        ),
+        (["find-rate", "lenet5-fake", "--steps", "1"], "--steps: must be at least 20, got 1"),
         (["find-rate", "lenet5-fake", "--kernels", "slow"], "--kernels"),
     ],
 )
@@ -139,6 +148,14 @@ def test_wrong_usage_is_one_clear_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", [Evaluate, FindRate, Layers, Recipes, Run])
+def test_every_command_has_an_example_that_it_accepts(command: type[Command]) -> None:
+    """--help ends in it."""
+    program, _, *options = shlex.split(command.example)
+    assert program == "lenserve-train"
+    assert isinstance(CliApp.run(command, cli_args=options), command)
+
+
 def test_missing_data_are_a_failure_of_the_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Exit code 1, and the files that were looked for."""
     options = ["--data-root", str(tmp_path), "--run-dir", str(tmp_path / "run")]
@@ -159,10 +176,13 @@ def test_recipes_as_json_and_without_torch() -> None:
     assert "98.0 %" in recipes["lenet5-digits"]["stated"]
 
 
-def test_recipes_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    """A table on stdout that names every recipe."""
+def test_recipes_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table on stdout that names every recipe; nothing is cut or folded where stdout is not a terminal."""
+    monkeypatch.setenv("COLUMNS", "20")
     assert main(["recipes"]) == 0
-    assert "lenet5-mnist" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for name in shipped_names():
+        assert re.search(rf"^ *{name} +{re.escape(resolve(name).summary)}", shown, re.MULTILINE)
 
 
 def test_layers_of_a_recipe_as_json_and_for_people(capsys: pytest.CaptureFixture[str]) -> None:

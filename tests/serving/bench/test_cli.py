@@ -95,7 +95,7 @@ def test_people_get_a_table_and_advice(address: Any, tmp_path: Path) -> None:
             2,
             "is not an http:// or https:// URL",
         ),
-        (("--model", "colours", "--concurrency", "0"), 2, "greater than or equal to 1 (got 0)"),
+        (("--model", "colours", "--concurrency", "0"), 2, "--concurrency: must be at least 1, got 0"),
         ((), 2, "--model is required"),
     ],
 )
