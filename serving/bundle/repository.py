@@ -33,6 +33,7 @@ from serving.errors import BundleError, DigestMismatch, InvalidManifest, Unknown
 from serving.validation_errors import describe
 
 ALIASES_FILE = "aliases.json"
+_REMEDY = "restore the published file, or publish a new version"
 _STAGING_PREFIX = ".staging-"
 _VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -204,9 +205,13 @@ def _verify(path: Path, expected: FileDigest) -> None:
     except OSError as error:
         raise DigestMismatch(f"{path} cannot be read: {error.strerror}") from error
     if found.size_bytes != expected.size_bytes:
-        raise DigestMismatch(f"{path} has {found.size_bytes} bytes, its manifest says {expected.size_bytes}")
+        raise DigestMismatch(
+            f"{path} has {found.size_bytes} bytes, its manifest says {expected.size_bytes}; {_REMEDY}"
+        )
     if found.sha256 != expected.sha256:
-        raise DigestMismatch(f"{path} has SHA-256 {found.sha256}, its manifest says {expected.sha256}")
+        raise DigestMismatch(
+            f"{path} has SHA-256 {found.sha256}, its manifest says {expected.sha256}; {_REMEDY}"
+        )
 
 
 def _digest(path: Path) -> FileDigest:

@@ -1,4 +1,4 @@
-"""The error tree: drawn as it is, and named for machines."""
+"""The error tree: its drawing matches the code, and every reason is machine-readable."""
 
 import inspect
 import re
@@ -45,14 +45,14 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 def test_parents_are_drawn_and_defined_before_their_children() -> None:
-    """The drawing and the code below it tell the same story in the same order."""
+    """The drawing and the code have the same order."""
     in_code = sorted(CLASSES, key=lambda name: inspect.getsourcelines(CLASSES[name])[1])
     assert list(drawn_tree()) == in_code
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_reasons_are_upper_snake_case(name: str) -> None:
-    """A reason is the class's own name: ImageTooLarge is IMAGE_TOO_LARGE."""
+    """A reason is the class name: ImageTooLarge is IMAGE_TOO_LARGE."""
     reason = CLASSES[name]("whatever").reason
     assert re.fullmatch(r"[A-Z]+(_[A-Z]+)*", reason)
     assert "".join(word.capitalize() for word in reason.split("_")) == name
@@ -65,11 +65,11 @@ def test_reasons_are_distinct() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_error_says_when_it_is_raised(name: str) -> None:
-    """A class of the tree has a docstring of its own, and its message is what it was given."""
+    """Every class has its own docstring, and keeps its message unchanged."""
     assert CLASSES[name].__dict__.get("__doc__")
     assert str(CLASSES[name]("image is 9.4 MB, limit is 8.0 MB")) == "image is 9.4 MB, limit is 8.0 MB"
 
 
 def test_errors_know_no_status_codes() -> None:
-    """What a transport makes of them is decided in one table elsewhere: this module imports no transport."""
+    """Status codes are in one table elsewhere: this module imports no transport."""
     assert [name for name, member in vars(errors).items() if inspect.ismodule(member)] == ["re"]

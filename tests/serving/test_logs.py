@@ -22,7 +22,7 @@ except ZeroDivisionError:
 
 
 def test_as_json_every_line_is_one_event_with_its_fields() -> None:
-    """A machine reads line by line: time in UTC, level, event, the fields, and perhaps a traceback."""
+    """Each line has time in UTC, level, event, fields, and a traceback if there is one."""
     loaded, refused, failed = map(json.loads, _stderr(as_json=True).splitlines())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", loaded.pop("time"))
     assert loaded == {
@@ -38,7 +38,7 @@ def test_as_json_every_line_is_one_event_with_its_fields() -> None:
 
 
 def test_as_text_an_event_is_one_line_whatever_its_fields_hold() -> None:
-    """People and grep read key=value; a value with spaces, quotes or line breaks is quoted."""
+    """Fields are key=value; a value with spaces, quotes or line breaks is quoted."""
     loaded, refused, failed, *traceback = _stderr(as_json=False).splitlines()
     assert loaded.endswith(" INFO    version_loaded model=digits version=3 path=/models")
     assert refused.endswith(r' ERROR   version_refused reason="two\nlines, \"quoted\"" empty=""')
@@ -47,7 +47,7 @@ def test_as_text_an_event_is_one_line_whatever_its_fields_hold() -> None:
 
 
 def test_every_line_of_a_worker_carries_its_number() -> None:
-    """Else nobody could tell which of several processes speaks."""
+    """It tells which process wrote the line."""
     assert {json.loads(text)["worker"] for text in _stderr(as_json=True, worker=3).splitlines()} == {3}
     assert _stderr(as_json=False, worker=3).splitlines()[0].endswith(" path=/models worker=3")
 

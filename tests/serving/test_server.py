@@ -36,11 +36,11 @@ Serve = Callable[..., AbstractAsyncContextManager[Server]]
 
 
 class TestStart:
-    """What cannot work is refused before anybody connects."""
+    """Misconfiguration is reported at start."""
 
     @pytest.mark.parametrize("port", ["grpc_port", "http_port"])
     async def test_a_port_that_is_taken_is_refused_by_number(self, repository: Repository, port: str) -> None:
-        """Half of the traffic would go to somebody else; nothing is left running."""
+        """Half of the traffic would go to another process; nothing is left running."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             number = taken.getsockname()[1]
             settings = _settings(repository.root, **{port: number})
@@ -51,13 +51,13 @@ class TestStart:
         assert not _our_threads()
 
     async def test_a_repository_that_is_not_there_is_refused_by_name(self, tmp_path: Path) -> None:
-        """A mistyped folder is no empty repository."""
+        """A mistyped folder is not an empty repository."""
         with pytest.raises(UsageError, match=f"the repository {tmp_path / 'nowhere'} is not a directory"):
             async with run_server(_settings(tmp_path / "nowhere")):
                 pytest.fail("it serves nothing")
 
     async def test_a_token_file_that_is_not_there_is_refused_by_name(self, repository: Repository) -> None:
-        """A server that should ask for tokens does not start without them."""
+        """A server that should require tokens does not start without them."""
         settings = _settings(repository.root, token_file=repository.root / "tokens.toml")
         with pytest.raises(UsageError, match=r"tokens\.toml"):
             async with run_server(settings):
@@ -67,7 +67,7 @@ class TestStart:
     async def test_a_key_of_another_certificate_is_refused(
         self, repository: Repository, certificates: Path, transport: str
     ) -> None:
-        """Clients would only see handshakes that fail."""
+        """Otherwise clients would only see failed handshakes."""
         files = {"tls_cert_file": certificates / "server.pem", "tls_key_file": certificates / "client.key"}
         with pytest.raises(UsageError, match="are not a certificate and its key"):
             async with run_server(_settings(repository.root, transport=transport, **files)):
@@ -78,7 +78,7 @@ class TestStart:
     async def test_cuda_without_a_gpu_is_refused_with_the_reason(
         self, repository: Repository, device: str
     ) -> None:
-        """It never falls back to the CPU in silence."""
+        """It does not fall back to the CPU silently."""
         with pytest.raises(
             DeviceUnavailable, match=f"device {device} was requested, but .*{find_cuda()[1][:12]}"
         ):
@@ -96,7 +96,7 @@ class TestStart:
 
 
 class TestStop:
-    """Not ready at once; what runs ends; nothing is left."""
+    """Readiness drops first, running calls finish, nothing is left."""
 
     async def test_running_calls_end_new_ones_are_refused_and_watchers_are_told(
         self, publish: Publish, serve_gated: Any, connect: Any
@@ -131,7 +131,7 @@ class TestStop:
     async def test_a_lame_duck_is_not_ready_and_still_serves(
         self, publish: Publish, serve_gated: Any, connect: Any
     ) -> None:
-        """While routes are withdrawn requests still come, and are answered."""
+        """Requests that arrive while routes are withdrawn are answered."""
         publish()
         async with serve_gated() as gated:
             server, stub = _server(gated, lame_duck_s=600), connect(gated.grpc.port)
@@ -148,7 +148,7 @@ class TestStop:
     async def test_what_outlasts_the_drain_timeout_is_cut(
         self, publish: Publish, serve_gated: Any, connect: Any
     ) -> None:
-        """A stop ends, also where a network does not."""
+        """A stop ends even if a network hangs."""
         publish()
         async with serve_gated() as gated:
             server, stub = _server(gated, drain_timeout_s=0.05), connect(gated.grpc.port)
@@ -163,7 +163,7 @@ class TestStop:
     async def test_a_stopped_server_leaves_no_task_and_no_thread(
         self, publish: Publish, serve: Serve
     ) -> None:
-        """After a stop, and after leaving without one, with requests answered in between."""
+        """After a stop and after leaving without one, with requests in between."""
         publish()
         before = asyncio.all_tasks()
         for stopped in (True, False):
@@ -182,7 +182,7 @@ class TestSignals:
     async def test_sigterm_answers_every_call_that_it_took_and_ends_with_0(
         self, publish: Publish, start_server: Any
     ) -> None:
-        """Sixteen callers that never pause: each is answered until it is told that the server is stopping."""
+        """Sixteen callers never pause: each is answered until its connection announces the stop."""
         publish()
         server = await asyncio.to_thread(start_server)
         answered = asyncio.Semaphore(0)
@@ -214,7 +214,7 @@ class TestSignals:
     async def test_a_second_signal_ends_it_at_once(
         self, publish: Publish, start_server: Any, connect: Any
     ) -> None:
-        """Who cannot wait for the lame duck signals again; the exit code says that it was no clean stop."""
+        """A second signal skips the lame duck; the exit code is 1, because the stop was not clean."""
         publish()
         server = await asyncio.to_thread(start_server, "--lame-duck-s", "600")
         stub = connect(int(server.grpc.rpartition(":")[2]))
@@ -229,7 +229,7 @@ class TestSignals:
     async def test_a_load_that_hangs_holds_up_no_stop(
         self, publish: Publish, start_server: Any, hang_load: Any
     ) -> None:
-        """Nothing ends its thread, but it keeps no process alive; what is served stops cleanly."""
+        """Its thread cannot be stopped, but the process exits and served versions stop cleanly."""
         publish()
         server = await asyncio.to_thread(start_server)
         await asyncio.to_thread(hang_load)
@@ -280,7 +280,7 @@ def _request() -> pb.ClassifyRequest:
 
 
 def _our_threads() -> list[threading.Thread]:
-    """Those that are still there when they have had time to end."""
+    """Threads that still run after they have had time to end."""
     ours = ("engine", "decode", "http")
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(ours)]
     for thread in threads:

@@ -32,7 +32,7 @@ console = Console(highlight=False)
 
 
 def main() -> None:
-    """Run the whole path, once."""
+    """Run the whole path once."""
     started_s = time.monotonic()
     make_empty(FOLDER)
 

@@ -29,7 +29,7 @@ LOADING_S = 500  # of all versions
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """The repository that was named, or one with a LeNet-5 that has learned a little."""
+    """The repository of the environment variable, or one with a briefly trained LeNet-5."""
     named = os.environ.get(VARIABLE)
     if named is not None:
         return Repository(Path(named))
@@ -64,7 +64,7 @@ def test_every_bundle_answers_as_it_was_published(
     start_server: Callable[..., Any],
     subtests: pytest.Subtests,
 ) -> None:
-    """Golden tensors give golden probabilities; golden pictures every label of the file that is served."""
+    """Golden tensors give golden probabilities; golden pictures give every label of the served file."""
     server = start_server("--precision", precision, "--engine-threads", "1", ready_within_s=LOADING_S)
     with Client(server.grpc, timeout_s=TIMEOUT_S) as client, grpc.insecure_channel(server.grpc) as channel:
         for bundle in bundles:
@@ -74,7 +74,7 @@ def test_every_bundle_answers_as_it_was_published(
 
 
 def check_tensors(channel: grpc.Channel, bundle: Bundle, precision: str) -> None:
-    """The Open Inference Protocol takes pixels as the network does: golden.npz comes out."""
+    """The Open Inference Protocol takes the network's input: it reproduces golden.npz."""
     golden = bundle.golden()
     request = pb.ModelInferRequest(model_name=bundle.model, model_version=str(bundle.version))
     request.inputs.add(name="image", datatype="UINT8", shape=golden.images.shape)
@@ -92,7 +92,7 @@ def check_tensors(channel: grpc.Channel, bundle: Bundle, precision: str) -> None
 
 
 def check_pictures(client: Client, bundle: Bundle, precision: str) -> None:
-    """Our own API takes pictures: what the bundle's geometry and its file make of them comes out."""
+    """Our own API takes pictures, and answers as the bundle's geometry and network do."""
     manifest, pictures = bundle.manifest, list(bundle.golden().images)
     prepared = np.stack([apply_geometry(picture, manifest.geometry) for picture in pictures])  # (G, H, W, C)
     is_variant = precision in manifest.variants
@@ -112,13 +112,13 @@ def check_pictures(client: Client, bundle: Bundle, precision: str) -> None:
 
 
 def tolerance(bundle: Bundle, precision: str) -> float:
-    """How far a probability may be off, by the manifest."""
+    """The manifest's tolerance of a probability."""
     variant = bundle.manifest.variants.get(precision)
     return (variant or bundle.manifest).golden_tolerance
 
 
 def link_all(published: Repository, repository: Repository) -> None:
-    """Let a repository hold all that another one holds, which stays as it is."""
+    """Link all versions of one repository into another."""
     for model in published.models():
         (repository.root / model).mkdir()
         for version in published.versions(model):

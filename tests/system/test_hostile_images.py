@@ -36,7 +36,7 @@ def _plain(colour: Any, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> 
 
 
 def _turned() -> bytes:
-    """Stored lying: blue on the left and black on the right; upright blue lies above black."""
+    """Stored turned: blue on the left, black on the right; upright, blue is above black."""
     image = _plain((0, 0, 0), size=(64, 32))
     image.paste(BLUE, (0, 0, 40, 32))
     exif = Image.Exif()
@@ -118,7 +118,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 @pytest.fixture
 def server(publish: Callable[..., object], start_server: Callable[..., Any]) -> Any:
-    """A server process with limits that small files can pass."""
+    """A server process with low limits."""
     publish()
     return start_server("--max-image-pixels", str(MAX_PIXELS), "--max-image-bytes", str(MAX_BYTES))
 
@@ -193,7 +193,7 @@ def _resident_bytes(process: int) -> int:
 def test_memory_does_not_grow_over_thousands_of_them(
     server: Any, classify: Callable[..., pb.ClassifyResponse]
 ) -> None:
-    """After a warm-up, 2,000 requests of all kinds leave the server's resident memory where it was."""
+    """After a warm-up, 2,000 requests of all kinds do not raise the server's resident memory."""
     good, bad = ([encoded for encoded, _ in kind.values()] for kind in (GOOD, BAD))
 
     def send(count: int) -> None:

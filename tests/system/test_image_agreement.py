@@ -1,4 +1,4 @@
-"""The image path against Pillow, by the very program that measures the published table."""
+"""The image path against Pillow, with the program that measures the published table."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_networks_see_the_same_as_through_pillow(data_root: Path) -> None:
 
 
 def test_a_photograph_costs_less_than_in_pillow() -> None:
-    """About 0.6 where nothing disturbs; that the pixels agree is checked by the program first."""
+    """About 0.6 on an idle machine; the program first checks that the pixels agree."""
     costs = _measured("--only", "cost", "--match", "500x375 JPEG to 224x224")["cost"]
 
     assert [cost["ratio"] < 0.85 for cost in costs.values()] == [True]

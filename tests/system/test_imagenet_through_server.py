@@ -1,4 +1,4 @@
-"""A pretrained network as it is: published with its 1,000 labels, served, and asked for real pictures."""
+"""A pretrained network, published with its 1,000 labels and served, classifies real photographs."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ SHA256 = "bea84200338b0637f7c00536a0d372f9247ab416eb56a7d27c37929ae58d570f"
 def test_squeezenet_names_imagenet_s_pictures_over_grpc(
     data_root: Path, repository: Repository, tmp_path: Path, start_server: Callable[..., Any]
 ) -> None:
-    """63 % of the first labels and 82 % of the first five, within one picture; and the origin."""
+    """Top-1 accuracy 63 % and top-5 accuracy 82 %, within one picture; the provenance names the weights."""
     weights, sample = data_root / "weights" / WEIGHTS, data_root / "imagenet-sample"
     if not weights.is_file() or not sample.is_dir():
         pytest.skip(f"no ImageNet weights or pictures in {data_root}")

@@ -1,4 +1,4 @@
-"""The whole path on real MNIST: train, publish, serve, and ask for all 10,000 test labels over gRPC."""
+"""The whole path on real MNIST: train, publish, serve, and classify all 10,000 test images over gRPC."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ IDX_HEADER_BYTES = {"images": 16, "labels": 8}
 def test_mnist_through_the_server_gives_the_labels_that_the_manifest_counted(
     data_root: Path, repository: Repository, tmp_path: Path, start_server: Callable[..., Any]
 ) -> None:
-    """Four epochs of lenet5-mnist reach 99.0 %, and gRPC gives the very labels that were evaluated."""
+    """Four epochs of lenet5-mnist reach 99.0 %, and gRPC gives exactly the evaluated labels."""
     command = [sys.executable, "-m", "training", "run", "lenet5-mnist", "--json"]
     epochs = ["--set", "training.epochs=4"]  # the whole recipe: README, results
     places = ["--repository", repository.root, "--run-dir", tmp_path / "run", "--data-root", data_root]

@@ -38,7 +38,7 @@ def test_node_sees_what_our_client_sees(
     tmp_path: Path,
     transport: str,
 ) -> None:
-    """One image, 200 calls at once, many images; failures come with their code, sentence and details."""
+    """One image, 200 concurrent calls, many images; errors have code, message and details."""
     publish()
     pixels = np.random.default_rng(3).integers(0, 256, (50, 40, 3), np.uint8)  # (H, W, 3) RGB
     image = tmp_path / "image.png"

@@ -48,7 +48,7 @@ def triton(tmp_path: Path) -> Callable[[str, str], Any]:
 
 
 def _image() -> np.ndarray:
-    """A picture of another size than the network takes, (H, W, 3): mostly green, and the rest noise."""
+    """A picture of another size than the network's input, (H, W, 3): mostly green, the rest noise."""
     pixels = np.random.default_rng(3).integers(0, 120, (50, 40, 3), np.uint8)
     pixels[..., 1] += 100
     return pixels
@@ -60,7 +60,7 @@ def _pixels() -> np.ndarray:
 
 
 def _ours(address: str) -> tuple[list[list[float]], list[list[float]]]:
-    """What our own client says of the picture and of the three images: probabilities by index."""
+    """Our own client's results for the picture and the three images: probabilities by index."""
     with Client(address) as client:
         results = list(client.classify_all([_image(), *_pixels()], model="colours"))
     rows = [
@@ -86,7 +86,7 @@ def test_our_messages_are_tritons(triton: Callable[[str, str], Any]) -> None:
 
 
 def _messages(messages: Iterable[Any]) -> Iterator[Any]:
-    """These and all that are nested in them, but for those that stand for maps."""
+    """These messages and all nested ones, except map entries."""
     for message in messages:
         if not message.GetOptions().map_entry:
             yield message
@@ -175,7 +175,7 @@ def test_tritons_clients_stream(
 def test_tritons_client_loads_and_unloads(
     publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
 ) -> None:
-    """Where the operator allows it; between the two the model is not ready, and the server is."""
+    """If the operator allows it; meanwhile the model is not ready, but the server is."""
     publish()
     server = start_server("--model-control")
 

@@ -1,4 +1,4 @@
-"""Points as a queue would make them."""
+"""Points of an ideal queue."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MakePoint = Callable[..., Point]
 
 @pytest.fixture(scope="session")
 def make_point() -> MakePoint:
-    """A point of one second in which every good answer took equally long."""
+    """A point of one second in which every request took equally long."""
 
     def make(
         loop: Loop,

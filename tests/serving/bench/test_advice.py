@@ -1,4 +1,4 @@
-"""The knee is where theory puts it, and advice says only what the points hold."""
+"""The knee is where theory predicts it, and the advice follows from the points."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ MakePoint = Callable[..., Point]
 
 
 def test_the_knee_of_a_single_server_queue_is_at_half_its_capacity(make_point: MakePoint) -> None:
-    """M/M/1 answers in 1 / (capacity - rate); its power is greatest at half load (Kleinrock 1979)."""
+    """M/M/1 has a latency of 1 / (capacity - rate); its power is greatest at half load (Kleinrock 1979)."""
     capacity = 1000
     rates = range(100, 1000, 100)
     points = [make_point(OpenLoop(rate), rate=rate, latency_s=1 / (capacity - rate)) for rate in rates]
@@ -24,7 +24,7 @@ def test_the_knee_of_a_single_server_queue_is_at_half_its_capacity(make_point: M
 
 
 def test_the_knee_of_a_closed_loop_is_where_the_server_is_just_full(make_point: MakePoint) -> None:
-    """Eight requests at once fit; beyond that throughput stands still while latency doubles."""
+    """Eight concurrent requests fit; beyond that latency doubles without more throughput."""
     points = [
         make_point(ClosedLoop(count), rate=min(count, 8) * 100, latency_s=max(count, 8) / 800)
         for count in (1, 2, 4, 8, 16, 32)
@@ -41,7 +41,7 @@ def test_the_knee_of_a_closed_loop_is_where_the_server_is_just_full(make_point: 
 def test_what_holds_a_p99_really_does(
     make_point: MakePoint, measured: list[tuple[int, float, int]], limit_s: float
 ) -> None:
-    """Within the limit, without losses, and no point that does so is faster."""
+    """Within the limit, without failures, and the fastest such point."""
     points = [
         make_point(ClosedLoop(number), rate=rate, latency_s=latency_s, errors=errors)
         for number, (rate, latency_s, errors) in enumerate(measured, start=1)
@@ -62,14 +62,14 @@ def test_advice_for_a_p99_names_the_load_that_holds_it(make_point: MakePoint) ->
 
 
 def test_advice_says_that_a_busy_client_measured_itself(make_point: MakePoint) -> None:
-    """First of all, since it spoils the rest."""
+    """It comes first, because it invalidates the rest."""
     advice = advise([make_point(ClosedLoop(4), rate=10, latency_s=0.1, busy=0.97)])
     assert "97% of a core" in advice[0]
     assert "--processes" in advice[0]
 
 
 def test_advice_names_the_stage_where_most_time_goes(make_point: MakePoint) -> None:
-    """From the server's own metrics; what no stage accounts for is the transport's."""
+    """From the server's metrics; the time outside all stages counts as transport."""
     for stage, hint in (
         ("decode", "smaller images"),
         ("queue", "more workers"),
@@ -84,7 +84,7 @@ def test_advice_names_the_stage_where_most_time_goes(make_point: MakePoint) -> N
 
 
 def test_no_good_answer_gives_no_advice_on_speed(make_point: MakePoint) -> None:
-    """And no crash: every quantile is NaN."""
+    """Every quantile is NaN, and nothing crashes."""
     points = [make_point(ClosedLoop(1), rate=0, latency_s=1.0, errors=7)]
     assert find_knee(points) is None
     assert advise(points, 0.1) == ["No request succeeded, so there are no latencies to report."]

@@ -1,4 +1,4 @@
-"""`lenserve bench` in a process of its own against a real server: its output, and how it can end."""
+"""`lenserve bench` as a process against a real server: its output and its exit codes."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_sweep_ends_in_one_json_object(address: Any, tmp_path: Path) -> None:
-    """Closed and open loops, two clients, the server's own metrics, advice and a picture."""
+    """Closed and open loops, two clients, server metrics, advice and a picture."""
     picture = tmp_path / "knee.svg"
     done = _bench(
         *("--server", address.grpc, "--model", "colours", *FAST, "--json", "--processes", 2),
@@ -70,7 +70,7 @@ def test_a_sweep_ends_in_one_json_object(address: Any, tmp_path: Path) -> None:
 
 
 def test_people_get_a_table_and_advice(address: Any, tmp_path: Path) -> None:
-    """A line for each load, the knee marked; a photograph is sent as it is."""
+    """One row per load, the knee marked; a photograph is sent as a file."""
     photograph = tmp_path / "red.png"
     Image.new("RGB", (20, 20), (255, 0, 0)).save(photograph)
     loads = ("--concurrency", "1,2,3")

@@ -1,4 +1,4 @@
-"""The histogram says what the raw samples would have said, and adds up."""
+"""The histogram agrees with the raw samples, and histograms add up."""
 
 import math
 
@@ -23,14 +23,14 @@ def _counted(durations_s: list[float]) -> Latencies:
 def test_quantiles_are_those_of_the_samples_within_one_percent(
     durations_s: list[float], fraction: float
 ) -> None:
-    """Against numpy's percentile of the raw values, where it does not interpolate."""
+    """Compared with numpy's percentile of the raw values, without interpolation."""
     exact = np.quantile(durations_s, fraction, method="inverted_cdf")
     assert _counted(durations_s).quantile_s(fraction) == pytest.approx(exact, rel=0.01)
 
 
 @given(durations, durations)
 def test_merged_histograms_are_the_histogram_of_all(first: list[float], second: list[float]) -> None:
-    """Workers add up: counts exactly, the mean to rounding."""
+    """Counts add up exactly, the mean up to rounding."""
     merged, together = _counted(first), _counted(first + second)
     merged.merge(_counted(second))
     assert merged.counts == together.counts
@@ -38,13 +38,13 @@ def test_merged_histograms_are_the_histogram_of_all(first: list[float], second: 
 
 
 def test_memory_is_bounded_whatever_is_counted() -> None:
-    """A hundred thousand different durations, and some absurd ones, fill a few thousand buckets at most."""
+    """A hundred thousand different durations, some absurd, fill at most a few thousand buckets."""
     latencies = _counted([0.0, -1.0, 1e9, *np.geomspace(1e-7, 1e5, 100_000).tolist()])
     assert latencies.count == 100_003
     assert len(latencies.counts) < 2500
 
 
 def test_nothing_counted_has_no_quantile() -> None:
-    """NaN, and no crash."""
+    """NaN instead of a crash."""
     assert math.isnan(Latencies().quantile_s(0.5))
     assert math.isnan(Latencies().mean_s)

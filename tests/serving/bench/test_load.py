@@ -1,4 +1,4 @@
-"""One worker's loops against real gRPC servers: what is counted, and that no stall is overlooked."""
+"""One worker's loops against real gRPC servers: what is counted, and that stalls are measured."""
 
 import asyncio
 import time
@@ -44,7 +44,7 @@ async def _run(target: Target, loop: Loop, *, window_s: float = 0.3, warm_up_s: 
 
 
 async def test_a_closed_loop_keeps_its_callers_busy_and_no_more() -> None:
-    """The server sees exactly so many at once, and requests in turn; what it answered is what was counted."""
+    """The server sees exactly this concurrency, requests in turn; every response is counted."""
     in_flight, most, seen = 0, 0, Counter[bytes]()
     all_have_come = asyncio.Event()
 
@@ -78,7 +78,7 @@ async def test_a_worker_without_callers_is_not_busy() -> None:
 
 
 async def test_errors_are_counted_by_code_and_have_no_latency() -> None:
-    """A refusal is fast, and must not make the good answers look so."""
+    """Rejections are fast, and must not lower the latency of successful requests."""
     number = 0
 
     async def answer(_request: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -125,7 +125,7 @@ async def test_a_stall_of_the_server_is_seen_by_everyone_who_was_due_during_it()
 
 
 async def test_an_open_loop_offers_its_rate_however_slow_the_server_is() -> None:
-    """As many requests as the schedule holds arrive, although none is answered within the window."""
+    """All scheduled requests arrive, although none is answered within the window."""
     release = asyncio.Event()
     arrived = 0
     expected = len(list(OpenLoop(200.0).arrivals_s(0.5, 0)))
@@ -145,7 +145,7 @@ async def test_an_open_loop_offers_its_rate_however_slow_the_server_is() -> None
 
 
 async def test_the_warm_up_does_not_count() -> None:
-    """What is due before the window opens is sent, and forgotten."""
+    """Requests due before the window are sent but not counted."""
     arrived = 0
 
     async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
@@ -161,7 +161,7 @@ async def test_the_warm_up_does_not_count() -> None:
 
 
 async def test_unanswered_requests_end_at_the_deadline_and_are_bounded() -> None:
-    """A server that never answers costs the client a bounded number of requests, and a bounded time."""
+    """A server that never answers costs a bounded number of requests and a bounded time."""
 
     async def answer(_request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
         await asyncio.Event().wait()
@@ -180,7 +180,7 @@ async def test_unanswered_requests_end_at_the_deadline_and_are_bounded() -> None
 
 
 async def test_our_own_server_answers(serve: Callable[..., object], publish: Callable[..., object]) -> None:
-    """The encoded request is a good one: see test_cli.py for whole runs."""
+    """The encoded request is valid; test_cli.py has whole runs."""
     publish()
     async with serve() as server:  # type: ignore[attr-defined]
         assert isinstance(server, Server)

@@ -1,4 +1,4 @@
-"""The picture is XML that holds every point inside its frame, and the knee."""
+"""The picture is XML with every point and the knee inside its frame."""
 
 from collections.abc import Callable
 from xml.etree import ElementTree as ET
@@ -22,7 +22,7 @@ MakePoint = Callable[..., Point]
 def test_every_point_lies_in_the_frame(
     make_point: MakePoint, measured: list[tuple[int, float]], p99_s: float | None
 ) -> None:
-    """Two circles for each point, p50 and p99, and one around the knee, wherever the numbers lie."""
+    """Two circles per point, p50 and p99, and one around the knee."""
     points = [
         make_point(ClosedLoop(number) if number % 2 else OpenLoop(number), rate=rate, latency_s=latency_s)
         for number, (rate, latency_s) in enumerate(measured, start=1)
@@ -41,7 +41,7 @@ def test_every_point_lies_in_the_frame(
 
 
 def test_more_throughput_is_further_right_and_more_latency_higher(make_point: MakePoint) -> None:
-    """The axes point where readers expect them to."""
+    """The axes point right and up."""
     points = [make_point(ClosedLoop(count), rate=10 * count, latency_s=count / 100) for count in (1, 2)]
     picture = ET.fromstring(draw(points, title="t"))  # noqa: S314 - our own
     first, second = picture.findall(f"{SVG}circle")[:2]
@@ -50,6 +50,6 @@ def test_more_throughput_is_further_right_and_more_latency_higher(make_point: Ma
 
 
 def test_nothing_answered_cannot_be_drawn(make_point: MakePoint) -> None:
-    """Said in words."""
+    """The error has a message."""
     with pytest.raises(ValueError, match="no request succeeded"):
         draw([make_point(ClosedLoop(1), rate=0, latency_s=1.0)], title="t")

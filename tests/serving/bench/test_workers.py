@@ -1,4 +1,4 @@
-"""Worker processes begin together, give back what they counted, and never outlive their work."""
+"""Worker processes start together, return their results, and do not outlive their work."""
 
 import multiprocessing
 
@@ -11,8 +11,8 @@ from serving.bench.workers import WorkerLost, start_workers
 NOBODY = Target("127.0.0.1:9", (b"",), timeout_s=1.0)  # RFC 863: nobody listens there
 
 
-def test_every_worker_gives_its_tally_and_ends() -> None:
-    """Two workers, three callers; nobody answers, which is counted as such."""
+def test_every_worker_returns_its_result_and_ends() -> None:
+    """Two workers, three callers; without a server every call counts as an error."""
     with start_workers(2, NOBODY) as workers:
         workers.start(ClosedLoop(3), warm_up_s=0.0, window_s=0.2)
         results = workers.results(lambda: None)
@@ -22,7 +22,7 @@ def test_every_worker_gives_its_tally_and_ends() -> None:
 
 
 def test_a_killed_worker_is_an_error_and_takes_the_others_with_it() -> None:
-    """No waiting for ever for an answer that cannot come."""
+    """The parent does not wait forever."""
     with start_workers(2, NOBODY) as workers:
         workers.start(ClosedLoop(2), warm_up_s=0.0, window_s=30.0)
         multiprocessing.active_children()[0].kill()

@@ -1,4 +1,4 @@
-"""A valid published version without torch or ONNX: at this level any bytes are a network."""
+"""Valid published versions without torch or ONNX: the repository accepts any bytes as a network."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ GOLDEN_IMAGES = 4
 
 @pytest.fixture
 def description() -> Description:
-    """What the version says of itself."""
+    """The version's description."""
     return Description(
         labels=LABELS,
         geometry=Geometry(height=6, width=5, channels=3),
@@ -52,7 +52,7 @@ def description() -> Description:
 
 @pytest.fixture
 def golden() -> Golden:
-    """Examples that fit the description."""
+    """Golden examples that match the description."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (GOLDEN_IMAGES, 6, 5, 3), np.uint8)  # (G, H, W, C)
     probabilities = generator.dirichlet(np.ones(len(LABELS)), GOLDEN_IMAGES).astype(np.float32)  # (G, K)
@@ -61,7 +61,7 @@ def golden() -> Golden:
 
 @pytest.fixture
 def write(description: Description, golden: Golden) -> Write:
-    """Fill a folder as a publisher does: a network, golden examples and a report."""
+    """Fill a version's folder as a publisher does: a network, golden examples and a report."""
 
     def fill(folder: Path) -> Description:
         (folder / MODEL_FILE).write_bytes(b"\x08\x0a a network " * 20)

@@ -1,4 +1,4 @@
-"""Kill a real publisher at every line that it executes, and look at what it leaves behind.
+"""Kill a real publisher at every line that it executes, and check what it leaves behind.
 
     python kill_points.py EMPTY_FOLDER DESCRIPTION_JSON first|next|alias
 

@@ -1,4 +1,4 @@
-"""The door that training and serving share is light: importing it loads no heavy library."""
+"""Importing the contract between training and serving loads no heavy library."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ PROGRAM = "import json, sys, serving.bundle; print(json.dumps(sorted(sys.modules
 
 
 def test_importing_the_bundle_loads_nothing_heavy() -> None:
-    """A fresh interpreter that imports serving.bundle has neither gRPC nor an engine nor torch in it."""
+    """A fresh interpreter that imports serving.bundle loads neither gRPC nor an engine nor torch."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).parents[3],

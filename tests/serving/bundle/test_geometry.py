@@ -1,4 +1,4 @@
-"""Geometry: any pixels become exactly what the manifest says, the same way every time."""
+"""Geometry: any pixels become the network's input exactly as the manifest says."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def noise(*shape: int) -> Pixels:
 @settings(deadline=None, max_examples=300)
 @given(pixels=pictures(), geometry=geometries)
 def test_output_is_as_the_geometry_says(pixels: Pixels, geometry: Geometry) -> None:
-    """Any size, any channels, any geometry: the shape and the type never differ, and the input stays."""
+    """For any size, channels and geometry, shape and dtype are right and the source is not changed."""
     before = pixels.copy()
     fitted = apply_geometry(pixels, geometry)
     assert fitted.shape == (geometry.height, geometry.width, geometry.channels)
@@ -55,7 +55,7 @@ def test_output_is_as_the_geometry_says(pixels: Pixels, geometry: Geometry) -> N
 
 @pytest.mark.parametrize(("size", "part"), [((25, 1), (44, 1)), ((1, 25), (1, 44))])
 def test_rounding_never_leaves_the_image(size: tuple[int, int], part: tuple[int, int]) -> None:
-    """25 / 44 * 44 is more than 25 in floating point, and Pillow refuses a box that begins at -1e-15."""
+    """25 / 44 * 44 exceeds 25 in floating point, and Pillow rejects a box that begins at -1e-15."""
     geometry = Geometry(height=part[1], width=part[0], channels=1, fit="crop")
     fitted = apply_geometry(np.zeros((size[1], size[0], 1), np.uint8), geometry)
     assert fitted.shape == (part[1], part[0], 1)
@@ -72,7 +72,7 @@ def test_rounding_never_leaves_the_image(size: tuple[int, int], part: tuple[int,
 def test_a_constant_image_stays_constant(
     geometry: Geometry, height: int, width: int, value: int, channels: int
 ) -> None:
-    """Without padding no resampling invents a value."""
+    """Without padding, resampling invents no value."""
     geometry = geometry.model_copy(update={"fit": "crop" if geometry.fit == "pad" else geometry.fit})
     pixels = np.full((height, width, channels), value, np.uint8)  # (H, W, C)
     assert (apply_geometry(pixels, geometry) == value).all()
@@ -98,7 +98,7 @@ def test_padding_adds_background_and_nothing_else(geometry: Geometry, height: in
 def test_a_crop_is_the_largest_centred_part_of_the_right_shape(
     geometry: Geometry, height: int, width: int
 ) -> None:
-    """The box lies inside the image, has the geometry's shape, is centred, and cannot grow."""
+    """The box is inside the image, has the geometry's aspect ratio, is centred, and cannot grow."""
     geometry = geometry.model_copy(update={"fit": "crop", "crop_fraction": 1.0})
     (left, top, right, bottom), size = crop_and_size((width, height), geometry)
     assert size == (geometry.width, geometry.height)
@@ -116,7 +116,7 @@ def test_a_crop_is_the_largest_centred_part_of_the_right_shape(
 def test_a_smaller_crop_is_centred_within_a_pixel_of_the_result(
     geometry: Geometry, height: int, width: int, fraction: float
 ) -> None:
-    """The box lies inside the image, half a pixel of the result off its middle at most."""
+    """The box is inside the image, at most half a pixel of the result off its centre."""
     geometry = geometry.model_copy(update={"fit": "crop", "crop_fraction": fraction})
     (left, top, right, bottom), size = crop_and_size((width, height), geometry)
     assert size == (geometry.width, geometry.height)
@@ -144,7 +144,7 @@ def test_crop_of_224_in_256_is_that_of_resizing_first(height: int, width: int) -
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_what_fits_already_is_unchanged(fit: str, channels: int) -> None:
-    """Digits at 28 x 28 reach the network as they are, bit for bit."""
+    """Digits of 28 x 28 reach the network bit for bit."""
     pixels = noise(28, 20, channels)
     geometry = Geometry.model_validate({"height": 28, "width": 20, "channels": channels, "fit": fit})
     np.testing.assert_array_equal(apply_geometry(pixels, geometry), pixels)
@@ -154,7 +154,7 @@ def test_what_fits_already_is_unchanged(fit: str, channels: int) -> None:
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (5, 3), (9, 50)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_stretch_is_the_resize_of_pillow(channels: int, height: int, width: int, interpolation: str) -> None:
-    """Antialiased when shrinking: nearest to the bit, bilinear within a level, cubic but for clipping."""
+    """Antialiased when shrinking: nearest exactly, bilinear within a level, cubic except for clipping."""
     pixels = noise(height, width, channels)
     geometry = Geometry.model_validate(
         {"height": 14, "width": 17, "channels": channels, "interpolation": interpolation}
@@ -167,7 +167,7 @@ def test_stretch_is_the_resize_of_pillow(channels: int, height: int, width: int,
 
 
 def test_shrinking_is_antialiased() -> None:
-    """A fine checkerboard becomes grey, not black or white by chance."""
+    """A fine checkerboard becomes grey, not black or white."""
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, np.newaxis]  # (H, W, 1)
     shrunk = apply_geometry(board, Geometry(height=8, width=8, channels=1))
     assert np.abs(shrunk.astype(int) - 127).max() <= 12
@@ -180,7 +180,7 @@ def test_shrinking_is_antialiased() -> None:
 def test_crop_takes_the_middle(
     shape: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
-    """Of a picture whose middle needs no resizing, exactly the middle comes out."""
+    """If the middle needs no resizing, it is returned exactly."""
     pixels = noise(*shape, 3)
     cropped = apply_geometry(pixels, Geometry(height=4, width=4, channels=3, fit="crop"))
     np.testing.assert_array_equal(cropped, pixels[slice(*rows), slice(*columns)])
@@ -194,7 +194,7 @@ def test_crop_fraction_takes_less_of_each_side() -> None:
 
 
 def test_crop_fraction_counts_where_the_size_fits_already() -> None:
-    """A picture of the network's own size is still cropped, as every other size is."""
+    """An image of the network's size is cropped as every other size is."""
     geometry = Geometry(height=8, width=8, channels=1, fit="crop", crop_fraction=0.5, interpolation="nearest")
     pixels = noise(8, 8, 1)
     np.testing.assert_array_equal(
@@ -203,7 +203,7 @@ def test_crop_fraction_counts_where_the_size_fits_already() -> None:
 
 
 def test_pad_keeps_the_whole_image_in_the_middle() -> None:
-    """A wide picture gets bars above and below, and all of it is resized between them."""
+    """A wide image gets bars above and below, and all of it is resized between them."""
     pixels = noise(10, 40, 3)
     padded = apply_geometry(pixels, Geometry(height=20, width=20, channels=3, fit="pad", background=77))
     reference = np.asarray(Image.fromarray(pixels).resize((20, 5), Image.Resampling.BILINEAR))
@@ -213,7 +213,7 @@ def test_pad_keeps_the_whole_image_in_the_middle() -> None:
 
 
 def test_pad_grows_small_images() -> None:
-    """The whole of the network's input is used as far as the shape allows."""
+    """The network's input is filled as far as the aspect ratio allows."""
     padded = apply_geometry(
         np.zeros((2, 1, 1), np.uint8), Geometry(height=28, width=28, channels=1, fit="pad")
     )
@@ -226,7 +226,7 @@ def test_pad_grows_small_images() -> None:
 @pytest.mark.parametrize("background", [0, 77, 255])
 @pytest.mark.parametrize("alpha_channels", [2, 4])
 def test_transparent_pixels_show_the_background(alpha_channels: int, background: int, channels: int) -> None:
-    """Alpha 0 shows the background whatever colour hides there, 255 the pixel, 128 the mean of both."""
+    """Alpha 0 shows the background whatever the hidden colour, 255 the pixel, 128 the mean of both."""
     pixels = np.full((1, 3, alpha_channels), 200, np.uint8)  # (H, W, C)
     pixels[0, :, -1] = [0, 128, 255]
     geometry = Geometry.model_validate(
@@ -239,7 +239,7 @@ def test_transparent_pixels_show_the_background(alpha_channels: int, background:
 
 
 def test_hidden_colours_do_not_bleed_when_resized() -> None:
-    """The background is put under a transparent picture before it is resized, not after."""
+    """Transparency is removed before resizing, not after."""
     pixels = np.zeros((8, 8, 4), np.uint8)  # black, all transparent
     assert (apply_geometry(pixels, Geometry(height=3, width=3, channels=3)) == 255).all()
 
@@ -253,7 +253,7 @@ def test_grey_is_itu_r_601_luma() -> None:
 
 
 def test_colour_after_size_is_colour_before_size() -> None:
-    """Luma is taken of the resized picture: within two roundings of the resized luma."""
+    """The luma of the resized image is within two roundings of the resized luma."""
     pixels = noise(60, 80, 3)
     geometry = Geometry(height=20, width=30, channels=1)
     grey = np.asarray(Image.fromarray(pixels).convert("L").resize((30, 20), Image.Resampling.BILINEAR))
@@ -261,7 +261,7 @@ def test_colour_after_size_is_colour_before_size() -> None:
 
 
 def test_grey_becomes_three_equal_channels() -> None:
-    """A grey picture for a network of colours says the same in each."""
+    """A grey image has equal channels for an RGB network."""
     pixels = noise(9, 9, 1)
     np.testing.assert_array_equal(
         apply_geometry(pixels, Geometry(height=9, width=9, channels=3)), pixels.repeat(3, axis=2)
@@ -271,7 +271,7 @@ def test_grey_becomes_three_equal_channels() -> None:
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize(("height", "width"), [(1, 65_535), (65_535, 1)])
 def test_the_thinnest_images_fit_too(height: int, width: int, fit: str) -> None:
-    """One pixel by the longest allowed side goes through every geometry, also where the crop is a sliver."""
+    """One pixel by the longest allowed side passes every geometry, however thin the crop."""
     pixels = np.full((height, width, 1), 255, np.uint8)
     for side in (1, 28, 299):
         geometry = Geometry.model_validate({"height": side, "width": 28, "channels": 1, "fit": fit})

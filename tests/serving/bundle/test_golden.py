@@ -1,4 +1,4 @@
-"""Golden examples: read back as written, checked against the manifest, and never unpickled."""
+"""Golden examples: read as written, checked against the manifest, never unpickled."""
 
 import io
 import zipfile
@@ -18,17 +18,17 @@ Publish = Callable[..., Bundle]
 
 @pytest.fixture
 def manifest(publish: Publish) -> Manifest:
-    """Of a version whose golden images are (G, 6, 5, 3) with 3 labels."""
+    """Manifest of a version with golden images (G, 6, 5, 3) and 3 labels."""
     return publish().manifest
 
 
 def write_arrays(folder: Path, **arrays: np.typing.NDArray[np.generic]) -> None:
-    """Write golden.npz as somebody else would."""
+    """Write golden.npz with any arrays."""
     np.savez(folder / GOLDEN_FILE, allow_pickle=True, **arrays)
 
 
 def refusal(folder: Path, manifest: Manifest) -> str:
-    """The message with which golden.npz is refused, which always names it."""
+    """The message of the error, which names golden.npz."""
     with pytest.raises(BundleError) as refused:
         read_golden(folder, manifest)
     assert str(folder / GOLDEN_FILE) in str(refused.value)
@@ -36,7 +36,7 @@ def refusal(folder: Path, manifest: Manifest) -> str:
 
 
 def test_round_trip(tmp_path: Path, golden: Golden, manifest: Manifest) -> None:
-    """Images and probabilities come back to the bit."""
+    """Images and probabilities are read bit for bit."""
     write_golden(golden, tmp_path)
     found = read_golden(tmp_path, manifest)
     np.testing.assert_array_equal(found.images, golden.images)
@@ -61,7 +61,7 @@ def test_round_trip(tmp_path: Path, golden: Golden, manifest: Manifest) -> None:
 def test_wrong_shapes_are_refused(
     images: tuple[int, ...], probabilities: tuple[int, ...], tmp_path: Path, manifest: Manifest
 ) -> None:
-    """1..32 images of the manifest's geometry with one probability for each label; both shapes are told."""
+    """1..32 images of the manifest's geometry, one probability per label; the error has both shapes."""
     write_arrays(
         tmp_path, images=np.zeros(images, np.uint8), probabilities=np.zeros(probabilities, np.float32)
     )
@@ -75,7 +75,7 @@ def test_wrong_shapes_are_refused(
     [("float32", "float32"), ("uint8", "float64"), ("int8", "float16"), ("S1", "U1")],
 )
 def test_wrong_types_are_refused(images: str, probabilities: str, tmp_path: Path, manifest: Manifest) -> None:
-    """Images are uint8, probabilities float32, and the message says what they are instead."""
+    """Images are uint8, probabilities float32; the error names the dtypes found."""
     write_arrays(
         tmp_path, images=np.zeros((4, 6, 5, 3), images), probabilities=np.zeros((4, 3), probabilities)
     )
@@ -93,7 +93,7 @@ class Trap:
 
 
 def test_nothing_is_ever_unpickled(tmp_path: Path, manifest: Manifest) -> None:
-    """An array of objects is refused before the pickle in it is touched."""
+    """An array of objects is rejected before its pickle is read."""
     bait = tmp_path / "bait"
     trap = np.full((4, 6, 5, 3), Trap(bait), object)
     write_arrays(tmp_path, images=trap, probabilities=np.zeros((4, 3), np.float32))
@@ -104,13 +104,13 @@ def test_nothing_is_ever_unpickled(tmp_path: Path, manifest: Manifest) -> None:
 
 
 def test_a_bare_pickle_is_refused(tmp_path: Path, manifest: Manifest) -> None:
-    """Numpy would read a pickle in place of an archive, if it were allowed to."""
+    """Numpy would read a pickle instead of an archive if it were allowed to."""
     (tmp_path / GOLDEN_FILE).write_bytes(b"\x80\x04]\x94.")
     refusal(tmp_path, manifest)
 
 
 def test_a_bare_array_is_refused(tmp_path: Path, manifest: Manifest) -> None:
-    """An .npy file is no archive of two arrays."""
+    """An .npy file is not an archive of two arrays."""
     with (tmp_path / GOLDEN_FILE).open("wb") as file:
         np.save(file, np.zeros((4, 6, 5, 3), np.uint8))
     refusal(tmp_path, manifest)
@@ -123,7 +123,7 @@ def test_a_missing_array_is_refused_by_name(tmp_path: Path, manifest: Manifest) 
 
 
 def test_members_that_are_no_arrays_are_refused(tmp_path: Path, manifest: Manifest) -> None:
-    """Numpy hands out the bytes of a member that is no .npy file; we do not take them."""
+    """Numpy returns the bytes of a member that is not an .npy file; they are rejected."""
     with zipfile.ZipFile(tmp_path / GOLDEN_FILE, "w") as archive:
         archive.writestr("images", b"pixels")
         archive.writestr("probabilities", b"numbers")
@@ -131,7 +131,7 @@ def test_members_that_are_no_arrays_are_refused(tmp_path: Path, manifest: Manife
 
 
 def test_no_file_is_refused(tmp_path: Path, manifest: Manifest) -> None:
-    """As is a folder in its place."""
+    """So is a folder of that name."""
     refusal(tmp_path, manifest)
     (tmp_path / GOLDEN_FILE).mkdir()
     refusal(tmp_path, manifest)
@@ -151,7 +151,7 @@ def test_every_truncation_is_refused(tmp_path: Path, golden: Golden, manifest: M
 def test_a_changed_byte_is_refused_or_harmless(
     position: float, byte: int, tmp_path: Path, golden: Golden, manifest: Manifest
 ) -> None:
-    """Broken archives, deflate streams and headers are BundleErrors, whatever they trip."""
+    """Broken archives, deflate streams and headers are BundleErrors, whatever numpy raises."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=golden.images, probabilities=golden.probabilities)
     spoiled = bytearray(buffer.getvalue())
@@ -165,7 +165,7 @@ def test_a_changed_byte_is_refused_or_harmless(
 
 
 def test_largest_difference_is_the_largest(golden: Golden) -> None:
-    """One probability that is off by a quarter is enough, in either direction."""
+    """One wrong probability counts, in either direction."""
     for sign in (1, -1):
         other = golden.probabilities.copy()
         other[2, 1] += sign * 0.25
@@ -174,7 +174,7 @@ def test_largest_difference_is_the_largest(golden: Golden) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_differs_infinitely(value: float, golden: Golden) -> None:
-    """A network that answers NaN has not proved itself."""
+    """NaN proves nothing."""
     other = golden.probabilities.copy()
     other[0, 0] = value
     assert golden.largest_difference(other) == float("inf")

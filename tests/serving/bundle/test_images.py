@@ -1,4 +1,4 @@
-"""Encoded bytes: every kind of picture comes out right and upright, everything else is refused as ours."""
+"""Encoded bytes: every kind of image is decoded upright, everything else is one of our errors."""
 
 import io
 import resource
@@ -44,7 +44,7 @@ def noise(*shape: int) -> Pixels:
 
 
 def blocks(*shape: int) -> Pixels:
-    """A picture of flat 16 x 16 blocks, which JPEG keeps nearly as it is."""
+    """An image of flat 16 x 16 blocks, which JPEG hardly changes."""
     height, width, *channels = shape
     return noise(height // 16, width // 16, *channels).repeat(16, axis=0).repeat(16, axis=1)
 
@@ -57,7 +57,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def png(
     width: int, height: int, *, bits: int, colour_type: int, rows: Sequence[bytes], extra: bytes = b""
 ) -> bytes:
-    """A PNG by hand, each row unfiltered."""
+    """A hand-made PNG with unfiltered rows."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     samples = zlib.compress(b"".join(b"\0" + row for row in rows))
     return (
@@ -68,7 +68,7 @@ def png(
 def grey_tiff(
     width: int, samples: bytes, *, bits: int, photometric: int = 1, sample_format: int = 1
 ) -> bytes:
-    """A TIFF of one row by hand: little-endian, uncompressed, one sample for each pixel."""
+    """A hand-made TIFF of one row: little-endian, uncompressed, one sample per pixel."""
     samples += b"\0" * (len(samples) % 2)
     tags = {
         256: width,
@@ -88,7 +88,7 @@ def grey_tiff(
 
 
 def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """An EXIF block by hand: tag, type, count, value of 4 bytes."""
+    """A hand-made EXIF block: tag, type, count, value of 4 bytes."""
     packed = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + b"\0" * 4
 
@@ -109,7 +109,7 @@ def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
     ],
 )
 def test_lossless_formats_give_exact_pixels(image_format: str, options: dict[str, object]) -> None:
-    """What was written as RGB comes out to the bit."""
+    """RGB is decoded exactly."""
     pixels = noise(21, 34, 3)
     np.testing.assert_array_equal(decode(encode(pixels, image_format, **options)), pixels)
 
@@ -124,7 +124,7 @@ def test_lossless_formats_give_exact_pixels(image_format: str, options: dict[str
     ],
 )
 def test_lossy_formats_give_near_pixels(image_format: str, options: dict[str, object]) -> None:
-    """What was written as RGB comes out close."""
+    """RGB is decoded nearly exactly."""
     pixels = blocks(64, 96, 3)
     decoded = decode(encode(pixels, image_format, **options))
     assert decoded.shape == pixels.shape
@@ -139,7 +139,7 @@ def test_greyscale_is_one_exact_channel(image_format: str) -> None:
 
 
 def test_greyscale_gif_is_three_equal_channels() -> None:
-    """A GIF has nothing but palettes: greys come as exact RGB, which geometry makes the same grey again."""
+    """A GIF has only palettes: greys are decoded as exact RGB, which geometry turns back into grey."""
     pixels = noise(21, 34)
     np.testing.assert_array_equal(decode(encode(pixels, "GIF")), np.stack([pixels] * 3, axis=2))
 
@@ -154,7 +154,7 @@ def test_greyscale_jpeg_is_one_near_channel() -> None:
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "PPM", "GIF"])
 def test_one_bit_is_black_and_white(image_format: str) -> None:
-    """1-bit pictures are 0 and 255, never 0 and 1."""
+    """1-bit images are 0 and 255, never 0 and 1."""
     pixels = noise(9, 13) > 127
     decoded = decode(encode(pixels, image_format))
     np.testing.assert_array_equal(decoded[:, :, 0], pixels * 255)
@@ -181,19 +181,19 @@ def test_sixteen_bits_of_grey_are_scaled_not_clipped(image_format: str) -> None:
 
 
 def test_sixteen_bits_of_big_endian_tiff_are_scaled() -> None:
-    """Byte order is the file's affair."""
+    """Both byte orders are read."""
     wide = np.array([[0, 256, 65_535]], ">u2")
     assert decode(encode(wide, "TIFF"))[0, :, 0].tolist() == [0, 1, 255]
 
 
 @pytest.mark.parametrize("text", [b"P5 2 1 1023\n\x03\xff\x02\x00", b"P2 2 1 1023 1023 512\n"])
 def test_any_maximum_of_a_pgm_is_white(text: bytes) -> None:
-    """10 bits, binary and in words: the stated maximum is 255."""
+    """10 bits, binary and plain: the stated maximum becomes 255."""
     assert decode(text)[0, :, 0].tolist() == [255, 128]
 
 
 def test_twelve_bits_of_tiff_are_scaled() -> None:
-    """Pillow hands 12 bits out as if they were 16, sixteen times too dark."""
+    """Pillow returns 12 bits as if they were 16, sixteen times too dark."""
     assert decode(grey_tiff(2, b"\xff\xf8\x00", bits=12))[0, :, 0].tolist() == [255, 128]
 
 
@@ -235,7 +235,7 @@ RGB_COLOURS = [(255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 def test_ink_becomes_light(
     image_format: str, ink: tuple[int, int, int, int], colour: tuple[int, int, int]
 ) -> None:
-    """CMYK comes out as the colour it prints; Pillow writes such a JPEG as Adobe does, inverted."""
+    """CMYK is decoded as the colour that it prints; Pillow writes it inverted, as Adobe does."""
     encoded = encode(Image.new("CMYK", (16, 16), ink), image_format)
     assert (b"Adobe" in encoded) == (image_format == "JPEG")
     decoded = decode(encoded)
@@ -276,14 +276,14 @@ def test_half_transparent_entries_of_a_palette_become_alpha() -> None:
     ("image_format", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})]
 )
 def test_alpha_is_kept(image_format: str, options: dict[str, object]) -> None:
-    """RGBA comes out to the bit; what lies under it is geometry's decision."""
+    """RGBA is decoded exactly; geometry chooses the background."""
     pixels = noise(9, 11, 4)
     pixels[:, :, 3] |= 1  # WebP forgets the colour of what is fully transparent
     np.testing.assert_array_equal(decode(encode(pixels, image_format, **options)), pixels)
 
 
 def test_grey_with_alpha_has_two_channels_of_meaning() -> None:
-    """LA comes out with its alpha last."""
+    """LA is decoded with alpha last."""
     pixels = noise(9, 11, 2)
     decoded = decode(encode(Image.fromarray(pixels, mode="LA"), "PNG"))
     np.testing.assert_array_equal(decoded, pixels)
@@ -318,7 +318,7 @@ def test_animations_give_their_first_frame(image_format: str) -> None:
 
 
 def test_pages_of_a_tiff_give_the_first() -> None:
-    """As with animations."""
+    """The same as for animations."""
     pages = [Image.fromarray(noise(5, 6, 3)), Image.new("RGB", (9, 9))]
     encoded = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     np.testing.assert_array_equal(decode(encoded), noise(5, 6, 3))
@@ -328,7 +328,7 @@ def test_pages_of_a_tiff_give_the_first() -> None:
 
 
 def as_stored(upright: Pixels, orientation: int) -> Pixels:
-    """How a camera that was held so stores an upright picture (EXIF 2.32, tag Orientation)."""
+    """An upright image as a turned camera stores it (EXIF 2.32, tag Orientation)."""
     # "The 0th row is at the visual top" and so on, from the standard's own table.
     stored = {
         1: upright,
@@ -389,7 +389,7 @@ BROKEN_BESIDE_ORIENTATION = {
 @pytest.mark.parametrize("broken", BROKEN_BESIDE_ORIENTATION)
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_broken_tags_beside_the_orientation_are_ignored(image_format: str, broken: str) -> None:
-    """A camera's bad metadata spoils neither the picture nor the way it is turned."""
+    """A camera's broken metadata affects neither the pixels nor the orientation."""
     block = exif(TURNED, BROKEN_BESIDE_ORIENTATION[broken])
     assert decode(encode(noise(2, 3, 3), image_format, exif=block)).shape == (3, 2, 3)
 
@@ -409,7 +409,7 @@ def test_broken_tags_beside_the_orientation_are_ignored(image_format: str, broke
 )
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_a_broken_orientation_is_no_orientation(image_format: str, block: bytes) -> None:
-    """The picture comes out as it is stored."""
+    """The image is decoded as stored."""
     assert decode(encode(noise(2, 3, 3), image_format, exif=block)).shape == (2, 3, 3)
 
 
@@ -423,7 +423,7 @@ def test_no_bytes_are_an_empty_image() -> None:
 
 
 def test_the_byte_limit_is_told_with_both_numbers() -> None:
-    """A file of exactly the limit is decoded, one byte more is refused before it is looked at."""
+    """A file of exactly the limit is decoded; one byte more is rejected before it is read."""
     encoded = encode(noise(4, 4, 3), "PNG")
     assert decode_image(encoded, ImageLimits(max_bytes=len(encoded))).shape == (4, 4, 3)
     with pytest.raises(ImageTooLarge, match=f"has {len(encoded)} bytes, the limit is {len(encoded) - 1}"):
@@ -431,7 +431,7 @@ def test_the_byte_limit_is_told_with_both_numbers() -> None:
 
 
 def test_the_pixel_limit_is_told_with_both_numbers() -> None:
-    """A picture of exactly the limit is decoded, one pixel more is refused."""
+    """An image of exactly the limit is decoded; one pixel more is rejected."""
     encoded = encode(noise(4, 5, 3), "PNG")
     assert decode_image(encoded, ImageLimits(max_pixels=20)).shape == (4, 5, 3)
     with pytest.raises(ImageTooLarge, match="5 x 4 = 20 pixels, the limit is 19"):
@@ -441,7 +441,7 @@ def test_the_pixel_limit_is_told_with_both_numbers() -> None:
 @as_in_production
 @pytest.mark.parametrize("side", [7_072, 9_500, 13_000, 14_000, 60_000, 2**31 - 1])
 def test_decompression_bombs_are_refused_before_they_grow(side: int) -> None:
-    """A PNG of 100 bytes that claims up to 4 * 10^18 pixels costs no memory, and both numbers are told."""
+    """A PNG of 100 bytes that claims up to 4 * 10^18 pixels costs no memory; the error has both numbers."""
     bomb = png(side, side, bits=8, colour_type=2, rows=[])
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ImageTooLarge) as refused:
@@ -452,14 +452,14 @@ def test_decompression_bombs_are_refused_before_they_grow(side: int) -> None:
 
 
 def test_bombs_are_too_large_where_warnings_are_errors() -> None:
-    """Between one and two times Pillow's own limit it only warns; the answer is the same."""
+    """Between one and two times its limit Pillow only warns; our error is the same."""
     with pytest.raises(ImageTooLarge, match=r"50000000.*90250000"):
         decode(png(9_500, 9_500, bits=8, colour_type=0, rows=[]))
 
 
 @pytest.mark.parametrize(("width", "height"), [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (1, 40_000_000)])
 def test_thin_images_are_refused_by_their_longer_side(width: int, height: int) -> None:
-    """Few pixels may still be a long side, and resizing that costs memory."""
+    """A thin image of few pixels would cost much memory to resize."""
     with pytest.raises(ImageTooLarge, match=f"{width} x {height} pixels, the limit for a side is {MAX_SIDE}"):
         decode(png(width, height, bits=8, colour_type=0, rows=[]))
 
@@ -484,7 +484,7 @@ def test_metadata_that_explodes_costs_no_memory(extra: bytes) -> None:
     "image_format", ["EPS", "ICO", "TGA", "PCX", "SGI", "PDF", "ICNS", "DDS", "JPEG2000"]
 )
 def test_formats_we_did_not_choose_are_refused(image_format: str) -> None:
-    """Pillow reads dozens of formats, EPS by running a program: hostile bytes reach seven of its decoders."""
+    """Pillow reads dozens of formats, EPS by running a program; hostile bytes reach only seven decoders."""
     encoded = encode(Image.new("RGB", (16, 16)), image_format)
     with pytest.raises(UndecodableImage, match=rf"unknown image format \({len(encoded)} bytes\)"):
         decode(encoded)
@@ -494,7 +494,7 @@ def test_formats_we_did_not_choose_are_refused(image_format: str) -> None:
     ("pixels", "mode"), [(np.array([[1, 2]], np.int32), "I"), (np.array([[0.5, 2]], np.float32), "F")]
 )
 def test_samples_of_unknown_range_are_refused(pixels: npt.NDArray[np.generic], mode: str) -> None:
-    """What is white in a TIFF of 32-bit integers or floats? A guess could be wrong, so none is made."""
+    """A TIFF of 32-bit integers or floats does not say which value is white."""
     with pytest.raises(UndecodableImage, match=f"samples of mode {mode} have no known range"):
         decode(encode(pixels, "TIFF"))
 
@@ -513,7 +513,7 @@ def test_pictures_without_pixels_are_refused(width: int, height: int) -> None:
 
 
 def decoded_or_refused(encoded: bytes) -> bool:
-    """Whether bytes are a picture; whatever they are, they are that or one of our refusals."""
+    """Whether the bytes are an image; if not, they must raise one of our errors."""
     try:
         pixels = decode(encoded)
     except ImageError:
@@ -556,7 +556,7 @@ SAMPLES = samples()
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples_are_valid(name: str) -> None:
-    """What the next tests spoil is whole to begin with."""
+    """The files that the next tests damage are valid."""
     assert decoded_or_refused(SAMPLES[name])
 
 
@@ -571,7 +571,7 @@ def test_every_truncation_is_a_picture_or_a_refusal(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp", "bmp", "gif", "lzw tiff", "ppm"])
 def test_half_a_file_is_undecodable(name: str) -> None:
-    """The common accident, an upload that broke off, is refused with its length."""
+    """A broken upload is rejected with its length."""
     half = SAMPLES[name][: len(SAMPLES[name]) // 2]
     with pytest.raises(UndecodableImage, match=rf"\({len(half)} bytes\)"):
         decode(half)
@@ -599,7 +599,7 @@ def test_random_bytes_are_refused(encoded: bytes) -> None:
     rest=st.binary(max_size=200),
 )
 def test_random_bytes_after_a_true_beginning_are_a_picture_or_a_refusal(start: bytes, rest: bytes) -> None:
-    """Past the first check of each decoder, still nothing but an ImageError."""
+    """Behind a valid beginning, too, only an ImageError is raised."""
     decoded_or_refused(start + rest)
 
 
@@ -634,14 +634,14 @@ def test_raw_grey_gets_its_channel() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "int8", "uint16", "int64", "bool", "S1", "O"])
 def test_raw_pixels_of_other_types_are_refused(dtype: str) -> None:
-    """The message says which type came and which is expected."""
+    """The error has the found and the expected dtype."""
     with pytest.raises(InvalidPixels, match=rf"pixels are {np.dtype(dtype)}, expected uint8"):
         check_pixels(np.zeros((2, 2, 3), dtype), LIMITS)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 0), (2, 2, 5), (1, 2, 2, 3), (2, 3, 224)])
 def test_raw_pixels_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    """The message says which shape came and which is expected."""
+    """The error has the found and the expected shape."""
     with pytest.raises(InvalidPixels) as refused:
         check_pixels(np.zeros(shape, np.uint8), LIMITS)
     assert str(list(shape)) in str(refused.value)
@@ -650,7 +650,7 @@ def test_raw_pixels_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (0, 3, 3), (3, 0, 1)])
 def test_raw_pixels_of_no_size_are_an_empty_image(shape: tuple[int, ...]) -> None:
-    """Both sides are told."""
+    """The error has both sides."""
     with pytest.raises(EmptyImage, match=f"{shape[1]} x {shape[0]} pixels"):
         check_pixels(np.zeros(shape, np.uint8), LIMITS)
 
@@ -669,11 +669,11 @@ def test_raw_pixels_have_the_same_limits() -> None:
     "limits", [{"max_bytes": 0}, {"max_pixels": 0}, {"max_pixels": PILLOW_MAX_PIXELS + 1}, {"max_sides": 3}]
 )
 def test_impossible_limits_are_refused(limits: dict[str, int]) -> None:
-    """No limit of ours lies above the one at which Pillow itself gives up."""
+    """Our limit must not exceed Pillow's."""
     with pytest.raises(ValidationError):
         ImageLimits.model_validate(limits)
 
 
 def test_the_limit_of_pillow_is_the_one_we_know() -> None:
-    """If Pillow moved its limit, ours would have to move too."""
+    """If Pillow changes its limit, ours must follow."""
     assert Image.MAX_IMAGE_PIXELS == PILLOW_MAX_PIXELS

@@ -1,4 +1,4 @@
-"""JPEG: Pillow's pixels to the bit, and no opinion on anything that is not plainly a sound picture."""
+"""JPEG: exactly Pillow's pixels; damaged and rare files are left to Pillow."""
 
 import io
 
@@ -58,7 +58,7 @@ def test_photographs_are_pillows_to_the_bit(options: dict[str, object], quality:
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 16), (17, 33), (1, 300), (300, 1)])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_all_sizes_are_pillows_to_the_bit(mode: str, size: tuple[int, int]) -> None:
-    """Also where blocks of 8 or 16 do not fill the picture."""
+    """Even if blocks of 8 or 16 do not fill the image."""
     encoded = encode(PHOTOGRAPH.resize(size).convert(mode))
     pixels = decode_jpeg(encoded, width=size[0], height=size[1], channels=len(mode))
     assert pixels is not None
@@ -66,7 +66,7 @@ def test_all_sizes_are_pillows_to_the_bit(mode: str, size: tuple[int, int]) -> N
 
 
 def test_a_damaged_file_is_no_sound_picture() -> None:
-    """Without its end, cut in the middle, or with a wrong byte in its data, the file is not this module's."""
+    """A missing end, a cut in the middle or a wrong byte gives None."""
     whole = encode(quality=90)
     flipped = whole[:20_000] + b"\xff\x00\xff\xd9" + whole[20_004:]
     for damaged in (whole[:-2], whole[: len(whole) // 2], flipped, whole[:100], b"\xff\xd8\xff", b""):
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_no_sound_picture() -> None:
 
 
 def test_what_pillow_forgives_is_still_a_picture() -> None:
-    """Needless bytes before a marker warrant a warning: not a sound file, but Pillow decodes all of it."""
+    """Extra bytes before a marker cause a warning here, but Pillow decodes all of the file."""
     whole = encode(restart_marker_rows=1)
     start = whole.index(b"\xff\xd1")  # the second restart marker
     padded = whole[:start] + b"\x12\x34\x56" + whole[start:]
@@ -90,13 +90,13 @@ def test_a_missing_end_is_undecodable() -> None:
 
 
 def test_another_size_than_the_checked_one_is_refused() -> None:
-    """What was compared with the limits is what is decoded, or nothing is."""
+    """Only the size that was checked against the limits is decoded."""
     assert decode_jpeg(encode(), width=WIDTH, height=HEIGHT + 1, channels=3) is None
     assert decode_jpeg(encode(), width=WIDTH + 1, height=HEIGHT, channels=3) is None
 
 
 def test_a_file_that_claims_to_be_huge_is_refused_by_its_header() -> None:
-    """65,280 x 427 pixels, said by the frame header alone."""
+    """65,280 x 427 pixels, claimed only by the frame header."""
     huge = edited(encode(), 7, 0xFF)
     with pytest.raises(ImageTooLarge, match="the limit is 1000000"):
         decode_image(huge, ImageLimits(max_pixels=1_000_000))
@@ -123,7 +123,7 @@ def test_other_depths_are_undecodable(bits: int) -> None:
 
 
 def test_ink_is_left_to_pillow() -> None:
-    """CMYK as Adobe writes it, and YCCK, need the inversion that Pillow knows."""
+    """Adobe's CMYK and YCCK need an inversion that only Pillow does."""
     encoded = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
     assert np.abs(decode_image(encoded, ImageLimits()).astype(int) - (255, 0, 0)).max() <= 4
     ycck = encoded.replace(b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\x02")
@@ -134,7 +134,7 @@ def test_ink_is_left_to_pillow() -> None:
 
 
 def with_scans(count: int, hidden: bytes = b"") -> bytes:
-    """A small progressive picture whose second scan is sent again and again, perhaps behind other bytes."""
+    """A small progressive image whose second scan is repeated, perhaps behind other bytes."""
     whole = encode(Image.new("RGB", (64, 64), "red"), progressive=True)
     starts = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
     second = whole[starts[1] : starts[2]]
@@ -144,7 +144,7 @@ def with_scans(count: int, hidden: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("hidden", [b"", b"\xff\x01", b"\xff\xd3", b"\xff\xff", b"\xff\xfe\x00\x05abc"])
 def test_endless_scans_are_refused(hidden: bytes) -> None:
-    """Each pass over 50 million pixels takes 10 ms and 75 bytes. Stray markers and comments hide none."""
+    """A scan of 50 million pixels takes 10 ms and 75 bytes. Stray markers and comments hide none."""
     assert count_scans(with_scans(100, hidden), most=100) == 100
     assert decode_image(with_scans(100), ImageLimits()).shape == (64, 64, 3)
     with pytest.raises(ImageTooLarge, match="more than 100 scans"):
@@ -152,7 +152,7 @@ def test_endless_scans_are_refused(hidden: bytes) -> None:
 
 
 def test_what_only_looks_like_scans_is_none() -> None:
-    """Cameras put previews into comments and films behind the picture: those are not decoded, nor counted."""
+    """Cameras embed previews and append films: these are neither decoded nor counted."""
     comment = b"\xff\xfe" + (2 + 1000).to_bytes(2, "big") + b"\xff\xda" * 500
     whole = encode()
     crowded = whole[:2] + comment + whole[2:] + b"\xff\xda" * 500
@@ -161,7 +161,7 @@ def test_what_only_looks_like_scans_is_none() -> None:
 
 
 def test_several_pictures_in_one_file_give_the_first() -> None:
-    """Cameras append previews (MPO): the first picture counts, as in every format."""
+    """Cameras append previews (MPO): the first image counts, as in every format."""
     buffer = io.BytesIO()
     PHOTOGRAPH.save(buffer, "MPO", save_all=True, append_images=[PHOTOGRAPH.resize((64, 64))])
     assert decode_image(buffer.getvalue(), ImageLimits()).shape == (HEIGHT, WIDTH, 3)

@@ -1,4 +1,4 @@
-"""The manifest: strict, frozen, and never anything but itself or a clear refusal."""
+"""The manifest: strict, frozen, and either valid or rejected with a clear message."""
 
 import json
 import math
@@ -21,13 +21,13 @@ fuzz = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCh
 
 @pytest.fixture
 def manifest(publish: Publish) -> Manifest:
-    """That of a published version."""
+    """The manifest of a published version."""
     return publish().manifest
 
 
 @pytest.fixture
 def document(manifest: Manifest) -> dict[str, Any]:
-    """The same as JSON values, to be spoiled."""
+    """The same as JSON values, for tests to change."""
     document: dict[str, Any] = json.loads(manifest.to_json())
     return document
 
@@ -55,7 +55,7 @@ def test_json_round_trip(manifest: Manifest) -> None:
 
 
 def test_a_manifest_is_frozen(manifest: Manifest) -> None:
-    """A version is immutable, and so is what it says of itself."""
+    """A version is immutable, and so is its manifest."""
     with pytest.raises(ValidationError, match="frozen"):
         manifest.embedding_size = 9  # type: ignore[misc]
 
@@ -82,7 +82,7 @@ FIELDS = [
 
 @pytest.mark.parametrize("field", [name for name in FIELDS if name != "schema_version"])
 def test_a_missing_key_is_named(field: str, document: dict[str, Any]) -> None:
-    """What has no default must be there."""
+    """Keys without a default are required."""
     holder, key = at(document, field)
     del holder[key]
     with pytest.raises(InvalidManifest, match=rf"^{field.replace('/', '.')}: missing"):
@@ -91,7 +91,7 @@ def test_a_missing_key_is_named(field: str, document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("place", ["", "geometry/", "calibration/", "evaluation/accuracy/", "provenance/"])
 def test_an_unknown_key_is_named(place: str, document: dict[str, Any]) -> None:
-    """A newer writer's fields are refused, not ignored."""
+    """Keys of a newer writer are rejected, not ignored."""
     holder, key = at(document, place + "colour_space")
     holder[key] = "sRGB"
     with pytest.raises(

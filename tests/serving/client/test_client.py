@@ -1,4 +1,4 @@
-"""The Python client against real servers: every kind of image, chunks, retries, deadlines, errors."""
+"""The Python client against real servers: all image types, chunks, retries, deadlines, errors."""
 
 import asyncio
 import io
@@ -46,7 +46,7 @@ async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> A
 
 @pytest.fixture
 async def client(server: Any) -> AsyncIterator[AsyncClient]:
-    """A client of it."""
+    """A client of that server."""
     async with AsyncClient(_address(server)) as client:
         yield client
 
@@ -85,7 +85,7 @@ async def test_the_sync_client_is_the_same(server: Any, client: AsyncClient, tmp
 
 @pytest.mark.parametrize("channels", [0, 1, 2, 3, 4])
 async def test_an_array_is_classified_like_its_file(client: AsyncClient, channels: int) -> None:
-    """(H, W) and (H, W, 1..4) uint8 give the answer of the PNG that holds them."""
+    """(H, W) and (H, W, 1..4) uint8 give the same result as the PNG file with these pixels."""
     pixels = RGBA[:, :, 0] if channels == 0 else RGBA[:, :, :channels]
     file = _file(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels))
 
@@ -95,7 +95,7 @@ async def test_an_array_is_classified_like_its_file(client: AsyncClient, channel
 
 
 async def test_a_view_of_an_array_is_classified_like_its_copy(client: AsyncClient) -> None:
-    """Strides and order in memory do not matter."""
+    """Strides and memory order do not matter."""
     view = RGBA[::-2, 1::3, :3]
 
     assert await client.classify(view, model="colours") == await client.classify(view.copy(), model="colours")
@@ -135,7 +135,7 @@ _TRANSPARENT = {
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_pil_image_is_classified_like_its_file(client: AsyncClient, mode: str) -> None:
-    """In every mode that a file gives, the image and its file have one answer."""
+    """In every mode that Pillow reads from files, the image and its file give the same result."""
     image, form = _pil(mode)
     options = {"transparency": _TRANSPARENT[mode]} if mode in _TRANSPARENT else {}
     if form == "WEBP":
@@ -149,7 +149,7 @@ async def test_a_pil_image_is_classified_like_its_file(client: AsyncClient, mode
 
 
 async def test_a_turned_pil_image_is_classified_upright(client: AsyncClient) -> None:
-    """EXIF orientation counts for PIL images as it does for files; the caller's image is left alone."""
+    """EXIF orientation applies to PIL images as to files; the caller's image is not changed."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     file = _file(Image.fromarray(RGBA[:, :, :3]), "PNG", exif=exif.tobytes())
@@ -162,7 +162,7 @@ async def test_a_turned_pil_image_is_classified_upright(client: AsyncClient) -> 
 
 @pytest.mark.parametrize("mode", ["HSV", "F"])
 async def test_a_pil_image_without_a_meaning_is_refused(client: AsyncClient, mode: str) -> None:
-    """Modes that no file has, or whose range nobody knows, are an error with a clear sentence."""
+    """Modes that no file has, or without a known range, raise an error with a clear message."""
     with pytest.raises((UndecodableImage, CallFailed), match=mode):
         await client.classify(Image.new(mode, (3, 3)), model="colours")
 
@@ -179,13 +179,13 @@ async def test_a_pil_image_without_a_meaning_is_refused(client: AsyncClient, mod
 async def test_what_is_no_image_is_refused_before_it_is_sent(
     client: AsyncClient, image: Any, kind: type[Exception], message: str
 ) -> None:
-    """A mistake of the caller is an exception with a clear sentence, and no call."""
+    """A caller's mistake raises an exception with a clear message, without a call."""
     with pytest.raises(kind, match=message):
         await client.classify(image, model="colours")
 
 
 async def test_a_truncated_pil_image_is_refused(client: AsyncClient) -> None:
-    """PIL reads lazily: what it trips over becomes our error."""
+    """Pillow reads lazily: its late error becomes ours."""
     with (
         Image.open(io.BytesIO(_file(Image.fromarray(RGBA), "PNG")[:200])) as image,
         pytest.raises(UndecodableImage, match="the PIL image cannot be read: "),
@@ -197,7 +197,7 @@ async def test_a_truncated_pil_image_is_refused(client: AsyncClient) -> None:
 async def test_bad_images_of_many_are_results_in_their_places(
     server: Any, client: AsyncClient, tmp_path: Path, per_request: int
 ) -> None:
-    """Whether the server or this side finds them bad, alone or not: order is kept."""
+    """Whether the server or the client rejects them, order is kept."""
     images = [
         _plain((255, 0, 0)),
         b"no image",
@@ -226,7 +226,7 @@ async def test_bad_images_of_many_are_results_in_their_places(
 
 
 async def test_many_images_travel_in_chunks_by_count(server: Any, client: AsyncClient) -> None:
-    """7 images, 3 a request: 3 requests."""
+    """7 images, 3 per request: 3 requests."""
     await client.classify_all([RGBA] * 7, model="colours", images_per_request=3)
 
     assert _requests(server) == 3
@@ -235,7 +235,7 @@ async def test_many_images_travel_in_chunks_by_count(server: Any, client: AsyncC
 async def test_large_images_travel_in_chunks_by_bytes(
     publish: Callable[..., object], serve: Callable[..., Any]
 ) -> None:
-    """Requests stay under what a server takes by default, 64 MiB, however many images are allowed."""
+    """Requests stay below the server's default limit of 64 MiB, however many images are allowed."""
     publish()
     large = np.zeros((4000, 4000), np.uint8)  # (H, W): 16 MB raw
     async with serve() as server, AsyncClient(_address(server)) as client:
@@ -246,7 +246,7 @@ async def test_large_images_travel_in_chunks_by_bytes(
 
 
 async def test_a_generator_is_read_as_results_are_taken(server: Any) -> None:
-    """The sync client holds a chunk of images at a time, so a stream of them may be endless."""
+    """The sync client holds one chunk of images at a time, so the source may be endless."""
     taken: list[int] = []
 
     def images() -> Iterator[bytes]:
@@ -297,7 +297,7 @@ async def test_a_refused_call_has_code_cause_message_and_request_id(
     cause: str,
     message: str,
 ) -> None:
-    """What the server said is in the exception's attributes; none of these is tried again."""
+    """The exception's attributes hold the server's error; none of these is retried."""
     for call in (client.classify, lambda image, **rest: client.classify_all([image], **rest)):
         with pytest.raises(CallFailed) as caught:
             await call(RGBA, model=model, **options)
@@ -327,7 +327,7 @@ async def test_a_version_or_an_alias_stands_behind_an_at(
 async def test_a_token_is_sent(
     publish: Callable[..., object], serve: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """With the token the call passes, without it it fails as UNAUTHENTICATED."""
+    """With the token the call succeeds, without it it fails with UNAUTHENTICATED."""
     publish()
     file = tmp_path / "tokens.toml"
     file.write_text('[tokens]\n"abc" = ["colours"]\n')
@@ -340,7 +340,7 @@ async def test_a_token_is_sent(
 
 
 class _Flaky:
-    """A server's function that first fails with each of some codes, then answers."""
+    """A handler that fails once with each given code, then answers."""
 
     def __init__(self, *codes: grpc.StatusCode) -> None:
         self._codes = list(codes)
@@ -356,7 +356,7 @@ class _Flaky:
 
 @pytest.fixture
 async def serve_flaky() -> AsyncIterator[Callable[..., Any]]:
-    """Start a grpc.aio server with nothing but one function; returns its address."""
+    """Start a grpc.aio server with one handler; returns its address."""
     servers = []
 
     async def start(flaky: _Flaky) -> str:
@@ -378,7 +378,7 @@ async def serve_flaky() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"])
 async def test_passing_troubles_are_tried_again(serve_flaky: Callable[..., Any], code: str) -> None:
-    """What a moment later may work is sent again until it does."""
+    """Transient errors are retried until the call succeeds."""
     flaky = _Flaky(grpc.StatusCode[code], grpc.StatusCode[code])
     async with AsyncClient(await serve_flaky(flaky)) as client:
         prediction = await client.classify(RGBA, model="colours")
@@ -388,7 +388,7 @@ async def test_passing_troubles_are_tried_again(serve_flaky: Callable[..., Any],
 
 
 async def test_attempts_are_counted(serve_flaky: Callable[..., Any]) -> None:
-    """After the last attempt the failure is told; attempts=1 means no retry."""
+    """After the last attempt the error is raised; attempts=1 means no retry."""
     unavailable = grpc.StatusCode.UNAVAILABLE
     for attempts in (1, 3):
         flaky = _Flaky(*[unavailable] * 9)
@@ -400,7 +400,7 @@ async def test_attempts_are_counted(serve_flaky: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("code", ["NOT_FOUND", "INVALID_ARGUMENT", "INTERNAL", "UNAUTHENTICATED"])
 async def test_lasting_troubles_are_not_tried_again(serve_flaky: Callable[..., Any], code: str) -> None:
-    """What will not change by itself is told at once."""
+    """Permanent errors are raised at once."""
     flaky = _Flaky(grpc.StatusCode[code])
     async with AsyncClient(await serve_flaky(flaky)) as client:
         with pytest.raises(CallFailed, match=rf"^{code}: not now$"):
@@ -410,7 +410,7 @@ async def test_lasting_troubles_are_not_tried_again(serve_flaky: Callable[..., A
 
 
 async def test_a_large_image_is_tried_again_too(serve_flaky: Callable[..., Any]) -> None:
-    """The buffer for retries would hold 256 KiB only, if it were left at the library's default."""
+    """By default gRPC would not retry requests above 256 KiB."""
     flaky = _Flaky(grpc.StatusCode.UNAVAILABLE)
     async with AsyncClient(await serve_flaky(flaky)) as client:
         await client.classify(np.zeros((700, 700, 3), np.uint8), model="colours")
@@ -421,7 +421,7 @@ async def test_a_large_image_is_tried_again_too(serve_flaky: Callable[..., Any])
 async def test_a_full_server_is_asked_again(
     publish: Callable[..., object], serve_gated: Callable[..., Any]
 ) -> None:
-    """A real server that is full refuses, and answers once it is free."""
+    """A real server that is full rejects a call, and answers its retry."""
     publish()
     async with serve_gated(max_pending_images=1) as server, AsyncClient(_address(server)) as client:
         server.engine.close()
@@ -439,7 +439,7 @@ async def test_a_full_server_is_asked_again(
 
 
 async def test_a_server_that_starts_late_is_waited_for() -> None:
-    """Refused connections are tried again: a client may be started before its server."""
+    """Refused connections are retried: a client may start before its server."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
@@ -462,7 +462,7 @@ async def _always_red(_request: pb.ClassifyRequest, _call: Call) -> pb.ClassifyR
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 async def test_an_unreachable_server_is_told_soon(kind: type[Client | AsyncClient]) -> None:
-    """Nobody there: UNAVAILABLE with the address, after a few attempts, well within the deadline."""
+    """No server: UNAVAILABLE with the address, after a few attempts, well within the deadline."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))  # bound and not listening: refuses connections
         address = f"127.0.0.1:{reserved.getsockname()[1]}"

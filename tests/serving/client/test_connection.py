@@ -1,4 +1,4 @@
-"""What both clients are made of: channels in the clear and over TLS."""
+"""The base of both clients: channels with and without TLS."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +21,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Server]]
 def serve_tls(
     request: pytest.FixtureRequest, publish: Callable[..., object], serve: Serve, certificates: Path
 ) -> Serve:
-    """A server that wants certificates of its clients, over either transport."""
+    """A server that requires client certificates, over either transport."""
     publish()
     files = {"cert_file": "server.pem", "key_file": "server.key", "client_ca_file": "ca.pem"}
 
@@ -43,7 +43,7 @@ def _shown(folder: Path, name: str) -> dict[str, Path]:
 
 
 async def test_a_client_with_its_certificate_is_answered(serve_tls: Serve, certificates: Path) -> None:
-    """The whole server, and our own client, over mutual TLS."""
+    """The real server and our client over mutual TLS."""
     async with serve_tls() as server:
         files: dict[str, Any] = _shown(certificates, "client")
         async with AsyncClient(f"localhost:{server.grpc.port}", **files) as client:
@@ -53,7 +53,7 @@ async def test_a_client_with_its_certificate_is_answered(serve_tls: Serve, certi
 async def test_a_client_with_a_certificate_of_somebody_else_is_not(
     serve_tls: Serve, certificates: Path
 ) -> None:
-    """Nor one that trusts nobody, and speaks in the clear."""
+    """Nor is a client without TLS."""
     async with serve_tls() as server:
         for files in (_shown(certificates, "other-client"), {}):
             shown: dict[str, Any] = files
@@ -78,6 +78,6 @@ async def test_a_client_with_a_certificate_of_somebody_else_is_not(
 def test_files_that_cannot_do_are_told_at_once(
     certificates: Path, kind: Any, files: dict[str, str], message: str
 ) -> None:
-    """Before anything is called."""
+    """The constructor raises."""
     with pytest.raises(UsageError, match=message):
         kind("localhost:1", **{name: certificates / file for name, file in files.items()})

@@ -1,4 +1,4 @@
-"""Streams of the Python client against real servers: order, failures, pace, errors, leaving."""
+"""Streams of the Python client against real servers: order, failures, pace, errors, cancellation."""
 
 import asyncio
 import io
@@ -79,7 +79,7 @@ async def test_results_come_in_order_over_one_stream(server: Any, kind: type[Cli
 async def test_bad_images_are_results_in_their_places(
     server: Any, kind: type[Client | AsyncClient], tmp_path: Path
 ) -> None:
-    """Exactly as classify_all says, whether this side or the server finds them bad; also first and last."""
+    """The same as classify_all, whether the client or the server rejects them; also first and last."""
     images = [
         tmp_path / "missing.png",
         tmp_path / "missing.png",
@@ -105,7 +105,7 @@ async def test_bad_images_are_results_in_their_places(
 
 @both
 async def test_nothing_to_send_is_nothing_to_take(server: Any, kind: type[Client | AsyncClient]) -> None:
-    """No image, or none that can be sent."""
+    """No image, or none that can be encoded."""
     assert await _stream(kind, _address(server), []) == []
     (failure,) = await _stream(kind, _address(server), ["/nowhere/x.png"])
     assert failure.reason == "UNDECODABLE_IMAGE"
@@ -113,7 +113,7 @@ async def test_nothing_to_send_is_nothing_to_take(server: Any, kind: type[Client
 
 @both
 async def test_a_failure_of_all_images_ends_the_stream(server: Any, kind: type[Client | AsyncClient]) -> None:
-    """An unknown model is no result of an image."""
+    """An unknown model is an error of the call, not of an image."""
     with pytest.raises(CallFailed, match="NOT_FOUND: there is no model 'shapes'") as caught:
         await _stream(kind, _address(server), [_plain("red")] * 3, model="shapes")
 
@@ -124,7 +124,7 @@ async def test_a_failure_of_all_images_ends_the_stream(server: Any, kind: type[C
 async def test_an_error_of_the_source_comes_after_the_results_before_it(
     server: Any, kind: type[Client | AsyncClient]
 ) -> None:
-    """What the images themselves raise reaches the caller, though they are read elsewhere."""
+    """The iterable's exception reaches the caller, although another thread reads it."""
     results = []
 
     def images() -> Iterator[bytes]:
@@ -153,7 +153,7 @@ async def test_an_error_of_the_source_comes_after_the_results_before_it(
 
 @both
 async def test_what_is_no_image_at_all_is_an_error(server: Any, kind: type[Client | AsyncClient]) -> None:
-    """A mistake of the caller, as in classify_all."""
+    """A caller's mistake, as in classify_all."""
     with pytest.raises(InvalidRequest, match="NoneType is not an image"):
         await _stream(kind, _address(server), [_plain("red"), None])
 
@@ -162,7 +162,7 @@ async def test_what_is_no_image_at_all_is_an_error(server: Any, kind: type[Clien
 async def test_an_endless_source_is_read_as_far_as_the_server_takes_it(
     server: Any, kind: type[Client | AsyncClient]
 ) -> None:
-    """Leaving ends the call; the source was read a little further than the results, and not for ever."""
+    """Closing the generator ends the call; the source was read only a little ahead of the results."""
     taken = itertools.count()
     images = (_plain("red") for _ in taken)
 
@@ -191,7 +191,7 @@ async def test_an_endless_source_is_read_as_far_as_the_server_takes_it(
 
 
 async def test_images_may_come_asynchronously(server: Any) -> None:
-    """The next image is sent when it is there; the results of those before it do not wait for it."""
+    """Each image is sent when it arrives; earlier results do not wait for it."""
     sending: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def camera() -> AsyncIterator[bytes]:
@@ -214,7 +214,7 @@ async def test_images_may_come_asynchronously(server: Any) -> None:
 async def test_a_full_server_is_asked_again_image_by_image(
     publish: Callable[..., object], serve_gated: Callable[..., Any], kind: type[Client | AsyncClient]
 ) -> None:
-    """With one place inside, a stream of five gets them all answered, in order, by calls with retries."""
+    """With a limit of one pending image, a stream of five gets all results, in order, by retried calls."""
     publish()
     names = ["red", "green", "blue", "red", "green"]
     async with serve_gated(max_pending_images=1) as server:
@@ -236,7 +236,7 @@ async def test_a_full_server_is_asked_again_image_by_image(
 async def test_a_stream_keeps_its_deadline(
     publish: Callable[..., object], serve_gated: Callable[..., Any], kind: type[Client | AsyncClient]
 ) -> None:
-    """timeout_s is for the whole stream."""
+    """timeout_s covers the whole stream."""
     publish()
     async with serve_gated() as server:
         server.engine.close()
@@ -251,7 +251,7 @@ async def test_a_token_goes_with_a_stream(
     tmp_path: Path,
     kind: type[Client | AsyncClient],
 ) -> None:
-    """Without it the stream is refused."""
+    """Without the token the stream is rejected."""
     publish()
     file = tmp_path / "tokens.toml"
     file.write_text('[tokens]\n"abc" = ["colours"]\n')

@@ -1,4 +1,4 @@
-"""The device server as a process and towards strangers; test_remote_engine.py has its networks."""
+"""The device server's process and unexpected peers; tests/serving/engine/remote has its networks."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 async def test_a_device_server_whose_serving_fails_ends(tmp_path: Path) -> None:
-    """Its supervisor takes it for ready as long as it lives, and then replaces it."""
+    """Its supervisor regards it as ready while it runs, and replaces it when it exits."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "device_server.sock"))
         listener.listen()
@@ -68,7 +68,7 @@ async def test_a_device_server_whose_serving_fails_ends(tmp_path: Path) -> None:
 async def test_a_stranger_is_left_and_the_device_server_takes_the_next(
     tmp_path: Path, log_events: LogEvents
 ) -> None:
-    """What comes over the socket opens nothing: no memory of it stays."""
+    """An invalid opening loads nothing, and its shared memory is closed."""
     path = tmp_path / "device_server.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -90,7 +90,7 @@ async def test_a_stranger_is_left_and_the_device_server_takes_the_next(
 async def test_a_worker_that_says_nothing_is_watched_no_longer_than_the_device_server_serves(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
-    """The event loop forgets its descriptor, which is somebody else's next."""
+    """The event loop stops watching its descriptor, which another connection may reuse."""
     opening = asyncio.create_task(_receive_opening(ends[0]))
     await asyncio.sleep(0)
     opening.cancel()
@@ -101,7 +101,7 @@ async def test_a_worker_that_says_nothing_is_watched_no_longer_than_the_device_s
 async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_device_server(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
-    """Its file was not named yet."""
+    """The worker has not sent the file name yet."""
     before = _memories()
     opening = asyncio.create_task(_receive_opening(ends[0]))
     _open(ends[1], RunRequest(0, 5, 0, 0).pack())
@@ -120,6 +120,6 @@ def _open(worker: socket.socket, opening: bytes) -> None:
 
 
 def _memories() -> int:
-    """How often this process has memory open that is shared with a worker."""
+    """Number of shared memory descriptors that this process has open."""
     links = (Path("/proc/self/fd") / each for each in os.listdir("/proc/self/fd"))  # noqa: PTH208
     return sum(each.is_symlink() and "memfd:lenserve" in str(each.readlink()) for each in links)

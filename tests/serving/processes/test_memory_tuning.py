@@ -1,4 +1,4 @@
-"""What a serving process does with its memory, in a process of its own."""
+"""Memory tuning, observed in a child process."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ print(json.dumps([gc.get_freeze_count(), len(gc.get_objects()), before, gc.get_t
 
 
 def test_what_was_imported_is_never_searched_again() -> None:
-    """All of it is frozen but what the question itself makes, and the rest is searched less often."""
+    """Imported objects are frozen, and the others are collected less often."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
     frozen, searched, before, after = json.loads(done.stdout)
     assert frozen > 10_000

@@ -1,4 +1,4 @@
-"""A scrape of the supervisor, with real processes that count."""
+"""Scrapes of the supervisor, with counters from real processes."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ metrics.flush()
 
 
 def test_a_successor_counts_on_in_the_files_of_the_dead(tmp_path: Path) -> None:
-    """However often workers die there are no more files; what was true only while one lived is forgotten."""
+    """Deaths add no files; gauges of a dead worker are dropped."""
     workers = WorkerMetrics(tmp_path, dict)
 
     def shown(name: str, **labels: str) -> float | None:
@@ -50,7 +50,7 @@ def test_a_successor_counts_on_in_the_files_of_the_dead(tmp_path: Path) -> None:
 
 
 def test_memory_and_time_of_each_worker_are_shown(tmp_path: Path) -> None:
-    """Those of the supervisor alone would say nothing of what serves; a process that is gone is left out."""
+    """The supervisor's own values would not cover the workers; a dead process is left out."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     workers = WorkerMetrics(tmp_path, lambda: {1: os.getpid(), 2: ended.pid})

@@ -1,4 +1,4 @@
-"""Several workers in real processes: they count together, reload together, die alone and stop together."""
+"""Several workers in real processes: they share counters, reload together, die alone and stop together."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ async def start_workers(start_server: Any) -> Any:
 
 
 class TestTogether:
-    """Whoever is asked speaks for all."""
+    """Every worker answers for all of them."""
 
     @pytest.mark.parametrize("transport", ["h2", "grpc"])
     async def test_counters_and_statistics_are_those_of_all_workers(
@@ -73,7 +73,7 @@ class TestTogether:
     async def test_connections_are_dealt_evenly_and_shake_hands_with_their_worker(
         self, publish: Publish, start_workers: Any, certificates: Path
     ) -> None:
-        """The supervisor passes them on as they come; the keys are the workers'."""
+        """The supervisor passes raw connections; the workers hold the keys and do the TLS handshake."""
         publish()
         server = await start_workers(
             *("--tls-cert-file", str(certificates / "server.pem")),
@@ -89,7 +89,7 @@ class TestTogether:
         ] * 2
 
     async def test_a_new_version_reaches_every_worker(self, publish: Publish, start_workers: Any) -> None:
-        """The log says so for each of them, and no client finds the old one afterwards."""
+        """Each worker logs it, and no client gets the old version afterwards."""
         publish()
         server = await start_workers()
         assert server.event("listening")["workers"] == 2
@@ -103,12 +103,12 @@ class TestTogether:
 
 
 class TestDeath:
-    """One dies, the others carry on."""
+    """One worker dies, the others carry on."""
 
     async def test_a_killed_worker_is_replaced_and_no_client_notices(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """Callers that never pause, each with a connection of its own, and each worker killed in turn."""
+        """Callers never pause, each on its own connection, while each worker is killed in turn."""
         publish()
         server = await start_workers()
         done = asyncio.Event()
@@ -134,7 +134,7 @@ class TestDeath:
         assert 'lenserve_worker_deaths_total{worker="2"} 1.0' in lines
 
     async def test_probes_say_which_worker_is_dead(self, publish: Publish, start_workers: Any) -> None:
-        """Not live and not ready until its successor is; what it had counted is not lost."""
+        """Not live and not ready until its successor is; its counters are kept."""
         publish()
         server = await start_workers()
         async with _connections(server.grpc) as channels:
@@ -157,7 +157,7 @@ class TestDeath:
     async def test_workers_outlive_their_supervisor_for_no_longer_than_their_calls(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """A supervisor that is killed leaves no process, and no folder."""
+        """A killed supervisor leaves no process and no folder."""
         publish()
         server = await start_workers("--lame-duck-s", "600")
         workers, folder = [os.pidfd_open(pid) for pid in _workers(server)], _folder(server)
@@ -170,7 +170,7 @@ class TestDeath:
 
 
 class TestStart:
-    """What cannot work is refused before anybody connects."""
+    """Misconfiguration is reported at start."""
 
     @pytest.mark.parametrize("option", ["--grpc-port", "--http-port"])
     async def test_a_port_that_is_taken_is_one_line_and_exit_1(
@@ -188,7 +188,7 @@ class TestStart:
     async def test_what_no_worker_can_start_with_is_said_once(
         self, publish: Publish, run_workers: Any, tmp_path: Path
     ) -> None:
-        """It is not tried again for ever."""
+        """The start is not repeated."""
         publish()
         code, lines = await run_workers("--token-file", str(tmp_path / "tokens.toml"))
         assert code == 2
@@ -197,12 +197,12 @@ class TestStart:
 
 
 class TestStop:
-    """All at once, and nothing is left."""
+    """All workers stop together and leave nothing."""
 
     async def test_sigterm_answers_every_call_that_was_taken_and_ends_with_0(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """Callers on connections to both workers: each is answered until it hears of the stop."""
+        """Callers on connections to both workers are answered until their connection announces the stop."""
         publish()
         server = await start_workers()
         answered = asyncio.Semaphore(0)
@@ -227,7 +227,7 @@ class TestStop:
         assert not list(server.events("worker_died"))
 
     async def test_a_second_signal_ends_all_at_once(self, publish: Publish, start_workers: Any) -> None:
-        """Who cannot wait for the lame duck signals again; the exit code says that it was no clean stop."""
+        """A second signal skips the lame duck; the exit code is 1, because the stop was not clean."""
         publish()
         server = await start_workers("--lame-duck-s", "600")
         folder = _folder(server)
@@ -239,7 +239,7 @@ class TestStop:
         assert not [event for event in server.log if "text" in event], server.log
 
     async def test_a_worker_that_hangs_is_killed(self, publish: Publish, start_workers: Any) -> None:
-        """A stop ends, also where a process does not answer."""
+        """A stop ends even if a process hangs."""
         publish()
         server = await start_workers("--drain-timeout-s", "0")
         os.kill(_workers(server)[0], signal.SIGSTOP)
@@ -249,7 +249,7 @@ class TestStop:
     async def test_a_load_that_hangs_holds_up_no_stop(
         self, publish: Publish, start_workers: Any, hang_load: Any
     ) -> None:
-        """A worker ends with its calls, and need not be killed when the time for them is over."""
+        """A worker exits after its calls; a hanging load does not need a kill."""
         publish()
         server = await start_workers("--drain-timeout-s", "600")
         await asyncio.to_thread(hang_load)
@@ -259,12 +259,12 @@ class TestStop:
 
 
 class TestDeviceServer:
-    """One process more runs the networks of both workers."""
+    """The device server runs the networks of both workers."""
 
     async def test_each_network_is_loaded_once_and_swapped_for_all(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """Workers ask it for the new version, and when the last of them left the old one it is unloaded."""
+        """The old network is unloaded when the last worker has switched to the new version."""
         publish()
         server = await start_workers("--device-process")
         async with _connections(server.grpc) as channels:
@@ -281,7 +281,7 @@ class TestDeviceServer:
     async def test_a_device_server_that_is_killed_is_replaced_and_no_client_notices(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """Calls wait for its successor, without being sent again by their clients; probes tell."""
+        """Calls wait for its successor without client retries; the probes report it."""
         publish()
         server = await start_workers("--device-process")
         done = asyncio.Event()
@@ -308,7 +308,7 @@ class TestDeviceServer:
     async def test_a_worker_that_is_killed_leaves_nothing_with_the_device_server(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """Its socket and its memory go with it, and its successor's take their place."""
+        """Its socket and shared memory are closed, and its successor opens new ones."""
         publish()
         server = await start_workers("--device-process")
         worker, _, device_server = _workers(server)
@@ -325,7 +325,7 @@ class TestDeviceServer:
     async def test_all_stop_together_and_answer_what_they_took(
         self, publish: Publish, start_workers: Any
     ) -> None:
-        """The device server ends last, whether it is told to or its supervisor is killed."""
+        """The device server exits last, after SIGTERM and after the supervisor's death."""
         publish()
         for kill in (False, True):
             server = await start_workers("--device-process")
@@ -350,7 +350,7 @@ class TestDeviceServer:
 
 @pytest.fixture
 def run_workers(repository: Any) -> Any:
-    """Run `lenserve serve --workers 2` to its end: the exit code, and the lines on stderr."""
+    """Run `lenserve serve --workers 2` until it exits; return the exit code and the lines on stderr."""
 
     async def run(*options: str) -> tuple[int | None, list[str]]:
         arguments = {"--repository": str(repository.root), "--grpc-port": "0", "--http-port": "0"}
@@ -420,7 +420,7 @@ async def _get(address: str, path: str) -> tuple[int, str]:
 
 
 async def _until_scraped(server: Any, line: str) -> None:
-    """Scrape until the line is there: workers tell what they have counted a few times a second."""
+    """Scrape until the line appears: workers flush their counters a few times a second."""
     async with asyncio.timeout(20):
         while line not in (await _get(server.http, "/metrics"))[1].splitlines():
             pass
@@ -440,13 +440,13 @@ def _held(pid: int) -> tuple[int, int]:
 
 
 def _folder(server: Any) -> Path:
-    """Where the workers count together."""
+    """The folder with the workers' counters."""
     environment = Path(f"/proc/{_workers(server)[0]}/environ").read_text().split("\0")
     return Path(dict(each.split("=", 1) for each in environment if each)["LENSERVE_COUNTS_FOLDER"])
 
 
 def _calls(file: Path) -> int:
-    """Calls of Classify that one worker has counted."""
+    """Classify calls that one worker has counted."""
     series = json.loads(file.read_bytes())["lenserve_requests"]
     return int(sum(count for (method, _code), (count,) in series if method == CLASSIFY))
 

@@ -1,4 +1,4 @@
-"""A place among the workers: what its supervisor sees of the processes that fill it, one after another."""
+"""A worker as its supervisor sees it: one process after another."""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ REFUSING = f"{REPORTING}say(error='UsageError', message='no such folder')"
 
 
 class Place:
-    """A worker that runs this code, and what it told its supervisor."""
+    """A worker that runs this code, and the callbacks that its supervisor received."""
 
     def __init__(self, code: str, folder: Path, *, python: str = sys.executable) -> None:
         self.deaths: list[int] = []
@@ -56,7 +56,7 @@ class Place:
         self.breaks += 1
 
     async def until(self, reached: Callable[[], Any]) -> None:
-        """Wait until something that it was told makes this true."""
+        """Wait until a callback makes this true."""
         async with asyncio.timeout(20):
             while not reached():
                 self._told.clear()
@@ -64,7 +64,7 @@ class Place:
 
 
 async def test_a_worker_takes_its_command_reports_and_stops_when_asked(tmp_path: Path) -> None:
-    """It is starting, then ready; at the end nobody counts a death."""
+    """It is starting, then ready; its exit after a stop is not a death."""
     place = Place(GOOD, tmp_path)
     running = asyncio.create_task(place.worker.keep_running())
     assert place.worker.problem == "worker 7 is dead"
@@ -98,7 +98,7 @@ async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_ev
 async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
     tmp_path: Path, log_events: Any
 ) -> None:
-    """Half a report is none."""
+    """An incomplete report is ignored."""
     place = Place(MUMBLING, tmp_path)
     running = asyncio.create_task(place.worker.keep_running())
     await place.until(lambda: place.deaths)
@@ -110,7 +110,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
 
 
 async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, log_events: Any) -> None:
-    """A machine that is out of processes or memory may recover, and the other workers carry on."""
+    """A machine without free processes or memory may recover; the other workers carry on."""
     place = Place(GOOD, tmp_path, python=str(tmp_path / "no-python"))
     running = asyncio.create_task(place.worker.keep_running())
     await place.until(lambda: len(place.deaths) == 2)
@@ -122,7 +122,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, lo
 
 
 async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_events: Any) -> None:
-    """Only a new process mends that; until then it is not live."""
+    """Only a new process can recover; until then the worker is not live."""
     place = Place(BROKEN, tmp_path)
     running = asyncio.create_task(place.worker.keep_running())
     await place.until(lambda: place.reports)
@@ -136,7 +136,7 @@ async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_eve
 
 
 async def test_what_keeps_a_first_worker_from_starting_is_raised(tmp_path: Path) -> None:
-    """A mistake of the operator is not tried again for ever."""
+    """A misconfiguration is not retried."""
     place = Place(REFUSING, tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         await asyncio.wait_for(place.worker.keep_running(), 20)
@@ -145,5 +145,5 @@ async def test_what_keeps_a_first_worker_from_starting_is_raised(tmp_path: Path)
 
 @pytest.mark.parametrize(("deaths", "expected_s"), [(1, 0.1), (2, 0.2), (7, 6.4), (8, 10.0), (2000, 10.0)])
 def test_pauses_grow_from_a_tenth_of_a_second_to_ten(deaths: int, expected_s: float) -> None:
-    """A worker that can never start costs next to nothing, however long that lasts."""
+    """A worker that never starts costs next to nothing."""
     assert pause_s(deaths) == pytest.approx(expected_s)
