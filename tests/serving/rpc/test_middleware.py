@@ -1,4 +1,4 @@
-"""What surrounds every RPC: ids, metrics, errors, parsing, deadlines, cancellation, draining."""
+"""Middleware of every RPC: ids, metrics, errors, parsing, deadlines, cancellation, draining."""
 
 import asyncio
 import math
@@ -45,7 +45,7 @@ async def _echo_each(requests: AsyncIterator[StringValue], call: Call) -> AsyncI
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+        while not condition():  # noqa: ASYNC110 - no event is set
             await asyncio.sleep(0)
 
 
@@ -54,8 +54,8 @@ async def _messages(*values: str) -> AsyncIterator[bytes]:
         yield StringValue(value=value).SerializeToString()
 
 
-async def test_a_row_may_parse_by_itself_and_answer_in_bytes() -> None:
-    """What a row's own parser makes is what its function takes, and bytes go out as they are."""
+async def test_an_rpc_can_have_its_own_parser_and_answer_in_bytes() -> None:
+    """The function takes what the parser returns; an answer in bytes is not changed."""
 
     def parse(data: bytes) -> list[str]:
         return [StringValue.FromString(data).value]
@@ -73,7 +73,7 @@ async def test_a_row_may_parse_by_itself_and_answer_in_bytes() -> None:
 
 
 async def test_a_given_request_id_is_kept_and_a_missing_one_is_made() -> None:
-    """The function sees the id that its caller gave; else it sees 16 hex digits, new for every call."""
+    """The function sees the id of its client; without one, 16 hex digits that are new for every call."""
     echo = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo))
 
     given_one = await echo.answer(b"", Call({"x-request-id": "order-7"}))
@@ -87,7 +87,7 @@ async def test_a_given_request_id_is_kept_and_a_missing_one_is_made() -> None:
 
 @pytest.mark.parametrize("given_id", ["", "two words", "line\nbreak", "x" * 129, "käse"])
 async def test_a_request_id_that_could_forge_a_log_line_is_replaced(given_id: str) -> None:
-    """Only short plain ids are taken over."""
+    """Only short ids of plain characters are kept."""
     call = Call({"x-request-id": given_id})
 
     await Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo)).answer(b"", call)
@@ -103,7 +103,7 @@ async def test_the_request_id_goes_back_over_the_channel(
     *,
     is_refused: bool,
 ) -> None:
-    """x-request-id is in the trailers of answers and of failures, and in the ErrorInfo of these."""
+    """x-request-id is in the trailers of answers and failures, and in the ErrorInfo of failures."""
     publish()
     metadata = (("x-request-id", "order-7"),)
     async with serve() as server:
@@ -122,7 +122,7 @@ async def test_the_request_id_goes_back_over_the_channel(
 
 
 async def test_calls_are_counted_by_method_and_code() -> None:
-    """Every call ends in one counter and one histogram, whatever its end."""
+    """Every call is counted in one counter and one histogram, however it ends."""
     metrics = Metrics()
     middleware = Middleware(metrics)
 
@@ -155,7 +155,7 @@ async def test_calls_are_counted_by_method_and_code() -> None:
 async def test_a_cancelled_call_is_counted_as_cancelled(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A client that goes away is CANCELLED in the metrics; its places are free, its work is not done."""
+    """Metrics say CANCELLED, its admission is released, and its work is not done."""
     publish()
     image = pb.Image(pixels=pb.Pixels(height=1, width=1, channels=1, data=b"0"))
     async with serve_gated() as server:
@@ -177,7 +177,7 @@ async def test_a_cancelled_call_is_counted_as_cancelled(
 
 
 async def test_idle_waits_for_running_calls() -> None:
-    """idle() returns at once where nothing runs, and else when the last call has ended."""
+    """idle() returns at once if nothing runs, otherwise when the last call has ended."""
     middleware = Middleware(Metrics())
     may_end = asyncio.Event()
 
@@ -188,7 +188,7 @@ async def test_idle_waits_for_running_calls() -> None:
     row = middleware.wrap(Unary(METHOD, StringValue, slow))
     await middleware.idle()
     calls = [asyncio.create_task(row.answer(b"", Call({}))) for _ in range(2)]
-    await asyncio.sleep(0)  # both begin
+    await asyncio.sleep(0)  # both start
     idle = asyncio.create_task(middleware.idle())
     await asyncio.sleep(0)
     assert not idle.done()
@@ -197,8 +197,8 @@ async def test_idle_waits_for_running_calls() -> None:
     await asyncio.wait_for(idle, 1)
 
 
-async def test_while_draining_new_calls_are_refused_and_probes_answered() -> None:
-    """drain() turns new calls and streams away as UNAVAILABLE; rows open to probes go on."""
+async def test_while_draining_new_calls_are_rejected_and_probes_answered() -> None:
+    """New calls and streams are UNAVAILABLE; probes are answered."""
     middleware = Middleware(Metrics())
     call = middleware.wrap(Unary(METHOD, StringValue, _echo))
     stream = middleware.wrap(Stream(METHOD, StringValue, _echo_each))
@@ -216,8 +216,8 @@ async def test_while_draining_new_calls_are_refused_and_probes_answered() -> Non
     assert StringValue.FromString(answered).value == " p"
 
 
-async def test_a_call_that_is_refused_by_its_beginning_is_named_and_counted_like_any_other() -> None:
-    """And only those who may call at all are told that the server is full."""
+async def test_a_call_that_is_rejected_early_has_an_id_and_is_counted() -> None:
+    """Only clients with a token learn that the server is full."""
 
     def full() -> None:
         raise Overloaded("full")
@@ -238,7 +238,7 @@ async def test_a_call_that_is_refused_by_its_beginning_is_named_and_counted_like
 
 
 async def test_a_deadline_ends_the_work() -> None:
-    """A function that is still at work when the deadline passes is cancelled, and the call is late."""
+    """A function that runs at its deadline is cancelled, and the status is DEADLINE_EXCEEDED."""
     ended = []
 
     async def never(_request: StringValue, _call: Call) -> StringValue:
@@ -258,7 +258,7 @@ async def test_a_deadline_ends_the_work() -> None:
 
 
 async def test_an_error_in_a_stream_ends_it_with_its_status() -> None:
-    """Answers before the error are given; the error becomes the stream's status and is counted."""
+    """Answers before the error are sent; the error becomes the status of the stream and is counted."""
     metrics = Metrics()
     row = Middleware(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
     answers = row.answer(_messages("a", "full", "b"), Call({"x-request-id": "i"}))
@@ -272,8 +272,8 @@ async def test_an_error_in_a_stream_ends_it_with_its_status() -> None:
     assert _count(metrics.registry, METHOD, "RESOURCE_EXHAUSTED") == 1
 
 
-async def test_a_stream_that_its_client_leaves_is_counted_as_cancelled() -> None:
-    """Closing a stream early is no error."""
+async def test_a_stream_that_is_closed_early_is_counted_as_cancelled() -> None:
+    """It is not an error."""
     metrics = Metrics()
     row = Middleware(metrics).wrap(Stream(METHOD, StringValue, _echo_each))
     answers = row.answer(_messages("a", "b"), Call({}))
@@ -286,7 +286,7 @@ async def test_a_stream_that_its_client_leaves_is_counted_as_cancelled() -> None
 
 @pytest.fixture
 async def wired(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[dict[str, Any]]:
-    """Every unary row of a real server as a transport sees it: method -> function from bytes to bytes."""
+    """Every unary RPC of a real server as a transport sees it: method -> function from bytes to bytes."""
     publish()
     async with serve() as server:
         table = build_table(server.classifier, server.models, server.metrics, model_control=True)
@@ -294,7 +294,7 @@ async def wired(publish: Callable[..., object], serve: Callable[..., Any]) -> As
         yield {row.method[1:]: row.answer for row in rows if isinstance(row, UnaryHandler)}
 
 
-# Strings and bytes of several fields, right and wrong: more often nearly a message than pure noise is.
+# Fields with strings and bytes: more often close to a message than random bytes are.
 _FIELDS = st.tuples(st.integers(0, 130), st.binary(max_size=20)).map(
     lambda pair: bytes([pair[0], len(pair[1])]) + pair[1]
 )
@@ -303,8 +303,8 @@ _NOISE = st.one_of(st.binary(max_size=64), st.lists(_FIELDS, max_size=6).map(b""
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(message=_NOISE)
-async def test_no_bytes_whatever_make_an_internal_error(wired: dict[str, Any], message: bytes) -> None:
-    """Random bytes for any method are answered, or are the caller's mistake: never INTERNAL."""
+async def test_random_bytes_never_give_internal(wired: dict[str, Any], message: bytes) -> None:
+    """Random bytes for any method are answered, or are the client's error."""
     for method, answer in wired.items():
         try:
             await answer(message, Call({}))
@@ -314,10 +314,10 @@ async def test_no_bytes_whatever_make_an_internal_error(wired: dict[str, Any], m
         assert code in {Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED}, method
 
 
-async def test_bytes_that_are_no_message_are_an_invalid_argument(
+async def test_bytes_that_cannot_be_parsed_are_an_invalid_argument(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """The type that was expected and the number of bytes that came are named."""
+    """The message names the expected type and the number of bytes."""
     publish()
     async with serve() as server:
         refusal = await connect(server.grpc.port).refusal(CLASSIFY, b"\xff\xff\xff")
@@ -326,6 +326,6 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(
     assert refusal.message == "cannot parse the request (3 bytes) as lenserve.v1.ClassifyRequest"
 
 
-def test_a_call_has_no_deadline_unless_it_is_given_one() -> None:
-    """The default never passes."""
+def test_a_call_has_no_deadline_by_default() -> None:
+    """The default is infinite."""
     assert Call({}).deadline_s == math.inf

@@ -1,4 +1,4 @@
-"""What surrounds every message of a pipeline: errors in their places, tokens, counting, draining."""
+"""What the middleware does for every message of a pipeline: errors in order, tokens, counting, draining."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ async def _messages(*values: str) -> AsyncIterator[bytes]:
 
 
 async def _unless_full(request: StringValue, call: Call) -> StringValue:
-    """Echo, but for `full`, which is refused, and `bug`, which is none of our errors."""
+    """Echo; but `full` is rejected, and `bug` raises an unexpected error."""
     await asyncio.sleep(0)
     if request.value == "full":
         raise Overloaded("the queue is full")
@@ -49,7 +49,7 @@ async def _values(row: Handler, messages: AsyncIterator[bytes], call: Call) -> l
 
 
 async def test_a_message_that_fails_is_answered_and_the_stream_goes_on() -> None:
-    """Refused, broken or no message at all: each has its own status in its own place, and is counted."""
+    """Rejected, failed or not a message: each has its status in its place, and is counted."""
     metrics = Metrics()
 
     async def messages() -> AsyncIterator[bytes]:
@@ -73,7 +73,7 @@ async def test_a_message_that_fails_is_answered_and_the_stream_goes_on() -> None
 
 
 async def test_a_token_is_checked_for_the_stream_and_for_the_model_of_every_message() -> None:
-    """A stream without a token ends at once; a message about another model is refused by itself."""
+    """A stream without a token ends at once; for a message about another model only that one is rejected."""
     row = Middleware(Metrics(), Tokens({"secret": ["digits"]})).wrap(PIPELINE)
     call = Call({"authorization": "Bearer secret", "x-request-id": "i"})
 
@@ -85,8 +85,8 @@ async def test_a_token_is_checked_for_the_stream_and_for_the_model_of_every_mess
     assert answers == ["digits i", "'x-rays' PERMISSION_DENIED"]
 
 
-async def test_a_drain_waits_for_messages_and_refuses_those_that_come_later() -> None:
-    """What is in flight is answered; an open stream is told that the server stops, message by message."""
+async def test_a_drain_waits_for_messages_and_rejects_later_ones() -> None:
+    """Messages in flight are answered; later ones of an open stream are each rejected."""
     middleware = Middleware(Metrics())
     sending: asyncio.Queue[bytes] = asyncio.Queue()
     may_end = asyncio.Event()

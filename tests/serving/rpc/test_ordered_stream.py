@@ -1,4 +1,4 @@
-"""Ordered pipelining under arrivals, durations, failures, slow takers and cancellations of all kinds."""
+"""Ordered answers under random arrivals, durations, failures, slow consumers and cancellations."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from serving.rpc.ordered_stream import answer_in_order
 
 @dataclass(frozen=True)
 class Request:
-    """What hypothesis draws for one request. Time is turns of the event loop."""
+    """One request, drawn by Hypothesis. Times are turns of the event loop."""
 
     pause: int  # before it arrives
     work: int
@@ -28,7 +28,7 @@ class Request:
 
 @dataclass
 class Work:
-    """Answers requests by their place, and watches how many are in flight."""
+    """Answers requests with their place, and records how many are in flight."""
 
     running: int = 0
     most: int = 0
@@ -36,7 +36,7 @@ class Work:
     cancelled: list[int] = field(default_factory=list)
 
     async def answer(self, place_and_request: tuple[int, Request]) -> int:
-        """The request's place, or an error."""
+        """Return the request's place, or raise an error."""
         place, request = place_and_request
         self.begun.append(place)
         self.running += 1
@@ -54,7 +54,7 @@ class Work:
 
 
 def _pipelined(*arguments: Any, **options: Any) -> AsyncGenerator[int, None]:
-    """The answers one by one."""
+    """Yield the answers one by one."""
 
     async def each() -> AsyncGenerator[int, None]:
         async with aclosing(answer_in_order(*arguments, **options)) as groups:
@@ -88,7 +88,7 @@ LIMITS = st.integers(1, 5)
 async def test_every_request_gets_its_own_answer_in_order(
     requests: list[Request], max_in_flight: int
 ) -> None:
-    """None is lost or doubled; never more are at work, or done and not taken, than allowed."""
+    """None is lost or doubled; never more than allowed run, or wait to be taken."""
     work, read, taken = Work(), [], []
     answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     async for place in answers:
@@ -104,10 +104,10 @@ async def test_every_request_gets_its_own_answer_in_order(
 
 @settings(max_examples=200, deadline=None)
 @given(requests=REQUESTS, max_in_flight=LIMITS, taken=st.integers(0, 20))
-async def test_leaving_early_cancels_what_is_at_work(
+async def test_closing_early_cancels_running_work(
     requests: list[Request], max_in_flight: int, taken: int
 ) -> None:
-    """After aclose nothing runs and nothing more is read, wherever the stream was left."""
+    """After aclose nothing runs and nothing more is read, whenever it comes."""
     work, read = Work(), []
     answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     async with aclosing(answers):
@@ -121,10 +121,10 @@ async def test_leaving_early_cancels_what_is_at_work(
 
 @settings(max_examples=200, deadline=None)
 @given(requests=REQUESTS, max_in_flight=LIMITS, after=st.integers(0, 30))
-async def test_a_cancelled_caller_cancels_what_is_at_work(
+async def test_a_cancelled_consumer_cancels_running_work(
     requests: list[Request], max_in_flight: int, after: int
 ) -> None:
-    """The same where the task that takes the answers is cancelled, at any moment."""
+    """The same if the task that takes the answers is cancelled, at any moment."""
     work, read = Work(), []
 
     async def take() -> None:
@@ -144,8 +144,8 @@ async def test_a_cancelled_caller_cancels_what_is_at_work(
 
 
 @pytest.mark.parametrize("between", range(6))
-async def test_a_caller_that_is_cancelled_twice_cancels_what_is_at_work(between: int) -> None:
-    """A deadline and a client that goes may come together: the second does not stop the first's work."""
+async def test_a_consumer_that_is_cancelled_twice_cancels_running_work(between: int) -> None:
+    """A deadline and a lost client can come together: the second does not interrupt the first one."""
     work = Work()
     requests = [Request(pause=0, work=1000, rest=0)] * 3
 
@@ -167,8 +167,8 @@ async def test_a_caller_that_is_cancelled_twice_cancels_what_is_at_work(between:
 
 @settings(max_examples=200, deadline=None)
 @given(requests=REQUESTS, max_in_flight=LIMITS, bad=st.integers(0, 19))
-async def test_an_error_comes_at_its_turn(requests: list[Request], max_in_flight: int, bad: int) -> None:
-    """All answers before it are given; those after it are cancelled."""
+async def test_an_error_is_raised_at_its_turn(requests: list[Request], max_in_flight: int, bad: int) -> None:
+    """All answers before it are yielded; those after it are cancelled."""
     if bad < len(requests):
         requests[bad] = Request(requests[bad].pause, requests[bad].work, 0, fails=True)
     work, read, taken = Work(), [], []
@@ -183,8 +183,8 @@ async def test_an_error_comes_at_its_turn(requests: list[Request], max_in_flight
     assert work.running == 0
 
 
-async def test_requests_are_at_work_together() -> None:
-    """The first ends last, and holds up no work: only the order of the answers."""
+async def test_requests_run_concurrently() -> None:
+    """The first ends last, and delays only the answers behind it."""
     ended: list[int] = []
     may_end = asyncio.Event()
 
@@ -208,7 +208,7 @@ async def _numbers(end: int | None = None) -> AsyncIterator[int]:
 
 
 async def test_answers_that_are_ready_together_come_together() -> None:
-    """While the first is made, those behind it wait; then all of them are one group."""
+    """While the first runs, those behind it wait; then all are one group."""
     may_end = asyncio.Event()
 
     async def answer(place: int) -> int:
@@ -225,8 +225,8 @@ async def test_answers_that_are_ready_together_come_together() -> None:
     assert [group async for group in groups] == [[4]]
 
 
-async def test_reading_stops_where_nobody_takes_answers() -> None:
-    """However fast answers are, an endless sender is not read beyond the limit."""
+async def test_reading_stops_while_answers_are_not_taken() -> None:
+    """An endless sender is not read beyond the limit, however fast the answers are."""
     read: list[int] = []
 
     async def answer(number: int) -> int:
@@ -244,7 +244,7 @@ async def test_reading_stops_where_nobody_takes_answers() -> None:
 
 
 async def test_an_error_of_reading_comes_after_the_answers() -> None:
-    """What was read before the sender broke off is answered."""
+    """Requests that were read before it are answered."""
 
     async def broken() -> AsyncIterator[int]:
         yield 1
@@ -263,8 +263,8 @@ async def test_an_error_of_reading_comes_after_the_answers() -> None:
     assert taken == [1, 2]
 
 
-async def test_the_deadline_ends_a_stream_in_which_nothing_comes() -> None:
-    """A sender that falls silent does not hold the stream beyond its deadline."""
+async def test_the_deadline_ends_a_silent_stream() -> None:
+    """Also while the sender sends nothing."""
 
     async def silent() -> AsyncIterator[int]:
         yield 1

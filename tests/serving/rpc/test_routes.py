@@ -19,7 +19,7 @@ SERVICES = [
 async def test_the_table_has_every_method_of_every_service(
     publish: Callable[..., object], serve: Callable[..., Any]
 ) -> None:
-    """What the .proto files promise is answered, each method with its message and manner of streaming."""
+    """Every method of the .proto files has an RPC with its message type and kind of streaming."""
     publish()
     async with serve() as server:
         table = build_table(server.classifier, server.models, server.metrics)
@@ -32,21 +32,21 @@ async def test_the_table_has_every_method_of_every_service(
 
     answered = {rpc.method: (rpc.request.DESCRIPTOR.full_name, not isinstance(rpc, Unary)) for rpc in table}
 
-    # Health/List arrived in newer .proto files than the tests' oldest grpcio-health-checking.
+    # The tests' oldest grpcio-health-checking has no Health/List yet.
     promised.pop("/grpc.health.v1.Health/List", None)
     assert answered == promised
 
 
-async def test_rows_name_the_model_that_tokens_are_for(
+async def test_rpcs_name_the_model_that_tokens_are_checked_for(
     publish: Callable[..., object], serve: Callable[..., Any]
 ) -> None:
-    """Every row of single requests either is open, or names no model, or says which field names it."""
+    """Every unary RPC is a probe, or has no field for a model, or says which field it is."""
     publish()
     async with serve() as server:
         table = build_table(server.classifier, server.models, server.metrics)
 
     for rpc in table:
-        if "SharedMemory" in rpc.method:  # where `name` is that of a region
+        if "SharedMemory" in rpc.method:  # `name` is a region
             continue
         fields = set(rpc.request.DESCRIPTOR.fields_by_name) & {"model", "model_name", "name"}
         if isinstance(rpc, Pipeline) or (isinstance(rpc, Unary) and not rpc.is_probe):
@@ -54,7 +54,7 @@ async def test_rows_name_the_model_that_tokens_are_for(
 
 
 def test_services_are_named_once_and_sorted() -> None:
-    """Two methods of one service make one name."""
+    """Two methods of one service give one name."""
     rows = [Unary(method, type, _never) for method in ("/b.B/One", "/a.A/One", "/b.B/Two")]  # type: ignore[arg-type]
 
     assert services(rows) == ["a.A", "b.B"]

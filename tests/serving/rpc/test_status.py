@@ -1,4 +1,4 @@
-"""Errors become status codes: the table itself, and each of its rows over a real channel."""
+"""Errors become status codes: the table, and each of its rows over a real channel."""
 
 import asyncio
 import inspect
@@ -55,7 +55,7 @@ EVERY_ERROR = [
 
 @pytest.mark.parametrize("kind", EVERY_ERROR, ids=lambda kind: kind.__name__)
 def test_every_error_has_the_code_of_the_table(kind: type[errors.LenserveError]) -> None:
-    """An error has its row's code; one that no request should meet is INTERNAL."""
+    """An error has the code of its row; one that no request should cause is INTERNAL."""
     assert code_of(kind("why")).name == CODES.get(kind.__name__, "INTERNAL")
 
 
@@ -68,8 +68,8 @@ def test_codes_are_numbered_as_in_grpc(code: Code) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError(SECRET), errors.EngineError(SECRET), errors.BundleError(SECRET)]
 )
-def test_an_unforeseen_error_tells_nothing_but_the_request_id(error: Exception) -> None:
-    """The sentence for INTERNAL is fixed: it holds the request id and nothing of the error."""
+def test_an_unexpected_error_reveals_only_the_request_id(error: Exception) -> None:
+    """The message of INTERNAL is fixed: it has the request id and nothing of the error."""
     status = status_of(error, "id-1")
 
     assert status == Status(
@@ -78,7 +78,7 @@ def test_an_unforeseen_error_tells_nothing_but_the_request_id(error: Exception) 
 
 
 def test_details_are_a_google_rpc_status_with_an_error_info() -> None:
-    """Machines read code, message, reason, domain and request id from the details."""
+    """With code, message, reason, domain and request id."""
     details = status_of(errors.UnknownModel("there is no model 'x'"), "id-1").details("id-1")
 
     status = status_pb2.Status.FromString(details)
@@ -113,7 +113,7 @@ async def test_an_unknown_model_version_or_alias_is_not_found(
     fields: dict[str, object],
     message: str,
 ) -> None:
-    """NOT_FOUND says what was asked for and what there is."""
+    """NOT_FOUND names what was requested and what is available."""
     publish()
     async with serve() as server:
         refusal = await connect(server.grpc.port).refusal(CLASSIFY, _request(**fields))
@@ -124,7 +124,7 @@ async def test_an_unknown_model_version_or_alias_is_not_found(
 async def test_a_model_before_the_first_scan_is_unavailable(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """While the server starts, a model that may turn up is UNAVAILABLE, not unknown."""
+    """While the server starts, a model that may be found is UNAVAILABLE, not unknown."""
     publish()
     async with serve_gated(scanned=False) as server:
         refusal = await connect(server.grpc.port).refusal(CLASSIFY, _request())
@@ -136,7 +136,7 @@ async def test_a_model_before_the_first_scan_is_unavailable(
 async def test_a_version_that_is_loading_is_unavailable(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A version that is being loaded is UNAVAILABLE by its number, while the old one answers by default."""
+    """By its number it is UNAVAILABLE; without a number the old version answers."""
     publish()
     async with serve_gated() as server:
         stub = connect(server.grpc.port)
@@ -153,10 +153,10 @@ async def test_a_version_that_is_loading_is_unavailable(
     assert answer.version == 1
 
 
-async def test_a_refused_version_is_unavailable_and_says_why(
+async def test_a_refused_version_is_unavailable_with_the_reason(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A version that could not prove itself is UNAVAILABLE, with difference and tolerance."""
+    """A version that failed its golden examples is UNAVAILABLE, with difference and tolerance."""
     publish(lie=True)
     async with serve() as server:
         refusal = await connect(server.grpc.port).refusal(CLASSIFY, _request())
@@ -169,7 +169,7 @@ async def test_a_refused_version_is_unavailable_and_says_why(
 async def test_new_calls_while_draining_are_unavailable(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A server that stops lets a running call end and refuses new ones as UNAVAILABLE."""
+    """A server that stops lets running calls end and rejects new ones as UNAVAILABLE."""
     publish()
     async with serve_gated() as server:
         stub = connect(server.grpc.port)
@@ -177,7 +177,7 @@ async def test_new_calls_while_draining_are_unavailable(
         running = stub.start(CLASSIFY, _request())
         await asyncio.to_thread(server.engine.entered.wait, 10)
         stopping = asyncio.create_task(server.grpc.stop(until=server.middleware.drain, timeout_s=20))
-        await asyncio.sleep(0)  # let it begin
+        await asyncio.sleep(0)  # let it start
         refusal = await stub.refusal(CLASSIFY, _request())
         health = await stub.call("grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest())
         server.engine.gate.set()
@@ -186,14 +186,14 @@ async def test_new_calls_while_draining_are_unavailable(
 
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "MODEL_UNAVAILABLE")
     assert refusal.message == "the server is stopping and takes no new calls"
-    assert health.status == health_pb2.HealthCheckResponse.SERVING  # Models.drain() says otherwise, not this
+    assert health.status == health_pb2.HealthCheckResponse.SERVING  # Models.drain() changes it, this does not
     assert len(answer.predictions) == 1
 
 
-async def test_a_full_door_refuses_at_once(
+async def test_a_full_server_rejects_at_once(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """RESOURCE_EXHAUSTED comes while the network works, with images inside, images that came, and limit."""
+    """RESOURCE_EXHAUSTED comes while the network runs, with images admitted, images requested, and limit."""
     publish()
     async with serve_gated(max_pending_images=3) as server:
         stub = connect(server.grpc.port)
@@ -229,7 +229,7 @@ async def test_a_passed_deadline_is_reported_and_the_work_is_not_done(
         refusal = await stub.refusal(CLASSIFY, _request(images=[image] * 3), timeout=0.1)
         server.engine.gate.set()
         await running
-        await stub.call(CLASSIFY, _request())  # the queue is empty: what waited there would have run before
+        await stub.call(CLASSIFY, _request())  # the queue is empty: waiting requests would have run first
 
     assert refusal.code == "DEADLINE_EXCEEDED"
     assert server.engine.runs == [2, 1]
@@ -239,7 +239,7 @@ async def test_a_passed_deadline_is_reported_and_the_work_is_not_done(
 async def test_the_server_names_the_passed_deadline(
     publish: Callable[..., object], serve_gated: Callable[..., Any]
 ) -> None:
-    """Where the caller's own clock does not cut the call first, the server's sentence says what was late."""
+    """If the client does not end the call first, the server's message says what was late."""
     publish()
     async with serve_gated() as server:
         server.engine.close()
@@ -282,7 +282,7 @@ async def test_the_server_names_the_passed_deadline(
         ),
     ],
 )
-async def test_without_the_right_token_nothing_is_answered(
+async def test_calls_without_the_right_token_are_rejected(
     *,
     publish: Callable[..., object],
     serve_gated: Callable[..., Any],
@@ -292,7 +292,7 @@ async def test_without_the_right_token_nothing_is_answered(
     code: str,
     message: str,
 ) -> None:
-    """No token and a wrong one are UNAUTHENTICATED; one for another model is PERMISSION_DENIED."""
+    """A missing or wrong token is UNAUTHENTICATED; one for another model is PERMISSION_DENIED."""
     publish()
     metadata = (("authorization", authorization),) if authorization else ()
     async with serve_gated(tokens=Tokens({"for-shapes": ["shapes"]})) as server:
@@ -301,10 +301,10 @@ async def test_without_the_right_token_nothing_is_answered(
     assert (refusal.code, refusal.message) == (code, message)
 
 
-async def test_an_unforeseen_failure_stays_in_the_log(
+async def test_an_unexpected_failure_stays_in_the_log(
     connect: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets INTERNAL, a fixed sentence and the request id; under it the log has the traceback."""
+    """The client gets INTERNAL, a fixed message and the request id, with which the log has the traceback."""
 
     async def fail(_request: empty_pb2.Empty, _call: Call) -> empty_pb2.Empty:
         raise ZeroDivisionError(SECRET)
@@ -329,13 +329,13 @@ async def test_an_unforeseen_failure_stays_in_the_log(
     assert SECRET in str(record.exc_info[1])
 
 
-async def test_a_network_that_fails_is_internal_and_tells_no_detail(
+async def test_a_network_that_fails_is_internal_without_details(
     publish: Callable[..., object],
     serve_gated: Callable[..., Any],
     connect: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What the engine raises on good input is for the log alone."""
+    """Errors of the engine on valid input are for the log alone."""
     publish()
     async with serve_gated() as server:
         server.engine.error = errors.EngineError(SECRET)
@@ -348,7 +348,7 @@ async def test_a_network_that_fails_is_internal_and_tells_no_detail(
     assert any(SECRET in (record.exc_text or "") for record in caplog.records) or SECRET in caplog.text
 
 
-async def test_too_many_images_are_refused_with_both_numbers(
+async def test_too_many_images_are_rejected_with_both_numbers(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
     """More images than max_images, or none, are INVALID_ARGUMENT with the count and the limit."""

@@ -1,4 +1,4 @@
-"""ClassifyStream and ModelStreamInfer over a real channel: order, errors, pace, cancelling, stopping."""
+"""ClassifyStream and ModelStreamInfer over a real channel: order, errors, flow control, stops."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ async def _each(requests: Iterable[Any]) -> AsyncIterator[Any]:
 
 
 def _told(answer: pb.ClassifyStreamResponse) -> tuple[str, str]:
-    """Id, and the best label of the first image or the reason of the error."""
+    """The id, and the best label of the first image or the reason of the error."""
     if answer.WhichOneof("outcome") == "error":
         return answer.id, answer.error.reason
     return answer.id, answer.response.predictions[0].ranking.labels[0].label
@@ -49,14 +49,14 @@ def _told(answer: pb.ClassifyStreamResponse) -> tuple[str, str]:
 async def stub(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
 ) -> AsyncIterator[Any]:
-    """A stub of a server with one model."""
+    """The stub of a server with one model."""
     publish()
     async with serve(max_images=4, max_batch_size=4) as server:
         yield connect(server.grpc.port)
 
 
 async def test_answers_come_in_the_order_of_the_requests(stub: Any) -> None:
-    """Two hundred requests, sent as fast as flow control lets them, each with its own answer and id."""
+    """Two hundred requests, sent as fast as flow control allows, each with its own answer and id."""
     colours = [("red", "green", "blue")[n % 3] for n in range(200)]
     requests = [_classify(colour, id_=str(n)) for n, colour in enumerate(colours)]
 
@@ -66,7 +66,7 @@ async def test_answers_come_in_the_order_of_the_requests(stub: Any) -> None:
 
 
 async def test_an_answer_of_a_stream_is_the_answer_of_a_call(stub: Any) -> None:
-    """Several images and a bad one in a request: exactly what Classify says."""
+    """Several images and an invalid one in a request: exactly the answer of Classify."""
     request = _classify("red", "blue", "green")
     request.images.append(pb.Image(encoded=b"x"))
 
@@ -76,7 +76,7 @@ async def test_an_answer_of_a_stream_is_the_answer_of_a_call(stub: Any) -> None:
 
 
 async def test_a_request_that_fails_does_not_end_the_stream(stub: Any) -> None:
-    """Unknown model, bad image, no image, no message at all: each has its status in its place."""
+    """Unknown model, invalid image, no image, not a message: each has its status in its place."""
     bad_image = pb.ClassifyRequest(model="colours", images=[pb.Image(encoded=b"x")], id="image")
     requests = [
         _classify("red", id_="a"),
@@ -103,8 +103,8 @@ async def test_a_request_that_fails_does_not_end_the_stream(stub: Any) -> None:
     assert errors[3].message == "cannot parse the request (3 bytes) as lenserve.v1.ClassifyRequest"
 
 
-async def test_tritons_stream_answers_and_refuses_in_order(stub: Any) -> None:
-    """A response, or an error message beside the id alone; every one says that it is its request's last."""
+async def test_tritons_stream_answers_and_rejects_in_order(stub: Any) -> None:
+    """A response, or an error message with the id; each is marked as the last of its request."""
     requests = [_infer("red", "a"), _infer("red", "b", model_name="shapes"), _infer("blue", "c"), b"\xff"]
 
     answers = [answer async for answer in stub.talk(INFER, _each(requests))]
@@ -123,14 +123,14 @@ async def test_tritons_stream_answers_and_refuses_in_order(stub: Any) -> None:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+        while not condition():  # noqa: ASYNC110 - no event is set
             await asyncio.sleep(0)
 
 
 async def test_requests_of_a_stream_share_batches(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """While the network runs for the first request, the next ones wait for it together."""
+    """While the network runs for the first request, the next ones wait and become one batch."""
     publish()
     async with serve_gated() as server:
         server.engine.close()
@@ -143,10 +143,10 @@ async def test_requests_of_a_stream_share_batches(
         assert (len(server.engine.runs), sum(server.engine.runs)) == (2, 5)
 
 
-async def test_a_sender_that_is_faster_than_the_network_is_stopped(
+async def test_a_sender_that_is_faster_than_the_network_is_slowed_down(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """No more than the server's limit is taken in, however much is sent."""
+    """The server reads no more than its limit, however much is sent."""
     publish()
     async with serve_gated(max_in_flight=3) as server:
         server.engine.close()
@@ -154,7 +154,7 @@ async def test_a_sender_that_is_faster_than_the_network_is_stopped(
         await _until(lambda: server.classifier.admission.pending == 3)
         await connect(server.grpc.port).call(
             "inference.GRPCInferenceService/ServerLive", oip.ServerLiveRequest()
-        )  # a round trip: the server had time to take in more
+        )  # a round trip: the server had time to read more
         assert server.classifier.admission.pending == 3
         server.engine.gate.set()
 
@@ -164,7 +164,7 @@ async def test_a_sender_that_is_faster_than_the_network_is_stopped(
 async def test_cancelling_a_stream_cancels_its_work(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """Requests that wait are never run, and their places are free at once."""
+    """Waiting requests are never run, and their admissions are released at once."""
     publish()
     async with serve_gated() as server:
         stub = connect(server.grpc.port)
@@ -185,7 +185,7 @@ async def test_cancelling_a_stream_cancels_its_work(
 async def test_a_stream_ends_at_its_deadline(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """What waits then is not run."""
+    """Waiting requests are not run."""
     publish()
     async with serve_gated() as server:
         stub = connect(server.grpc.port)
@@ -201,13 +201,13 @@ async def test_a_stream_ends_at_its_deadline(
 
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.engine.runs[-1] == 2
-    assert sum(server.engine.runs[:-1]) <= 4  # what ran when the deadline passed, of a batch at most
+    assert sum(server.engine.runs[:-1]) <= 4  # at most the batch that ran at the deadline
 
 
-async def test_a_stop_answers_what_is_in_flight(
+async def test_a_stop_answers_requests_in_flight(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """The network ends its run for the stream before the server is gone; then the stream is cut."""
+    """The network finishes its run before the server ends; then the stream is cut."""
     publish()
     async with serve_gated() as server:
         server.engine.close()
@@ -228,15 +228,15 @@ async def test_a_stop_answers_what_is_in_flight(
     assert time.monotonic() - began_s < 5
 
 
-async def test_tokens_hold_inside_a_stream(
+async def test_tokens_are_checked_inside_a_stream(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A stream without a token is refused; one with a token is asked for the model of every request."""
+    """A stream without a token is rejected; with one, every request is checked for its model."""
     publish()
     async with serve_gated(tokens=Tokens({"secret": ["colours"]})) as server:
         stub = connect(server.grpc.port)
         with pytest.raises(grpc.aio.AioRpcError) as stranger:
-            await stub.talk(CLASSIFY).read()  # without a message: grpc.aio forgets the status while it writes
+            await stub.talk(CLASSIFY).read()  # without a message: grpc.aio loses the status while it writes
         requests = _each([_classify("red"), _classify("red", model="x-rays")])
         known = stub.talk(CLASSIFY, requests, metadata=(("authorization", "Bearer secret"),))
         told = [_told(answer) async for answer in known]

@@ -1,4 +1,4 @@
-"""Tokens: who may call, and what a wrong token file says."""
+"""Tokens: which calls are allowed, and errors of token files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ TOKENS = Tokens({"everything": ["*"], "colours-only": ["colours", "shades"], "no
     ],
 )
 def test_a_good_token_passes(authorization: str, model: str) -> None:
-    """The scheme's case and blanks do not matter; calls about no model want any known token."""
+    """Case of the scheme and spaces do not matter; calls without a model need any known token."""
     TOKENS.check(authorization, model)
 
 
@@ -34,14 +34,14 @@ def test_a_good_token_passes(authorization: str, model: str) -> None:
     "authorization", ["", "everything", "Basic everything", "Bearer ", "Bearer every", "Bearer \x00é"]
 )
 def test_a_missing_or_wrong_token_is_unauthenticated(authorization: str) -> None:
-    """No header, another scheme, no token and an unknown token are all turned away."""
+    """No header, another scheme, no token, an unknown token."""
     with pytest.raises(Unauthenticated):
         TOKENS.check(authorization, "colours")
 
 
 @pytest.mark.parametrize("token", ["colours-only", "nothing"])
 def test_a_token_for_other_models_is_denied_by_name(token: str) -> None:
-    """The model is named, the token is not repeated."""
+    """The message names the model and does not repeat the token."""
     with pytest.raises(PermissionDenied, match=r"^the bearer token does not allow model 'shapes'$"):
         TOKENS.check(f"Bearer {token}", "shapes")
 
@@ -69,7 +69,7 @@ def test_a_token_file_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_token_file_is_a_usage_error(tmp_path: Path, text: bytes, message: str) -> None:
-    """What is wrong with the file is said without repeating what may be a secret."""
+    """The message says what is wrong without repeating a possible secret."""
     file = tmp_path / "tokens.toml"
     file.write_bytes(text)
 
@@ -78,15 +78,15 @@ def test_a_wrong_token_file_is_a_usage_error(tmp_path: Path, text: bytes, messag
 
 
 def test_a_missing_token_file_is_a_usage_error(tmp_path: Path) -> None:
-    """A server that was told of tokens never starts without them."""
+    """A server with a token file in its settings never starts without it."""
     with pytest.raises(UsageError, match=r"cannot be read: No such file"):
         Tokens.read(tmp_path / "none.toml")
 
 
-async def test_probes_are_open_and_all_else_is_not(
+async def test_only_probes_need_no_token(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Without a token a probe learns that the server lives, and nobody learns what it serves."""
+    """Without a token a probe learns that the server lives, but not what it serves."""
     publish()
     file = tmp_path / "tokens.toml"
     file.write_text('[tokens]\n"abc" = ["colours"]\n')

@@ -1,4 +1,4 @@
-"""Fixtures for tests of transports: HTTP/2 connections that send what they are told, right or wrong."""
+"""Fixtures for tests of transports: HTTP/2 connections that send valid and invalid requests."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _GOAWAY = 7
 
 @dataclass
 class Reply:
-    """All that came back on one stream."""
+    """Everything that came back on one stream."""
 
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
@@ -35,19 +35,19 @@ class Reply:
 
     @property
     def code(self) -> str:
-        """The name of its status, from the trailers, or from the headers where there is nothing else."""
+        """The name of the gRPC status, from the trailers or, without them, from the headers."""
         number = self.trailers.get("grpc-status", self.headers.get("grpc-status"))
         return next((code.name for code in grpc.StatusCode if str(code.value[0]) == number), "none")
 
 
 class RawConnection:
-    """An HTTP/2 connection that sends what it is told, right or wrong."""
+    """A client of one HTTP/2 connection that sends any request, valid or not."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         self.replies: dict[int, Reply] = {}
-        self.goodbyes: list[int] = []  # error codes of GOAWAY
+        self.goaways: list[int] = []  # error codes of GOAWAY
         self.pongs: list[bytes] = []
         self.is_closed = False
         self._received = b""
@@ -66,16 +66,16 @@ class RawConnection:
         self.drop()
 
     def drop(self) -> None:
-        """Go away without a word."""
+        """Abort the connection, without GOAWAY or RST_STREAM."""
         self._writer.transport.abort()
 
     async def flush(self) -> None:
-        """Send what `h2` has made."""
+        """Send what `h2` has prepared."""
         self._writer.write(self.h2.data_to_send())
         await self._writer.drain()
 
     async def open(self, method: str, *headers: tuple[str, str], drop: tuple[str, ...] = ()) -> int:
-        """Begin a call; headers replace those that a gRPC client sends. Returns the number of its stream."""
+        """Open a call; `headers` replace those of a gRPC client. Returns the number of the stream."""
         usual = {
             ":method": "POST",
             ":scheme": "http",
@@ -90,7 +90,7 @@ class RawConnection:
         return stream
 
     async def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
-        """Send a piece of a body, in frames that fit."""
+        """Send a part of a body, in frames of allowed size."""
         size = self.h2.max_outbound_frame_size
         for start in range(0, len(data), size):
             self.h2.send_data(stream, data[start : start + size])
@@ -99,19 +99,19 @@ class RawConnection:
         await self.flush()
 
     async def call(self, method: str, body: bytes, *headers: tuple[str, str], **options: Any) -> Reply:
-        """A whole call."""
+        """Make a call, and return its reply."""
         stream = await self.open(method, *headers, **options)
         await self.send(stream, body, end=True)
         return await self.reply(stream)
 
     async def reply(self, stream: int) -> Reply:
-        """Read until this stream is over."""
+        """Read until a stream has ended."""
         reply = self.replies[stream]
         await self.read_until(lambda: reply.has_ended or reply.reset is not None)
         return reply
 
     async def read_until(self, is_enough: Callable[[], bool]) -> None:
-        """Read until a condition holds; an end of the connection before it is a failure."""
+        """Read until a condition holds. Fails if the connection closes first."""
         async with asyncio.timeout(20):
             while not is_enough():
                 data = await self._reader.read(2**16)
@@ -124,14 +124,14 @@ class RawConnection:
                 await self.flush()
 
     def _take_frames(self) -> None:
-        # One by one, and GOAWAY apart: `h2` takes nothing after it, and a graceful server sends on.
+        # One by one, without GOAWAY: `h2` accepts nothing after it, and a graceful server does send more.
         while len(self._received) >= _FRAME_HEADER_BYTES:
             end = _FRAME_HEADER_BYTES + int.from_bytes(self._received[:3], "big")
             if len(self._received) < end:
                 return
             frame, self._received = self._received[:end], self._received[end:]
             if frame[3] == _GOAWAY:
-                self.goodbyes.append(int.from_bytes(frame[13:17], "big"))
+                self.goaways.append(int.from_bytes(frame[13:17], "big"))
                 continue
             for event in self.h2.receive_data(frame):
                 self._take(event)

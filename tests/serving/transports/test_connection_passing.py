@@ -1,4 +1,4 @@
-"""Connections reach the process that has fewest, whatever becomes of processes and connections."""
+"""Connections reach the worker with fewest, whatever happens to workers and connections."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 
 
 class Worker:
-    """A worker that greets by its name, in this process."""
+    """A fake worker in this process. It greets clients with its name."""
 
     def __init__(self, name: str, worker_socket: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         self.name = name.encode()
@@ -30,7 +30,7 @@ class Worker:
         )
 
     def close(self) -> None:
-        """End as a process would."""
+        """End as a process does: its sockets close."""
         if self.ended:
             return
         self.ended = True
@@ -46,46 +46,46 @@ class Greeting(asyncio.Protocol):
         self.worker = worker
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet."""
+        """Send the name."""
         self.transport: Any = transport
         self.worker.open.add(transport)
         self.worker.taken += 1
         self.transport.write(self.worker.name)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Report it."""
+        """Report the end."""
         self.worker.open.discard(self.transport)
         self.worker.receiver.report()
 
 
 class Client:
-    """A connection, and who greeted."""
+    """A client of one connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
     @classmethod
     async def connect(cls, distributor: ConnectionDistributor) -> Self:
-        """Connect, but wait for nobody."""
+        """Connect, without waiting for a worker."""
         return cls(*await asyncio.open_connection(HOST, distributor.port))
 
     async def greeting(self) -> str:
-        """The first word; empty if nobody takes the connection."""
+        """The name of its worker; empty if the connection is closed."""
         async with asyncio.timeout(20):
             try:
                 return (await self.reader.read(1)).decode()
             except ConnectionError:
                 return ""
 
-    async def leave(self) -> None:
-        """Close it, and wait until the other end has too."""
+    async def close(self) -> None:
+        """Close the connection, and wait for the other side."""
         self.writer.close()
         await self.writer.wait_closed()
 
 
 @asynccontextmanager
 async def a_distributor() -> AsyncIterator[tuple[ConnectionDistributor, Callable[..., Worker]]]:
-    """A distributor, and what starts a worker."""
+    """A distributor, and a function that starts a worker."""
     async with ConnectionDistributor(HOST, 0) as distributor:
         with ExitStack() as stack:
 
@@ -100,31 +100,31 @@ async def a_distributor() -> AsyncIterator[tuple[ConnectionDistributor, Callable
 async def greetings(
     distributor: ConnectionDistributor, stack: AsyncExitStack, count: int
 ) -> list[tuple[str, Client]]:
-    """Who greets so many new clients, one after another."""
+    """Connect clients, one after another; returns the names of their workers, and the clients."""
     found = []
     for _ in range(count):
         client = await Client.connect(distributor)
-        stack.push_async_callback(client.leave)
+        stack.push_async_callback(client.close)
         found.append((await client.greeting(), client))
     return found
 
 
 async def refused(distributor: ConnectionDistributor) -> None:
-    """Connect until that fails."""
+    """Connect until it fails."""
     async with asyncio.timeout(20):
         while True:
-            await (await Client.connect(distributor)).leave()
+            await (await Client.connect(distributor)).close()
 
 
 async def until(reached: Callable[[], object]) -> None:
-    """Let the event loop run until this is so."""
+    """Run the event loop until a condition holds."""
     async with asyncio.timeout(20):
-        while not reached():  # noqa: ASYNC110 - what it waits for sets no event
+        while not reached():  # noqa: ASYNC110 - no event is set
             await asyncio.sleep(0)
 
 
-async def test_every_process_has_as_many() -> None:
-    """Three of them, thirty connections, ten each."""
+async def test_all_workers_get_equally_many() -> None:
+    """Three workers, thirty connections, ten each."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         workers = [start(name) for name in "abc"]
         names = [name for name, _ in await greetings(distributor, stack, 30)]
@@ -132,36 +132,36 @@ async def test_every_process_has_as_many() -> None:
         assert [len(worker.open) for worker in workers] == [10, 10, 10]
 
 
-async def test_who_has_lost_some_gets_the_next() -> None:
-    """Connections that end make room, and so does a process that comes later."""
+async def test_a_worker_whose_connections_closed_gets_the_next() -> None:
+    """And so does a worker that starts later."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         first = start("a")
         start("b")
         clients = await greetings(distributor, stack, 8)
         for name, client in clients:
             if name == "a":
-                await client.leave()
+                await client.close()
         await until(lambda: not first.open)
         assert {name for name, _ in await greetings(distributor, stack, 4)} == {"a"}
         start("c")
         assert {name for name, _ in await greetings(distributor, stack, 4)} == {"c"}
 
 
-async def test_a_process_that_is_not_ready_gets_none_and_nobody_is_turned_away() -> None:
-    """Who connects before anybody is ready waits."""
+async def test_a_worker_that_is_not_ready_gets_none_and_clients_wait() -> None:
+    """Clients that connect before any worker is ready are served later."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         with distributor.worker_socket() as starting:
             clients = [await Client.connect(distributor) for _ in range(4)]
             for client in clients:
-                stack.push_async_callback(client.leave)
+                stack.push_async_callback(client.close)
             start("a")
             assert [await client.greeting() for client in clients] == ["a"] * 4
             with pytest.raises(BlockingIOError):
                 starting.recv(1, socket.MSG_DONTWAIT)
 
 
-async def test_a_process_that_ends_gets_no_more() -> None:
-    """Neither does its end hurt the others, nor the descriptors that it has left."""
+async def test_a_worker_that_ends_gets_no_more() -> None:
+    """Its end does not affect the others, nor do the connections that it left unread."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         start("a").close()
         start("b")
@@ -173,29 +173,29 @@ async def test_a_process_that_ends_gets_no_more() -> None:
         assert names == ["b"] * 9
 
 
-async def test_what_nobody_takes_is_closed() -> None:
-    """A process that hangs holds some hundred connections; then clients are told, and may go elsewhere."""
+async def test_a_connection_that_no_worker_takes_is_closed() -> None:
+    """A worker that hangs holds some hundred connections; the next are closed at once."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         with distributor.worker_socket() as hanging:
             hanging.send(bytes(8))
             clients: list[Client] = []
             while not any(client.reader.at_eof() for client in clients):
                 clients.append(await Client.connect(distributor))
-                stack.push_async_callback(clients[-1].leave)
+                stack.push_async_callback(clients[-1].close)
             start("a")
             assert {name for name, _ in await greetings(distributor, stack, 3)} == {"a"}
 
 
-async def test_a_handshake_that_fails_has_ended(certificates: Path) -> None:
-    """Strangers that speak no TLS do not count as connections for ever."""
+async def test_a_failed_handshake_counts_as_closed(certificates: Path) -> None:
+    """Clients without TLS do not count as open connections for ever."""
     tls = TlsFiles(certificates / "server.pem", certificates / "server.key").context()
     async with a_distributor() as (distributor, start):
         first = start("a", tls)
         for _ in range(3):
-            stranger = await Client.connect(distributor)
-            stranger.writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            await stranger.reader.read()
-            await stranger.leave()
+            plain_client = await Client.connect(distributor)
+            plain_client.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await plain_client.reader.read()
+            await plain_client.close()
         second = start("b", tls)
         trust = ssl.create_default_context(cafile=certificates / "ca.pem")
         for _ in range(2):
@@ -206,8 +206,8 @@ async def test_a_handshake_that_fails_has_ended(certificates: Path) -> None:
         await until(lambda: first.taken == second.taken == 1)
 
 
-async def test_it_listens_no_longer_than_there_is_somebody() -> None:
-    """At the end of a server: until the last process takes no more."""
+async def test_listening_ends_with_the_last_worker() -> None:
+    """When a server stops: until no worker is ready."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         workers = [start("a"), start("b")]
         await greetings(distributor, stack, 2)
@@ -219,10 +219,10 @@ async def test_it_listens_no_longer_than_there_is_somebody() -> None:
             await refused(distributor)
 
 
-async def test_a_system_without_descriptors_is_waited_for(
+async def test_accepting_goes_on_once_there_are_descriptors_again(
     refuse_accepts: RefuseAccepts, log_events: LogEvents
 ) -> None:
-    """It is said, and the connection is taken when there are some again."""
+    """The log says so once, and the connection is served."""
     refuse_accepts()
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         start("a")

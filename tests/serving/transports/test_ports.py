@@ -1,4 +1,4 @@
-"""A port of one process, or one that is kept for several and from everybody else."""
+"""A port of one process, or one that is reserved for several."""
 
 import socket
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def _listen(address: tuple[str, int], *, shared: bool) -> socket.socket:
 
 
 def test_several_listen_on_a_reserved_port_and_get_all_connections() -> None:
-    """The reservation itself takes none, though it was there first."""
+    """The socket that reserves the port gets none."""
     with reserve_port("127.0.0.1", 0) as reserved:
         address = reserved.getsockname()
         with _listen(address, shared=True) as first, _listen(address, shared=True) as second:
@@ -40,8 +40,8 @@ def test_several_listen_on_a_reserved_port_and_get_all_connections() -> None:
 
 
 @pytest.mark.parametrize("take", [listen, reserve_port])
-def test_a_port_that_somebody_has_is_refused_by_number(take: Callable[[str, int], socket.socket]) -> None:
-    """Half of the traffic would go to somebody else."""
+def test_a_port_in_use_is_an_error_with_its_number(take: Callable[[str, int], socket.socket]) -> None:
+    """Otherwise the two would share its traffic."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(AddressUnavailable, match=f"gRPC cannot listen on 127.0.0.1:{port}: Address"):
@@ -49,8 +49,8 @@ def test_a_port_that_somebody_has_is_refused_by_number(take: Callable[[str, int]
 
 
 @pytest.mark.parametrize("listening", [True, False])
-def test_a_reserved_port_is_refused_to_a_second_reservation(*, listening: bool) -> None:
-    """Two servers of one user do not share by mistake, not even before the first has workers."""
+def test_a_reserved_port_cannot_be_reserved_again(*, listening: bool) -> None:
+    """Two servers of one user do not share by mistake, even before the first has workers."""
     with reserve_port("127.0.0.1", 0) as reserved:
         address = reserved.getsockname()
         workers = [_listen(address, shared=True)] if listening else []
@@ -60,20 +60,20 @@ def test_a_reserved_port_is_refused_to_a_second_reservation(*, listening: bool) 
             worker.close()
 
 
-def test_connections_that_ended_a_moment_ago_are_no_hindrance() -> None:
-    """A server that is started again gets its port, though the kernel still remembers connections."""
+def test_recently_closed_connections_do_not_block_a_port() -> None:
+    """A restarted server gets its port while the kernel holds connections in TIME_WAIT."""
     with reserve_port("127.0.0.1", 0) as reserved:
         address = reserved.getsockname()
         with _listen(address, shared=True) as listener:
             client = socket.create_connection(address)
-            listener.accept()[0].close()  # who closes first remembers
+            listener.accept()[0].close()  # the side that closes first enters TIME_WAIT
             client.close()
     reserve_port(*address).close()
 
 
 @pytest.mark.parametrize("take", [listen, reserve_port])
-def test_a_host_that_is_not_ours_is_refused_by_name(take: Callable[[str, int], socket.socket]) -> None:
-    """The reason is the system's."""
+def test_a_foreign_host_is_an_error_with_its_name(take: Callable[[str, int], socket.socket]) -> None:
+    """And with the system's reason."""
     with pytest.raises(AddressUnavailable, match=r"gRPC cannot listen on 192\.0\.2\.1:0: Cannot assign"):
         take("192.0.2.1", 0)
     with pytest.raises(AddressUnavailable, match=r"gRPC cannot listen on no\.such\.host\.invalid:0: "):

@@ -1,4 +1,4 @@
-"""Certificates: what does not fit is a sentence before anybody connects."""
+"""TLS files: misconfiguration is reported at start."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,14 @@ from serving.errors import UsageError
 from serving.transports.tls import TlsFiles
 
 
-def test_files_that_fit_are_taken(certificates: Path) -> None:
-    """With an authority for clients and without."""
+def test_matching_files_are_accepted(certificates: Path) -> None:
+    """With and without a CA of clients."""
     TlsFiles(certificates / "server.pem", certificates / "server.key").check()
     TlsFiles(certificates / "server.pem", certificates / "server.key", certificates / "ca.pem").check()
 
 
 @pytest.mark.parametrize("missing", ["cert", "key", "client_ca"])
-def test_a_file_that_is_not_there_is_named(certificates: Path, missing: str) -> None:
+def test_a_missing_file_is_named(certificates: Path, missing: str) -> None:
     """Each of the three."""
     names = {"cert": "server.pem", "key": "server.key", "client_ca": "ca.pem", missing: "nowhere.pem"}
     files = TlsFiles(*(certificates / name for name in names.values()))
@@ -30,15 +30,15 @@ def test_a_file_that_is_not_there_is_named(certificates: Path, missing: str) -> 
         files.check()
 
 
-def test_a_key_of_another_certificate_is_refused(certificates: Path) -> None:
-    """Both are named, for either can be the wrong one."""
+def test_a_key_of_another_certificate_is_an_error(certificates: Path) -> None:
+    """Both files are named: either can be the wrong one."""
     with pytest.raises(UsageError, match=re.escape("client.key are not a certificate and its key")):
         TlsFiles(certificates / "server.pem", certificates / "client.key").check()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
-def test_what_is_no_certificate_is_refused(certificates: Path, tmp_path: Path, content: bytes) -> None:
-    """As the server's own, and as that of the authority."""
+def test_an_invalid_certificate_is_an_error(certificates: Path, tmp_path: Path, content: bytes) -> None:
+    """Of the server, and of the CA."""
     bad = tmp_path / "bad.pem"
     bad.write_bytes(content)
     with pytest.raises(UsageError, match=r"bad\.pem"):
@@ -47,7 +47,7 @@ def test_what_is_no_certificate_is_refused(certificates: Path, tmp_path: Path, c
         TlsFiles(certificates / "server.pem", certificates / "server.key", bad).check()
 
 
-def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(
+def test_an_encrypted_key_is_an_error_and_no_password_is_asked_for(
     certificates: Path, tmp_path: Path
 ) -> None:
     """A server has no terminal."""

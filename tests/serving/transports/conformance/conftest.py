@@ -1,4 +1,4 @@
-"""Both transports, one table of test methods wrapped by the real `Middleware`, and clients for them."""
+"""Both transports with one table of test methods, wrapped by the real `Middleware`, and clients for them."""
 
 import asyncio
 import json
@@ -27,26 +27,25 @@ MAX_MESSAGE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Differences:
-    """Where the two transports differ on the wire. Everything that is not here is the same."""
+    """Where the two transports differ on the wire. In everything else they are the same."""
 
-    # What is no message and is not noticed: gRPC's core takes it for none, or for one, or waits for ever.
+    # Invalid messages that are not detected: gRPC's core ignores or accepts them, or waits for ever.
     unnoticed: frozenset[str] = frozenset()
-    # Of a grpc-encoding that nobody knows; and whether the known ones are told, as doc/compression.md wants.
+    # The status for an unknown grpc-encoding; and whether the answer names known ones: doc/compression.md.
     unknown_compression: str = "UNIMPLEMENTED"
-    tells_compressions: bool = True
-    # Whether a content type that is no gRPC is refused; the core answers as if it were.
+    names_compressions: bool = True
+    # Other content types than gRPC's are rejected. gRPC's core answers them as gRPC.
     checks_content_type: bool = True
-    # Whether a call that comes at the last moment of a stop can end as CANCELLED: grpc.aio cannot say goodbye
-    # to its connections before it closes them.
+    # A call at the last moment of a stop can end as CANCELLED: grpc.aio sends no GOAWAY before it closes.
     may_cancel_at_stop: bool = False
 
 
 DIFFERENCES = {
     "h2": Differences(),
     "grpc": Differences(
-        unnoticed=frozenset({"a flag that is none", "cut in its length", "cut inside", "no message"}),
+        unnoticed=frozenset({"an invalid flag", "cut off in its length", "cut off inside", "no message"}),
         unknown_compression="INTERNAL",
-        tells_compressions=False,
+        names_compressions=False,
         checks_content_type=False,
         may_cancel_at_stop=True,
     ),
@@ -60,12 +59,12 @@ def _no_place() -> None:
 
 @dataclass
 class Echo:
-    """The methods that the tests call, and what became of the calls."""
+    """The methods that tests call, and records of the calls."""
 
     calls: Counter[str] = field(default_factory=Counter)
     deadlines_s: list[float] = field(default_factory=list)  # of Say, on the clock of time.monotonic()
-    produced: int = 0  # messages that Count has given to its transport
-    taken: int = 0  # messages that Sum has got from it
+    produced: int = 0  # messages that Count has yielded
+    taken: int = 0  # messages that Sum has received
     begun: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     cancelled: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,26 +87,26 @@ class Echo:
         )
 
     async def say(self, request: Any, call: Call) -> Any:
-        """Give it back."""
+        """Return the request."""
         self.deadlines_s.append(call.deadline_s)
         self.calls["say"] += 1
         return request
 
     async def fail(self, request: StringValue, _call: Call) -> StringValue:
-        """Raise the error that is named first, with the rest as its message."""
+        """Raise the error of the first word, with the rest as its message."""
         kind, _, message = request.value.partition(" ")
         raise getattr(errors, kind)(message)
 
     async def full(self, _request: BytesValue, _call: Call) -> BytesValue:
-        """Refuse, as a transport may do before it has all of the request."""
+        """Reject every request. Transports can do so before a request is complete."""
         raise errors.Overloaded("full")
 
     async def metadata(self, _request: Empty, call: Call) -> StringValue:
-        """Tell what the call brought."""
+        """Return the metadata of the call as JSON."""
         return StringValue(value=json.dumps(dict(call.metadata)))
 
     async def wait(self, request: BytesValue, _call: Call) -> BytesValue:
-        """Say that it has begun; give it back when it may end."""
+        """Release `begun`; return the request after `may_end`."""
         self.begun.release()
         try:
             await self.may_end.wait()
@@ -117,7 +116,7 @@ class Echo:
         return request
 
     async def each(self, requests: AsyncIterator[BytesValue], _call: Call) -> AsyncIterator[BytesValue]:
-        """Give every message back at once."""
+        """Return every message at once."""
         self.begun.release()
         try:
             async for request in requests:
@@ -127,7 +126,7 @@ class Echo:
             raise
 
     async def sum(self, requests: AsyncIterator[BytesValue], _call: Call) -> AsyncIterator[Int64Value]:
-        """Wait until it may go on, then tell how many bytes there were in all."""
+        """Wait for `may_end`, then return the number of bytes in all messages."""
         self.begun.release()
         await self.may_end.wait()
         total = 0
@@ -137,7 +136,7 @@ class Echo:
         yield Int64Value(value=total)
 
     async def count(self, requests: AsyncIterator[StringValue], _call: Call) -> AsyncIterator[BytesValue]:
-        """For every "MESSAGES BYTES", so many messages of so many bytes, numbered by their first four."""
+        """For every "MESSAGES BYTES" yield so many messages of so many bytes; the first four are a number."""
         async for request in requests:
             messages, size = map(int, request.value.split())
             for number in range(messages):
@@ -147,7 +146,7 @@ class Echo:
     async def wait_stream(
         self, _requests: AsyncIterator[BytesValue], _call: Call
     ) -> AsyncIterator[BytesValue]:
-        """One answer, then none until it may end; reads nothing."""
+        """Yield one answer, then wait for `may_end`. Reads nothing."""
         self.begun.release()
         try:
             yield BytesValue(value=b"begun")
@@ -157,14 +156,14 @@ class Echo:
             raise
 
     async def refuse(self, _requests: AsyncIterator[Any], _call: Call) -> AsyncIterator[BytesValue]:
-        """Fail before anything is read."""
+        """Fail before reading."""
         raise errors.Unauthenticated("nobody is known here")
         yield
 
     async def fail_after_one(
         self, requests: AsyncIterator[StringValue], call: Call
     ) -> AsyncIterator[StringValue]:
-        """Give the first message back, then fail as it says."""
+        """Return the first message, then fail as it says."""
         async for request in requests:
             yield request
             await self.fail(request, call)
@@ -190,20 +189,20 @@ Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 @pytest.fixture(params=sorted(SERVERS))
 def transport(request: pytest.FixtureRequest) -> str:
-    """The name of a transport; every test of this folder runs once with each."""
+    """The name of a transport. Every test of this folder runs with each."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
 def differences(transport: str) -> Differences:
-    """What is particular to this transport."""
+    """Where this transport differs."""
     return DIFFERENCES[transport]
 
 
 @pytest.fixture
 def serve(transport: str) -> Serve:
-    """Run a server of the test methods on a free port."""
+    """A function that runs a server of the test methods on a free port."""
 
     @asynccontextmanager
     async def running(
@@ -260,12 +259,12 @@ def _serialize(message: Any) -> bytes:
 
 @pytest.fixture
 async def channels() -> AsyncIterator[Callable[..., Methods]]:
-    """Open channels of grpc.aio: `channels(served)`, with options of gRPC's."""
+    """Open channels of grpc.aio: `channels(served, *options)`."""
     opened: list[grpc.aio.Channel] = []
 
     def connect(served: Served | str, *options: tuple[str, Any], **keywords: Any) -> Methods:
         address = served if isinstance(served, str) else served.address
-        # Channels of the same target share a connection where they are not told otherwise.
+        # By default channels to the same target share a connection.
         plain = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
         channel = grpc.aio.insecure_channel(address, options=[*plain, *options], **keywords)
         opened.append(channel)
@@ -284,7 +283,7 @@ async def methods(served: Served, channels: Callable[..., Methods]) -> Methods:
 
 @pytest.fixture
 def failure_of() -> Callable[[Any], Any]:
-    """How a call, unary or a stream that is read to its end, failed that has to fail."""
+    """A function that awaits a call, or reads a stream to its end, and returns its error."""
 
     async def fail(call: Any) -> grpc.aio.AioRpcError:
         async def end() -> None:

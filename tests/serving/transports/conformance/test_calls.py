@@ -1,4 +1,4 @@
-"""Where a transport listens, and what a function is told of a call."""
+"""Where a transport listens, and what functions know of a call."""
 
 import time
 from typing import Any
@@ -10,13 +10,13 @@ from serving.errors import AddressUnavailable
 
 
 async def test_port_0_becomes_a_free_port(serve: Any) -> None:
-    """After it has started a server knows its port."""
+    """A started server knows its port."""
     async with serve() as first, serve() as second:
         assert 0 < first.server.port != second.server.port > 0
 
 
-async def test_a_port_that_is_taken_is_an_error(served: Any) -> None:
-    """Two servers never share a port, not even by accident."""
+async def test_a_port_in_use_is_an_error(served: Any) -> None:
+    """Two servers never share a port by accident."""
     port = served.server.port
     second = type(served.server)([], host="127.0.0.1", port=port, max_message_bytes=2**20)
     with pytest.raises(AddressUnavailable, match=f"gRPC cannot listen on 127.0.0.1:{port}"):
@@ -24,7 +24,7 @@ async def test_a_port_that_is_taken_is_an_error(served: Any) -> None:
 
 
 @pytest.mark.parametrize("host", ["256.1.1.1", "nobody.invalid"])
-async def test_a_host_that_is_none_is_an_error(served: Any, host: str) -> None:
+async def test_an_invalid_host_is_an_error(served: Any, host: str) -> None:
     """With its name."""
     server = type(served.server)([], host=host, port=0, max_message_bytes=2**20)
     with pytest.raises(AddressUnavailable, match=f"gRPC cannot listen on {host}:0"):
@@ -32,7 +32,7 @@ async def test_a_host_that_is_none_is_an_error(served: Any, host: str) -> None:
 
 
 async def test_the_deadline_of_a_call_reaches_the_function(served: Any, methods: Any) -> None:
-    """It is told on the clock of time.monotonic(), and is infinite where the client set none."""
+    """On the clock of time.monotonic(); infinite without one."""
     await methods.unary("Say")(BytesValue(), timeout=30)
     await methods.unary("Say")(BytesValue())
     limited, unlimited = served.echo.deadlines_s

@@ -1,4 +1,4 @@
-"""How calls and connections end: deadlines, clients that vanish, pings, and graceful stops."""
+"""How calls and connections end: deadlines, lost clients, pings, and graceful stops."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ def _frame(message: bytes) -> bytes:
 @pytest.mark.parametrize("told", ["1n", "50m"])
 @pytest.mark.parametrize("method", ["Wait", "WaitStream"])
 async def test_the_server_keeps_the_deadline_itself(served: Any, raw: Any, method: str, told: str) -> None:
-    """A client that only waits is told, and the function is stopped."""
+    """A client that only waits gets the status, and the function is cancelled."""
     async with raw(served.server.port) as connection:
         reply = await connection.call(method, _frame(b""), ("grpc-timeout", told))
     assert reply.code == "DEADLINE_EXCEEDED"
@@ -28,7 +28,7 @@ async def test_the_server_keeps_the_deadline_itself(served: Any, raw: Any, metho
 
 
 async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Any, raw: Any) -> None:
-    """A client that never sends the rest does not keep its call."""
+    """A client that never sends the rest does not keep the call open."""
     async with raw(served.server.port) as connection:
         stream = await connection.open("Say", ("grpc-timeout", "50m"))
         await connection.send(stream, _frame(b"hello")[:7])
@@ -38,8 +38,8 @@ async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Any, 
 
 
 @pytest.mark.parametrize("method", ["Wait", "Each"])
-async def test_a_client_that_vanishes_cancels_what_it_began(served: Any, raw: Any, method: str) -> None:
-    """No goodbye, no reset: the connection is gone."""
+async def test_a_lost_connection_cancels_its_calls(served: Any, raw: Any, method: str) -> None:
+    """Without GOAWAY and RST_STREAM."""
     async with raw(served.server.port) as connection:
         stream = await connection.open(method)
         await connection.send(stream, _frame(b""))
@@ -49,10 +49,10 @@ async def test_a_client_that_vanishes_cancels_what_it_began(served: Any, raw: An
     await asyncio.wait_for(served.middleware.idle(), 10)
 
 
-async def test_a_client_that_vanishes_in_the_middle_of_a_message_is_no_call(
+async def test_a_connection_lost_in_the_middle_of_a_message_makes_no_call(
     served: Any, methods: Any, raw: Any
 ) -> None:
-    """Of a unary call: no function sees the half, and others are served."""
+    """No function sees a part of a unary call's message, and other clients are served."""
     async with raw(served.server.port) as connection:
         stream = await connection.open("Say")
         await connection.send(stream, _frame(bytes(100))[:50])
@@ -62,7 +62,7 @@ async def test_a_client_that_vanishes_in_the_middle_of_a_message_is_no_call(
 
 
 async def test_pings_are_answered_with_and_without_a_call(served: Any, raw: Any) -> None:
-    """Keepalive: clients find out that the server is there. Also before any call."""
+    """Keepalive works, also before any call."""
     async with raw(served.server.port) as connection:
         connection.h2.ping(b"ping---0")
         await connection.flush()
@@ -79,21 +79,21 @@ async def test_pings_are_answered_with_and_without_a_call(served: Any, raw: Any)
 
 
 async def test_a_client_that_resets_its_calls(served: Any, raw: Any) -> None:
-    """Each is cancelled, however many there are; the connection stays, and others do not feel it."""
+    """All calls are cancelled; the connection stays, and other clients are not affected."""
     async with raw(served.server.port) as connection, raw(served.server.port) as other:
         for _ in range(1000):
             connection.h2.reset_stream(await connection.open("Each"))
         connection.h2.ping(b"ping---0")
         await connection.flush()
         await connection.read_until(lambda: bool(connection.pongs))
-        assert connection.goodbyes == []
+        assert connection.goaways == []
         assert (await connection.call("Say", _frame(b""))).code == "OK"
         assert (await other.call("Say", _frame(b""))).code == "OK"
     await asyncio.wait_for(served.middleware.idle(), 10)
 
 
-async def test_a_stream_that_is_refused_at_once_is_told_why(methods: Any, failure_of: Any) -> None:
-    """Also where the client is still about to send its first message, time after time."""
+async def test_a_stream_that_is_rejected_at_once_gets_the_reason(methods: Any, failure_of: Any) -> None:
+    """Every time, also while the client is about to send its first message."""
     unknown = methods.channel.stream_stream("/tests.Nobody/Each")
     for _ in range(50):
         error = await failure_of(unknown(iter([b"1"])))
@@ -104,10 +104,10 @@ async def test_a_stream_that_is_refused_at_once_is_told_why(methods: Any, failur
 
 
 @pytest.mark.parametrize("size", [10, 50_000, 900_000])
-async def test_a_full_server_tells_every_client_so_on_one_connection(
+async def test_a_full_server_says_so_for_every_call_of_a_connection(
     methods: Any, failure_of: Any, size: int
 ) -> None:
-    """However much of the request it has not read: no call ends otherwise, and the connection stays."""
+    """However much of the request is unread: no call ends in another way, and the connection stays."""
     for _ in range(30):
         errors = await asyncio.gather(
             *(failure_of(methods.unary("Full")(BytesValue(value=bytes(size)))) for _ in range(10))
@@ -117,8 +117,8 @@ async def test_a_full_server_tells_every_client_so_on_one_connection(
         }
 
 
-async def test_a_client_that_says_nothing_is_refused_too(served: Any, raw: Any) -> None:
-    """It need not send anything to be told."""
+async def test_a_client_that_sends_nothing_is_rejected_too(served: Any, raw: Any) -> None:
+    """The status does not wait for its first message."""
     async with raw(served.server.port) as connection:
         for method, code in (("Refuse", "UNAUTHENTICATED"), ("Nowhere", "UNIMPLEMENTED")):
             assert (await connection.reply(await connection.open(method))).code == code
@@ -127,10 +127,10 @@ async def test_a_client_that_says_nothing_is_refused_too(served: Any, raw: Any) 
 class TestStop:
     """A graceful stop."""
 
-    async def test_running_calls_end_in_full_and_connections_are_told(
+    async def test_running_calls_end_completely_and_goaway_is_sent(
         self, served: Any, methods: Any, raw: Any
     ) -> None:
-        """Answers arrive however large they are; then comes GOAWAY without an error."""
+        """Answers of any size arrive; then comes GOAWAY without an error."""
         large = BytesValue(value=bytes(900_000))
         calls = [methods.unary("Wait")(large) for _ in range(8)]
         async with raw(served.server.port) as connection:
@@ -144,14 +144,14 @@ class TestStop:
             served.echo.may_end.set()
             assert await asyncio.gather(*calls) == [large] * 8
             assert (await connection.reply(stream)).code == "OK"
-            await connection.read_until(lambda: bool(connection.goodbyes))
+            await connection.read_until(lambda: bool(connection.goaways))
             await stopping
-        assert connection.goodbyes[0] == NO_ERROR
+        assert connection.goaways[0] == NO_ERROR
 
-    async def test_new_calls_are_refused_so_that_clients_turn_elsewhere(
+    async def test_new_calls_are_rejected_so_that_clients_turn_elsewhere(
         self, serve: Any, channels: Any, differences: Any
     ) -> None:
-        """Two servers and a client that retries as ours do: one stops under load, and no call fails."""
+        """Two servers and a client with our retries: one stops under load, and no call fails."""
         unlucky = {grpc.StatusCode.CANCELLED} if differences.may_cancel_at_stop else set()
         async with serve() as staying, serve() as leaving:
             policy = {
@@ -191,8 +191,10 @@ class TestStop:
             is_over = True
             await asyncio.gather(*callers)
 
-    async def test_what_outlasts_the_time_is_cut(self, served: Any, methods: Any, failure_of: Any) -> None:
-        """A call that never ends cannot hold up a stop, and its client may try again."""
+    async def test_calls_beyond_the_time_limit_are_cut(
+        self, served: Any, methods: Any, failure_of: Any
+    ) -> None:
+        """A call that never ends cannot block a stop, and its client may retry."""
         call = methods.unary("Wait")(BytesValue())
         await asyncio.wait_for(served.echo.begun.acquire(), 10)
         started_s = time.monotonic()
@@ -203,7 +205,7 @@ class TestStop:
         await asyncio.wait_for(served.middleware.idle(), 10)
 
     async def test_open_streams_are_cut_when_the_calls_are_done(self, served: Any, methods: Any) -> None:
-        """A stream that its client keeps open does not use up the whole time of a stop."""
+        """A stream that its client keeps open does not use up the time limit of a stop."""
         call = methods.stream("Each")()
         await call.write(BytesValue(value=b"1"))
         assert (await call.read()).value == b"1"
@@ -213,14 +215,14 @@ class TestStop:
         assert (await call.code()).name == "UNAVAILABLE"
 
     async def test_a_stopped_server_accepts_no_connection(self, served: Any, raw: Any) -> None:
-        """Its port is free again."""
+        """Its port is free."""
         await served.server.stop(until=served.middleware.drain, timeout_s=20)
         with pytest.raises(ConnectionRefusedError):
             async with raw(served.server.port):
                 pass
 
     async def test_it_leaves_no_task(self, serve: Any, channels: Any) -> None:
-        """With calls answered, cancelled and open; stopped, or left without a stop."""
+        """After answered, cancelled and open calls, with and without `stop`."""
         before = asyncio.all_tasks()
         for is_stopped in (True, False):
             async with serve() as served:

@@ -1,4 +1,4 @@
-"""Many at once and much at once: concurrency on one connection, and slow ends that fill no memory."""
+"""Concurrency on one connection, large streams, and flow control for slow clients and servers."""
 
 import asyncio
 from typing import Any
@@ -8,12 +8,12 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue, Int64Value, StringValue
 
 MESSAGES, SIZE = 2000, 2**16  # 125 MiB in all
-MOST_BUFFERED_BYTES = 24 * 2**20  # of which so much may be under way: windows and queues of both sides
-OTHER_CALLS = 300  # in their time a sender that nobody holds back would have sent everything
+MOST_BUFFERED_BYTES = 24 * 2**20  # in the windows and queues of both sides
+OTHER_CALLS = 300  # meanwhile a sender without flow control would have sent everything
 
 
-async def test_a_slow_reader_holds_the_server_back(served: Any, channels: Any) -> None:
-    """Answers that are not read are not made; other connections are served meanwhile; none is lost."""
+async def test_a_slow_client_slows_the_server_down(served: Any, channels: Any) -> None:
+    """Answers are not produced ahead of a slow reader; other connections are served; none is lost."""
     call = channels(served).server_stream("Count")(StringValue(value=f"{MESSAGES} {SIZE}"))
     assert (await call.read()).value[:4] == bytes(4)
     await _other_calls(channels(served))
@@ -23,8 +23,8 @@ async def test_a_slow_reader_holds_the_server_back(served: Any, channels: Any) -
     assert await call.read() is grpc.aio.EOF
 
 
-async def test_a_slow_server_holds_its_client_back(served: Any, channels: Any) -> None:
-    """Messages that the function does not take are not sent; all arrive when it does."""
+async def test_a_slow_server_slows_its_client_down(served: Any, channels: Any) -> None:
+    """Messages are not sent ahead of the function; all arrive when it reads."""
     call = channels(served).client_stream("Sum", Int64Value)()
     written = 0
 
@@ -46,7 +46,7 @@ async def test_a_slow_server_holds_its_client_back(served: Any, channels: Any) -
 
 
 async def test_large_streams_run_side_by_side(served: Any, channels: Any) -> None:
-    """Eight conversations of 16 messages of half a megabyte on one connection, each in order."""
+    """Eight streams of 16 messages of half a megabyte on one connection, each in order."""
     each = channels(served).stream("Each")
 
     async def converse(letter: int) -> None:
@@ -62,7 +62,7 @@ async def test_large_streams_run_side_by_side(served: Any, channels: Any) -> Non
 
 
 async def test_1000_streams_are_open_on_one_connection(served: Any, channels: Any) -> None:
-    """All are in the middle of their conversation at the same time, and all end well."""
+    """All are open at the same time, and all succeed."""
     each = channels(served).stream("Each")
     calls = [each() for _ in range(1000)]
     for number, call in enumerate(calls):
@@ -77,7 +77,7 @@ async def test_1000_streams_are_open_on_one_connection(served: Any, channels: An
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 300_000])
 async def test_1000_calls_at_once_each_get_their_own_answer(served: Any, channels: Any, size: int) -> None:
-    """Also where a message is as long as a frame or a window. Fewer where they are long."""
+    """Also with messages as long as a frame or a window; fewer of them."""
     say = channels(served).unary("Say")
     messages = [
         BytesValue(value=number.to_bytes(4, "big") + bytes(size))

@@ -15,19 +15,19 @@ SPECIAL = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP \U0001f60
 
 
 async def test_empty_unary(methods: Any) -> None:
-    """A message of no bytes there and back."""
+    """An empty message in both directions."""
     assert await methods.unary("Nothing", Empty)(Empty()) == Empty()
 
 
 async def test_large_unary(methods: Any) -> None:
-    """Many frames there, many back."""
+    """Many frames in both directions."""
     message = BytesValue(value=bytes(range(256)) * (REQUEST_BYTES // 256))
     assert await methods.unary("Say")(message) == message
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 async def test_client_compressed_unary(served: Any, channels: Any, compression: grpc.Compression) -> None:
-    """Compressed requests are read, and answered in a way that their client can read."""
+    """Compressed requests are read, and their client can read the answer."""
     methods = channels(served, compression=compression)
     message = BytesValue(value=bytes(REQUEST_BYTES))
     assert await methods.unary("Say")(message) == message
@@ -35,14 +35,14 @@ async def test_client_compressed_unary(served: Any, channels: Any, compression: 
 
 
 async def test_client_streaming(served: Any, methods: Any) -> None:
-    """Several messages in, one answer to all."""
+    """Several messages in, one out."""
     served.echo.may_end.set()
     messages = iter([BytesValue(value=bytes(size)) for size in SIZES])
     assert (await methods.client_stream("Sum", Int64Value)(messages)).value == sum(SIZES)
 
 
 async def test_server_streaming(methods: Any) -> None:
-    """One message in, several answers, in order."""
+    """One message in, several out, in order."""
     answers = [each.value async for each in methods.server_stream("Count")(StringValue(value="4 31415"))]
     assert [int.from_bytes(each[:4], "big") for each in answers] == [0, 1, 2, 3]
     assert {len(each) for each in answers} == {31_415}
@@ -60,14 +60,14 @@ async def test_ping_pong(methods: Any) -> None:
 
 
 async def test_empty_stream(methods: Any) -> None:
-    """No message in, none out, and all is well."""
+    """No message in, none out, status OK."""
     call = methods.stream("Each")(iter(()))
     assert [each async for each in call] == []
     assert await call.code() is grpc.StatusCode.OK
 
 
 async def test_cancel_after_begin(served: Any, methods: Any) -> None:
-    """A client that goes before it has sent anything."""
+    """The client cancels before it has sent anything."""
     call = methods.stream("Each")()
     await asyncio.wait_for(served.echo.begun.acquire(), 10)
     call.cancel()
@@ -76,7 +76,7 @@ async def test_cancel_after_begin(served: Any, methods: Any) -> None:
 
 
 async def test_cancel_after_first_response(served: Any, methods: Any) -> None:
-    """A client that goes in the middle of a conversation."""
+    """The client cancels in the middle of a stream."""
     call = methods.stream("Each")()
     await call.write(BytesValue(value=b"1"))
     assert (await call.read()).value == b"1"
@@ -86,7 +86,7 @@ async def test_cancel_after_first_response(served: Any, methods: Any) -> None:
 
 
 async def test_cancelled_unary(served: Any, methods: Any) -> None:
-    """The function that works for a client that has gone is cancelled, and is counted so."""
+    """The function of a cancelled call is cancelled, and counted so."""
     call = methods.unary("Wait")(BytesValue(value=b"1"))
     await asyncio.wait_for(served.echo.begun.acquire(), 10)
     call.cancel()
@@ -98,7 +98,7 @@ async def test_cancelled_unary(served: Any, methods: Any) -> None:
 
 @pytest.mark.parametrize("method", ["Wait", "WaitStream"])
 async def test_timeout_on_sleeping_server(served: Any, methods: Any, method: str) -> None:
-    """Both sides stop when the time is over."""
+    """Both sides stop at the deadline."""
     if method == "Wait":
         call = methods.unary(method)(BytesValue(), timeout=0.1)
     else:
@@ -114,7 +114,7 @@ async def test_custom_metadata(methods: Any) -> None:
     call = methods.unary("Metadata", StringValue)(Empty(), metadata=metadata)
     told = (await call).value
     assert '"x-text": "a, b; c=d"' in told
-    assert "x-data-bin" not in told  # binary metadata is not for the functions
+    assert "x-data-bin" not in told  # functions do not get binary metadata
     assert dict(await call.trailing_metadata())["x-request-id"] == "order-7"
 
     stream = methods.stream("Each")(_one(BytesValue(value=b"1")), metadata=metadata)
@@ -135,7 +135,7 @@ async def test_status_code_and_message(methods: Any, failure_of: Any) -> None:
 
 
 async def test_special_status_message(methods: Any, failure_of: Any) -> None:
-    """White space and Unicode in a message arrive as they were."""
+    """White space and Unicode in a message arrive unchanged."""
     error = await failure_of(methods.unary("Fail")(StringValue(value="InvalidRequest " + SPECIAL)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.details() == SPECIAL
@@ -143,7 +143,7 @@ async def test_special_status_message(methods: Any, failure_of: Any) -> None:
 
 @pytest.mark.parametrize("name", ["/tests.Echo/Nowhere", "/tests.Nobody/Say", "/", "/a/b/c"])
 async def test_unimplemented_method_and_service(methods: Any, failure_of: Any, name: str) -> None:
-    """What nobody serves is UNIMPLEMENTED."""
+    """Both are UNIMPLEMENTED."""
     assert (await failure_of(methods.channel.unary_unary(name)(b""))).code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS, with certificates that are made here."""
+"""TLS and mutual TLS, with certificates made by a fixture."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ HELLO = BytesValue(value=b"hello")
 
 
 async def test_a_client_that_trusts_the_authority_is_served(serve: Any, certificates: Path) -> None:
-    """Unary calls and streams, as in the clear."""
+    """Unary calls and streams."""
     async with serve(tls=_files(certificates)) as served, _channel(served, certificates) as channel:
         say = channel.unary_unary("/tests.Echo/Say", BytesValue.SerializeToString, BytesValue.FromString)
         assert await say(HELLO) == HELLO
@@ -21,8 +21,8 @@ async def test_a_client_that_trusts_the_authority_is_served(serve: Any, certific
         assert [answer async for answer in each(iter([HELLO] * 3))] == [HELLO] * 3
 
 
-async def test_a_client_of_another_authority_is_not(serve: Any, certificates: Path) -> None:
-    """It does not believe the server."""
+async def test_a_client_that_trusts_another_authority_is_not(serve: Any, certificates: Path) -> None:
+    """It rejects the server's certificate."""
     async with (
         serve(tls=_files(certificates)) as served,
         _channel(served, certificates, authority="other-ca") as channel,
@@ -30,8 +30,8 @@ async def test_a_client_of_another_authority_is_not(serve: Any, certificates: Pa
         assert await _code(channel) is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_client_in_the_clear_is_not(serve: Any, channels: Any, certificates: Path) -> None:
-    """There is no way around TLS."""
+async def test_a_client_without_tls_is_not(serve: Any, channels: Any, certificates: Path) -> None:
+    """TLS cannot be bypassed."""
     async with serve(tls=_files(certificates)) as served:
         assert await _code(channels(served).channel) is grpc.StatusCode.UNAVAILABLE
 
@@ -41,10 +41,10 @@ async def test_a_client_in_the_clear_is_not(serve: Any, channels: Any, certifica
     [("client", "OK"), ("other-client", "UNAVAILABLE"), (None, "UNAVAILABLE")],
     ids=["ours", "of another authority", "without a certificate"],
 )
-async def test_mutual_tls_takes_only_clients_that_the_authority_has_signed(
+async def test_mutual_tls_accepts_only_certificates_of_the_authority(
     serve: Any, certificates: Path, client: str | None, code: str
 ) -> None:
-    """No function is called for anybody else."""
+    """No function is called for other clients."""
     files = TlsFiles(certificates / "server.pem", certificates / "server.key", certificates / "ca.pem")
     async with serve(tls=files) as served, _channel(served, certificates, client=client) as channel:
         assert (await _code(channel)).name == code

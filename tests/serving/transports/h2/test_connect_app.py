@@ -32,7 +32,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture
 async def port(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[int]:
-    """Of a server of one model that takes messages of up to 10,000 bytes."""
+    """The port of a server with one model and messages of at most 10,000 bytes."""
     publish()
     async with serve(max_message_bytes=10_000) as server:
         yield server.grpc.port
@@ -40,7 +40,7 @@ async def port(publish: Callable[..., object], serve: Callable[..., Any]) -> Asy
 
 @pytest.fixture
 def ask(port: int) -> Ask:
-    """POST over HTTP/1.1; the response with its body."""
+    """A function that sends a request over HTTP/1.1, and returns the response with its body."""
 
     def post(path: str, body: bytes, headers: dict[str, str], method: str) -> tuple[Any, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -64,7 +64,7 @@ def _json(message: Any) -> bytes:
 
 
 class TestConnect:
-    """Unary calls, in JSON and in protobuf's own format."""
+    """Unary calls, in JSON and in protobuf's binary format."""
 
     async def test_json_in_json_out(self, ask: Ask) -> None:
         """Pixels in base64; labels by name."""
@@ -85,15 +85,15 @@ class TestConnect:
         assert json.loads(text) == MessageToDict(answer)
 
     async def test_a_compressed_request_is_read(self, ask: Ask) -> None:
-        """Content-Encoding: gzip; a bomb is refused."""
+        """Content-Encoding: gzip. A decompression bomb is rejected."""
         headers = {**JSON, "content-encoding": "gzip"}
         response, _ = await ask(CLASSIFY, gzip.compress(_json(REQUEST)), headers)
         assert response.status == 200
         response, body = await ask(CLASSIFY, gzip.compress(bytes(1_000_000)), headers)
         assert (response.status, json.loads(body)["code"]) == (429, "resource_exhausted")
 
-    async def test_a_failure_has_a_code_a_sentence_and_details(self, ask: Ask) -> None:
-        """As Connect's specification has them."""
+    async def test_an_error_has_code_message_and_details(self, ask: Ask) -> None:
+        """As Connect specifies."""
         request = pb.ClassifyRequest(model="shapes", images=[RED])
         response, body = await ask(CLASSIFY, _json(request), {**JSON, "x-request-id": "order-7"})
         error = json.loads(body)
@@ -105,22 +105,22 @@ class TestConnect:
         info = error_details_pb2.ErrorInfo.FromString(base64.b64decode(value + "=" * (-len(value) % 4)))
         assert (info.reason, info.metadata["request_id"]) == ("UNKNOWN_MODEL", "order-7")
 
-    def test_every_failure_has_a_status_of_http(self) -> None:
+    def test_every_code_has_an_http_status(self) -> None:
         """The specification has one for each code."""
         assert set(connect_app._HTTP_STATUS) == set(Code) - {Code.OK}
 
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"7", b'{"model": 7}', b'{"modle": "x"}', b"\xff", b"[" * 9999]
     )
-    async def test_what_is_no_request_is_invalid(self, ask: Ask, body: bytes) -> None:
-        """Also a misspelt field: nothing is ignored."""
+    async def test_an_invalid_request_is_rejected(self, ask: Ask, body: bytes) -> None:
+        """Also one with an unknown field."""
         response, text = await ask(CLASSIFY, body, JSON)
         error = json.loads(text)
         assert (response.status, error["code"]) == (400, "invalid_argument")
         assert "lenserve.v1.ClassifyRequest" in error["message"]
 
-    async def test_a_request_over_the_limit_is_refused(self, ask: Ask) -> None:
-        """As in gRPC; the limit is of what is sent."""
+    async def test_a_request_over_the_limit_is_rejected(self, ask: Ask) -> None:
+        """As in gRPC; the limit is for the bytes that are sent."""
         response, body = await ask(CLASSIFY, bytes(10_001), JSON)
         assert (response.status, json.loads(body)["code"]) == (429, "resource_exhausted")
         assert "10000" in json.loads(body)["message"]
@@ -130,14 +130,14 @@ class TestConnect:
         [("0", 504, "deadline_exceeded"), ("soon", 400, "invalid_argument"), ("-1", 400, "invalid_argument")],
     )
     async def test_timeouts(self, ask: Ask, told: str, status: int, code: str) -> None:
-        """Milliseconds; none that is none is taken for "no timeout"."""
+        """Milliseconds. An invalid timeout is an error, not "no timeout"."""
         response, body = await ask(CLASSIFY, _json(REQUEST), {**JSON, "connect-timeout-ms": told})
         assert (response.status, json.loads(body)["code"]) == (status, code)
         response, _ = await ask(CLASSIFY, _json(REQUEST), {**JSON, "connect-timeout-ms": "10000"})
         assert response.status == 200
 
-    async def test_what_is_not_there_and_what_is_not_spoken(self, ask: Ask) -> None:
-        """404 for a method, 405 for a verb, 415 for a format; streams are for gRPC and gRPC-Web."""
+    async def test_unknown_methods_verbs_and_content_types(self, ask: Ask) -> None:
+        """404, 405 and 415. Streams need gRPC or gRPC-Web."""
         for path in ("/lenserve.v1.Classifier/Nothing", "/", WATCH):
             response, body = await ask(path, b"{}", JSON)
             assert (response.status, json.loads(body)["code"]) == (404, "unimplemented")
@@ -150,7 +150,7 @@ class TestConnect:
             assert f"'{content_type}'".encode() in body
 
     async def test_curl_over_http_2(self, port: int) -> None:
-        """The line that people paste."""
+        """The command of the documentation."""
         curl = shutil.which("curl")
         if curl is None:
             pytest.skip("no curl on this machine")
@@ -175,7 +175,7 @@ def _frames(body: bytes) -> list[tuple[int, bytes]]:
 
 
 class TestGrpcWeb:
-    """Trailers are the last frame of the body."""
+    """Trailers come as the last frame of the body."""
 
     @pytest.mark.parametrize("content_type", ["application/grpc-web", "application/grpc-web+proto"])
     async def test_a_unary_call(self, ask: Ask, content_type: str) -> None:
@@ -191,7 +191,7 @@ class TestGrpcWeb:
         assert b"grpc-status: 0\r\n" in trailers
 
     async def test_a_failure_is_in_the_headers(self, ask: Ask) -> None:
-        """Where there is no message there is no body."""
+        """Without a message there is no body."""
         request = pb.ClassifyRequest(model="shapes", images=[RED])
         response, body = await ask(
             CLASSIFY, _frame(request.SerializeToString()), {"content-type": "application/grpc-web"}
@@ -199,7 +199,7 @@ class TestGrpcWeb:
         assert (response.status, response.headers["grpc-status"], body) == (200, "5", b"")
 
     async def test_a_stream_of_answers(self, port: int) -> None:
-        """Each message as soon as it is there: a watch tells the first state while it goes on."""
+        """Each message comes at once: Watch sends the first state and stays open."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body = _frame(health_pb2.HealthCheckRequest().SerializeToString())
         head = f"POST {WATCH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc-web\r\n"

@@ -1,4 +1,4 @@
-"""One call as an ASGI server sees it, with a fake of that server: what real clients cannot be made to do."""
+"""One call as an ASGI server sees it, over a fake server: for what real clients cannot be made to do."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 
 
 class FakeServer:
-    """The fake of an ASGI server: gives the events that it is given, and keeps what it is sent."""
+    """A fake ASGI server: delivers prepared events, and records what the application sends."""
 
     def __init__(self, *events: dict[str, Any], send_fails: Exception | None = None) -> None:
         self._events = list(events)
@@ -30,14 +30,14 @@ class FakeServer:
         return self._events.pop(0)
 
     async def send(self, event: dict[str, Any]) -> None:
-        """Keep it, or fail."""
+        """Record the event, or fail."""
         if self._send_fails:
             raise self._send_fails
         self.sent.append(dict(event))
 
     @property
     def types(self) -> Sequence[str]:
-        """What was sent, in a word each."""
+        """The types of the sent events, without their prefix."""
         return [event["type"].rpartition(".")[2] for event in self.sent]
 
 
@@ -58,7 +58,7 @@ def _request(body: bytes, *, more: bool = False) -> dict[str, Any]:
 
 
 async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> None:
-    """Most clients end their request in a frame of its own: nothing depends on it."""
+    """Most clients end their request with a separate frame; the answer does not wait for it."""
     server = FakeServer(_request(frame(b"hello"), more=True))
     await _call(server)
     assert server.types == ["answer"]
@@ -67,10 +67,8 @@ async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> 
 
 
 @pytest.mark.parametrize(("first", "received"), [(b"", 1), (frame(b"hello")[:7], 1), (frame(b"hello"), 0)])
-async def test_the_rest_of_a_message_is_not_received_where_there_is_no_place_for_it(
-    first: bytes, received: int
-) -> None:
-    """A message that is whole already is left to the function, which knows more of it."""
+async def test_a_full_server_does_not_receive_the_rest_of_a_message(first: bytes, received: int) -> None:
+    """A message that is complete goes to the function, which knows more about it."""
     refused: list[Call] = []
 
     def admit(call: Call) -> None:
@@ -85,14 +83,14 @@ async def test_the_rest_of_a_message_is_not_received_where_there_is_no_place_for
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])
-async def test_a_client_that_has_gone_is_no_failure(caplog: pytest.LogCaptureFixture, path: str) -> None:
-    """Nobody is there to be told, and nothing is wrong here."""
+async def test_a_client_that_has_gone_is_not_an_error(caplog: pytest.LogCaptureFixture, path: str) -> None:
+    """Nothing is sent or logged."""
     await _call(FakeServer(_request(frame(b"hello")), send_fails=BrokenPipeError()), path=path)
     assert not caplog.records
 
 
-async def test_without_trailers_there_is_no_grpc() -> None:
-    """A proxy that drops `te: trailers` is told, in headers alone."""
+async def test_grpc_needs_trailers() -> None:
+    """Without them the answer is an error in the headers."""
     server = FakeServer(_request(frame(b"hello")))
     await _call(server, extensions={})
     assert server.types == ["start", "body"]
@@ -101,8 +99,8 @@ async def test_without_trailers_there_is_no_grpc() -> None:
     assert b"trailers" in headers[b"grpc-message"]
 
 
-async def test_what_is_no_grpc_is_left_to_another_application() -> None:
-    """Where there is one; else HTTP says 415."""
+async def test_other_content_types_go_to_another_application() -> None:
+    """If there is one; otherwise the status is 415."""
     server, others = FakeServer(), []
 
     async def other(scope: Any, _receive: Any, _send: Any) -> None:
@@ -118,7 +116,7 @@ async def test_what_is_no_grpc_is_left_to_another_application() -> None:
 async def test_a_bug_of_the_transport_is_internal_and_its_traceback_is_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The client gets a fixed sentence."""
+    """The client gets a fixed message."""
 
     async def answer(_message: bytes, _call: Call) -> bytes:
         raise ZeroDivisionError("secret")

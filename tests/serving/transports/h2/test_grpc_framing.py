@@ -1,4 +1,4 @@
-"""gRPC over HTTP/2 as bytes: any cut of any body, any timeout, any message of a failure."""
+"""gRPC over HTTP/2 as bytes: bodies split anywhere, timeouts, metadata, messages of failures."""
 
 import base64
 import gzip
@@ -40,8 +40,8 @@ def cut(draw: st.DrawFn, body: bytes) -> list[bytes]:
 
 
 @given(st.data())
-def test_messages_come_back_however_a_body_is_cut(data: st.DataObject) -> None:
-    """Plain and compressed, in order, each as soon as its last byte is there."""
+def test_messages_do_not_depend_on_how_the_body_is_split(data: st.DataObject) -> None:
+    """Plain and compressed ones, in order, each as soon as its last byte has come."""
     sent = data.draw(messages)
     body = b"".join(frame(message, compressed=compressed) for message, compressed in sent)
     frames = MessageReader(b"gzip", LIMIT)
@@ -51,8 +51,8 @@ def test_messages_come_back_however_a_body_is_cut(data: st.DataObject) -> None:
 
 
 @given(st.data())
-def test_a_body_that_ends_inside_a_message_is_told(data: st.DataObject) -> None:
-    """Wherever it is cut off; what was complete was given out."""
+def test_a_body_that_ends_inside_a_message_is_an_error(data: st.DataObject) -> None:
+    """Wherever it is cut off; complete messages are returned before."""
     sent = data.draw(messages.filter(bool))
     bodies = [frame(message, compressed=compressed) for message, compressed in sent]
     missing = data.draw(st.integers(1, len(bodies[-1]) - 1))
@@ -64,8 +64,8 @@ def test_a_body_that_ends_inside_a_message_is_told(data: st.DataObject) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), st.sampled_from([b"identity", b"gzip", b"deflate"]))
-def test_no_bytes_whatever_raise_anything_but_a_failure(chunks: list[bytes], encoding: bytes) -> None:
-    """And what is given out never grows beyond the limit."""
+def test_random_bytes_raise_failures_only(chunks: list[bytes], encoding: bytes) -> None:
+    """No message is over the limit."""
     frames, received, code = MessageReader(encoding, LIMIT), [], None
     try:
         for chunk in chunks:
@@ -77,8 +77,8 @@ def test_no_bytes_whatever_raise_anything_but_a_failure(chunks: list[bytes], enc
     assert all(len(message) <= LIMIT for message in received)
 
 
-def test_the_limit_holds_to_the_byte_for_what_is_sent_and_for_what_it_becomes() -> None:
-    """A message that is too long is refused with both numbers, before it is there."""
+def test_the_limit_is_exact_for_sent_and_decompressed_bytes() -> None:
+    """The error has both numbers, and comes before the message does."""
     assert MessageReader(b"identity", LIMIT).feed(frame(bytes(LIMIT))) == [bytes(LIMIT)]
     assert decompress(gzip.compress(bytes(LIMIT)), b"gzip", LIMIT) == bytes(LIMIT)
     with pytest.raises(Failure, match=f"a message has {LIMIT + 1} bytes, limit is {LIMIT} bytes"):
@@ -93,13 +93,13 @@ def test_the_limit_holds_to_the_byte_for_what_is_sent_and_for_what_it_becomes() 
     [(b"2H", 7200), (b"3M", 180), (b"7S", 7), (b"100m", 0.1), (b"5u", 5e-6), (b"99999999n", 0.099999999)],
 )
 def test_timeouts(text: bytes, seconds: float) -> None:
-    """Every unit of the specification."""
+    """All units of the specification."""
     assert parse_timeout_s(text) == pytest.approx(seconds)
 
 
 @given(st.binary(max_size=12))
 def test_any_timeout_is_seconds_or_a_failure(text: bytes) -> None:
-    """Never negative, never endless, at most eight digits."""
+    """Never negative or infinite, at most eight digits."""
     try:
         seconds = parse_timeout_s(text)
     except Failure:
@@ -109,16 +109,16 @@ def test_any_timeout_is_seconds_or_a_failure(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(b"30S", 30), (b"100m", 0.1), (b"1n", 0)])
-def test_a_call_ends_when_its_client_gives_up(timeout: bytes, seconds: float) -> None:
-    """On the clock of time.monotonic(). Endless where nothing is said."""
+def test_the_deadline_of_a_call_is_its_timeout(timeout: bytes, seconds: float) -> None:
+    """On the clock of time.monotonic(); infinite without a timeout."""
     before_s = time.monotonic()
     deadline_s = open_call({b"grpc-timeout": timeout}).deadline_s
     assert before_s <= deadline_s - seconds + 1e-6 <= time.monotonic() + 1e-6
     assert open_call({}).deadline_s == math.inf
 
 
-def test_metadata_is_the_text_that_the_client_gave() -> None:
-    """Not what is HTTP's or gRPC's own, and not what is binary."""
+def test_metadata_is_the_text_of_the_client() -> None:
+    """Without headers of HTTP and gRPC, and without binary metadata."""
     metadata = Metadata(
         {b"te": b"trailers", b"grpc-timeout": b"1S", b"x-bin": b"AAE", b"user-agent": b"u", b"x-id": b"7\xff"}
     )
@@ -133,7 +133,7 @@ def test_metadata_is_the_text_that_the_client_gave() -> None:
     "text", ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=x"]
 )
 def test_content_types_of_grpc(text: str) -> None:
-    """Media types have no case, and may have parameters."""
+    """Media types are case-insensitive, and can have parameters."""
     assert is_grpc(text.encode())
 
 
@@ -145,8 +145,8 @@ def test_content_types_of_others(text: str) -> None:
     assert not is_grpc(text.encode())
 
 
-def test_gzip_is_answered_where_it_was_sent_and_is_taken() -> None:
-    """Who does not compress need not decompress."""
+def test_answers_use_gzip_if_the_client_sends_and_accepts_it() -> None:
+    """A client that does not compress need not decompress."""
     sent = {b"grpc-encoding": b"gzip"}
     assert takes_gzip({**sent, b"grpc-accept-encoding": b"identity, deflate, gzip"})
     assert not takes_gzip({**sent, b"grpc-accept-encoding": b"identity,deflate"})
@@ -155,8 +155,8 @@ def test_gzip_is_answered_where_it_was_sent_and_is_taken() -> None:
 
 
 @given(st.text() | st.text(" %a"))
-def test_any_message_of_a_failure_fits_into_headers_and_comes_back(text: str) -> None:
-    """Printable ASCII, without blanks at its ends; percent-decoded it is the message, or how that begins."""
+def test_any_failure_message_fits_into_headers_and_can_be_decoded(text: str) -> None:
+    """Printable ASCII without spaces at its ends; percent-decoded it is the message, or its beginning."""
     status = Status(Code.NOT_FOUND, "UNKNOWN_MODEL", text)
     trailers = dict(failure_trailers(status, "id-7"))
     assert trailers[b"grpc-status"] == b"5"

@@ -1,4 +1,4 @@
-"""What only this transport does. What both do is in conformance/."""
+"""What only this transport does. Tests of both transports are in conformance/."""
 
 import asyncio
 import socket
@@ -33,8 +33,8 @@ def _server(host: str = "127.0.0.1") -> H2Server:
     return H2Server([middleware.wrap(row) for row in rows], host=host, port=0, max_message_bytes=2**20)
 
 
-async def test_nothing_is_written_beside_our_logs(capfd: pytest.CaptureFixture[str]) -> None:
-    """No complaint about a client that goes in the middle of a call."""
+async def test_nothing_is_written_to_stdout_or_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also when a client cancels its call."""
     async with _server() as server, _channel(f"127.0.0.1:{server.port}") as channel:
         say = channel.unary_unary("/tests.Echo/Say", BytesValue.SerializeToString, BytesValue.FromString)
         await say(BytesValue())
@@ -56,8 +56,8 @@ async def test_it_listens_on_ipv6_too() -> None:
 
 
 @pytest.mark.skipif(not _SOCKETS.exists(), reason=f"this system has no {_SOCKETS}")
-async def test_dead_peers_are_looked_for() -> None:
-    """A connection whose other end has lost its power does not stay for ever: TCP asks for it."""
+async def test_dead_clients_are_detected() -> None:
+    """Keepalive is on: a connection whose client has lost power does not stay for ever."""
     async with _server() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5))  # and empty SETTINGS
@@ -74,7 +74,7 @@ def _channel(address: str) -> grpc.aio.Channel:
 
 
 def _timers(port: int) -> list[str]:
-    """The timers that run for connections to a port, as proc_net_tcp of the kernel's documentation has it."""
+    """The timers of connections to a port: proc_net_tcp in the kernel's documentation."""
     rows = [line.split() for line in _SOCKETS.read_text().splitlines()[1:]]
     ours = [row for row in rows if row[1].endswith(f":{port:04X}") and row[3] == _ESTABLISHED]
     return [row[5].partition(":")[0] for row in ours]
