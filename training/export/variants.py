@@ -53,6 +53,7 @@ def make_variant(
     model_file: Path,
     *,
     calibration: Pixels,
+    validation: Split,
     test: Split,
     labels: Sequence[str],
     recipe: VariantRecipe,
@@ -63,7 +64,8 @@ def make_variant(
         precision: of weights and activations.
         model_file: the exported file, after its proof.
         calibration: (N, H, W, C) uint8 training images; they and some test images determine value ranges.
-        test: both files are evaluated on it.
+        validation: decides whether the variant is kept; where it is empty, the test split does.
+        test: both files are evaluated on it, for the report.
         labels: K names.
         recipe: the limits.
     """
@@ -86,19 +88,25 @@ def make_variant(
         return VariantReport(
             precision=precision, kept=False, reason=f"conversion failed: {_first_line(error)}"
         )
-    report = _evaluate(precision, (exported, variant), test, labels, recipe)
+    deciding = validation if len(validation) else test
+    report = _evaluate(precision, (exported, variant), deciding, test, labels, recipe)
     if not report.kept:
         path.unlink()
     return report
 
 
-def _evaluate(
-    precision: Precision, sessions: tuple[Any, Any], test: Split, labels: Sequence[str], recipe: VariantRecipe
+def _evaluate(  # noqa: PLR0917 - the comparison needs both splits
+    precision: Precision,
+    sessions: tuple[Any, Any],
+    deciding: Split,
+    test: Split,
+    labels: Sequence[str],
+    recipe: VariantRecipe,
 ) -> VariantReport:
+    drop, kept_labels = _compare(sessions, deciding)
     exported, variant = (run(session, test.images)[0] for session in sessions)  # (N, K) each
-    before, after = (score(found, test.labels, labels).evaluation for found in (exported, variant))
-    same = float((exported.argmax(axis=1) == variant.argmax(axis=1)).mean())
-    drop = before.accuracy.value - after.accuracy.value
+    after = score(variant, test.labels, labels).evaluation
+    same = _share_of_same_labels(exported, variant)
     speedup = {f"batch {batch}": _speedup(sessions, test.images, batch) for batch in _TIMED_BATCHES}
     tolerance = _golden_tolerance(precision, exported, variant)
     reasons = []
@@ -106,9 +114,9 @@ def _evaluate(
         reasons.append(
             f"accuracy drop {drop:.2%}, maximum {recipe.max_accuracy_drop:.2%} (variants.max_accuracy_drop)"
         )
-    if same < recipe.min_same_labels:
+    if kept_labels < recipe.min_same_labels:
         reasons.append(
-            f"equal labels {same:.2%}, minimum {recipe.min_same_labels:.2%} (variants.min_same_labels)"
+            f"equal labels {kept_labels:.2%}, minimum {recipe.min_same_labels:.2%} (variants.min_same_labels)"
         )
     if precision == "int8" and min(speedup.values()) < recipe.min_int8_speedup:
         reasons.append(
@@ -124,6 +132,17 @@ def _evaluate(
         variant=Variant(evaluation=after, same_labels=same, golden_tolerance=tolerance),
         speedup=speedup,
     )
+
+
+def _compare(sessions: tuple[Any, Any], split: Split) -> tuple[float, float]:
+    """How much accuracy the variant loses on a split, and the share of images whose label stays the same."""
+    exported, variant = (run(session, split.images)[0] for session in sessions)  # (N, K) each
+    before, after = (float((found.argmax(axis=1) == split.labels).mean()) for found in (exported, variant))
+    return before - after, _share_of_same_labels(exported, variant)
+
+
+def _share_of_same_labels(exported: Floats, variant: Floats) -> float:
+    return float((exported.argmax(axis=1) == variant.argmax(axis=1)).mean())
 
 
 def _golden_tolerance(precision: Precision, exported: Floats, variant: Floats) -> float:

@@ -260,9 +260,12 @@ class VariantRecipe(Strict):
     """Other precisions of the exported file, each published with it if it is nearly as good."""
 
     precisions: tuple[Literal["int8", "fp16"], ...] = ("int8", "fp16")
-    max_accuracy_drop: float = Field(default=0.005, ge=0, le=1, description="on the test split")
+    max_accuracy_drop: float = Field(default=0.005, ge=0, le=1, description="on the validation split")
     min_same_labels: float = Field(
-        default=0.99, ge=0, le=1, description="fraction of test images with the label of the exported file"
+        default=0.99,
+        ge=0,
+        le=1,
+        description="fraction of validation images with the label of the exported file",
     )
     min_int8_speedup: float = Field(
         default=1.05, gt=0, description="in CPU time, at batch 1 and 32: INT8 makes small networks slower"

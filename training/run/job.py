@@ -202,6 +202,7 @@ def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> 
             precision,
             folder.model,
             calibration=dataset.train.images[chosen],
+            validation=dataset.validation,
             test=dataset.test,
             labels=dataset.labels,
             recipe=recipe.variants,

@@ -46,7 +46,13 @@ def test_a_good_variant_is_kept_and_measured(precision: str, model_file: Path, d
     test = Split(golden.images, truth, tuple(map(str, range(len(truth)))))
     recipe = VariantRecipe.model_validate({**ANY_SPEED, "min_same_labels": 0.9, "max_accuracy_drop": 0.1})
     report = make_variant(
-        precision, model_file, calibration=golden.images, test=test, labels=LABELS, recipe=recipe
+        precision,
+        model_file,
+        calibration=golden.images,
+        validation=test,
+        test=test,
+        labels=LABELS,
+        recipe=recipe,
     )
     assert report.kept, report.reason
     path = model_file.with_name(f"model.{precision}.onnx")
@@ -146,11 +152,31 @@ def test_a_variant_that_changes_labels_is_rejected_with_its_numbers(model_file: 
     """INT8 calibrated on black images has wrong ranges: the reason has the value and the limit."""
     recipe = VariantRecipe.model_validate(ANY_SPEED)
     black = np.zeros((8, 28, 28, 1), np.uint8)
-    report = make_variant("int8", model_file, calibration=black, test=digits, labels=LABELS, recipe=recipe)
+    report = make_variant(
+        "int8", model_file, calibration=black, validation=digits, test=digits, labels=LABELS, recipe=recipe
+    )
     assert not report.kept
     assert "minimum 99.00% (variants.min_same_labels)" in report.reason
     assert not model_file.with_name("model.int8.onnx").exists()
     assert report.summary_line().startswith("rejected: ")
+
+
+def test_the_validation_split_decides_and_the_test_split_is_reported(model_file: Path, digits: Split) -> None:
+    """A file that agrees on validation is kept, and the test split's figures stand beside it."""
+    recipe = VariantRecipe.model_validate({**ANY_SPEED, "max_accuracy_drop": 1})
+    black = Split(np.zeros_like(digits.images), digits.labels, digits.names)
+    splits = {"validation": black, "test": digits}
+    report = make_variant(
+        "int8", model_file, calibration=black.images, **splits, labels=LABELS, recipe=recipe
+    )
+    assert report.kept, report.reason
+    assert report.same_labels is not None
+    assert report.same_labels < recipe.min_same_labels
+    splits = {"validation": digits.take(slice(0)), "test": digits}
+    report = make_variant(
+        "int8", model_file, calibration=black.images, **splits, labels=LABELS, recipe=recipe
+    )
+    assert not report.kept  # without a validation split the test split decides
 
 
 def test_a_slow_int8_is_rejected(model_file: Path, digits: Split) -> None:
@@ -159,7 +185,9 @@ def test_a_slow_int8_is_rejected(model_file: Path, digits: Split) -> None:
         {"min_int8_speedup": 1000, "max_accuracy_drop": 1, "min_same_labels": 0}
     )
     few = digits.take(slice(64))
-    report = make_variant("int8", model_file, calibration=few.images, test=few, labels=LABELS, recipe=recipe)
+    report = make_variant(
+        "int8", model_file, calibration=few.images, validation=few, test=few, labels=LABELS, recipe=recipe
+    )
     assert not report.kept
     assert "minimum 1000.00 (variants.min_int8_speedup)" in report.reason
 
@@ -168,7 +196,13 @@ def test_without_training_images_there_is_no_int8(model_file: Path, digits: Spli
     """A network that is published without training has no images to calibrate on."""
     none = digits.images[:0]
     report = make_variant(
-        "int8", model_file, calibration=none, test=digits, labels=LABELS, recipe=VariantRecipe()
+        "int8",
+        model_file,
+        calibration=none,
+        validation=digits,
+        test=digits,
+        labels=LABELS,
+        recipe=VariantRecipe(),
     )
     assert (report.kept, report.reason) == (False, "no training images to calibrate on")
 
@@ -180,6 +214,7 @@ def test_a_failed_conversion_does_not_fail_the_run(tmp_path: Path, digits: Split
         "fp16",
         tmp_path / "model.onnx",
         calibration=digits.images,
+        validation=digits,
         test=digits,
         labels=LABELS,
         recipe=VariantRecipe(),
@@ -207,7 +242,9 @@ def _halved(model_file: Path, digits: Split, **settings: float) -> VariantReport
     """The FP16 variant, with all other limits off."""
     recipe = VariantRecipe.model_validate({"max_accuracy_drop": 1, "min_same_labels": 0, **settings})
     few = digits.take(slice(32))  # all of them measure the range
-    return make_variant("fp16", model_file, calibration=few.images, test=few, labels=LABELS, recipe=recipe)
+    return make_variant(
+        "fp16", model_file, calibration=few.images, validation=few, test=few, labels=LABELS, recipe=recipe
+    )
 
 
 def _stretch(model_file: Path, images: np.ndarray, reaches: float) -> None:
