@@ -117,7 +117,10 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         ),
         (["evaluate", "."], "is not a bundle"),
         (["layers", "lenet"], "networks are lenet5, conv2, alexnet, allconv, pneumonia, fast"),
-        (["layers", "lenet5", "--set", "network.maps=[1]"], "network.maps: got 1 sizes, this network has 2"),
+        (
+            ["layers", "lenet5", "--set", "network.maps=[1]"],
+            "network.maps has 1 sizes, but the network has 2",
+        ),
         (["layers", "alexnet", "--set", "network.activation=rleu"], "network.activation"),
         (["run", "lenet5-fake", "--log", "wandb"], "--log: must be tensorboard or mlflow, got 'wandb'"),
         (

@@ -1,1 +1,1 @@
-"""The machine that trains: its device and kernels, its memory, its processes."""
+"""The training machine: device, CUDA kernels, memory, and processes."""

@@ -1,4 +1,4 @@
-"""What torch.compile needs on this machine, looked for before a run begins."""
+"""Checks before a run that torch.compile has a compiler and Python's headers."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ _INSTEAD = "or set training.compile=false"
 
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:
-    """Look for all that torch.compile needs, where the recipe asks for it.
+    """Check what torch.compile needs, if the recipe sets training.compile.
 
     Raises:
-        CompilerMissing: something is missing; says what to install.
+        CompilerMissing: a compiler or Python's headers are missing.
     """
     if not recipe.training.compile or recipe.method != "train":
         return
@@ -31,10 +31,16 @@ def check_compiler(recipe: Recipe, device: torch.device) -> None:
 def find_missing(
     device_type: str, environ: Mapping[str, str], which: Callable[[str], str | None], headers: Path
 ) -> str | None:
-    """What is missing, and how to install it; none: nothing.
+    """Return what is missing and how to install it, or None.
 
-    torch compiles C++ for a CPU, by $CXX or g++; Triton compiles C for a GPU, by $CC, clang or gcc. Both
-    include Python's headers.
+    For a CPU torch compiles C++ with $CXX or g++. For a GPU Triton compiles C with $CC, clang or gcc. Both
+    need Python's headers.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        environ: the environment variables.
+        which: finds a program on the PATH, as shutil.which does.
+        headers: Python's include directory.
     """
     tried: tuple[str, ...]
     if device_type == "cuda":
@@ -45,9 +51,9 @@ def find_missing(
         tried = (environ[variable],)
     if not any(which(name) for name in tried):
         return (
-            f"a {language} compiler, and {' or '.join(tried)} is not on the PATH: install one "
-            f"(apt-get install {package}), name one by the environment variable {variable}"
+            f"a {language} compiler, but {' or '.join(tried)} is not on the PATH: install one "
+            f"(apt-get install {package}), name one in the environment variable {variable}"
         )
     if not (headers / "Python.h").exists():
-        return f"Python's headers, and {headers} has no Python.h: install them (apt-get install python3-dev)"
+        return f"Python's headers, but {headers} has no Python.h: install them (apt-get install python3-dev)"
     return None

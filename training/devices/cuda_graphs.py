@@ -1,7 +1,7 @@
-"""A training step recorded as a CUDA graph: one launch where Python would launch every kernel by itself.
+"""Captures a training step as a CUDA graph, which launches all its kernels at once.
 
-A small network's kernels take less time on a GPU than their launches on the CPU. After a few plain steps one
-is recorded, and from then on it is replayed on new images. Knows no network and no optimizer.
+For a small network the kernel launches take longer than the kernels. After a few warm-up steps one step is
+captured, and then replayed on new images. Knows no network and no optimizer.
 """
 
 from collections.abc import Callable
@@ -12,31 +12,34 @@ from torch import Tensor
 
 from training.errors import GraphCaptureFailed
 
-# What is made at the first use must exist before the recording: algorithms, the optimizer's state.
+# Before capture the first steps choose cuDNN's algorithms and allocate the optimizer's state.
 _WARMUP_STEPS = 3
 
 Step = Callable[[Tensor, Tensor, int], Tensor]  # images, targets, images of all processes -> mean loss
 
 
 class GraphCapturer(Protocol):
-    """CUDA's part of it."""
+    """Captures work on a device; a protocol, so that tests need no GPU."""
 
     def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """Run at once, as `capture` will."""
+        """Run the work now, on the stream that `capture` uses."""
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """Record without running; what it returns is filled by each call of the second value."""
+        """Capture the work without running it.
+
+        Returns: the output tensor of the work, and a function that replays the work and refills that tensor.
+        """
 
 
 class GraphedStep:
-    """Replays a step. A class because images, targets and loss keep their places in the GPU's memory."""
+    """A training step that is captured once and then replayed, with fixed input and output buffers."""
 
     def __init__(self, step: Step, capturer: GraphCapturer) -> None:
-        """Record nothing yet.
+        """Wrap a step.
 
         Args:
-            step: must read all that changes from tensors: a number would stay what it was when recorded.
-            capturer: of the device that the step runs on.
+            step: must read all varying values from tensors; a Python number would keep its captured value.
+            capturer: captures on the device of the step.
         """
         self._step = step
         self._capturer = capturer
@@ -46,10 +49,12 @@ class GraphedStep:
         self._loss: Tensor
 
     def __call__(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
-        """One step; see `training.learning.steps.train_step`.
+        """Run one step; see `training.learning.steps.train_step`.
+
+        A batch whose shapes differ from the captured one runs without the graph.
 
         Raises:
-            GraphCaptureFailed: the step does what a CUDA graph cannot hold.
+            GraphCaptureFailed: the step does something that a CUDA graph cannot contain.
         """
         if self._warmup_steps < _WARMUP_STEPS:
             self._warmup_steps += 1
@@ -69,24 +74,24 @@ class GraphedStep:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # torch's random generator and current stream are left as they were in the recording: plain steps
-            # could not go on in this process.
+            # A failed capture leaves torch's random generator and current stream in capture mode, so this
+            # process cannot continue without graphs.
             reason = str(error).partition("\n")[0]
             raise GraphCaptureFailed(
-                f"a training step cannot be recorded as a CUDA graph ({reason}): use the same command with "
+                f"a training step cannot be captured as a CUDA graph ({reason}): run the same command with "
                 "--resume and --set training.cuda_graphs=false"
             ) from error
         return self._replay
 
     def _fits(self, images: Tensor, targets: Tensor, batch: int) -> bool:
         return self._buffers[2] == batch and all(
-            (place.shape, place.dtype) == (value.shape, value.dtype)
-            for place, value in ((self._buffers[0], images), (self._buffers[1], targets))
+            (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+            for buffer, value in ((self._buffers[0], images), (self._buffers[1], targets))
         )
 
 
 class CudaGraphCapturer:
-    """torch's CUDA graphs on a stream of their own."""
+    """Captures CUDA graphs on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -101,9 +106,9 @@ class CudaGraphCapturer:
         return result
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """Record on the stream; see `GraphCapturer`."""
+        """Capture on the stream; see `GraphCapturer`."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use CUDA meanwhile: one that watches, or pins memory.
+        # thread_local: other threads may use CUDA during capture, for example to pin memory.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
         return result, graph.replay

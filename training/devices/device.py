@@ -1,4 +1,4 @@
-"""Where the mathematics runs: asked for, found, and said aloud. A missing device is never replaced."""
+"""Chooses the training device and reports the choice. A missing device is an error, never replaced."""
 
 import ctypes
 import os
@@ -12,10 +12,10 @@ import torch
 from serving.errors import DeviceUnavailable, UsageError
 from training.devices.kernels import Kernels, use_kernels
 
-# Small networks lose more to waking threads than they win by them.
+# More threads cost small networks more in wake-ups than they save.
 _MAX_THREADS = 8
 
-# Of mallopt(3), as malloc.h has them.
+# Parameters of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
@@ -24,7 +24,7 @@ _CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What was chosen, and why."""
+    """The chosen device, and why it was chosen."""
 
     torch_device: torch.device
     machine: str  # the name of the processor or GPU
@@ -32,12 +32,12 @@ class Device:
     kernels: Kernels
 
     def describe(self) -> str:
-        """The line that a run begins with."""
+        """One line for the start of a run: device, reason and kernels."""
         return f"device: {self.torch_device} ({self.machine}), {self.reason}; {self._describe_kernels()}"
 
     def _describe_kernels(self) -> str:
         if self.torch_device.type == "cpu":
-            return "reproducible kernels, as always on a CPU"
+            return "reproducible kernels (always, on a CPU)"
         if self.kernels == "fast":
             return "fast kernels (TF32, the fastest algorithms): results may differ between runs"
         return "reproducible kernels (full FP32, deterministic algorithms)"
@@ -47,43 +47,44 @@ def choose(asked: str, process: int = 0, kernels: Kernels | None = None) -> Devi
     """Choose a device.
 
     Args:
-        asked: auto, cpu, cuda or cuda:N.
-        process: number of this one on this machine; auto and cuda give each a GPU of its own.
-        kernels: that CUDA shall run; none: fast. A CPU's are always reproducible.
+        asked: "auto", "cpu", "cuda" or "cuda:N".
+        process: local rank of this process; with "auto" and "cuda" each process gets its own GPU.
+        kernels: which CUDA kernels to run; None: "fast". On a CPU they are always "reproducible".
 
     Raises:
-        UsageError: it is none of these.
-        DeviceUnavailable: CUDA was asked for and is not there.
+        UsageError: `asked` is invalid.
+        DeviceUnavailable: a CUDA device was requested that does not exist.
     """
     if asked == "auto":
         if torch.cuda.is_available():
-            return _cuda(process % torch.cuda.device_count(), "auto: CUDA is there", kernels)
+            return _cuda(process % torch.cuda.device_count(), "auto: CUDA is available", kernels)
         return _cpu(
-            "auto: no CUDA device" if torch.version.cuda else "auto: this torch is built without CUDA"
+            "auto: no CUDA device" if torch.version.cuda else "auto: this build of PyTorch has no CUDA"
         )
     if asked == "cpu":
         return _cpu("asked for")
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", asked)):
         raise UsageError(f"invalid --device {asked!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
-    # Where each process sees a GPU of its own alone, its number is 0 in all of them.
+    # If each process sees only its own GPU, that GPU's index is 0 in every process.
     index = int(match[1]) if match[1] else process % max(1, count)
     if index >= count:
         raise DeviceUnavailable(
-            f"device {asked} was asked for, but torch {torch.__version__} finds {count} CUDA devices"
+            f"device {asked} was asked for, but PyTorch {torch.__version__} finds {count} CUDA devices: "
+            "use --device auto or cpu"
         )
     return _cuda(index, "asked for", kernels)
 
 
 def prepare(device: Device, processes: int = 1) -> None:
-    """Set this process up for training: its threads, its GPU and kernels, memory that it keeps.
+    """Set up this process for training: threads, GPU, kernels and memory allocation.
 
-    The same run twice gives the same bits on a CPU. On a GPU it does so with reproducible kernels, as far as
-    torch has deterministic ones; with fast kernels it does not.
+    On a CPU the same run gives the same bits twice. On a GPU it does so with reproducible kernels, as far as
+    PyTorch has deterministic ones; with fast kernels it does not.
 
     Args:
-        device: that was chosen.
-        processes: that share this machine's cores.
+        device: the chosen device.
+        processes: number of processes that share this machine's cores.
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, min(_MAX_THREADS, cores) // processes))
@@ -94,10 +95,10 @@ def prepare(device: Device, processes: int = 1) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed; other libraries lack the call.
+    """Make glibc keep freed memory; other C libraries have no mallopt.
 
-    It would give blocks of 32 MiB and more back at once, and a training step frees what the next one asks for
-    again: the kernel would clear every page of a wide layer's outputs anew.
+    By default glibc returns freed blocks of 32 MiB and more to the kernel. The next training step allocates
+    them again, and the kernel zeroes every page of a wide layer's outputs anew.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

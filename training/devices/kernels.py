@@ -1,4 +1,4 @@
-"""Which kernels CUDA runs: the fastest, or those that give the same bits twice. A CPU has one kind alone."""
+"""Chooses CUDA kernels: the fastest, or reproducible ones. CPU kernels are always reproducible."""
 
 import os
 import re
@@ -11,27 +11,27 @@ import torch
 
 Kernels = Literal["fast", "reproducible"]
 
-# cuBLAS sums in a fixed order only in a workspace of fixed size: one of the two that its documentation names.
+# cuBLAS is deterministic only with a fixed workspace: one of the two sizes that its documentation names.
 _WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-_ABOUT_DETERMINISM = r"(?s).*determinis"  # in every warning of torch that an operation is not
+_ABOUT_DETERMINISM = r"(?s).*determinis"  # part of every PyTorch warning about nondeterminism
 _OPERATION = re.compile(r"(.+?) (?:does not have a deterministic|defaults to a non-deterministic)")
 
 
 def use_kernels(kernels: Kernels, device: torch.device) -> None:
-    """Choose kernels for this process, before the first matrix product.
+    """Choose the kernels of this process. Call it before the first matrix product.
 
-    On CUDA `fast` measures the algorithms of each convolution, takes the fastest, and rounds the factors of
-    float32 products to TF32 (10 bits of fraction, of 23). `reproducible` takes deterministic algorithms and
-    full float32; what has no deterministic form runs too, and torch warns: see `reporting_nondeterminism`.
-    On a CPU all that runs is deterministic, whatever is asked for.
+    On CUDA "fast" benchmarks the algorithms of each convolution, takes the fastest, and rounds the factors of
+    float32 products to TF32 (10 of 23 fraction bits). "reproducible" uses deterministic algorithms and full
+    float32; operations without a deterministic form still run, with a warning: see
+    `reporting_nondeterminism`. On a CPU all kernels are deterministic, for either value.
     """
     on_cuda = device.type == "cuda"
     fast = on_cuda and kernels == "fast"
     if on_cuda and not fast:
         os.environ.setdefault(*_WORKSPACE)
     torch.use_deterministic_algorithms(not fast, warn_only=on_cuda and not fast)
-    # It would write every new tensor twice: torch means it to show reads of memory that nobody wrote.
+    # By default PyTorch fills new tensors to reveal uninitialised reads: twice the writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = fast
     torch.backends.cudnn.deterministic = not fast
@@ -39,13 +39,13 @@ def use_kernels(kernels: Kernels, device: torch.device) -> None:
 
 
 def uses_fast_kernels(device: torch.device) -> bool:
-    """Whether `use_kernels` chose the fastest."""
+    """Check whether `use_kernels` chose fast kernels for a CUDA device."""
     return device.type == "cuda" and torch.backends.cudnn.benchmark
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute all float32 values in here in full: without TF32 and without autocast."""
+    """Compute float32 in full precision within the context: no TF32, no autocast."""
     products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     _allow_tf32(products=False, convolutions=False)
     try:
@@ -57,15 +57,15 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def reporting_nondeterminism(report: Callable[[str], None]) -> Iterator[None]:
-    """Report each operation once of which torch warns in here that it has no deterministic form."""
+    """Report each operation without a deterministic form, once, within the context."""
     reported: set[str] = set()
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=_ABOUT_DETERMINISM, category=UserWarning)
-        # torch.compile's advice to allow TF32, which was turned off on purpose.
+        # torch.compile advises to allow TF32, which is off on purpose.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
         others = warnings.showwarning
 
-        def show(  # noqa: PLR0917 - as warnings calls it
+        def show(  # noqa: PLR0917 - the signature of warnings.showwarning
             message: Warning | str,
             category: type[Warning],
             filename: str,
@@ -87,7 +87,7 @@ def reporting_nondeterminism(report: Callable[[str], None]) -> Iterator[None]:
 
 
 def _allow_tf32(*, products: bool, convolutions: bool) -> None:
-    # By the older flags and not by fp32_precision: once the new one is set, torch 2.11 to 2.13 raises where
-    # an older flag is read, as torch.compile's autotuning does. Writing the older flags sets the new one too.
+    # The older flags, not fp32_precision: once that is set, torch 2.11 to 2.13 raises when an older flag is
+    # read, as torch.compile's autotuning does. Setting the older flags sets the new one too.
     torch.backends.cuda.matmul.allow_tf32 = products
     torch.backends.cudnn.allow_tf32 = convolutions

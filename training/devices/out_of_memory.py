@@ -1,4 +1,4 @@
-"""Memory that is full, a GPU's or the machine's, as one sentence that says how full and what to set."""
+"""Turns out-of-memory errors of the GPU or the machine into one line: how full it is and what to change."""
 
 import os
 import re
@@ -11,25 +11,25 @@ from training.devices.memory import GIB, available_bytes
 from training.errors import OutOfMemory
 from training.recipe import Recipe
 
-# torch has a type of its own for what its allocator on the GPU lacks. The rest is text: of CUDA, of its
-# libraries, and of the allocator on the CPU.
+# PyTorch has an exception type only for its GPU allocator. Errors of CUDA, its libraries and the CPU
+# allocator are recognised by their text.
 _ON_GPU = re.compile(r"CUDA (error: )?out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|Cuda failure 2\b")
 _ON_CPU = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc")
-_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
+_REQUESTED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB}
 
 
 @contextmanager
 def explaining_out_of_memory(phase: str, device: torch.device, advice: str) -> Iterator[None]:
-    """Turn what torch raises in here, when memory is full, into one sentence.
+    """Convert out-of-memory errors within the context.
 
     Args:
-        phase: what runs in here: training, validation.
-        device: on which.
-        advice: what to set: "set training.batch_size lower (now 64)".
+        phase: what runs in the context, such as "training".
+        device: where it runs.
+        advice: what to change, such as "set training.batch_size lower (now 64)".
 
     Raises:
-        OutOfMemory: the memory of the GPU, or of the machine, is full.
+        OutOfMemory: the GPU or the machine is out of memory.
     """
     try:
         yield
@@ -40,22 +40,22 @@ def explaining_out_of_memory(phase: str, device: torch.device, advice: str) -> I
             full = f"the machine is out of memory in {phase}: {_use_of_machine()}"
         else:
             raise
-        raise OutOfMemory(f"{full}{_asked(str(error))}; {advice}") from error
+        raise OutOfMemory(f"{full}{_requested(str(error))}; {advice}") from error
 
 
 def training_advice(recipe: Recipe, device: torch.device) -> str:
-    """What makes a training step smaller on a device."""
+    """Advise how to make a training step use less memory."""
     training = recipe.training
     ways = [f"training.batch_size lower (now {training.batch_size:,})"]
     if training.precision == "float32":
         ways.append("training.precision=bfloat16")
-    if training.cuda_graphs and device.type == "cuda":  # a recorded step keeps its memory to itself
+    if training.cuda_graphs and device.type == "cuda":  # a captured step keeps its memory
         ways.append("training.cuda_graphs=false")
     return f"set {', or '.join(ways)}, or choose a smaller network"
 
 
 def inference_advice(recipe: Recipe) -> str:
-    """What makes a forward pass smaller, whose batches follow from the size of the images."""
+    """Advise how to make a forward pass use less memory; its batches depend only on the image size."""
     height, width, _ = recipe.geometry.shape
     return (
         f"choose a smaller network, or set geometry.height and geometry.width lower (now {height} x {width})"
@@ -65,7 +65,7 @@ def inference_advice(recipe: Recipe) -> str:
 def _use_of_gpu(device: torch.device) -> str:
     try:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    except (RuntimeError, AssertionError, ValueError):  # CUDA itself has no memory to answer, or is not there
+    except (RuntimeError, AssertionError, ValueError):  # CUDA has no memory left to answer, or is missing
         return "it is in use"
     return _in_use(total_bytes - free_bytes, total_bytes)
 
@@ -79,10 +79,10 @@ def _in_use(used_bytes: int, total_bytes: int) -> str:
     return f"{used_bytes / GIB:.1f} of {total_bytes / GIB:.1f} GiB are in use"
 
 
-def _asked(said: str) -> str:
-    found = _ASKED.search(said)
+def _requested(text: str) -> str:
+    found = _REQUESTED.search(text)
     if found is None:
         return ""
     size_bytes = float(found[1]) * _BYTES[found[2]]
     size = f"{size_bytes / GIB:,.1f} GiB" if size_bytes >= GIB else f"{size_bytes / 2**20:,.0f} MiB"
-    return f" and {size} more were asked for"
+    return f" and {size} more were requested"

@@ -1,6 +1,6 @@
-"""Several processes that train one network, as torchrun starts them: gloo between CPUs, NCCL between GPUs.
+"""Data-parallel training by several processes, started by torchrun: gloo between CPUs, NCCL between GPUs.
 
-Each process has all the data and takes its rows of every batch; gradients are summed once a step.
+Each process loads all data and takes its rows of every batch. Gradients are summed once per step.
 """
 
 import hashlib
@@ -18,28 +18,28 @@ from training.errors import ProcessLost
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """The processes of this run, and which of them this is."""
+    """The processes of this run, and the rank of this one."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # on this machine
+    local_rank: int = 0  # rank among the processes of this machine
     local_size: int = 1
-    connected: bool = False  # values travel between processes; else this one is alone
+    connected: bool = False  # torch's process group exists; else the collectives do nothing
 
     @property
     def is_main(self) -> bool:
-        """One process writes, speaks and publishes."""
+        """The main process alone writes files, shows progress and publishes."""
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """This process's rows of a batch."""
+        """Slice this process's share of `count` rows."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Replace by the sum over all processes, the same to the bit on each.
+        """Sum over all processes in place (all-reduce); every process gets the same bits.
 
         Raises:
-            ProcessLost: another process is gone.
+            ProcessLost: another process exited.
         """
         if self.connected:
             with _reporting_lost_processes():
@@ -47,7 +47,7 @@ class ProcessGroup:
         return values
 
     def sum_many_(self, values: Sequence[Tensor]) -> None:
-        """The same for many tensors of one type, in one message."""
+        """Sum many tensors of one dtype in place, in a single message."""
         if self.connected:
             flat = torch.cat([value.reshape(-1) for value in values])
             self.sum_(flat)
@@ -57,7 +57,7 @@ class ProcessGroup:
             )
 
     def gather(self, value: Tensor) -> Tensor:
-        """Every process's value, (size, ...), on each."""
+        """Collect the values of all processes on each of them (all-gather): (size, ...)."""
         if not self.connected:
             return value[None]
         gathered = [torch.empty_like(value) for _ in range(self.size)]
@@ -66,13 +66,13 @@ class ProcessGroup:
         return torch.stack(gathered)
 
     def barrier(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes have arrived here."""
         self.sum_(torch.zeros(1))
 
     def leave(self) -> None:
-        """End the group: each process calls this when nothing is left to sum.
+        """Destroy the group. Every process calls this after its last collective.
 
-        NCCL ends only when all processes end it: one that left late would keep the others waiting.
+        NCCL's shutdown waits for all processes, so a late one would block the others.
         """
         if self.connected and distributed.is_initialized():
             distributed.destroy_process_group()
@@ -82,16 +82,16 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def from_torchrun() -> ProcessGroup:
-    """This process's place among those of torchrun's environment, not joined yet; alone where there is none.
+    """Read this process's rank from torchrun's environment, without connecting; one process without torchrun.
 
     Raises:
-        UsageError: the environment names several processes, but not which of them this is.
+        UsageError: WORLD_SIZE is set, but RANK is not.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return SINGLE_PROCESS
     if "RANK" not in os.environ:
-        raise UsageError(f"WORLD_SIZE is {size}, but RANK is not set: start the processes by torchrun")
+        raise UsageError(f"WORLD_SIZE is {size}, but RANK is not set: start the processes with torchrun")
     return ProcessGroup(
         rank=int(os.environ["RANK"]),
         size=size,
@@ -104,16 +104,16 @@ def from_torchrun() -> ProcessGroup:
 def join(
     place: ProcessGroup, device: torch.device, *, even_if_single: bool = False
 ) -> Iterator[ProcessGroup]:
-    """Join the group of which this process has a place.
+    """Connect to the other processes within the context.
 
     Args:
-        place: of this process, as `from_torchrun` gives it.
-        device: on which it trains.
-        even_if_single: make a real group of one process too, whose sums go through gloo or NCCL.
+        place: the rank of this process, as `from_torchrun` returns it.
+        device: the device that it trains on.
+        even_if_single: also connect a single process, whose sums then go through gloo or NCCL.
 
     Raises:
-        UsageError: two processes have one GPU.
-        ProcessLost: another process is gone.
+        UsageError: two processes share a GPU.
+        ProcessLost: another process exited.
     """
     if place.size == 1 and not even_if_single:
         yield place
@@ -126,40 +126,40 @@ def join(
         yield group
     except BaseException:
         if device.type == "cuda":
-            # The others may wait in a sum that never comes, and NCCL's orderly end would wait for them.
-            distributed.distributed_c10d._abort_process_group()  # noqa: SLF001 - there is no public form
+            # The others may wait in a collective that never completes, and NCCL's regular shutdown for them.
+            distributed.distributed_c10d._abort_process_group()  # noqa: SLF001 - no public equivalent
         raise
     finally:
         group.leave()
 
 
 def reject_shared_gpus(identities: Tensor) -> None:
-    """NCCL would refuse them too, in words of its own.
+    """Check that every process has its own GPU, with a clearer message than NCCL's.
 
     Args:
-        identities: (size, 32) uint8, equal for the same GPU.
+        identities: (size, 32) uint8 per process; equal rows mean the same GPU.
 
     Raises:
-        UsageError: two are equal.
+        UsageError: two processes share a GPU.
     """
     rows = [bytes(row) for row in identities.tolist()]
     for rank, row in enumerate(rows):
         if row in rows[:rank]:
             raise UsageError(
-                f"processes {rows.index(row)} and {rank} of {len(rows)} share a GPU, and NCCL needs one for "
-                f"each: start at most {len(set(rows))} processes with --device cuda, or use --device cpu"
+                f"processes {rows.index(row)} and {rank} of {len(rows)} share a GPU, but each needs its "
+                f"own: start at most {len(set(rows))} processes with --device cuda, or use --device cpu"
             )
 
 
 def _start(place: ProcessGroup, device: torch.device) -> None:
     backend = "gloo"
     if device.type == "cuda":
-        # NCCL takes the current device. It connects at its first sum: until then gloo alone speaks, so two
-        # processes with one GPU can say so.
+        # NCCL uses the current device. It connects at its first collective; until then gloo alone is used, so
+        # that shared GPUs can be detected first.
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     with _reporting_lost_processes():
-        if place.size == 1:  # no environment is needed, and no port
+        if place.size == 1:  # needs no environment variables and no port
             store = distributed.HashStore()  # type: ignore[attr-defined]
             distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
@@ -167,7 +167,7 @@ def _start(place: ProcessGroup, device: torch.device) -> None:
 
 
 def _identity(device: torch.device) -> Tensor:
-    """(32,) uint8, made of the GPU's UUID: its index would not do, since each process may see other GPUs."""
+    """Hash the GPU's UUID: (32,) uint8. Its index will not do, since processes may see different GPUs."""
     digest = hashlib.sha256(str(torch.cuda.get_device_properties(device).uuid).encode()).digest()
     return torch.tensor(list(digest), dtype=torch.uint8)
 
@@ -176,11 +176,11 @@ def _identity(device: torch.device) -> Tensor:
 def _reporting_lost_processes() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError too, but of this process
+    except torch.OutOfMemoryError:  # also a RuntimeError, but this process's own
         raise
     except RuntimeError as error:
-        # gloo and NCCL give one line on the socket, and much on their own insides.
+        # The first line of gloo and NCCL names the socket, the rest their internals.
         raise ProcessLost(
-            "another process of this run is gone, so this one ends too; the last checkpoint is kept: "
-            f"start all of them again with --resume ({str(error).splitlines()[0][:120]})"
+            "another process of this run exited, so this one exits too. The last checkpoint is kept: "
+            f"restart all processes with --resume ({str(error).splitlines()[0][:120]})"
         ) from error

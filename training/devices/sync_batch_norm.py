@@ -1,7 +1,7 @@
-"""Batch norm over the whole batch where several processes share it, on a CPU too.
+"""Batch norm over the whole batch of several processes, on CPUs and GPUs.
 
-torch.nn.SyncBatchNorm is for GPUs alone. Without it each process would normalise by its own few images, and
-two processes would learn something else than one.
+torch.nn.SyncBatchNorm supports GPUs only. With plain batch norm each process would normalise by its own few
+images, and two processes would not train the same network as one.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from training.devices.process_group import ProcessGroup
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, forward and back."""
+    """Sum over all processes, in the forward and the backward pass."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, group: ProcessGroup) -> Tensor:  # noqa: ANN401 - torch gives it no type
@@ -28,7 +28,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """A batch norm that takes over another one's parameters and statistics."""
+    """A batch norm that shares the parameters and running statistics of the one it replaces."""
 
     def __init__(self, norm: _BatchNorm, group: ProcessGroup) -> None:
         super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum)
@@ -38,10 +38,10 @@ class SyncBatchNorm(_BatchNorm):
         self.group = group
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Rows (N, C) and planes (N, C, H, W) are both welcome."""
+        """Accept both (N, C) and (N, C, H, W)."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """(N, C) or (N, C, H, W), normalised by the statistics of all processes' values."""
+        """Normalise (N, C) or (N, C, H, W) by the batch statistics over all processes."""
         if not self.training:
             plain: Tensor = super().forward(values)
             return plain
@@ -53,24 +53,24 @@ class SyncBatchNorm(_BatchNorm):
         sums, squares, count = totals.split([self.num_features, self.num_features, 1])
         mean = sums / count  # (C,)
         variance = (squares / count - mean * mean).clamp(min=0)  # (C,)
-        self._follow(mean.detach(), (variance * count / (count - 1)).detach())
+        self._update_statistics(mean.detach(), (variance * count / (count - 1)).detach())
         shape = [1, -1, *[1] * (values.dim() - 2)]
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normalised: Tensor = wide * scale.view(shape) + (self.bias - mean * scale).view(shape)
         return normalised
 
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics, by the unbiased variance as torch does."""
+    def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics, with the unbiased variance as in torch.nn.BatchNorm2d."""
         momentum = 0.1 if self.momentum is None else self.momentum
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            raise AssertionError("no network here has a batch norm without statistics. This is a bug.")
+            raise AssertionError("a batch norm has no running statistics. This is a bug.")
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance, momentum)
 
 
 def convert_sync_batch_norm(network: nn.Module, group: ProcessGroup) -> None:
-    """Replace every batch norm of the network; names, parameters and statistics stay."""
+    """Replace every batch norm of the network in place; names, parameters and statistics stay."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):

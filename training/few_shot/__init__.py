@@ -1,1 +1,1 @@
-"""Heads that are fitted on the features of a frozen network."""
+"""Few-shot learning: heads fitted on the features of a frozen network."""

@@ -1,4 +1,4 @@
-"""The accuracy that so many examples give, as a value. Knows no scikit-learn."""
+"""Accuracy by number of examples, as a value. Knows no scikit-learn."""
 
 from pydantic import Field
 
@@ -6,16 +6,16 @@ from serving.bundle.manifest import Fraction, Strict
 
 
 class CurvePoint(Strict):
-    """Accuracy on the test split with so many training images of each label."""
+    """Test accuracy of heads fitted on a number of training images per label."""
 
-    per_label: int | None = Field(description="training images of each label; none: all that there are")
-    draws: int = Field(ge=1, description="random choices of them")
+    per_label: int | None = Field(description="training images per label; null: all of them")
+    draws: int = Field(ge=1, description="number of random draws of the training images")
     mean: Fraction
-    low: Fraction = Field(description="95 % interval of the mean over the draws; of one draw Wilson's")
+    low: Fraction = Field(description="95 % interval of the mean over the draws; of a single draw, Wilson's")
     high: Fraction
-    worst: Fraction = Field(description="of the draws")
+    worst: Fraction = Field(description="lowest accuracy of a draw")
     best: Fraction
 
     def examples(self) -> str:
-        """How many, in a word."""
+        """Return the number of images per label, or "all"."""
         return "all" if self.per_label is None else str(self.per_label)

@@ -1,4 +1,4 @@
-"""Features of frozen layers, computed once and kept on disk by the content of all that they depend on."""
+"""Computes features of frozen layers, with a cache on disk keyed by weights and images."""
 
 import hashlib
 import io
@@ -29,26 +29,29 @@ def extract_features(
     cache: Path,
     on_progress: ProgressCallback,
 ) -> Features:
-    """The features of images, from the cache where they are in it.
+    """Compute the features of images, or read them from the cache.
 
     Args:
         extractor: frozen; (N, H, W, C) uint8 -> (N, D) float32.
         images: (N, H, W, C) uint8 in model geometry.
-        name: all that decides the features beside the extractor's weights: network, layer, pooling.
-        device: of the computation.
-        cache: folder of the cache, made where it is missing.
-        on_progress: called after every batch.
+        name: network, layer and pooling, which determine the features together with the weights.
+        device: where to compute.
+        cache: directory of the cache, created if missing.
+        on_progress: called after every batch; may raise to end the work.
 
     Returns: (N, D) float32.
+
+    Raises:
+        DataError: images on disk can no longer be read.
     """
     path = cache / f"features-{_digest(extractor, images, name)[:32]}.npy"
-    with exclusive_lock(path.with_suffix(".lock")):  # the processes of one run compute them once
+    with exclusive_lock(path.with_suffix(".lock")):  # only one process of a run computes them
         found = _read(path, len(images))
         if found is not None:
             return found
         extractor = extractor.to(device).eval()
         parts: list[Tensor] = []
-        with full_precision(device):  # the cache knows nothing of kernels
+        with full_precision(device):  # the cache key does not include the kernels
             for batch in inference_batches(DeviceImages(images, torch.device("cpu"))):
                 parts.append(extractor(batch.to(device)).float().cpu())
                 on_progress(sum(map(len, parts)), len(images))
@@ -67,7 +70,7 @@ def _digest(extractor: nn.Module, images: Images, name: str) -> str:
 
 
 def _read(path: Path, count: int) -> Features | None:
-    """None where there is nothing, or where what is there is broken: then it is made afresh."""
+    """Read cached features; None if they are missing or damaged, so that they are computed again."""
     try:
         with path.open("rb") as file:
             features = np.load(file, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""A head from a handful of examples, fitted by scikit-learn on frozen features, and the curve of accuracy."""
+"""Fits a head on frozen features with scikit-learn, and measures accuracy by number of examples."""
 
 import math
 import warnings
@@ -26,7 +26,7 @@ _Doubles = npt.NDArray[np.float64]
 
 
 class FittedHead:
-    """A classifier and what comes before it, as scikit-learn and as arithmetic."""
+    """A fitted scikit-learn classifier with its feature scaling, which can be converted to torch."""
 
     def __init__(self, recipe: HeadRecipe, features: Features, labels: Labels) -> None:
         self._recipe = recipe
@@ -34,19 +34,19 @@ class FittedHead:
         self._shift = wide.mean(axis=0)  # (D,)
         spread = wide.std(axis=0)
         self._scale = np.where(spread > 0, spread, 1.0)  # (D,)
-        # Where nothing varies within a label, as with one example of each, NearestCentroid warns of a spread
-        # of zero, which it never uses with equal priors.
+        # With one example per label nothing varies within a label, and NearestCentroid warns of zero standard
+        # deviation. It does not use it with equal priors.
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*within_class_std_dev_", category=UserWarning)
             self._classifier = _classifier(recipe).fit(self._prepared(features), labels)
 
     def predict(self, features: Features) -> Labels:
-        """Scikit-learn's labels, (N,)."""
+        """Predict with scikit-learn: (N, D) float32 -> (N,) int64 labels."""
         predicted: Labels = self._classifier.predict(self._prepared(features)).astype(np.int64)
         return predicted
 
     def to_torch_module(self, features: Features) -> nn.Sequential:
-        """The same as arithmetic: (N, D) float32 -> logits (N, K), whose median margin here is 1."""
+        """Convert to torch: (N, D) float32 -> logits (N, K), with a median margin of 1 here."""
         logits = nn.Sequential(*self._before(), to_torch_module(self._classifier))
         with torch.no_grad():
             best = logits(torch.from_numpy(features)).topk(2, dim=1).values  # (N, 2)
@@ -75,13 +75,16 @@ def accuracy_curve(
     *,
     seed: int,
 ) -> tuple[CurvePoint, ...]:
-    """Fit with 1, 2, 5, ... images of each label, many times each, and with all of them.
+    """Measure test accuracy with 1, 2, 5, ... training images per label, and with all of them.
 
     Args:
-        recipe: the head, the numbers of images and of draws. Numbers that a label does not have are left out.
-        train: features (N, D) and labels (N,) from which is drawn.
-        test: on which is judged.
-        seed: of the draws.
+        recipe: the head, the numbers of images per label (`shots`) and the number of draws for each. Numbers
+            above the size of the smallest class are skipped.
+        train: features (N, D) float32 and labels (N,) int64 to draw from.
+        test: features and labels to evaluate on.
+        seed: seed of the draws.
+
+    Returns: one point per number of images, ascending; the last is of all images.
     """
     features, labels = train
     fewest = int(np.bincount(labels).min())

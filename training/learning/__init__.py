@@ -1,1 +1,1 @@
-"""Gradient descent: steps, optimizers, schedules, checkpoints."""
+"""Training: steps, optimizers, schedules, checkpoints, and the choice of the learning method."""

@@ -1,4 +1,4 @@
-"""A moving average of the weights: what is judged and published, while the weights go on learning."""
+"""An exponential moving average of the weights, which is evaluated and published in their place."""
 
 import copy
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from training.networks import Network
 
-_YOUNG = 10  # steps; before them a slow average would still be mostly the first, random weights
+_YOUNG = 10  # steps; warms up the decay, so that the average forgets the random initial weights
 
 
 class WeightAverage:
-    """A copy of a network that follows it: a class because the copy outlives each step."""
+    """A copy of a network whose weights are the moving average of the network's."""
 
     def __init__(self, network: Network, decay: float) -> None:
         self.network = copy.deepcopy(network).eval()
@@ -22,7 +22,11 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Move towards the network after its step number `steps`, from 1; batch norm's statistics too."""
+        """Update the average, with batch norm's statistics.
+
+        Args:
+            steps: number of finished steps, from 1.
+        """
         decay = min(self._decay, (1 + steps) / (_YOUNG + steps))
         mine, theirs = zip(*self._floats, strict=True)
         torch._foreach_lerp_(mine, theirs, 1 - decay)

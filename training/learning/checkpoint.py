@@ -1,4 +1,4 @@
-"""A run's whole state on disk: written beside and renamed, read without unpickling code."""
+"""Checkpoints: the complete state of a run, written atomically and read without unpickling code."""
 
 import io
 import pickle
@@ -12,16 +12,16 @@ from torch import Tensor
 from training.errors import CheckpointError
 from training.files import replace_file
 
-State = dict[str, Any]  # of plain values and tensors, as torch's state_dict() gives them
+State = dict[str, Any]  # plain values and tensors, as from torch's state_dict()
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come. Mutable: the loop keeps it up to date."""
+    """How far a run has come; updated by the training loop."""
 
     epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of the epoch under way
-    epoch_seconds: float = 0.0  # spent on those steps
+    step: int = 0  # finished steps of the current epoch
+    epoch_seconds: float = 0.0  # time of those steps
     best_loss: float = float("inf")
     best_epoch: int = 0
     finished: bool = False
@@ -29,32 +29,38 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything from which training goes on bit for bit."""
+    """Everything needed to resume training bit for bit."""
 
     recipe_digest: str
     data_digest: str
     progress: State
     history: list[State]
-    losses: Tensor  # (steps,) float32, of the epoch under way
+    losses: Tensor  # (steps,) float32, of the current epoch
     learner: State
     best_weights: State
-    cpu_random: Tensor  # (processes, state) uint8: each process's generator
+    cpu_random: Tensor  # (processes, state) uint8: generator state of each process
     cuda_random: Tensor | None
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Replace the file as a whole: a kill at any moment leaves the old one or the new one."""
+    """Write the checkpoint atomically: a kill at any moment leaves the old or the new file."""
     buffer = io.BytesIO()
     torch.save({field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}, buffer)
     replace_file(path, buffer.getvalue())
 
 
 def read(path: Path, *, recipe_digest: str, data_digest: str, processes: int) -> Checkpoint | None:
-    """Read a checkpoint of this very run; None where there is none.
+    """Read the checkpoint of this run; None if the file does not exist.
+
+    Args:
+        path: the file.
+        recipe_digest: of this run's recipe.
+        data_digest: of this run's data.
+        processes: number of processes of this run.
 
     Raises:
-        CheckpointError: it cannot be read, or belongs to another recipe, to other data, or to
-            another number of processes.
+        CheckpointError: the file cannot be read, or belongs to another recipe, data set or number of
+            processes.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -62,18 +68,20 @@ def read(path: Path, *, recipe_digest: str, data_digest: str, processes: int) ->
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+        reason = error if isinstance(error, OSError) else "the file is damaged"
+        raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error
     for what, found, expected in (
         ("recipe", checkpoint.recipe_digest, recipe_digest),
-        ("data", checkpoint.data_digest, data_digest),
+        ("data set", checkpoint.data_digest, data_digest),
     ):
         if found != expected:
             raise CheckpointError(
-                f"checkpoint {path} is of other {what}: digest {found[:12]}, this run's is {expected[:12]}"
+                f"checkpoint {path} belongs to another {what}: digest {found[:12]}, this run's is "
+                f"{expected[:12]}. Choose another --run-dir"
             )
     if len(checkpoint.cpu_random) != processes:
         raise CheckpointError(
-            f"checkpoint {path} is of a run by {len(checkpoint.cpu_random)} processes, "
-            f"this one has {processes}: it would not go on bit for bit"
+            f"checkpoint {path} belongs to a run of {len(checkpoint.cpu_random)} processes, this run has "
+            f"{processes}: resume with the same number, since the result would differ"
         )
     return checkpoint

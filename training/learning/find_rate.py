@@ -1,7 +1,7 @@
-"""A learning rate for a recipe: trained with a rate that rises step by step, until the loss goes up.
+"""Suggests a learning rate by a range test: the rate rises with every step until the loss diverges.
 
-After Smith (2017, arXiv:1506.01186): a good rate lies where the loss falls fastest, well below the one at
-which it explodes.
+After Smith (2017, arXiv:1506.01186): a good rate is where the loss falls fastest, well below the rate at
+which it diverges.
 """
 
 import math
@@ -24,13 +24,13 @@ from training.run.display import Display
 from training.run.interrupts import Interrupts
 
 _SMOOTHING = 0.9  # of the loss's moving average
-_EXPLODED = 3.0  # times the lowest loss: there is nothing more to learn of
+_DIVERGED = 3.0  # times the lowest loss; the test ends there
 _FEWEST_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class RangeTest:
-    """What the sweep found."""
+    """The result of a learning-rate range test."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]  # smoothed
@@ -48,12 +48,22 @@ def find_rate(
     highest: float = 10.0,
     steps: int = 100,
 ) -> RangeTest:
-    """Train a fresh network while the rate rises geometrically, and stop when the loss explodes.
+    """Train a new network while the rate rises geometrically, until the loss diverges.
+
+    Args:
+        recipe: the recipe to find a rate for.
+        dataset: its data; the training split alone is used.
+        device: where to train.
+        display: shows progress.
+        interrupts: checked after every step.
+        lowest: first learning rate.
+        highest: last learning rate.
+        steps: number of rates, at least 2.
 
     Raises:
-        OutOfMemory: of the GPU, or of the machine.
-        Diverged: the loss is no number from the first steps on.
-        Interrupted: somebody asked to stop.
+        OutOfMemory: the GPU or the machine is out of memory.
+        Diverged: the loss was NaN or infinite within the first 10 steps.
+        Interrupted: a signal stopped the run.
     """
     rates = [_rate(step, steps, lowest, highest) for step in range(steps)]
     with explaining_out_of_memory("training", device, training_advice(recipe, device)):
@@ -61,7 +71,7 @@ def find_rate(
     return suggest_rate(rates[: len(losses)], losses)
 
 
-def _run_range_test(  # noqa: PLR0917 - as `find_rate` was given them
+def _run_range_test(  # noqa: PLR0917 - the arguments of `find_rate`
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
@@ -69,7 +79,7 @@ def _run_range_test(  # noqa: PLR0917 - as `find_rate` was given them
     interrupts: Interrupts,
     rates: Sequence[float],
 ) -> list[float]:
-    """The loss of a step at each rate, up to the one at which it explodes."""
+    """Return the loss at each rate, up to the one at which it diverges."""
     torch.manual_seed(recipe.training.seed)
     batches = Batches(recipe, dataset.train, len(dataset.labels), device, SINGLE_PROCESS)
     network = build(recipe.network, recipe.geometry, len(dataset.labels))
@@ -81,38 +91,39 @@ def _run_range_test(  # noqa: PLR0917 - as `find_rate` was given them
             loss = learner.step(images, targets, rate=rate, steps=step + 1, batch=batches.batch_size)
             losses.append(float(loss))
             display.step_done(step + 1)
-            interrupts.raise_if_stopped("a sweep keeps nothing")
-            if not math.isfinite(losses[-1]) or losses[-1] > _EXPLODED * min(losses):
+            interrupts.raise_if_stopped("a range test saves nothing")
+            if not math.isfinite(losses[-1]) or losses[-1] > _DIVERGED * min(losses):
                 break
     return losses
 
 
 def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
-    """Smooth the losses, and find where they fall fastest over the logarithm of the rate.
+    """Find where the smoothed loss falls fastest over the logarithm of the rate.
 
     Args:
-        rates: rising geometrically.
-        losses: of each step; the last ones may be no numbers.
+        rates: learning rates, rising geometrically.
+        losses: the loss at each rate; the last ones may be NaN or infinite.
 
     Raises:
-        Diverged: too few of them are numbers.
+        Diverged: fewer than 10 losses are finite.
     """
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < _FEWEST_STEPS:
         raise Diverged(
-            f"the loss became NaN or infinite after {finite} steps, at a rate of {rates[finite - 1]:.2g}"
+            f"the loss became NaN or infinite after {finite} steps, at a learning rate of "
+            f"{rates[finite - 1]:.2g}: at least {_FEWEST_STEPS} finite losses are needed"
         )
     smoothed, average = [], 0.0
     for step, loss in enumerate(losses[:finite], start=1):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-        smoothed.append(average / (1 - _SMOOTHING**step))  # as if it had begun with the first loss
+        smoothed.append(average / (1 - _SMOOTHING**step))  # bias-corrected, as in Adam
     lowest = int(np.argmin(smoothed))
     falls = np.gradient(np.array(smoothed))[: max(1, lowest)]
     return RangeTest(tuple(rates[:finite]), tuple(smoothed), suggestion=rates[int(np.argmin(falls))])
 
 
 def draw_range_test(result: RangeTest, current: float) -> Figure:
-    """The loss over the rate, with the suggestion and the recipe's own."""
+    """Plot loss over learning rate, with the suggestion and the recipe's current rate marked."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(result.rates, result.losses, color="#1f4e8c")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One line of the history."""
+    """Losses, accuracy and speed of one epoch."""
 
     epoch: int  # from 1
     train_loss: float
     validation_loss: float
     validation_accuracy: float  # 0..1
-    learning_rate: float  # of the epoch's last step
+    learning_rate: float  # at the epoch's last step
     images_per_s: float
     seconds: float

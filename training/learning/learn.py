@@ -1,4 +1,4 @@
-"""How a network comes to its weights: trained, fitted on frozen features, or taken as it is."""
+"""Trains, fits or loads a network, as the recipe's method says."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +30,10 @@ from training.run.run_folder import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class LearnContext:
-    """What learning needs beside recipe and data."""
+    """What learning needs besides the recipe and the data."""
 
     folder: RunFolder
-    cache: Path  # of features
+    cache: Path  # directory of cached features
     device: Device
     display: Display
     interrupts: Interrupts
@@ -43,24 +43,25 @@ class LearnContext:
 
 @dataclass(frozen=True, slots=True)
 class LearnResult:
-    """A network with its final weights, and how it came to them."""
+    """A network with its final weights, and the history of its training."""
 
     network: Network
     data_digest: str
     history: tuple[EpochRecord, ...] = ()
     best_epoch: int = 0
-    earlier_seconds: float = 0.0  # of training, by processes before this one
-    curve: tuple[CurvePoint, ...] = ()  # accuracy by the number of examples
-    fitted_labels: Labels | None = None  # scikit-learn's, of the test split
+    earlier_seconds: float = 0.0  # training time before the run was resumed
+    curve: tuple[CurvePoint, ...] = ()  # accuracy by number of examples
+    fitted_labels: Labels | None = None  # scikit-learn's predictions for the test split
 
 
 def learn(recipe: Recipe, dataset: Dataset, context: LearnContext) -> LearnResult:
-    """Follow the recipe's method.
+    """Give a network its weights by the recipe's method: train, few-shot or as-is.
 
     Raises:
-        RecipeError: the network cannot be built as the recipe says.
-        WeightsError: pretrained weights cannot be read, or belong to another network.
-        CheckpointError, Diverged, Interrupted, OutOfMemory: as training does.
+        RecipeError: the network cannot be built from the recipe.
+        WeightsError: pretrained weights cannot be read, or do not fit the network.
+        CheckpointError: see `training.learning.loop.train`; so are Diverged, Interrupted, OutOfMemory,
+            GraphCaptureFailed and ProcessLost.
     """
     if recipe.method == "as-is":
         return LearnResult(build_classifier(recipe.network, recipe.geometry), dataset.digest())
@@ -79,12 +80,12 @@ def learn(recipe: Recipe, dataset: Dataset, context: LearnContext) -> LearnResul
 
 
 def _features_are_constant(recipe: Recipe) -> bool:
-    """Whether every epoch would see the same features: nothing moves the images, nothing trains the trunk."""
+    """Check that features can be computed once: the trunk is frozen and images are not augmented."""
     return recipe.network.train_from == HEAD and recipe.augmentation == AugmentationRecipe()
 
 
 def _head_stage(recipe: Recipe) -> Recipe:
-    """The epochs in which only the head learns, as a recipe of its own with a checkpoint of its own."""
+    """Derive the recipe of the first stage, which trains the head alone and has its own checkpoint."""
     training = recipe.training.model_copy(
         update={
             "epochs": recipe.training.head_epochs,
@@ -152,9 +153,9 @@ def _fit_head(recipe: Recipe, dataset: Dataset, context: LearnContext) -> LearnR
 
 
 def _extract(recipe: Recipe, extractor: LayerFeatures, split: Split, context: LearnContext) -> Split:
-    """The split with features (N, D) float32 in the place of its images."""
+    """Replace the images of a split by features, (N, D) float32."""
     features = _features(recipe, extractor, split, context)
-    # A network that takes features is trained on them as another one on images.
+    # `HeadOnly` takes features where other networks take images.
     return Split(features, split.labels, split.names)  # type: ignore[arg-type]
 
 

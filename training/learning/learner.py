@@ -1,4 +1,4 @@
-"""What learns: a network, its optimizer and its averaged weights, made by one recipe. Knows no epochs."""
+"""A network with its optimizer and averaged weights, updated step by step. Knows no epochs."""
 
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class Learner:
-    """A class because a step changes all three together, and a checkpoint restores all three."""
+    """Network, optimizer and averaged weights: updated together by a step, saved together in a checkpoint."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class Learner:
     ) -> None:
         self.network = _prepared(network, recipe, images, group)
         training = recipe.training
-        # Sums between processes are not captured: one that waits for another must be able to give up.
+        # Collectives are not captured: a process that waits for another must be able to time out.
         graphs = training.cuda_graphs and uses_fast_kernels(images.device) and not group.connected
         self.optimizer = make_optimizer(self.network, training, capturable=graphs)
         self.average = WeightAverage(self.network, training.averaging) if training.averaging else None
-        # The network itself stays as it is: torch.compile's wrapper would change the names of its weights.
+        # `self.network` stays unwrapped: torch.compile's wrapper changes the names of the weights.
         forward: Forward = torch.compile(self.network) if training.compile else self.network
         weighted = training.class_balance == "weights"
         objective = Objective(
@@ -48,25 +48,25 @@ class Learner:
             autocast=_PRECISIONS[training.precision],
             group=group,
         )
-        # No method of this object: with a cycle, a graph's memory would outlive the training.
+        # A partial, not a bound method: a reference cycle would keep a CUDA graph's memory after training.
         self._step: Step = partial(_step, forward, self.optimizer, objective)
         if graphs:
             self._step = GraphedStep(self._step, CudaGraphCapturer(images.device))
 
     @property
     def eval_network(self) -> Network:
-        """The network that is measured and published."""
+        """The network to evaluate and publish: the averaged one, if the recipe averages."""
         return self.network if self.average is None else self.average.network
 
     def step(self, images: Tensor, targets: Tensor, *, rate: float, steps: int, batch: int) -> Tensor:
-        """One step.
+        """Run one training step.
 
         Args:
-            images: (b, H, W, C), this process's rows.
-            targets: (b,) labels or (b, K) shares.
+            images: (b, H, W, C), this process's rows of the batch, uint8 or float32, 0..255.
+            targets: (b,) int64 labels, or (b, K) float32 probabilities.
             rate: learning rate.
-            steps: finished steps with this one, of the whole run.
-            batch: images of all processes.
+            steps: number of steps of the whole run, including this one.
+            batch: number of images of all processes.
 
         Returns: () float32, the mean loss before the step.
         """
@@ -78,7 +78,7 @@ class Learner:
         return loss
 
     def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
+        """Return the state for a checkpoint."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -86,14 +86,14 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self.network.load_state_dict(state["network"])
         restore_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.network.load_state_dict(state["average"])
 
 
-def _step(  # noqa: PLR0917 - the first three are bound, the others vary
+def _step(  # noqa: PLR0917 - the first three are bound by partial
     forward: Forward,
     optimizer: Optimizer,
     objective: Objective,

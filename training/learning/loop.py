@@ -1,8 +1,7 @@
-"""The bookkeeping of training: epochs, early stopping, the best weights, checkpoints, leaving when asked.
+"""The training loop: epochs, early stopping, the best weights, checkpoints, interruption.
 
 The mathematics is in learner.py and steps.py. Order and augmentation are pure functions of seed, epoch and
-step; what dropout draws comes from torch's generators, whose state the checkpoint keeps. So a run that was
-killed goes on bit for bit.
+step; dropout uses torch's generators, whose state is in the checkpoint. So a killed run resumes bit for bit.
 """
 
 import copy
@@ -32,18 +31,18 @@ from training.run.display import Display
 from training.run.interrupts import Interrupts
 from training.run.loggers import Logger
 
-_LOSS_CHECK_STEPS = 50  # between looks at the losses: on a GPU each look waits until it has caught up
+_LOSS_CHECK_STEPS = 50  # between checks of the losses, each of which waits for the GPU
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What training leaves: the network with its best weights, and how it came to them."""
+    """The network with its best weights, and the history of its training."""
 
     network: Network
     history: tuple[EpochRecord, ...]
     best_epoch: int
     data_digest: str
-    earlier_seconds: float  # that processes before this one, which was resumed, trained for
+    earlier_seconds: float  # training time before the run was resumed
 
 
 def train(
@@ -59,27 +58,28 @@ def train(
     loggers: tuple[Logger, ...] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
-    """Train to the end, from the checkpoint where there is one.
+    """Train to the end, from the checkpoint if there is one.
 
     Args:
-        recipe: what to learn, and how.
-        dataset: its images; or, for a network that takes them, features (N, D) float32 in their place.
-        network: to go on with; none: a fresh one by the recipe.
-        device: where the network and the data lie.
-        checkpoint_path: of this training.
-        display: shows the progress.
-        interrupts: may ask to stop.
+        recipe: the settings of the training.
+        dataset: the data; for a `HeadOnly` network, with features (N, D) float32 in place of images.
+        network: the network to train; None: build a new one.
+        device: where to train.
+        checkpoint_path: the checkpoint of this training.
+        display: shows progress.
+        interrupts: checked after every step.
         group: the processes that train together.
-        loggers: are told of each epoch.
-        clock: in seconds, by which steps are timed.
+        loggers: get the record of each epoch.
+        clock: a monotonic clock in seconds, which times the steps.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another run.
-        GraphCaptureFailed: a step does what a CUDA graph cannot hold.
+        CheckpointError: the checkpoint cannot be read, or belongs to another run.
+        GraphCaptureFailed: a step cannot be captured as a CUDA graph.
         Diverged: the loss became NaN or infinite.
-        OutOfMemory: of the GPU, or of the machine.
-        Interrupted: somebody asked the job to stop; the checkpoint is written.
-        ProcessLost: another process of the group is gone.
+        OutOfMemory: the GPU or the machine is out of memory.
+        Interrupted: a signal stopped the run; the checkpoint is written.
+        ProcessLost: another process of the group exited.
+        DataError: images on disk can no longer be read.
     """
     with explaining_out_of_memory("training", device, training_advice(recipe, device)):
         loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, clock)
@@ -92,16 +92,16 @@ def train(
                     logger.epoch(loop.history[-1])
     network = loop.learner.eval_network
     network.load_state_dict(loop.best_weights)
-    network.use_memory_format(torch.contiguous_format)  # as the exported file will have it
+    network.use_memory_format(torch.contiguous_format)  # as in the exported file
     return TrainResult(
         network.eval(), tuple(loop.history), loop.progress.best_epoch, loop.data_digest, earlier_seconds
     )
 
 
 class _Loop:
-    """The state of one run: a class because a checkpoint must see and restore all of it."""
+    """The state of one run, all of which a checkpoint saves and restores."""
 
-    def __init__(  # noqa: PLR0917 - as `train` was given them
+    def __init__(  # noqa: PLR0917 - the arguments of `train`
         self,
         recipe: Recipe,
         dataset: Dataset,
@@ -117,28 +117,28 @@ class _Loop:
         self.group = group
         self._clock = clock
         self.data_digest = dataset.digest()
-        torch.manual_seed(recipe.training.seed)  # weights are the same on every process
+        torch.manual_seed(recipe.training.seed)  # equal initial weights on every process
         self.batches = Batches(recipe, dataset.train, len(dataset.labels), device, group)
         network = network or build(recipe.network, recipe.geometry, len(dataset.labels))
         self.learner = Learner(recipe, network, self.batches.images, self.batches.labels, group)
-        if group.rank:  # dropout is not
+        if group.rank:  # different dropout on each process
             torch.manual_seed(recipe.training.seed + group.rank)
         self.validation = (
             DeviceImages(dataset.validation.images, device),  # (N, H, W, C) uint8
             torch.from_numpy(dataset.validation.labels).to(device),  # (N,) int64
         )
         self.progress = Progress()
-        self.losses = torch.zeros(self.batches.steps, device=device)  # (steps,) of the epoch under way
+        self.losses = torch.zeros(self.batches.steps, device=device)  # (steps,) of the current epoch
         self.history: list[EpochRecord] = []
         self.best_weights = copy.deepcopy(self.learner.eval_network.state_dict())
         self._clock_s = clock()
 
     def seconds(self) -> float:
-        """That the steps so far have taken."""
+        """Training time so far, without validation."""
         return sum(record.seconds for record in self.history) + self.progress.epoch_seconds
 
     def run_epoch(self, display: Display, interrupts: Interrupts) -> None:
-        """Finish the epoch under way, judge it, and save."""
+        """Finish the current epoch, validate, and save."""
         interval = self.recipe.training.checkpoint_interval_steps
         self._clock_s = self._clock()
         while self.progress.step < self.batches.steps:
@@ -152,7 +152,7 @@ class _Loop:
         self._check_losses()
         record = self._finish_epoch()
         display.epoch_done(record, is_best=self.progress.best_epoch == record.epoch)
-        self._clock_s = self._clock()  # validation is no part of the next epoch's steps
+        self._clock_s = self._clock()  # validation time does not count for the next epoch
         self.save()
 
     def _run_step(self) -> None:
@@ -165,7 +165,7 @@ class _Loop:
         self.progress.step += 1
 
     def _rate(self, done: int) -> float:
-        """Of the step after so many."""
+        """Learning rate of the step after `done` steps."""
         return learning_rate(done, self.recipe.training.epochs * self.batches.steps, self.recipe.training)
 
     def _check_losses(self) -> None:
@@ -174,12 +174,12 @@ class _Loop:
         if len(wrong):
             step = int(wrong[0])
             raise Diverged(
-                f"the loss is {float(losses[step])} in epoch {self.progress.epoch + 1}, step {step + 1}: "
+                f"the loss became {float(losses[step])} in epoch {self.progress.epoch + 1}, step {step + 1}: "
                 f"training.learning_rate {self.recipe.training.learning_rate} may be too high"
             )
 
     def _stop_clock(self) -> None:
-        """Add what this epoch took since the clock was started."""
+        """Add the time since the clock was last read to this epoch."""
         now_s = self._clock()
         self.progress.epoch_seconds += now_s - self._clock_s
         self._clock_s = now_s
@@ -213,7 +213,7 @@ class _Loop:
         return record
 
     def _stop_if_interrupted(self, interrupts: Interrupts) -> None:
-        """All processes leave after the same step, whichever was asked."""
+        """Stop all processes after the same step, whichever received the signal."""
         asked = self.group.sum_(torch.tensor([float(interrupts.received is not None)]))
         if not asked.item():
             return
@@ -221,7 +221,7 @@ class _Loop:
         interrupts.stop(f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}")
 
     def save(self) -> None:
-        """Write the checkpoint; one process for all."""
+        """Write the checkpoint, in the main process."""
         self._stop_clock()
         on_cuda = self.device.type == "cuda"
         cpu_random = self.group.gather(torch.get_rng_state())
@@ -242,8 +242,8 @@ class _Loop:
         self._clock_s = self._clock()
 
     def restore(self) -> None:
-        """Take up the checkpoint, where there is one."""
-        self.group.barrier()  # nobody reads while another one still writes
+        """Resume from the checkpoint, if there is one."""
+        self.group.barrier()  # no process reads while another still writes
         found = checkpoint.read(
             self.path,
             recipe_digest=self.recipe.digest(),
@@ -256,7 +256,7 @@ class _Loop:
             self.losses = found.losses.to(self.device)
             self.learner.restore(found.learner)
             self.best_weights = found.best_weights
-            # A copy of its own: torch crashes on a state that is a part of a larger tensor.
+            # A copy, because torch crashes on a state that is a view of a larger tensor.
             torch.set_rng_state(found.cpu_random[self.group.rank].clone())
             if found.cuda_random is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(found.cuda_random[self.group.rank].clone(), self.device)
@@ -267,6 +267,6 @@ class _Loop:
         positions = self.group.gather(position)  # (processes, 2)
         if not bool((positions == positions[0]).all()):
             raise CheckpointError(
-                f"the processes of this run see different checkpoints in {self.path}: "
-                "the run folder must be one that all of them share"
+                f"the processes of this run read different checkpoints from {self.path}: "
+                "--run-dir must be a directory that all of them share"
             )

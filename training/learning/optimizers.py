@@ -1,4 +1,4 @@
-"""The optimizers of the recipes, with a rate of its own for each kind of parameter; and Muon."""
+"""Builds a recipe's optimizer, with separate rates for weights, biases and the head; includes Muon."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,22 +10,22 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from training.networks import Network
 from training.recipe import TrainingRecipe
 
-RATE_FACTOR = "rate_factor"  # key of a group: of the learning rate
+RATE_FACTOR = "rate_factor"  # key of a parameter group: multiplies the learning rate
 
-# Newton-Schulz' quintic with the coefficients of Jordan (2024): steepest at zero, so that in three steps
-# small singular values come near 1 too. They need not be 1 exactly.
+# The quintic Newton-Schulz iteration with the coefficients of Jordan (2024): steep at zero, so that three
+# steps bring even small singular values near 1. They need not be exactly 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 3
 _FILTER_AXES = 4
 
 
 def make_optimizer(network: Network, recipe: TrainingRecipe, *, capturable: bool = False) -> Optimizer:
-    """The recipe's optimizer of all trainable parameters.
+    """Build the recipe's optimizer for all trainable parameters.
 
     Args:
-        network: on its device.
-        recipe: kind and settings.
-        capturable: its steps become a CUDA graph: it reads rates and counts from the GPU's memory.
+        network: the network, already on its device.
+        recipe: the optimizer's kind and settings.
+        capturable: keep rates and step counts in GPU memory, so that steps can be captured as a CUDA graph.
     """
     groups = _groups(network, recipe)
     if capturable:
@@ -42,7 +42,7 @@ def make_optimizer(network: Network, recipe: TrainingRecipe, *, capturable: bool
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group its part of the rate."""
+    """Set the learning rate, times each group's factor."""
     for group in optimizer.param_groups:
         own = rate * group[RATE_FACTOR]
         if isinstance(group["lr"], Tensor):
@@ -52,7 +52,7 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take up what another one of the same recipe had learned, on this one's device and in its form."""
+    """Load the state of another optimizer of the same recipe, capturable or not, on any device."""
     saved = state["param_groups"]
     groups = [
         {**own, "params": group["params"]} for own, group in zip(optimizer.param_groups, saved, strict=True)
@@ -64,7 +64,7 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def _groups(network: Network, recipe: TrainingRecipe) -> list[dict[str, Any]]:
-    """Weights, biases and norms, and the head's weights; only weights decay."""
+    """Split the parameters into weights, biases with norms, and the head's weights; only weights decay."""
     trained = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
     head = [value for name, value in trained if name == "head.weight"]
     weights = [value for name, value in trained if value.dim() > 1 and name != "head.weight"]
@@ -78,10 +78,10 @@ def _groups(network: Network, recipe: TrainingRecipe) -> list[dict[str, Any]]:
 
 
 class NesterovSGD(Optimizer):
-    """Gradient descent with Nesterov momentum, whose rate may lie in a tensor.
+    """SGD with Nesterov momentum, whose learning rate may be a tensor.
 
-    Muon's base; and in a recorded step it stands in for torch's SGD, most of whose forms would read such a
-    rate back from the GPU.
+    The base of Muon. It also replaces torch.optim.SGD in captured steps, since most implementations of that
+    read a tensor rate back from the GPU.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, rate: float, momentum: float) -> None:
@@ -89,7 +89,7 @@ class NesterovSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         del closure
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -107,14 +107,14 @@ class NesterovSGD(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(gradient)
         buffer = state["momentum_buffer"]
         buffer.mul_(momentum).add_(gradient)
-        return gradient.add(buffer, alpha=momentum)  # Nesterov's
+        return gradient.add(buffer, alpha=momentum)  # Nesterov
 
 
 class Muon(NesterovSGD):
-    """Momentum whose matrix is made orthogonal before it is applied, for filters; plain SGD for the rest.
+    """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) for convolutions; SGD for the rest.
 
-    Each filter bank is a matrix (maps, channels * height * width); its length is kept at the square root of
-    its maps, so that the rate is an angle. After Jordan (2024), https://kellerjordan.github.io/posts/muon.
+    The momentum of each filter bank, as a matrix (maps, channels * height * width), is orthogonalised before
+    the update. The norm of the filter bank is kept at the square root of its maps, so that the rate is an angle.
     """
 
     def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -127,14 +127,14 @@ class Muon(NesterovSGD):
 
 
 def _apply_update(parameter: nn.Parameter, update: Tensor, rate: float | Tensor) -> None:
-    if isinstance(rate, Tensor):  # as `alpha` it would have to be read from the GPU
+    if isinstance(rate, Tensor):  # as `alpha` it would be read back from the GPU
         parameter.sub_(update * rate)
     else:
         parameter.add_(update, alpha=-rate)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Near the closest matrix whose singular values are all 1, without computing them: (M, N) -> (M, N)."""
+    """Approximate the nearest orthogonal matrix by Newton-Schulz iteration: (M, N) -> (M, N)."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)

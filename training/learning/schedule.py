@@ -1,20 +1,20 @@
-"""The learning rate as a pure function of the step, so that a resumed run needs no memory of it."""
+"""The learning rate as a pure function of the step, so that a resumed run needs no schedule state."""
 
 import math
 
 from training.recipe import TrainingRecipe
 
-_RISE = 0.3  # one-cycle: of all steps (Smith and Topin 2017, arXiv:1708.07120)
-_START, _END = 1 / 25, 1 / 10_000  # one-cycle: of the highest rate
+_RISE = 0.3  # one-cycle: fraction of steps with rising rate (Smith and Topin 2017, arXiv:1708.07120)
+_START, _END = 1 / 25, 1 / 10_000  # one-cycle: first and last rate, relative to the highest
 
 
 def learning_rate(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
-    """The rate of one step.
+    """Compute the learning rate of one step.
 
     Args:
-        step: 0..total_steps - 1, counted over all epochs.
-        total_steps: what the run takes where early stopping does not end it.
-        recipe: its schedule and highest rate.
+        step: 0..total_steps - 1, over all epochs.
+        total_steps: number of steps without early stopping.
+        recipe: the schedule and its highest rate.
     """
     warmup_steps = recipe.warmup_epochs * total_steps / recipe.epochs
     warm = min(1.0, (step + 1) / (warmup_steps + 1))
@@ -22,7 +22,7 @@ def learning_rate(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
 
 
 def _share(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
-    """Of the highest rate, warm-up aside."""
+    """Rate relative to the highest one, without warm-up."""
     done = step / total_steps  # 0..1
     if recipe.schedule == "cosine":
         return _half_cosine(done)
@@ -38,5 +38,5 @@ def _share(step: int, total_steps: int, recipe: TrainingRecipe) -> float:
 
 
 def _half_cosine(done: float) -> float:
-    """Half a cosine, from 1 to 0."""
+    """Half a cosine: 1 at 0, 0 at 1."""
     return 0.5 * (1 + math.cos(math.pi * done))

@@ -1,4 +1,4 @@
-"""The mathematics of training: one step forward and back, and the forward pass over many images."""
+"""The mathematics of training: loss, gradient and update of one step, and evaluation over many images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """(K,) float32, inverse to how often a class comes; their mean over all images is 1."""
+    """Weight classes inversely to their frequency: (K,) float32, with a mean of 1 over all images."""
     counts = torch.bincount(labels, minlength=classes).clamp(min=1)
     return len(labels) / (classes * counts.float())
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What a step makes smaller, and how it is computed."""
+    """The loss that a step minimises, and how it is computed."""
 
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None  # (K,) float32
     max_gradient_norm: float | None = None
-    autocast: torch.dtype | None = None  # of the forward pass
+    autocast: torch.dtype | None = None  # dtype of the forward pass; None: float32
     group: ProcessGroup = SINGLE_PROCESS
 
 
@@ -42,15 +42,15 @@ def train_step(
     *,
     batch: int,
 ) -> Tensor:
-    """One step of gradient descent on the mean cross-entropy of a batch.
+    """Run one step of gradient descent on the mean cross-entropy of a batch.
 
     Args:
-        forward: of the network in training mode.
-        optimizer: of the network's parameters, its rate set.
-        images: (b, H, W, C), this process's rows of the batch.
-        targets: (b,) int64 labels, or (b, K) float32 shares.
-        objective: what else there is to it.
-        batch: images of all processes in this step.
+        forward: the forward pass of the network, in training mode.
+        optimizer: the optimizer of its parameters, with the rate set.
+        images: (b, H, W, C), this process's rows of the batch, uint8 or float32, 0..255.
+        targets: (b,) int64 labels, or (b, K) float32 probabilities.
+        objective: the settings of the loss.
+        batch: number of images of all processes in this step.
 
     Returns: () float32, the mean loss of the whole batch before the step.
     """
@@ -63,7 +63,7 @@ def train_step(
         reduction="none",
         label_smoothing=objective.label_smoothing,
     )  # (b,)
-    # By the whole batch's count and not by the class weights' sum: so the parts of several processes add up.
+    # Divided by the size of the whole batch, not the sum of class weights: so the processes' losses add up.
     loss = losses.sum() / batch
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -78,12 +78,12 @@ def train_step(
 
 @torch.no_grad()
 def predict(network: Network, images: Tensor | DeviceImages, rows: range | None = None) -> Iterator[Tensor]:
-    """Logits of images, batch by batch, in evaluation mode.
+    """Yield the logits of images, batch by batch.
 
     Args:
-        network: left in evaluation mode.
+        network: put in evaluation mode, and left in it.
         images: (N, H, W, C) uint8, on any device.
-        rows: of the images, one after the other; none: all.
+        rows: a range of step 1; None: all images.
 
     Yields: (B, K) float32.
     """
@@ -97,7 +97,7 @@ def predict(network: Network, images: Tensor | DeviceImages, rows: range | None 
 def measure(
     network: Network, images: Tensor | DeviceImages, labels: Tensor, group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0..1) over all images; each process measures its part of them."""
+    """Measure mean cross-entropy and accuracy (0..1) over all images, each process a part of them."""
     mine = group.rows(len(labels))
     sums = torch.zeros(2, dtype=torch.float64)
     if len(labels[mine]):

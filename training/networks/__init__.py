@@ -1,4 +1,4 @@
-"""Networks by name: our own, and torchvision's as backbones."""
+"""Builds a network by name: one of ours, or one of torchvision's as a backbone."""
 
 from serving.bundle import Geometry
 from training.networks.alexnet import AlexNet
@@ -23,11 +23,16 @@ _NETWORKS = {
 
 
 def build(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> Network:
-    """A network with fresh weights from torch's global generator.
+    """Build a network on the CPU; random weights come from torch's global generator.
+
+    Args:
+        recipe: the network's name and settings.
+        geometry: the size and channels of its images.
+        classes: number of labels.
 
     Raises:
-        RecipeError: the network cannot take this geometry.
-        WeightsError: pretrained weights cannot be read, or belong to another network.
+        RecipeError: the settings or the geometry do not fit the network.
+        WeightsError: pretrained weights cannot be read, or do not fit the network.
     """
     if recipe.name in BACKBONES:
         return build_backbone(recipe, geometry, classes)

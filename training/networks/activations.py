@@ -1,4 +1,4 @@
-"""Non-linearities by the names that a recipe gives them."""
+"""Activation functions by the names that recipes use."""
 
 from torch import nn
 
@@ -15,5 +15,5 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """A fresh layer of that name."""
+    """Create an activation layer by its name in `network.activation`."""
     return _ACTIVATIONS[name]()

@@ -1,4 +1,4 @@
-"""AlexNet in small, for CIFAR-10: 2,023,370 parameters at 32x32x3; plain, with batch norm, or residual."""
+"""A small AlexNet (Krizhevsky et al. 2012) for CIFAR-10: 2,023,370 parameters at 32x32x3."""
 
 from serving.bundle import Geometry
 from training.networks.network import Network
@@ -13,9 +13,9 @@ _DROPOUT = 0.5
 
 
 class AlexNet(Network):
-    """Five 3x3 convolutions, three poolings by 3, two hidden dense layers with dropout between them.
+    """Five 3x3 convolutions, three max poolings by 3, two hidden dense layers with dropout between them.
 
-    Residual: each of the last three convolutions becomes a block of two with a shortcut around it.
+    Optionally with batch norm, or with a residual block in place of each of the last three convolutions.
     """
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:

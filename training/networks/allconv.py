@@ -1,4 +1,4 @@
-"""Convolutions alone (Springenberg et al. 2014, arXiv:1412.6806): no pooling, no hidden dense layer."""
+"""The all-convolutional network (Springenberg et al. 2014, arXiv:1412.6806): no pooling, no dense layers."""
 
 from serving.bundle import Geometry
 from training.networks.network import Network
@@ -6,14 +6,14 @@ from training.networks.sequential_builder import SequentialBuilder, layer_sizes
 from training.recipe import NetworkRecipe
 
 _MAPS = (48, 128, 192, 192, 128)
-_STRIDED = (0, 1, 4)  # convolutions after which AlexNet pools: here a strided one shrinks by two
+_STRIDED = (0, 1, 4)  # after these convolutions, where AlexNet pools, comes one of stride 2
 _KERNEL = 3
 
 
 class AllConv(Network):
-    """AlexNet's five convolutions, its poolings replaced by strided convolutions, batch norm throughout.
+    """The small AlexNet's convolutions with batch norm, its poolings replaced by strided convolutions.
 
-    The last convolution is as large as what is left of the image: it takes the place of the dense layers.
+    A last convolution over the whole remaining image replaces the dense layers.
     """
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:

@@ -1,4 +1,4 @@
-"""torchvision's networks by name, in two parts: a trunk, which may be pretrained and frozen, and a head."""
+"""torchvision's networks as backbones: a trunk, which may be pretrained and frozen, and a head."""
 
 import difflib
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ from training.networks.weights import State, read_weights
 from training.recipe import NetworkRecipe
 from training.recipe.backbone_names import IMAGENET_CLASSES
 
-# Of ImageNet's training images in RGB, 0..1: what torchvision's weights were trained with.
+# Of ImageNet's training images, RGB, 0..1; torchvision's weights were trained with this normalisation.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RANDOM = "random"  # network.weights
-ALL, HEAD = "all", "head"  # network.train_from: everything is trained, or nothing before the head
+ALL, HEAD = "all", "head"  # network.train_from: train everything, or the head alone
 
-# Classifiers that only training uses; torchvision drops them from a network that is loaded to predict.
+# Auxiliary classifiers, used in training only.
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
 class Backbone(Network):
-    """A torchvision network whose parts can be frozen.
+    """A torchvision network whose first layers can be frozen.
 
-    Frozen parts stay in evaluation mode: the statistics of their batch norms are kept, and their dropout is
-    off, while the rest is trained.
+    Frozen layers stay in evaluation mode while the rest is trained: their batch norm statistics are kept, and
+    their dropout is off.
     """
 
     mean: Tensor  # (3, 1, 1)
@@ -47,7 +47,7 @@ class Backbone(Network):
         views: int = 1,
     ) -> None:
         super().__init__(embedding_size, classes, views=views)
-        self.memory_format = torch.channels_last  # convolutions take half the time
+        self.memory_format = torch.channels_last  # halves the time of convolutions
         self.trunk = trunk
         self.dropout = nn.Dropout(dropout)
         self.head = head
@@ -56,11 +56,11 @@ class Backbone(Network):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) float32, 0..1 -> (N, embedding_size) float32; grey becomes three equal channels."""
+        """(N, C, H, W) float32, 0..1 -> (N, embedding_size) float32; a grey channel is broadcast to three."""
         return global_average_pool(self.activations(pixels))
 
     def activations(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) float32, 0..1 -> (N, D), or (N, D, h, w) of a trunk that ends in maps."""
+        """(N, C, H, W) float32, 0..1 -> (N, D), or (N, D, h, w) if the trunk ends in feature maps."""
         activations: Tensor = self.trunk((pixels - self.mean) / self.std)
         return activations
 
@@ -70,13 +70,13 @@ class Backbone(Network):
         return logits
 
     def freeze(self, train_from: str) -> None:
-        """Train only what comes from a layer on; the layers are in the order in which they were made.
+        """Freeze all layers before one, in the order of their definition.
 
         Args:
-            train_from: name of a layer of the trunk; `head` freezes the whole trunk, `all` nothing.
+            train_from: first trained layer of the trunk; "head" freezes the whole trunk, "all" nothing.
 
         Raises:
-            RecipeError: there is no such layer; names the nearest.
+            RecipeError: the trunk has no such layer.
         """
         self.requires_grad_(requires_grad=True)
         self._frozen = [] if train_from == ALL else list(_modules_before(self.trunk, train_from))
@@ -89,19 +89,19 @@ class Backbone(Network):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: FBT001, FBT002 - torch's own signature
-        """Switch to training mode all that is not frozen, or everything to evaluation mode."""
+        """Set the mode of all layers but the frozen ones, which stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def parameter_count(self) -> int:
-        """All numbers, frozen ones too."""
+        """Count all parameters, frozen ones too."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 class HeadOnly(Network):
-    """The head of a backbone as a network of its own, whose images are the trunk's features."""
+    """The head of a backbone as a network of its own, which takes the trunk's features as its images."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone.embedding_size, 1)
@@ -109,12 +109,12 @@ class HeadOnly(Network):
         self.head = backbone.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) float32 features -> logits (N, K) and the same features."""
+        """(N, D) float32 features -> logits (N, K), and the features unchanged."""
         return self.head(self.dropout(images)), images
 
 
 class ConvHeadBackbone(Backbone):
-    """SqueezeNet as it was trained: its own head is a convolution over the last maps, before the pooling."""
+    """A pretrained SqueezeNet with its own head, a convolution before the global pooling."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, W, C) uint8 -> logits (N, K) and embedding (N, embedding_size), float32."""
@@ -124,11 +124,11 @@ class ConvHeadBackbone(Backbone):
 
 
 def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> Backbone:
-    """A backbone with a fresh linear head, frozen as the recipe says.
+    """Build a backbone with a new linear head, frozen up to network.train_from.
 
     Raises:
-        RecipeError: there is no layer network.train_from, or the geometry is too small.
-        WeightsError: the weights cannot be read, or belong to another network.
+        RecipeError: there is no layer network.train_from, or the geometry does not fit the network.
+        WeightsError: the weights cannot be read, or do not fit the network.
     """
     model, pretrained = _model(recipe, geometry, heads_may_differ=True)
     trunk, _, size = _split_head(model)
@@ -147,13 +147,14 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
 
 
 def build_classifier(recipe: NetworkRecipe, geometry: Geometry) -> Backbone:
-    """A backbone with its own head of 1,000 classes, as it was trained on ImageNet.
+    """Build a pretrained network with its own head of ImageNet's 1,000 classes.
 
     Raises:
-        WeightsError: there are no weights, they cannot be read, or belong to another network.
+        RecipeError: network.weights is "random", or the geometry does not fit the network.
+        WeightsError: the weights cannot be read, or do not fit the network.
     """
     if recipe.weights == RANDOM:
-        raise RecipeError("network.weights is random: without training there must be pretrained ones")
+        raise RecipeError("network.weights=random needs training: set pretrained weights, or another method")
     model, pretrained = _model(recipe, geometry, heads_may_differ=False)
     trunk, head, size = _split_head(model)
     kind = Backbone if isinstance(head, nn.Linear) else ConvHeadBackbone
@@ -163,22 +164,22 @@ def build_classifier(recipe: NetworkRecipe, geometry: Geometry) -> Backbone:
 
 
 def find_layer(root: nn.Module, name: str) -> nn.Module:
-    """A layer by its dotted name, with or without the leading `trunk.`.
+    """Find a layer by its dotted name, with or without the prefix "trunk.".
 
     Raises:
-        RecipeError: there is none; names the nearest.
+        RecipeError: there is no such layer; the message suggests similar names.
     """
     start: nn.Module = root.trunk if isinstance(root, Network) else root
     layers: dict[str, nn.Module] = {known: module for known, module in start.named_modules() if known}
     short = name.removeprefix("trunk.")
     if short not in layers:
         nearest = ", ".join(difflib.get_close_matches(short, layers, n=3, cutoff=0))
-        raise RecipeError(f"there is no layer {name!r}: the nearest names are {nearest}")
+        raise RecipeError(f"the network has no layer {name!r}: similar names are {nearest}")
     return layers[short]
 
 
 def global_average_pool(activations: Tensor) -> Tensor:
-    """(N, D, h, w) -> their means (N, D); (N, D) stays."""
+    """(N, D, h, w) -> (N, D), the means over positions; other shapes are returned unchanged."""
     return activations.mean(dim=(2, 3)) if activations.ndim == 4 else activations  # noqa: PLR2004
 
 
@@ -197,7 +198,7 @@ def _model(
 
 def _options(name: str, geometry: Geometry) -> dict[str, Any]:
     if name in ("inception_v3", "googlenet"):
-        # Their weights were made for pixels of -1..1, to which torchvision's own flag turns normalised ones.
+        # Their weights expect pixels of -1..1; transform_input converts from the normalisation above.
         return {"aux_logits": False, "transform_input": True, "init_weights": False}
     if name.startswith("vit_"):
         return {"image_size": geometry.height}
@@ -216,20 +217,20 @@ def _load(model: nn.Module, state: State, name: str, *, heads_may_differ: bool) 
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         raise WeightsError(
-            f"the weights are not those of {name}: {len(missing)} of {len(own)} tensors are missing "
+            f"the weights do not fit {name}: {len(missing)} of {len(own)} tensors are missing "
             f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])})"
         )
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise WeightsError(
-                f"the weights are not those of {name}: {key} has shape {list(state[key].shape)}, "
+                f"the weights do not fit {name}: {key} has shape {list(state[key].shape)}, "
                 f"expected {list(value.shape)}"
             )
     model.load_state_dict(state)
 
 
 def _split_head(model: Any) -> tuple[nn.Module, nn.Module, int]:  # noqa: ANN401 - torchvision ships no types
-    """Trunk, head and size of the embedding between them."""
+    """Split a network into trunk, head, and the size of the embedding between them."""
     name = _head_name(model)
     head = model.get_submodule(name)
     if isinstance(head, nn.Conv2d):  # SqueezeNet
@@ -242,7 +243,7 @@ def _split_head(model: Any) -> tuple[nn.Module, nn.Module, int]:  # noqa: ANN401
 
 
 def _head_name(model: nn.Module) -> str:
-    """The last layer with weights: in all of torchvision's classifiers it is the head."""
+    """Name the last layer with weights, which is the head in all of torchvision's classifiers."""
     names: list[str] = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     ]
@@ -250,7 +251,7 @@ def _head_name(model: nn.Module) -> str:
 
 
 def _modules_before(trunk: nn.Module, layer: str) -> Iterator[nn.Module]:
-    """All modules made before a layer, its own ancestors excepted."""
+    """Yield all modules defined before a layer, except those that contain it."""
     if layer == HEAD:
         yield trunk
         return
@@ -264,14 +265,14 @@ def _modules_before(trunk: nn.Module, layer: str) -> Iterator[nn.Module]:
 
 
 def _ancestors(trunk: nn.Module, layer: str) -> Iterator[nn.Module]:
-    """The trunk, and what else holds the layer, the layer itself not among it."""
+    """Yield the modules that contain a layer, from the trunk down."""
     parts = layer.removeprefix("trunk.").split(".")
     for depth in range(len(parts)):
         yield trunk.get_submodule(".".join(parts[:depth]))
 
 
 def _check_geometry(backbone: Backbone, geometry: Geometry, name: str) -> Backbone:
-    """Filters in the order of memory that convolutions are fast in; proven to take the geometry."""
+    """Set the memory format, and try a forward pass with an image of this geometry."""
     backbone.use_memory_format(torch.channels_last)
     mode = backbone.training
     try:
@@ -279,5 +280,8 @@ def _check_geometry(backbone: Backbone, geometry: Geometry, name: str) -> Backbo
             backbone.eval()(torch.zeros((1, *geometry.shape), dtype=torch.uint8))
     except (RuntimeError, AssertionError) as error:
         size = f"{geometry.height}x{geometry.width}x{geometry.channels}"
-        raise RecipeError(f"geometry: {name} cannot take images of {size}: {error}") from error
+        raise RecipeError(
+            f"geometry: {name} does not accept images of {size}: use larger or square ones "
+            "(geometry.height, geometry.width)"
+        ) from error
     return backbone.train(mode)

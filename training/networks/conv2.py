@@ -10,7 +10,7 @@ _HIDDEN = (128,)
 
 
 class Conv2(Network):
-    """Two convolutions of 5x5, each halved by pooling, and one hidden dense layer."""
+    """Two 5x5 convolutions, each followed by 2x2 max pooling, and one hidden dense layer."""
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
         layers = SequentialBuilder(recipe, geometry)

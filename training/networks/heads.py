@@ -1,7 +1,7 @@
-"""Fitted classifiers of scikit-learn as plain arithmetic: features in, logits out, the same labels.
+"""Converts classifiers fitted by scikit-learn to torch modules: features in, logits out, the same labels.
 
-A linear one becomes one matrix product, a kernel machine its kernel and one product, prototypes their
-distances. Nothing is left for a server to know of scikit-learn.
+A linear classifier becomes a matrix product, a kernel SVM its kernel and a product, prototypes their
+distances. So the exported file needs no scikit-learn.
 """
 
 from itertools import combinations
@@ -22,7 +22,7 @@ _Doubles = npt.NDArray[np.float64]
 
 
 class FittedHeadNetwork(Network):
-    """Frozen features and a fitted head: what few examples give."""
+    """A network of frozen features and a head fitted by scikit-learn."""
 
     def __init__(
         self, extractor: LayerFeatures, head: nn.Module, *, embedding_size: int, classes: int
@@ -38,13 +38,13 @@ class FittedHeadNetwork(Network):
         return self.head(embedding), embedding
 
     def parameter_count(self) -> int:
-        """All numbers: the network's, and those that were fitted."""
+        """Count all parameters, frozen and fitted."""
         fitted = sum(buffer.numel() for buffer in self.head.buffers())
         return sum(parameter.numel() for parameter in self.parameters()) + fitted
 
 
 class Standardise(nn.Module):
-    """(features - shift) / scale, each feature by its own."""
+    """Standardises each feature: (features - shift) / scale."""
 
     shift: Tensor  # (D,)
     scale: Tensor  # (D,)
@@ -60,7 +60,7 @@ class Standardise(nn.Module):
 
 
 class UnitLength(nn.Module):
-    """Each row divided by its length; a row of zeros stays."""
+    """Divides each row by its Euclidean norm; a row of zeros stays zero."""
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) -> (N, D)."""
@@ -68,7 +68,7 @@ class UnitLength(nn.Module):
 
 
 class Affine(nn.Module):
-    """One matrix product."""
+    """A fixed linear layer: features @ weight + bias."""
 
     weight: Tensor  # (D, M)
     bias: Tensor  # (M,)
@@ -84,7 +84,7 @@ class Affine(nn.Module):
 
 
 class RadialKernel(nn.Module):
-    """exp(-gamma * squared distance) to every support vector."""
+    """The RBF kernel with every support vector: exp(-gamma * squared distance)."""
 
     vectors: Tensor  # (S, D)
     squares: Tensor  # (S,)
@@ -103,7 +103,7 @@ class RadialKernel(nn.Module):
 
 
 class PolynomialKernel(nn.Module):
-    """(gamma * product + coef0) ** degree with every support vector."""
+    """The polynomial kernel with every support vector: (gamma * dot product + coef0) ** degree."""
 
     vectors: Tensor  # (S, D)
 
@@ -118,7 +118,7 @@ class PolynomialKernel(nn.Module):
 
 
 class BinaryLogits(nn.Module):
-    """Two labels from one value: positive is the second."""
+    """Two logits from one decision value; a positive value means the second label."""
 
     def forward(self, decision: Tensor) -> Tensor:
         """(N, 1) -> (N, 2)."""
@@ -126,7 +126,7 @@ class BinaryLogits(nn.Module):
 
 
 class OneVsOneVotes(nn.Module):
-    """One value for each pair of labels -> votes, ties broken by confidence, as scikit-learn counts them."""
+    """One-vs-one decision values to votes per label, ties broken by confidence, as in scikit-learn."""
 
     to_labels: Tensor  # (pairs, K)
 
@@ -139,7 +139,7 @@ class OneVsOneVotes(nn.Module):
         self.register_buffer("to_labels", _tensor(to_labels))
 
     def forward(self, decisions: Tensor) -> Tensor:
-        """(N, pairs), positive for the first of the pair -> (N, K)."""
+        """(N, pairs), positive for the first label of the pair -> (N, K)."""
         for_first = (decisions >= 0).float()  # (N, pairs)
         won = for_first @ self.to_labels.clamp(min=0) + (1 - for_first) @ (-self.to_labels).clamp(min=0)
         confidence = decisions @ self.to_labels  # (N, K)
@@ -147,7 +147,7 @@ class OneVsOneVotes(nn.Module):
 
 
 class ScaledLogits(nn.Module):
-    """Logits times a constant: the label stays, and a temperature near 1 suits every kind of head."""
+    """Scales logits by a constant, so that a temperature near 1 fits every kind of head."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -159,24 +159,27 @@ class ScaledLogits(nn.Module):
 
 
 def to_torch_module(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn ships no types
-    """The arithmetic of a fitted classifier.
+    """Convert a fitted classifier to a module.
 
     Args:
-        fitted: SVC (linear, rbf or poly; with break_ties), LogisticRegression or NearestCentroid, of labels
-            0..K-1.
+        fitted: an SVC (linear, rbf or poly kernel, break_ties=True), LogisticRegression or NearestCentroid
+            for labels 0..K-1.
 
-    Returns: (N, D) float32 -> (N, K) float32, whose largest is scikit-learn's label.
+    Returns: a module (N, D) float32 -> (N, K) float32, whose argmax is scikit-learn's label.
+
+    Raises:
+        TypeError: the classifier is of another type.
     """
     if isinstance(fitted, LogisticRegression):
         rows = Affine(fitted.coef_.T, fitted.intercept_)
         return rows if len(fitted.classes_) > 2 else nn.Sequential(rows, BinaryLogits())  # noqa: PLR2004
     if isinstance(fitted, NearestCentroid):
-        # Minus the squared distance, without the square of the features: the same for every label.
+        # The negative squared distance, without the features' own square, which is equal for every label.
         centroids = fitted.centroids_  # (K, D)
         return Affine(2 * centroids.T, -np.square(centroids).sum(axis=1))
     if isinstance(fitted, SVC):
         return _support_vector_machine(fitted)
-    raise TypeError(f"{type(fitted).__name__} has no explicit form. This is a bug.")
+    raise TypeError(f"{type(fitted).__name__} cannot be converted. This is a bug.")
 
 
 def _support_vector_machine(fitted: SVC) -> nn.Module:
@@ -186,7 +189,7 @@ def _support_vector_machine(fitted: SVC) -> nn.Module:
     if fitted.kernel == "linear":
         return nn.Sequential(Affine(vectors.T @ weights, fitted.intercept_), decide)
     kernel = (
-        RadialKernel(vectors, fitted._gamma)  # noqa: SLF001 - what gamma="scale" came to
+        RadialKernel(vectors, fitted._gamma)  # noqa: SLF001 - the value of gamma="scale"
         if fitted.kernel == "rbf"
         else PolynomialKernel(vectors, fitted._gamma, fitted.coef0, fitted.degree)  # noqa: SLF001
     )
@@ -196,7 +199,7 @@ def _support_vector_machine(fitted: SVC) -> nn.Module:
 def _pair_weights(fitted: SVC) -> _Doubles:
     """(S, pairs): the weight of each support vector in the decision between two labels.
 
-    libsvm keeps, for a vector of label i, its weights against all other labels in their order.
+    For a vector of label i libsvm stores its weights against all other labels, in order.
     """
     ends = np.cumsum(fitted.n_support_)
     owner = np.repeat(np.arange(len(ends)), fitted.n_support_)  # (S,) label of each vector

@@ -1,4 +1,4 @@
-"""Features of any named layer of a network, as one vector an image."""
+"""Extracts the output of any named layer of a network as one vector per image."""
 
 from typing import Any, Literal
 
@@ -11,10 +11,9 @@ Pooling = Literal["mean", "none"]
 
 
 class LayerFeatures(nn.Module):
-    """The frozen part of a network up to a layer.
+    """A frozen network up to a layer.
 
-    The layers after it run too while torch does the work; the exporter leaves them out of the graph, since
-    nothing depends on them.
+    In torch the later layers run too. The exporter drops them from the graph, since nothing depends on them.
     """
 
     def __init__(self, network: Network, layer: str | None, pooling: Pooling) -> None:
@@ -25,11 +24,11 @@ class LayerFeatures(nn.Module):
         self.pooling = pooling
 
     def train(self, mode: bool = True) -> "LayerFeatures":  # noqa: ARG002, FBT001, FBT002 - torch's own signature
-        """Stay in evaluation mode: what is frozen is never trained."""
+        """Stay in evaluation mode, since the network is frozen."""
         return super().train(mode=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, H, W, C) uint8 -> (N, D) float32; without a layer's name the network's own embedding."""
+        """(N, H, W, C) uint8 -> (N, D) float32; the network's embedding if no layer is named."""
         if self.layer is None:
             embedding: Tensor = self.network(images)[1]  # (N, D)
             return embedding
@@ -47,6 +46,6 @@ class LayerFeatures(nn.Module):
         )
 
 
-def _tensor(output: Any) -> Tensor:  # noqa: ANN401 - attention gives a pair
+def _tensor(output: Any) -> Tensor:  # noqa: ANN401 - attention layers return a tuple
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor

@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al. 1998) as it is taught today: ReLU and max pooling, 61,706 parameters at 28x28x1."""
+"""LeNet-5 (LeCun et al. 1998) with ReLU and max pooling, as taught today: 61,706 parameters at 28x28x1."""
 
 from serving.bundle import Geometry
 from training.networks.network import Network
@@ -10,7 +10,7 @@ _HIDDEN = (120, 84)
 
 
 class LeNet5(Network):
-    """Two convolutions and three dense layers; batch norm and dropout where asked for."""
+    """Two 5x5 convolutions and three dense layers, optionally with batch norm and dropout."""
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
         first, second = layer_sizes("maps", recipe.maps, _MAPS)

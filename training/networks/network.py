@@ -1,4 +1,4 @@
-"""What every network is: uint8 pixels -> features -> logits, with the scaling inside."""
+"""The base class of all networks: uint8 pixels -> features -> logits, with the scaling inside."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,16 +8,15 @@ from torch.nn import functional
 
 from serving.bundle import Pretrained  # noqa: TC001 - one way of importing everywhere
 
-_SHIFT_PX = 1  # of moved views
+_SHIFT_PX = 1  # of shifted views
 _MOVES = ((0, 0, 0.5), (-_SHIFT_PX, -_SHIFT_PX, 0.25), (_SHIFT_PX, _SHIFT_PX, 0.25))  # down, right, weight
 _MIRRORED, _MOVED = 2, 6  # views
 
 
 class Network(nn.Module):
-    """A classifier in two parts, trunk and head, so that the embedding between them can be published too.
+    """A classifier of a trunk and a head; the embedding between them is published too.
 
-    A class with its own forward, because training, proof and export must scale pixels by the same line, and
-    average the views of an image in the same way.
+    Training, proof and export share this forward pass, and so scale pixels and average views in the same way.
     """
 
     trunk: nn.Module
@@ -31,7 +30,7 @@ class Network(nn.Module):
         self.head: nn.Module = nn.Linear(embedding_size, classes)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """The penultimate activations.
+        """Compute the embedding, the activations before the head.
 
         Args:
             pixels: (N, C, H, W) float32, 0..1.
@@ -42,22 +41,22 @@ class Network(nn.Module):
         return embedding
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """(N, embedding_size) -> (N, K); linear, so that the mean of embeddings gives the mean of logits."""
+        """(N, embedding_size) -> (N, K); linear, so the mean embedding of views gives their mean logits."""
         logits: Tensor = self.head(embedding)  # (N, K)
         return logits
 
     def initialise_from_data(self, first: Callable[[int], Tensor]) -> None:
-        """Learn what must be known before the first step.
+        """Initialise weights from training images, before the first step. Does nothing by default.
 
         Args:
-            first: gives up to so many images of the training split, (n, H, W, C) uint8 on the CPU.
+            first: returns up to that many images of the training split, (n, H, W, C) uint8 on the CPU.
         """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify; in evaluation mode by all views.
+        """Classify images; in evaluation mode, average over all views (test-time augmentation).
 
         Args:
-            images: (N, H, W, C) uint8, or float32 0..255 as augmentation leaves them.
+            images: (N, H, W, C), uint8 or, after augmentation, float32, 0..255.
 
         Returns: logits (N, K) and embedding (N, embedding_size), float32.
         """
@@ -73,21 +72,21 @@ class Network(nn.Module):
         return self.logits(embedding), embedding
 
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Keep filters, and the images between them, in this order of memory.
+        """Keep filters and activations in this memory format.
 
-        Which one is faster differs by network and machine: batch norm alone takes twice as long in
-        channels_last on a CPU, wide convolutions half as long.
+        Which one is faster depends on network and machine: on a CPU channels_last doubles the time of batch
+        norm, and halves that of wide convolutions.
         """
         self.memory_format = memory_format
         self.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def parameter_count(self) -> int:
-        """Trainable numbers."""
+        """Count the trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
 def _views(pixels: Tensor, views: int) -> Iterator[tuple[Tensor, float]]:
-    """Each view of the images, (N, C, H, W), and its weight in the mean."""
+    """Yield each view of the images, (N, C, H, W), and its weight in the mean."""
     _, _, height, width = pixels.shape
     padded = functional.pad(pixels, [_SHIFT_PX] * 4, mode="reflect") if views == _MOVED else pixels
     for down, right, weight in _MOVES if views == _MOVED else ((0, 0, 1.0),):

@@ -17,12 +17,14 @@ _POOL = 3  # pixels: 128 -> 126 -> 42 -> 40 -> 13 -> 13 -> 11 -> 3
 class Pneumonia(Network):
     """Four convolutions from wide to narrow and four hidden dense layers, for two classes.
 
-    The tutorial has nothing between its third and fourth convolution; nor has this.
+    As in the tutorial, there is no activation between the third and the fourth convolution.
     """
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:
-        if classes != 2:  # noqa: PLR2004 - a sigmoid is one yes or no
-            raise RecipeError(f"network pneumonia tells 2 classes apart, the data have {classes}")
+        if classes != 2:  # noqa: PLR2004 - one sigmoid output is binary
+            raise RecipeError(
+                f"network pneumonia is binary, but the data have {classes} classes: choose another network"
+            )
         first, second, third, fourth = layer_sizes("maps", recipe.maps, _MAPS)
         layers = SequentialBuilder(recipe, geometry)
         layers.conv(first, 3, same=False).norm().max_pool(_POOL).activation()
@@ -36,5 +38,5 @@ class Pneumonia(Network):
         self.trunk = layers.build()  # -> (N, 512); (N, 576) after flatten1 at 128x128
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """(N, 512) -> (N, 2): zero and the one output, whose softmax is the sigmoid of that output."""
+        """(N, 512) -> (N, 2): zero and the single output, so that softmax equals its sigmoid."""
         return functional.pad(self.head(embedding), (1, 0))

@@ -1,4 +1,4 @@
-"""A residual block (He et al. 2015, arXiv:1512.03385), to be used wherever planes go in and come out."""
+"""A residual block (He et al. 2015, arXiv:1512.03385)."""
 
 from torch import Tensor, nn
 
@@ -6,14 +6,14 @@ from training.networks.activations import activation
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, beside a shortcut: (N, C, H, W) -> (N, maps, H, W).
+    """Two 3x3 convolutions with batch norm, and a shortcut: (N, C, H, W) -> (N, maps, H, W).
 
-    The shortcut is the input itself, or a 1x1 convolution of it where the number of maps changes.
+    The shortcut is the identity, or a 1x1 convolution if the number of maps changes.
     """
 
     def __init__(self, channels: int, maps: int, activation_name: str) -> None:
         super().__init__()
-        # Batch norm subtracts the mean, so a bias before it would be without effect.
+        # No bias: batch norm would subtract it.
         self.conv1 = nn.Conv2d(channels, maps, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(maps)
         self.act1 = activation(activation_name)

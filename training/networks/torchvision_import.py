@@ -1,22 +1,22 @@
-"""torchvision, imported so that it works beside any build of torch."""
+"""Imports torchvision beside any build of torch, with or without CUDA."""
 
 import importlib
 import sys
 from types import ModuleType
 
-_libraries: list[object] = []  # a library's declarations last as long as it does
+_libraries: list[object] = []  # keeps the declarations alive
 
 
 def import_torchvision(name: str) -> ModuleType:
     """Import a module of torchvision, also beside a CPU build of torch.
 
-    The registry's torchvision is built for CUDA. Beside a CPU torch its compiled operators do not load, and
-    its import ends in "operator torchvision::nms does not exist", because it registers fake kernels for
-    two of them. Declaring the two schemas then is enough: no operator is ever called here. They must not be
-    declared where the compiled operators do load: a second declaration aborts the process.
+    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and
+    the import fails with "operator torchvision::nms does not exist", because it registers fake kernels for
+    two of them. Declaring the two schemas is enough, since no operator is called here. If the compiled
+    operators load, declaring them again would abort the process.
 
     Args:
-        name: torchvision.models, say.
+        name: such as "torchvision.models".
     """
     try:
         return importlib.import_module(name)
@@ -30,7 +30,7 @@ def import_torchvision(name: str) -> ModuleType:
 
 
 def _declare_operators() -> None:
-    import torch  # noqa: PLC0415 - who only reads files needs none
+    import torch  # noqa: PLC0415 - reading data files needs no torch
 
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Pretrained weights: from torchvision, or from a file. Nothing is ever unpickled."""
+"""Reads pretrained weights from torchvision or from a file, without unpickling code."""
 
 import hashlib
 import pickle
@@ -15,22 +15,28 @@ from training.networks.torchvision_import import import_torchvision
 
 FROM_TORCHVISION = "torchvision"
 
-_NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training scripts put it
-_WRAPPERS = ("module.", "_orig_mod.")  # what data parallelism and torch.compile put before every key
+_NESTED_UNDER = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # keys under which training scripts save the state dict
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes added by data parallelism and torch.compile
 
 State = dict[str, Tensor]
 
 
 def read_weights(weights: str, network: str) -> tuple[State, Pretrained]:
-    """A state dict, and where it comes from.
+    """Read a state dict.
 
     Args:
-        weights: "torchvision" for its best ones, fetched once and kept by torch.hub; or the path of a file
-            that torch.save or safetensors wrote.
+        weights: "torchvision" for its default weights, downloaded once and kept in torch.hub's cache; or the
+            path of a file written by torch.save or safetensors.
         network: torchvision's name of the network.
 
+    Returns: the state dict on the CPU, floating-point values as float32; and its origin, for the manifest.
+
     Raises:
-        WeightsError: the file is missing, cannot be read, or holds something else.
+        WeightsError: the file is missing, cannot be read, or does not contain a state dict.
     """
     path = _fetch(network) if weights == FROM_TORCHVISION else Path(weights)
     try:
@@ -38,7 +44,10 @@ def read_weights(weights: str, network: str) -> tuple[State, Pretrained]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         content = _read(path)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"weights {path} cannot be read: {error}") from error
+        reason = (
+            error if isinstance(error, OSError) else "not written by torch.save or safetensors, or damaged"
+        )
+        raise WeightsError(f"weights {path} cannot be read: {reason}") from error
     return _state(content, path), Pretrained(network=network, file=path.name, sha256=digest)
 
 
@@ -55,9 +64,9 @@ def _fetch(network: str) -> Path:
     return kept
 
 
-def _read(path: Path) -> Any:  # noqa: ANN401 - of whatever kind it is; `_state` looks at it
+def _read(path: Path) -> Any:  # noqa: ANN401 - `_state` checks the type
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError  # noqa: PLC0415 - only files of this kind need it
+        from safetensors import SafetensorError  # noqa: PLC0415 - needed only for this kind of file
         from safetensors.torch import load_file  # noqa: PLC0415 - as above
 
         try:
@@ -72,10 +81,12 @@ def _state(content: object, path: Path) -> State:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"weights {path} hold no state dict, but {type(content).__name__}")
+        raise WeightsError(
+            f"weights {path} contain {type(content).__name__}, not a state dict of named tensors"
+        )
     strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if strange:
-        raise WeightsError(f"weights {path} hold something else than tensors: {', '.join(strange[:5])}")
+        raise WeightsError(f"weights {path} contain values that are not tensors: {', '.join(strange[:5])}")
     return {
         _plain(str(key)): value.float() if value.is_floating_point() else value
         for key, value in content.items()

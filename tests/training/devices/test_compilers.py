@@ -23,9 +23,9 @@ def headers(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("device_type", "environ", "installed", "said"),
     [
-        ("cpu", {}, ["gcc"], r"a C\+\+ compiler, and g\+\+ is not on the PATH.*apt-get install g\+\+.*CXX"),
+        ("cpu", {}, ["gcc"], r"a C\+\+ compiler, but g\+\+ is not on the PATH.*apt-get install g\+\+.*CXX"),
         ("cpu", {"CXX": "clang++"}, ["g++"], r"clang\+\+ is not on the PATH"),
-        ("cuda", {}, ["g++"], r"a C compiler, and clang or gcc is not on the PATH.*apt-get install gcc.*CC"),
+        ("cuda", {}, ["g++"], r"a C compiler, but clang or gcc is not on the PATH.*apt-get install gcc.*CC"),
     ],
 )
 def test_a_missing_compiler_is_named_with_its_package(
@@ -82,5 +82,5 @@ def test_a_run_without_a_compiler_ends_before_the_data(tmp_path: Path) -> None:
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("lenserve-train run: training.compile=true needs a C++ compiler, and g++ is not")
+    assert line.startswith("lenserve-train run: training.compile=true needs a C++ compiler, but g++ is not")
     assert line.endswith("or set training.compile=false")

@@ -76,7 +76,7 @@ def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
     graphed = GraphedStep(step, FakeCapturer(RuntimeError("operation not permitted\nand much more")))
     for seed in range(3):
         graphed(*inputs(seed), 4)
-    message = r"cannot be recorded as a CUDA graph \(operation not permitted\).*training\.cuda_graphs=false$"
+    message = r"cannot be captured as a CUDA graph \(operation not permitted\).*training\.cuda_graphs=false$"
     with pytest.raises(GraphCaptureFailed, match=message):
         graphed(*inputs(3), 4)
 

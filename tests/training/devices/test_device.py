@@ -50,7 +50,7 @@ def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels
     """The choice is a GPU's, and the line of the run says so."""
     device = choose("cpu", kernels=kernels)
     assert device.kernels == "reproducible"
-    assert device.describe().endswith("asked for; reproducible kernels, as always on a CPU")
+    assert device.describe().endswith("asked for; reproducible kernels (always, on a CPU)")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_cuda_that_is_not_there_is_refused(asked: str) -> None:
     index = int(asked.partition(":")[2] or 0)
     if torch.cuda.device_count() > index:
         pytest.skip(f"this machine has {asked}")
-    with pytest.raises(DeviceUnavailable, match=f"device {asked} was asked for, but torch .* finds"):
+    with pytest.raises(DeviceUnavailable, match=f"device {asked} was asked for, but PyTorch .* finds"):
         choose(asked)
 
 

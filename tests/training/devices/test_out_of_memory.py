@@ -51,7 +51,7 @@ def test_a_step_too_large_for_the_machine_ends_with_one_line(tmp_path: Path) -> 
     assert "Traceback" not in ended.stderr
     line = ended.stderr.splitlines()[-1]
     assert "the machine is out of memory in training: " in line
-    assert " GiB are in use and 196.0 GiB more were asked for; " in line
+    assert " GiB are in use and 196.0 GiB more were requested; " in line
     assert "set training.batch_size lower (now 8,192), or training.precision=bfloat16" in line
 
 
@@ -59,9 +59,9 @@ def test_a_gpu_s_own_error_is_explained() -> None:
     """Torch says how much it wanted, in GiB or MiB."""
     said = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which"
     assert explained(torch.OutOfMemoryError(said)).startswith("the GPU is out of memory in training: ")
-    assert "20.0 GiB more were asked for; set training.batch_size" in explained(torch.OutOfMemoryError(said))
+    assert "20.0 GiB more were requested; set training.batch_size" in explained(torch.OutOfMemoryError(said))
     small = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB.")
-    assert " and 512 MiB more were asked for" in explained(small)
+    assert " and 512 MiB more were requested" in explained(small)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_gpu_s_own_error_is_explained() -> None:
 def test_what_cuda_s_libraries_say_is_explained_too(said: str) -> None:
     """They have no type of their own, and say no number."""
     assert explained(RuntimeError(said)).startswith("the GPU is out of memory in training: ")
-    assert "asked for" not in explained(RuntimeError(said))
+    assert "requested" not in explained(RuntimeError(said))
 
 
 def test_a_machine_s_own_error_is_explained() -> None:
@@ -86,7 +86,7 @@ def test_a_machine_s_own_error_is_explained() -> None:
     )
     full = explained(RuntimeError(said + "to allocate 107374182400 bytes. Error code 12"))
     assert full.startswith("the machine is out of memory in training: ")
-    assert " and 100.0 GiB more were asked for" in full
+    assert " and 100.0 GiB more were requested" in full
     assert explained(MemoryError()).startswith("the machine is out of memory in training: ")
 
 

@@ -155,7 +155,7 @@ def test_sigterm_ends_all_processes_after_the_same_step(tmp_path: Path) -> None:
 def test_another_number_of_processes_cannot_go_on(tmp_path: Path) -> None:
     """It would not go on bit for bit: both numbers are named."""
     torch.save({"cpu_random": torch.zeros(2, 8, dtype=torch.uint8), **DIGESTS, **REST}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match="is of a run by 2 processes, this one has 1"):
+    with pytest.raises(CheckpointError, match="belongs to a run of 2 processes, this run has 1"):
         read(tmp_path / "c.pt", processes=1, **DIGESTS)
 
 

@@ -31,7 +31,7 @@ def test_losses_that_are_no_numbers_end_the_curve() -> None:
     rates = [10 ** (-5 + step / 20) for step in range(30)]
     result = suggest_rate(rates, [2.0 - 0.05 * step for step in range(20)] + [math.nan] * 10)
     assert len(result.losses) == len(result.rates) == 20
-    with pytest.raises(Diverged, match=r"NaN or infinite after 3 steps, at a rate of 1\.3e-05"):
+    with pytest.raises(Diverged, match=r"NaN or infinite after 3 steps, at a learning rate of 1\.3e-05"):
         suggest_rate(rates, [1.0, 1.0, 1.0, math.inf])
 
 
@@ -57,5 +57,5 @@ def test_a_sweep_can_be_stopped(fake_recipe: Callable[..., Recipe], display: Dis
     dataset, _ = load(recipe.data, recipe.geometry, None)
     interrupts = Interrupts()
     interrupts.received = signal.SIGTERM
-    with pytest.raises(Interrupted, match="a sweep keeps nothing"):
+    with pytest.raises(Interrupted, match="a range test saves nothing"):
         find_rate(recipe, dataset, torch.device("cpu"), display, interrupts)

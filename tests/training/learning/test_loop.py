@@ -210,10 +210,10 @@ def test_a_checkpoint_of_another_run_is_refused(
 ) -> None:
     """Other data or another recipe cannot go on from it."""
     run(fake_recipe("training.epochs=1"))
-    with pytest.raises(CheckpointError, match="is of other recipe"):
+    with pytest.raises(CheckpointError, match="belongs to another recipe"):
         run(fake_recipe("training.epochs=2"))
     shorter = replace(dataset, validation=dataset.test)
-    with pytest.raises(CheckpointError, match="is of other data"):
+    with pytest.raises(CheckpointError, match="belongs to another data set"):
         run(fake_recipe("training.epochs=1"), shorter)
 
 

@@ -114,7 +114,7 @@ def test_training_starts_at_the_named_layer(train_from: str, frozen: set[str]) -
 def test_an_unknown_layer_names_the_nearest() -> None:
     """A misspelt layer is the recipe's fault, and the answer helps."""
     with pytest.raises(
-        RecipeError, match=r"there is no layer 'feature.12': the nearest names are features\.12"
+        RecipeError, match=r"the network has no layer 'feature.12': similar names are features\.12"
     ):
         network(train_from="feature.12")
 
@@ -167,8 +167,8 @@ class _Hostile:
     [
         (None, "cannot be read"),
         (_Hostile(), "cannot be read"),
-        ([1, 2], "hold no state dict, but list"),
-        ({"epoch": 3}, "hold something else than tensors: epoch"),
+        ([1, 2], "contain list, not a state dict"),
+        ({"epoch": 3}, "contain values that are not tensors: epoch"),
         ({"a": torch.zeros(1)}, "are missing (features.0.bias"),
     ],
 )
@@ -205,13 +205,13 @@ def test_as_it_is_the_network_gives_torchvision_s_logits(tmp_path: Path) -> None
 
 def test_as_it_is_needs_weights() -> None:
     """Without training, random weights would be published."""
-    with pytest.raises(RecipeError, match=r"network\.weights is random"):
+    with pytest.raises(RecipeError, match=r"network\.weights=random needs training"):
         build_classifier(NetworkRecipe(name="squeezenet1_1"), GEOMETRY)
 
 
 def test_a_geometry_that_is_too_small_is_the_recipe_s_fault() -> None:
     """Where nothing is left after the pooling, the message says which images are too small."""
-    with pytest.raises(RecipeError, match=r"squeezenet1_1 cannot take images of 8x8x3"):
+    with pytest.raises(RecipeError, match=r"squeezenet1_1 does not accept images of 8x8x3"):
         build(NetworkRecipe(name="squeezenet1_1"), Geometry(height=8, width=8, channels=3), 3)
 
 

@@ -92,5 +92,5 @@ def test_features_of_any_layer_pooled_or_whole() -> None:
         whole = LayerFeatures(network, "pool1", "none")(images)
         assert whole.shape == (2, 6 * 14 * 14)
         torch.testing.assert_close(LayerFeatures(network, None, "mean")(images), network(images)[1])
-    with pytest.raises(RecipeError, match=r"no layer 'pool11': the nearest names are pool1"):
+    with pytest.raises(RecipeError, match=r"no layer 'pool11': similar names are pool1"):
         LayerFeatures(network, "pool11", "mean")

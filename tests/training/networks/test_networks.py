@@ -93,9 +93,9 @@ def test_layer_sizes_and_regularisers_are_swapped() -> None:
 @pytest.mark.parametrize(
     ("recipe", "geometry", "classes", "said"),
     [
-        ({"name": "conv2", "maps": (1, 2, 3)}, DIGITS, 10, "network.maps: got 3 sizes, this network has 2"),
+        ({"name": "conv2", "maps": (1, 2, 3)}, DIGITS, 10, "network.maps has 3 sizes, but the network has 2"),
         ({"name": "lenet5", "hidden": ()}, DIGITS, 10, "network.hidden: got 0 sizes"),
-        ({"name": "pneumonia"}, X_RAYS, 3, "tells 2 classes apart, the data have 3"),
+        ({"name": "pneumonia"}, X_RAYS, 3, "is binary, but the data have 3 classes"),
         ({"name": "alexnet"}, DIGITS.model_copy(update={"width": 20}), 10, "nothing is left of 3x2 pixels"),
     ],
 )
