@@ -43,35 +43,35 @@ class Device:
         return "reproducible kernels (full FP32, deterministic algorithms)"
 
 
-def choose(asked: str, process: int = 0, kernels: Kernels | None = None) -> Device:
+def choose(requested: str, process: int = 0, kernels: Kernels | None = None) -> Device:
     """Choose a device.
 
     Args:
-        asked: "auto", "cpu", "cuda" or "cuda:N".
+        requested: "auto", "cpu", "cuda" or "cuda:N".
         process: local rank of this process; with "auto" and "cuda" each process gets its own GPU.
         kernels: which CUDA kernels to run; None: "fast". On a CPU they are always "reproducible".
 
     Raises:
-        UsageError: `asked` is invalid.
+        UsageError: `requested` is invalid.
         DeviceUnavailable: a CUDA device was requested that does not exist.
     """
-    if asked == "auto":
+    if requested == "auto":
         if torch.cuda.is_available():
             return _cuda(process % torch.cuda.device_count(), "auto: CUDA is available", kernels)
         return _cpu(
             "auto: no CUDA device" if torch.version.cuda else "auto: this build of PyTorch has no CUDA"
         )
-    if asked == "cpu":
+    if requested == "cpu":
         return _cpu("asked for")
-    if not (match := re.fullmatch(r"cuda(?::(\d+))?", asked)):
-        raise UsageError(f"invalid --device {asked!r}: use auto, cpu, cuda or cuda:N")
+    if not (match := re.fullmatch(r"cuda(?::(\d+))?", requested)):
+        raise UsageError(f"invalid --device {requested!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     # If each process sees only its own GPU, that GPU's index is 0 in every process.
     index = int(match[1]) if match[1] else process % max(1, count)
     if index >= count:
         raise DeviceUnavailable(
-            f"device {asked} was asked for, but PyTorch {torch.__version__} finds {count} CUDA devices: "
-            "use --device auto or cpu"
+            f"device {requested} was asked for, but PyTorch {torch.__version__} finds {count} CUDA "
+            "devices: use --device auto or cpu"
         )
     return _cuda(index, "asked for", kernels)
 

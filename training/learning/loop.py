@@ -214,8 +214,8 @@ class _Loop:
 
     def _stop_if_interrupted(self, interrupts: Interrupts) -> None:
         """Stop all processes after the same step, whichever received the signal."""
-        asked = self.group.sum_(torch.tensor([float(interrupts.received is not None)]))
-        if not asked.item():
+        stopped = self.group.sum_(torch.tensor([float(interrupts.received is not None)]))
+        if not stopped.item():
             return
         self.save()
         interrupts.stop(f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}")

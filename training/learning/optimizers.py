@@ -114,7 +114,7 @@ class Muon(NesterovSGD):
     """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) for convolutions; SGD for the rest.
 
     The momentum of each filter bank, as a matrix (maps, channels * height * width), is orthogonalised before
-    the update. The norm of the filter bank is kept at the square root of its maps, so that the rate is an angle.
+    the update. The norm of the filter bank is kept at the square root of its maps: the rate is an angle.
     """
 
     def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:

@@ -120,16 +120,16 @@ class SequentialBuilder:
             )
 
 
-def layer_sizes(key: str, asked: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
+def layer_sizes(key: str, given: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
     """Return the recipe's layer sizes, or the network's own.
 
     Raises:
         RecipeError: the number of sizes is not the network's number of layers.
     """
-    if asked is None:
+    if given is None:
         return default
-    if len(asked) != len(default):
+    if len(given) != len(default):
         raise RecipeError(
-            f"network.{key} has {len(asked)} sizes, but the network has {len(default)} such layers"
+            f"network.{key} has {len(given)} sizes, but the network has {len(default)} such layers"
         )
-    return asked
+    return given

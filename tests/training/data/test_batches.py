@@ -1,4 +1,4 @@
-"""Batches follow from epoch and step, and processes share them row by row."""
+"""Batches depend on epoch and step alone, and processes share their rows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +25,13 @@ def split(images: int = 50) -> Split:
 
 
 def batches(*overrides: str, group: ProcessGroup = SINGLE_PROCESS, of: Split | None = None) -> Batches:
-    """Of a recipe with batches of ten."""
+    """The batches of a recipe with batch size 10."""
     recipe = resolve("lenet5-fake", ["training.batch_size=10", *overrides])
     return Batches(recipe, of or split(), 4, torch.device("cpu"), group)
 
 
 def test_an_epoch_shows_each_image_once() -> None:
-    """Five batches of ten hold all fifty images, in another order each epoch."""
+    """Five batches of ten hold all fifty images, in a new order each epoch."""
     made = batches()
     assert made.steps == 5
     seen = torch.cat([made.take(0, step)[0] for step in range(5)])
@@ -52,7 +52,7 @@ def test_a_batch_is_the_same_whenever_it_is_taken() -> None:
 
 @pytest.mark.parametrize("mixing", [(), ("augmentation.mixup=1.0",), ("augmentation.cutmix=1.0",)])
 def test_processes_take_the_rows_of_one_batch(mixing: tuple[str, ...]) -> None:
-    """Three processes' rows, one after the other, are what one process alone would take."""
+    """The rows of three processes together are the batch of one process."""
     whole, targets = batches(*AUGMENTED, *mixing).take(1, 2)
     parts = [batches(*AUGMENTED, *mixing, group=ProcessGroup(rank, 3)).take(1, 2) for rank in range(3)]
     assert [len(images) for images, _ in parts] == [3, 3, 4]
@@ -70,7 +70,7 @@ def test_a_balanced_sampler_draws_rare_classes_more_often() -> None:
 
 @pytest.mark.parametrize("mixing", [(), ("augmentation.mixup=1.0",)])
 def test_images_on_disk_make_the_same_batches(mixing: tuple[str, ...], tmp_path: Path) -> None:
-    """Alone and as one of two processes: the order, the pixels and the targets are those of memory."""
+    """For one and for two processes, order, pixels and targets are the same as from memory."""
     whole = split()
     np.save(tmp_path / "images.npy", whole.images)
     offset = (tmp_path / "images.npy").stat().st_size - whole.images.nbytes

@@ -1,4 +1,4 @@
-"""Flaws in the data are found before the first step."""
+"""Checks of the data before training."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ LABELS = ("cat", "dog")
 
 
 def split(name: str, *shades_and_labels: tuple[int, int]) -> Split:
-    """Plain images, each of one grey."""
+    """Uniform images, each of one grey level."""
     shades = np.array([shade for shade, _ in shades_and_labels], dtype=np.uint8)
     images = np.broadcast_to(shades[:, None, None, None], (len(shades), 4, 4, 1)).copy()
     labels = np.array([label for _, label in shades_and_labels], dtype=np.int64)
@@ -21,7 +21,7 @@ def split(name: str, *shades_and_labels: tuple[int, int]) -> Split:
 
 
 def dataset(train: Split, validation: Split, test: Split) -> tuple[Dataset, SourceData]:
-    """As a source and `make_splits` would give it."""
+    """A data set, and the source it was made from."""
     return Dataset(LABELS, train, validation, test), SourceData(LABELS, train, validation, test)
 
 
@@ -30,7 +30,7 @@ TEST = split("test", (20, 0), (21, 1))
 
 
 def test_clean_data_pass_untouched() -> None:
-    """Nothing is removed and nothing is said."""
+    """No image is removed and there are no warnings."""
     data, source = dataset(split("train", (1, 0), (2, 1)), VALIDATION, TEST)
     kept, report = check(data, source, RECIPE)
     assert kept.digest() == data.digest()
@@ -38,7 +38,7 @@ def test_clean_data_pass_untouched() -> None:
 
 
 def test_leaks_leave_the_earlier_split() -> None:
-    """What test holds leaves train and validation, what validation holds leaves train; test stays whole."""
+    """Images of test leave train and validation, images of validation leave train; test stays complete."""
     train = split("train", (1, 0), (2, 1), (20, 0), (11, 1))
     validation = split("validation", (10, 0), (11, 1), (12, 0), (13, 1), (21, 1))
     data, source = dataset(train, validation, TEST)
@@ -49,7 +49,7 @@ def test_leaks_leave_the_earlier_split() -> None:
 
 
 def test_repeats_within_a_split_are_counted_and_kept() -> None:
-    """A repeated training image is no leak: it is said, and stays."""
+    """A duplicate within the training split is reported and kept."""
     data, source = dataset(split("train", (1, 0), (1, 0), (2, 1)), VALIDATION, TEST)
     kept, report = check(data, source, RECIPE)
     assert report.repeated["train"] == 1
@@ -57,7 +57,7 @@ def test_repeats_within_a_split_are_counted_and_kept() -> None:
 
 
 def test_equal_images_with_different_labels_are_named() -> None:
-    """One of two contradicting labels is wrong; a person must look."""
+    """Pairs with contradicting labels are listed for a person to check."""
     data, source = dataset(split("train", (1, 0), (1, 1), (2, 1)), VALIDATION, TEST)
     _, report = check(data, source, RECIPE)
     assert report.conflicts == ("train/0 is cat, train/1 is dog",)
@@ -87,7 +87,7 @@ def test_equal_images_with_different_labels_are_named() -> None:
     ],
 )
 def test_gaps_are_refused_with_both_numbers(train: Split, validation: Split, test: Split, said: str) -> None:
-    """A class that a split lacks, or a validation split too small to choose with, ends the run."""
+    """A missing class, or too small a validation split, is an error."""
     data, source = dataset(train, validation, test)
     with pytest.raises(DataError) as caught:
         check(data, source, RECIPE)
@@ -95,7 +95,7 @@ def test_gaps_are_refused_with_both_numbers(train: Split, validation: Split, tes
 
 
 def drawn(name: str, *seeds: int, dark: int = 0) -> Split:
-    """Soft random pictures, a little darkened, of alternating labels."""
+    """Smooth random images, slightly darkened, with alternating labels."""
     coarse = [np.random.default_rng(seed).integers(40, 256, (4, 4), dtype=np.uint8) for seed in seeds]
     images = np.stack([np.kron(c, np.ones((8, 8), np.uint8)) - np.uint8(dark) for c in coarse])[..., None]
     labels = np.arange(len(seeds)) % 2
@@ -120,7 +120,7 @@ def test_near_duplicates_across_splits_are_said_and_taken_out_where_asked(*, rem
 
 
 def test_near_duplicates_can_be_ignored() -> None:
-    """Then nobody looks for them."""
+    """With data.near_duplicates=ignore they are not searched for."""
     data, source = dataset(
         drawn("train", 1, 100), drawn("validation", 10, 11, 12, 13), drawn("test", 100, 2, dark=20)
     )

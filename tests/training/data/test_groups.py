@@ -9,14 +9,14 @@ from training.errors import DataError, RecipeError
 
 
 def test_the_group_is_found_in_the_name() -> None:
-    """The pattern's first group, the whole match without one, or the name itself without a match."""
+    """The first capturing group, else the whole match, else the name itself."""
     names = ["a/person12_virus_3.jpeg", "b/person12_bacteria_1.jpeg", "c/other.jpeg"]
     assert groups_of(names, r"person(\d+)_") == ["12", "12", "c/other.jpeg"]
     assert groups_of(names, r"person\d+") == ["person12", "person12", "c/other.jpeg"]
 
 
 def test_a_wrong_pattern_is_refused() -> None:
-    """No regular expression, or one that matches nothing."""
+    """An invalid regular expression, or one that matches nothing, is an error."""
     with pytest.raises(RecipeError, match="is not a valid regular expression"):
         groups_of(["a"], "(")
     with pytest.raises(DataError, match=r"matches none of 2 names, such as 'a\.png'"):
@@ -36,7 +36,7 @@ def test_groups_are_chosen_whole_and_in_proportion() -> None:
 
 
 def test_divide_keeps_groups_together_in_all_three_splits() -> None:
-    """No patient is in two splits, and the division follows from the seed."""
+    """No patient is in two splits, and the splits depend on the seed alone."""
     random = np.random.default_rng(0)
     patients = random.integers(0, 120, 800)
     names = tuple(f"person{patient}_{number}.png" for number, patient in enumerate(patients))

@@ -1,4 +1,4 @@
-"""Images that look the same are found, and others are not."""
+"""Near duplicates are found, and other pairs are not."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from training.data.near_duplicates import find_near_duplicates
 
 
 def pictures(count: int, side: int = 64) -> np.ndarray:
-    """Soft random colour pictures, (count, side, side, 3)."""
+    """Smooth random colour images, (count, side, side, 3)."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return np.stack(
@@ -21,14 +21,14 @@ def pictures(count: int, side: int = 64) -> np.ndarray:
 
 
 def compressed(image: np.ndarray) -> np.ndarray:
-    """Through a JPEG of low quality."""
+    """Compress as a low-quality JPEG, and decode."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=40)
     return np.asarray(Image.open(buffer))
 
 
 def test_changed_copies_are_found_among_hundreds() -> None:
-    """Compressed, brightened, and shrunk copies pair with their originals, and nothing else does."""
+    """Compressed, brightened and shrunk copies pair with their originals; no other pairs are found."""
     originals = pictures(300)
     brighter = np.clip(originals[1].astype(int) + 15, 0, 255).astype(np.uint8)
     small = Image.fromarray(originals[2]).resize((32, 32)).resize((64, 64))
@@ -37,20 +37,20 @@ def test_changed_copies_are_found_among_hundreds() -> None:
 
 
 def test_equal_images_are_no_near_duplicates() -> None:
-    """Those are found by their pixels, and reported as what they are."""
+    """Equal images are reported as duplicates instead."""
     originals = pictures(3)
     assert find_near_duplicates([originals, originals]) == []
 
 
 def test_plain_and_no_images_are_no_trouble() -> None:
-    """Images without any contrast, and none at all."""
+    """Blank images, and no images at all."""
     assert find_near_duplicates([np.zeros((0, 8, 8, 1), np.uint8)]) == []
     plain = np.stack([np.full((8, 8, 1), shade, np.uint8) for shade in (10, 200)])
     assert find_near_duplicates([plain]) == []
 
 
 def test_the_verdict_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same pixels are searched once; other pixels, or a damaged verdict, are searched again."""
+    """Results are cached by content; other pixels or a damaged cache are searched again."""
     images = np.concatenate([pictures(5), compressed(pictures(1)[0])[None]])
     assert find_near_duplicates([images], tmp_path) == [(0, 5)]
     searched = []

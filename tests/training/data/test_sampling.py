@@ -8,7 +8,7 @@ from training.data.sampling import balanced_order, epoch_order, steps_per_epoch
 
 
 def test_order_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
-    """Each image once; the same for the same seed and epoch, and another one otherwise."""
+    """A permutation, equal for equal seed and epoch, and different otherwise."""
     order = epoch_order(100, seed=3, epoch=7)
     assert sorted(order.tolist()) == list(range(100))
     assert torch.equal(order, epoch_order(100, seed=3, epoch=7))
@@ -17,7 +17,7 @@ def test_order_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
 
 
 def test_a_balanced_order_has_each_class_as_often_and_no_image_much_more() -> None:
-    """90, 9 and 1 images: each class fills a third, and goes through its images evenly."""
+    """Classes of 90, 9 and 1 images fill a third each, and repeat their images evenly."""
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     order = balanced_order(labels, seed=0, epoch=0)
     assert torch.equal(order, balanced_order(labels, seed=0, epoch=0))
@@ -30,5 +30,5 @@ def test_a_balanced_order_has_each_class_as_often_and_no_image_much_more() -> No
 
 
 def test_only_whole_batches_count_but_at_least_one() -> None:
-    """A remainder sits out, so that no batch is too small for batch norm."""
+    """The remainder is skipped, so that no batch is too small for batch norm."""
     assert [steps_per_epoch(images, 32) for images in (129, 64, 63, 5)] == [4, 2, 1, 1]

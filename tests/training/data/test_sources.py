@@ -1,4 +1,4 @@
-"""The sources that come with the package, and how they are divided."""
+"""The sources without files, and their splits."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def test_digits_are_real_scans_in_model_geometry() -> None:
 
 
 def test_the_test_split_does_not_depend_on_the_checks() -> None:
-    """What a bundle is evaluated on later is what training held out."""
+    """`load_unchecked` gives the test split that training held out."""
     recipe = resolve("lenet5-digits")
     checked, _ = load(recipe.data, recipe.geometry, None)
     assert np.array_equal(checked.test.images, load_unchecked(recipe.data, recipe.geometry, None).test.images)
 
 
 def test_fake_data_are_the_same_every_time() -> None:
-    """Made-up data follow from the recipe alone."""
+    """Fake data depend on the recipe alone."""
     recipe = DataRecipe(source="fake", fake_classes=3, fake_images_per_class=80)
     first, _ = load(recipe, DIGITS, None)
     again, _ = load(recipe, DIGITS, None)

@@ -1,4 +1,4 @@
-"""The picture of augmentation shows what training sees."""
+"""The report's augmented examples match what training sees."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from training.recipe import resolve
 
 
 def test_each_row_is_an_image_and_draws_of_it() -> None:
-    """Four classes, eight columns, the first as it is, the others different; the same every time."""
+    """Four classes, eight columns: the original and seven different draws; deterministic."""
     recipe = resolve(
         "lenet5-fake", ["augmentation.max_shift_px=3", "augmentation.erasing=0.5", "augmentation.mixup=0.4"]
     )
@@ -24,7 +24,7 @@ def test_each_row_is_an_image_and_draws_of_it() -> None:
 
 
 def test_without_augmentation_there_is_no_picture() -> None:
-    """A recipe that changes nothing draws nothing."""
+    """A recipe without augmentation gives no examples."""
     recipe = resolve("lenet5-fake")
     dataset, _ = load(recipe.data, recipe.geometry, None)
     assert augmented_examples(recipe, dataset.train) is None

@@ -18,7 +18,7 @@ def test_no_mixing_draws_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_labels_follow_the_part_of_the_pixels(kind: str) -> None:
-    """White images of class 1 with black partners of class 0: mean grey is the share of class 1."""
+    """White images of class 1 and black partners of class 0: the mean grey level is class 1's share."""
     shares = set()
     for step in range(20):
         mixture = draw_mixture(6, AugmentationRecipe(**{kind: 1.0}), seed=0, epoch=0, step=step)
@@ -35,8 +35,8 @@ def test_labels_follow_the_part_of_the_pixels(kind: str) -> None:
     assert len(shares) > 10
 
 
-def test_both_take_turns_by_a_coin() -> None:
-    """With both alphas set, either is drawn; the draw follows from seed, epoch and step."""
+def test_mixup_and_cutmix_alternate_at_random() -> None:
+    """With both alphas set each is drawn about half the time, by seed, epoch and step alone."""
     recipe = AugmentationRecipe(mixup=0.2, cutmix=1.0)
     drawn = [draw_mixture(6, recipe, seed=0, epoch=0, step=step) for step in range(30)]
     assert {mixture.kind for mixture in drawn if mixture} == {"mixup", "cutmix"}

@@ -1,4 +1,4 @@
-"""Random changes to training images: what moves, what stays, and that each image has its own draw."""
+"""The augmentation pipeline: each transform, its bounds, and separate draws for each image."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def photographs(count: int = 4, height: int = 12, width: int = 10, channels: int
 
 
 def changed(images: Tensor, *, epoch: int = 0, coins: Tensor | None = None, **settings: object) -> Tensor:
-    """Augmented by these settings with the numbers of one step."""
+    """Augment images by these settings."""
     recipe = AugmentationRecipe.model_validate(settings)
     return augment(
         images,
@@ -35,14 +35,14 @@ def changed(images: Tensor, *, epoch: int = 0, coins: Tensor | None = None, **se
     )
 
 
-def test_no_change_gives_the_very_images_back() -> None:
-    """Without settings nothing is touched."""
+def test_no_augmentation_returns_the_images_unchanged() -> None:
+    """A recipe without augmentation returns the images unchanged."""
     images = photographs()
     assert changed(images) is images
 
 
 def test_numbers_follow_from_seed_epoch_and_step_alone() -> None:
-    """The same again, others elsewhere, and no generator's state moves."""
+    """Equal for equal seed, epoch and step, different otherwise; no global generator is used."""
     before = torch.get_rng_state()
     numbers = draw_uniforms(5, seed=1, epoch=2, step=3)
     assert torch.equal(numbers, draw_uniforms(5, seed=1, epoch=2, step=3))
@@ -52,15 +52,15 @@ def test_numbers_follow_from_seed_epoch_and_step_alone() -> None:
     assert 0 <= float(numbers.min()) <= float(numbers.max()) < 1
 
 
-def test_a_later_change_s_numbers_leave_those_of_the_others_as_they_were() -> None:
-    """What runs drew before images could be blurred is drawn today."""
+def test_columns_added_later_leave_older_ones_unchanged() -> None:
+    """The columns before BLUR are those drawn before blur existed."""
     numbers = draw_uniforms(3, seed=0, epoch=1, step=2)
     before = np.random.default_rng([0, 1, 2, 1]).random((3, Column.BLUR), dtype=np.float32)
     assert np.array_equal(numbers[:, : Column.BLUR].numpy(), before)
 
 
 def test_shift_moves_each_image_by_whole_pixels_over_the_background() -> None:
-    """Every result is a window of the padded image, and the images do not all move alike."""
+    """Every result is a window of the padded image, and images shift differently."""
     images = photographs(count=30)
     moved = changed(images, max_shift_px=2)
     padded = torch.nn.functional.pad(images, (0, 0, 2, 2, 2, 2), value=BACKGROUND)
@@ -88,7 +88,7 @@ def test_reflected_edges_are_torchs_own() -> None:
 
 
 def test_alternating_flips_show_each_side_every_other_epoch() -> None:
-    """In two epochs that follow each other, every image is seen once plain and once mirrored."""
+    """In two consecutive epochs every image appears once plain and once mirrored."""
     images = photographs(count=20)
     coins = flip_coins(20, seed=0)
     assert 0 < int(coins.sum()) < 20
@@ -99,7 +99,7 @@ def test_alternating_flips_show_each_side_every_other_epoch() -> None:
 
 
 def test_random_flips_mirror_some_images() -> None:
-    """Each image is itself or its mirror image, and both happen; the same up and down."""
+    """Each image is plain or mirrored, and both occur; likewise for vertical flips."""
     images = photographs(count=40)
     for settings, axis in (({"flip": "random"}, 2), ({"vertical_flip": True}, 1)):
         results = changed(images, **settings)
@@ -110,7 +110,7 @@ def test_random_flips_mirror_some_images() -> None:
 
 
 def test_the_identity_map_samples_the_image_itself() -> None:
-    """Without a turn, zoom or crop the affine map changes nothing."""
+    """Without rotation, zoom or crop the affine map is the identity."""
     images = photographs()
     matrices = affine_matrices(
         torch.full((4, len(Column)), 0.5), AugmentationRecipe(max_zoom=0.5), images.shape
@@ -119,7 +119,7 @@ def test_the_identity_map_samples_the_image_itself() -> None:
 
 
 def test_a_quarter_turn_turns_pixels() -> None:
-    """At the end of the range of 90 degrees a square image is rotated by torch.rot90, either way."""
+    """At 90 degrees a square image is rotated as by torch.rot90, in both directions."""
     images = photographs(height=9, width=9)
     recipe = AugmentationRecipe(max_rotation_degrees=90)
     for end, turns in ((0.0, -1), (1.0, 1)):
@@ -129,7 +129,7 @@ def test_a_quarter_turn_turns_pixels() -> None:
 
 
 def test_a_turn_keeps_distances_on_images_that_are_not_square() -> None:
-    """A dot four pixels right of the middle lands four pixels above or below it."""
+    """A dot four pixels right of the centre moves to four pixels above or below it."""
     images = torch.zeros((1, 21, 41, 1), dtype=torch.uint8)
     images[0, 10, 24] = 255
     matrices = affine_matrices(
@@ -141,7 +141,7 @@ def test_a_turn_keeps_distances_on_images_that_are_not_square() -> None:
 
 
 def test_a_share_of_the_images_stays_sharp() -> None:
-    """About half are turned, the others are as they were to the bit."""
+    """About half are rotated; the others are unchanged to the bit."""
     images = photographs(count=60)
     turned = changed(images, max_rotation_degrees=30, affine_share=0.5)
     same = [torch.equal(a.float(), b) for a, b in zip(images, turned, strict=True)]
@@ -177,7 +177,7 @@ def test_brightness_multiplies() -> None:
 
 
 def test_blur_spreads_each_image_by_a_gaussian_of_its_own() -> None:
-    """A dot keeps its sum and its place; its variance is that of the draw, and small ones hardly touch it."""
+    """A dot keeps its sum and position; its variance is that of the drawn Gaussian."""
     images = torch.zeros((30, 41, 31, 3), dtype=torch.uint8)
     images[:, 20, 15] = 200
     blurred = changed(images, max_blur_px=2.0)
@@ -191,13 +191,13 @@ def test_blur_spreads_each_image_by_a_gaussian_of_its_own() -> None:
 
 
 def test_blur_keeps_an_even_image_to_its_edges() -> None:
-    """Nothing comes in from outside."""
+    """The blur does not darken the edges."""
     even = torch.full((4, 9, 7, 1), 90, dtype=torch.uint8)
     assert torch.allclose(changed(even, max_blur_px=5.0), even.float(), atol=1e-3)
 
 
 class Products(TorchDispatchMode):
-    """Keeps the types of what is multiplied, and whether TF32 was allowed then."""
+    """Records the dtypes of matrix products, and whether TF32 was allowed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Products(TorchDispatchMode):
     ids=lambda settings: next(iter(settings)),
 )
 def test_products_of_the_augmentation_are_full_fp32(settings: dict[str, object]) -> None:
-    """Where the network may use TF32 and bfloat16: the same images to the bit, and no TF32 in between."""
+    """With TF32 and bfloat16 enabled the images are the same to the bit, and TF32 stays unused."""
     images, before = photographs(count=16), torch.backends.cuda.matmul.allow_tf32
     expected = changed(images, **settings)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -241,7 +241,7 @@ def test_erasing_covers_one_rectangle_of_the_stated_area() -> None:
 
 
 def test_a_part_of_a_batch_is_changed_as_in_the_whole() -> None:
-    """Rows are independent: what another process computes for its rows is what one process would."""
+    """Rows are independent, so processes can augment their parts of a batch."""
     images = photographs(count=8)
     settings = AugmentationRecipe(
         max_shift_px=2,

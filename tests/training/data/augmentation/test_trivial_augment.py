@@ -1,4 +1,4 @@
-"""TrivialAugment's operations against what they are defined to be."""
+"""TrivialAugment's operations against their definitions."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def photographs(count: int = 6, channels: int = 3, side: int = 16) -> Tensor:
 
 
 def operate(number: int, images: Tensor, strength: float) -> Tensor:
-    """One operation on all images."""
+    """Apply one operation to all images."""
     uniforms = torch.zeros(len(images), len(Column))
     uniforms[:, Column.TRIVIAL_OPERATION] = (number + 0.5) / len(trivial_augment._OPERATIONS)
     uniforms[:, Column.TRIVIAL_STRENGTH] = (strength + 1) / 2
@@ -45,7 +45,7 @@ def test_each_operation_keeps_shape_and_range(number: int, channels: int) -> Non
 def test_tables_of_levels_are_pillows(
     name: str, reference: Callable[[Image.Image], Image.Image], levels: float
 ) -> None:
-    """Near Pillow's own, which rounds its tables to whole steps."""
+    """Close to Pillow, which rounds its tables to integers."""
     image = photographs(1, side=128)
     number = [operation.__name__ for operation in trivial_augment._OPERATIONS].index(name)
     found = operate(number, image, 0.0)[0]
@@ -56,7 +56,7 @@ def test_tables_of_levels_are_pillows(
 
 
 def test_every_operation_is_drawn_and_images_differ() -> None:
-    """A large batch is changed in many ways at once; about one in fourteen stays as it is."""
+    """A large batch gets all operations; about one image in fourteen is unchanged."""
     images = photographs(1).expand(400, -1, -1, -1)
     results = trivial_augment.trivial_augment(images, draw_uniforms(400, seed=0, epoch=0, step=0), 0)
     untouched = sum(torch.equal(a, b) for a, b in zip(images, results, strict=True))

@@ -61,12 +61,12 @@ def test_every_layout_gives_the_same_images(tmp_path: Path, layout: str) -> None
     assert source.labels[source.train.labels[3]] == "cat"
 
 
-def test_a_pickle_that_asks_for_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    """A batch whose pickle would write a file is named, and no file is written."""
+def test_a_pickle_that_runs_code_is_rejected(tmp_path: Path) -> None:
+    """A pickle that would write a file is rejected, and no file is written."""
     write(tmp_path, "py")
 
     class Malicious:
-        """Would run a command when it is unpickled."""
+        """Runs a command when unpickled."""
 
         def __reduce__(self) -> tuple[object, ...]:
             return exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
@@ -92,7 +92,7 @@ def test_a_pickle_that_asks_for_code_is_refused_and_not_run(tmp_path: Path) -> N
     ],
 )
 def test_damaged_batches_are_named(tmp_path: Path, layout: str, name: str, content: bytes, said: str) -> None:
-    """The file and what is wrong with it."""
+    """The message names the file and its defect."""
     write(tmp_path, layout)
     (tmp_path / f"cifar-10-batches-{layout}" / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -101,14 +101,14 @@ def test_damaged_batches_are_named(tmp_path: Path, layout: str, name: str, conte
     assert name in str(caught.value)
 
 
-def test_missing_files_are_named_with_the_way_out(tmp_path: Path) -> None:
-    """All three layouts, and the option that fetches."""
+def test_missing_files_are_named_with_what_to_do(tmp_path: Path) -> None:
+    """The message names all three layouts, and the download option."""
     with pytest.raises(DataError, match=r"no cifar10\.npz, cifar-10-batches-bin.*data\.download=true"):
         cifar10.load(OBJECTS, tmp_path, RECIPE)
 
 
 def test_cifar10_loads_through_the_checks(tmp_path: Path) -> None:
-    """As a recipe uses it."""
+    """Loading through `load`, as a recipe does."""
     write(tmp_path, "bin")
     recipe = DataRecipe(source="cifar10", min_validation_images_per_class=1)
     dataset, report = load(recipe, OBJECTS, tmp_path)

@@ -1,4 +1,4 @@
-"""Class folders on disk, in every layout and with every flaw that real ones have."""
+"""Class directories in every layout, and with the defects of real data."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def write_images(folder: Path, count: int, seed: int) -> None:
 
 
 def test_three_splits_are_taken_as_they_are(tmp_path: Path) -> None:
-    """train, val and test stay what they are, and labels are the sorted folder names."""
+    """train, val and test keep their images; the labels are the sorted directory names."""
     for seed, (split, count) in enumerate((("train", 12), ("val", 10), ("test", 4))):
         write_images(tmp_path / split / "cat", count, seed)
         write_images(tmp_path / split / "ant", count, seed + 10)
@@ -40,7 +40,7 @@ def test_three_splits_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def test_plain_class_folders_are_split_by_the_seed(tmp_path: Path) -> None:
-    """Class folders alone are divided in proportion: the same for the same seed, otherwise for another."""
+    """Class directories are split in proportion, by the seed alone."""
     write_images(tmp_path / "a", 100, 1)
     write_images(tmp_path / "b", 80, 2)
     recipe = DataRecipe(source="folder")
@@ -58,7 +58,7 @@ def test_plain_class_folders_are_split_by_the_seed(tmp_path: Path) -> None:
 def test_val_is_the_test_split_only_where_there_is_no_test(
     tmp_path: Path, folders: tuple[str, ...], test_names: str
 ) -> None:
-    """With data.val_is_test every layout is taken, and none of its folders is left out."""
+    """data.val_is_test works with every layout, and uses every directory."""
     for seed, split in enumerate(folders):
         write_images(tmp_path / split / "ant", 80, seed)
         write_images(tmp_path / split / "bee", 80, seed + 10)
@@ -68,7 +68,7 @@ def test_val_is_the_test_split_only_where_there_is_no_test(
 
 
 def test_undecodable_files_are_left_out_by_name(tmp_path: Path) -> None:
-    """A truncated JPEG, an empty file and a text that claims to be PNG are named; other files are counted."""
+    """A truncated JPEG, an empty file and a text named .png are listed; other files are counted."""
     write_images(tmp_path / "a", 100, 1)
     write_images(tmp_path / "b", 100, 2)
     whole = (tmp_path / "a" / "000.jpg").read_bytes()
@@ -88,7 +88,7 @@ def test_undecodable_files_are_left_out_by_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_shape_is_refused(tmp_path: Path) -> None:
-    """No folder, one class, or test without train: each says what is missing."""
+    """A missing directory, a single class, and test without train: the message says what is missing."""
     with pytest.raises(DataError, match="is not a directory"):
         folder.load(GEOMETRY, tmp_path / "nowhere")
     write_images(tmp_path / "one" / "a", 3, 1)
@@ -100,7 +100,7 @@ def test_a_folder_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path) -> None:
-    """A class without images cannot be learnt, and the message names it."""
+    """A class without images is an error that names it."""
     write_images(tmp_path / "a", 30, 1)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="nothing"):
@@ -108,7 +108,7 @@ def test_an_empty_class_folder_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_class_only_in_test_is_refused_by_name(tmp_path: Path) -> None:
-    """What was never seen in training cannot be told: the class and the split are named."""
+    """A class that occurs only in test is an error that names class and split."""
     for seed, split in enumerate(("train", "val", "test")):
         write_images(tmp_path / split / "ant", 12, seed)
         write_images(tmp_path / split / "cat", 12, seed + 10)
@@ -120,7 +120,7 @@ def test_a_class_only_in_test_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_repeats_across_folders_leave_training(tmp_path: Path) -> None:
-    """The same file in train and test: the copy in train is named and left out."""
+    """A file in train and test is removed from train, and named."""
     for seed, split in enumerate(("train", "val", "test")):
         write_images(tmp_path / split / "ant", 12, seed)
         write_images(tmp_path / split / "cat", 12, seed + 10)
@@ -132,7 +132,7 @@ def test_repeats_across_folders_leave_training(tmp_path: Path) -> None:
 
 
 def test_unusual_images_are_used_as_the_server_would(tmp_path: Path) -> None:
-    """One pixel, 16 bits of grey, CMYK: each decodes to the geometry, with the right colours."""
+    """A single pixel, 16-bit grey and CMYK decode to the geometry with the right colours."""
     for name, seed in (("a", 1), ("b", 2)):
         write_images(tmp_path / name, 100, seed)
     Image.new("RGB", (1, 1), (200, 10, 10)).save(tmp_path / "a" / "pixel.png")

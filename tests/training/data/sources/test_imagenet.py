@@ -1,4 +1,4 @@
-"""ImageNet's pictures: known by their synset, in file or folder names, and good for judging only."""
+"""ImageNet images: labelled by the synset in file or directory names, for evaluation only."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def picture(path: Path, colour: tuple[int, int, int]) -> None:
 
 
 def test_synsets_and_categories_are_in_the_same_order() -> None:
-    """1,000 each, distinct, synsets sorted; a few that everybody knows."""
+    """1,000 distinct names each, synsets sorted; spot checks of well-known classes."""
     assert list(synsets()) == sorted(set(synsets()))
     assert len(set(categories())) == len(categories()) == len(synsets()) == 1000
     known = dict(zip(synsets(), categories(), strict=True))
@@ -35,7 +35,7 @@ def test_synsets_and_categories_are_in_the_same_order() -> None:
 
 
 def test_pictures_are_known_by_file_or_folder(tmp_path: Path) -> None:
-    """Both layouts in one folder, all of them the test split; what has no synset is counted and left."""
+    """Both layouts form the test split; files without a synset are counted and ignored."""
     picture(tmp_path / "n01443537_goldfish.PNG", (255, 0, 0))
     picture(tmp_path / "val" / "n01440764" / "one.png", (0, 255, 0))
     picture(tmp_path / "n99999999_unknown.png", (0, 0, 255))
@@ -50,7 +50,7 @@ def test_pictures_are_known_by_file_or_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_synsets_is_refused(tmp_path: Path) -> None:
-    """The message shows what a name looks like."""
+    """The message gives an example of a name."""
     picture(tmp_path / "goldfish.png", (1, 2, 3))
     with pytest.raises(DataError, match=r"such as n01443537_goldfish\.JPEG"):
         imagenet.load(GEOMETRY, tmp_path)

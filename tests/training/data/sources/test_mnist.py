@@ -1,4 +1,4 @@
-"""MNIST's files in their true format, whole and damaged."""
+"""MNIST's IDX files, intact and damaged."""
 
 import gzip
 import struct
@@ -17,12 +17,12 @@ DIGITS = Geometry(height=28, width=28, channels=1, background=0)
 
 
 def idx(array: np.ndarray) -> bytes:
-    """An array of unsigned bytes as an idx file."""
+    """Encode an array of unsigned bytes as an IDX file."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def write_mnist(root: Path, *, packed: bool, per_class: int = 30) -> None:
-    """A tiny MNIST: random images, each class as often."""
+    """Write a tiny MNIST of random images with balanced classes."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def write_mnist(root: Path, *, packed: bool, per_class: int = 30) -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_files_are_read_packed_or_plain(tmp_path: Path, *, packed: bool) -> None:
-    """The published layout loads from a read-only folder, gzipped or not, and nothing is written there."""
+    """The published layout loads from a read-only directory, gzipped or not."""
     write_mnist(tmp_path, packed=packed)
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / "MNIST" / "raw").chmod(0o555)
@@ -49,7 +49,7 @@ def test_files_are_read_packed_or_plain(tmp_path: Path, *, packed: bool) -> None
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    """Every file that was looked for is named, with the way out."""
+    """The message names every missing file and what to do."""
     with pytest.raises(DataError) as caught:
         mnist.load(DIGITS, tmp_path, download=False)
     said = str(caught.value)
@@ -60,7 +60,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_download_with_files_in_place_contacts_nobody(tmp_path: Path) -> None:
-    """data.download leaves files alone that are already there."""
+    """data.download does not replace existing files."""
     write_mnist(tmp_path, packed=True)
     assert len(mnist.load(DIGITS, tmp_path, download=True).train) == 300
 
@@ -74,7 +74,7 @@ def test_download_with_files_in_place_contacts_nobody(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_idx_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
-    """A file of another kind or length is refused with both numbers."""
+    """A file of another type or length is an error with both numbers."""
     path = tmp_path / "labels"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -83,7 +83,7 @@ def test_damaged_idx_is_refused(tmp_path: Path, content: bytes, said: str) -> No
 
 
 def test_truncated_gzip_is_refused_by_name(tmp_path: Path) -> None:
-    """Half a download is a DataError, not a traceback."""
+    """A partial download is a DataError, not a traceback."""
     path = tmp_path / "images.gz"
     path.write_bytes(gzip.compress(bytes(1000))[:-4])
     with pytest.raises(DataError, match=r"images\.gz cannot be read"):
@@ -92,7 +92,7 @@ def test_truncated_gzip_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_real_mnist_has_its_published_counts(data_root: Path) -> None:
-    """60,000 and 10,000 images; the test split is left whole by the checks."""
+    """60,000 and 10,000 images; the checks leave the test split complete."""
     recipe = resolve("lenet5-mnist")
     dataset, report = load(recipe.data, recipe.geometry, data_root)
     assert len(dataset.train) + len(dataset.validation) + sum(map(len, report.removed.values())) == 60_000
@@ -101,7 +101,7 @@ def test_real_mnist_has_its_published_counts(data_root: Path) -> None:
 
 
 def test_fashion_mnist_is_found_in_both_layouts(tmp_path: Path) -> None:
-    """Torchvision's folder and Debian's flat one hold the same four files; labels are clothes."""
+    """Torchvision's directory and Debian's flat one hold the same four files."""
     write_mnist(tmp_path, packed=True)
     (tmp_path / "MNIST").rename(tmp_path / "FashionMNIST")
     nested = mnist.load_fashion(DIGITS, tmp_path, download=False)

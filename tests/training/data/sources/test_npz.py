@@ -1,4 +1,4 @@
-"""Arrays in MedMNIST's layout, whole and wrong."""
+"""Arrays in MedMNIST's layout, valid and invalid."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def arrays(**changed: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_three_splits_are_taken_as_they_are(tmp_path: Path) -> None:
-    """The only .npz in the folder is found; classes are named by the recipe or by number."""
+    """The only .npz of the directory is found; classes are named by the recipe or by number."""
     np.savez(tmp_path / "some.npz", **arrays())
     dataset, _ = load(RECIPE, GREY, tmp_path)
     assert [len(part) for part in dataset.parts().values()] == [40, 24, 10]
@@ -63,7 +63,7 @@ def test_images_of_another_size_are_brought_into_geometry(tmp_path: Path) -> Non
 def test_wrong_arrays_are_refused_with_both_numbers(
     tmp_path: Path, changed: dict[str, np.ndarray], said: str
 ) -> None:
-    """Shape and type are named; pickled objects are never loaded."""
+    """The message names shape and type; pickled objects are never loaded."""
     np.savez(tmp_path / "some.npz", **arrays(**changed))
     with pytest.raises(DataError) as caught:
         npz.load(GREY, tmp_path, RECIPE)
@@ -71,7 +71,7 @@ def test_wrong_arrays_are_refused_with_both_numbers(
 
 
 def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
-    """None, two, or a name that is not there: each says what to do."""
+    """No file, two files, or a missing one: the message says what to do."""
     with pytest.raises(DataError, match=r"has 0 \.npz files \(none\): choose one with --set data\.file=NAME"):
         npz.load(GREY, tmp_path, RECIPE)
     np.savez(tmp_path / "a.npz", **arrays())
@@ -89,7 +89,7 @@ def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
 
 
 def test_too_few_names_are_refused(tmp_path: Path) -> None:
-    """Both numbers."""
+    """The message names both numbers."""
     np.savez(tmp_path / "a.npz", **arrays())
     with pytest.raises(DataError, match=r"has label 1, but data\.labels names only 1 classes"):
         npz.load(GREY, tmp_path, RECIPE.model_copy(update={"labels": ("normal",)}))

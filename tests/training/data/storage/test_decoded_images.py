@@ -1,4 +1,4 @@
-"""DecodeOptions once: what the cache gives is what the files give, and it never outlives their content."""
+"""Decoded images: the cache returns what decoding returns, and is invalidated with the files' content."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ GEOMETRY = Geometry(height=8, width=9, channels=3)
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Three pictures of noise, and a file that is none between them."""
+    """Three noise images, and a text file among them."""
     random = np.random.default_rng(0)
     paths = [tmp_path / name for name in ("a.png", "b.png", "broken.png", "c.png")]
     for path in paths:
@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_the_cache_gives_what_decoding_gives(files: list[Path], tmp_path: Path) -> None:
-    """Fresh, written and read again: the same pixels and the same complaints; the second time from disk."""
+    """Decoded, cached and read again: the same pixels and errors."""
     plain, reasons = decode_files(files, GEOMETRY)
     assert plain.shape == (4, 8, 9, 3)
     assert list(reasons) == [2]
@@ -50,7 +50,7 @@ def test_the_cache_gives_what_decoding_gives(files: list[Path], tmp_path: Path) 
 def test_another_content_geometry_or_order_is_decoded_anew(
     change: str, *, streamed: bool, files: list[Path], tmp_path: Path
 ) -> None:
-    """Nothing stale and nothing broken comes out of the cache."""
+    """Stale or damaged cache entries are not used."""
     cache, geometry = tmp_path / "cache", GEOMETRY
     decode_files(files, geometry, cache, streamed=streamed)
     if change == "content":
@@ -71,7 +71,7 @@ def test_another_content_geometry_or_order_is_decoded_anew(
 def test_what_is_mapped_can_be_written_to_without_changing_the_cache(
     files: list[Path], tmp_path: Path
 ) -> None:
-    """Torch takes only arrays that it could write to; the file stays as it is."""
+    """Torch needs writable arrays; writing does not change the file."""
     for _ in range(2):
         images, _reasons = decode_files(files, GEOMETRY, tmp_path / "cache")
         before = images[0].copy()
@@ -80,7 +80,7 @@ def test_what_is_mapped_can_be_written_to_without_changing_the_cache(
 
 
 def test_what_is_streamed_is_read_and_not_mapped(files: list[Path], tmp_path: Path) -> None:
-    """The same pixels and complaints as in memory, from the same cache, by images that are no array."""
+    """Streamed images have the same pixels and errors as those in memory, from the same cache."""
     plain, reasons = decode_files(files, GEOMETRY)
     for _ in range(2):
         stored, complaints = decode_files(files, GEOMETRY, tmp_path, streamed=True)
@@ -92,8 +92,8 @@ def test_what_is_streamed_is_read_and_not_mapped(files: list[Path], tmp_path: Pa
     assert len(list(tmp_path.glob("*.npy"))) == 1
 
 
-def test_too_little_room_is_told_with_both_numbers(files: list[Path], tmp_path: Path) -> None:
-    """Without a cache, or on a disk with less room than they need, what is streamed is refused at once."""
+def test_too_little_space_is_an_error_with_both_numbers(files: list[Path], tmp_path: Path) -> None:
+    """Streaming without a cache, or to a disk with too little space, fails at once."""
     with pytest.raises(DataError, match=r"4 decoded images need 0\.00 GiB, more than the memory limit"):
         decode_files(files, GEOMETRY, streamed=True)
     large = Geometry(height=4096, width=4096, channels=3)
@@ -108,7 +108,7 @@ def test_too_little_room_is_told_with_both_numbers(files: list[Path], tmp_path: 
 
 
 def test_a_disk_that_runs_full_is_no_undecodable_file(files: list[Path], tmp_path: Path) -> None:
-    """A write that fails ends the decoding with its reason, and leaves nothing that looks whole."""
+    """A failed write ends decoding with its reason, and leaves no incomplete cache."""
     program = f"""
 import resource, signal
 from pathlib import Path
@@ -125,7 +125,7 @@ decode_files([Path({str(files[0])!r})] * 9, Geometry(height=8, width=9, channels
 
 
 def test_decoding_that_is_killed_leaves_nothing_that_looks_whole(files: list[Path], tmp_path: Path) -> None:
-    """Killed in the middle of many files; the next one clears its remains away, decodes all, and is right."""
+    """After a kill the next process removes the temporary file and decodes all files."""
     cache = tmp_path / "cache"
     paths = files[:2] * 20_000
     program = f"""
@@ -149,8 +149,8 @@ decode_files(paths, Geometry(height=8, width=9, channels=3), Path({str(cache)!r}
     np.testing.assert_array_equal(again[98:], stored[:2])
 
 
-def test_a_watcher_is_told_and_may_end_the_work(files: list[Path], tmp_path: Path) -> None:
-    """Told of 200 files four times; what it raises comes through, nothing half done is left, none goes on."""
+def test_progress_is_reported_and_may_end_decoding(files: list[Path], tmp_path: Path) -> None:
+    """The callback is called four times for 200 files; an exception from it ends decoding cleanly."""
     paths, told = files[:2] * 100, []
     decode_files(paths, GEOMETRY, on_progress=lambda *progress: told.append(progress))
     assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]
@@ -163,8 +163,8 @@ def test_a_watcher_is_told_and_may_end_the_work(files: list[Path], tmp_path: Pat
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-def test_those_who_decode_at_once_decode_once(files: list[Path], tmp_path: Path) -> None:
-    """Processes of one run want the same images at the same time: all get them, one writes them."""
+def test_concurrent_processes_decode_once(files: list[Path], tmp_path: Path) -> None:
+    """Of several processes that decode the same files, one writes the cache and all read it."""
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: decode_files(files, GEOMETRY, tmp_path, streamed=True), range(4)))
     (written,) = tmp_path.glob("decoded-*.npy")

@@ -1,4 +1,4 @@
-"""Wherever images lie, what is asked for is the same."""
+"""Images on the device, in memory and on disk are indexed alike."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def on_disk(folder: Path) -> DiskImages:
 def test_images_come_to_the_device_from_where_they_lie(
     place: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a slice and by indices; those that are too many for the device stay in memory or on disk."""
+    """By slice and by indices; images too large for the device stay in memory or on disk."""
     if place == "memory":
         monkeypatch.setattr("training.data.storage.device_images._SHARE", 0.0)
     images: Images = on_disk(tmp_path) if place == "disk" else PIXELS

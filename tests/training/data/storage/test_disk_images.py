@@ -1,4 +1,4 @@
-"""Images on disk stand where an array would."""
+"""Images on disk behave like an array."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (300, 40, 50, 3), dtype=np.ui
 
 @pytest.fixture
 def stored(tmp_path: Path) -> DiskImages:
-    """Three hundred images of noise, behind a hundred bytes of something else."""
+    """Three hundred noise images, after a hundred other bytes."""
     path = tmp_path / "images"
     path.write_bytes(bytes(OFFSET) + PIXELS.tobytes())
     return DiskImages(path, OFFSET, PIXELS.shape)
 
 
 def test_it_is_indexed_as_an_array_is(stored: DiskImages) -> None:
-    """One, a slice, one twice, all in any order by several threads, none: arrays that may be written to."""
+    """Indexing by number, slice and indices, with repeats and with none, gives writable arrays."""
     order = np.random.default_rng(1).permutation(300)
     for index in (0, -1, np.int64(7), slice(2, 9, 3), slice(0), [3, 3, 0], order, np.array([], np.intp)):
         found = stored[index]  # type: ignore[index]
@@ -33,7 +33,7 @@ def test_it_is_indexed_as_an_array_is(stored: DiskImages) -> None:
 
 
 def test_a_part_is_taken_without_reading(stored: DiskImages) -> None:
-    """Taken twice it is still the images at those places, in that order, though no file was touched."""
+    """Repeated selection keeps the right images in order, without reading the file."""
     order = np.random.default_rng(1).permutation(300)
     taken = take(take(stored, order), slice(10, 20))
     assert isinstance(taken, DiskImages)
@@ -43,7 +43,7 @@ def test_a_part_is_taken_without_reading(stored: DiskImages) -> None:
 
 
 def test_parts_and_digests_are_those_of_an_array(stored: DiskImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few at a time, all of them, each once: of an array, of the disk, and of both after each other."""
+    """Chunks cover all images once; array and disk give the same digest."""
     monkeypatch.setattr("training.data.storage.disk_images._CHUNK_BYTES", 7 * PIXELS[0].nbytes)
     sizes = [len(part) for part in chunks(stored)]
     assert (len(sizes), set(sizes[:-1]), sizes[-1]) == (43, {7}, 6)
@@ -53,7 +53,7 @@ def test_parts_and_digests_are_those_of_an_array(stored: DiskImages, monkeypatch
 
 
 def test_a_file_that_is_gone_or_cut_off_is_named(stored: DiskImages, tmp_path: Path) -> None:
-    """The message says which file, and where it ends."""
+    """The message names the file, and where it ends."""
     path = tmp_path / "images"
     with path.open("r+b") as file:
         file.truncate(OFFSET + PIXELS[:200].nbytes - 1)
