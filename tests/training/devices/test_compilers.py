@@ -1,4 +1,4 @@
-"""torch.compile without a compiler is one sentence before anything is loaded."""
+"""A missing compiler for torch.compile is reported before anything is loaded."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from training.recipe import resolve
 
 @pytest.fixture
 def headers(tmp_path: Path) -> Path:
-    """A folder with Python's header."""
+    """A directory with Python.h."""
     (tmp_path / "Python.h").touch()
     return tmp_path
 
@@ -31,7 +31,7 @@ def headers(tmp_path: Path) -> Path:
 def test_a_missing_compiler_is_named_with_its_package(
     device_type: str, environ: dict[str, str], installed: list[str], said: str, headers: Path
 ) -> None:
-    """C++ for a CPU, C for a GPU; the environment's choice counts."""
+    """C++ for a CPU, C for a GPU, or the compiler that CXX or CC names."""
     missing = find_missing(device_type, environ, lambda name: name if name in installed else None, headers)
     assert missing is not None
     assert re.search(said, missing)
@@ -42,7 +42,7 @@ def test_a_missing_compiler_is_named_with_its_package(
     [("cpu", {}, "g++"), ("cpu", {"CXX": "clang++"}, "clang++"), ("cuda", {}, "gcc"), ("cuda", {}, "clang")],
 )
 def test_nothing_is_missing(device_type: str, environ: dict[str, str], installed: str, headers: Path) -> None:
-    """One compiler is enough; Python's headers are needed too."""
+    """Any one compiler is enough; Python's headers are needed too."""
 
     def which(name: str) -> str | None:
         return name if name == installed else None
@@ -54,13 +54,13 @@ def test_nothing_is_missing(device_type: str, environ: dict[str, str], installed
 
 
 def test_a_recipe_that_compiles_nothing_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without any."""
+    """Recipes without training.compile run on machines without a compiler."""
     monkeypatch.setenv("PATH", "")
     check_compiler(resolve("lenet5-fake"), torch.device("cpu"))
 
 
 def test_a_run_without_a_compiler_ends_before_the_data(tmp_path: Path) -> None:
-    """One line with what to install, and exit code 1."""
+    """One line says what to install; the exit code is 1."""
     environment = {**os.environ, "PATH": str(tmp_path)}
     environment.pop("CXX", None)
     ended = subprocess.run(

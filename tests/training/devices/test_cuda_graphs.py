@@ -1,4 +1,4 @@
-"""A recorded step gives what plain steps give; what cannot be recorded goes on as before."""
+"""A captured step gives the same results as plain steps; a failed capture says what to set."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from training.errors import GraphCaptureFailed
 
 
 class FakeCapturer:
-    """A capturer for the CPU: what it recorded runs again on the same tensors."""
+    """A capturer for the CPU, whose replay runs the work again on the same tensors."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -23,7 +23,7 @@ class FakeCapturer:
         return work()
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """Run nothing yet, as CUDA would."""
+        """Run nothing until the replay, as CUDA does."""
         if self.error is not None:
             raise self.error
         result = torch.zeros(())
@@ -36,7 +36,7 @@ class FakeCapturer:
 
 
 def step(images: Tensor, targets: Tensor, batch: int) -> Tensor:
-    """Something that depends on all of them."""
+    """A result that depends on all arguments."""
     return (images.float().sum() + targets.sum()) / batch
 
 
@@ -47,7 +47,7 @@ def inputs(seed: int, count: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def test_every_step_is_taken_on_its_own_images() -> None:
-    """Three plain ones, then replays: each gives what the step itself gives, and an earlier loss stays."""
+    """Warm-up steps, then replays: each gives the step's own result, and leaves earlier losses."""
     capturer = FakeCapturer()
     graphed = GraphedStep(step, capturer)
     given = [graphed(*inputs(seed), 4) for seed in range(8)]
@@ -57,7 +57,7 @@ def test_every_step_is_taken_on_its_own_images() -> None:
 
 @pytest.mark.parametrize("other", ["count", "dtype", "batch"])
 def test_another_shape_is_not_replayed(other: str) -> None:
-    """A step on other images than were recorded is a plain one; the next that fits is replayed again."""
+    """A batch of another shape runs as a plain step; the next one of the captured shape is replayed."""
     capturer = FakeCapturer()
     graphed = GraphedStep(step, capturer)
     for seed in range(5):
@@ -71,8 +71,8 @@ def test_another_shape_is_not_replayed(other: str) -> None:
     assert capturer.replayed == 3
 
 
-def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
-    """One sentence with the first line of the reason, and the setting with which a resumed run goes on."""
+def test_a_failed_capture_says_what_to_set() -> None:
+    """The message has the first line of the reason, and the setting to resume with."""
     graphed = GraphedStep(step, FakeCapturer(RuntimeError("operation not permitted\nand much more")))
     for seed in range(3):
         graphed(*inputs(seed), 4)
@@ -81,8 +81,8 @@ def test_a_step_that_cannot_be_recorded_ends_the_run_with_what_to_set() -> None:
         graphed(*inputs(3), 4)
 
 
-def test_full_memory_is_told_as_such() -> None:
-    """It has a sentence of its own."""
+def test_out_of_memory_is_not_a_failed_capture() -> None:
+    """The exception passes through unchanged."""
     graphed = GraphedStep(step, FakeCapturer(torch.OutOfMemoryError("CUDA out of memory")))
     for seed in range(3):
         graphed(*inputs(seed), 4)

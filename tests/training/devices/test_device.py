@@ -1,4 +1,4 @@
-"""A device is chosen aloud and never replaced in silence."""
+"""The choice of a device is reported, and a missing one is never replaced."""
 
 import ctypes
 import subprocess
@@ -38,7 +38,7 @@ print(sum(bool(each.isnan().all()) for each in kept))
 
 
 def test_auto_says_what_it_chose_and_why() -> None:
-    """The reason is there, and so is the machine's name."""
+    """The description has the reason and the machine's name."""
     device = choose("auto")
     assert device.torch_device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device.reason.startswith("auto: ")
@@ -47,7 +47,7 @@ def test_auto_says_what_it_chose_and_why() -> None:
 
 @pytest.mark.parametrize("kernels", [None, "fast", "reproducible"])
 def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels | None) -> None:
-    """The choice is a GPU's, and the line of the run says so."""
+    """--kernels has no effect on a CPU, and the description says so."""
     device = choose("cpu", kernels=kernels)
     assert device.kernels == "reproducible"
     assert device.describe().endswith("asked for; reproducible kernels (always, on a CPU)")
@@ -61,14 +61,14 @@ def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels
     ],
 )
 def test_a_gpu_s_line_says_which_kernels_it_runs(kernels: Kernels, said: str) -> None:
-    """Beside the device, its name and the reason."""
+    """The description has the device, its name, the reason and the kernels."""
     device = Device(torch.device("cuda", 1), "NVIDIA H100", "asked for", kernels)
     assert device.describe() == f"device: cuda:1 (NVIDIA H100), asked for; {said}"
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:0", "cuda:7"])
 def test_cuda_that_is_not_there_is_refused(asked: str) -> None:
-    """Never a quiet fall back to the CPU: the message says how many devices there are."""
+    """There is no fallback to the CPU: the message says how many devices there are."""
     index = int(asked.partition(":")[2] or 0)
     if torch.cuda.device_count() > index:
         pytest.skip(f"this machine has {asked}")
@@ -78,19 +78,19 @@ def test_cuda_that_is_not_there_is_refused(asked: str) -> None:
 
 @pytest.mark.parametrize("asked", ["gpu", "cuda:", "cuda:-1", "", "CPU"])
 def test_other_words_are_wrong_usage(asked: str) -> None:
-    """A misspelt device is the command line's fault."""
+    """A misspelt device is a UsageError."""
     with pytest.raises(UsageError, match=": use auto, cpu, cuda or cuda:N"):
         choose(asked)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="mallopt is glibc's")
 def test_memory_is_kept_between_steps() -> None:
-    """64 MiB that are freed and asked for again are the same pages: few of 16,384 are cleared anew."""
+    """64 MiB, freed and allocated again, are the same pages: few of 16,384 page faults occur."""
     ended = subprocess.run([sys.executable, "-c", AGAIN], check=True, capture_output=True, text=True)
     assert int(ended.stdout) < 1000
 
 
 def test_new_tensors_are_not_filled_before_they_are_written() -> None:
-    """Deterministic mode would fill each with NaN, which no step ever reads."""
+    """PyTorch's deterministic mode would fill each with NaN."""
     ended = subprocess.run([sys.executable, "-c", FILLED], check=True, capture_output=True, text=True)
     assert int(ended.stdout) == 0

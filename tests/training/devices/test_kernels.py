@@ -1,4 +1,4 @@
-"""Fast kernels are fast, reproducible ones are deterministic, and what has no such form is reported once."""
+"""Fast and reproducible kernels; operations without a deterministic form are reported once."""
 
 import os
 import warnings
@@ -15,7 +15,7 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @pytest.fixture(autouse=True)
 def flags(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As they were, after each test."""
+    """Restore torch's flags after each test."""
     monkeypatch.setenv(WORKSPACE, "")
     monkeypatch.delenv(WORKSPACE)
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -28,7 +28,7 @@ def flags(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def position() -> dict[str, object]:
-    """All that the two positions set."""
+    """All flags that `use_kernels` sets."""
     return {
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -40,7 +40,7 @@ def position() -> dict[str, object]:
 
 
 def test_fast_kernels_are_measured_and_may_use_tf32() -> None:
-    """Nothing asks for determinism, so nothing pays for it."""
+    """Benchmarking and TF32 are on, determinism is off."""
     use_kernels("fast", CUDA)
     assert position() == {
         "deterministic": False,
@@ -67,7 +67,7 @@ def test_reproducible_kernels_are_deterministic_in_full_precision() -> None:
 
 
 def test_a_workspace_of_the_users_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smaller of the two deterministic ones is as good."""
+    """A workspace set by the user is kept."""
     monkeypatch.setenv(WORKSPACE, ":16:8")
     use_kernels("reproducible", CUDA)
     assert os.environ[WORKSPACE] == ":16:8"
@@ -75,7 +75,7 @@ def test_a_workspace_of_the_users_own_stays(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("kernels", ["fast", "reproducible"])
 def test_a_cpu_is_always_deterministic(kernels: str) -> None:
-    """Whatever is asked for, and an operation that is not deterministic is an error and no warning."""
+    """For either choice; a nondeterministic operation is an error, not a warning."""
     use_kernels(kernels, CPU)
     assert position() == {
         "deterministic": True,
@@ -90,7 +90,7 @@ def test_a_cpu_is_always_deterministic(kernels: str) -> None:
 
 @pytest.mark.parametrize("kernels", ["fast", "reproducible"])
 def test_torch_can_read_its_flags_by_either_name(kernels: str) -> None:
-    """torch.compile reads the older names and the newer ones: neither raises, and they agree."""
+    """torch.compile reads older and newer names of the flags: neither raises, and they agree."""
     use_kernels(kernels, CUDA)
     fast = kernels == "fast"
     assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == fast
@@ -99,7 +99,7 @@ def test_torch_can_read_its_flags_by_either_name(kernels: str) -> None:
 
 
 def test_full_precision_turns_tf32_and_autocast_off_and_then_on_again() -> None:
-    """Also where an error ends it."""
+    """The flags are also restored after an error."""
     use_kernels("fast", CUDA)
     with torch.autocast("cpu", torch.bfloat16):
         with full_precision(CPU):
@@ -112,7 +112,7 @@ def test_full_precision_turns_tf32_and_autocast_off_and_then_on_again() -> None:
 
 
 def test_an_operation_without_a_deterministic_form_is_reported_once() -> None:
-    """`put_` has none, not even on a CPU; other warnings go where they would have gone."""
+    """`put_` has none, not even on a CPU; other warnings pass through."""
     use_kernels("reproducible", CUDA)
     reported: list[str] = []
     values, index = torch.zeros(3), torch.tensor([0, 1])
@@ -138,7 +138,7 @@ def test_an_operation_without_a_deterministic_form_is_reported_once() -> None:
     ],
 )
 def test_other_words_of_torch_name_the_operation_too(said: str, named: str) -> None:
-    """As torch writes them of attention and of cuBLAS."""
+    """The warnings of attention and of cuBLAS are worded differently."""
     reported: list[str] = []
     with reporting_nondeterminism(reported.append):
         warnings.warn(said, UserWarning, stacklevel=1)

@@ -1,4 +1,4 @@
-"""How much memory there is, by what the kernel writes."""
+"""Available memory, as the kernel and the container's limit report it."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailabl
 
 
 def test_the_recipe_says_how_much_or_half_of_what_is_available() -> None:
-    """A number is taken as it is, for each process; without one, half is shared by the processes."""
+    """The recipe's limit is per process; without one, the processes share half of the available memory."""
     assert image_limit_bytes(0.5, processes=4) == 2**29
     assert image_limit_bytes(0) == 0
     alone, shared = image_limit_bytes(None), image_limit_bytes(None, processes=2)
@@ -16,7 +16,7 @@ def test_the_recipe_says_how_much_or_half_of_what_is_available() -> None:
 
 
 def test_a_container_may_have_less_than_its_machine(tmp_path: Path) -> None:
-    """Its limit less what it uses and cannot let go; `max`, or no such files, is no limit."""
+    """The container's limit less its unreclaimable use; `max`, or missing files, is no limit."""
     meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
     meminfo.write_text(MEMINFO)
     assert available_bytes(meminfo, cgroup) == 2_048_000_000

@@ -1,4 +1,4 @@
-"""Full memory is one sentence with numbers and with what to set, whatever torch said."""
+"""Out-of-memory errors become one line with numbers and what to set."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def explained(error: BaseException, advice: str = "set training.batch_size lower (now 64)") -> str:
-    """What becomes of an error."""
+    """The message that an error is converted to."""
     with pytest.raises(OutOfMemory) as caught, explaining_out_of_memory("training", CPU, advice):
         raise error
     return str(caught.value)
@@ -56,7 +56,7 @@ def test_a_step_too_large_for_the_machine_ends_with_one_line(tmp_path: Path) -> 
 
 
 def test_a_gpu_s_own_error_is_explained() -> None:
-    """Torch says how much it wanted, in GiB or MiB."""
+    """The requested size comes from torch's message, in GiB or MiB."""
     said = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which"
     assert explained(torch.OutOfMemoryError(said)).startswith("the GPU is out of memory in training: ")
     assert "20.0 GiB more were requested; set training.batch_size" in explained(torch.OutOfMemoryError(said))
@@ -74,13 +74,13 @@ def test_a_gpu_s_own_error_is_explained() -> None:
     ],
 )
 def test_what_cuda_s_libraries_say_is_explained_too(said: str) -> None:
-    """They have no type of their own, and say no number."""
+    """CUDA's libraries raise RuntimeError, without a size."""
     assert explained(RuntimeError(said)).startswith("the GPU is out of memory in training: ")
     assert "requested" not in explained(RuntimeError(said))
 
 
 def test_a_machine_s_own_error_is_explained() -> None:
-    """Torch's allocator and Python's."""
+    """Errors of torch's CPU allocator, and MemoryError."""
     said = (
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
     )
@@ -91,13 +91,13 @@ def test_a_machine_s_own_error_is_explained() -> None:
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    """A bug is no lack of memory."""
+    """Other RuntimeErrors pass through unchanged."""
     with pytest.raises(RuntimeError, match="shapes"), explaining_out_of_memory("training", CPU, ""):
         raise RuntimeError("shapes cannot be multiplied")
 
 
 def test_advice_names_what_is_set_now(fake_recipe: Callable[..., Recipe]) -> None:
-    """With its value, and nothing that is set already."""
+    """The advice has current values, and omits what is set already."""
     assert "training.precision=bfloat16" in training_advice(fake_recipe(), CPU)
     halved = training_advice(fake_recipe("training.precision=bfloat16", "training.batch_size=4096"), CPU)
     assert halved == "set training.batch_size lower (now 4,096), or choose a smaller network"
@@ -120,7 +120,7 @@ def test_each_phase_of_a_run_explains_itself(
     fake_recipe: Callable[..., Recipe],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Steps, validation and calibration; the two that infer speak of images, not of batches."""
+    """Steps, validation and calibration; for the last two the advice is about image size."""
 
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

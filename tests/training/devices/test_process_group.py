@@ -1,4 +1,4 @@
-"""Two processes learn what one does; one publishes; a killed one ends the job, which then goes on."""
+"""Training by two processes gives the same result as by one, and can be resumed after a kill."""
 
 import json
 import os
@@ -48,7 +48,7 @@ SETTINGS = (
 
 
 def start(folder: Path, processes: int, *options: str, name: str = "run") -> subprocess.Popen[str]:
-    """The real command, by torchrun where there is more than one process."""
+    """Start the real command, with torchrun for more than one process."""
     runner = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     overrides = [word for setting in SETTINGS for word in ("--set", setting)]
     command = [sys.executable, "-m", *(runner if processes > 1 else []), "training", "run", "lenet5-fake"]
@@ -63,7 +63,7 @@ def start(folder: Path, processes: int, *options: str, name: str = "run") -> sub
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, object]:
-    """The summary of a run that ends well: one line on stdout, whatever the number of processes."""
+    """Wait for a successful run; return its summary, a single line on stdout."""
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     (line,) = stdout.splitlines()
@@ -77,7 +77,7 @@ def losses(folder: Path) -> np.ndarray:
 
 
 def wait_for_an_epoch(process: subprocess.Popen[str]) -> None:
-    """Until the first epoch is said."""
+    """Read stderr until the first epoch is reported."""
     assert process.stderr is not None
     for line in process.stderr:
         if "epoch   1" in line:
@@ -85,7 +85,7 @@ def wait_for_an_epoch(process: subprocess.Popen[str]) -> None:
 
 
 def kill_one(process: subprocess.Popen[str]) -> None:
-    """SIGKILL one of torchrun's processes once the first epoch is said."""
+    """SIGKILL one of torchrun's processes after the first epoch."""
     wait_for_an_epoch(process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -98,7 +98,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
 
 
 def test_two_processes_learn_what_one_does_and_go_on_when_killed(tmp_path: Path) -> None:
-    """Same losses within rounding, one version each; a killed process ends the job, resumed to the bit."""
+    """Same losses within rounding, one version each; after a kill the job resumes bit for bit."""
     alone, pair = start(tmp_path, 1, name="alone"), start(tmp_path, 2, name="pair")
     published = [finish(alone), finish(pair)]
     assert sorted(result["version"] for result in published) == [1, 2]
@@ -118,7 +118,7 @@ def test_two_processes_learn_what_one_does_and_go_on_when_killed(tmp_path: Path)
 
 
 def write_shades(root: Path) -> None:
-    """Class folders of noise, one darker than the other."""
+    """Write class directories of noise, one darker than the other."""
     random = np.random.default_rng(0)
     for name, brightest in (("dark", 120), ("light", 256)):
         (root / name).mkdir(parents=True)
@@ -128,7 +128,7 @@ def write_shades(root: Path) -> None:
 
 
 def test_two_processes_that_stream_learn_what_they_learn_from_memory(tmp_path: Path) -> None:
-    """One decodes for both, and both read from its file: the same weights to the bit."""
+    """One process decodes, both read its file: the same weights to the bit."""
     write_shades(tmp_path / "data")
     source = ("--data-root", str(tmp_path / "data"), "--set", "data.source=folder")
     short = ("--set", "training.epochs=1")
@@ -140,7 +140,7 @@ def test_two_processes_that_stream_learn_what_they_learn_from_memory(tmp_path: P
 
 
 def test_sigterm_ends_all_processes_after_the_same_step(tmp_path: Path) -> None:
-    """Whichever hears it first: both say the same epoch and step, and the checkpoint is theirs."""
+    """Both processes report the same epoch and step, and the checkpoint is of that step."""
     process = start(tmp_path, 2, "--set", "training.epochs=500", "--set", "training.patience=500")
     wait_for_an_epoch(process)
     process.terminate()
@@ -153,7 +153,7 @@ def test_sigterm_ends_all_processes_after_the_same_step(tmp_path: Path) -> None:
 
 
 def test_another_number_of_processes_cannot_go_on(tmp_path: Path) -> None:
-    """It would not go on bit for bit: both numbers are named."""
+    """The error names both numbers."""
     torch.save({"cpu_random": torch.zeros(2, 8, dtype=torch.uint8), **DIGESTS, **REST}, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="belongs to a run of 2 processes, this run has 1"):
         read(tmp_path / "c.pt", processes=1, **DIGESTS)
@@ -171,7 +171,7 @@ def test_rows_are_divided_without_gap_or_overlap(count: int, size: int) -> None:
 
 
 def test_alone_nothing_is_sent() -> None:
-    """One process needs no group: sums are its own values."""
+    """Collectives of a single process return its own values."""
     values = torch.tensor([1.0, 2.0])
     assert SINGLE_PROCESS.sum_(values) is values
     assert torch.equal(SINGLE_PROCESS.gather(values), values[None])
@@ -182,7 +182,7 @@ CPU = torch.device("cpu")
 
 
 def test_one_process_can_make_a_real_group() -> None:
-    """Sums and values go through torch.distributed and come back as they were; then the group has ended."""
+    """Collectives go through torch.distributed and return the same values; then the group is gone."""
     with join(SINGLE_PROCESS, CPU, even_if_single=True) as group:
         assert distributed.get_backend() == "gloo"
         values = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
@@ -194,26 +194,26 @@ def test_one_process_can_make_a_real_group() -> None:
 
 
 def test_one_process_alone_joins_nothing() -> None:
-    """Unless it is asked to."""
+    """A single process connects only with even_if_single."""
     with join(SINGLE_PROCESS, CPU) as group:
         assert group is SINGLE_PROCESS
         assert not distributed.is_initialized()
 
 
 class Phases(Display):
-    """Keeps at which phases the group was still there."""
+    """Records in which phases the group was connected."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))
         self.joined: dict[str, bool] = {}
 
     def phase(self, name: str) -> None:
-        """Headline of what begins now."""
+        """Record a phase."""
         self.joined[name] = distributed.is_initialized()
 
 
 def test_the_group_ends_before_the_export(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
-    """What is left is the leader's, and nobody waits for it: NCCL would."""
+    """The main process exports alone; with NCCL the others would wait for it."""
     phases = Phases()
     with join(SINGLE_PROCESS, CPU, even_if_single=True) as group:
         summary = train_and_evaluate(
@@ -227,7 +227,7 @@ def test_the_group_ends_before_the_export(job: Job, fake_recipe: Callable[..., R
 def test_a_real_group_of_one_learns_what_one_process_does(
     job: Job, tmp_path: Path, fake_recipe: Callable[..., Recipe]
 ) -> None:
-    """The same losses within rounding: batch norm takes its statistics through the group."""
+    """The same losses within rounding, with batch norm's statistics going through the group."""
     recipe = fake_recipe("network.batch_norm=true", "gates.max_ece=0.9", "training.epochs=2")
     train_and_evaluate(recipe, replace(job, run_dir=tmp_path / "alone"))
     with join(SINGLE_PROCESS, CPU, even_if_single=True) as group:
@@ -236,7 +236,7 @@ def test_a_real_group_of_one_learns_what_one_process_does(
 
 
 def test_an_error_ends_the_group_too() -> None:
-    """The next one can be made."""
+    """Another group can be created afterwards."""
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), join(SINGLE_PROCESS, CPU, even_if_single=True):
             raise ZeroDivisionError
@@ -244,7 +244,7 @@ def test_an_error_ends_the_group_too() -> None:
 
 
 def test_two_processes_that_share_a_gpu_are_refused() -> None:
-    """Both are named, and how many there may be."""
+    """The error names both, and the possible number of processes."""
     identities = torch.zeros(3, 32, dtype=torch.uint8)
     identities[1] = 7
     with pytest.raises(UsageError, match=r"processes 0 and 2 of 3 share a GPU.*at most 2 processes"):
@@ -253,7 +253,7 @@ def test_two_processes_that_share_a_gpu_are_refused() -> None:
 
 
 def test_a_place_is_read_from_torchrun_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is joined, so that the device can be chosen first."""
+    """The rank is known before connecting, so that the device can be chosen first."""
     for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
     assert from_torchrun() == ProcessGroup(rank=3, size=4, local_rank=1, local_size=2)

@@ -1,4 +1,4 @@
-"""Heads from few examples, on real digits: the curve, and a whole run to a published bundle."""
+"""Few-shot heads on real digits: the accuracy curve, and a run to a published bundle."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from training.run.job import Job, train_and_evaluate
 
 
 def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Digits 0, 1 and 2, every second one to draw from, the others to judge by."""
+    """Digits 0, 1 and 2: every second one for training, the others for testing."""
     features, labels = load_digits(return_X_y=True)
     chosen = labels < 3
     features, labels = features[chosen].astype(np.float32), labels[chosen].astype(np.int64)
@@ -23,7 +23,7 @@ def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
 
 
 def test_the_curve_rises_with_the_examples_and_is_the_same_every_time() -> None:
-    """Points at the numbers that there are examples of, then all; each mean within its interval."""
+    """A point for each possible number of examples, then all; each mean is within its interval."""
     train, test = digits()
     recipe = HeadRecipe(shots=(1, 5, 20, 1000), draws=20)
     points = accuracy_curve(recipe, train, test, seed=0)
@@ -38,7 +38,7 @@ def test_the_curve_rises_with_the_examples_and_is_the_same_every_time() -> None:
 
 
 def test_the_mean_of_one_example_is_that_of_direct_fits() -> None:
-    """The same draws, fitted by hand, give the same mean."""
+    """Direct fits of the same draws give the same mean."""
     train, test = digits()
     recipe = HeadRecipe(kind="prototype", shots=(1,), draws=10)
     random = np.random.default_rng([3, 1])
@@ -52,7 +52,7 @@ def test_the_mean_of_one_example_is_that_of_direct_fits() -> None:
 
 @pytest.mark.parametrize("kind", ["linear-svm", "rbf-svm"])
 def test_a_run_publishes_a_bundle_that_agrees_with_scikit_learn(kind: str, job: Job) -> None:
-    """LeNet-5's random features of the digits and a fitted head: proven, and the curve in the report."""
+    """Random LeNet-5 features and a fitted head are proven; the curve is in the report."""
     overrides = ["method=few-shot", "head.layer=conv2", "head.pooling=none", "head.scaling=standard"]
     numbers = ["head.shots=[1, 10]", "head.draws=3", "gates.min_accuracy=0.9", "gates.max_ece=0.2"]
     recipe = resolve("lenet5-digits", [*overrides, *numbers, f"head.kind={kind}"])
@@ -75,7 +75,7 @@ def test_a_run_publishes_a_bundle_that_agrees_with_scikit_learn(kind: str, job: 
 
 
 def test_predictions_of_a_fit_are_scikit_learn_s_own() -> None:
-    """Nearly all digits of three kinds are told apart by fifty examples."""
+    """Fifty examples are enough for high accuracy on three digits."""
     train, test = digits()
     fitted = FittedHead(HeadRecipe(), train[0][:50], train[1][:50])
     assert (fitted.predict(test[0]) == test[1]).mean() > 0.95

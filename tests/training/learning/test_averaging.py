@@ -10,8 +10,8 @@ from training.networks import build
 from training.recipe import NetworkRecipe
 
 
-def test_the_average_follows_by_its_decay() -> None:
-    """After many steps of one change it has come as far as the decays say; counters are copied."""
+def test_the_average_moves_by_its_decay() -> None:
+    """After many steps the average is where the decays put it; counters are copied."""
     network = build(NetworkRecipe(batch_norm=True), Geometry(height=12, width=12, channels=1), 2)
     average = WeightAverage(network, decay=0.9)
     start = copy.deepcopy(average.network.state_dict())
@@ -29,7 +29,7 @@ def test_the_average_follows_by_its_decay() -> None:
 
 
 def test_the_average_is_never_trained() -> None:
-    """It stays in evaluation mode, and shares no memory with the network."""
+    """The average stays in evaluation mode, and shares no memory with the network."""
     network = build(NetworkRecipe(), Geometry(height=12, width=12, channels=1), 2).train()
     average = WeightAverage(network, decay=0.9)
     assert not average.network.training

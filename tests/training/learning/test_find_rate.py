@@ -1,4 +1,4 @@
-"""The sweep finds where the loss falls fastest, and stops when it explodes."""
+"""The range test finds where the loss falls fastest, and stops when it diverges."""
 
 import math
 import signal
@@ -16,7 +16,7 @@ from training.run.interrupts import Interrupts
 
 
 def test_the_suggestion_is_where_the_loss_falls_fastest() -> None:
-    """A made curve: flat, falling around step 60, exploding after 80."""
+    """A synthetic curve: flat, falling around step 60, diverging after 80."""
     rates = [10 ** (-5 + step / 20) for step in range(100)]
     losses = [
         2.3 - 1.5 / (1 + math.exp(-(step - 60) / 4)) + (0.5 * (step - 80) if step > 80 else 0)
@@ -26,8 +26,8 @@ def test_the_suggestion_is_where_the_loss_falls_fastest() -> None:
     assert rates[56] < result.suggestion < rates[70]
 
 
-def test_losses_that_are_no_numbers_end_the_curve() -> None:
-    """They are left out; where there are too few before them, that is said."""
+def test_nan_losses_end_the_curve() -> None:
+    """They are dropped; too few finite losses before them is an error."""
     rates = [10 ** (-5 + step / 20) for step in range(30)]
     result = suggest_rate(rates, [2.0 - 0.05 * step for step in range(20)] + [math.nan] * 10)
     assert len(result.losses) == len(result.rates) == 20
@@ -35,8 +35,8 @@ def test_losses_that_are_no_numbers_end_the_curve() -> None:
         suggest_rate(rates, [1.0, 1.0, 1.0, math.inf])
 
 
-def test_a_real_sweep_finds_a_rate_that_trains(fake_recipe: Callable[..., Recipe], display: Display) -> None:
-    """On made-up data: between a ten-thousandth and one; the picture can be drawn; the draw repeats."""
+def test_a_range_test_finds_a_rate_that_trains(fake_recipe: Callable[..., Recipe], display: Display) -> None:
+    """On fake data the suggestion is between 1e-4 and 1 and reproducible; the figure can be drawn."""
     recipe = fake_recipe("network.batch_norm=true")
     dataset, _ = load(recipe.data, recipe.geometry, None)
 
@@ -51,7 +51,7 @@ def test_a_real_sweep_finds_a_rate_that_trains(fake_recipe: Callable[..., Recipe
     assert sweep() == first
 
 
-def test_a_sweep_can_be_stopped(fake_recipe: Callable[..., Recipe], display: Display) -> None:
+def test_a_range_test_can_be_stopped(fake_recipe: Callable[..., Recipe], display: Display) -> None:
     """SIGTERM ends it after a step."""
     recipe = fake_recipe()
     dataset, _ = load(recipe.data, recipe.geometry, None)

@@ -1,4 +1,4 @@
-"""How networks come to their weights, on real digits and a small backbone with random weights."""
+"""The learning methods, on real digits and a small backbone with random weights."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def recipe_with(*overrides: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    """A few hundred of them."""
+    """A few hundred digits."""
     recipe = recipe_with()
     dataset, _ = data.load(recipe.data, recipe.geometry, None)
     few = np.arange(200)
@@ -42,15 +42,15 @@ def digits() -> Dataset:
 
 @pytest.fixture
 def context(job: Job) -> LearnContext:
-    """A run folder of its own."""
+    """A context with a new run directory."""
     job.run_dir.mkdir()
     return LearnContext(RunFolder(job.run_dir), job.cache, job.device, job.display, job.interrupts)
 
 
-def test_with_a_resting_trunk_only_the_head_learns_and_features_are_kept(
+def test_with_a_frozen_trunk_only_the_head_learns_and_features_are_cached(
     digits: Dataset, context: LearnContext
 ) -> None:
-    """The trunk stays as it was; a second run takes its features from the cache, with the same end."""
+    """The trunk is unchanged; a second run uses cached features, with the same result."""
     recipe = recipe_with("network.train_from=head")
     learned = learn(recipe, digits, context)
     torch.manual_seed(recipe.training.seed)
@@ -69,8 +69,8 @@ def test_with_a_resting_trunk_only_the_head_learns_and_features_are_kept(
     assert torch.equal(again.network.state_dict()["head.weight"], learned.network.state_dict()["head.weight"])
 
 
-def test_a_broken_cache_is_made_afresh(digits: Dataset, context: LearnContext) -> None:
-    """Half a file, or one of another shape, is no reason to fail or to learn nonsense."""
+def test_a_damaged_cache_is_computed_again(digits: Dataset, context: LearnContext) -> None:
+    """A truncated file, or one of another shape, is replaced."""
     recipe = recipe_with("network.train_from=head")
     learned = learn(recipe, digits, context)
     first, second = sorted(context.cache.glob("features-*.npy"))
@@ -82,7 +82,7 @@ def test_a_broken_cache_is_made_afresh(digits: Dataset, context: LearnContext) -
 
 
 def test_from_a_layer_on_the_rest_learns(digits: Dataset, context: LearnContext) -> None:
-    """Layers before the named one keep their weights through a whole training."""
+    """Layers before the named one keep their weights during training."""
     recipe = recipe_with("network.train_from=features.11", "training.epochs=1")
     learned = learn(recipe, digits, context)
     torch.manual_seed(recipe.training.seed)
@@ -98,7 +98,7 @@ def test_from_a_layer_on_the_rest_learns(digits: Dataset, context: LearnContext)
 
 
 def test_a_whole_run_on_a_backbone_is_published(job: Job) -> None:
-    """Data, features, head, export, proof: the manifest tells the size and no pretrained weights."""
+    """From data to proof: the manifest has the size, and no pretrained weights."""
     summary = train_and_evaluate(recipe_with("network.train_from=head"), job)
     assert summary.verdict == "published", summary.refusal
     manifest = job.repository.read("fake", 1).manifest

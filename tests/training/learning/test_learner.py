@@ -1,4 +1,4 @@
-"""A network, its optimizer and its averaged weights, stepped and restored together."""
+"""A network, its optimizer and its averaged weights: steps and restoring."""
 
 import copy
 import gc
@@ -16,7 +16,7 @@ SMALL = ("geometry.height=12", "geometry.width=12", "network.batch_norm=true")
 
 
 def learner(*overrides: str) -> Learner:
-    """Of a small LeNet-5, on eight images."""
+    """A learner of a small LeNet-5, on eight images."""
     torch.manual_seed(0)
     recipe = resolve("lenet5-fake", [*SMALL, *overrides])
     network = build(recipe.network, recipe.geometry, 2)
@@ -28,7 +28,7 @@ LABELS = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
 
 
 def steps(made: Learner, count: int, start: int = 0) -> list[float]:
-    """That many steps on the eight images."""
+    """Run that many steps on the eight images, and return the losses."""
     return [
         float(made.step(IMAGES, LABELS, rate=1e-2, steps=start + number + 1, batch=8))
         for number in range(count)
@@ -37,7 +37,7 @@ def steps(made: Learner, count: int, start: int = 0) -> list[float]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
 def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str) -> None:
-    """Network, momentum and average come back whole."""
+    """Network, momentum and average are restored completely."""
     overrides = (f"training.optimizer={optimizer}", "training.averaging=0.9", "training.channels_last=true")
     unbroken = learner(*overrides)
     steps(unbroken, 3)
@@ -50,8 +50,8 @@ def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str) -> None:
         assert torch.equal(value, resumed.eval_network.state_dict()[name]), name
 
 
-def test_the_averaged_weights_are_judged_where_there_are_any() -> None:
-    """With averaging another network than the trained one is eval_network."""
+def test_the_averaged_weights_are_evaluated_if_there_are_any() -> None:
+    """With averaging the evaluated network is not the trained one."""
     plain = learner()
     averaged = learner("training.averaging=0.9")
     assert plain.eval_network is plain.network
@@ -59,14 +59,14 @@ def test_the_averaged_weights_are_judged_where_there_are_any() -> None:
 
 
 def test_class_weights_make_the_rare_class_count() -> None:
-    """Two of eight images weigh as much as the other six: the first loss is another one."""
+    """Two of eight images weigh as much as the other six, which changes the first loss."""
     plain = learner()
     weighted = learner("training.class_balance=weights")
     assert steps(plain, 1) != steps(weighted, 1)
 
 
 def test_channels_last_learns_the_same() -> None:
-    """The order of memory changes the losses by rounding alone."""
+    """The memory format changes the losses by rounding only."""
     plain = learner()
     other = learner("training.channels_last=true")
     assert steps(other, 5) == pytest.approx(steps(plain, 5), rel=1e-3)
@@ -74,7 +74,7 @@ def test_channels_last_learns_the_same() -> None:
 
 
 def test_nothing_of_a_learner_outlives_it() -> None:
-    """No cycle keeps it: a graph's memory on a GPU is free as soon as training has ended."""
+    """No reference cycle keeps it, so a CUDA graph's memory is freed when training ends."""
     made = learner("training.averaging=0.9")
     steps(made, 1)
     optimizer = weakref.ref(made.optimizer)

@@ -1,4 +1,4 @@
-"""Training that is killed goes on bit for bit."""
+"""The training loop: resuming bit for bit, early stopping, errors."""
 
 import random
 import subprocess
@@ -75,7 +75,7 @@ losses = repr([(record.train_loss, record.validation_loss) for record in trained
 
 
 class Ticking(Display):
-    """A clock that steps and validation move by what each shall take."""
+    """A clock that steps and validation advance by fixed times."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))
@@ -93,7 +93,7 @@ class Ticking(Display):
 
 
 def test_the_time_of_an_epoch_is_that_of_its_steps(tmp_path: Path) -> None:
-    """Neither validation nor a checkpoint at the end of one epoch counts for the next."""
+    """Validation and the checkpoint after an epoch do not count for the next one."""
     recipe = resolve("lenet5-fake", ["training.epochs=3", "training.checkpoint_interval_steps=2"])
     ticking = Ticking()
     trained = train(
@@ -110,7 +110,7 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(tmp_path: Path) -> None:
 
 
 def run_until(folder: Path, overrides: tuple[str, ...], last_step: int | None) -> int:
-    """Train until a step was said, then kill the process at once; return the first step that was said."""
+    """Train until a step is reported, then kill the process; return the first reported step."""
     command = [sys.executable, "-c", PROGRAM, str(folder), *overrides]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -126,7 +126,7 @@ def run_until(folder: Path, overrides: tuple[str, ...], last_step: int | None) -
 
 @pytest.mark.parametrize("overrides", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 def test_killed_training_goes_on_bit_for_bit(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    """Killed at two random steps: the same weights and losses, whatever draws, averages or mixes."""
+    """Killed at two random steps, the run ends with the same weights and losses."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     unbroken.mkdir()
     broken.mkdir()
@@ -151,7 +151,7 @@ def dataset(fake_recipe: Callable[..., Recipe]) -> Dataset:
 
 @pytest.fixture
 def run(tmp_path: Path, dataset: Dataset, display: Display) -> Train:
-    """Train by a recipe in this test's folder."""
+    """Train by a recipe in this test's directory."""
 
     def call(recipe: Recipe, data: Dataset = dataset, interrupts: Interrupts | None = None) -> TrainResult:
         return train(
@@ -167,7 +167,7 @@ def run(tmp_path: Path, dataset: Dataset, display: Display) -> Train:
 
 
 def test_early_stopping_restores_the_best_weights(run: Train, fake_recipe: Callable[..., Recipe]) -> None:
-    """Patience ends the run, and what is returned has the lowest validation loss of the history."""
+    """Patience ends the run; the returned network has the lowest validation loss of the history."""
     recipe = fake_recipe(
         "training.epochs=60",
         "training.patience=2",
@@ -188,7 +188,7 @@ def test_early_stopping_restores_the_best_weights(run: Train, fake_recipe: Calla
     )
 
 
-def test_a_loss_that_is_no_number_ends_the_run(
+def test_a_nan_loss_ends_the_run(
     run: Train, fake_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names the epoch, the step and the learning rate."""
@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
 def test_a_checkpoint_of_another_run_is_refused(
     run: Train, dataset: Dataset, fake_recipe: Callable[..., Recipe]
 ) -> None:
-    """Other data or another recipe cannot go on from it."""
+    """Other data or another recipe cannot resume from it."""
     run(fake_recipe("training.epochs=1"))
     with pytest.raises(CheckpointError, match="belongs to another recipe"):
         run(fake_recipe("training.epochs=2"))
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 def test_a_damaged_checkpoint_is_refused(
     run: Train, tmp_path: Path, fake_recipe: Callable[..., Recipe], content: bytes
 ) -> None:
-    """What cannot be read is named, and nothing is unpickled."""
+    """The error names the file, and nothing is unpickled."""
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be read"):
         run(fake_recipe())

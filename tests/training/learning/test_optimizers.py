@@ -1,4 +1,4 @@
-"""Optimizers by name, and Muon against what it stands for."""
+"""Optimizers by name, and Muon against its definition."""
 
 import copy
 
@@ -16,7 +16,7 @@ GEOMETRY = Geometry(height=32, width=32, channels=3)
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
 def test_every_trainable_parameter_is_in_one_group(name: str) -> None:
-    """Frozen filters are left out, weights decay, biases and norms do not, the head has its own rate."""
+    """Frozen filters are excluded; weights decay, biases and norms do not; the head has its own rate."""
     network = build(NetworkRecipe(name="fast"), GEOMETRY, 10)
     recipe = TrainingRecipe(optimizer=name, weight_decay=0.01, bias_rate_factor=64, head_rate_factor=2)
     weights, biases, head = make_optimizer(network, recipe).param_groups
@@ -30,7 +30,7 @@ def test_every_trainable_parameter_is_in_one_group(name: str) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (16, 40)])
 def test_an_orthogonalised_matrix_has_singular_values_near_one(shape: tuple[int, int]) -> None:
-    """Whatever they were, they end between 0.3 and 1.3, and the singular vectors stay."""
+    """They end between 0.3 and 1.3, and the singular vectors are unchanged."""
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     result = orthogonalise(matrix)
@@ -42,7 +42,7 @@ def test_an_orthogonalised_matrix_has_singular_values_near_one(shape: tuple[int,
 
 
 def test_muon_moves_filters_by_the_orthogonal_update_and_the_rest_as_sgd() -> None:
-    """One step of each kind, by hand."""
+    """One step of each kind, computed directly."""
     random = torch.Generator().manual_seed(0)
     filters = torch.nn.Parameter(torch.randn((4, 3, 3, 3), generator=random))
     bias = torch.nn.Parameter(torch.randn(4, generator=random))
@@ -56,8 +56,8 @@ def test_muon_moves_filters_by_the_orthogonal_update_and_the_rest_as_sgd() -> No
 
 
 @pytest.mark.parametrize("name", ["sgd", "muon"])  # torch's Adam has a form for a recording on GPUs alone
-def test_the_form_for_a_recording_learns_as_the_other(name: str) -> None:
-    """Rates that lie in tensors give the same weights; a state saved by either form goes on in the other."""
+def test_capturable_optimizers_give_the_same_weights(name: str) -> None:
+    """Tensor rates give the same weights; the saved state of either form loads into the other."""
     recipe = TrainingRecipe(optimizer=name, weight_decay=0.01, bias_rate_factor=4, head_rate_factor=2)
     plain, recorded = (_stepped(recipe, recorded=recorded) for recorded in (False, True))
     for _ in range(2):

@@ -14,7 +14,7 @@ def rates(steps: int = 100, **settings: object) -> list[float]:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_rates_begin_at_the_highest_and_never_rise(schedule: str) -> None:
-    """It begins at the recipe's rate, never rises, and all but the constant one end near zero."""
+    """Schedules begin at the recipe's rate and never rise; all but the constant one end near zero."""
     found = rates(schedule=schedule)
     assert found[0] == 0.5
     assert found == sorted(found, reverse=True)
@@ -22,7 +22,7 @@ def test_rates_begin_at_the_highest_and_never_rise(schedule: str) -> None:
 
 
 def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing() -> None:
-    """From a 25th of the rate to the rate, then to a ten-thousandth."""
+    """From 1/25 of the rate to the rate, then to 1/10,000."""
     found = rates(schedule="one-cycle")
     assert found[0] == pytest.approx(0.5 / 25)
     assert max(found) == found[30] == pytest.approx(0.5)
@@ -32,7 +32,7 @@ def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing() -> None:
 
 
 def test_steps_fall_after_whole_epochs() -> None:
-    """A tenth after every fourth epoch of ten steps."""
+    """The rate falls to a tenth after every fourth epoch of ten steps."""
     found = rates(schedule="step", step_epochs=4)
     assert set(found[:40]) == {0.5}
     assert found[40:80] == pytest.approx([0.05] * 40)

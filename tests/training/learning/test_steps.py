@@ -18,7 +18,7 @@ from training.recipe import NetworkRecipe
 GEOMETRY = Geometry(height=12, width=12, channels=1)
 
 
-def test_class_weights_give_every_class_the_same_say() -> None:
+def test_class_weights_give_every_class_equal_weight() -> None:
     """Weight times count is the same for each class, and the mean over all images is 1."""
     labels = torch.tensor([0] * 30 + [1] * 10)
     weights = class_weights(labels, 2)
@@ -45,7 +45,7 @@ LABELS = torch.arange(8) % 2
 
 
 def test_steps_lower_the_loss_on_one_batch(network: Network, images: torch.Tensor) -> None:
-    """A network can learn eight images by heart."""
+    """A network can memorise eight images."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     losses = [float(train_step(network, optimizer, images, LABELS, Objective(), batch=8)) for _ in range(60)]
     assert losses[-1] < 0.1 < losses[0]
@@ -72,7 +72,7 @@ def test_the_loss_is_torchs_own(network: Network, images: torch.Tensor) -> None:
 
 
 def test_class_weights_scale_each_images_loss(network: Network, images: torch.Tensor) -> None:
-    """The loss is the mean of weight times loss, over the count of images."""
+    """The loss is the sum of weighted losses over the number of images."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     weights = torch.tensor([0.5, 1.5])
     single = functional.cross_entropy(network(images)[0].detach(), LABELS, reduction="none")
@@ -81,7 +81,7 @@ def test_class_weights_scale_each_images_loss(network: Network, images: torch.Te
 
 
 def test_long_gradients_are_scaled_down(network: Network, images: torch.Tensor) -> None:
-    """At rate 1 plain descent moves the weights by the gradient: no further than the limit."""
+    """At rate 1 plain SGD moves the weights by the gradient, at most by the limit."""
     before = torch.cat([value.detach().flatten().clone() for value in network.parameters()])
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     train_step(network, optimizer, images, LABELS, Objective(max_gradient_norm=1e-3), batch=8)
@@ -90,7 +90,7 @@ def test_long_gradients_are_scaled_down(network: Network, images: torch.Tensor) 
 
 
 def test_bfloat16_changes_the_loss_a_little(network: Network, images: torch.Tensor) -> None:
-    """The forward pass is rounded, the weights and the loss are not."""
+    """The forward pass is rounded; the weights and the loss are not."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     wide = train_step(network, optimizer, images, LABELS, Objective(), batch=8)
     narrow = train_step(network, optimizer, images, LABELS, Objective(autocast=torch.bfloat16), batch=8)

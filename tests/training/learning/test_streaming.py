@@ -1,4 +1,4 @@
-"""Images that are too many for memory train the same network, in little memory."""
+"""Streamed images train the same network, in little memory."""
 
 import signal
 import subprocess
@@ -66,7 +66,7 @@ SETTINGS = (
 
 
 def write_noise(root: Path, count: int) -> None:
-    """So many small files of noise, each class with more of its colour."""
+    """Write small noise images, each class with more of its colour."""
     random = np.random.default_rng(0)
     for channel, name in enumerate(COLOURS):
         (root / name).mkdir(parents=True)
@@ -79,7 +79,7 @@ def write_noise(root: Path, count: int) -> None:
 def test_a_streamed_run_publishes_the_same_file(
     tmp_path: Path, job: Job, fake_recipe: Callable[..., Recipe]
 ) -> None:
-    """Class folders that must be divided, a file that is none, a leak: the same data and the same bytes."""
+    """With splits to make, an undecodable file and a leak: the same data and the same published bytes."""
     write_noise(tmp_path / "data", 360)
     (tmp_path / "data" / "red" / "text.png").write_text("no picture")
     (tmp_path / "data" / "blue" / "copy.png").write_bytes((tmp_path / "data/blue/0007.png").read_bytes())
@@ -101,7 +101,7 @@ def test_a_streamed_run_publishes_the_same_file(
 
 
 def test_streaming_takes_little_memory(tmp_path: Path) -> None:
-    """DecodeOptions, checking and training: of 106 MB more images less than half is more memory."""
+    """Decoding, checking and training: 106 MB more of images take less than half of that in memory."""
     write_noise(tmp_path / "few", 180)
     write_noise(tmp_path / "many", 420)
     image_bytes = 384 * 384 * 3
@@ -114,7 +114,7 @@ def test_streaming_takes_little_memory(tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_while_it_decodes_leaves_at_once(
     tmp_path: Path, job: Job, fake_recipe: Callable[..., Recipe]
 ) -> None:
-    """It says that nothing was trained, and keeps no half of the images."""
+    """The run reports that nothing was trained, and keeps no partial cache."""
     write_noise(tmp_path / "data", 90)
     recipe = fake_recipe("data.source=folder", "geometry.channels=3")
     here = replace(job, run_dir=tmp_path / "run", data_root=tmp_path / "data")

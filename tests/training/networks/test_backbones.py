@@ -1,4 +1,4 @@
-"""Backbones: every one is there by name, can be frozen in part, takes weights from files, and exports."""
+"""Backbones: names, freezing, weights from files, and export."""
 
 import os
 from pathlib import Path
@@ -42,7 +42,7 @@ def noise(count: int, geometry: Geometry = GEOMETRY) -> torch.Tensor:
 
 
 def test_the_names_are_torchvision_s() -> None:
-    """All that classify in torchvision, but two that no ONNX file can hold and one with a name of ours."""
+    """All classifiers of torchvision, except two without ONNX export and one whose name we use."""
     models = import_torchvision("torchvision.models")
     assert set(BACKBONES) == set(models.list_models(module=models)) - TOO_LARGE_FOR_ONE_FILE - {"alexnet"}
 
@@ -50,7 +50,7 @@ def test_the_names_are_torchvision_s() -> None:
 @pytest.mark.parametrize("name", EXPORTED)
 @pytest.mark.timeout(900)
 def test_a_backbone_exports_and_agrees_with_torch(name: str, tmp_path: Path) -> None:
-    """With a new head, its ONNX file gives torch's labels, probabilities and embedding."""
+    """With a new head, the ONNX file gives torch's labels, probabilities and embedding."""
     side = {"inception_v3": 96, "maxvit_t": 224}.get(name, 64)
     geometry = Geometry(height=side, width=side, channels=3)
     torch.manual_seed(0)
@@ -66,13 +66,13 @@ def test_a_backbone_exports_and_agrees_with_torch(name: str, tmp_path: Path) -> 
 
 
 def test_parameter_counts_with_a_new_head() -> None:
-    """Torchvision's count, less the old head, plus the new one."""
+    """The published count, less the old head, plus the new one."""
     assert network().parameter_count() == 1_235_496 - (512 * 1000 + 1000) + (512 * 3 + 3)
     assert network(name="resnet18").parameter_count() == 11_689_512 - (512 * 1000 + 1000) + (512 * 3 + 3)
 
 
 def test_grey_images_are_taken_for_three_equal_channels() -> None:
-    """A grey geometry saves two thirds of the memory and changes no logit."""
+    """A grey geometry gives the same logits as three equal channels."""
     torch.manual_seed(0)
     grey = build(NetworkRecipe(name="squeezenet1_1"), GEOMETRY.model_copy(update={"channels": 1}), 3).eval()
     images = noise(2)[..., :1]
@@ -81,7 +81,7 @@ def test_grey_images_are_taken_for_three_equal_channels() -> None:
 
 
 def test_views_are_averaged_by_a_backbone_too() -> None:
-    """The mirror image gets the same logits with two views, and others with one."""
+    """With two views the mirror image gets the same logits, with one view different ones."""
     images = noise(2)
     with torch.no_grad():
         for views, alike in ((1, False), (2, True)):
@@ -100,7 +100,7 @@ def test_views_are_averaged_by_a_backbone_too() -> None:
     ],
 )
 def test_training_starts_at_the_named_layer(train_from: str, frozen: set[str]) -> None:
-    """What comes before it has no gradients, what comes from it on has; the head always."""
+    """Layers before it have no gradients; later ones and the head have."""
     built = network(train_from=train_from)
     still = {
         ".".join(name.split(".")[1:3])
@@ -112,7 +112,7 @@ def test_training_starts_at_the_named_layer(train_from: str, frozen: set[str]) -
 
 
 def test_an_unknown_layer_names_the_nearest() -> None:
-    """A misspelt layer is the recipe's fault, and the answer helps."""
+    """A misspelt layer is a RecipeError that suggests similar names."""
     with pytest.raises(
         RecipeError, match=r"the network has no layer 'feature.12': similar names are features\.12"
     ):
@@ -120,7 +120,7 @@ def test_an_unknown_layer_names_the_nearest() -> None:
 
 
 def test_statistics_of_frozen_batch_norms_are_kept() -> None:
-    """Training mode moves the statistics after the layer only, and training steps no frozen weight."""
+    """Only statistics after the layer change in training mode, and no frozen weight changes."""
     built = network(name="resnet18", train_from="layer4").train()
     before = {name: value.clone() for name, value in built.state_dict().items()}
     optimizer = torch.optim.SGD((p for p in built.parameters() if p.requires_grad), lr=0.1)
@@ -150,7 +150,7 @@ def test_weights_come_from_files_of_both_kinds(tmp_path: Path) -> None:
 
 
 def test_a_fine_tuned_file_with_another_head_gives_its_trunk(tmp_path: Path) -> None:
-    """Weights for 7 classes serve a network of 3: the head is new anyway."""
+    """Weights for 7 classes fit a network of 3, since its head is new."""
     state = import_torchvision("torchvision.models").squeezenet1_1(num_classes=7).state_dict()
     torch.save(state, tmp_path / "seven.pth")
     built = network(weights=str(tmp_path / "seven.pth"))
@@ -175,7 +175,7 @@ class _Hostile:
 def test_wrong_weights_are_refused(
     content: object, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A missing file, a pickle that would run code, another kind of content, another network."""
+    """A missing file, a pickle with code, other content, and another network's weights."""
     if content is not None:
         torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(WeightsError) as refused:
@@ -185,7 +185,7 @@ def test_wrong_weights_are_refused(
 
 
 def test_as_it_is_the_network_gives_torchvision_s_logits(tmp_path: Path) -> None:
-    """With its own head, SqueezeNet and a network with a linear head say what torchvision's say."""
+    """With their own heads, SqueezeNet and a network with a linear head give torchvision's logits."""
     for name in ("squeezenet1_1", "mobilenet_v3_small"):
         torch.manual_seed(0)
         reference = import_torchvision("torchvision.models").get_model(name).eval()
@@ -204,13 +204,13 @@ def test_as_it_is_the_network_gives_torchvision_s_logits(tmp_path: Path) -> None
 
 
 def test_as_it_is_needs_weights() -> None:
-    """Without training, random weights would be published."""
+    """Method as-is with random weights is an error."""
     with pytest.raises(RecipeError, match=r"network\.weights=random needs training"):
         build_classifier(NetworkRecipe(name="squeezenet1_1"), GEOMETRY)
 
 
 def test_a_geometry_that_is_too_small_is_the_recipe_s_fault() -> None:
-    """Where nothing is left after the pooling, the message says which images are too small."""
+    """The error names the network and the image size."""
     with pytest.raises(RecipeError, match=r"squeezenet1_1 does not accept images of 8x8x3"):
         build(NetworkRecipe(name="squeezenet1_1"), Geometry(height=8, width=8, channels=3), 3)
 

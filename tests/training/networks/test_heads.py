@@ -1,4 +1,4 @@
-"""Fitted heads as arithmetic: scikit-learn's label for every digit, in torch and in the served graph."""
+"""Fitted heads as torch modules: scikit-learn's label for every digit, in torch and in ONNX."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ GEOMETRY = Geometry(height=28, width=28, channels=1)
 
 
 def digits(classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Training features and labels, and the other features: real digits of the first classes."""
+    """Training features and labels, and other features, of real digits of the first classes."""
     features, labels = load_digits(return_X_y=True)
     chosen = labels < classes
     features, labels = features[chosen].astype(np.float32), labels[chosen].astype(np.int64)
@@ -34,7 +34,7 @@ def digits(classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("scaling", ["none", "standard", "unit"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_arithmetic_gives_scikit_learn_s_label_for_every_row(kind: str, scaling: str, classes: int) -> None:
-    """Each kind of head, with each scaling, on digits that the fit never saw."""
+    """Each kind of head, with each scaling, on digits outside the fit."""
     features, labels, others = digits(classes)
     recipe = HeadRecipe.model_validate({"kind": kind, "scaling": scaling, "regularisation": 0.5})
     fitted = FittedHead(recipe, features, labels)
@@ -47,7 +47,7 @@ def test_arithmetic_gives_scikit_learn_s_label_for_every_row(kind: str, scaling:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_margins_are_near_one_so_that_a_temperature_can_be_fitted(kind: str) -> None:
-    """The median margin on the training features is 1, whatever the head measures in."""
+    """The median margin on the training features is 1 for every kind of head."""
     features, labels, _ = digits(3)
     logits = FittedHead(HeadRecipe.model_validate({"kind": kind}), features, labels).to_torch_module(features)
     best = logits(torch.from_numpy(features)).topk(2, dim=1).values
@@ -56,7 +56,7 @@ def test_margins_are_near_one_so_that_a_temperature_can_be_fitted(kind: str) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_served_graph_agrees_with_scikit_learn(kind: str, tmp_path: Path) -> None:
-    """Exported with a layer of LeNet-5 before it, ONNX's own operators give the same labels."""
+    """Exported after a layer of LeNet-5, the ONNX graph gives the same labels."""
     torch.manual_seed(0)
     network = build(NetworkRecipe(), GEOMETRY, 10).eval()
     extractor = LayerFeatures(network, "pool1", "mean")
@@ -83,7 +83,7 @@ def test_the_served_graph_agrees_with_scikit_learn(kind: str, tmp_path: Path) ->
 
 
 def test_features_of_any_layer_pooled_or_whole() -> None:
-    """Maps are averaged or flattened; the embedding is the network's own; a wrong name helps."""
+    """Maps are averaged or flattened; the embedding is the network's own; a wrong name is an error."""
     torch.manual_seed(0)
     network = build(NetworkRecipe(), GEOMETRY, 10).eval()
     images = torch.randint(0, 256, (2, 28, 28, 1), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""LeNet-5 has exactly the parameters of the paper's descendants, at any geometry."""
+"""LeNet-5 has the published number of parameters, and works at any geometry."""
 
 import pytest
 import torch
@@ -46,13 +46,13 @@ def test_other_geometries_flow_through(geometry: Geometry, parameters: int | Non
 
 
 def test_too_small_an_image_is_refused_with_both_numbers() -> None:
-    """Where nothing would be left after pooling, the recipe is at fault and says why."""
+    """If nothing is left after pooling, the RecipeError says where."""
     with pytest.raises(RecipeError, match=r"nothing is left of 10x1 pixels after pool2"):
         build(NetworkRecipe(), Geometry(height=28, width=11, channels=1), 10)
 
 
 def test_dropout_is_off_in_evaluation() -> None:
-    """The same image gives the same logits twice in evaluation mode, and not in training mode."""
+    """The logits of an image are constant in evaluation mode, and vary in training mode."""
     torch.manual_seed(0)
     network = build(NetworkRecipe(dropout=0.5), DIGITS, 10)
     images = torch.randint(0, 256, (1, 28, 28, 1), dtype=torch.uint8)

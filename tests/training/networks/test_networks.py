@@ -1,4 +1,4 @@
-"""Every network has exactly the parameters that its sources give, and takes what a recipe swaps."""
+"""Every network has the published number of parameters, and follows the recipe's settings."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def pixels(geometry: Geometry, images: int = 2) -> torch.Tensor:
 
 
 def made(geometry: Geometry, classes: int = 10, **recipe: object) -> Network:
-    """A network of this recipe, prepared, in evaluation mode."""
+    """A network of this recipe, initialised from data, in evaluation mode."""
     torch.manual_seed(0)
     network = build(NetworkRecipe.model_validate(recipe), geometry, classes)
     network.initialise_from_data(lambda count: pixels(geometry, 20)[:count])
@@ -71,15 +71,15 @@ def test_allconv_has_no_pooling() -> None:
 
 @pytest.mark.parametrize("name", ["lenet5", "conv2", "alexnet", "allconv", "fast"])
 @pytest.mark.parametrize("activation", ["tanh", "leaky-relu"])
-def test_every_network_swaps_its_non_linearity(name: str, activation: str) -> None:
-    """The layers are named after it, and the default's are gone."""
+def test_every_network_uses_the_recipe_s_activation(name: str, activation: str) -> None:
+    """The layers are named after it, and no default layers remain."""
     network = made(OBJECTS, name=name, activation=activation)
     layers = [layer for layer, _ in network.trunk.named_children()]
     assert any(layer.startswith(activation.replace("-", "_")) for layer in layers)
     assert not any(layer.startswith(("relu", "gelu")) for layer in layers)
 
 
-def test_layer_sizes_and_regularisers_are_swapped() -> None:
+def test_layer_sizes_and_regularisers_follow_the_recipe() -> None:
     """network.maps, hidden, kernel_size, dropout and batch_norm each change the layers they name."""
     network = made(
         DIGITS, name="conv2", maps=(3, 5), hidden=(7,), kernel_size=3, dropout=0.5, batch_norm=True
@@ -94,7 +94,7 @@ def test_layer_sizes_and_regularisers_are_swapped() -> None:
     ("recipe", "geometry", "classes", "said"),
     [
         ({"name": "conv2", "maps": (1, 2, 3)}, DIGITS, 10, "network.maps has 3 sizes, but the network has 2"),
-        ({"name": "lenet5", "hidden": ()}, DIGITS, 10, "network.hidden: got 0 sizes"),
+        ({"name": "lenet5", "hidden": ()}, DIGITS, 10, "network.hidden has 0 sizes"),
         ({"name": "pneumonia"}, X_RAYS, 3, "is binary, but the data have 3 classes"),
         ({"name": "alexnet"}, DIGITS.model_copy(update={"width": 20}), 10, "nothing is left of 3x2 pixels"),
     ],
@@ -102,14 +102,14 @@ def test_layer_sizes_and_regularisers_are_swapped() -> None:
 def test_what_cannot_be_built_is_the_recipes_fault(
     recipe: dict[str, object], geometry: Geometry, classes: int, said: str
 ) -> None:
-    """Both numbers are named."""
+    """The error names both numbers."""
     with pytest.raises(RecipeError) as caught:
         made(geometry, classes, **recipe)
     assert said in str(caught.value)
 
 
 def test_one_sigmoid_output_is_a_softmax_over_two() -> None:
-    """Softmax over (0, z) gives the sigmoid of z, so calibration and export need no second case."""
+    """Softmax over (0, z) equals the sigmoid of z, so calibration and export need no second case."""
     network = made(X_RAYS, 2, name="pneumonia")
     with torch.no_grad():
         logits, embedding = network(pixels(X_RAYS))
@@ -146,7 +146,7 @@ def test_views_are_averaged_in_evaluation_alone() -> None:
 
 
 def test_six_views_are_the_weighted_mean_of_moved_and_mirrored_images() -> None:
-    """Half the weight on the image and its mirror image, a quarter on each diagonal move of them."""
+    """Half the weight is on the image and its mirror image, a quarter on each diagonal shift of both."""
     network = made(OBJECTS, name="fast", views=6)
     single = made(OBJECTS, name="fast")
     images = pixels(OBJECTS)
@@ -160,7 +160,7 @@ def test_six_views_are_the_weighted_mean_of_moved_and_mirrored_images() -> None:
 
 
 def test_memory_format_changes_nothing_but_speed() -> None:
-    """The same logits in both orders of memory."""
+    """The logits are the same in both memory formats."""
     network = made(OBJECTS, name="alexnet", batch_norm=True)
     with torch.no_grad():
         plain = network(pixels(OBJECTS))[0]

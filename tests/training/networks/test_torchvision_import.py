@@ -1,4 +1,4 @@
-"""torchvision imports beside the torch that is installed, whichever build it is."""
+"""torchvision imports beside any installed build of torch."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 @pytest.mark.parametrize("first", ["torchvision.datasets", "torchvision.models"])
 def test_torchvision_imports_beside_any_torch_and_twice(first: str) -> None:
-    """In a fresh process any of its modules may come first, and the next one finds all in place."""
+    """In a new process any module may be imported first, and another one after it."""
     program = (
         "from training.networks.torchvision_import import import_torchvision\n"
         f"import_torchvision({first!r})\n"
