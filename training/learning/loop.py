@@ -174,7 +174,7 @@ class _Loop:
         if len(wrong):
             step = int(wrong[0])
             raise Diverged(
-                f"the loss became {float(losses[step])} in epoch {self.progress.epoch + 1}, step {step + 1}: "
+                f"the loss became NaN or infinite in epoch {self.progress.epoch + 1}, step {step + 1}: "
                 f"training.learning_rate {self.recipe.training.learning_rate} may be too high"
             )
 

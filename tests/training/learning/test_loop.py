@@ -200,7 +200,8 @@ def test_a_nan_loss_ends_the_run(
 
     monkeypatch.setattr("training.learning.loop.build", build_broken)
     with pytest.raises(
-        Diverged, match=r"is nan in epoch 1, step 1: training\.learning_rate 0\.003 may be too high"
+        Diverged,
+        match=r"became NaN or infinite in epoch 1, step 1: training\.learning_rate 0\.003 may be too high",
     ):
         run(fake_recipe())
 
