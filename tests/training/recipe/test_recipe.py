@@ -119,10 +119,11 @@ def test_digest_depends_on_what_determines_the_result() -> None:
 
 
 def test_digest_does_not_change_when_a_setting_is_added_at_its_default() -> None:
-    """`variants.max_fp16_range` was added after results were recorded."""
+    """`variants.max_fp16_range` and `gates.min_skill` were added after results were recorded."""
     plain = resolve("lenet5-digits")
     counted = {key: value for key, value in plain.settings().items() if value != 0}
     assert counted.pop("variants.max_fp16_range") == 0.25
+    assert counted.pop("gates.min_skill") == 0.1
     canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
     assert plain.digest() == hashlib.sha256(canonical.encode()).hexdigest()
     assert plain.digest() != resolve("lenet5-digits", ["variants.max_fp16_range=0.5"]).digest()
