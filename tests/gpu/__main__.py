@@ -30,7 +30,7 @@ _LOG_LINES = 25  # of a part that failed
 _TESTS = (
     "tests/gpu/test_learning.py",
     "tests/serving/engine/test_onnx.py",
-    "tests/training/data/storage/test_placed.py",
+    "tests/training/data/storage/test_device_images.py",
     "tests/gpu/test_process_group.py",
 )
 _TEST_LIMIT_S = 50

@@ -106,7 +106,7 @@ def check(
         raise DataError(
             f"{len(source.undecodable)} undecodable files, but data.strict=true allows none: {listed}"
         )
-    hashes = {name: _hashes(split) for name, split in dataset.parts().items()}
+    hashes = {name: _hashes(split) for name, split in dataset.splits().items()}
     conflicts = _conflicts(dataset, hashes)
     kept, removed = _without_leaks(dataset, hashes)
     pairs, near_leaks = _near_duplicates(kept, cache) if recipe.near_duplicates != "ignore" else ((), {})
@@ -114,7 +114,7 @@ def check(
     if removes:
         kept = _without_names(kept, near_leaks)
     only_judges = not len(dataset.train)
-    counts = {name: _count(split, dataset.labels) for name, split in kept.parts().items()}
+    counts = {name: _count(split, dataset.labels) for name, split in kept.splits().items()}
     if only_judges:
         counts = {"test": {label: count for label, count in counts["test"].items() if count}}
     report = DataReport(
@@ -122,8 +122,8 @@ def check(
         undecodable=source.undecodable,
         ignored_files=len(source.ignored),
         repeated={
-            name: _repeated(split, dataset.parts()[name], hashes[name])
-            for name, split in kept.parts().items()
+            name: _repeated(split, dataset.splits()[name], hashes[name])
+            for name, split in kept.splits().items()
         },
         removed=removed,
         conflicts=conflicts,
@@ -160,11 +160,11 @@ def _near_duplicates(
     dataset: Dataset, cache: Path | None
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Pairs by name, and the training and validation images that look like one of a later split."""
-    parts = dataset.parts()
-    names = [name for split in parts.values() for name in split.names]
-    order = {name: number for number, name in enumerate(parts)}
-    split_of = [name for name, split in parts.items() for _ in split.labels]
-    pairs = find_near_duplicates([split.images for split in parts.values()], cache)
+    splits = dataset.splits()
+    names = [name for split in splits.values() for name in split.names]
+    order = {name: number for number, name in enumerate(splits)}
+    split_of = [name for name, split in splits.items() for _ in split.labels]
+    pairs = find_near_duplicates([split.images for split in splits.values()], cache)
     leaks: dict[str, list[str]] = {"train": [], "validation": []}
     for first, second in pairs:  # the first index never belongs to a later split than the second
         if order[split_of[first]] < order[split_of[second]]:
@@ -195,7 +195,7 @@ def _without(split: Split, hashes: list[bytes], unwanted: set[bytes]) -> tuple[S
 def _conflicts(dataset: Dataset, hashes: Mapping[str, list[bytes]]) -> tuple[str, ...]:
     first: dict[bytes, tuple[str, int]] = {}
     found = []
-    for name, split in dataset.parts().items():
+    for name, split in dataset.splits().items():
         for digest, item, label in zip(hashes[name], split.names, split.labels.tolist(), strict=True):
             other, other_label = first.setdefault(digest, (item, label))
             if other_label != label:

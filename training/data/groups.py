@@ -9,7 +9,7 @@ from training.data.labels import Indices, Labels
 from training.errors import DataError, RecipeError
 
 
-def groups_of(names: Sequence[str], pattern: str) -> list[str]:
+def find_groups(names: Sequence[str], pattern: str) -> list[str]:
     """Find the group of each image by its name.
 
     A group's key is the first capturing group of the pattern, or else its whole match. An image whose name

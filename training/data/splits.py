@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from training.data.groups import choose_groups, groups_of
+from training.data.groups import choose_groups, find_groups
 from training.data.labels import Indices, Labels
 from training.data.storage.disk_images import Images, feed_digest, take
 from training.errors import DataError
@@ -52,14 +52,14 @@ class Dataset:
     validation: Split
     test: Split
 
-    def parts(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Split]:
         """Splits by name: train, validation, test."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def digest(self) -> str:
         """SHA-256 over all images, labels and label names, as 64 hexadecimal digits."""
         sha = hashlib.sha256(repr(self.labels).encode())
-        for name, split in self.parts().items():
+        for name, split in self.splits().items():
             sha.update(f"{name} {split.images.shape}".encode())
             feed_digest(sha.update, [split.images])
             sha.update(split.labels.astype("<i8").tobytes())
@@ -106,7 +106,7 @@ def _split_off(
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(split), dtype=bool)
     if group_pattern is not None:
-        chosen[choose_groups(split.labels, groups_of(split.names, group_pattern), fraction, random)] = True
+        chosen[choose_groups(split.labels, find_groups(split.names, group_pattern), fraction, random)] = True
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
         count = round(len(members) * fraction) if group_pattern is None else int(chosen[members].sum())

@@ -12,7 +12,7 @@ from serving.bundle import Bundle, Repository
 from serving.bundle.manifest import Strict
 from serving.errors import UsageError
 from training import data
-from training.data.groups import groups_of
+from training.data.groups import find_groups
 from training.data.splits import Labels, Split
 from training.errors import DataError
 from training.evaluation.evaluate import score
@@ -58,7 +58,7 @@ def evaluate_bundle(
     dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
     truth = _bundle_label_indices(dataset.test, dataset.labels, bundle.manifest.labels)
     probabilities, _ = run(open_session(bundle.model_file), dataset.test.images)  # (N, K)
-    groups = None if recipe.group_pattern is None else groups_of(dataset.test.names, recipe.group_pattern)
+    groups = None if recipe.group_pattern is None else find_groups(dataset.test.names, recipe.group_pattern)
     scores = score(probabilities, truth, bundle.manifest.labels, groups)
     published = bundle.manifest.evaluation
     return BundleScores(

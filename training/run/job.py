@@ -11,7 +11,7 @@ from serving.bundle import Calibration, Estimate, Repository
 from training import data
 from training.data import DataReport, Dataset
 from training.data.augmentation.examples import augmented_examples
-from training.data.groups import groups_of
+from training.data.groups import find_groups
 from training.data.storage.device_images import DeviceImages
 from training.devices.compilers import check_compiler
 from training.devices.device import Device, prepare
@@ -122,7 +122,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     dataset, data_report = load_data(recipe, job)
     display.data(data_report)
     pattern = recipe.data.group_pattern  # read before training: it may not fit the test images
-    groups = None if pattern is None else groups_of(dataset.test.names, pattern)
+    groups = None if pattern is None else find_groups(dataset.test.names, pattern)
     if hint := too_few_photographs(recipe, data_report):
         display.warning(hint)
     interrupts.raise_if_stopped("nothing has been trained yet")

@@ -44,7 +44,7 @@ def test_leaks_leave_the_earlier_split() -> None:
     data, source = dataset(train, validation, TEST)
     kept, report = check(data, source, RECIPE)
     assert report.removed == {"train": ("train/2", "train/3"), "validation": ("validation/4",)}
-    assert [len(part) for part in kept.parts().values()] == [2, 4, 2]
+    assert [len(part) for part in kept.splits().values()] == [2, 4, 2]
     assert any("2 images removed from train" in line for line in report.warnings())
 
 

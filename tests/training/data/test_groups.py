@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.data.groups import choose_groups, groups_of
+from training.data.groups import choose_groups, find_groups
 from training.data.splits import SourceData, Split, make_splits
 from training.errors import DataError, RecipeError
 
@@ -11,16 +11,16 @@ from training.errors import DataError, RecipeError
 def test_the_group_is_found_in_the_name() -> None:
     """The first capturing group, else the whole match, else the name itself."""
     names = ["a/person12_virus_3.jpeg", "b/person12_bacteria_1.jpeg", "c/other.jpeg"]
-    assert groups_of(names, r"person(\d+)_") == ["12", "12", "c/other.jpeg"]
-    assert groups_of(names, r"person\d+") == ["person12", "person12", "c/other.jpeg"]
+    assert find_groups(names, r"person(\d+)_") == ["12", "12", "c/other.jpeg"]
+    assert find_groups(names, r"person\d+") == ["person12", "person12", "c/other.jpeg"]
 
 
 def test_a_wrong_pattern_is_refused() -> None:
     """An invalid regular expression, or one that matches nothing, is an error."""
     with pytest.raises(RecipeError, match="is not a valid regular expression"):
-        groups_of(["a"], "(")
+        find_groups(["a"], "(")
     with pytest.raises(DataError, match=r"matches none of 2 names, such as 'a\.png'"):
-        groups_of(["a.png", "b.png"], "person")
+        find_groups(["a.png", "b.png"], "person")
 
 
 def test_groups_are_chosen_whole_and_in_proportion() -> None:
@@ -47,7 +47,7 @@ def test_divide_keeps_groups_together_in_all_three_splits() -> None:
         dataset = make_splits(
             everything, test_fraction=0.2, validation_fraction=0.2, seed=seed, group_pattern=r"person\d+"
         )
-        return [{name.split("_")[0] for name in part.names} for part in dataset.parts().values()]
+        return [{name.split("_")[0] for name in part.names} for part in dataset.splits().values()]
 
     train, validation, test = divided(0)
     assert not train & validation

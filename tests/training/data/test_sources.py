@@ -15,9 +15,9 @@ def test_digits_are_real_scans_in_model_geometry() -> None:
     """1,797 digits, each in exactly one split, with full contrast, ten classes in each split."""
     recipe = resolve("lenet5-digits")
     dataset, report = load(recipe.data, recipe.geometry, None)
-    parts = dataset.parts().values()
-    assert sum(len(part) for part in parts) == 1_797
-    assert len({name for part in parts for name in part.names}) == 1_797
+    splits = dataset.splits().values()
+    assert sum(len(split) for split in splits) == 1_797
+    assert len({name for split in splits for name in split.names}) == 1_797
     assert dataset.test.images.shape[1:] == (28, 28, 1)
     assert (dataset.train.images.min(), dataset.train.images.max()) == (0, 255)
     assert all(count > 0 for counts in report.counts.values() for count in counts.values())

@@ -266,7 +266,7 @@ def test_a_place_is_read_from_torchrun_s_environment(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)])
-def test_a_synced_norm_of_one_process_is_torchs_batch_norm(shape: tuple[int, ...]) -> None:
+def test_a_sync_batch_norm_of_one_process_is_torchs_batch_norm(shape: tuple[int, ...]) -> None:
     """Outputs, gradients and statistics agree, in training and in evaluation."""
     torch.manual_seed(0)
     plain = nn.BatchNorm1d(5) if len(shape) == 2 else nn.BatchNorm2d(5)

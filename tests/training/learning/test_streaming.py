@@ -94,7 +94,7 @@ def test_a_streamed_run_publishes_the_same_file(
         written.append((here.run_dir / "model.onnx").read_bytes())
         dataset, report = load_data(recipe, here)
         digests.append((dataset.digest(), report))
-        kinds.append({isinstance(split.images, DiskImages) for split in dataset.parts().values()})
+        kinds.append({isinstance(split.images, DiskImages) for split in dataset.splits().values()})
     assert kinds == [{False}, {True}]
     assert digests[0] == digests[1]
     assert written[0] == written[1]

@@ -141,7 +141,7 @@ def test_unusual_images_are_used_as_the_server_would(tmp_path: Path) -> None:
     dataset, report = load(DataRecipe(source="folder"), GEOMETRY, tmp_path)
     pixels = {
         name: image[8, 8].tolist()
-        for part in dataset.parts().values()
+        for part in dataset.splits().values()
         for name, image in zip(part.names, part.images, strict=True)
     }
     assert report.undecodable == {}

@@ -29,7 +29,7 @@ def test_three_splits_are_taken_as_they_are(tmp_path: Path) -> None:
     """The only .npz of the directory is found; classes are named by the recipe or by number."""
     np.savez(tmp_path / "some.npz", **arrays())
     dataset, _ = load(RECIPE, GREY, tmp_path)
-    assert [len(part) for part in dataset.parts().values()] == [40, 24, 10]
+    assert [len(part) for part in dataset.splits().values()] == [40, 24, 10]
     assert dataset.labels == ("0", "1")
     named, _ = load(RECIPE.model_copy(update={"labels": ("normal", "ill")}), GREY, tmp_path)
     assert named.labels == ("normal", "ill")
