@@ -1,1 +1,1 @@
-"""The HTTP port of operators: metrics and probes."""
+"""The HTTP port for operators: metrics and probes."""

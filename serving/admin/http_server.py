@@ -1,4 +1,4 @@
-"""The operator's port: /metrics, /livez and /readyz over plain HTTP, in a thread of its own."""
+"""The HTTP port for operators: /metrics, /livez and /readyz, served by a separate thread."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from serving.errors import AddressUnavailable
 
-_STOP_POLL_S = 0.05  # a stop waits for this thread: the library's half a second is felt
+_STOP_POLL_S = 0.05  # a stop waits this long at most; the library's default is 0.5 s
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 class HttpServer:
-    """Answers scrapes and probes. They read what the event loop writes, never the other way round."""
+    """Answers scrapes and probes. Its threads read what the event loop writes, and write nothing."""
 
     def __init__(
         self,
@@ -33,11 +33,11 @@ class HttpServer:
 
         Args:
             host: to listen on.
-            port: 0 takes a free one.
-            registry: what /metrics shows.
-            live: what /livez asks.
-            ready: what /readyz asks.
-            problem: what the body says where the answer is no.
+            port: to listen on; 0 picks a free one.
+            registry: the metrics of /metrics.
+            live: the result of /livez.
+            ready: the result of /readyz.
+            problem: the body of a probe that fails.
         """
         self.host = host
         self.port = port
@@ -71,7 +71,7 @@ class HttpServer:
             return self._metrics(environ, start_response)  # type: ignore[no-any-return]
         probe = self._probes.get(path)
         if probe is None:
-            return _text(start_response, "404 Not Found", "there are /metrics, /livez and /readyz")
+            return _text(start_response, "404 Not Found", "not found: try /metrics, /livez or /readyz")
         return (
             _text(start_response, "200 OK", "ok")
             if probe()
@@ -85,11 +85,11 @@ def _text(start_response: StartResponse, status: str, text: str) -> Iterable[byt
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True  # a scraper that hangs must not hold up a stop
+    daemon_threads = True  # a client that hangs must not delay a stop
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = 30  # seconds a client may take over its request
+    timeout = 30  # seconds for a client to send its request
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - the signature of the base class
-        """Probes come every second: they are counted, not logged."""
+        """Log nothing: probes come every second."""

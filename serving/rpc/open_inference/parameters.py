@@ -1,6 +1,6 @@
-"""Parameters of an inference request: priority and timeout are heeded, sequences refused, others ignored.
+"""Parameters of an inference request: applies priority and timeout, rejects sequences, ignores the rest.
 
-As in Triton, whose clients send what they like in this map.
+Triton ignores unknown parameters too: its clients send their own.
 """
 
 import time
@@ -13,26 +13,26 @@ _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _US_PER_S = 1e6
 
 
-def decode_urgency(request: InferRequest, deadline_s: float) -> tuple[float, int]:
-    """When a request wants to be run, by its parameters.
+def decode_scheduling(request: InferRequest, deadline_s: float) -> tuple[float, int]:
+    """The deadline and the priority of a request.
 
     Args:
-        request: its `timeout` is in microseconds.
+        request: its parameter `timeout` is in microseconds.
         deadline_s: of the call.
 
-    Returns: a deadline on the clock of time.monotonic(), after which it is not begun, and a priority: 0 is
-        the default, and of others the lower goes first.
+    Returns: the time on the clock of time.monotonic() after which the request is not run, and its priority:
+        0 is the default; among others, lower numbers run first.
 
     Raises:
-        InvalidRequest: a parameter is of the wrong type or range, or makes the request part of a sequence.
+        InvalidRequest: a parameter has the wrong type or range, or makes the request part of a sequence.
     """
     if not request.parameters:  # nearly always
         return deadline_s, 0
     for name in _SEQUENCE:
         if name in request.parameters and _is_set(request.parameters[name]):
             raise InvalidRequest(
-                f"the parameter {name!r} makes a request part of a sequence, and model "
-                f"{request.model_name!r} keeps no state between requests"
+                f"the parameter {name!r} makes the request part of a sequence, but model "
+                f"{request.model_name!r} keeps no state between requests: remove the parameter"
             )
     timeout_us = _whole_number(request, "timeout")
     if timeout_us:

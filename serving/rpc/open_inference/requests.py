@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from serving.bundle.images import Pixels
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference.shared_memory import Regions
-from serving.rpc.open_inference.tensors import WantedOutput, decode_input, decode_outputs
+from serving.rpc.open_inference.tensors import RequestedOutput, decode_input, decode_outputs
 from serving.rpc.open_inference.wire import tag_and_length
 
 _RAW_INPUT_CONTENTS = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
@@ -26,14 +26,13 @@ _MAX_PREFIX_BYTES = 1024
 _MAX_SIZES = 256
 _MAX_PREFIXES_OF_A_SIZE = 8
 
-Contents = tuple[Pixels | list[bytes], Sequence[WantedOutput]]
+Contents = tuple[Pixels | list[bytes], Sequence[RequestedOutput]]
 
 
 class InferRequest(NamedTuple):
     """A request whose tensors are decoded on demand: a token is checked first, and an error needs the id.
 
-    `decode` returns the input, as `decode_input` does, and the wanted outputs, as `decode_outputs` does; it
-    raises the same errors.
+    `decode` returns the results of `decode_input` and `decode_outputs`, and raises their errors.
     """
 
     model_name: str
@@ -52,15 +51,15 @@ class _Prefix:
     model_version: str
     parameters: Mapping[str, pb.InferParameter]
     shape: tuple[int, ...]  # (N, H, W, C)
-    wanted: Sequence[WantedOutput]
+    outputs: Sequence[RequestedOutput]
 
     def decode(self, data: bytes, _regions: Regions) -> Contents:
         """The contents of a request that begins with this prefix."""
-        return np.ndarray(self.shape, np.uint8, data, len(self.data)), self.wanted  # (N, H, W, C)
+        return np.ndarray(self.shape, np.uint8, data, len(self.data)), self.outputs  # (N, H, W, C)
 
 
 class RequestReader:
-    """Reads requests, and keeps the prefixes of those that it could decode."""
+    """Reads requests, and keeps the prefixes of those that were decoded."""
 
     def __init__(self) -> None:
         self._prefixes: dict[int, list[_Prefix]] = {}  # by the size of a whole request
@@ -92,14 +91,14 @@ class RequestReader:
         return None
 
     def _decode(self, data: bytes, message: pb.ModelInferRequest, regions: Regions) -> Contents:
-        wanted = decode_outputs(message)
-        given = decode_input(message, regions)
-        if isinstance(given, np.ndarray):
-            self._keep_prefix(data, message, given, wanted)
-        return given, wanted
+        outputs = decode_outputs(message)
+        images = decode_input(message, regions)
+        if isinstance(images, np.ndarray):
+            self._keep_prefix(data, message, images, outputs)
+        return images, outputs
 
     def _keep_prefix(
-        self, data: bytes, message: pb.ModelInferRequest, pixels: Pixels, wanted: Sequence[WantedOutput]
+        self, data: bytes, message: pb.ModelInferRequest, pixels: Pixels, outputs: Sequence[RequestedOutput]
     ) -> None:
         """Keep the prefix of a request, if nothing follows its pixels."""
         if message.id or not message.raw_input_contents:
@@ -126,6 +125,6 @@ class RequestReader:
                 message.model_version,
                 message.parameters,
                 pixels.shape,
-                wanted,
+                outputs,
             )
         )

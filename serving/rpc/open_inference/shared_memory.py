@@ -1,7 +1,7 @@
-"""Regions of POSIX shared memory that clients have registered: tensors in them do not travel.
+"""Regions of POSIX shared memory, registered by clients: their tensors do not go over the network.
 
-Off unless the operator names a pattern of keys. Regions are read and written by system calls, never mapped:
-memory that its owner truncates makes a read short, where a mapping would end the process by SIGBUS.
+Off unless the operator sets a pattern for keys. Regions are read and written by system calls, not mapped: if
+the client truncates the memory, a read is short, where access to a mapping would kill the process by SIGBUS.
 """
 
 import os
@@ -21,18 +21,18 @@ _MAX_REGIONS = 256  # each holds a file descriptor
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What a client registered."""
+    """A registered part of a shared memory object."""
 
     name: str
     key: str
-    offset: int  # bytes, in the object behind the key
+    offset: int  # bytes, in the object of this key
     byte_size: int
     descriptor: int
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A part of a region, as a request names it."""
+class TensorLocation:
+    """Where a request puts a tensor in shared memory."""
 
     region: str
     offset: int  # bytes, in the region
@@ -40,12 +40,12 @@ class Span:
 
 
 class Regions:
-    """The registered regions. `async with` lets them all go at the end.
+    """The registered regions. `async with` unregisters all at the end.
 
     Args:
-        pattern: regular expression of whole keys, without their leading slash, that may be registered; None
-            for no shared memory at all.
-        max_bytes: of one tensor.
+        pattern: regular expression that a key without its leading slash must match to be registered; None
+            turns shared memory off.
+        max_bytes: limit on one tensor.
     """
 
     def __init__(self, pattern: str | None = None, *, max_bytes: int = 64 * 2**20) -> None:
@@ -63,28 +63,32 @@ class Regions:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything can be registered."""
+        """Whether regions can be registered."""
         return self._pattern is not None
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Let requests use a part of a shared memory object.
+        """Register a part of a shared memory object for use in requests.
 
         Raises:
             Unsupported: shared memory is off.
-            InvalidRequest: the key is not allowed, there is no such object, or it is smaller.
-            RegionExists: the name is taken.
-            Overloaded: there are too many.
+            InvalidRequest: the key is not allowed, the object does not exist, or it is too small.
+            RegionExists: the name is registered already.
+            Overloaded: too many regions are registered.
         """
         if self._pattern is None:
-            raise Unsupported("system shared memory is off: the server was started without a pattern of keys")
+            raise Unsupported(
+                "system shared memory is off: start the server with --shared-memory-pattern to allow it"
+            )
         if name in self._regions:
             raise RegionExists(f"shared memory region {name!r} is already registered")
         if not name or byte_size < 1:
             raise InvalidRequest(
-                f"region {name!r} has {byte_size} bytes, expected a name and at least 1 byte"
+                f"shared memory region {name!r} has {byte_size} bytes, expected a name and at least 1 byte"
             )
         if len(self._regions) >= _MAX_REGIONS:
-            raise Overloaded(f"{_MAX_REGIONS} shared memory regions are registered, and that is the limit")
+            raise Overloaded(
+                f"{_MAX_REGIONS} shared memory regions are registered, the limit: unregister some"
+            )
         descriptor = _open(self._file(key))
         try:
             _check_object(descriptor, key, offset, byte_size)
@@ -94,61 +98,64 @@ class Regions:
         self._regions[name] = Region(name, key, offset, byte_size, descriptor)
 
     def unregister(self, name: str) -> None:
-        """Forget a region, or all where the name is empty. One that is not there is no error."""
+        """Unregister a region, or all if the name is empty. An unknown name is not an error, as in Triton."""
         for each in [name] if name else list(self._regions):
             region = self._regions.pop(each, None)
             if region is not None:
                 os.close(region.descriptor)
 
     def registered(self, name: str = "") -> list[Region]:
-        """One region, or all where the name is empty.
+        """One region, or all if the name is empty.
 
         Raises:
-            UnknownRegion: there is none of that name.
+            UnknownRegion: no region has this name.
         """
         return [self._find(name)] if name else list(self._regions.values())
 
-    def read(self, span: Span) -> bytes:
-        """Copy bytes out of a region.
+    def read(self, location: TensorLocation) -> bytes:
+        """Copy a tensor out of its region.
 
         Raises:
-            UnknownRegion: nobody registered it.
-            InvalidTensor: the span reaches beyond the region, or the region's owner has cut it.
+            UnknownRegion: the region is not registered.
+            InvalidTensor: the tensor is not inside the region, or the client truncated the memory.
         """
-        region = self._checked(span)
-        content = os.pread(region.descriptor, span.byte_size, region.offset + span.offset)
-        if len(content) != span.byte_size:
-            raise _cut(span, len(content))
+        region = self._checked(location)
+        content = os.pread(region.descriptor, location.byte_size, region.offset + location.offset)
+        if len(content) != location.byte_size:
+            raise _truncated(location, len(content))
         return content
 
-    def write(self, span: Span, content: bytes) -> None:
-        """Copy bytes into the beginning of a span.
+    def write(self, location: TensorLocation, content: bytes) -> None:
+        """Copy a tensor into its region.
 
         Raises:
-            As `read`, and InvalidTensor: the span is smaller than the content.
+            UnknownRegion: as `read`.
+            InvalidTensor: as `read`, or the content is larger than the location.
         """
-        region = self._checked(span)
-        if len(content) > span.byte_size:
+        region = self._checked(location)
+        if len(content) > location.byte_size:
             raise InvalidTensor(
-                f"{span.byte_size} bytes of shared memory region {span.region!r} are given for an output "
-                f"of {len(content)} bytes"
+                f"an output of {len(content)} bytes does not fit into {location.byte_size} bytes of "
+                f"shared memory region {location.region!r}"
             )
-        start = region.offset + span.offset
-        left = os.fstat(region.descriptor).st_size - start  # writing further would make the object grow
+        start = region.offset + location.offset
+        left = os.fstat(region.descriptor).st_size - start  # a longer write would extend the object
         if left < len(content):
-            raise _cut(span, max(left, 0))
+            raise _truncated(location, max(left, 0))
         written = os.pwrite(region.descriptor, content, start)
-        if written < len(content):  # the object has holes, and there is no memory to fill them
-            raise _cut(span, written)
+        if written < len(content):  # the object has holes, and memory to fill them ran out
+            raise _truncated(location, written)
 
     def _file(self, key: str) -> Path:
         match = _KEY.fullmatch(key)
         if match is None or match[1] in (".", ".."):
             raise InvalidRequest(
-                f"{key!r} is not a shared memory key: expected a name with at most one slash before"
+                f"{key!r} is not a shared memory key: expected a name, with at most one slash before it"
             )
         if self._pattern is None or not self._pattern.fullmatch(match[1]):
-            raise InvalidRequest(f"shared memory key {key!r} is not one that the server allows")
+            raise InvalidRequest(
+                f"shared memory key {key!r} does not match the server's --shared-memory-pattern"
+            )
         return _FOLDER / match[1]
 
     def _find(self, name: str) -> Region:
@@ -156,23 +163,24 @@ class Regions:
             raise UnknownRegion(f"shared memory region {name!r} is not registered")
         return self._regions[name]
 
-    def _checked(self, span: Span) -> Region:
-        region = self._find(span.region)
-        if span.offset < 0 or span.byte_size < 1 or span.offset + span.byte_size > region.byte_size:
+    def _checked(self, location: TensorLocation) -> Region:
+        region = self._find(location.region)
+        end = location.offset + location.byte_size
+        if location.offset < 0 or location.byte_size < 1 or end > region.byte_size:
             raise InvalidTensor(
-                f"bytes {span.offset} to {span.offset + span.byte_size} are not within shared memory region "
-                f"{span.region!r} of {region.byte_size} bytes"
+                f"bytes {location.offset} to {end} are not within shared memory region {location.region!r} "
+                f"of {region.byte_size} bytes"
             )
-        if span.byte_size > self._max_bytes:
+        if location.byte_size > self._max_bytes:
             raise InvalidTensor(
-                f"a tensor in shared memory has {span.byte_size} bytes, the limit is {self._max_bytes}"
+                f"a tensor in shared memory has {location.byte_size} bytes, the limit is {self._max_bytes}"
             )
         return region
 
 
 def _open(file: Path) -> int:
     try:
-        # Not a link that leads elsewhere, and no pipe that would be waited for.
+        # No symbolic links, and no waiting for the other end of a pipe.
         return os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -185,13 +193,13 @@ def _check_object(descriptor: int, key: str, offset: int, byte_size: int) -> Non
         raise InvalidRequest(f"{key!r} is not a shared memory object")
     if offset + byte_size > status.st_size:
         raise InvalidRequest(
-            f"a region of {byte_size} bytes from byte {offset} was asked for, but shared memory {key!r} "
-            f"has {status.st_size} bytes"
+            f"a region of {byte_size} bytes from byte {offset} is not inside shared memory {key!r} of "
+            f"{status.st_size} bytes"
         )
 
 
-def _cut(span: Span, left: int) -> InvalidTensor:
+def _truncated(location: TensorLocation, left: int) -> InvalidTensor:
     return InvalidTensor(
-        f"shared memory region {span.region!r} was cut by its owner: "
-        f"{left} bytes are left of the {span.byte_size} that the request names"
+        f"shared memory region {location.region!r} was truncated by its owner: "
+        f"{left} bytes are left of the {location.byte_size} that the request needs"
     )

@@ -1,4 +1,4 @@
-"""ModelStatistics: what the metrics know of each served version, as Triton's clients ask for it."""
+"""ModelStatistics: the metrics of each served version, as Triton's messages."""
 
 from collections.abc import Iterator
 
@@ -18,18 +18,18 @@ def model_statistics(
     """Statistics of served versions, by model and number.
 
     Args:
-        models: says what is served.
-        metrics: says what it did.
-        name: of one model; empty for all.
-        revision: one version of it, by number or alias; None for all.
+        models: the served models.
+        metrics: their counters.
+        name: one model; empty for all.
+        revision: one version, by number or alias; None for all.
 
     Raises:
-        UnknownModel, ModelUnavailable: there is no such model, or no such version of it.
+        UnknownModel, ModelUnavailable: no such model or version is served.
     """
-    done = metrics.statistics()
+    totals = metrics.statistics()
     for model in [name] if name else models.names():
         for number in _numbers(models, model, revision):
-            yield _encode(model, number, done.get((model, str(number)), VersionStatistics()))
+            yield _encode(model, number, totals.get((model, str(number)), VersionStatistics()))
 
 
 def _numbers(models: Models, model: str, revision: Revision) -> list[int]:
@@ -39,29 +39,29 @@ def _numbers(models: Models, model: str, revision: Revision) -> list[int]:
         return [version.number]
 
 
-def _encode(model: str, number: int, done: VersionStatistics) -> pb.ModelStatistics:
+def _encode(model: str, number: int, statistics: VersionStatistics) -> pb.ModelStatistics:
     def of_requests(timed: TimedCount) -> pb.StatisticDuration:
-        # All parts and images of a request together: clients divide by the number of requests, and
-        # perf_analyzer ends where these counts differ, be it by a request that runs just now.
-        return _duration(TimedCount(done.success.count, timed.duration_s))
+        # The total of all images and parts of requests: clients divide by the number of requests, and
+        # perf_analyzer stops if these counts differ, if only by a request in progress.
+        return _duration(TimedCount(statistics.success.count, timed.duration_s))
 
     return pb.ModelStatistics(
         name=model,
         version=str(number),
-        last_inference=round(done.last_run_s * _MS_PER_S),
-        inference_count=done.run_images,
-        execution_count=done.run_count,
+        last_inference=round(statistics.last_run_s * _MS_PER_S),
+        inference_count=statistics.run_images,
+        execution_count=statistics.run_count,
         inference_stats=pb.InferStatistics(
-            success=_duration(done.success),
-            fail=_duration(done.failure),
-            queue=of_requests(done.queue),
-            compute_input=of_requests(done.decode),
-            compute_infer=of_requests(done.infer),
-            compute_output=of_requests(done.rank),
+            success=_duration(statistics.success),
+            fail=_duration(statistics.failure),
+            queue=of_requests(statistics.queue),
+            compute_input=of_requests(statistics.decode),
+            compute_infer=of_requests(statistics.infer),
+            compute_output=of_requests(statistics.rank),
         ),
         batch_stats=[
             pb.InferBatchStatistics(batch_size=images, compute_infer=_duration(run))
-            for images, run in sorted(done.runs.items())
+            for images, run in sorted(statistics.runs.items())
         ],
     )
 

@@ -1,6 +1,6 @@
-"""Tensors of the Open Inference Protocol: its messages <-> numpy, with the classification extension.
+"""Converts between messages of the Open Inference Protocol and numpy, with the classification extension.
 
-Messages of errors keep the wording that users of Triton know.
+Error messages keep Triton's wording, which its users know.
 """
 
 import math
@@ -15,49 +15,49 @@ from serving.classify.results import Inference, rank
 from serving.errors import InvalidTensor
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference.grpc_service_pb2 import ModelInferResponse as Response
-from serving.rpc.open_inference.shared_memory import Regions, Span
+from serving.rpc.open_inference.shared_memory import Regions, TensorLocation
 from serving.rpc.open_inference.wire import field
 
 INPUT = "image"
 PROBABILITIES = "probabilities"
 EMBEDDING = "embedding"
 
-_LENGTH_BYTES = 4  # before each element of raw BYTES, little-endian
+_LENGTH_BYTES = 4  # of the little-endian prefix of each element of raw BYTES
 _BATCH_AND_PIXELS = 4  # dimensions: N, height, width, channels
 
 
 @dataclass(frozen=True, slots=True)
-class WantedOutput:
-    """An output that a request asks for, as classes where top_k is not 0, and where it is to be written."""
+class RequestedOutput:
+    """An output to return: as the `top_k` classes if that is not 0, as a tensor otherwise."""
 
     name: str
     top_k: int = 0
-    span: Span | None = None  # of shared memory; None: in the response
+    location: TensorLocation | None = None  # in shared memory; None: in the response
 
 
-# What nearly every request wants, made once.
-_PLAIN_OUTPUTS = {name: WantedOutput(name) for name in (PROBABILITIES, EMBEDDING)}
+# Nearly every request asks for one of these: made once.
+_PLAIN_OUTPUTS = {name: RequestedOutput(name) for name in (PROBABILITIES, EMBEDDING)}
 _DEFAULT_OUTPUTS = [_PLAIN_OUTPUTS[PROBABILITIES]]
 
 
-def decode_outputs(request: pb.ModelInferRequest) -> list[WantedOutput]:
-    """Which outputs a request wants; probabilities where it names none.
+def decode_outputs(request: pb.ModelInferRequest) -> list[RequestedOutput]:
+    """The outputs to return: those that the request names, or the probabilities.
 
     Raises:
-        InvalidTensor: there is no such output, or its classification parameter is wrong.
+        InvalidTensor: the model has no such output, or its parameters are invalid.
     """
     outputs = request.outputs
     return [_decode_output(output, request.model_name) for output in outputs] if outputs else _DEFAULT_OUTPUTS
 
 
 def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | list[bytes]:
-    """The one input of a request.
+    """Decode the one input of a request.
 
     Returns: (N, H, W, C) uint8, or N encoded images.
 
     Raises:
-        InvalidTensor: name, datatype, shape or number of bytes are wrong.
-        UnknownRegion: it lies in shared memory that nobody registered.
+        InvalidTensor: the name, datatype, shape or number of bytes is wrong.
+        UnknownRegion: the input is in a shared memory region that is not registered.
     """
     inputs = request.inputs
     if len(inputs) != 1:
@@ -80,38 +80,38 @@ def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | li
 
 
 def encode_response(
-    inference: Inference, wanted: Sequence[WantedOutput], request_id: str, regions: Regions
+    inference: Inference, requested: Sequence[RequestedOutput], request_id: str, regions: Regions
 ) -> bytes:
-    """A ModelInferResponse, serialized: the outputs in the order in which they are wanted.
+    """Serialize a ModelInferResponse with the outputs in the order of the request.
 
-    Joined from fields, which costs a small request much less than building the message.
+    Joins serialized fields: for a small response that costs much less than building the message.
 
     Raises:
         InvalidTensor: the shared memory is too small for an output.
-        UnknownRegion: it was unregistered meanwhile.
+        UnknownRegion: the region was unregistered in the meantime.
     """
     fields = [_names(inference.model, inference.version)]
     if request_id:
         fields.append(field(Response.ID_FIELD_NUMBER, request_id.encode()))
-    for output in wanted:
+    for output in requested:
         fields.extend(_encode_output(inference, output, regions))
     return b"".join(fields)
 
 
-def _encode_output(inference: Inference, wanted: WantedOutput, regions: Regions) -> tuple[bytes, bytes]:
-    """What announces an output, and its raw contents: they stand in the order of the outputs."""
+def _encode_output(inference: Inference, requested: RequestedOutput, regions: Regions) -> tuple[bytes, bytes]:
+    """The metadata of an output and its raw contents, which clients match by their order."""
     output = inference.output
-    if wanted.top_k:
+    if requested.top_k:
         count, classes = output.probabilities.shape
-        announced = _announcement(wanted.name, "BYTES", (count, min(wanted.top_k, classes)))
-        return announced, _raw_contents(b"".join(_encode_classes(inference, wanted)))
-    values = output.probabilities if wanted.name == PROBABILITIES else output.embedding
+        metadata = _output_metadata(requested.name, "BYTES", (count, min(requested.top_k, classes)))
+        return metadata, _raw_contents(b"".join(_encode_classes(inference, requested.top_k)))
+    values = output.probabilities if requested.name == PROBABILITIES else output.embedding
     raw = values.tobytes()  # little-endian, as x86-64 and ARM are
-    if wanted.span is None:
-        return _announcement(wanted.name, "FP32", values.shape), _raw_contents(raw)
-    regions.write(wanted.span, raw)
-    announced = _announcement_in(wanted.span, len(raw), wanted.name, values.shape)
-    return announced, _raw_contents(b"")  # its place stays, empty
+    if requested.location is None:
+        return _output_metadata(requested.name, "FP32", values.shape), _raw_contents(raw)
+    regions.write(requested.location, raw)
+    metadata = _shared_output_metadata(requested.location, len(raw), requested.name, values.shape)
+    return metadata, _raw_contents(b"")  # empty, but it keeps the order
 
 
 def _raw_contents(raw: bytes) -> bytes:
@@ -125,37 +125,39 @@ def _names(model: str, version: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _announcement(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
-    """Fields of a response that announce one output."""
+def _output_metadata(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """The fields of a response that describe one output."""
     response = Response()
     response.outputs.add(name=name, datatype=datatype, shape=shape)
-    announced: bytes = response.SerializeToString()
-    return announced
+    metadata: bytes = response.SerializeToString()
+    return metadata
 
 
-def _announcement_in(span: Span, byte_size: int, name: str, shape: tuple[int, ...]) -> bytes:
-    """The same of one in shared memory. Not remembered: clients name the regions."""
+def _shared_output_metadata(
+    location: TensorLocation, byte_size: int, name: str, shape: tuple[int, ...]
+) -> bytes:
+    """The same for an output in shared memory. Not cached: clients choose the names of regions."""
     response = Response()
     tensor = response.outputs.add(name=name, datatype="FP32", shape=shape)
-    tensor.parameters["shared_memory_region"].string_param = span.region
+    tensor.parameters["shared_memory_region"].string_param = location.region
     tensor.parameters["shared_memory_byte_size"].int64_param = byte_size
-    if span.offset:
-        tensor.parameters["shared_memory_offset"].int64_param = span.offset
-    announced: bytes = response.SerializeToString()
-    return announced
+    if location.offset:
+        tensor.parameters["shared_memory_offset"].int64_param = location.offset
+    metadata: bytes = response.SerializeToString()
+    return metadata
 
 
-def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> WantedOutput:
+def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, model: str) -> RequestedOutput:
     plain = _PLAIN_OUTPUTS.get(output.name)
     if plain is None:
         raise InvalidTensor(f"unexpected inference output {output.name!r} for model {model!r}")
     if not output.parameters:
         return plain
-    span = _decode_span(output.parameters)
+    location = _decode_location(output.parameters)
     if "classification" not in output.parameters:
-        return WantedOutput(output.name, span=span)
-    if span is not None:
-        raise InvalidTensor(f"output {output.name!r} cannot be given as classes in shared memory")
+        return RequestedOutput(output.name, location=location)
+    if location is not None:
+        raise InvalidTensor(f"output {output.name!r} cannot be returned as classes in shared memory")
     if output.name != PROBABILITIES:
         raise InvalidTensor(
             f"class result not available for output {output.name!r}: only for {PROBABILITIES!r}"
@@ -167,13 +169,13 @@ def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, mode
         raise InvalidTensor(
             f"invalid value for 'classification' parameter, expected > 0, got {parameter.int64_param}"
         )
-    return WantedOutput(output.name, parameter.int64_param)
+    return RequestedOutput(output.name, parameter.int64_param)
 
 
 def _raw_content(
     request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor, regions: Regions
 ) -> bytes | None:
-    """The bytes of the input, from the request or from shared memory; None where it has typed contents."""
+    """The bytes of the input, from the request or from shared memory; None if it has typed contents."""
     raw = request.raw_input_contents
     raw_count = len(raw)
     has_typed = tensor.HasField("contents")
@@ -181,24 +183,24 @@ def _raw_content(
         raise InvalidTensor(f"input {INPUT!r} has both contents and raw_input_contents, expected one of them")
     if raw_count > 1:
         raise InvalidTensor(f"expected 1 raw_input_contents but got {raw_count}")
-    span = _decode_span(tensor.parameters) if tensor.parameters else None
-    if span is None:
+    location = _decode_location(tensor.parameters) if tensor.parameters else None
+    if location is None:
         return raw[0] if raw_count else None
     if raw_count or has_typed:
         raise InvalidTensor(f"input {INPUT!r} has contents and shared memory, expected one of them")
-    return regions.read(span)
+    return regions.read(location)
 
 
-def _decode_span(parameters: Mapping[str, pb.InferParameter]) -> Span | None:
+def _decode_location(parameters: Mapping[str, pb.InferParameter]) -> TensorLocation | None:
     if "shared_memory_region" not in parameters:
         return None
     region = parameters["shared_memory_region"]
     if region.WhichOneof("parameter_choice") != "string_param":
         raise InvalidTensor("invalid value type for 'shared_memory_region' parameter, expected string_param")
     if "shared_memory_byte_size" not in parameters:
-        raise InvalidTensor("'shared_memory_region' needs a 'shared_memory_byte_size' parameter beside it")
+        raise InvalidTensor("'shared_memory_region' needs a 'shared_memory_byte_size' parameter too")
     offset, byte_size = (_size(parameters, f"shared_memory_{name}") for name in ("offset", "byte_size"))
-    return Span(region.string_param, offset, byte_size)
+    return TensorLocation(region.string_param, offset, byte_size)
 
 
 def _size(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
@@ -229,10 +231,10 @@ def _decode_pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | N
 
 
 def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> Pixels:
-    """The values of `contents`, which spends 32 bits on each."""
+    """The values of `contents`, which holds each in 32 bits."""
     wide = np.array(tensor.contents.uint_contents, np.uint32)
     if wide.max(initial=0) > np.iinfo(np.uint8).max:
-        raise InvalidTensor(f"input {INPUT!r} holds {wide.max()}, UINT8 ends at 255")
+        raise InvalidTensor(f"input {INPUT!r} has the value {wide.max()}, the largest UINT8 is 255")
     return wide.astype(np.uint8)
 
 
@@ -251,20 +253,20 @@ def _split(raw: bytes) -> Iterator[bytes]:
         end = start + int.from_bytes(raw[at:start], "little")
         if start > len(raw) or end > len(raw):
             raise InvalidTensor(
-                f"BYTES element at byte {at} ends at byte {end}, but there are only {len(raw)}"
+                f"BYTES element at byte {at} ends at byte {end}, but the input has {len(raw)} bytes"
             )
         yield raw[start:end]
         at = end
 
 
-def _encode_classes(inference: Inference, wanted: WantedOutput) -> Iterator[bytes]:
-    """Yields `probability:index:label`, each behind its length, image by image."""
+def _encode_classes(inference: Inference, top_k: int) -> Iterator[bytes]:
+    """Yield `probability:index:label` with its length before it, image by image."""
     for row in inference.output.probabilities:
-        for each in rank(row, _plain_labels(inference.labels), wanted.top_k):
+        for each in rank(row, _plain_labels(inference.labels), top_k):
             element = f"{each.probability:f}:{each.index}:{each.label}".encode()
             yield len(element).to_bytes(_LENGTH_BYTES, "little") + element
 
 
 def _plain_labels(labels: Sequence[str]) -> Sequence[str]:
-    """Labels without the colon at which stock clients split the element."""
+    """Labels without colons: Triton's clients split the element at each."""
     return [label.replace(":", " ") for label in labels]

@@ -1,4 +1,4 @@
-"""Fields of protobuf as bytes, for messages that are cheaper joined than built (encoding: protobuf.dev)."""
+"""Serialized protobuf fields: joining them is cheaper than building a message (encoding: protobuf.dev)."""
 
 from functools import lru_cache
 
@@ -8,13 +8,13 @@ _MORE = 0x80
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A field of strings, bytes or messages: the joined fields of a message are the message."""
+    """A field that holds a string, bytes or a message. Joined fields are a serialized message."""
     return tag_and_length(number, len(value)) + value
 
 
 @lru_cache(maxsize=256)
 def tag_and_length(number: int, length: int) -> bytes:
-    """What stands before the value of such a field."""
+    """The bytes before the value of such a field."""
     return _varint(number << _TYPE_BITS | _LENGTH_DELIMITED) + _varint(length)
 
 

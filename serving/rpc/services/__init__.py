@@ -1,1 +1,1 @@
-"""The services: decode a message, one call, encode a message."""
+"""The gRPC services. A method decodes a message, makes one call and encodes the result."""

@@ -1,4 +1,4 @@
-"""lenserve.v1.Classifier: decode message -> one call -> encode message."""
+"""lenserve.v1.Classifier: our own API, images in, ranked labels out."""
 
 from collections.abc import Sequence
 
@@ -18,13 +18,13 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
 
 class ClassifierService:
-    """Our own API over the classifier."""
+    """Serves lenserve.v1.Classifier."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
     def rpcs(self) -> Sequence[Rpc]:
-        """Its rows of the table."""
+        """The RPCs of this service."""
         return (
             Unary(
                 f"/{SERVICE}/Classify",
@@ -43,13 +43,13 @@ class ClassifierService:
         )
 
     async def classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
-        """Rank the labels of every image; a request of one image fails as that image does."""
+        """Rank the labels of every image. The error of an only image is the error of the request."""
         response = pb.ClassifyResponse()
         await self._classify(request, call, response)
         return response
 
     async def classify_in_stream(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyStreamResponse:
-        """The same for one request of a stream."""
+        """Answer one request of a stream."""
         response = pb.ClassifyStreamResponse(id=request.id)
         await self._classify(request, call, response.response)
         return response
@@ -92,12 +92,14 @@ def _decode_pixels(pixels: pb.Pixels) -> Pixels:
         raise InvalidPixels(f"height, width and channels are {list(shape)}, expected at least 1 each")
     expected = pixels.height * pixels.width * pixels.channels
     if len(pixels.data) != expected:
-        raise InvalidPixels(f"pixels have {len(pixels.data)} bytes, {list(shape)} makes {expected}")
+        raise InvalidPixels(
+            f"pixels have {len(pixels.data)} bytes, expected {expected} for the shape {list(shape)}"
+        )
     return np.frombuffer(pixels.data, np.uint8).reshape(shape)  # (H, W, C)
 
 
 def _encode_result(result: Ranking | ImageError, prediction: pb.Prediction) -> None:
-    """Fill in a prediction, in place: a message that is built apart has to be copied."""
+    """Fill in a prediction in place: a message built separately would be copied."""
     if isinstance(result, ImageError):
         error = prediction.error
         error.code, error.reason, error.message = code_of(result), result.reason, str(result)

@@ -1,6 +1,6 @@
-"""grpc.health.v1: the truth about the server and about each model, told from `Models` and kept nowhere else.
+"""grpc.health.v1: the health of the server and of each model, read from `Models`.
 
-The empty service and the names of our services mean the server; any other name means the model of that name.
+The empty service name and the names of our services mean the server; any other name means a model.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -19,39 +19,39 @@ _SERVICE_UNKNOWN: int = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService:
-    """Check and Watch, per model."""
+    """Serves Check and Watch."""
 
     def __init__(self, models: Models, services: Collection[str]) -> None:
         self._models = models
         self._services = {"", *services}
 
     def rpcs(self) -> Sequence[Rpc]:
-        """Its rows of the table. Probes carry no token."""
+        """The RPCs of this service, as probes: they need no token."""
         return (
             Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self.check, is_probe=True),
             Stream(f"/{SERVICE}/Watch", pb.HealthCheckRequest, self.watch, is_probe=True),
         )
 
     async def check(self, request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:
-        """The state now; NOT_FOUND for a name that means nothing here."""
+        """Return the current status; NOT_FOUND for an unknown name."""
         status = self._status(request.service)
         if status == _SERVICE_UNKNOWN:
-            raise UnknownModel(f"health knows no service or model {request.service!r}")
+            raise UnknownModel(f"there is no service or model {request.service!r}")
         return pb.HealthCheckResponse(status=status)
 
     async def watch(
         self, requests: AsyncIterator[pb.HealthCheckRequest], _call: Call
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        """The state now and at every change, until the server stops."""
+        """Return the current status and every change of it, until the server stops."""
         async for request in requests:
-            told = None
+            sent = None
             while True:
                 change = self._models.change
-                # Read before the stream may pause at `yield`: the end must not overtake the last word.
+                # Read together, before `yield` may pause: the stream must not end before its last status.
                 status, draining = self._status(request.service), self._models.draining
-                if status != told:
+                if status != sent:
                     yield pb.HealthCheckResponse(status=status)
-                    told = status
+                    sent = status
                 if draining:
                     return
                 await change.wait()
@@ -67,5 +67,5 @@ class HealthService:
             return _NOT_SERVING
 
 
-def _serving(ready: bool) -> int:  # noqa: FBT001 - the one thing it says
+def _serving(ready: bool) -> int:  # noqa: FBT001 - its only argument
     return _SERVING if ready else _NOT_SERVING

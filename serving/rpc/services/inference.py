@@ -1,6 +1,6 @@
-"""inference.GRPCInferenceService, the Open Inference Protocol: decode message -> one call -> encode message.
+"""inference.GRPCInferenceService: the Open Inference Protocol, for clients of Triton and KServe.
 
-The tensor work lies in tensors.py.
+Tensors are decoded and encoded in open_inference/tensors.py.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from serving.models.versions import Revision
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference import model_config_pb2 as config_pb
 from serving.rpc.open_inference import tensors
-from serving.rpc.open_inference.parameters import decode_urgency
+from serving.rpc.open_inference.parameters import decode_scheduling
 from serving.rpc.open_inference.requests import InferRequest, RequestReader
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.open_inference.statistics import model_statistics
@@ -38,14 +38,14 @@ EXTENSIONS = (
 )
 
 _INFER_RESPONSE = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
-# Clients that also talk to models of many answers wait for the one that says it is the last.
+# Clients of streams wait for the response that is marked as the final one of its request.
 _LAST: bytes = pb.ModelInferResponse(
     parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
 ).SerializeToString()
 
 
 class InferenceService:
-    """What clients written for Triton and KServe expect, over the same classifier."""
+    """Serves the health, metadata, statistics and inference methods."""
 
     def __init__(self, classifier: Classifier, models: Models, metrics: Metrics, regions: Regions) -> None:
         self._classifier = classifier
@@ -55,7 +55,7 @@ class InferenceService:
         self._requests = RequestReader()
 
     def rpcs(self) -> Sequence[Rpc]:
-        """Its rows of the table."""
+        """The RPCs of this service."""
         prefix = f"/{SERVICE}"
         return (
             Unary(f"{prefix}/ServerLive", pb.ServerLiveRequest, self.server_live, is_probe=True),
@@ -91,15 +91,15 @@ class InferenceService:
         )
 
     async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
-        """Whether the process should go on."""
+        """Whether the process works. If not, it should be restarted."""
         return pb.ServerLiveResponse(live=not self._models.broken)
 
     async def server_ready(self, _request: pb.ServerReadyRequest, _call: Call) -> pb.ServerReadyResponse:
-        """Whether requests are welcome."""
+        """Whether requests can be sent."""
         return pb.ServerReadyResponse(ready=self._models.ready)
 
     async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
-        """Whether a version can answer; a model that nobody knows is not ready, and no error."""
+        """Whether a version can answer. An unknown model is not ready; that is not an error."""
         try:
             self._classifier.describe(request.name, _revision(request.version))
         except (UnknownModel, ModelUnavailable):
@@ -109,12 +109,12 @@ class InferenceService:
     async def server_metadata(
         self, _request: pb.ServerMetadataRequest, _call: Call
     ) -> pb.ServerMetadataResponse:
-        """Who answers, and which extensions of the protocol it speaks."""
+        """Name and version of the server, and the extensions of the protocol that it has."""
         extensions = (*EXTENSIONS, "system_shared_memory") if self._regions.enabled else EXTENSIONS
         return pb.ServerMetadataResponse(name="lenserve", version=__version__, extensions=extensions)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
-        """Tensors of a model, and all its served versions."""
+        """Tensors of a model, and its served versions."""
         number, manifest = self._classifier.describe(request.name, _revision(request.version))
         served = (
             [str(number)]
@@ -127,12 +127,12 @@ class InferenceService:
             versions=served,
             platform=PLATFORM,
             inputs=[metadata(name=tensors.INPUT, datatype="UINT8", shape=[-1, *_input_dims(manifest)])],
-            # `embedding` is given to those who ask for it by name. It is not announced, because stock
-            # classification clients refuse models of more than one output.
+            # A request can name the output `embedding` too. It is not listed here, because Triton's example
+            # clients for classification reject models with more than one output.
             outputs=[metadata(name=tensors.PROBABILITIES, datatype="FP32", shape=[-1, len(manifest.labels)])],
             properties={
-                "encoded_images": "the input also takes BYTES of shape [-1]: a JPEG, PNG, ... file each",
-                "embedding": f"FP32 [-1, {manifest.embedding_size}], for those who ask for that output",
+                "encoded_images": "the input also accepts BYTES of shape [-1]: one JPEG, PNG, ... file each",
+                "embedding": f"FP32 [-1, {manifest.embedding_size}], if the request names this output",
                 "recipe": manifest.provenance.recipe,
                 "recipe_digest": manifest.provenance.recipe_digest,
             },
@@ -167,42 +167,42 @@ class InferenceService:
     async def model_statistics(
         self, request: pb.ModelStatisticsRequest, _call: Call
     ) -> pb.ModelStatisticsResponse:
-        """What one or all models have done so far."""
+        """Counts and durations of one model, or of all."""
         statistics = model_statistics(
             self._models, self._metrics, name=request.name, revision=_revision(request.version)
         )
         return pb.ModelStatisticsResponse(model_stats=statistics)
 
     async def model_infer(self, request: InferRequest, call: Call) -> bytes:
-        """Probabilities, embeddings or classes of a uint8 tensor or of encoded images."""
-        given, wanted = request.decode(self._regions)
-        deadline_s, priority = decode_urgency(request, call.deadline_s)
+        """Run a uint8 tensor or encoded images, and return probabilities, embeddings or classes."""
+        images, outputs = request.decode(self._regions)
+        deadline_s, priority = decode_scheduling(request, call.deadline_s)
         model, revision = request.model_name, _revision(request.model_version)
-        if isinstance(given, np.ndarray):
+        if isinstance(images, np.ndarray):
             infer = self._classifier.infer_tensor(
-                given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
+                images, model=model, revision=revision, deadline_s=deadline_s, priority=priority
             )
         else:
             infer = self._classifier.infer(
-                given, model=model, revision=revision, deadline_s=deadline_s, priority=priority
+                images, model=model, revision=revision, deadline_s=deadline_s, priority=priority
             )
         inference = await infer
-        return tensors.encode_response(inference, wanted, request.id, self._regions)
+        return tensors.encode_response(inference, outputs, request.id, self._regions)
 
     async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
-        """The same for one request of a stream."""
+        """Answer one request of a stream."""
         return field(_INFER_RESPONSE, await self.model_infer(request, call) + _LAST)
 
 
 def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferResponse:
     response = pb.ModelStreamInferResponse(error_message=status.message)
-    response.infer_response.id = request.id  # so that the client knows which one failed
+    response.infer_response.id = request.id  # so that the client knows which request failed
     return response
 
 
 def _revision(text: str) -> Revision:
     if text.isascii() and text.isdigit():
-        if len(text) > 18:  # noqa: PLR2004 - what fits into 64 bits
+        if len(text) > 18:  # noqa: PLR2004 - so that it fits into 64 bits
             raise InvalidTensor(f"version {text[:32]} is not a version number")
         return int(text)
     return text or None

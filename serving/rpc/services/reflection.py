@@ -1,4 +1,4 @@
-"""grpc.reflection.v1alpha over grpcio-reflection's own implementation, as a row of the table."""
+"""grpc.reflection.v1alpha: lets grpcurl list the services. grpcio-reflection implements it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ SERVICE = reflection.SERVICE_NAME
 
 
 def reflection_rpcs(services: Sequence[str]) -> Sequence[Rpc]:
-    """The row that lets grpcurl and its like list the services and read their messages."""
+    """The RPC that lists services and describes their messages."""
     servicer = reflection.aio.ReflectionServicer([*services, SERVICE])
     method = f"/{SERVICE}/ServerReflectionInfo"
     return (Stream(method, reflection_pb2.ServerReflectionRequest, servicer.ServerReflectionInfo),)

@@ -1,4 +1,4 @@
-"""Repository methods of inference.GRPCInferenceService: decode message -> one call -> encode message."""
+"""Repository methods of inference.GRPCInferenceService: index, load and unload."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,14 +15,14 @@ _Change = pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
 
 
 class RepositoryService:
-    """What Triton's tools see of the repository, and how they load and unload where that is allowed."""
+    """Lists models for Triton's tools, and loads and unloads them if model control is on."""
 
     def __init__(self, models: Models, *, model_control: bool) -> None:
         self._models = models
         self._model_control = model_control
 
     def rpcs(self) -> Sequence[Rpc]:
-        """Its rows of the table."""
+        """The RPCs of this service."""
         prefix = f"/{_SERVICE}/Repository"
         name = "model_name"
         return (
@@ -32,7 +32,7 @@ class RepositoryService:
         )
 
     async def index(self, request: pb.RepositoryIndexRequest, _call: Call) -> pb.RepositoryIndexResponse:
-        """Every version that is served, loads or was refused, and models that have none."""
+        """Every version that is served, loading or refused, and every model without one."""
         _check_repository(request.repository_name)
         models = [each for each in self._index() if each.state == "READY" or not request.ready]
         return pb.RepositoryIndexResponse(models=models)
@@ -40,11 +40,11 @@ class RepositoryService:
     async def load(
         self, request: pb.RepositoryModelLoadRequest, _call: Call
     ) -> pb.RepositoryModelLoadResponse:
-        """Look at one model now."""
+        """Load the current versions of one model from the repository."""
         self._check(request)
         for name in request.parameters:
             raise Unsupported(
-                f"load parameter {name!r} is not supported: publish a version to the repository"
+                f"load parameter {name!r} is not supported: publish a version to the repository instead"
             )
         await self._models.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
@@ -52,7 +52,7 @@ class RepositoryService:
     async def unload(
         self, request: pb.RepositoryModelUnloadRequest, _call: Call
     ) -> pb.RepositoryModelUnloadResponse:
-        """Serve a model no more. `unload_dependents` changes nothing: no model depends on another."""
+        """Stop serving a model. `unload_dependents` has no effect: models do not depend on each other."""
         self._check(request)
         await self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
@@ -60,7 +60,7 @@ class RepositoryService:
     def _check(self, request: _Change) -> None:
         if not self._model_control:
             raise ModelUnavailable(
-                "explicit model load / unload is not allowed: the server was started without model_control"
+                "explicit model load / unload is not allowed: start the server with --model-control"
             )
         _check_repository(request.repository_name)
 
@@ -76,4 +76,4 @@ class RepositoryService:
 
 def _check_repository(name: str) -> None:
     if name:
-        raise Unsupported(f"there is one repository, and it has no name: {name!r} is not supported")
+        raise Unsupported(f"unknown repository {name!r}: the server has one, leave its name empty")

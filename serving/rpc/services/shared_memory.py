@@ -1,4 +1,4 @@
-"""Shared memory methods of inference.GRPCInferenceService: decode message -> one call -> encode message."""
+"""Shared memory methods of inference.GRPCInferenceService: status, register and unregister."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class SharedMemoryService:
-    """Registers memory that clients share with the server. That of a GPU is not supported."""
+    """Registers memory that clients share with the server. GPU memory is not supported."""
 
     def __init__(self, regions: Regions) -> None:
         self._regions = regions
 
     def rpcs(self) -> Sequence[Rpc]:
-        """Its rows of the table."""
+        """The RPCs of this service."""
         system, cuda = (f"/{_SERVICE}/{kind}SharedMemory" for kind in ("System", "Cuda"))
         return (
             Unary(f"{system}Status", pb.SystemSharedMemoryStatusRequest, self.status),
@@ -31,7 +31,7 @@ class SharedMemoryService:
     async def status(
         self, request: pb.SystemSharedMemoryStatusRequest, _call: Call
     ) -> pb.SystemSharedMemoryStatusResponse:
-        """One region, or all."""
+        """List one region, or all if the name is empty."""
         status = pb.SystemSharedMemoryStatusResponse.RegionStatus
         regions = {
             each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.byte_size)
@@ -42,31 +42,31 @@ class SharedMemoryService:
     async def register(
         self, request: pb.SystemSharedMemoryRegisterRequest, _call: Call
     ) -> pb.SystemSharedMemoryRegisterResponse:
-        """Let requests use a part of a shared memory object."""
+        """Register a part of a shared memory object for use in requests."""
         self._regions.register(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def unregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, _call: Call
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        """Forget a region, or all."""
+        """Unregister one region, or all if the name is empty."""
         self._regions.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def cuda_status(
         self, _request: pb.CudaSharedMemoryStatusRequest, _call: Call
     ) -> pb.CudaSharedMemoryStatusResponse:
-        """There never are any."""
+        """List no regions: none can be registered."""
         return pb.CudaSharedMemoryStatusResponse()
 
     async def cuda_register(
         self, _request: pb.CudaSharedMemoryRegisterRequest, _call: Call
     ) -> pb.CudaSharedMemoryRegisterResponse:
-        """Refuse."""
+        """Always fail: CUDA shared memory is not supported."""
         raise Unsupported("CUDA shared memory is not supported: send the tensor, or use system shared memory")
 
     async def cuda_unregister(
         self, _request: pb.CudaSharedMemoryUnregisterRequest, _call: Call
     ) -> pb.CudaSharedMemoryUnregisterResponse:
-        """Clients that tidy up first unregister all there are: none."""
+        """Do nothing: clients unregister all regions before they start, as a precaution."""
         return pb.CudaSharedMemoryUnregisterResponse()

@@ -1,4 +1,4 @@
-"""The operator's port: probes and metrics over plain HTTP."""
+"""The HTTP port for operators: probes and metrics."""
 
 import asyncio
 import socket
@@ -42,20 +42,20 @@ def _http(*, port: int = 0, live: bool = True, ready: bool = True, problem: str 
     [(True, True, [200, 200]), (True, False, [200, 503]), (False, False, [503, 503])],
 )
 async def test_probes_answer_200_or_503(*, live: bool, ready: bool, codes: list[int]) -> None:
-    """Kubernetes looks at the code alone."""
+    """Kubernetes reads only the status code."""
     async with _http(live=live, ready=ready) as http:
         assert [(await _get(http.port, path))[0] for path in ("/livez", "/readyz")] == codes
 
 
-async def test_a_probe_that_fails_says_why_where_somebody_knows() -> None:
-    """For the people who look after Kubernetes did."""
-    async with _http(ready=False) as plain, _http(ready=False, problem="worker 2 is dead") as telling:
+async def test_a_failed_probe_gives_the_problem() -> None:
+    """For people who debug it; "no" if there is no description."""
+    async with _http(ready=False) as plain, _http(ready=False, problem="worker 2 is dead") as described:
         assert await _get(plain.port, "/readyz") == (503, "no\n")
-        assert await _get(telling.port, "/readyz") == (503, "worker 2 is dead\n")
+        assert await _get(described.port, "/readyz") == (503, "worker 2 is dead\n")
 
 
-async def test_metrics_are_given_in_prometheus_own_format() -> None:
-    """What is in the registry is scraped."""
+async def test_metrics_have_prometheus_text_format() -> None:
+    """A scrape shows the registry."""
     async with _http() as http:
         code, text = await _get(http.port, "/metrics")
 
@@ -63,14 +63,14 @@ async def test_metrics_are_given_in_prometheus_own_format() -> None:
     assert "seen_total 3.0" in text.splitlines()
 
 
-async def test_other_paths_say_what_there_is() -> None:
-    """404 names the three paths."""
+async def test_other_paths_are_not_found() -> None:
+    """The body has the three paths."""
     async with _http() as http:
-        assert await _get(http.port, "/") == (404, "there are /metrics, /livez and /readyz\n")
+        assert await _get(http.port, "/") == (404, "not found: try /metrics, /livez or /readyz\n")
 
 
 async def test_a_port_that_is_taken_is_an_error() -> None:
-    """The address and the reason are named."""
+    """The message has the address and the reason."""
     async with _http() as first:
         with pytest.raises(
             AddressUnavailable, match=f"HTTP cannot listen on 127.0.0.1:{first.port}: Address"
@@ -78,8 +78,8 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
             await _http(port=first.port).__aenter__()
 
 
-async def test_a_client_that_says_nothing_blocks_nobody() -> None:
-    """A connection that is opened and left alone holds up neither other probes nor the stop."""
+async def test_an_idle_connection_blocks_nothing() -> None:
+    """A connection without a request delays neither other probes nor the stop."""
     async with asyncio.timeout(10):
         async with _http() as http:
             with socket.create_connection(("127.0.0.1", http.port)):
@@ -87,7 +87,7 @@ async def test_a_client_that_says_nothing_blocks_nobody() -> None:
 
 
 async def test_readyz_follows_the_server(publish: Callable[..., object], serve: Callable[..., Any]) -> None:
-    """Ready with a model, not ready once it drains, live all the time."""
+    """Ready with a model, not ready while draining, live all the time."""
     publish()
     async with serve() as server:
         before = [(await _get(server.http.port, path))[0] for path in ("/livez", "/readyz")]
@@ -100,7 +100,7 @@ async def test_readyz_follows_the_server(publish: Callable[..., object], serve: 
 async def test_the_metrics_of_a_request_are_scraped(
     publish: Callable[..., object], serve: Callable[..., Any]
 ) -> None:
-    """One good image and one bad one show up where a dashboard looks for them."""
+    """A valid and an invalid image are counted under the names that dashboards query."""
     publish()
     async with serve() as server:
         async with AsyncClient(f"127.0.0.1:{server.grpc.port}") as client:

@@ -1,4 +1,4 @@
-"""A head that was seen before changes nothing but the price."""
+"""A request with a known prefix decodes to the same value, only faster."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from serving.errors import InvalidTensor, LenserveError
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference.requests import RequestReader
 from serving.rpc.open_inference.shared_memory import Regions
-from serving.rpc.open_inference.tensors import WantedOutput
+from serving.rpc.open_inference.tensors import RequestedOutput
 from serving.rpc.open_inference.wire import field
 
 SHAPE = (2, 3, 3, 1)
@@ -32,42 +32,42 @@ def _request(pixels: Any = PIXELS, *, model: str = "colours", **fields: Any) -> 
 
 
 def _read(reader: RequestReader, data: bytes) -> tuple[bool, Any]:
-    """Whether the head was known, and what was decoded."""
+    """Whether the prefix was known, and what was decoded."""
     is_known = reader._find(data) is not None
     return is_known, reader.read(data).decode(NO_REGIONS)
 
 
 def _decoded(reader: RequestReader, data: bytes) -> Any:
-    """What is decoded, or why nothing is, as values that can be compared."""
+    """The decoded request or the error, as values that can be compared."""
     try:
         request = reader.read(data)
-        given_, wanted = request.decode(NO_REGIONS)
+        images, outputs = request.decode(NO_REGIONS)
     except (LenserveError, DecodeError) as error:
         return type(error), str(error)
     *names, parameters, _ = request
     return (
         names,
         dict(parameters),
-        list(wanted),
-        given_.tolist() if isinstance(given_, np.ndarray) else given_,
+        list(outputs),
+        images.tolist() if isinstance(images, np.ndarray) else images,
     )
 
 
-def test_a_known_head_brings_its_own_pixels() -> None:
-    """The second request of a kind is not parsed, and its pixels are not those of the first."""
+def test_a_known_prefix_has_new_pixels() -> None:
+    """The second request is not parsed, but its pixels are its own."""
     reader = RequestReader()
     others = 255 - PIXELS
 
     assert _read(reader, _request())[0] is False
-    is_known, (pixels, wanted) = _read(reader, _request(others))
+    is_known, (pixels, outputs) = _read(reader, _request(others))
 
     assert is_known
     np.testing.assert_array_equal(pixels, others)
-    assert [each.name for each in wanted] == ["probabilities"]
+    assert [each.name for each in outputs] == ["probabilities"]
 
 
-def test_heads_of_one_size_are_told_apart() -> None:
-    """Two models with names of one length: each request goes to its own."""
+def test_prefixes_of_one_size_are_distinguished() -> None:
+    """Two models whose names have the same length: each request goes to its model."""
     reader = RequestReader()
     requests = [_request(model=model) for model in ("first", "other")] * 2
 
@@ -77,8 +77,8 @@ def test_heads_of_one_size_are_told_apart() -> None:
     assert [reader.read(data).model_name for data in requests[2:]] == ["first", "other"]
 
 
-def test_parameters_stay_with_a_known_head() -> None:
-    """What is asked beside the outputs is told again with every request."""
+def test_parameters_are_part_of_the_prefix() -> None:
+    """Parameters and version of a known prefix are those of the first request."""
     reader = RequestReader()
     parameters = {"timeout": pb.InferParameter(int64_param=7)}
     data = _request(parameters=parameters, model_version="3")
@@ -94,17 +94,17 @@ def test_parameters_stay_with_a_known_head() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(_request(id="7"), id="an id, which does not come again"),
+        pytest.param(_request(id="7"), id="an id is not repeated"),
         pytest.param(_request() + field(ID, b""), id="the pixels are not last"),
-        pytest.param(_request() + b"\x08\x01", id="a field that nobody knows comes after the pixels"),
-        pytest.param(_request(model="m" * 2000), id="a long head"),
+        pytest.param(_request() + b"\x08\x01", id="an unknown field after the pixels"),
+        pytest.param(_request(model="m" * 2000), id="a long prefix"),
         pytest.param(
-            _request()[:-19] + b"\x92\0" + PIXELS.tobytes(), id="a length in more bytes than it takes"
+            _request()[:-19] + b"\x92\0" + PIXELS.tobytes(), id="a length encoded in too many bytes"
         ),
     ],
 )
-def test_other_heads_are_not_remembered(data: bytes) -> None:
-    """They are decoded as they always were."""
+def test_other_prefixes_are_not_kept(data: bytes) -> None:
+    """Such requests are parsed every time."""
     reader = RequestReader()
 
     read = [_read(reader, data) for _ in range(2)]
@@ -114,8 +114,8 @@ def test_other_heads_are_not_remembered(data: bytes) -> None:
         np.testing.assert_array_equal(pixels, PIXELS)
 
 
-def test_what_only_looks_like_raw_contents_is_none() -> None:
-    """The end of an unknown field may read like the field of the pixels."""
+def test_bytes_that_look_like_raw_contents_are_not_pixels() -> None:
+    """The end of an unknown field may look like the field of the pixels."""
     reader = RequestReader()
     raw = field(RAW, PIXELS.tobytes())
     data = _request() + field(1000, raw)
@@ -126,8 +126,8 @@ def test_what_only_looks_like_raw_contents_is_none() -> None:
         np.testing.assert_array_equal(pixels, PIXELS)
 
 
-def test_a_refused_request_is_refused_again() -> None:
-    """Only what could be decoded is remembered."""
+def test_a_rejected_request_is_rejected_again() -> None:
+    """Only decoded requests are kept."""
     reader = RequestReader()
     data = _request().replace(b"UINT8", b"INT16")
 
@@ -136,8 +136,8 @@ def test_a_refused_request_is_refused_again() -> None:
             _read(reader, data)
 
 
-def test_an_id_after_fewer_pixels_is_no_part_of_them() -> None:
-    """A request of the same size whose raw contents are shorter has another head."""
+def test_an_id_after_fewer_pixels_is_not_read_as_pixels() -> None:
+    """A request of the same size with shorter raw contents has another prefix."""
     reader = RequestReader()
     longer, shorter = _request(), _request(PIXELS[:1])
     _read(reader, longer)
@@ -149,22 +149,22 @@ def test_an_id_after_fewer_pixels_is_no_part_of_them() -> None:
     np.testing.assert_array_equal(pixels, PIXELS[:1])
 
 
-def test_outputs_are_wanted_as_before() -> None:
-    """Classes and spans of shared memory belong to the head."""
+def test_outputs_are_part_of_the_prefix() -> None:
+    """The number of classes too."""
     reader = RequestReader()
     parameters = {"classification": pb.InferParameter(int64_param=2)}
-    outputs = [pb.ModelInferRequest.InferRequestedOutputTensor(name="probabilities", parameters=parameters)]
-    data = _request(outputs=outputs)
+    output = pb.ModelInferRequest.InferRequestedOutputTensor(name="probabilities", parameters=parameters)
+    data = _request(outputs=[output])
     _read(reader, data)
 
-    is_known, (_, wanted) = _read(reader, data)
+    is_known, (_, outputs) = _read(reader, data)
 
     assert is_known
-    assert list(wanted) == [WantedOutput("probabilities", 2)]
+    assert list(outputs) == [RequestedOutput("probabilities", 2)]
 
 
-def test_memory_is_bounded_and_what_is_asked_again_stays() -> None:
-    """However many kinds of requests come, of one size and of many: the oldest are forgotten first."""
+def test_memory_is_bounded_and_the_newest_prefixes_stay() -> None:
+    """Whatever the number of different requests, of one size or of many: the oldest prefixes go first."""
     reader = RequestReader()
     for number in range(1000):
         _read(reader, _request(model=f"{number:04}"))
@@ -199,10 +199,10 @@ _fields = st.sampled_from(_WHOLE_FIELDS + _HALF_FIELDS)
 
 
 @given(st.lists(st.tuples(_requests, _fields, _fields, st.binary(max_size=40)), max_size=4))
-def test_who_remembers_decodes_as_who_does_not(
+def test_a_reader_with_prefixes_decodes_as_a_new_one(
     requests: list[tuple[bytes, bytes, bytes, bytes]],
 ) -> None:
-    """Any requests in any order, with fields before and after them, and with any other end."""
+    """Random requests in any order, with other fields before and after, or cut and continued by any bytes."""
     reader = RequestReader()
     for request, before, after, end in requests:
         data = before + request + after

@@ -1,4 +1,4 @@
-"""ModelStatistics over a real channel: the metrics' numbers, under Triton's names."""
+"""ModelStatistics over a real channel: the counters under Triton's names."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -13,7 +13,7 @@ STATISTICS = "inference.GRPCInferenceService/ModelStatistics"
 
 @pytest.fixture
 async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[Any]:
-    """A server of two models, of which one has done something."""
+    """A server of two models, one of which has handled requests."""
     publish()
     publish("shapes")
     async with serve() as server:
@@ -30,14 +30,14 @@ async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> A
 
 
 async def test_statistics_are_the_metrics_in_nanoseconds(server: Any, connect: Callable[..., Any]) -> None:
-    """Counts of requests, images and runs; durations; every size of batch that was run."""
+    """Counts of requests, images and runs; durations; every batch size."""
     answer = await connect(server.grpc.port).call(STATISTICS, pb.ModelStatisticsRequest(name="colours"))
 
     (statistics,) = answer.model_stats
     assert statistics.last_inference > 1.7e12
-    told = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
-    del told["last_inference"]
-    assert told == {
+    actual = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
+    del actual["last_inference"]
+    assert actual == {
         "name": "colours",
         "version": "1",
         "inference_count": "7",
@@ -58,35 +58,37 @@ async def test_statistics_are_the_metrics_in_nanoseconds(server: Any, connect: C
 
 
 async def test_stages_count_requests_that_ended(server: Any, connect: Callable[..., Any]) -> None:
-    """Also while one is between its run and its answer: perf_analyzer ends where the counts differ."""
+    """Also while one waits between its run and its response: perf_analyzer stops if the counts differ."""
     server.metrics.version("colours", 1).ran(1, 0.125, [0.0])
 
     answer = await connect(server.grpc.port).call(STATISTICS, pb.ModelStatisticsRequest(name="colours"))
 
-    told = answer.model_stats[0].inference_stats
-    stages = (told.success, told.queue, told.compute_input, told.compute_infer, told.compute_output)
+    actual = answer.model_stats[0].inference_stats
+    stages = (actual.success, actual.queue, actual.compute_input, actual.compute_infer, actual.compute_output)
     assert [stage.count for stage in stages] == [2] * 5
-    assert told.compute_infer.ns == 1_000_000_000
+    assert actual.compute_infer.ns == 1_000_000_000
 
 
 async def test_statistics_of_all_models_of_one_and_of_a_version(
     server: Any, connect: Callable[..., Any]
 ) -> None:
-    """An empty name means all; a version that has done nothing has zeros."""
+    """An empty name means all; a version without requests has zeros."""
     stub = connect(server.grpc.port)
     asked = [{}, {"name": "shapes"}, {"name": "colours", "version": "1"}]
 
     answers = [await stub.call(STATISTICS, pb.ModelStatisticsRequest(**each)) for each in asked]
 
-    told = [[(each.name, each.version, each.inference_count) for each in one.model_stats] for one in answers]
-    assert told == [[("colours", "1", 7), ("shapes", "1", 0)], [("shapes", "1", 0)], [("colours", "1", 7)]]
+    actual = [
+        [(each.name, each.version, each.inference_count) for each in one.model_stats] for one in answers
+    ]
+    assert actual == [[("colours", "1", 7), ("shapes", "1", 0)], [("shapes", "1", 0)], [("colours", "1", 7)]]
 
 
 @pytest.mark.parametrize("asked", [{"name": "sounds"}, {"name": "colours", "version": "7"}])
 async def test_statistics_of_what_is_not_served_are_not_found(
     server: Any, connect: Callable[..., Any], asked: dict[str, str]
 ) -> None:
-    """As everywhere."""
+    """As for every method."""
     refusal = await connect(server.grpc.port).refusal(STATISTICS, pb.ModelStatisticsRequest(**asked))
 
     assert refusal.code == "NOT_FOUND"

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: decoding refuses, and never trips over, whatever comes."""
+"""Tensors of the Open Inference Protocol: any message is decoded, or rejected with a LenserveError."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from serving.errors import InvalidTensor, UnknownRegion
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference import tensors
 from serving.rpc.open_inference.shared_memory import Regions
-from serving.rpc.open_inference.tensors import WantedOutput, decode_outputs
+from serving.rpc.open_inference.tensors import RequestedOutput, decode_outputs
 
 InputTensor = pb.ModelInferRequest.InferInputTensor
 Contents = pb.InferTensorContents
-RequestedOutput = pb.ModelInferRequest.InferRequestedOutputTensor
+OutputTensor = pb.ModelInferRequest.InferRequestedOutputTensor
 
 
 NO_REGIONS = Regions()
@@ -54,12 +54,12 @@ def _probabilities(*rows: list[float], labels: tuple[str, ...] = ("a", "b", "c")
 
 
 def decode_input(request: pb.ModelInferRequest) -> Any:
-    """Decode without any shared memory."""
+    """Decode without shared memory."""
     return tensors.decode_input(request, NO_REGIONS)
 
 
 def _encoded(
-    inference: Inference, wanted: WantedOutput
+    inference: Inference, wanted: RequestedOutput
 ) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
     """The one output of a response, and its raw contents."""
     response = pb.ModelInferResponse.FromString(tensors.encode_response(inference, [wanted], "", NO_REGIONS))
@@ -68,12 +68,14 @@ def _encoded(
 
 
 def _classes(inference: Inference, top_k: int) -> list[str]:
-    return [each.decode() for each in _unframed(_encoded(inference, WantedOutput("probabilities", top_k))[1])]
+    return [
+        each.decode() for each in _unframed(_encoded(inference, RequestedOutput("probabilities", top_k))[1])
+    ]
 
 
 @given(st.lists(st.binary(max_size=300)))
-def test_framed_bytes_come_back_as_they_were(elements: list[bytes]) -> None:
-    """Length and content, element by element, raw and typed: both decode to the same list."""
+def test_framed_bytes_are_decoded(elements: list[bytes]) -> None:
+    """Raw elements with their lengths and typed contents decode to the same list."""
     raw = decode_input(_request(_input("BYTES", [len(elements)]), raw=(_framed(elements),)))
     typed = decode_input(
         _request(_input("BYTES", [len(elements), 1], contents=Contents(bytes_contents=elements)))
@@ -83,13 +85,13 @@ def test_framed_bytes_come_back_as_they_were(elements: list[bytes]) -> None:
 
 
 @given(st.lists(st.binary(max_size=8), min_size=1), st.integers(1, 11))
-def test_cut_bytes_are_refused_with_both_numbers(elements: list[bytes], cut: int) -> None:
-    """An element that ends behind the last byte is named by where it begins and ends."""
+def test_truncated_bytes_are_rejected_with_both_numbers(elements: list[bytes], cut: int) -> None:
+    """The message has the beginning and the end of the element that is cut off."""
     raw = _framed(elements)
     assume(cut <= 4 + len(elements[-1]) - 1)
     with pytest.raises(
         InvalidTensor,
-        match=rf"^BYTES element at byte \d+ ends at byte \d+, but there are only {len(raw) - cut}$",
+        match=rf"^BYTES element at byte \d+ ends at byte \d+, but the input has {len(raw) - cut} bytes$",
     ):
         decode_input(_request(_input("BYTES", [len(elements)]), raw=(raw[:-cut],)))
 
@@ -98,8 +100,8 @@ def test_cut_bytes_are_refused_with_both_numbers(elements: list[bytes], cut: int
     st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3])),
     st.randoms(use_true_random=False),
 )
-def test_pixels_come_back_as_they_were(shape: tuple[int, int, int, int], random: Any) -> None:
-    """Raw and typed uint8 decode to the same array of the shape that was given."""
+def test_pixels_are_decoded(shape: tuple[int, int, int, int], random: Any) -> None:
+    """Raw and typed uint8 decode to the same array, of the shape in the request."""
     pixels = np.frombuffer(random.randbytes(math.prod(shape)), np.uint8)
     raw = decode_input(_request(_input("UINT8", list(shape)), raw=(pixels.tobytes(),)))
     contents = Contents(uint_contents=pixels.tolist())
@@ -170,7 +172,7 @@ def test_pixels_come_back_as_they_were(shape: tuple[int, int, int, int], random:
         ),
         pytest.param(
             _request(_input("UINT8", [1, 1, 1, 2], contents=Contents(uint_contents=[3, 256]))),
-            "input 'image' holds 256, UINT8 ends at 255",
+            "input 'image' has the value 256, the largest UINT8 is 255",
             id="over-255",
         ),
         pytest.param(
@@ -185,15 +187,13 @@ def test_pixels_come_back_as_they_were(shape: tuple[int, int, int, int], random:
         ),
         pytest.param(
             _request(_input("BYTES", [1]), raw=(b"\xff\xff\xff\xffabc",)),
-            "BYTES element at byte 0 ends at byte 4294967299, but there are only 7",
+            "BYTES element at byte 0 ends at byte 4294967299, but the input has 7 bytes",
             id="bytes-length",
         ),
     ],
 )
-def test_mixed_up_inputs_are_refused_in_the_words_users_know(
-    request_: pb.ModelInferRequest, message: str
-) -> None:
-    """Triton's wording, with both numbers."""
+def test_invalid_inputs_are_rejected_in_tritons_words(request_: pb.ModelInferRequest, message: str) -> None:
+    """The message has the expected and the actual value."""
     with pytest.raises(InvalidTensor) as caught:
         decode_input(request_)
 
@@ -201,17 +201,17 @@ def test_mixed_up_inputs_are_refused_in_the_words_users_know(
 
 
 def _wanted(name: str = "probabilities", **parameter: Any) -> Any:
-    output = RequestedOutput(name=name)
+    output = OutputTensor(name=name)
     if parameter:
         output.parameters["classification"].CopyFrom(pb.InferParameter(**parameter))
     return output
 
 
-def test_outputs_are_probabilities_or_what_is_named() -> None:
-    """Without names the probabilities come; with names those, in their order."""
-    assert decode_outputs(_request()) == [WantedOutput("probabilities")]
+def test_outputs_are_those_named_or_probabilities() -> None:
+    """In the order of the request; the probabilities if it names none."""
+    assert decode_outputs(_request()) == [RequestedOutput("probabilities")]
     named = _request(outputs=(_wanted("embedding"), _wanted(int64_param=2)))
-    assert decode_outputs(named) == [WantedOutput("embedding"), WantedOutput("probabilities", 2)]
+    assert decode_outputs(named) == [RequestedOutput("embedding"), RequestedOutput("probabilities", 2)]
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def test_outputs_are_probabilities_or_what_is_named() -> None:
         ),
     ],
 )
-def test_mixed_up_outputs_are_refused(output: Any, message: str) -> None:
-    """Unknown names and wrong parameters say what was expected."""
+def test_invalid_outputs_are_rejected(output: Any, message: str) -> None:
+    """The message for unknown names and invalid parameters has what was expected."""
     with pytest.raises(InvalidTensor) as caught:
         decode_outputs(_request(outputs=(output,)))
 
@@ -256,11 +256,11 @@ def test_mixed_up_outputs_are_refused(output: Any, message: str) -> None:
 
 
 def test_an_output_is_little_endian_fp32_of_its_shape() -> None:
-    """Probabilities and embeddings travel as raw FP32."""
+    """Probabilities and embeddings are raw FP32."""
     inference = _probabilities([0.5, 0.25, 0.25], [0, 1, 0])
 
-    tensor, raw = _encoded(inference, WantedOutput("probabilities"))
-    embedding, embedding_raw = _encoded(inference, WantedOutput("embedding"))
+    tensor, raw = _encoded(inference, RequestedOutput("probabilities"))
+    embedding, embedding_raw = _encoded(inference, RequestedOutput("embedding"))
 
     assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("probabilities", "FP32", [2, 3])
     np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(2, 3), inference.output.probabilities)
@@ -268,10 +268,14 @@ def test_an_output_is_little_endian_fp32_of_its_shape() -> None:
     np.testing.assert_array_equal(np.frombuffer(embedding_raw, "<f4"), [5, 0])
 
 
-def test_a_response_names_who_answers_and_keeps_the_order_of_its_outputs() -> None:
-    """Raw contents stand in the order of the outputs that they belong to."""
+def test_a_response_has_its_model_and_outputs_in_order() -> None:
+    """Raw contents have the order of the outputs."""
     inference = _probabilities([0.5, 0.25, 0.25])
-    wanted = [WantedOutput("embedding"), WantedOutput("probabilities", 1), WantedOutput("probabilities")]
+    wanted = [
+        RequestedOutput("embedding"),
+        RequestedOutput("probabilities", 1),
+        RequestedOutput("probabilities"),
+    ]
 
     response = pb.ModelInferResponse.FromString(
         tensors.encode_response(inference, wanted, "request 7", NO_REGIONS)
@@ -286,35 +290,35 @@ def test_classes_are_value_index_label_with_six_decimals() -> None:
     """`%f:index:label`, most probable first, image by image, as BYTES of [batch, k]."""
     inference = _probabilities([0.1, 0.7, 0.2], [1.0, 0.0, 1e-9])
 
-    tensor, raw = _encoded(inference, WantedOutput("probabilities", 2))
+    tensor, raw = _encoded(inference, RequestedOutput("probabilities", 2))
 
     assert (tensor.datatype, list(tensor.shape)) == ("BYTES", [2, 2])
     assert _unframed(raw) == [b"0.700000:1:b", b"0.200000:2:c", b"1.000000:0:a", b"0.000000:2:c"]
 
 
 def test_more_classes_than_there_are_means_all() -> None:
-    """More than the classes gives the classes, and a shape that says so."""
+    """The shape has the number of classes that are returned."""
     inference = _probabilities([0.1, 0.7, 0.2])
-    wanted = WantedOutput("probabilities", 2**63 - 1)
+    wanted = RequestedOutput("probabilities", 2**63 - 1)
 
     assert list(_encoded(inference, wanted)[0].shape) == [1, 3]
     assert _classes(inference, 2**63 - 1) == ["0.700000:1:b", "0.200000:2:c", "0.100000:0:a"]
 
 
-def test_equal_classes_come_in_the_order_of_their_index() -> None:
+def test_equal_probabilities_are_ordered_by_index() -> None:
     """Ties are stable, unlike Triton's."""
     assert _classes(_probabilities([0.4, 0.2, 0.4]), 3) == ["0.400000:0:a", "0.400000:2:c", "0.200000:1:b"]
 
 
 def test_a_colon_in_a_label_does_not_break_the_clients_split() -> None:
-    """Stock clients split at every colon, so a label goes without."""
+    """Triton's clients split at every colon, so labels are sent without."""
     inference = _probabilities([0.9, 0.1], labels=("cat: tabby", "dog"))
 
     assert [each.split(":") for each in _classes(inference, 1)] == [["0.900000", "0", "cat  tabby"]]
 
 
 def test_labels_are_utf_8() -> None:
-    """Any label is carried, and its length counts bytes."""
+    """The length of an element counts bytes."""
     assert _classes(_probabilities([0.9, 0.1], labels=("Käse", "犬")), 2) == [
         "0.900000:0:Käse",
         "0.100000:1:犬",
@@ -343,7 +347,7 @@ _inputs = st.builds(
     parameters=st.dictionaries(st.sampled_from(_SHARED_MEMORY), _parameters),
 )
 _outputs = st.builds(
-    RequestedOutput,
+    OutputTensor,
     name=st.sampled_from(["probabilities", "embedding", ""]),
     parameters=st.dictionaries(
         st.sampled_from(["classification", "binary_data", *_SHARED_MEMORY]), _parameters
@@ -358,8 +362,8 @@ _requests = st.builds(
 
 
 @pytest.mark.parametrize("decode", [decode_input, decode_outputs])
-def test_any_request_is_decoded_or_refused(decode: Callable[[Any], Any]) -> None:
-    """Whatever stands in a message, decoding gives a value or an error of ours."""
+def test_any_request_is_decoded_or_rejected(decode: Callable[[Any], Any]) -> None:
+    """Any message gives a value or a LenserveError."""
 
     @settings(suppress_health_check=[HealthCheck.too_slow])  # drawing is slow where other tests run beside
     @given(_requests)
@@ -371,6 +375,6 @@ def test_any_request_is_decoded_or_refused(decode: Callable[[Any], Any]) -> None
         if isinstance(decoded, np.ndarray):
             assert (decoded.ndim, decoded.dtype) == (4, np.uint8)
         else:
-            assert all(isinstance(each, (bytes, WantedOutput)) for each in decoded)
+            assert all(isinstance(each, (bytes, RequestedOutput)) for each in decoded)
 
     holds()

@@ -1,4 +1,4 @@
-"""Fields that are written as bytes are what protobuf reads."""
+"""Protobuf parses the fields that we serialize."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from serving.rpc.open_inference.wire import field
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 300, 2**14 - 1, 2**14, 2**21])
-def test_a_field_is_read_as_it_was_written(length: int) -> None:
-    """Whatever its length takes to be told."""
+def test_a_field_round_trips(length: int) -> None:
+    """With lengths of one, two, three and four bytes."""
     value = b"x" * length
 
     response = pb.ModelInferResponse.FromString(field(6, value) + field(1, b"colours"))
@@ -17,8 +17,8 @@ def test_a_field_is_read_as_it_was_written(length: int) -> None:
     assert response.model_name == "colours"
 
 
-def test_a_number_that_takes_two_bytes_is_told_too() -> None:
-    """Fields that nobody knows are kept by protobuf, and written again."""
+def test_a_field_number_of_two_bytes_round_trips() -> None:
+    """Protobuf keeps unknown fields and serializes them again."""
     message = pb.ModelInferResponse.FromString(field(2000, b"later"))
 
     assert message.SerializeToString() == field(2000, b"later")

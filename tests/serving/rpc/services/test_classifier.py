@@ -1,4 +1,4 @@
-"""lenserve.v1.Classifier over a real channel: answers, places of errors, and what a bad image is told."""
+"""lenserve.v1.Classifier over a real channel: rankings, and the errors of images."""
 
 import io
 from collections.abc import AsyncIterator, Callable
@@ -41,7 +41,7 @@ async def stub(
 
 
 async def test_labels_are_ranked_with_index_and_probability(stub: Any) -> None:
-    """The most probable label comes first; model and version say who answered."""
+    """The most probable label comes first; the response has the model and its version."""
     answer = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png((10, 255, 50))), top_k=3))
 
     assert (answer.model, answer.version, len(answer.predictions)) == ("colours", 1, 1)
@@ -65,14 +65,14 @@ async def test_equal_probabilities_are_ranked_by_index(stub: Any) -> None:
 
 @pytest.mark.parametrize(("top_k", "count"), [(0, 2), (1, 1), (3, 3), (4, 3), (2**31 - 1, 3)])
 async def test_top_k_is_the_number_of_labels(stub: Any, top_k: int, count: int) -> None:
-    """0 means the server's default, more than there are classes means all."""
+    """0 means the server's default, more than the number of classes means all."""
     answer = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png()), top_k=top_k))
 
     assert len(answer.predictions[0].ranking.labels) == count
 
 
 async def test_images_keep_their_order_and_errors_their_places(stub: Any) -> None:
-    """A bad image never spoils its neighbours: it has its own code, reason and message."""
+    """An invalid image does not affect the others: it has its own code, reason and message."""
     answer = await stub.call(
         CLASSIFY,
         _request(
@@ -91,8 +91,8 @@ async def test_images_keep_their_order_and_errors_their_places(stub: Any) -> Non
     assert errors[0].message == "the image cannot be decoded: unknown image format (8 bytes)"
 
 
-async def test_a_request_of_nothing_but_bad_images_is_answered(stub: Any) -> None:
-    """Two bad images give two errors, and no call fails."""
+async def test_a_request_of_only_invalid_images_succeeds(stub: Any) -> None:
+    """Two invalid images give two errors, and the call succeeds."""
     answer = await stub.call(CLASSIFY, _request(pb.Image(), pb.Image(encoded=b"x")))
 
     assert [each.error.reason for each in answer.predictions] == ["EMPTY_IMAGE", "UNDECODABLE_IMAGE"]
@@ -126,7 +126,11 @@ def _bomb() -> bytes:
             "IMAGE_TOO_LARGE",
             "the image has 41 x 50 = 2050 pixels, the limit is 2000",
         ),
-        (_pixels(2, 2, 3, bytes(11)), "INVALID_PIXELS", "pixels have 11 bytes, [2, 2, 3] makes 12"),
+        (
+            _pixels(2, 2, 3, bytes(11)),
+            "INVALID_PIXELS",
+            "pixels have 11 bytes, expected 12 for the shape [2, 2, 3]",
+        ),
         (
             _pixels(2, 2, 5, bytes(20)),
             "INVALID_PIXELS",
@@ -145,7 +149,7 @@ def _bomb() -> bytes:
         (
             _pixels(2**31 - 1, 2**31 - 1, 3, bytes(3)),
             "INVALID_PIXELS",
-            "pixels have 3 bytes, [2147483647, 2147483647, 3] makes 13835058042397261827",
+            "pixels have 3 bytes, expected 13835058042397261827 for the shape [2147483647, 2147483647, 3]",
         ),
     ],
     ids=[
@@ -163,13 +167,13 @@ def _bomb() -> bytes:
         "huge-shape",
     ],
 )
-async def test_a_bad_image_alone_fails_the_call_and_says_why(
+async def test_an_invalid_image_alone_fails_the_call(
     stub: Any,
     image: pb.Image,
     reason: str,
     message: str,
 ) -> None:
-    """INVALID_ARGUMENT with both numbers; the same words stand in its place when it has neighbours."""
+    """INVALID_ARGUMENT with both numbers; among other images, the same message is at its place."""
     refusal = await stub.refusal(CLASSIFY, _request(image))
     among_others = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png()), image))
 
@@ -185,7 +189,7 @@ async def test_a_version_and_an_alias_can_be_asked_for(
     connect: Callable[..., Any],
     repository: Any,
 ) -> None:
-    """A number and a name each choose a version; without them `stable` answers."""
+    """By number and by alias; without either, `stable` answers."""
     publish()
     publish(rotate=1)
     repository.set_alias("colours", "stable", 1)
@@ -198,5 +202,5 @@ async def test_a_version_and_an_alias_can_be_asked_for(
             for revision in ({}, {"version": 2}, {"alias": "canary"}, {"alias": "stable"})
         ]
 
-    said = [(each.version, each.predictions[0].ranking.labels[0].label) for each in answers]
-    assert said == [(1, "red"), (2, "green"), (2, "green"), (1, "red")]
+    actual = [(each.version, each.predictions[0].ranking.labels[0].label) for each in answers]
+    assert actual == [(1, "red"), (2, "green"), (2, "green"), (1, "red")]

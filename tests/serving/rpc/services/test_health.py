@@ -32,7 +32,7 @@ async def _next(watch: Any) -> int:
 async def test_the_server_its_services_and_its_models_are_serving(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], service: str
 ) -> None:
-    """The empty name and our services mean the server; a model has its own name."""
+    """The empty name and the names of our services mean the server."""
     publish()
     async with serve() as server:
         answer = await connect(server.grpc.port).call(CHECK, _request(service))
@@ -41,17 +41,17 @@ async def test_the_server_its_services_and_its_models_are_serving(
 
 
 async def test_an_unknown_name_is_not_found(serve: Callable[..., Any], connect: Callable[..., Any]) -> None:
-    """Check of a name that means nothing here fails with NOT_FOUND, as the protocol says."""
+    """As the protocol says."""
     async with serve() as server:
         refusal = await connect(server.grpc.port).refusal(CHECK, _request("shapes"))
 
-    assert (refusal.code, refusal.message) == ("NOT_FOUND", "health knows no service or model 'shapes'")
+    assert (refusal.code, refusal.message) == ("NOT_FOUND", "there is no service or model 'shapes'")
 
 
 async def test_a_model_that_was_refused_is_not_serving(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A model without a version that can answer is NOT_SERVING; its neighbour is not concerned."""
+    """A model without a ready version is NOT_SERVING; other models are not affected."""
     publish("colours")
     publish("liars", lie=True)
     async with serve() as server:
@@ -64,7 +64,7 @@ async def test_a_model_that_was_refused_is_not_serving(
 async def test_a_starting_server_is_not_serving(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """Until the repository has been read, nothing serves, and Watch tells when it does."""
+    """Until the first scan of the repository has ended; Watch reports that."""
     publish()
     async with serve_gated(scanned=False) as server:
         stub = connect(server.grpc.port)
@@ -77,45 +77,45 @@ async def test_a_starting_server_is_not_serving(
     assert (before, model, after) == (NOT_SERVING, NOT_SERVING, SERVING)
 
 
-async def test_watch_tells_when_a_model_appears_and_when_it_is_gone(
+async def test_watch_reports_that_a_model_appears_and_disappears(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], repository: Any
 ) -> None:
-    """An unknown name is SERVICE_UNKNOWN in a stream that goes on; every change is told once."""
+    """An unknown name is SERVICE_UNKNOWN and the stream stays open; every change is sent once."""
     async with serve() as server:
         watch = connect(server.grpc.port).stream(WATCH, _request("colours"))
-        told = [await _next(watch)]
+        sent = [await _next(watch)]
         publish()
-        told.append(await _next(watch))
-        if told[-1] == NOT_SERVING:  # seen while it is loaded
-            told[-1] = await _next(watch)
+        sent.append(await _next(watch))
+        if sent[-1] == NOT_SERVING:  # sent while it was loading
+            sent[-1] = await _next(watch)
         (repository.root / "colours").rename(repository.root.parent / "elsewhere")
-        told.append(await _next(watch))
+        sent.append(await _next(watch))
 
-    assert told == [SERVICE_UNKNOWN, SERVING, SERVICE_UNKNOWN]
+    assert sent == [SERVICE_UNKNOWN, SERVING, SERVICE_UNKNOWN]
 
 
 async def test_a_new_version_in_the_background_changes_nothing(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """While versions come and go behind a model it stays SERVING: Watch is silent until the server drains."""
+    """A model stays SERVING while its versions are swapped: Watch sends nothing until the server drains."""
     publish()
     async with serve() as server:
         stub = connect(server.grpc.port)
         watch = stub.stream(WATCH, _request("colours"))
-        told = [await _next(watch)]
+        sent = [await _next(watch)]
         publish(rotate=1)
         while server.models.get("colours").default != 2:
             await server.models.change.wait()
         server.models.drain()
-        told.append(await _next(watch))
+        sent.append(await _next(watch))
 
-    assert told == [SERVING, NOT_SERVING]
+    assert sent == [SERVING, NOT_SERVING]
 
 
 async def test_draining_ends_every_watch(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A server that stops says NOT_SERVING first, then ends the stream with OK."""
+    """A server that stops sends NOT_SERVING, then ends the stream with OK."""
     publish()
     async with serve() as server:
         stub = connect(server.grpc.port)

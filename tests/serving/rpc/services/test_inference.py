@@ -71,7 +71,7 @@ async def test_the_server_is_live_and_ready(stub: Any) -> None:
 async def test_a_starting_server_is_live_and_not_ready(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """Before the first look at the repository is over, nobody should send requests."""
+    """Until the first scan of the repository has ended."""
     publish()
     async with serve_gated(scanned=False) as server:
         stub = connect(server.grpc.port)
@@ -100,14 +100,14 @@ async def test_a_model_is_ready_if_it_can_answer(
     *,
     ready: bool,
 ) -> None:
-    """What nobody knows is not ready, and that is no error: Triton's own test expects it so."""
+    """An unknown model is not ready, which is not an error: Triton's own test expects that."""
     answer = await stub.call(f"{SERVICE}/ModelReady", pb.ModelReadyRequest(name=name, version=version))
 
     assert answer.ready is ready
 
 
-async def test_server_metadata_announces_only_what_is_there(stub: Any) -> None:
-    """perf_analyzer asks for `statistics` where they are announced."""
+async def test_server_metadata_lists_the_extensions(stub: Any) -> None:
+    """perf_analyzer reads statistics if `statistics` is listed."""
     answer = await stub.call(f"{SERVICE}/ServerMetadata", pb.ServerMetadataRequest())
 
     assert json_format.MessageToDict(answer) == {
@@ -125,12 +125,12 @@ async def test_server_metadata_announces_only_what_is_there(stub: Any) -> None:
 
 
 async def test_model_metadata_names_versions_and_tensors(stub: Any) -> None:
-    """One input, one announced output, batch dimension -1 included."""
+    """One input and one output, with the batch dimension -1."""
     answer = await stub.call(f"{SERVICE}/ModelMetadata", pb.ModelMetadataRequest(name="colours"))
 
-    told = json_format.MessageToDict(answer)
-    assert told.pop("properties")["recipe"] == "colours"
-    assert told == {
+    actual = json_format.MessageToDict(answer)
+    assert actual.pop("properties")["recipe"] == "colours"
+    assert actual == {
         "name": "colours",
         "versions": ["1"],
         "platform": "onnxruntime_onnx",
@@ -140,12 +140,12 @@ async def test_model_metadata_names_versions_and_tensors(stub: Any) -> None:
 
 
 async def test_model_config_has_what_tritons_clients_read(stub: Any) -> None:
-    """Dimensions go without the batch here, and the largest batch is what a request may hold."""
+    """Dimensions without the batch, and as the largest batch the limit on images in a request."""
     answer = await stub.call(f"{SERVICE}/ModelConfig", pb.ModelConfigRequest(name="colours", version="1"))
 
-    told = json_format.MessageToDict(answer.config, preserving_proto_field_name=True)
-    told.pop("dynamic_batching")
-    assert told == {
+    actual = json_format.MessageToDict(answer.config, preserving_proto_field_name=True)
+    actual.pop("dynamic_batching")
+    assert actual == {
         "name": "colours",
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
@@ -167,7 +167,7 @@ async def test_model_config_has_what_tritons_clients_read(stub: Any) -> None:
 
 @pytest.mark.parametrize("method", ["ModelMetadata", "ModelConfig", "ModelInfer"])
 async def test_unknown_models_and_versions_are_not_found(stub: Any, method: str) -> None:
-    """Every method that describes or runs a model says NOT_FOUND in the same words."""
+    """Every method that describes or runs a model answers NOT_FOUND with the same messages."""
 
     def request(name: str, version: str) -> object:
         if method == "ModelInfer":
@@ -187,8 +187,8 @@ async def test_unknown_models_and_versions_are_not_found(stub: Any, method: str)
     ]
 
 
-async def test_a_version_number_beyond_64_bits_is_refused(stub: Any) -> None:
-    """It can be no version, and is not repeated in full."""
+async def test_a_version_number_beyond_64_bits_is_rejected(stub: Any) -> None:
+    """The message has only its first digits."""
     refusal = await stub.refusal(INFER, _infer(model_version="9" * 5000))
 
     assert (refusal.code, refusal.message) == (
@@ -210,10 +210,10 @@ async def test_a_tensor_is_inferred(stub: Any) -> None:
     np.testing.assert_allclose(_array(answer), [expected] * 2, atol=1e-6)
 
 
-async def test_what_one_client_repeats_is_not_answered_to_another_without_a_token_for_it(
+async def test_a_known_request_still_needs_its_token(
     publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The same bytes again and again, and the answers are right; by who may not ask, they are refused."""
+    """A repeated request is answered, but not to a client whose token does not allow the model."""
     publish()
     tokens = tmp_path / "tokens.toml"
     tokens.write_text('[tokens]\nfor-colours = ["colours"]\nfor-shapes = ["shapes"]\n')
@@ -228,9 +228,9 @@ async def test_what_one_client_repeats_is_not_answered_to_another_without_a_toke
     assert refusal.code == "PERMISSION_DENIED"
 
 
-async def test_a_region_that_nobody_registered_leaves_nothing_behind(stub: Any) -> None:
-    """Clients choose the names of regions, as long as they like: none is remembered."""
-    before = tensors._announcement.cache_info().currsize
+async def test_an_unknown_region_is_not_cached(stub: Any) -> None:
+    """Clients choose the names of regions, and they may be long."""
+    before = tensors._output_metadata.cache_info().currsize
     region = {
         "shared_memory_region": pb.InferParameter(string_param="r" * 10_000),
         "shared_memory_byte_size": pb.InferParameter(int64_param=12),
@@ -240,7 +240,7 @@ async def test_a_region_that_nobody_registered_leaves_nothing_behind(stub: Any) 
     for _ in range(3):
         assert (await stub.refusal(INFER, _infer(outputs=outputs))).code == "NOT_FOUND"
 
-    assert tensors._announcement.cache_info().currsize == before
+    assert tensors._output_metadata.cache_info().currsize == before
 
 
 async def test_typed_and_raw_contents_give_the_same(stub: Any) -> None:
@@ -256,7 +256,7 @@ async def test_typed_and_raw_contents_give_the_same(stub: Any) -> None:
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
 async def test_encoded_images_are_inferred_raw_and_typed(stub: Any, shape: list[int]) -> None:
-    """BYTES hold files of any size; both ways of packing them give one answer."""
+    """BYTES hold files of any size; raw and typed contents give the same response."""
     files = [_png((255, 0, 0)), _png((0, 0, 255), (5, 3))]
     framed = b"".join(len(file).to_bytes(4, "little") + file for file in files)
     contents = pb.InferTensorContents(bytes_contents=files)
@@ -269,8 +269,8 @@ async def test_encoded_images_are_inferred_raw_and_typed(stub: Any, shape: list[
     assert _array(raw).argmax(axis=1).tolist() == [0, 2]
 
 
-async def test_outputs_are_given_by_name_and_in_order(stub: Any) -> None:
-    """The embedding comes to those who ask; probabilities and classes may come together."""
+async def test_outputs_are_returned_by_name_and_in_order(stub: Any) -> None:
+    """The embedding on request; probabilities and classes can be combined."""
     classes = {"name": "probabilities", "parameters": {"classification": pb.InferParameter(int64_param=1)}}
     wanted = [{"name": "embedding"}, {"name": "probabilities"}, classes]
 
@@ -322,8 +322,8 @@ async def test_outputs_are_given_by_name_and_in_order(stub: Any) -> None:
         ),
         pytest.param(
             _infer(parameters={"sequence_id": pb.InferParameter(int64_param=1)}),
-            "the parameter 'sequence_id' makes a request part of a sequence, "
-            "and model 'colours' keeps no state between requests",
+            "the parameter 'sequence_id' makes the request part of a sequence, "
+            "but model 'colours' keeps no state between requests: remove the parameter",
             id="sequence",
         ),
         pytest.param(
@@ -345,21 +345,21 @@ async def test_outputs_are_given_by_name_and_in_order(stub: Any) -> None:
         ),
     ],
 )
-async def test_mixed_up_requests_are_refused(
+async def test_invalid_requests_are_rejected(
     stub: Any,
     request_: pb.ModelInferRequest,
     message: str,
 ) -> None:
-    """INVALID_ARGUMENT in Triton's words."""
+    """INVALID_ARGUMENT, in Triton's words."""
     refusal = await stub.refusal(INFER, request_)
 
     assert (refusal.code, refusal.message) == ("INVALID_ARGUMENT", message)
 
 
-async def test_a_timeout_ends_the_wait_for_the_network(
+async def test_a_timeout_ends_the_wait_in_the_queue(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """A request whose `timeout` passes in the queue is not run, however long its call may last."""
+    """A request whose `timeout` passes in the queue is not run, even if its call has more time."""
     publish()
     async with serve_gated() as server:
         stub = connect(server.grpc.port)
@@ -369,7 +369,7 @@ async def test_a_timeout_ends_the_wait_for_the_network(
         late = stub.start(INFER, _infer(parameters={"timeout": pb.InferParameter(int64_param=1)}))
         in_time = stub.start(INFER, _infer(parameters={"timeout": pb.InferParameter(int64_param=10**8)}))
         async with asyncio.timeout(10):
-            while server.classifier.admission.pending < 3:  # noqa: ASYNC110 - nothing tells of an arrival
+            while server.classifier.admission.pending < 3:  # noqa: ASYNC110 - arrivals have no event
                 await asyncio.sleep(0)
         server.engine.gate.set()
         await asyncio.gather(running, in_time)
@@ -380,10 +380,10 @@ async def test_a_timeout_ends_the_wait_for_the_network(
     assert server.engine.runs == [1, 1]
 
 
-async def test_urgent_requests_go_first(
+async def test_urgent_requests_run_first(
     publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    """Of those that wait together, a request of priority 9 is answered after those of the default."""
+    """Of the waiting requests, one of priority 9 is answered after those of the default priority."""
     publish()
     answered: list[int] = []
     async with serve_gated(max_batch_size=1) as server:
@@ -399,7 +399,7 @@ async def test_urgent_requests_go_first(
         for waiting, priority in enumerate((9, 0, 0), 2):
             calls.append(asyncio.create_task(ask(priority)))
             async with asyncio.timeout(10):
-                while server.classifier.admission.pending < waiting:  # noqa: ASYNC110 - nothing tells of it
+                while server.classifier.admission.pending < waiting:  # noqa: ASYNC110 - arrivals have no event
                     await asyncio.sleep(0)
         server.engine.gate.set()
         await asyncio.gather(*calls)
@@ -413,7 +413,7 @@ async def test_metadata_lists_all_served_versions_or_the_one_asked_for(
     connect: Callable[..., Any],
     repository: Any,
 ) -> None:
-    """An alias works wherever a version does, and the answer names the number."""
+    """An alias works in place of a version, and the response has the number."""
     publish()
     publish(rotate=1)
     repository.set_alias("colours", "stable", 1)

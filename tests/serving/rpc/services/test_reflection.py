@@ -1,4 +1,4 @@
-"""Server reflection, asked by grpcio-reflection's own client as grpcurl would."""
+"""Server reflection, used by grpcio-reflection's client as grpcurl would."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -20,13 +20,13 @@ SERVICES = [
 
 @pytest.fixture
 async def address(serve: Callable[..., Any]) -> AsyncIterator[str]:
-    """Where a server listens that has no model at all."""
+    """The address of a server without models."""
     async with serve() as server:
         yield f"127.0.0.1:{server.grpc.port}"
 
 
 async def test_every_service_is_listed_and_described(address: str) -> None:
-    """All services are named, and each can be read down to the types of its methods."""
+    """All services are listed, and described down to the types of their methods."""
 
     def explore() -> tuple[list[str], dict[str, list[str]]]:
         with grpc.insecure_channel(address) as channel:
@@ -45,8 +45,8 @@ async def test_every_service_is_listed_and_described(address: str) -> None:
     assert "inference.ModelInferRequest" in methods["inference.GRPCInferenceService"]
 
 
-async def test_an_unknown_symbol_is_an_answer_of_its_own(address: str) -> None:
-    """The stream goes on after a question that has no answer."""
+async def test_an_unknown_symbol_does_not_end_the_stream(address: str) -> None:
+    """It is answered with NOT_FOUND, and the next request as usual."""
     questions = [
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.such.Thing"),
         reflection_pb2.ServerReflectionRequest(list_services=""),

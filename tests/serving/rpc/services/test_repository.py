@@ -28,7 +28,7 @@ async def _index(stub: Any, *, ready: bool = False) -> list[tuple[str, str, str,
 async def test_the_index_has_every_version_and_its_state(
     publish: Fixture, serve: Fixture, connect: Fixture, repository: Any
 ) -> None:
-    """Served, refused with the reason, and a model that cannot be read at all."""
+    """A served version, a refused one with its reason, and a model that cannot be read."""
     publish()
     publish(lie=True)
     publish("damaged")
@@ -48,7 +48,7 @@ async def test_the_index_has_every_version_and_its_state(
 
 
 async def test_a_model_is_unloaded_and_loaded(publish: Fixture, serve: Fixture, connect: Fixture) -> None:
-    """In between it is UNAVAILABLE, in the index and to requests; a load brings what is newest then."""
+    """In between it is UNAVAILABLE, in the index and for requests; a load brings the newest version."""
     publish()
     async with serve(model_control=True) as server:
         stub = connect(server.grpc.port)
@@ -67,10 +67,10 @@ async def test_a_model_is_unloaded_and_loaded(publish: Fixture, serve: Fixture, 
 
 
 @pytest.mark.parametrize("method", ["Load", "Unload"])
-async def test_without_model_control_nothing_changes(
+async def test_without_model_control_load_and_unload_fail(
     publish: Fixture, serve: Fixture, connect: Fixture, method: str
 ) -> None:
-    """Off by default, in Triton's code and words."""
+    """It is off by default. Status code and message are Triton's."""
     publish()
     async with serve() as server:
         stub = connect(server.grpc.port)
@@ -83,8 +83,8 @@ async def test_without_model_control_nothing_changes(
     assert index == [("colours", "1", "READY", "")]
 
 
-async def test_what_cannot_be_loaded_says_why(publish: Fixture, serve: Fixture, connect: Fixture) -> None:
-    """A model that is not there, a version that is refused, and parameters that would bring a model along."""
+async def test_a_load_that_fails_says_why(publish: Fixture, serve: Fixture, connect: Fixture) -> None:
+    """An unknown model, a refused version, load parameters, and another repository."""
     publish()
     async with serve(model_control=True) as server:
         stub = connect(server.grpc.port)
@@ -109,7 +109,7 @@ async def test_what_cannot_be_loaded_says_why(publish: Fixture, serve: Fixture, 
 async def test_a_token_loads_its_own_models_only(
     publish: Fixture, serve: Fixture, connect: Fixture, tmp_path: Any
 ) -> None:
-    """Model control is checked against the token as inference is."""
+    """Load and unload check the token as inference does."""
     publish()
     file = tmp_path / "tokens.toml"
     file.write_text('[tokens]\n"abc" = ["shapes"]\n')
