@@ -40,9 +40,8 @@ class CudaCalls:
     """A lock that CUDA calls of several threads share, and that a capture holds exclusively."""
 
     def __init__(self) -> None:
-        self.loading = (
-            threading.Lock()
-        )  # held while a session is opened or a graph prepared, which takes long
+        # Held while a session is opened or a graph prepared, which takes long.
+        self.loading = threading.Lock()
         self._changed = threading.Condition()
         self._running = 0
         self._capturing = False

@@ -177,9 +177,8 @@ class OnnxEngine:
         bucket = next((size for size in self._buckets if size >= len(images)), len(images))
         if bucket == len(images):
             return images
-        return np.concatenate(
-            [images, np.zeros((bucket - len(images), *images.shape[1:]), np.uint8)]
-        )  # (B, H, W, C)
+        padding = np.zeros((bucket - len(images), *images.shape[1:]), np.uint8)
+        return np.concatenate([images, padding])  # (B, H, W, C)
 
 
 def close(engine: Engine) -> None:
