@@ -1,4 +1,4 @@
-"""The all-convolutional network (Springenberg et al. 2014, arXiv:1412.6806): no pooling, no dense layers."""
+"""The all-convolutional network (Springenberg et al. 2014, arXiv:1412.6806), without pooling."""
 
 from serving.bundle import Geometry
 from training.networks.network import Network

@@ -17,7 +17,7 @@ _POOL = 3  # pixels: 128 -> 126 -> 42 -> 40 -> 13 -> 13 -> 11 -> 3
 class Pneumonia(Network):
     """Four convolutions from wide to narrow and four hidden dense layers, for two classes.
 
-    As in the tutorial, there is no activation between the third and the fourth convolution.
+    As in the tutorial, there is no activation or pooling between the third and the fourth convolution.
     """
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, classes: int) -> None:

@@ -15,12 +15,15 @@ from training.networks.torchvision_import import import_torchvision
 
 FROM_TORCHVISION = "torchvision"
 
-_NESTED_UNDER = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # keys under which training scripts save the state dict
+# Keys under which training scripts save the state dict.
+_NESTED_UNDER = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes added by data parallelism and torch.compile
+
+# Files of whole models are a common mistake, and PyTorch's own error advises to load them unsafely.
+_NOT_WEIGHTS = (
+    "it is not a state dict saved by torch.save or safetensors; whole pickled models are not loaded, since "
+    "they can run code"
+)
 
 State = dict[str, Tensor]
 
@@ -44,9 +47,7 @@ def read_weights(weights: str, network: str) -> tuple[State, Pretrained]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         content = _read(path)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = (
-            error if isinstance(error, OSError) else "not written by torch.save or safetensors, or damaged"
-        )
+        reason = error if isinstance(error, OSError) else _NOT_WEIGHTS
         raise WeightsError(f"weights {path} cannot be read: {reason}") from error
     return _state(content, path), Pretrained(network=network, file=path.name, sha256=digest)
 

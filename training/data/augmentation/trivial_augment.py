@@ -21,9 +21,8 @@ _MAX_SHIFT = 32 / 224  # of a side; the paper shifts images of 224 pixels by up 
 _MAX_BLEND = 0.99
 _FEWEST_BITS, _MOST_BITS = 2, 8
 
-Operation = Callable[
-    [Tensor, Tensor, int], Tensor
-]  # images (b, H, W, C) float32, strength (b,) -1..1, background
+# Images (b, H, W, C) float32, strength (b,) -1..1, background 0..255.
+Operation = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def trivial_augment(images: Tensor, uniforms: Tensor, background: int) -> Tensor:
@@ -137,9 +136,7 @@ def _equalize(images: Tensor, strength: Tensor, background: int) -> Tensor:
     levels = images.round().long().permute(0, 3, 1, 2).reshape(count * channels, -1)  # (b * C, H * W)
     histogram = levels.new_zeros(count * channels, 256).scatter_add_(1, levels, torch.ones_like(levels))
     below = histogram.cumsum(dim=1)  # (b * C, 256)
-    least = below.gather(
-        1, levels.amin(dim=1, keepdim=True)
-    )  # (b * C, 1), number of pixels of the darkest level
+    least = below.gather(1, levels.amin(dim=1, keepdim=True))  # (b * C, 1), pixels of the darkest level
     total = height * width
     table = (below - least).clamp(min=0) * 255.0 / (total - least).clamp(min=1)
     spread = table.gather(1, levels).reshape(count, channels, height, width).permute(0, 2, 3, 1)

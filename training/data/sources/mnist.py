@@ -24,9 +24,8 @@ _CLOTHES = (
 # Installed by Debian's package dataset-fashion-mnist.
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
-_UNSIGNED_BYTES = (
-    0x08  # IDX header: two zero bytes, type, number of axes, then each length as big-endian uint32
-)
+# IDX header: two zero bytes, the type, the number of axes, then each length as big-endian uint32.
+_UNSIGNED_BYTES = 0x08
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,8 @@ _PROGRESS_INTERVAL = 64  # files
 _UNFINISHED = ".decoding-"
 
 Undecodable = dict[int, str]  # index of a file -> reason
-ProgressCallback = Callable[
-    [int, int], None
-]  # called with the numbers of finished and of all files; may raise to end the work
+# Called with the numbers of finished and of all files or images; may raise to end the work.
+ProgressCallback = Callable[[int, int], None]
 _Keep = Callable[[int, Pixels], None]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -171,9 +170,8 @@ def _decode(
         return None
 
     undecodable = {}
-    with closing(
-        _in_threads(decode, range(len(paths)))
-    ) as reasons:  # cancels pending files if on_progress raises
+    # closing: cancels pending files if on_progress raises.
+    with closing(_in_threads(decode, range(len(paths)))) as reasons:
         for index, why in enumerate(reasons):
             if why is not None:
                 undecodable[index] = why
