@@ -109,7 +109,7 @@ class Classifier:
                 else rank(next(rows), labels, top_k or self.default_top_k)
                 for pixels in preprocessed
             )
-            version.metrics.ranked(time.perf_counter() - started_s)
+            version.metrics.record_ranking(time.perf_counter() - started_s)
             return Classification(model, version.number, results)
 
     async def infer(
@@ -192,9 +192,9 @@ class Classifier:
             raise DeadlineExceeded("the deadline passed before the images were decoded")
         preprocessed = await self._preprocessor.preprocess(images, version.bundle.manifest.geometry)
         for each in preprocessed:
-            version.metrics.decoded(each.duration_s)
+            version.metrics.record_decode(each.duration_s)
             if isinstance(each.pixels, ImageError):
-                version.metrics.image_outcome(each.pixels.reason)
+                version.metrics.count_images(each.pixels.reason)
         return [each.pixels for each in preprocessed]
 
     async def _run(self, images: Pixels, version: Version, deadline_s: float, priority: int = 0) -> Output:
@@ -246,9 +246,9 @@ class _AdmittedRequest:
         self._admission.leave(self._images)
         duration_s = time.perf_counter() - self._started_s
         if error is None:
-            self._version.metrics.request_ended(self._images - self.failed_images, duration_s)
+            self._version.metrics.record_success(self._images - self.failed_images, duration_s)
         else:
-            self._version.metrics.request_failed(_reason(error), duration_s)
+            self._version.metrics.record_failure(_reason(error), duration_s)
 
 
 def _reason(error: BaseException) -> str:

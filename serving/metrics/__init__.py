@@ -1,1 +1,1 @@
-"""What the server counts, and how it is shown."""
+"""The metrics of the server: counters, their Prometheus families, and Triton's statistics."""

@@ -1,6 +1,6 @@
-"""Counters, gauges, summaries and histograms as plain numbers, and how a scrape shows them.
+"""Counters, gauges, summaries and histograms as plain numbers, and as the metric families of a scrape.
 
-An observation is one addition or two: 0.3 µs, where prometheus_client's metrics take locks and a dozen calls.
+An observation is one addition or two: 0.3 us, where prometheus_client's metrics take locks and a dozen calls.
 Only the event loop's thread counts. Any thread may read.
 """
 
@@ -23,19 +23,19 @@ from prometheus_client.core import (
 from prometheus_client.samples import Sample
 
 Labels = tuple[str, ...]
-State = Sequence[float]  # all numbers of one value, for another process
+State = Sequence[float]  # the numbers of one value, for other processes
 
 
 class Value(Protocol):
-    """What one series counts."""
+    """The value of one series."""
 
-    created_s: float  # Unix time; 0 for a value that comes from other processes
+    created_s: float  # Unix time; 0 for a value that was restored from another process
 
     def state(self) -> State:
-        """Its numbers, as `restore` takes them."""
+        """Its numbers, for `restore`."""
 
     def restore(self, state: State) -> None:
-        """Take over the numbers of another."""
+        """Take the numbers of another process."""
 
 
 class CounterValue:
@@ -115,7 +115,7 @@ class HistogramValue:
     def __init__(self, bounds: Sequence[float]) -> None:
         self.created_s = 0.0
         self._bounds = bounds
-        self.buckets: list[float] = [0] * (len(bounds) + 1)  # the last has no bound
+        self.buckets: list[float] = [0] * (len(bounds) + 1)  # the last is for values above all bounds
         self.total = 0.0
 
     @property
@@ -143,7 +143,7 @@ V = TypeVar("V", bound=Value)
 class Family(ABC, Generic[V]):
     """The series of one metric: a value for each combination of labels."""
 
-    live = False  # whether it is true only while the process lives that counts it
+    live = False  # whether values end with the process that set them
 
     def __init__(self, name: str, meaning: str, label_names: Sequence[str], make: Callable[[], V]) -> None:
         self.name = name
@@ -151,12 +151,12 @@ class Family(ABC, Generic[V]):
         self._label_names = tuple(label_names)
         self._make = make
         self._values: dict[Labels, V] = {}
-        self._changing = Lock()  # the series, not what they count
+        self._changing = Lock()  # for adding and removing series
         if not label_names:
-            self.labels()  # the only series, shown from the start
+            self.labels()  # the only series: shown from the start
 
     def labels(self, *labels: str) -> V:
-        """The value of one series, which begins at 0. Take it once where it counts often."""
+        """The value of one series, at first 0. Keep it where it is updated often."""
         value = self._values.get(labels)
         return value if value is not None else self._add(labels, time.time())
 
@@ -165,33 +165,33 @@ class Family(ABC, Generic[V]):
         return self._values.get(labels)
 
     def remove(self, *labels: str) -> None:
-        """Show a series no more."""
+        """Remove a series."""
         with self._changing:
             del self._values[labels]
 
     def items(self) -> list[tuple[Labels, V]]:
-        """Every series, in the order in which they were added."""
+        """Every series, in the order of creation."""
         with self._changing:
             return list(self._values.items())
 
     def states(self) -> list[tuple[Labels, State]]:
-        """The numbers of every series."""
+        """The numbers of every series, for other processes."""
         return [(labels, value.state()) for labels, value in self.items()]
 
     def merge(self, labels: Labels, states: Iterable[State]) -> None:
-        """Make a series of what several processes counted."""
+        """Set a series to the combined values of several processes."""
         value = self._values.get(labels)
         if value is None:
             value = self._add(labels, created_s=0.0)
         value.restore([self.combine(column) for column in zip(*states, strict=True)])
 
     def combine(self, values: Iterable[float]) -> float:
-        """One number from those of several processes."""
+        """Combine one number of several processes."""
         return sum(values)
 
     @abstractmethod
     def collect(self) -> Metric:
-        """What a scrape sees."""
+        """The family as a scrape shows it."""
 
     def _add(self, labels: Labels, created_s: float) -> V:
         if len(labels) != len(self._label_names):
@@ -208,7 +208,7 @@ class Family(ABC, Generic[V]):
 
 
 class CounterFamily(Family[CounterValue]):
-    """A counter by labels."""
+    """A counter metric."""
 
     def __init__(self, name: str, meaning: str, label_names: Sequence[str] = ()) -> None:
         super().__init__(name, meaning, label_names, CounterValue)
@@ -223,7 +223,7 @@ class CounterFamily(Family[CounterValue]):
 
 
 class GaugeFamily(Family[GaugeValue]):
-    """A gauge by labels."""
+    """A gauge metric."""
 
     def __init__(
         self,
@@ -234,14 +234,14 @@ class GaugeFamily(Family[GaugeValue]):
         across: Callable[[Iterable[float]], float],
         live: bool = True,
     ) -> None:
-        """Make one without series.
+        """Create the family.
 
         Args:
-            name: without a suffix for its type.
-            meaning: the help text.
-            label_names: of every series.
-            across: processes: `sum`, `min` or `max`.
-            live: whether the value ends with its process.
+            name: of the metric.
+            meaning: its help text.
+            label_names: the labels of each series.
+            across: combines the values of several processes: `sum`, `min` or `max`.
+            live: whether values end with the process that set them.
         """
         super().__init__(name, meaning, label_names, GaugeValue)
         self._across = across
@@ -260,7 +260,7 @@ class GaugeFamily(Family[GaugeValue]):
 
 
 class SummaryFamily(Family[SummaryValue]):
-    """A summary without quantiles, by labels."""
+    """A summary metric, without quantiles."""
 
     def __init__(self, name: str, meaning: str, label_names: Sequence[str] = ()) -> None:
         super().__init__(name, meaning, label_names, SummaryValue)
@@ -275,7 +275,7 @@ class SummaryFamily(Family[SummaryValue]):
 
 
 class HistogramFamily(Family[HistogramValue]):
-    """A histogram by labels."""
+    """A histogram metric."""
 
     def __init__(
         self, name: str, meaning: str, label_names: Sequence[str] = (), *, bounds: Sequence[float]
@@ -295,6 +295,6 @@ class HistogramFamily(Family[HistogramValue]):
 
 @cache
 def _shows_created() -> bool:
-    """Whether `_created` series are wanted: prometheus_client reads PROMETHEUS_DISABLE_CREATED_SERIES."""
+    """Whether to show `_created` series: prometheus_client reads PROMETHEUS_DISABLE_CREATED_SERIES."""
     (probe,) = Counter("probe", "probe", registry=None).collect()
     return any(sample.name.endswith("_created") for sample in probe.samples)

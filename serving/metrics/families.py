@@ -1,4 +1,4 @@
-"""Every metric of the server: name, help, labels, buckets. Knows nothing of who counts."""
+"""Defines every metric of the server: name, help, labels, buckets."""
 
 from collections.abc import Iterator
 
@@ -31,12 +31,12 @@ _DURATION_BUCKETS_S = (
 )
 # 1 .. 1024 images, the bounds of max_batch_size.
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# 0.1 s .. 60 s: reading, verifying, loading, warming and proving a version.
+# 0.1 s .. 60 s: reading, verifying, loading, warming up and proving a version.
 _LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class MetricFamilies:
-    """The families, empty. Times are in seconds."""
+    """The metric families of one server, without series at first. Times are in seconds."""
 
     def __init__(self) -> None:
         self.requests = CounterFamily(
@@ -138,6 +138,6 @@ class MetricFamilies:
         return [each for each in vars(self).values() if isinstance(each, _AnyFamily)]
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees."""
+        """The families as a scrape shows them."""
         for family in self.all():
             yield family.collect()

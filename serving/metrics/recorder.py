@@ -1,4 +1,4 @@
-"""What the server counts, in one object that is passed in. Times are in seconds.
+"""Records what the server does in metrics, through one object that is passed in. Times are in seconds.
 
 Code that does work returns the facts; the classifier, the models and the middleware record them here, through
 a `VersionMetrics` or an `RpcMetrics` that they take once.
@@ -17,10 +17,10 @@ from serving.metrics.triton_statistics import VersionStatistics, compute_statist
 
 
 class Metrics(MetricFamilies):
-    """The metrics of one server and the registry that shows them: several servers in one process do not mix.
+    """The metrics of one server, and the registry that a scrape shows.
 
     Args:
-        shared: with other processes, whose counts a scrape and the statistics include.
+        shared: the counters of several processes; a scrape and the statistics then show all of them.
     """
 
     def __init__(self, shared: SharedCounts | None = None) -> None:
@@ -30,35 +30,35 @@ class Metrics(MetricFamilies):
             shared.resume(self)
         self._versions: dict[tuple[str, str], VersionMetrics] = {}
         self._rpcs: dict[str, RpcMetrics] = {}
-        self.registry = CollectorRegistry()  # what a scrape sees
+        self.registry = CollectorRegistry()
         self.registry.register(MetricsCollector(self._read))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
     def version(self, model: str, version: int) -> "VersionMetrics":
-        """The one recorder of a version: take it once, when the version is loaded."""
+        """The recorder of a version. Take it once, when the version is loaded."""
         served = (model, str(version))
         if served not in self._versions:
             self._versions[served] = VersionMetrics(self, *served)
         return self._versions[served]
 
     def rpc(self, method: str) -> "RpcMetrics":
-        """The one recorder of a method: take it once, when its row is wrapped."""
+        """The recorder of a method. Take it once, when its RPC is wrapped."""
         if method not in self._rpcs:
             self._rpcs[method] = RpcMetrics(self, method)
         return self._rpcs[method]
 
     def flush(self) -> None:
-        """Let other processes see what this one has counted."""
+        """Write the counters for the other processes, if there are any."""
         if self._shared is not None:
             self._shared.write(self)
 
     def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
-        """What every version has done since the server started, by model and version."""
+        """The statistics of every version since the server started, by model and version."""
         return compute_statistics(self._read())
 
     def _read(self) -> MetricFamilies:
-        """The counts of all processes, or of the only one."""
+        """The counters of all processes, or of this one if it is alone."""
         if self._shared is None:
             return self
         self.flush()
@@ -66,7 +66,7 @@ class Metrics(MetricFamilies):
 
 
 class VersionMetrics:
-    """Records what one version does, in plain numbers: see counters.py."""
+    """Records what one version does."""
 
     __slots__ = (
         "_batch_size",
@@ -104,17 +104,17 @@ class VersionMetrics:
         self._failures: dict[str, CounterValue] = {}  # by reason
         self._ok_images = self._outcome("OK")
 
-    def decoded(self, duration_s: float) -> None:
-        """One image was decoded and brought into geometry."""
+    def record_decode(self, duration_s: float) -> None:
+        """Record that one image was decoded and resized."""
         self._decode.observe(duration_s)
 
-    def ran(self, images: int, infer_s: float, queue_s_of_each: Sequence[float]) -> None:
-        """The engine ran once.
+    def record_run(self, images: int, infer_s: float, queue_s_of_each: Sequence[float]) -> None:
+        """Record one run of the engine.
 
         Args:
-            images: in the run.
-            infer_s: of the run.
-            queue_s_of_each: how long each request in the run had waited.
+            images: number of images in the run.
+            infer_s: duration of the run.
+            queue_s_of_each: time in the queue of each request in the run.
         """
         run = self._runs.get(images)
         if run is None:
@@ -128,17 +128,17 @@ class VersionMetrics:
         for queue_s in queue_s_of_each:
             self._queue.observe(queue_s)
 
-    def ranked(self, duration_s: float) -> None:
-        """The answers of one request were ranked and encoded."""
+    def record_ranking(self, duration_s: float) -> None:
+        """Record that the results of one request were ranked."""
         self._rank.observe(duration_s)
 
-    def request_ended(self, images: int, duration_s: float) -> None:
-        """One request succeeded, in which so many images have an answer: they count as OK."""
+    def record_success(self, images: int, duration_s: float) -> None:
+        """Record one request that succeeded. Its `images` with a result count as OK."""
         self._total.observe(duration_s)
         self._ok_images.value += images
 
-    def request_failed(self, reason: str, duration_s: float) -> None:
-        """One request failed."""
+    def record_failure(self, reason: str, duration_s: float) -> None:
+        """Record one request that failed."""
         failures = self._failures.get(reason)
         if failures is None:
             failures = self._metrics.request_failures.labels(*self._served, reason)
@@ -146,8 +146,8 @@ class VersionMetrics:
         failures.value += 1
         self._request_failure_duration.value += duration_s
 
-    def image_outcome(self, outcome: str, count: int = 1) -> None:
-        """So many images ended in an error of this reason. `request_ended` counts those that are OK."""
+    def count_images(self, outcome: str, count: int = 1) -> None:
+        """Count images with an error, by its reason. `record_success` counts those that are OK."""
         (self._images.get(outcome) or self._outcome(outcome)).value += count
 
     def _outcome(self, outcome: str) -> CounterValue:
@@ -167,16 +167,16 @@ class RpcMetrics:
         self._codes: dict[str, CounterValue] = {}
         self._message_codes: dict[str, CounterValue] = {}
 
-    def ended(self, code: str, duration_s: float) -> None:
-        """One call ended with a gRPC status of this name."""
+    def record_call(self, code: str, duration_s: float) -> None:
+        """Record one call that ended with the gRPC status of this name."""
         requests = self._codes.get(code)
         if requests is None:
             requests = self._codes[code] = self._metrics.requests.labels(self._method, code)
         requests.value += 1
         self._duration.observe(duration_s)
 
-    def message_ended(self, code: str) -> None:
-        """One message of a stream was answered, with a gRPC status of this name."""
+    def record_message(self, code: str) -> None:
+        """Record one message of a stream that was answered with the gRPC status of this name."""
         messages = self._message_codes.get(code)
         if messages is None:
             messages = self._metrics.stream_messages.labels(self._method, code)
@@ -185,17 +185,17 @@ class RpcMetrics:
 
 
 class MetricsCollector(Collector):
-    """Our metrics, and Triton's that follow from them.
+    """Shows our metrics, and Triton's metrics computed from them.
 
     Args:
-        read: returns the counts to show.
+        read: returns the counters to show.
     """
 
     def __init__(self, read: Callable[[], MetricFamilies]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees."""
+        """The families of a scrape."""
         metrics = self._read()
         yield from metrics.collect()
         yield from triton_families(compute_statistics(metrics))

@@ -1,4 +1,4 @@
-"""Adds up what several processes count: each writes its counts to a file, and any of them reads all files."""
+"""Adds up the counters of several processes: each writes its own to a file, and each can read all files."""
 
 import json
 from collections import defaultdict
@@ -10,14 +10,14 @@ from threading import Lock
 from serving.metrics.counters import Labels, State
 from serving.metrics.families import MetricFamilies
 
-# The environment variable in which a supervisor gives its workers the folder.
+# The environment variable that holds the folder of the files; the supervisor sets it for its workers.
 SHARED_FOLDER = "LENSERVE_COUNTS_FOLDER"
 
 Snapshot = dict[str, list[tuple[Labels, State]]]  # series by family
 
 
 class SharedCounts:
-    """The file of one process among those of others.
+    """The file of one process, and those of the others.
 
     The file is named after the worker's number, not its process id: a successor resumes the counts of its
     predecessor, and the number of files stays the same however often workers die.
@@ -30,12 +30,12 @@ class SharedCounts:
         self._writing = Lock()
 
     def resume(self, metrics: MetricFamilies) -> None:
-        """Begin with what the predecessor counted, but for what was true only while it lived."""
+        """Continue the counters of the worker's previous process; its live gauges are dropped."""
         with suppress(FileNotFoundError):
             _merge(metrics, [_without_live(_read(self._file))])
 
     def write(self, metrics: MetricFamilies) -> None:
-        """Let others see what this process has counted. Any thread may call it."""
+        """Write the counters of this process for the others. Any thread may call it."""
         with self._writing:
             content = _encode({family.name: family.states() for family in metrics.all()})
             if content != self._written:
@@ -43,15 +43,15 @@ class SharedCounts:
                 self._written = content
 
     def read(self) -> MetricFamilies:
-        """What all processes have counted."""
+        """The counters of all processes."""
         return read_counts(self._folder)
 
 
 def read_counts(folder: Path) -> MetricFamilies:
-    """What all processes of a folder have counted."""
+    """The counters of all processes that write to a folder."""
     snapshots = []
     for file in sorted(folder.glob(_file(Path(), "*").name)):
-        with suppress(FileNotFoundError):  # the whole folder goes when the server stops
+        with suppress(FileNotFoundError):  # the folder is removed when the server stops
             snapshots.append(_read(file))
     metrics = MetricFamilies()
     _merge(metrics, snapshots)
@@ -59,9 +59,9 @@ def read_counts(folder: Path) -> MetricFamilies:
 
 
 def forget_live(folder: Path, worker: int) -> None:
-    """Drop what was true only while a worker lived. Only for a worker that is dead."""
+    """Drop the live gauges of a worker that has died."""
     file = _file(folder, worker)
-    with suppress(FileNotFoundError):  # it died before it counted anything
+    with suppress(FileNotFoundError):  # it died before its first write
         _replace(file, _encode(_without_live(_read(file))))
 
 
@@ -94,7 +94,7 @@ def _encode(snapshot: Snapshot) -> bytes:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """At once: a reader sees the old content or the new."""
+    """Replace a file atomically: readers see the old content or the new."""
     written = file.with_suffix(".new")
     written.write_bytes(content)
     written.replace(file)

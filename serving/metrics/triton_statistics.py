@@ -1,6 +1,6 @@
-"""What each version has done so far, computed from the metrics, and Triton's metrics of the same numbers.
+"""Statistics of each version, computed from the metrics, and the same numbers as Triton's metrics.
 
-A request counts only our own metrics; a scrape and ModelStatistics derive these from them.
+Requests update only our own metrics; a scrape and ModelStatistics derive these from them.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ _US_PER_S = 1e6
 
 @dataclass(frozen=True, slots=True)
 class TimedCount:
-    """How often something happened, and how long it took in total."""
+    """The number of events, and their total duration."""
 
     count: int = 0
     duration_s: float = 0.0
@@ -33,16 +33,16 @@ class TimedCount:
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """What one version has done since the server started."""
+    """Statistics of one version since the server started."""
 
     success: TimedCount = TimedCount()  # requests
     failure: TimedCount = TimedCount()  # requests
     failures: dict[str, int] = field(default_factory=dict)  # requests, by reason
-    decode: TimedCount = TimedCount()  # images, with geometry
-    queue: TimedCount = TimedCount()  # parts of requests: one for each batch that a request was split over
-    infer: TimedCount = TimedCount()  # the same parts: a run counts once for each part in it
+    decode: TimedCount = TimedCount()  # images, with resizing
+    queue: TimedCount = TimedCount()  # parts of requests: a request is split into one for each batch
+    infer: TimedCount = TimedCount()  # the same parts: a run counts for each part in it
     rank: TimedCount = TimedCount()  # requests
-    runs: dict[int, TimedCount] = field(default_factory=dict)  # of the engine, by their number of images
+    runs: dict[int, TimedCount] = field(default_factory=dict)  # of the engine, by number of images
     last_run_s: float = 0.0  # Unix time
 
     @property
@@ -52,12 +52,12 @@ class VersionStatistics:
 
     @property
     def run_images(self) -> int:
-        """Number of images that the engine was given."""
+        """Number of images in all engine runs."""
         return sum(images * run.count for images, run in self.runs.items())
 
 
 def compute_statistics(metrics: MetricFamilies) -> dict[tuple[str, str], VersionStatistics]:
-    """Statistics by model and version, also of versions that have only a state so far."""
+    """Statistics by model and version, including versions without requests."""
     found: defaultdict[tuple[str, str], VersionStatistics] = defaultdict(VersionStatistics)
     for (model, version, _), _ in (*metrics.images.items(), *metrics.version_state.items()):
         found[model, version]
@@ -83,7 +83,7 @@ def compute_statistics(metrics: MetricFamilies) -> dict[tuple[str, str], Version
 def triton_families(statistics: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
     """The counters of Triton's /metrics, under the names and labels that its dashboards query.
 
-    The names lack the suffix _total, which prometheus_client demands of counters: so their type is untyped.
+    Their type is untyped: prometheus_client appends _total to the names of counters, and Triton's have none.
     """
     success = _family("nv_inference_request_success", "Requests that succeeded")
     failure = _family("nv_inference_request_failure", "Requests that failed", (*SERVED, "reason"))

@@ -224,7 +224,7 @@ def _log_unchecked(version: Version, error: Exception) -> None:
 
 
 def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
-    metrics.ran(run.images, run.duration_s, run.queued_s)
+    metrics.record_run(run.images, run.duration_s, run.queued_s)
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:

@@ -71,7 +71,7 @@ class Middleware:
         return UnaryHandler(rpc.method, self._unary(rpc), self._admission(rpc))
 
     def _admission(self, rpc: Unary) -> Callable[[Call], None]:
-        ended = self._metrics.rpc(rpc.method).ended
+        record_call = self._metrics.rpc(rpc.method).record_call
 
         def admit(call: Call) -> None:
             try:
@@ -81,14 +81,14 @@ class Middleware:
             except Exception as error:
                 self._set_request_id(call)
                 status = self._status(rpc, call, error)
-                ended(status.code.name, 0.0)
+                record_call(status.code.name, 0.0)
                 raise Failure(status) from error
 
         return admit
 
     def _unary(self, rpc: Unary) -> Callable[[bytes, Call], Awaitable[bytes]]:
         # One function: each context manager in its place would cost 0.9 us of the 34 us of a LeNet-5 request.
-        ended = self._metrics.rpc(rpc.method).ended
+        record_call = self._metrics.rpc(rpc.method).record_call
         parse, compute = _parser(rpc), rpc.answer
 
         async def answer(message: bytes, call: Call) -> bytes:
@@ -115,7 +115,7 @@ class Middleware:
                 raise Failure(status) from error
             finally:
                 self._end_call()
-                ended(code, time.perf_counter() - started_s)
+                record_call(code, time.perf_counter() - started_s)
 
         return answer
 
@@ -149,7 +149,7 @@ class Middleware:
         rpc: Stream | Pipeline,
         answers: Callable[[AsyncIterator[bytes], Call], AnswerGroups],
     ) -> AnswerStream:
-        ended = self._metrics.rpc(rpc.method).ended
+        record_call = self._metrics.rpc(rpc.method).record_call
 
         async def answer(messages: AsyncIterator[bytes], call: Call) -> AnswerGroups:
             started_s = time.perf_counter()
@@ -170,13 +170,13 @@ class Middleware:
                 code = status.code
                 raise Failure(status) from error
             finally:
-                ended(code.name, time.perf_counter() - started_s)
+                record_call(code.name, time.perf_counter() - started_s)
 
         return answer
 
     def _answer_one(self, rpc: Pipeline) -> Callable[[bytes, Call], Coroutine[Any, Any, bytes]]:
         """Answer one message of a pipeline. A failure becomes an answer too."""
-        ended = self._metrics.rpc(rpc.method).message_ended
+        record_message = self._metrics.rpc(rpc.method).record_message
         parse = _parser(rpc)
 
         async def answer_one(message: bytes, call: Call) -> bytes:
@@ -194,7 +194,7 @@ class Middleware:
                 response = rpc.refuse(parse(b"") if request is None else request, status)
             finally:
                 self._end_call()
-            ended(code.name)
+            record_message(code.name)
             return response if isinstance(response, bytes) else response.SerializeToString()
 
         return answer_one

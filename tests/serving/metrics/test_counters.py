@@ -1,4 +1,4 @@
-"""Our values show what prometheus_client's metrics would show."""
+"""Our metrics show the same numbers as those of prometheus_client."""
 
 import math
 import threading
@@ -27,7 +27,7 @@ def _samples(metrics: Iterable[Metric]) -> dict[tuple[str, str], float]:
 
 
 @given(values=VALUES)
-def test_a_histogram_shows_what_the_librarys_would(values: list[float]) -> None:
+def test_a_histogram_equals_the_librarys(values: list[float]) -> None:
     """Every bucket, the count and the sum."""
     registry = CollectorRegistry()
     library = Histogram("h", "h", LABELS, registry=registry, buckets=BOUNDS).labels("x")
@@ -40,7 +40,7 @@ def test_a_histogram_shows_what_the_librarys_would(values: list[float]) -> None:
 
 
 @given(values=VALUES)
-def test_a_summary_shows_what_the_librarys_would(values: list[float]) -> None:
+def test_a_summary_equals_the_librarys(values: list[float]) -> None:
     """The count and the sum."""
     registry = CollectorRegistry()
     library, ours = Summary("s", "s", LABELS, registry=registry).labels("x"), SummaryFamily("s", "s", LABELS)
@@ -52,8 +52,8 @@ def test_a_summary_shows_what_the_librarys_would(values: list[float]) -> None:
 
 
 @given(amounts=st.lists(st.integers(0, 100)))
-def test_a_counter_shows_the_sum(amounts: list[int]) -> None:
-    """As the library's would."""
+def test_a_counter_equals_the_librarys(amounts: list[int]) -> None:
+    """For whole numbers, exactly."""
     registry = CollectorRegistry()
     library, ours = Counter("c", "c", LABELS, registry=registry).labels("x"), CounterFamily("c", "c", LABELS)
     for amount in amounts:
@@ -63,8 +63,8 @@ def test_a_counter_shows_the_sum(amounts: list[int]) -> None:
     assert _samples([ours.collect()]) == _samples(registry.collect())
 
 
-def test_a_gauge_shows_its_value_or_its_functions() -> None:
-    """As the library's would; without labels it is shown from the start."""
+def test_a_gauge_equals_the_librarys() -> None:
+    """With a value and with a function; without labels it is shown from the start."""
     registry = CollectorRegistry()
     library, ours = Gauge("g", "g", registry=registry), GaugeFamily("g", "g", across=sum)
     assert _samples([ours.collect()]) == _samples(registry.collect()) == {("g", "[]"): 0}
@@ -76,8 +76,8 @@ def test_a_gauge_shows_its_value_or_its_functions() -> None:
     assert _samples([ours.collect()]) == _samples(registry.collect())
 
 
-def test_a_series_says_when_it_was_created() -> None:
-    """So that a scraper sees a restart; a value that was merged from other processes has no such time."""
+def test_a_series_has_its_time_of_creation() -> None:
+    """It shows restarts. A value that is merged from several processes has none."""
     here, merged = CounterFamily("c", "c", LABELS), CounterFamily("c", "c", LABELS)
     here.labels("x").value = 3
     merged.merge(("x",), [(1.0,), (2.0,)])
@@ -85,8 +85,8 @@ def test_a_series_says_when_it_was_created() -> None:
     assert [(sample.name, sample.value) for sample in merged.collect().samples] == [("c_total", 3)]
 
 
-def test_a_series_that_was_removed_is_gone() -> None:
-    """A version's state, for example."""
+def test_a_removed_series_is_gone() -> None:
+    """The past state of a version, for example."""
     states = GaugeFamily("g", "g", LABELS, across=max)
     states.labels("loading").set(1)
     states.labels("ready").set(1)
@@ -95,13 +95,13 @@ def test_a_series_that_was_removed_is_gone() -> None:
 
 
 def test_the_number_of_labels_is_checked() -> None:
-    """A recorder that forgets one must not count into a series of its own."""
+    """Too few labels must not create another series."""
     with pytest.raises(ValueError, match="This is a bug"):
         CounterFamily("c", "c", LABELS).labels()
 
 
 def test_a_scrape_in_another_thread_loses_nothing() -> None:
-    """It comes in the middle of counting, again and again."""
+    """It reads in the middle of updates, again and again."""
     family = HistogramFamily("h", "h", LABELS, bounds=BOUNDS)
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The metrics as a scraper sees them."""
+"""The metrics as a scrape shows them."""
 
 import re
 import subprocess
@@ -14,8 +14,8 @@ LARGEST_BATCH = 1024
 _EXPOSITION = Path(__file__).parent / "exposition.txt"
 
 
-def test_every_metric_of_ours_says_its_program_its_unit_and_its_meaning() -> None:
-    """Prometheus naming: a prefix, base units, _total for what only grows; and a sentence of help."""
+def test_our_metrics_follow_prometheus_naming() -> None:
+    """A prefix, base units and a help text."""
     families = [each for each in Metrics().registry.collect() if each.name.startswith("lenserve")]
     assert len(families) >= 10
     for family in families:
@@ -26,7 +26,7 @@ def test_every_metric_of_ours_says_its_program_its_unit_and_its_meaning() -> Non
 
 
 def test_two_servers_in_one_process_do_not_mix() -> None:
-    """Each has a registry of its own."""
+    """Each has its own counters and registry."""
     first, second = Metrics(), Metrics()
     first.images.labels("digits", "1", "OK").value += 3
     labels = {"model": "digits", "version": "1", "outcome": "OK"}
@@ -34,16 +34,16 @@ def test_two_servers_in_one_process_do_not_mix() -> None:
     assert second.registry.get_sample_value("lenserve_images_total", labels) is None
 
 
-def test_the_largest_batch_has_a_bucket_of_its_own() -> None:
-    """Batches of every allowed size are told apart by power of two; none falls into +Inf."""
+def test_the_largest_batch_has_its_own_bucket() -> None:
+    """Batches of every allowed size fall into buckets by power of two, none into +Inf."""
     metrics = Metrics()
     metrics.batch_size.labels("digits", "1").observe(LARGEST_BATCH)
     labels = {"model": "digits", "version": "1", "le": f"{LARGEST_BATCH}.0"}
     assert metrics.registry.get_sample_value("lenserve_batch_size_bucket", labels) == 1
 
 
-def test_the_text_of_a_scrape_has_the_process_too() -> None:
-    """Memory and CPU of the process come with ours."""
+def test_a_scrape_has_the_metrics_of_the_process() -> None:
+    """Memory and CPU, beside our own metrics."""
     text = generate_latest(Metrics().registry).decode()
     assert "process_resident_memory_bytes" in text
     assert "python_info" in text
@@ -55,21 +55,21 @@ def _scraped(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def _use(metrics: Metrics) -> None:
-    """Two runs, of 3 images of 2 requests and of 1 image; one request is refused and one breaks."""
+    """Two runs, of 3 images of 2 requests and of 1 image; two requests fail."""
     version = metrics.version("digits", 1)
-    version.decoded(0.002)
-    version.ran(3, 0.5, [0.25, 0.125])
-    version.ran(1, 0.25, [0.0])
+    version.record_decode(0.002)
+    version.record_run(3, 0.5, [0.25, 0.125])
+    version.record_run(1, 0.25, [0.0])
     for images, duration_s in ((2, 1.0), (1, 0.5), (1, 0.25)):
-        version.ranked(0.0625)
-        version.request_ended(images, duration_s)
-    version.image_outcome("EMPTY_IMAGE", 2)
-    version.request_failed("OVERLOADED", 0.125)
-    version.request_failed("INVALID_TENSOR", 0.25)
+        version.record_ranking(0.0625)
+        version.record_success(images, duration_s)
+    version.count_images("EMPTY_IMAGE", 2)
+    version.record_failure("OVERLOADED", 0.125)
+    version.record_failure("INVALID_TENSOR", 0.25)
 
 
 def test_a_version_records_stages_runs_and_images() -> None:
-    """Every method of a recorder reaches its metric, under the version's labels."""
+    """Every method of a recorder updates its metric, with the version's labels."""
     metrics = Metrics()
     _use(metrics)
 
@@ -94,20 +94,20 @@ def test_a_version_records_stages_runs_and_images() -> None:
     assert _scraped(metrics, "lenserve_request_failures_total", reason="OVERLOADED") == 1
 
 
-def test_a_recorder_is_made_once() -> None:
-    """Whoever asks again, after a reload say, goes on counting where the last one stopped."""
+def test_a_recorder_is_created_once() -> None:
+    """After a reload, for example, the counters continue."""
     metrics = Metrics()
     assert metrics.version("digits", 1) is metrics.version("digits", 1)
     assert metrics.rpc("/a/B") is metrics.rpc("/a/B")
 
 
 def test_a_method_records_its_calls_by_status() -> None:
-    """Every status has a counter; all of them share a histogram."""
+    """Every status has a counter; all statuses share a histogram."""
     metrics = Metrics()
     rpc = metrics.rpc("/a/B")
-    rpc.ended("OK", 0.5)
-    rpc.ended("OK", 0.5)
-    rpc.ended("NOT_FOUND", 0.25)
+    rpc.record_call("OK", 0.5)
+    rpc.record_call("OK", 0.5)
+    rpc.record_call("NOT_FOUND", 0.25)
 
     value = metrics.registry.get_sample_value
     assert value("lenserve_requests_total", {"method": "/a/B", "code": "OK"}) == 2
@@ -115,8 +115,8 @@ def test_a_method_records_its_calls_by_status() -> None:
     assert value("lenserve_request_duration_seconds_sum", {"method": "/a/B"}) == 1.25
 
 
-def test_tritons_names_follow_from_ours() -> None:
-    """The counters of Triton's /metrics: microseconds, a run's time once for each request that was in it."""
+def test_tritons_metrics_are_computed_from_ours() -> None:
+    """The counters of Triton's /metrics, in microseconds. A run's time counts for each request in it."""
     metrics = Metrics()
     _use(metrics)
 
@@ -140,14 +140,14 @@ def test_tritons_names_follow_from_ours() -> None:
     assert 'nv_inference_count{model="digits",version="1"} 4.0' in generate_latest(metrics.registry).decode()
 
 
-def test_the_exposition_is_the_one_that_dashboards_know() -> None:
-    """Every family, help text, label, bucket and value of ours, as text: names that users query."""
+def test_the_exposition_is_stable() -> None:
+    """All text of our metrics: families, help, labels, buckets and values. Dashboards depend on the names."""
     metrics = Metrics()
     _use(metrics)
     metrics.version("digits", 1)
     metrics.last_run.labels("digits", "1").set(1.5)
-    metrics.rpc("/a/B").ended("OK", 0.5)
-    metrics.rpc("/a/B").message_ended("OK")
+    metrics.rpc("/a/B").record_call("OK", 0.5)
+    metrics.rpc("/a/B").record_message("OK")
     metrics.pending_images.labels().set_function(lambda: 3)
     metrics.event_loop_tasks.labels().set(5)
     metrics.version_state.labels("digits", "1", "ready").set(1)
@@ -169,15 +169,15 @@ from prometheus_client import generate_latest
 from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts
 metrics = Metrics(SharedCounts(Path(sys.argv[1]), int(sys.argv[2])))
-metrics.version("digits", 1).ran(3, 0.5, [0.25])
-metrics.rpc("/a/B").ended("OK", 0.5)
+metrics.version("digits", 1).record_run(3, 0.5, [0.25])
+metrics.rpc("/a/B").record_call("OK", 0.5)
 metrics.ready.labels().set(1)
 print(generate_latest(metrics.registry).decode())
 """
 
 
 def test_processes_count_together(tmp_path: Path) -> None:
-    """A scrape of any process sees what all did, Triton's names too."""
+    """A scrape of any process shows the sum of all, Triton's metrics too."""
     for worker in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", _WORKER, str(tmp_path), worker],

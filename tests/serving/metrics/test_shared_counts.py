@@ -1,4 +1,4 @@
-"""Counts of several processes, each with its own file."""
+"""Counters of several processes, each with its own file."""
 
 import threading
 from pathlib import Path
@@ -15,15 +15,15 @@ def _worker(folder: Path, number: int) -> Metrics:
 
 def _count(metrics: Metrics, *, pending: int, ready: bool = True) -> None:
     version = metrics.version("digits", 1)
-    version.ran(3, 0.5, [0.25])
-    version.request_failed("OVERLOADED", 0.25)
+    version.record_run(3, 0.5, [0.25])
+    version.record_failure("OVERLOADED", 0.25)
     metrics.pending_images.labels().set(pending)
     metrics.ready.labels().set(ready)
     metrics.version_state.labels(*SERVED, "ready").set(1)
 
 
-def test_counts_add_up_and_gauges_combine(tmp_path: Path) -> None:
-    """Sums of what was counted; of gauges the sum, the least or the latest, as each is defined."""
+def test_counters_add_up_and_gauges_are_combined(tmp_path: Path) -> None:
+    """Gauges by sum, minimum or maximum, as each is defined."""
     first, second = _worker(tmp_path, 1), _worker(tmp_path, 2)
     _count(first, pending=2)
     _count(second, pending=3, ready=False)
@@ -47,7 +47,7 @@ def test_counts_add_up_and_gauges_combine(tmp_path: Path) -> None:
 
 
 def test_every_process_sees_the_sum(tmp_path: Path) -> None:
-    """Its own newest counts, and what others have flushed: in a scrape and in the statistics."""
+    """Its own counters and what others have flushed, in a scrape and in the statistics."""
     first, second = _worker(tmp_path, 1), _worker(tmp_path, 2)
     _count(first, pending=0)
     _count(second, pending=0)
@@ -56,8 +56,8 @@ def test_every_process_sees_the_sum(tmp_path: Path) -> None:
     assert second.registry.get_sample_value("nv_inference_count", {"model": "digits", "version": "1"}) == 6
 
 
-def test_a_successor_resumes_its_predecessors_counts(tmp_path: Path) -> None:
-    """Counters go on; gauges of the dead process do not."""
+def test_a_successor_continues_the_counters(tmp_path: Path) -> None:
+    """Live gauges of the process that died are dropped."""
     _count(first := _worker(tmp_path, 1), pending=2)
     first.flush()
     successor = _worker(tmp_path, 1)
@@ -71,8 +71,8 @@ def test_a_successor_resumes_its_predecessors_counts(tmp_path: Path) -> None:
     assert together.pending_images.labels().value == 1
 
 
-def test_the_dead_keep_their_counts_alone(tmp_path: Path) -> None:
-    """What was true only while the worker lived is dropped; a worker that never counted is no error."""
+def test_a_dead_worker_keeps_its_counters_only(tmp_path: Path) -> None:
+    """Its live gauges are dropped. A worker without a file is not an error."""
     _count(worker := _worker(tmp_path, 1), pending=2)
     worker.flush()
     forget_live(tmp_path, 1)
@@ -83,8 +83,8 @@ def test_the_dead_keep_their_counts_alone(tmp_path: Path) -> None:
     assert together.run_duration.labels(*SERVED, "3").count == 1
 
 
-def test_a_file_is_written_only_when_counts_changed(tmp_path: Path) -> None:
-    """An idle worker leaves the disk alone."""
+def test_a_file_is_written_only_after_changes(tmp_path: Path) -> None:
+    """An idle worker does not write to the disk."""
     worker = _worker(tmp_path, 1)
     worker.flush()
     (file,) = tmp_path.iterdir()
@@ -96,16 +96,16 @@ def test_a_file_is_written_only_when_counts_changed(tmp_path: Path) -> None:
     assert file.stat().st_ino != before
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    """However often it reads while two threads of the worker write."""
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
+    """A reader never sees half a file while two threads of a worker write."""
     worker = _worker(tmp_path, 1)
-    worker.rpc("/a/B").ended("OK", 0.5)
+    worker.rpc("/a/B").record_call("OK", 0.5)
     worker.flush()
     done = threading.Event()
 
     def flush() -> None:
         while not done.is_set():
-            worker.rpc("/a/B").ended("OK", 0.5)
+            worker.rpc("/a/B").record_call("OK", 0.5)
             worker.flush()
 
     threads = [threading.Thread(target=flush) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What a version has done, read from the metrics."""
+"""Statistics of versions, computed from the metrics."""
 
 from serving.metrics.recorder import Metrics
 from serving.metrics.triton_statistics import TimedCount
@@ -8,15 +8,15 @@ def test_statistics_are_those_of_each_version() -> None:
     """Requests, images, runs by size, failures by reason, and when the engine last ran."""
     metrics = Metrics()
     first, second = metrics.version("digits", 1), metrics.version("digits", 2)
-    first.decoded(0.5)
-    first.ran(2, 0.25, [0.5, 1.0])
-    first.ran(2, 0.75, [0.0])
-    first.ran(1, 0.125, [0.0])
-    first.ranked(0.125)
-    first.request_ended(2, 2.0)
-    first.request_failed("OVERLOADED", 0.25)
-    first.request_failed("OVERLOADED", 0.25)
-    second.request_ended(1, 1.0)
+    first.record_decode(0.5)
+    first.record_run(2, 0.25, [0.5, 1.0])
+    first.record_run(2, 0.75, [0.0])
+    first.record_run(1, 0.125, [0.0])
+    first.record_ranking(0.125)
+    first.record_success(2, 2.0)
+    first.record_failure("OVERLOADED", 0.25)
+    first.record_failure("OVERLOADED", 0.25)
+    second.record_success(1, 1.0)
 
     statistics = metrics.statistics()
 
@@ -32,8 +32,8 @@ def test_statistics_are_those_of_each_version() -> None:
     assert (statistics["digits", "2"].runs, statistics["digits", "2"].last_run_s) == ({}, 0)
 
 
-def test_a_version_that_is_only_known_has_done_nothing() -> None:
-    """Other metrics with the labels of a version are no requests."""
+def test_a_version_without_requests_has_zeros() -> None:
+    """A version that only has a state is listed."""
     metrics = Metrics()
     metrics.version_state.labels("digits", "1", "refused").set(1)
 

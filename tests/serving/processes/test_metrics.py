@@ -13,7 +13,7 @@ from pathlib import Path
 from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts
 metrics = Metrics(SharedCounts(Path(sys.argv[1]), int(sys.argv[2])))
-metrics.rpc("/a/B").ended("OK", 0.5)
+metrics.rpc("/a/B").record_call("OK", 0.5)
 metrics.pending_images.labels().set(2)
 for state in ("loading", "ready"):
     metrics.version_state.labels("digits", "1", state).set(1)

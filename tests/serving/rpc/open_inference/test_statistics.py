@@ -18,14 +18,14 @@ async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> A
     publish("shapes")
     async with serve() as server:
         version = server.metrics.version("colours", 1)
-        version.decoded(0.5)
-        version.ran(3, 0.25, [0.125, 0.125])
-        version.ran(3, 0.25, [0.0])
-        version.ran(1, 0.125, [0.0])
-        version.ranked(0.125)
-        version.request_ended(3, 1.0)
-        version.request_ended(1, 0.5)
-        version.request_failed("OVERLOADED", 0.25)
+        version.record_decode(0.5)
+        version.record_run(3, 0.25, [0.125, 0.125])
+        version.record_run(3, 0.25, [0.0])
+        version.record_run(1, 0.125, [0.0])
+        version.record_ranking(0.125)
+        version.record_success(3, 1.0)
+        version.record_success(1, 0.5)
+        version.record_failure("OVERLOADED", 0.25)
         yield server
 
 
@@ -59,7 +59,7 @@ async def test_statistics_are_the_metrics_in_nanoseconds(server: Any, connect: C
 
 async def test_stages_count_requests_that_ended(server: Any, connect: Callable[..., Any]) -> None:
     """Also while one waits between its run and its response: perf_analyzer stops if the counts differ."""
-    server.metrics.version("colours", 1).ran(1, 0.125, [0.0])
+    server.metrics.version("colours", 1).record_run(1, 0.125, [0.0])
 
     answer = await connect(server.grpc.port).call(STATISTICS, pb.ModelStatisticsRequest(name="colours"))
 
