@@ -1,4 +1,4 @@
-# What can be made; each does all of its own set-up in .venv.
+# Every target sets .venv up for itself.
 .PHONY: demo test check proto bench bench-training gpu results picture clean
 .DEFAULT_GOAL := demo
 
@@ -12,7 +12,7 @@ demo: .venv/train.done
 
 test: .venv/dev.done
 	tests/system/fetch_peers.sh
-	@# As `lenserve-train` does: threads that spin while they wait make small steps many times slower on busy cores.
+	@# As in `lenserve-train`: threads that spin while they wait make small steps many times slower on busy cores.
 	OMP_WAIT_POLICY=passive LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: .venv/dev.done
@@ -22,7 +22,7 @@ check: .venv/dev.done
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory proto
 	git diff --exit-code --stat -- serving/pb
-	$(BIN)/python tests/packaging/check_dist.py
+	$(BIN)/python tests/checks/distribution.py
 
 proto: .venv/dev.done
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=serving/pb --pyi_out=serving/pb \
@@ -34,7 +34,7 @@ bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
 
-# The table of docs/results.md, from what `lenserve-train run --record` kept: all between its two marks is replaced.
+# Rewrites the table of docs/results.md, between its two marks, from what `lenserve-train run --record` recorded.
 results: .venv/train.done
 	$(BIN)/lenserve-train recipes --markdown > .venv/results.md
 	sed -i -e '/^<!-- results -->$$/,/^<!-- end of results -->$$/{//!d}' -e '/^<!-- results -->$$/r .venv/results.md' docs/results.md
@@ -49,8 +49,8 @@ bench-training: .venv/dev.done
 gpu: .venv/gpu.done
 	tests/gpu/run.sh $(if $(filter-out file,$(origin DATA)),--data-root $(DATA)) $(GPU_ARGS)
 
-# torch is pinned in constraints.txt. Where pip finds a CPU build of it (a --find-links folder, PyTorch's own
-# CPU index) it is taken; elsewhere the default build is.
+# constraints.txt pins torch. pip installs its CPU build where it finds one (a --find-links directory, PyTorch's CPU
+# index), else the default build. --group needs pip 25.1, which is newer than the pip of Python 3.11's venv.
 .venv/train.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: about 1.5 minutes the first time"

@@ -4,7 +4,7 @@
 FROM python:3.12-slim
 # A CPU build by default; for an NVIDIA GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# training.compile=true compiles at run time: C++ for a CPU, and by Triton C for a GPU. g++ brings gcc.
+# training.compile=true compiles at run time: C++ for a CPU, and C (by Triton) for a GPU. g++ depends on gcc.
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./

@@ -221,7 +221,7 @@ def _print_rows(rows: Sequence[dict[str, object]], repository: Path) -> None:
     if not rows:
         stderr.print(f"{repository} has no models yet")
         return
-    table = Table(box=None)
+    table = Table(box=None, pad_edge=False)
     for column in ("model", "version", "aliases", "classes", "accuracy", "recipe", "created", "digest"):
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -261,7 +261,7 @@ class FindRate(_RecipeCommand):
         from training.run.display import Display
         from training.run.progress import report_progress
 
-        display, interrupts = Display(stderr), Interrupts("begin anew")
+        display, interrupts = Display(stderr), Interrupts("begin again")
         chosen = device.choose(self.device, kernels=self.kernels)
         check_compiler(recipe, chosen.torch_device)
         device.prepare(chosen)

@@ -25,7 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def lenserve(tmp_path: Path) -> Run:
-    """Run `lenserve` in an empty folder and environment; keyword arguments are environment variables."""
+    """Run `lenserve` in an empty directory and environment; keyword arguments are environment variables."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         plain = {key: value for key, value in os.environ.items() if not key.startswith("LENSERVE_")}
@@ -44,7 +44,7 @@ def lenserve(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of a red and a green picture, a text file, and a folder with a blue one inside."""
+    """A directory with a red and a green image, a text file, and a subdirectory with a blue image."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     Image.new("RGB", (9, 9), (255, 0, 0)).save(folder / "a.png")
@@ -77,7 +77,7 @@ def test_classify_prints_labels_for_people(
 def test_classify_json_is_one_object_a_line_in_order(
     publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
 ) -> None:
-    """A folder is searched for pictures, deep and sorted; nothing but JSON is on stdout."""
+    """A directory is searched recursively, in sorted order; stdout is JSON only."""
     publish()
     server = start_server()
 
@@ -93,7 +93,7 @@ def test_classify_json_is_one_object_a_line_in_order(
     assert [set(label) for label in lines[0]["labels"]] == [{"label", "index", "probability"}] * 3
 
 
-def test_a_file_that_is_no_image_is_a_line_with_an_error_and_exit_1(
+def test_a_file_that_is_not_an_image_is_a_line_with_an_error_and_exit_1(
     publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
 ) -> None:
     """The others are still classified; the count of failures goes to stderr."""
@@ -127,7 +127,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
     images: Path,
     tmp_path: Path,
 ) -> None:
-    """Every option of every command can be given in three ways, and the nearest one wins."""
+    """Each option has three sources: the command line wins over the environment, that over the file."""
     publish()
     server = start_server()
     config = tmp_path / "lenserve.toml"
@@ -211,7 +211,7 @@ def test_a_wrong_command_line_is_one_clear_line_and_exit_2(
 
 
 def test_an_unknown_option_and_an_unknown_key_are_exit_2(lenserve: Run, tmp_path: Path) -> None:
-    """The key of a file is refused like an option of the command line, by its name."""
+    """An unknown key of a config file is rejected by its name, as an unknown option is."""
     config = tmp_path / "lenserve.toml"
     config.write_text('repository = "."\ncolour = "red"\n')
 
@@ -225,7 +225,7 @@ def test_an_unknown_option_and_an_unknown_key_are_exit_2(lenserve: Run, tmp_path
 
 
 def test_help_lists_every_option_and_is_no_failure(lenserve: Run) -> None:
-    """--help of the program and of a command exit with 0."""
+    """--help of the program and of a command exits with 0."""
     program = lenserve("--help")
     command = lenserve("serve", "--help")
 
@@ -237,7 +237,7 @@ def test_help_lists_every_option_and_is_no_failure(lenserve: Run) -> None:
 def test_what_fails_at_work_is_one_clear_line_and_exit_1(
     publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
 ) -> None:
-    """An unknown model, nobody at the address, a port that is taken, a device that is not there."""
+    """An unknown model, no server at the address, a port in use, a missing device."""
     publish()
     server = start_server()
     repository = server.event("listening")["repository"]
@@ -293,7 +293,7 @@ def test_models_list_truncates_nothing_in_a_pipe(
     done = lenserve("models", "list", "--repository", repository.root, COLUMNS="20")
 
     _, row = done.stdout.splitlines()
-    assert row.split()[:2] == ["colours", "1"]
+    assert row.startswith("colours  1 ")
     assert ", ".join(aliases) in row
     assert re.search(r" [0-9a-f]{12}$", row)
 
@@ -310,10 +310,10 @@ def test_every_command_has_an_example_that_it_accepts() -> None:
         assert isinstance(CliApp.run(command, cli_args=options), command)
 
 
-def test_models_list_tells_a_version_that_cannot_be_trusted(
+def test_models_list_marks_a_version_that_cannot_be_trusted(
     publish: Callable[..., Any], repository: Repository, lenserve: Run
 ) -> None:
-    """A changed file is found by its digest: the row says so and the exit code is 1."""
+    """A changed file has another digest: its row shows an error, and the exit code is 1."""
     bundle = publish()
     bundle.model_file.chmod(0o644)
     bundle.model_file.write_bytes(b"changed")
@@ -334,7 +334,7 @@ def test_models_list_of_an_empty_repository_says_so(repository: Repository, lens
     assert "has no models yet" in done.stderr
 
 
-def test_serve_says_what_it_chose_and_stops_on_sigterm_with_exit_0(
+def test_serve_logs_its_choices_and_stops_on_sigterm_with_exit_0(
     publish: Callable[..., object], start_server: Callable[..., Any]
 ) -> None:
     """Device and provider with their reason, batching, addresses, readiness; then a graceful stop."""

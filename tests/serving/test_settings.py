@@ -1,4 +1,4 @@
-"""Every option of the server: bounds, agreement, and no surprises."""
+"""The server's options: defaults, bounds, and combinations."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ from serving.settings import ServerSettings
 HERE = Path()
 
 
-def test_the_repository_is_all_that_must_be_said() -> None:
-    """The defaults are the habits of the field: ports 8001 and 8002 on this machine alone, device auto."""
+def test_only_the_repository_is_required() -> None:
+    """The defaults are those of other servers: ports 8001 and 8002 on the loopback address, device auto."""
     settings = ServerSettings(repository=HERE)
     assert (settings.host, settings.grpc_port, settings.http_port) == ("127.0.0.1", 8001, 8002)
     assert settings.device == "auto"
@@ -100,34 +100,34 @@ def test_a_value_outside_its_bounds_is_refused_by_name(option: str, value: Any) 
 
 
 @pytest.mark.parametrize(("option", "value"), GOOD)
-def test_a_value_on_its_bound_is_taken(option: str, value: Any) -> None:
-    """Bounds are part of what is allowed."""
+def test_a_value_on_its_bound_is_accepted(option: str, value: Any) -> None:
+    """Bounds are inclusive."""
     assert getattr(ServerSettings.model_validate({"repository": HERE, option: value}), option) == value
 
 
 @pytest.mark.parametrize("option", [{"model_control": True}, {"shared_memory_pattern": "/demo"}])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_reaches_one_worker_only_is_refused_with_several(option: dict[str, Any], workers: int) -> None:
-    """A load or a registration that half of the calls do not see is worse than none."""
+    """A load or a registration would reach one worker only."""
     with pytest.raises(ValidationError, match=f"need --workers 1, got {workers}"):
         ServerSettings.model_validate({"repository": HERE, "workers": workers, **option})
 
 
 def test_a_request_that_could_never_be_admitted_is_refused_with_both_numbers() -> None:
-    """More images in one request than may ever be pending would be retried for ever."""
+    """A request with more images than may ever be pending would be retried forever."""
     with pytest.raises(ValidationError, match="--max-images 11 exceeds --max-pending-images 10"):
         ServerSettings(repository=HERE, max_images=11, max_pending_images=10)
     assert ServerSettings(repository=HERE, max_images=10, max_pending_images=10).max_images == 10
 
 
-def test_every_option_says_what_it_is() -> None:
-    """The description is the help text of the command line."""
+def test_every_option_has_a_description() -> None:
+    """Descriptions are the text of --help."""
     for name, field in ServerSettings.model_fields.items():
         assert field.description, name
 
 
 def test_zero_decode_threads_means_one_for_each_core() -> None:
-    """0 is never zero threads."""
+    """0 means one thread per core."""
     assert ServerSettings(repository=HERE, decode_threads=0).decoders >= 1
     assert ServerSettings(repository=HERE, decode_threads=3).decoders == 3
 
@@ -137,9 +137,9 @@ def test_workers_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
 
     def of_worker(**options: int) -> tuple[int, int, int]:
-        told = ServerSettings.model_validate({"repository": HERE, **options}).of_worker(grpc_port=7)
-        assert told.grpc_port == 7
-        return told.workers, told.decode_threads, told.engine_threads
+        settings = ServerSettings.model_validate({"repository": HERE, **options}).of_worker(grpc_port=7)
+        assert settings.grpc_port == 7
+        return settings.workers, settings.decode_threads, settings.engine_threads
 
     assert of_worker(workers=3, engine_threads=0) == (3, 2, 2)
     assert of_worker(workers=0, engine_threads=0) == (8, 1, 1)
@@ -150,7 +150,7 @@ def test_workers_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_limits_of_one_image_come_from_the_options() -> None:
-    """What the decoder is told is what the operator said."""
+    """The decoder gets the operator's limits."""
     limits = ServerSettings(repository=HERE, max_image_bytes=5, max_image_pixels=6).image_limits
     assert (limits.max_bytes, limits.max_pixels) == (5, 6)
 
@@ -163,7 +163,7 @@ def test_the_limits_of_one_image_come_from_the_options() -> None:
         ({"tls_client_ca_file": "ca.pem"}, "--tls-client-ca-file needs TLS"),
     ],
 )
-def test_half_of_tls_is_none(files: dict[str, str], message: str) -> None:
-    """A server that was meant to be private never speaks in the clear."""
+def test_an_incomplete_tls_configuration_is_rejected(files: dict[str, str], message: str) -> None:
+    """A server never falls back to unencrypted connections."""
     with pytest.raises(ValidationError, match=message):
         ServerSettings.model_validate({"repository": HERE, **files})

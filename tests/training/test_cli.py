@@ -31,7 +31,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def stop_when(process: subprocess.Popen[str], said: str) -> tuple[str, str]:
-    """SIGTERM as soon as stderr holds a line that begins so; return stdout and what was said afterwards."""
+    """Send SIGTERM at the first line of stderr with this beginning; return stdout and the rest of stderr."""
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith(said):
@@ -41,7 +41,7 @@ def stop_when(process: subprocess.Popen[str], said: str) -> tuple[str, str]:
 
 
 def test_sigterm_saves_and_resume_publishes_once(tmp_path: Path) -> None:
-    """Stopped in training, then in export, then left alone: two clear lines, and one version at the end."""
+    """Stopped in training, then in export, then not at all: two clear lines, and one version at the end."""
     options = (
         "--repository",
         str(tmp_path / "repository"),
@@ -142,7 +142,7 @@ def test_wrong_usage_is_one_clear_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     try:
         code = main(arguments)
-    except SystemExit as left:  # argparse leaves by itself
+    except SystemExit as left:  # argparse exits
         code = left.code
     captured = capsys.readouterr()
     assert (code, captured.out) == (2, "")
@@ -160,7 +160,7 @@ def test_every_command_has_an_example_that_it_accepts(command: type[Command]) ->
 
 
 def test_missing_data_are_a_failure_of_the_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Exit code 1, and the files that were looked for."""
+    """Exit code 1, and the names of the missing files."""
     options = ["--data-root", str(tmp_path), "--run-dir", str(tmp_path / "run")]
     assert main(["run", "lenet5-mnist", *options]) == 1
     assert "train-images-idx3-ubyte[.gz]" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_recipes_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 def test_layers_of_a_recipe_as_json_and_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    """By recipe or by network, with overrides; names can be copied."""
+    """By recipe or by network, with overrides."""
     assert main(["layers", "alexnet-cifar10", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert (listed["network"], listed["classes"], listed["parameters"]) == ("alexnet", 10, 2_023_370)
@@ -201,7 +201,7 @@ def test_layers_of_a_recipe_as_json_and_for_people(capsys: pytest.CaptureFixture
 
 
 def test_find_rate_draws_and_suggests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A picture, one JSON line, and a hint on stderr that can be pasted."""
+    """A plot, one JSON line, and an option to copy from stderr."""
     picture = tmp_path / "rate.png"
     assert main(["find-rate", "lenet5-fake", "--steps", "40", "--picture", str(picture), "--json"]) == 0
     captured = capsys.readouterr()

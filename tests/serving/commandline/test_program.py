@@ -1,4 +1,4 @@
-"""The manners of both programs: which option wins, what goes to which stream, which code comes out."""
+"""Both programs' command line: sources of options, streams, exit codes, messages."""
 
 import os
 import re
@@ -94,7 +94,7 @@ def config(folder: Path, text: str) -> str:
 def test_the_command_line_wins_over_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Command line, environment, TOML, default: each option comes from the first that speaks of it."""
+    """Command line, environment, TOML, default: each option comes from the first that has it."""
     path = config(tmp_path, 'name = "toml"\nmax_count = 2\nloud = true\n')
     assert run("greet", "--config", path) == DONE
     monkeypatch.setenv("LENSERVE_MAX_COUNT", "3")
@@ -109,8 +109,8 @@ def test_the_command_line_wins_over_all(
     ]
 
 
-def test_defaults_hold_where_nobody_speaks(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is not required has a default."""
+def test_defaults_apply_where_no_source_has_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every optional option has a default."""
     assert run("greet", "--name", "you") == DONE
     assert capsys.readouterr().out == "you 1 False False\n"
 
@@ -128,7 +128,7 @@ def test_the_config_file_may_come_from_the_environment(
 def test_keys_are_written_as_options_or_as_fields(
     key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who copies an option's name into the file is understood."""
+    """An option's name can be copied into the file as it is on the command line."""
     assert run("greet", "--config", config(tmp_path, f'name = "toml"\n{key} = 5\n')) == DONE
     assert capsys.readouterr().out == "toml 5 False False\n"
 
@@ -136,7 +136,7 @@ def test_keys_are_written_as_options_or_as_fields(
 def test_renamed_options_have_the_same_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--json, LENSERVE_JSON and `json = true` are one option; a stranger's JSON variable is none."""
+    """--json, LENSERVE_JSON and `json = true` are one option; a variable JSON is unrelated."""
     assert run("greet", "--name", "you", "--json") == DONE
     assert run("greet", "--name", "you", "--config", config(tmp_path, "json = true")) == DONE
     monkeypatch.setenv("JSON", "true")
@@ -150,7 +150,7 @@ def test_renamed_options_have_the_same_sources(
 def test_other_variables_of_ours_are_not_in_the_way(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One environment serves several commands: what belongs to another is no error."""
+    """Several commands share one environment: a variable of another command is not an error."""
     monkeypatch.setenv("LENSERVE_GRPC_PORT", "8001")
     assert run("greet", "--name", "you") == DONE
     assert capsys.readouterr().out == "you 1 False False\n"
@@ -190,7 +190,7 @@ def test_wrong_usage_is_one_clear_line(
 def test_a_wrong_variable_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The environment is checked as the command line is."""
+    """The environment is validated like the command line."""
     monkeypatch.setenv("LENSERVE_MAX_COUNT", "many")
     assert run("greet", "--name", "x") == WRONG_USAGE
     assert "--max-count: must be a whole number, got 'many'" in refusal(capsys)
@@ -229,7 +229,7 @@ def test_a_wrong_config_file_is_wrong_usage(
 def test_an_unreadable_config_file_is_named(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not there, a folder, or not text."""
+    """Missing, a directory, or not text."""
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     path = tmp_path / name
     assert run("greet", "--config", str(path)) == WRONG_USAGE
@@ -237,7 +237,7 @@ def test_an_unreadable_config_file_is_named(
 
 
 def test_several_mistakes_are_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each gets its line, so that all can be mended at once."""
+    """Each has its own line, so that all can be corrected at once."""
     assert run("greet", "--max-count", "0") == WRONG_USAGE
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
@@ -257,7 +257,7 @@ def test_several_mistakes_are_several_lines(capsys: pytest.CaptureFixture[str]) 
 def test_no_command_shows_the_commands(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, and stderr lists what there is, ending in what was wrong; stdout stays clean."""
+    """Exit code 2; stderr lists the commands, then the mistake; stdout stays empty."""
     assert run(*argv) == WRONG_USAGE
     output, errors = capsys.readouterr()
     assert output == ""
@@ -270,9 +270,7 @@ def test_no_command_shows_the_commands(
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
 @pytest.mark.parametrize("group", [[], ["more"]])
-def test_help_on_commands_is_no_failure(
-    group: list[str], option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_on_commands_succeeds(group: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 0 and the list of commands, on stdout."""
     assert run(*group, option) == DONE
     output, errors = capsys.readouterr()
@@ -288,7 +286,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_help_on_one_command_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 0 by argparse's own way out; each option stands there with its description."""
+    """Exit code 0; each option is listed with its description."""
     with pytest.raises(SystemExit) as left:
         run("greet", "--help")
     assert left.value.code == DONE
@@ -315,12 +313,12 @@ def test_help_on_one_command_names_every_option(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("how", "code"), [("work", FAILED), ("usage", WRONG_USAGE), ("interrupt", 130)])
 def test_exit_codes(how: str, code: int) -> None:
-    """1 the work failed, 2 it was asked for wrongly, 130 Ctrl-C as shells have it."""
+    """1: the command failed; 2: wrong usage; 130: Ctrl-C, as in shells."""
     assert run("fail", "--how", how) == code
 
 
 def test_a_failure_is_one_line_with_its_brackets(capsys: pytest.CaptureFixture[str]) -> None:
-    """A message is not read as markup."""
+    """Brackets in a message are not markup."""
     assert run("more", "fail") == FAILED
     assert refusal(capsys) == "program more fail: there is no model 'cats' [v1]"
 
@@ -370,7 +368,7 @@ def start(*argv: str) -> "subprocess.Popen[str]":
     ("argv", "code"), [(["fail"], 1), (["fail", "--colour"], 2), (["count", "--colour"], 2)]
 )
 def test_a_real_process_fails_in_one_line(argv: list[str], code: int) -> None:
-    """The codes reach the shell, stdout is empty, stderr is one line."""
+    """The exit codes reach the shell, stdout is empty, stderr is one line."""
     process = start(*argv)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "")
@@ -386,7 +384,7 @@ def test_results_and_progress_use_different_streams() -> None:
     assert output.splitlines() == [str(number) for number in range(100_000)]
 
 
-def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
+def test_a_closed_pipe_ends_the_program_quietly() -> None:
     """As in `lenserve classify ... | head -1`: exit code 1 and no traceback."""
     process = start("count")
     assert process.stdout is not None

@@ -43,7 +43,7 @@ def main() -> None:
 def expect(holds: object, problem: str) -> None:
     """End the program where something does not hold."""
     if not holds:
-        sys.exit(f"check_dist: {problem}")
+        sys.exit(f"distribution: {problem}")
 
 
 def build(folder: Path) -> tuple[Path, Path]:
