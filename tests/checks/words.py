@@ -1,0 +1,116 @@
+"""`make check`: finds wording that reads as a translation, and names a better one.
+
+Searches what users and readers see: strings and comments of serving/ and training/, README.md and docs/.
+"""
+
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+_IS = r"(?<!there)\s(?:is|are|was|were)"
+_COMPARED = "(?:longer|more|less|fewer|other|better|worse|faster|slower|larger|smaller|brighter|darker)"
+
+# Regular expression -> better wording. A space matches a line break too.
+PATTERNS = {
+    rf"{_IS} no (?!{_COMPARED}\b)[a-z]+": "is not a ..., has no ..., there is no ...",
+    rf"{_IS} none\b": "is missing, is invalid, there is none",
+    r"\bcannot be had\b": "could not be downloaded, is not available",
+    r"\b(?:whoever|somebody|nobody|who comes first)\b": "name the client, the worker, the user",
+    r"\bA class because\b": "say what it does; give the reason only where it surprises",
+    r"\btaken for\b": "true 3, predicted 9",
+    r"\bwhether or not\b": "whether",
+    r"\b(?:comes?|came) to its\b": "trains, fits or loads",
+    r"\bno (?:longer a )?number\b": "became NaN or infinite",
+    r"\bby their names?\b": "by name",
+    r"\bright (?:on the test|label among)": "test accuracy, top-5 accuracy",
+    r"(?:,|[a-z]+/\S+) say(?=[;,.)])": "for example, such as",
+    r"\b(?:is|are|was|were) (?:told|heeded)\b": "receives, applies, is set to",
+    r"\bthe (?:way out|door)\b": "the output, admission control",
+    r"\bowner of the device\b": "device server",
+    r"\b(?:seat|player|tally|tallies|dealing)s?\b": "worker socket, worker, counters, connection passing",
+    r"\bcleverness\b": "state the measured gain",
+    r"\bmend(?:s|ed)?\b": "correct, repair",
+    r"\b(?:shall|anew|in the midst)\b": "must or will, again, during",
+    r"\b(?:Input should|String should|Value error|Field required|Extra inputs)\b": (
+        "describe(...) of serving.validation_errors"
+    ),
+}
+
+
+_BETWEEN = {tokenize.NL, *(getattr(tokenize, name, -1) for name in ("FSTRING_START", "FSTRING_END"))}
+_TEXTS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
+
+
+def main() -> None:
+    """Print each place with its pattern and the better wording; exit with 1 if there is any."""
+    found = 0
+    for file in files():
+        for line, text in texts(file):
+            for place, better, words in matches(text):
+                found += 1
+                print(f"{file.relative_to(ROOT)}:{line + place}: {words!r}; better: {better}")
+    if found:
+        sys.exit(f"words: {found} places read as a translation; see PATTERNS in tests/checks/words.py")
+
+
+def files() -> Iterator[Path]:
+    """Every file with text for users or readers."""
+    for folder in ("serving", "training"):
+        yield from (file for file in sorted((ROOT / folder).rglob("*.py")) if "pb" not in file.parts)
+        yield from sorted((ROOT / folder).rglob("*.toml"))
+        yield from sorted((ROOT / folder).rglob("*.md"))
+    yield ROOT / "README.md"
+    yield from sorted((ROOT / "docs").glob("*.md"))
+
+
+def texts(file: Path) -> Iterator[tuple[int, str]]:
+    """The first line's number, and the text that begins there."""
+    if file.suffix == ".py":
+        yield from python_texts(file)
+    else:
+        yield 1, file.read_text(encoding="utf-8")
+
+
+def python_texts(file: Path) -> Iterator[tuple[int, str]]:
+    """Runs of adjacent strings, and of comment lines: joined, without quotes and #."""
+    run: list[str] = []
+    kind, first, last = 0, 0, 0
+    with tokenize.open(file) as source:
+        for token in tokenize.generate_tokens(source.readline):
+            if token.type in _BETWEEN:
+                continue
+            if run and (token.type != kind or token.start[0] > last + 1):
+                yield first, "".join(run)
+                run = []
+            if token.type in _TEXTS:
+                kind, first = token.type, first if run else token.start[0]
+                run.append("\n" * (token.start[0] - last if run else 0) + content(token))
+                last = token.end[0]
+    if run:
+        yield first, "".join(run)
+
+
+def content(token: tokenize.TokenInfo) -> str:
+    """The text of a comment, or of a literal."""
+    if token.type == tokenize.COMMENT:
+        return token.string.lstrip("#: ")
+    match = re.fullmatch(r"([a-zA-Z]*)(\"\"\"|'''|\"|')(.*)\2", token.string, re.DOTALL)
+    if match is None:  # Python 3.12 splits f-strings itself
+        return token.string
+    prefix, _, text = match.groups()
+    return re.sub(r"\{[^{}]*\}", "{}", text) if "f" in prefix.lower() else text
+
+
+def matches(text: str) -> Iterator[tuple[int, str, str]]:
+    """Line within the text, better wording, and the words that were found."""
+    for pattern, better in PATTERNS.items():
+        for match in re.finditer(pattern.replace(" ", r"\s+"), text):
+            yield text.count("\n", 0, match.start()), better, " ".join(match[0].split())
+
+
+if __name__ == "__main__":
+    main()
