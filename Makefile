@@ -5,7 +5,9 @@
 PYTHON ?= python3
 DATA   ?= ../shared/data
 BIN    := .venv/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt
+# setuptools warns at every editable install.
+PIP    := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet \
+  --disable-pip-version-check --no-warn-script-location -c constraints.txt
 
 demo: .venv/train.done
 	$(BIN)/python tests/system/demo.py
@@ -59,7 +61,7 @@ gpu: .venv/gpu.done
 	touch $@
 
 .venv/dev.done: .venv/train.done
-	$(PIP) -e '.[serve,train]' --group dev
+	$(PIP) --group dev
 	touch $@
 
 .venv/gpu.done: .venv/dev.done
