@@ -26,6 +26,7 @@ from serving.commandline import (
     run_commands,
     stderr,
 )
+from serving.errors import UsageError
 from serving.validation_errors import matching
 from training.errors import GateFailed
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
@@ -244,12 +245,16 @@ class FindRate(_RecipeCommand):
     device: str = Field(default="auto", description=_DEVICE)
     kernels: _Kernels | None = Field(default=None, description=_KERNELS)
     steps: int = Field(default=100, ge=20, le=10_000, description="total number of training steps")
+    lowest: float = Field(default=1e-5, gt=0, description="learning rate of the first step")
+    highest: float = Field(default=10.0, gt=0, description="learning rate of the last step")
     picture: Path = Field(
         default=Path("find-rate.png"), description="file for the plot of loss over learning rate"
     )
 
     def run(self) -> int:
         """Run the command and return its exit code."""
+        if self.lowest >= self.highest:
+            raise UsageError(f"--lowest must be below --highest, got {self.lowest:g} and {self.highest:g}")
         recipe = resolve(self.recipe, self.overrides)
         require_training()
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -272,7 +277,14 @@ class FindRate(_RecipeCommand):
                 recipe.data, recipe.geometry, self.data_root, self.cache, on_progress=progress
             )
             result = find_rate.find_rate(
-                recipe, dataset, chosen.torch_device, display, interrupts, steps=self.steps
+                recipe,
+                dataset,
+                chosen.torch_device,
+                display,
+                interrupts,
+                lowest=self.lowest,
+                highest=self.highest,
+                steps=self.steps,
             )
         current = recipe.training.learning_rate
         find_rate.draw_range_test(result, current).savefig(self.picture, dpi=120)

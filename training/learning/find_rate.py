@@ -9,23 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter1d, median_filter
 
 from training.data import Dataset
 from training.data.batches import Batches
 from training.devices.out_of_memory import explaining_out_of_memory, training_advice
 from training.devices.process_group import SINGLE_PROCESS
-from training.errors import Diverged
+from training.errors import Diverged, TrainingError
 from training.learning.learner import Learner
 from training.networks import build
 from training.recipe import Recipe
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 
-_SMOOTHING = 0.9  # of the loss's moving average
-_DIVERGED = 3.0  # times the lowest loss; the test ends there
+_SMOOTHING = 0.9  # of the moving average that sees the loss diverge
+_DIVERGED = 4.0  # times the lowest average; the test ends there
+_STEPS_BEFORE_DIVERGENCE = 0.1  # share of the steps: single batches decide nothing
 _FEWEST_STEPS = 10
+_OUTLIERS = 0.05  # share of the steps: width of the median that comes before
+_SPREAD = 0.02  # share of the steps: standard deviation of the Gaussian that smooths the curve
+_EDGE = 0.05  # share of the steps at either end where no slope is trusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +69,13 @@ def find_rate(
     Raises:
         OutOfMemory: the GPU or the machine is out of memory.
         Diverged: the loss was NaN or infinite within the first 10 steps.
+        TrainingError: no rate lowers the loss, or it falls fastest at the highest rate.
         Interrupted: a signal stopped the run.
     """
     rates = [_rate(step, steps, lowest, highest) for step in range(steps)]
     with explaining_out_of_memory("training", device, training_advice(recipe, device)):
         losses = _run_range_test(recipe, dataset, device, display, interrupts, rates)
-    return suggest_rate(rates[: len(losses)], losses)
+    return suggest_rate(rates[: len(losses)], losses, highest=highest)
 
 
 def _run_range_test(  # noqa: PLR0917 - the arguments of `find_rate`
@@ -85,6 +92,7 @@ def _run_range_test(  # noqa: PLR0917 - the arguments of `find_rate`
     network = build(recipe.network, recipe.geometry, len(dataset.labels))
     learner = Learner(recipe, network, batches.images, batches.labels, SINGLE_PROCESS)
     losses: list[float] = []
+    average = _MovingAverage(least_steps=max(_FEWEST_STEPS, round(_STEPS_BEFORE_DIVERGENCE * len(rates))))
     with display.training(len(rates), batches.batch_size):
         for step, rate in enumerate(rates):
             images, targets = batches.take(*divmod(step, batches.steps))
@@ -92,34 +100,75 @@ def _run_range_test(  # noqa: PLR0917 - the arguments of `find_rate`
             losses.append(float(loss))
             display.step_done(step + 1)
             interrupts.raise_if_stopped("a range test saves nothing")
-            if not math.isfinite(losses[-1]) or losses[-1] > _DIVERGED * min(losses):
+            if not math.isfinite(losses[-1]) or average.diverges(losses[-1]):
                 break
     return losses
 
 
-def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
+class _MovingAverage:
+    """An exponential moving average of the loss, corrected for its start as in Adam."""
+
+    def __init__(self, least_steps: int) -> None:
+        self._least_steps = least_steps
+        self._steps = 0
+        self._sum = 0.0
+        self._first = self._lowest = math.inf
+
+    def diverges(self, loss: float) -> bool:
+        """Add a loss; whether the average is far above its lowest value, and above its first one."""
+        self._steps += 1
+        self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * loss
+        average = self._sum / (1 - _SMOOTHING**self._steps)
+        if self._steps <= self._least_steps:
+            self._first = average
+        self._lowest = min(self._lowest, average)
+        return self._steps > self._least_steps and average > max(self._first, _DIVERGED * self._lowest)
+
+
+def suggest_rate(
+    rates: Sequence[float], losses: Sequence[float], *, highest: float | None = None
+) -> RangeTest:
     """Find where the smoothed loss falls fastest over the logarithm of the rate.
 
     Args:
         rates: learning rates, rising geometrically.
         losses: the loss at each rate; the last ones may be NaN or infinite.
+        highest: the rate at which the test was to end; None: the last of `rates`.
 
     Raises:
         Diverged: fewer than 10 losses are finite.
+        TrainingError: no rate lowers the loss, or it falls fastest at the highest rate.
     """
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < _FEWEST_STEPS:
         raise Diverged(
-            f"the loss became NaN or infinite after {finite} steps, at a learning rate of "
-            f"{rates[finite - 1]:.2g}: at least {_FEWEST_STEPS} finite losses are needed"
+            f"the loss became NaN or infinite at step {finite + 1}, at a learning rate of "
+            f"{rates[finite]:.2g}; "
+            f"{_FEWEST_STEPS} finite losses are needed: lower --lowest, now {rates[0]:.2g}"
         )
-    smoothed, average = [], 0.0
-    for step, loss in enumerate(losses[:finite], start=1):
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-        smoothed.append(average / (1 - _SMOOTHING**step))  # bias-corrected, as in Adam
+    smoothed = _smooth(np.array(losses[:finite]), len(rates))
+    edge = max(2, round(_EDGE * finite))
     lowest = int(np.argmin(smoothed))
-    falls = np.gradient(np.array(smoothed))[: max(1, lowest)]
-    return RangeTest(tuple(rates[:finite]), tuple(smoothed), suggestion=rates[int(np.argmin(falls))])
+    if lowest <= edge:
+        raise TrainingError(
+            f"no learning rate from {rates[0]:.2g} to {rates[finite - 1]:.2g} lowers the loss, which starts "
+            f"at {smoothed[0]:.4g}: lower --lowest, or raise --steps, now {len(rates)}"
+        )
+    slopes = np.gradient(smoothed)[: lowest + 1]
+    steepest = edge + int(np.argmin(slopes[edge:]))
+    if steepest >= finite - edge and rates[finite - 1] >= (highest or rates[-1]):
+        raise TrainingError(
+            f"the loss still falls fastest at {rates[steepest]:.2g}, the end of the range: raise --highest, "
+            f"now {rates[finite - 1]:.2g}"
+        )
+    return RangeTest(tuple(rates[:finite]), tuple(smoothed.tolist()), suggestion=rates[steepest])
+
+
+def _smooth(losses: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.float64]:
+    """The curve without outliers of single batches (median), then without noise (Gaussian): (N,) -> (N,)."""
+    width = max(3, round(_OUTLIERS * steps))
+    typical = median_filter(losses, width, mode="nearest")
+    return np.asarray(gaussian_filter1d(typical, max(1.0, _SPREAD * steps), mode="nearest"))
 
 
 def draw_range_test(result: RangeTest, current: float) -> Figure:

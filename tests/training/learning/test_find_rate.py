@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from training.data import load
-from training.errors import Diverged, Interrupted
+from training.errors import Diverged, Interrupted, TrainingError
 from training.learning.find_rate import draw_range_test, find_rate, suggest_rate
-from training.recipe import Recipe
+from training.recipe import Recipe, resolve
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 
@@ -31,8 +31,42 @@ def test_nan_losses_end_the_curve() -> None:
     rates = [10 ** (-5 + step / 20) for step in range(30)]
     result = suggest_rate(rates, [2.0 - 0.05 * step for step in range(20)] + [math.nan] * 10)
     assert len(result.losses) == len(result.rates) == 20
-    with pytest.raises(Diverged, match=r"NaN or infinite after 3 steps, at a learning rate of 1\.3e-05"):
+    message = r"NaN or infinite at step 4, at a learning rate of 1\.4e-05; 10 .* lower --lowest, now 1e-05"
+    with pytest.raises(Diverged, match=message):
         suggest_rate(rates, [1.0, 1.0, 1.0, math.inf])
+
+
+def test_the_ends_of_the_range_suggest_nothing() -> None:
+    """A loss that only rises, and one that falls ever faster: each names the option that helps."""
+    rates = [10 ** (-5 + step / 20) for step in range(100)]
+    with pytest.raises(
+        TrainingError, match=r"no learning rate from 1e-05 to 0.89 lowers the loss, .* --lowest"
+    ):
+        suggest_rate(rates, [1.0 + 0.01 * step for step in range(100)])
+    with pytest.raises(
+        TrainingError, match=r"still falls fastest at .*, the end of the range: raise --highest"
+    ):
+        suggest_rate(rates, [2.0 - (step / 100) ** 3 for step in range(100)])
+
+
+def test_one_bad_batch_does_not_move_the_suggestion() -> None:
+    """Single losses of small batches are far from the curve that they lie on."""
+    rates = [10 ** (-5 + step / 20) for step in range(100)]
+    curve = [2.3 - 1.5 / (1 + math.exp(-(step - 50) / 4)) for step in range(100)]
+    calm = suggest_rate(rates, curve).suggestion
+    for bad in (4, 10, 70):
+        spiked = suggest_rate(rates, [loss + 2.0 * (step == bad) for step, loss in enumerate(curve)])
+        assert 0.6 < spiked.suggestion / calm < 1.7
+
+
+@pytest.mark.parametrize(("batch_size", "seed"), [(4, 0), (16, 1), (16, 2)])
+def test_small_batches_do_not_end_the_test_early(batch_size: int, seed: int, display: Display) -> None:
+    """Losses of few images vary by a factor of three from step to step: that is no divergence."""
+    recipe = resolve("lenet5-digits", [f"training.batch_size={batch_size}", f"training.seed={seed}"])
+    dataset, _ = load(recipe.data, recipe.geometry, None)
+    found = find_rate(recipe, dataset, torch.device("cpu"), display, Interrupts())
+    assert len(found.rates) > 60
+    assert 3e-4 < found.suggestion < 0.1
 
 
 def test_a_range_test_finds_a_rate_that_trains(fake_recipe: Callable[..., Recipe], display: Display) -> None:
