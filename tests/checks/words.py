@@ -3,6 +3,7 @@
 Searches what users and readers see: strings and comments of serving/ and training/, README.md and docs/.
 """
 
+import ast
 import re
 import sys
 import tokenize
@@ -41,10 +42,6 @@ PATTERNS = {
 }
 
 
-_BETWEEN = {tokenize.NL, *(getattr(tokenize, name, -1) for name in ("FSTRING_START", "FSTRING_END"))}
-_TEXTS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
-
-
 def main() -> None:
     """Print each place with its pattern and the better wording; exit with 1 if there is any."""
     found = 0
@@ -76,33 +73,35 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def python_texts(file: Path) -> Iterator[tuple[int, str]]:
-    """Runs of adjacent strings, and of comment lines: joined, without quotes and #."""
+    """String literals, adjacent ones joined; and runs of comment lines, without #."""
+    yield from literals(ast.parse(file.read_text(encoding="utf-8")))
     run: list[str] = []
-    kind, first, last = 0, 0, 0
+    last = 0
     with tokenize.open(file) as source:
         for token in tokenize.generate_tokens(source.readline):
-            if token.type in _BETWEEN:
+            if token.type != tokenize.COMMENT:
                 continue
-            if run and (token.type != kind or token.start[0] > last + 1):
-                yield first, "".join(run)
+            if run and token.start[0] > last + 1:
+                yield last - len(run) + 1, "\n".join(run)
                 run = []
-            if token.type in _TEXTS:
-                kind, first = token.type, first if run else token.start[0]
-                run.append("\n" * (token.start[0] - last if run else 0) + content(token))
-                last = token.end[0]
+            run.append(token.string.lstrip("#: "))
+            last = token.start[0]
     if run:
-        yield first, "".join(run)
+        yield last - len(run) + 1, "\n".join(run)
 
 
-def content(token: tokenize.TokenInfo) -> str:
-    """The text of a comment, or of a literal."""
-    if token.type == tokenize.COMMENT:
-        return token.string.lstrip("#: ")
-    match = re.fullmatch(r"([a-zA-Z]*)(\"\"\"|'''|\"|')(.*)\2", token.string, re.DOTALL)
-    if match is None:  # Python 3.12 splits f-strings itself
-        return token.string
-    prefix, _, text = match.groups()
-    return re.sub(r"\{[^{}]*\}", "{}", text) if "f" in prefix.lower() else text
+def literals(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every string below a node; an f-string as one text, with {} for its values."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.lineno, node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield (
+            node.lineno,
+            "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values),
+        )
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from literals(child)
 
 
 def matches(text: str) -> Iterator[tuple[int, str, str]]:
