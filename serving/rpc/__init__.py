@@ -1,1 +1,1 @@
-"""Every RPC as a function from message to message, and what surrounds each call. Knows no wire."""
+"""Every RPC as a function from message to message, and the middleware of all. Knows no transport."""

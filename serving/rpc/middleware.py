@@ -211,7 +211,7 @@ class Middleware:
 
     def _admit(self, rpc: Rpc) -> None:
         if self._draining and not rpc.is_probe:
-            raise ModelUnavailable("the server is stopping and takes no new calls")
+            raise ModelUnavailable("the server is stopping and accepts no new calls: try again")
 
     def _authorize(self, rpc: Rpc, call: Call, model: str) -> None:
         if self._tokens is not None and not rpc.is_probe:
@@ -219,7 +219,7 @@ class Middleware:
 
     def _status(self, rpc: Rpc, call: Call, error: Exception) -> Status:
         """The status for the client. An unexpected error is logged with its traceback."""
-        if isinstance(error, Failure):  # the transport raised it while the messages of a stream were read
+        if isinstance(error, Failure):  # raised by the transport while it read messages
             return error.status
         status = status_of(error, call.request_id)
         if status.code is Code.INTERNAL:

@@ -22,8 +22,8 @@ class Call:
     request_id: str = ""
 
 
-# Makes what the function takes in place of the message; it has the attribute `model_field` names. Raises
-# DecodeError, but never for an empty message.
+# Returns what the function gets in place of the message; it has the attribute that `model_field` names.
+# Raises DecodeError, but never for an empty message.
 Parse = Callable[[bytes], Any]
 Reply = Message | bytes  # bytes: serialized already
 Answer = Callable[[Any, Call], Awaitable[Reply]]

@@ -1,1 +1,1 @@
-"""Ways to carry the RPCs over a network. They know no message."""
+"""Transports: they serve RPCs over a network, and know no message."""

@@ -41,7 +41,7 @@ class ConnectionDistributor:
     """The supervisor's side: listens, and passes connections on. `async with` binds and starts it."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Store the address; port 0 takes a free one."""
+        """Store the address; port 0 chooses a free one."""
         self.port = port
         self._host = host
         self._workers: list[_Worker] = []

@@ -23,7 +23,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     Args:
         host: a name or an address.
-        port: 0 takes a free one.
+        port: 0 chooses a free one.
 
     Raises:
         AddressUnavailable: the port is in use.
@@ -53,7 +53,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
     Args:
         host: the same that the processes will use.
-        port: 0 takes a free one.
+        port: 0 chooses a free one.
 
     Raises:
         AddressUnavailable: the port is in use or reserved.

@@ -119,7 +119,7 @@ class TestStop:
             refusal = await stub.refusal(CLASSIFY, _request())
             assert (refusal.code, refusal.message) == (
                 "UNAVAILABLE",
-                "the server is stopping and takes no new calls",
+                "the server is stopping and accepts no new calls: try again",
             )
             assert not stopping.done()
 
@@ -206,7 +206,7 @@ class TestSignals:
             await asyncio.wait_for(asyncio.gather(*callers), 20)
         assert code == 0, server.log
         assert {(each.code, each.message) for each in ends} == {
-            ("UNAVAILABLE", "the server is stopping and takes no new calls")
+            ("UNAVAILABLE", "the server is stopping and accepts no new calls: try again")
         }
         events = [event.get("event") for event in server.log]
         assert events[-2:] == ["stopping", "stopped"]

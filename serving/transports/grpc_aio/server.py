@@ -44,7 +44,7 @@ class GrpcServer:
         Args:
             handlers: of all RPCs.
             host: to listen on.
-            port: 0 takes a free one.
+            port: 0 chooses a free one.
             max_message_bytes: of one request.
             tls: without it calls are not encrypted.
             shares_port: with other processes. Otherwise a port in use is an error.

@@ -47,7 +47,7 @@ class H2Server:
         Args:
             handlers: of all RPCs.
             host: to listen on.
-            port: 0 takes a free one.
+            port: 0 chooses a free one.
             max_message_bytes: of one request.
             tls: without it calls are not encrypted.
             worker_socket: receives connections from another process, which listens in place of this one.

@@ -4,7 +4,7 @@ _SMALL_BYTES = 512  # the object for a smaller piece would be larger than the pi
 
 
 class ByteBuffer:
-    """Bytes that were not taken yet. Its memory grows with the bytes, not with the number of pieces."""
+    """Bytes that wait to be taken. Its memory grows with the bytes, not with the number of pieces."""
 
     __slots__ = ("_pieces", "size")
 

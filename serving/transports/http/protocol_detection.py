@@ -6,7 +6,7 @@ from typing import cast
 
 from serving.transports.http.http2.frames import PREFACE
 
-_FIRST_BYTES_S = 60.0  # for the client to send enough to tell
+_FIRST_BYTES_S = 60.0  # for the client to send enough to detect its protocol
 
 
 class ProtocolDetector(asyncio.Protocol):

@@ -222,7 +222,7 @@ class TestStop:
             code = await asyncio.to_thread(server.stop)
             ends = await asyncio.wait_for(asyncio.gather(*callers), 20)
         assert code == 0, server.log
-        assert set(ends) == {("UNAVAILABLE", "the server is stopping and takes no new calls")}
+        assert set(ends) == {("UNAVAILABLE", "the server is stopping and accepts no new calls: try again")}
         assert {event["worker"] for event in server.events("stopped") if "worker" in event} == {1, 2}
         assert not list(server.events("worker_died"))
 
@@ -340,7 +340,9 @@ class TestDeviceServer:
                 else:
                     assert await asyncio.to_thread(server.stop) == 0, server.log
                 ends = await asyncio.wait_for(asyncio.gather(*callers), 20)
-            assert set(ends) == {("UNAVAILABLE", "the server is stopping and takes no new calls")}
+            assert set(ends) == {
+                ("UNAVAILABLE", "the server is stopping and accepts no new calls: try again")
+            }
             for process in processes:
                 assert await asyncio.to_thread(select.select, [process], [], [], 20) == ([process], [], [])
                 os.close(process)

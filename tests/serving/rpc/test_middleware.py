@@ -212,7 +212,7 @@ async def test_while_draining_new_calls_are_rejected_and_probes_answered() -> No
     answered = await probe.answer(b"", Call({"x-request-id": "p"}))
 
     assert refused.value.status.code is stream_refused.value.status.code is Code.UNAVAILABLE
-    assert refused.value.status.message == "the server is stopping and takes no new calls"
+    assert refused.value.status.message == "the server is stopping and accepts no new calls: try again"
     assert StringValue.FromString(answered).value == " p"
 
 

@@ -185,7 +185,7 @@ async def test_new_calls_while_draining_are_unavailable(
         await stopping
 
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "MODEL_UNAVAILABLE")
-    assert refusal.message == "the server is stopping and takes no new calls"
+    assert refusal.message == "the server is stopping and accepts no new calls: try again"
     assert health.status == health_pb2.HealthCheckResponse.SERVING  # Models.drain() changes it, this does not
     assert len(answer.predictions) == 1
 

@@ -102,7 +102,7 @@ class Http2Connection(asyncio.Protocol):
     # What a server calls.
 
     def close_when_idle(self) -> None:
-        """Send GOAWAY: new streams are not taken, and the connection closes when the open ones have ended."""
+        """Send GOAWAY: new streams are ignored, and the connection closes when the open ones have ended."""
         if not self._is_closing:
             self._is_closing = True
             self._output.write(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
@@ -135,7 +135,7 @@ class Http2Connection(asyncio.Protocol):
             self._last_stream = number
         head = self._headers.read(block)
         if self._is_closing:
-            return  # GOAWAY has told the client that this request is not handled
+            return  # the client knows from GOAWAY that this request is not handled
         if len(self._streams) >= _MAX_STREAMS:
             raise StreamBroken(
                 ErrorCode.REFUSED_STREAM, f"{_MAX_STREAMS} streams are open, which is the limit"
@@ -150,7 +150,7 @@ class Http2Connection(asyncio.Protocol):
         opened.start(self._app(head.scope, opened.receive, opened.send), self._on_done)
 
     def _on_trailers(self, number: int, block: bytes, *, ends: bool) -> None:
-        """Trailers of a request: no application wants them, but they change HPACK's table."""
+        """Trailers of a request: applications do not get them, but they can change HPACK's table."""
         self._headers.decode(block)
         found = self._streams.get(number)
         if found is None:

@@ -13,7 +13,7 @@ class ReceiveWindow:
         """Open a window.
 
         Args:
-            output: where WINDOW_UPDATE goes.
+            output: for WINDOW_UPDATE.
             stream: 0 is the connection.
             size_bytes: what the client may send to begin with.
         """

@@ -53,9 +53,9 @@ class Http2Stream:
         Args:
             number: of the stream.
             content_length: of the request, if its headers have one.
-            output: takes the frames of the answer.
+            output: for the frames of the answer.
             connection_window: counts the request, together with those of all other streams.
-            send_window_bytes: what the client takes of an answer to begin with.
+            send_window_bytes: what the client accepts of an answer to begin with.
         """
         self.number = number
         self.send_window_bytes = send_window_bytes
@@ -139,7 +139,7 @@ class Http2Stream:
         return self.end()
 
     def grow_send_window(self, more_bytes: int) -> None:
-        """WINDOW_UPDATE: the client takes more of the answer.
+        """WINDOW_UPDATE: the client accepts more of the answer.
 
         Raises:
             StreamBroken: the window grows by nothing, or beyond the limit of RFC 9113.
@@ -152,7 +152,7 @@ class Http2Stream:
         _wake(self._room)
 
     def adjust_send_window(self, change_bytes: int) -> None:
-        """SETTINGS: the client takes more or less of every answer. The window may become negative.
+        """SETTINGS: the client accepts more or less of every answer. The window may become negative.
 
         Raises:
             ConnectionBroken: the window grows beyond the limit of RFC 9113.
