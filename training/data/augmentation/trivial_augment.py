@@ -20,6 +20,7 @@ _MAX_SHEAR = 0.99
 _MAX_SHIFT = 32 / 224  # of a side; the paper shifts images of 224 pixels by up to 32
 _MAX_BLEND = 0.99
 _FEWEST_BITS, _MOST_BITS = 2, 8
+_BORDERS = 2  # pixels across that a smoothing filter of 3x3 leaves as they are
 
 # Images (b, H, W, C) float32, strength (b,) -1..1, background 0..255.
 Operation = Callable[[Tensor, Tensor, int], Tensor]
@@ -103,10 +104,16 @@ def _saturate(images: Tensor, strength: Tensor, background: int) -> Tensor:
 
 
 def _sharpen(images: Tensor, strength: Tensor, background: int) -> Tensor:
+    """Blend with a smoothed image, as Pillow does: weight 5 in the middle, 1 around it; the border stays."""
     del background
+    if min(images.shape[1:3]) <= _BORDERS:
+        return images
+    smooth = images.clone()
     planes = images.permute(0, 3, 1, 2)  # (b, C, H, W)
-    soft = functional.avg_pool2d(planes, 3, stride=1, padding=1, count_include_pad=False)
-    return blend(images, soft.permute(0, 2, 3, 1), 1 + strength * _MAX_BLEND)
+    around = 9 * functional.avg_pool2d(planes, 3, stride=1)  # (b, C, H - 2, W - 2), the sum of nine pixels
+    inside = (around + 4 * planes[:, :, 1:-1, 1:-1]) / 13
+    smooth[:, 1:-1, 1:-1] = inside.permute(0, 2, 3, 1).round()
+    return blend(images, smooth, 1 + strength * _MAX_BLEND)
 
 
 def _posterize(images: Tensor, strength: Tensor, background: int) -> Tensor:
@@ -130,18 +137,20 @@ def _stretch_contrast(images: Tensor, strength: Tensor, background: int) -> Tens
 
 
 def _equalize(images: Tensor, strength: Tensor, background: int) -> Tensor:
-    """Map each grey level to the fraction of pixels that are no brighter, channel by channel."""
+    """Spread the levels of each channel evenly by Pillow's table, as torchvision does."""
     del strength, background
     count, height, width, channels = images.shape
     levels = images.round().long().permute(0, 3, 1, 2).reshape(count * channels, -1)  # (b * C, H * W)
     histogram = levels.new_zeros(count * channels, 256).scatter_add_(1, levels, torch.ones_like(levels))
-    below = histogram.cumsum(dim=1)  # (b * C, 256)
-    least = below.gather(1, levels.amin(dim=1, keepdim=True))  # (b * C, 1), pixels of the darkest level
-    total = height * width
-    table = (below - least).clamp(min=0) * 255.0 / (total - least).clamp(min=1)
+    below = histogram.cumsum(dim=1) - histogram  # (b * C, 256), pixels darker than each level
+    brightest = histogram.gather(1, levels.amax(dim=1, keepdim=True))  # (b * C, 1), pixels of that level
+    step = (height * width - brightest) // 255  # (b * C, 1), pixels a level
+    table = ((below + step // 2) // step.clamp(min=1)).clamp(0, 255)
     spread = table.gather(1, levels).reshape(count, channels, height, width).permute(0, 2, 3, 1)
-    plain = (least == total).reshape(count, 1, 1, channels)  # a channel of a single level stays
-    return torch.where(plain, images, spread)
+    too_few = (step == 0).reshape(
+        count, 1, 1, channels
+    )  # pixels beside the brightest ones: the channel stays
+    return torch.where(too_few, images, spread.to(images.dtype))
 
 
 _OPERATIONS: tuple[Operation, ...] = (
