@@ -38,7 +38,7 @@ async def _each(requests: Iterable[Any]) -> AsyncIterator[Any]:
         yield request
 
 
-def _told(answer: pb.ClassifyStreamResponse) -> tuple[str, str]:
+def _summary(answer: pb.ClassifyStreamResponse) -> tuple[str, str]:
     """The id, and the best label of the first image or the reason of the error."""
     if answer.WhichOneof("outcome") == "error":
         return answer.id, answer.error.reason
@@ -60,9 +60,9 @@ async def test_answers_come_in_the_order_of_the_requests(stub: Any) -> None:
     colours = [("red", "green", "blue")[n % 3] for n in range(200)]
     requests = [_classify(colour, id_=str(n)) for n, colour in enumerate(colours)]
 
-    told = [_told(answer) async for answer in stub.talk(CLASSIFY, _each(requests))]
+    received = [_summary(answer) async for answer in stub.talk(CLASSIFY, _each(requests))]
 
-    assert told == [(str(n), colour) for n, colour in enumerate(colours)]
+    assert received == [(str(n), colour) for n, colour in enumerate(colours)]
 
 
 async def test_an_answer_of_a_stream_is_the_answer_of_a_call(stub: Any) -> None:
@@ -89,7 +89,7 @@ async def test_a_request_that_fails_does_not_end_the_stream(stub: Any) -> None:
 
     answers = [answer async for answer in stub.talk(CLASSIFY, _each(requests))]
 
-    assert [_told(answer) for answer in answers] == [
+    assert [_summary(answer) for answer in answers] == [
         ("a", "red"),
         ("model", "UNKNOWN_MODEL"),
         ("image", "UNDECODABLE_IMAGE"),
@@ -224,7 +224,7 @@ async def test_a_stop_answers_requests_in_flight(
         with pytest.raises(grpc.aio.AioRpcError):
             await call.read()
 
-    assert [_told(answer) for answer in answers] == [("0", "red"), ("1", "red"), ("2", "red")]
+    assert [_summary(answer) for answer in answers] == [("0", "red"), ("1", "red"), ("2", "red")]
     assert time.monotonic() - began_s < 5
 
 
@@ -239,7 +239,7 @@ async def test_tokens_are_checked_inside_a_stream(
             await stub.talk(CLASSIFY).read()  # without a message: grpc.aio loses the status while it writes
         requests = _each([_classify("red"), _classify("red", model="x-rays")])
         known = stub.talk(CLASSIFY, requests, metadata=(("authorization", "Bearer secret"),))
-        told = [_told(answer) async for answer in known]
+        received = [_summary(answer) async for answer in known]
 
     assert stranger.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert told == [("", "red"), ("", "PERMISSION_DENIED")]
+    assert received == [("", "red"), ("", "PERMISSION_DENIED")]

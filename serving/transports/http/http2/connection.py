@@ -10,7 +10,7 @@ from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http2 import frames, stream
 from serving.transports.http.http2.frame_reader import FrameReader
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, Setting, StreamBroken
-from serving.transports.http.http2.headers import HeaderReader
+from serving.transports.http.http2.headers import MAX_HEADER_BYTES, HeaderReader
 from serving.transports.http.http2.output import Output
 from serving.transports.http.http2.receive_window import ReceiveWindow
 from serving.transports.http.http2.stream import Http2Stream
@@ -18,7 +18,6 @@ from serving.transports.http.http2.stream import Http2Stream
 WINDOW_BYTES = 2**24  # of all requests together that their applications have not received yet
 
 _MAX_STREAMS = 1024
-_MAX_HEADER_BYTES = 2**15
 # Limits for clients that make the server work and read nothing.
 _MAX_UNREAD_REPLIES = 10_000
 # A change can wake every stream. Clients that measure their bandwidth change it a few dozen times.
@@ -27,7 +26,7 @@ _MAX_WINDOW_CHANGES = 1000
 _SETTINGS = {
     Setting.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
     Setting.INITIAL_WINDOW_SIZE: stream.WINDOW_BYTES,
-    Setting.MAX_HEADER_LIST_SIZE: _MAX_HEADER_BYTES,
+    Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
 }
 _SERVER_PREFACE = frames.settings(_SETTINGS) + frames.window_update(
     0, WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES
@@ -56,8 +55,8 @@ class Http2Connection(asyncio.Protocol):
         self._streams: dict[int, Http2Stream] = {}  # open, or their task still runs
         self._output: Output
         self._window: ReceiveWindow
-        self._frames = FrameReader(_MAX_HEADER_BYTES)
-        self._headers = HeaderReader(_MAX_HEADER_BYTES)
+        self._frames = FrameReader(MAX_HEADER_BYTES)
+        self._headers = HeaderReader(MAX_HEADER_BYTES)
         self._last_stream = 0  # the highest number that was opened
         self._stream_send_window_bytes = frames.DEFAULT_WINDOW_BYTES  # of a new stream
         self._unread_replies = 0

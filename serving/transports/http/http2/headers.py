@@ -13,6 +13,8 @@ from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, St
 
 Fields = list[tuple[bytes, bytes]]
 
+MAX_HEADER_BYTES = 2**15  # of one request, as RFC 9113 counts: decoded, and 32 bytes more for each field
+
 _OK, _OK_BLOCK = 200, b"\x88"  # an entry of HPACK's static table: the whole field
 _STATUS = b"\x08\x03"  # the name from the static table, then a value of three characters
 _LONG, _MORE = 0x7F, 0x80  # longer lengths take several bytes; all but the last have the high bit

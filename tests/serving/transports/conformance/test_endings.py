@@ -17,12 +17,12 @@ def _frame(message: bytes) -> bytes:
     return struct.pack(">BI", 0, len(message)) + message
 
 
-@pytest.mark.parametrize("told", ["1n", "50m"])
+@pytest.mark.parametrize("given", ["1n", "50m"])
 @pytest.mark.parametrize("method", ["Wait", "WaitStream"])
-async def test_the_server_keeps_the_deadline_itself(served: Any, raw: Any, method: str, told: str) -> None:
+async def test_the_server_keeps_the_deadline_itself(served: Any, raw: Any, method: str, given: str) -> None:
     """A client that only waits gets the status, and the function is cancelled."""
     async with raw(served.server.port) as connection:
-        reply = await connection.call(method, _frame(b""), ("grpc-timeout", told))
+        reply = await connection.call(method, _frame(b""), ("grpc-timeout", given))
     assert reply.code == "DEADLINE_EXCEEDED"
     await asyncio.wait_for(served.middleware.idle(), 10)
 

@@ -112,9 +112,9 @@ async def test_custom_metadata(methods: Any) -> None:
     """Text metadata goes in, x-request-id comes back with answers and with streams."""
     metadata = (("x-request-id", "order-7"), ("x-text", "a, b; c=d"), ("x-data-bin", b"\xab\xab\xab\x00"))
     call = methods.unary("Metadata", StringValue)(Empty(), metadata=metadata)
-    told = (await call).value
-    assert '"x-text": "a, b; c=d"' in told
-    assert "x-data-bin" not in told  # functions do not get binary metadata
+    received = (await call).value
+    assert '"x-text": "a, b; c=d"' in received
+    assert "x-data-bin" not in received  # functions do not get binary metadata
     assert dict(await call.trailing_metadata())["x-request-id"] == "order-7"
 
     stream = methods.stream("Each")(_one(BytesValue(value=b"1")), metadata=metadata)

@@ -132,8 +132,8 @@ async def test_an_unknown_compression_is_unimplemented_and_known_ones_are_named(
     async with raw(served.server.port) as connection:
         reply = await connection.call("Say", _frame(SAY, 1), ("grpc-encoding", "snappy"))
     assert reply.code == differences.unknown_compression
-    told = reply.headers.get("grpc-accept-encoding", "")
-    known = {each.strip() for each in told.split(",")}
+    accepted = reply.headers.get("grpc-accept-encoding", "")
+    known = {each.strip() for each in accepted.split(",")}
     assert known == ({"identity", "deflate", "gzip"} if differences.names_compressions else {""})
 
 
@@ -157,11 +157,11 @@ async def test_other_content_types_are_rejected(
     assert served.echo.calls["say"] == (0 if differences.checks_content_type else 1)
 
 
-@pytest.mark.parametrize("told", ["", "S", "1", "1x", "-1S", "1.5S", "٣S"])
-async def test_an_invalid_timeout_ends_only_its_call(served: Any, raw: Any, told: str) -> None:
+@pytest.mark.parametrize("given", ["", "S", "1", "1x", "-1S", "1.5S", "٣S"])
+async def test_an_invalid_timeout_ends_only_its_call(served: Any, raw: Any, given: str) -> None:
     """It is an error, not "no timeout"."""
     async with raw(served.server.port) as connection:
-        reply = await connection.call("Say", _frame(SAY), ("grpc-timeout", told))
+        reply = await connection.call("Say", _frame(SAY), ("grpc-timeout", given))
         assert reply.code != "OK"
         assert (await connection.call("Say", _frame(SAY))).body == _frame(SAY)
 

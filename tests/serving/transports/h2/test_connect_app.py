@@ -126,12 +126,12 @@ class TestConnect:
         assert "10000" in json.loads(body)["message"]
 
     @pytest.mark.parametrize(
-        ("told", "status", "code"),
+        ("given", "status", "code"),
         [("0", 504, "deadline_exceeded"), ("soon", 400, "invalid_argument"), ("-1", 400, "invalid_argument")],
     )
-    async def test_timeouts(self, ask: Ask, told: str, status: int, code: str) -> None:
+    async def test_timeouts(self, ask: Ask, given: str, status: int, code: str) -> None:
         """Milliseconds. An invalid timeout is an error, not "no timeout"."""
-        response, body = await ask(CLASSIFY, _json(REQUEST), {**JSON, "connect-timeout-ms": told})
+        response, body = await ask(CLASSIFY, _json(REQUEST), {**JSON, "connect-timeout-ms": given})
         assert (response.status, json.loads(body)["code"]) == (status, code)
         response, _ = await ask(CLASSIFY, _json(REQUEST), {**JSON, "connect-timeout-ms": "10000"})
         assert response.status == 200

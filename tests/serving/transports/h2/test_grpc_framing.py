@@ -164,9 +164,9 @@ def test_any_failure_message_fits_into_headers_and_can_be_decoded(text: str) -> 
     assert all(0x20 <= byte < 0x7F for byte in trailers[b"grpc-message"])
     assert trailers[b"grpc-message"] == trailers[b"grpc-message"].strip()
     assert len(trailers[b"grpc-message"]) < 8192
-    told = unquote(trailers[b"grpc-message"].decode())
-    assert told == text or (len(text) > len(told) - 1 and text.startswith(told.removesuffix("…")))
+    received = unquote(trailers[b"grpc-message"].decode())
+    assert received == text or (len(text) > len(received) - 1 and text.startswith(received.removesuffix("…")))
     details = trailers[b"grpc-status-details-bin"]
     assert b"=" not in details
     decoded = status_pb2.Status.FromString(base64.b64decode(details + b"=" * (-len(details) % 4)))
-    assert (decoded.code, decoded.message) == (5, told)
+    assert (decoded.code, decoded.message) == (5, received)
