@@ -58,9 +58,10 @@ def main() -> None:
         f"  .venv/bin/lenserve classify --model {RECIPE} {images[0]}        (in another terminal)",
         soft_wrap=True,
     )
-    console.print("  .venv/bin/lenserve-train run transfer --data-root photos        (your own photographs)")
+    console.print("  .venv/bin/lenserve-train run transfer --data-root photos        (your photos)")
     console.print("  .venv/bin/lenserve-train recipes")
-    console.print(f"  {REPOSITORY / RECIPE / '1' / 'report' / 'report.html'}        (open it in a browser)")
+    report = REPOSITORY / RECIPE / "1" / "report" / "report.html"
+    console.print(f"  {report}        (open it in a browser)", soft_wrap=True)
 
 
 def make_empty(folder: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-WIDTH = 100  # letters
+WIDTH = 112  # letters
 SIDE = 12  # pixels of a digit
 SHOWN = ("  ✓", "published")  # beginnings of the lines of training
 

@@ -21,8 +21,8 @@ def too_few_photographs(recipe: Recipe, report: DataReport) -> str | None:
     if count >= _ENOUGH_IMAGES:
         return None
     return (
-        f"{recipe.network.name} starts from random weights, and {label} has only {count:,} training images "
-        f"of the {_ENOUGH_IMAGES:,} that photographs need: {_TRY_TRANSFER}"
+        f"{recipe.network.name} starts from random weights, and {count:,} training images of {label} are few "
+        f"for photographs: {_TRY_TRANSFER}"
     )
 
 

@@ -47,7 +47,7 @@ def test_scratch_on_few_photographs_hints_at_transfer(
     """Only without pretrained weights, on colour images of a folder, and with fewer than 1,000 of a label."""
     hint = too_few_photographs(recipe, report(ants))
     assert (hint is not None) == hinted
-    assert not hinted or ("ants has only 123 training images" in hint and "run transfer" in hint)
+    assert not hinted or ("123 training images of ants are few" in hint and "run transfer" in hint)
 
 
 @pytest.mark.parametrize(("low", "hinted"), [(0.45, True), (0.5, True), (0.55, False)])
