@@ -1,6 +1,7 @@
 """Adds up the counters of several processes: each writes its own to a file, and each can read all files."""
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,6 +13,8 @@ from serving.metrics.families import MetricFamilies
 
 # The environment variable that holds the folder of the files; the supervisor sets it for its workers.
 SHARED_FOLDER = "LENSERVE_COUNTS_FOLDER"
+
+_log = logging.getLogger(__name__)
 
 Snapshot = dict[str, list[tuple[Labels, State]]]  # series by family
 
@@ -27,6 +30,7 @@ class SharedCounts:
         self._folder = folder
         self._file = _file(folder, worker)
         self._written = b""
+        self._has_failed = False
         self._writing = Lock()
 
     def resume(self, metrics: MetricFamilies) -> None:
@@ -38,13 +42,24 @@ class SharedCounts:
         """Write the counters of this process for the others. Any thread may call it."""
         with self._writing:
             content = _encode({family.name: family.states() for family in metrics.all()})
-            if content != self._written:
+            if content == self._written:
+                return
+            try:
                 _replace(self._file, content)
-                self._written = content
+            except OSError as error:  # the disk is full, or a stopped supervisor removed the folder
+                self._report(error)
+            else:
+                self._written, self._has_failed = content, False
 
     def read(self) -> MetricFamilies:
         """The counters of all processes."""
         return read_counts(self._folder)
+
+    def _report(self, error: OSError) -> None:
+        """Log a failure, once until a write succeeds again. Serving goes on."""
+        if not self._has_failed:
+            _log_failure(self._file, error)
+        self._has_failed = True
 
 
 def read_counts(folder: Path) -> MetricFamilies:
@@ -61,8 +76,12 @@ def read_counts(folder: Path) -> MetricFamilies:
 def forget_live(folder: Path, worker: int) -> None:
     """Drop the live gauges of a worker that has died."""
     file = _file(folder, worker)
-    with suppress(FileNotFoundError):  # it died before its first write
+    try:
         _replace(file, _encode(_without_live(_read(file))))
+    except FileNotFoundError:  # it died before its first write
+        pass
+    except OSError as error:
+        _log_failure(file, error)
 
 
 def _merge(metrics: MetricFamilies, snapshots: Iterable[Snapshot]) -> None:
@@ -91,6 +110,10 @@ def _read(file: Path) -> Snapshot:
 
 def _encode(snapshot: Snapshot) -> bytes:
     return json.dumps(snapshot, separators=(",", ":")).encode()
+
+
+def _log_failure(file: Path, error: OSError) -> None:
+    _log.warning("counters_not_written", extra={"file": str(file), "reason": str(error)})
 
 
 def _replace(file: Path, content: bytes) -> None:

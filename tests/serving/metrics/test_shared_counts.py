@@ -3,6 +3,8 @@
 import threading
 from pathlib import Path
 
+import pytest
+
 from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts, forget_live, read_counts
 
@@ -94,6 +96,23 @@ def test_a_file_is_written_only_after_changes(tmp_path: Path) -> None:
     _count(worker, pending=0)
     worker.flush()
     assert file.stat().st_ino != before
+
+
+def test_a_write_that_fails_is_logged_once_and_harms_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk, or a folder that a stopped supervisor removed, must not end a worker's calls."""
+    folder = tmp_path / "counts"
+    worker = _worker(folder, 1)
+    for _ in range(2):
+        worker.rpc("/a/B").record_call("OK", 0.5)
+        worker.flush()
+    assert [record.message for record in caplog.records] == ["counters_not_written"]
+    assert worker.statistics() == {}
+
+    folder.mkdir()
+    worker.flush()
+    assert read_counts(folder).requests.labels("/a/B", "OK").value == 2
 
 
 def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
