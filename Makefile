@@ -43,7 +43,7 @@ results: .venv/train.done
 
 # README's picture, from a real run.
 picture: .venv/train.done
-	$(BIN)/python tests/system/picture.py docs/demo.svg
+	$(BIN)/python -m tests.system.picture docs/demo.svg
 
 bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)

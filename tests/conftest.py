@@ -1,50 +1,29 @@
-"""Fixtures for all tests: the real data, a small real network, and real servers that serve it."""
+"""Fixtures for all tests: real data, a repository, servers."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from serving.bundle import (
-    GOLDEN_FILE,
     MANIFEST_FILE,
-    MODEL_FILE,
     Bundle,
-    Calibration,
-    Description,
-    Estimate,
-    Evaluation,
-    Geometry,
-    Golden,
-    Provenance,
     Repository,
-    write_golden,
 )
 from serving.server import Server, run_server
 from serving.settings import ServerSettings
+from tests.colours import Publish, write_colours
+from tests.servers import HangLoad, Serve, ServerProcess, StartServer
 
 DATA_VARIABLE = "LENSERVE_TEST_DATA"
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-LABELS = ("red", "green", "blue")
-SIDE = 8
-
-Publish = Callable[..., Bundle]
-Serve = Callable[..., AbstractAsyncContextManager[Server]]
 
 
 @pytest.fixture
@@ -74,14 +53,10 @@ def repository(tmp_path: Path) -> Repository:
 
 @pytest.fixture
 def publish(repository: Repository) -> Publish:
-    """Publish the next version of a network that names the strongest colour of an image.
-
-    `rotate=1` makes a version that names the next colour instead; `lie=True` one whose golden
-    probabilities are not its own.
-    """
+    """Publish into the test's repository."""
 
     def publish_version(model: str = "colours", *, rotate: int = 0, lie: bool = False) -> Bundle:
-        return repository.publish(model, lambda folder: _write_colours(folder, rotate=rotate, lie=lie))
+        return repository.publish(model, lambda folder: write_colours(folder, rotate=rotate, lie=lie))
 
     return publish_version
 
@@ -108,80 +83,9 @@ def serve(repository: Repository) -> Serve:
     return running
 
 
-@dataclass
-class ServerProcess:
-    """A server in a process of its own, as an operator runs it. `log` grows while it runs."""
-
-    process: subprocess.Popen[str]
-    log: list[dict[str, object]] = field(default_factory=list)
-    grown: threading.Condition = field(default_factory=threading.Condition)
-    ended: bool = False  # there will be no more
-    reader: threading.Thread | None = None
-
-    @property
-    def grpc(self) -> str:
-        """HOST:PORT of gRPC."""
-        return str(self.event("listening")["grpc"])
-
-    @property
-    def http(self) -> str:
-        """HOST:PORT of the probes and metrics."""
-        return str(self.event("listening")["http"])
-
-    def event(self, name: str) -> dict[str, object]:
-        """The first event of that name in the log, of the server itself and not of one of its workers."""
-        return next(self.events(name, worker=None))
-
-    def events(self, name: str, **fields: object) -> Iterator[dict[str, object]]:
-        """Every event of that name with these fields so far."""
-        for event in list(self.log):
-            if event.get("event") == name and all(event.get(key) == fields[key] for key in fields):
-                yield event
-
-    def wait_for(
-        self, name: str, *, times: int = 1, timeout_s: float = 60, **fields: object
-    ) -> list[dict[str, object]]:
-        """Events of that name with these fields, once there are so many."""
-        with self.grown:
-            found = self.grown.wait_for(
-                lambda: self.ended or len(list(self.events(name, **fields))) >= times, timeout=timeout_s
-            )
-            events = list(self.events(name, **fields))
-        assert found, self.log
-        assert len(events) >= times, self.log
-        return events
-
-    def read(self) -> None:
-        """Keep what the process logs, to its end."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                event = {"text": line}  # no event of ours: a traceback, say
-            with self.grown:
-                self.log.append(event)
-                self.grown.notify_all()
-        with self.grown:
-            self.ended = True
-            self.grown.notify_all()
-
-    def stop(self) -> int:
-        """SIGTERM, wait, and the exit code."""
-        self.process.terminate()
-        code = self.process.wait(timeout=30)
-        assert self.reader is not None
-        self.reader.join(timeout=30)
-        return code
-
-
 @pytest.fixture
-def start_server(repository: Repository) -> Iterator[Callable[..., ServerProcess]]:
-    """Start `lenserve serve` on free ports in a process of its own, and wait until it is ready.
-
-    `code` is a Python program that runs instead of `-m serving.cli`, with the same arguments. A large
-    repository needs more than the usual `ready_within_s`.
-    """
+def start_server(repository: Repository) -> Iterator[StartServer]:
+    """Start servers on free ports, which end with the test."""
     started: list[ServerProcess] = []
 
     def start(*options: str, code: str | None = None, ready_within_s: float = 60) -> ServerProcess:
@@ -208,7 +112,7 @@ def start_server(repository: Repository) -> Iterator[Callable[..., ServerProcess
 
 
 @pytest.fixture
-def hang_load(repository: Repository) -> Iterator[Callable[[], None]]:
+def hang_load(repository: Repository) -> Iterator[HangLoad]:
     """Put a version into the repository that never ends loading, and wait until somebody loads it."""
     with ExitStack() as stack:
 
@@ -248,50 +152,3 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in names:
             write_certificate(folder, name, signer)
     return folder
-
-
-def _write_colours(folder: Path, *, rotate: int, lie: bool) -> Description:
-    onnx.save(_colours_graph(rotate), folder / MODEL_FILE)
-    images = np.zeros((3, SIDE, SIDE, 3), np.uint8)  # (3, H, W, C): pure red, green, blue
-    images[range(3), :, :, range(3)] = 255
-    session = onnxruntime.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(["probabilities"], {"image": images})
-    write_golden(Golden(images, np.roll(probabilities, int(lie), axis=1)), folder)
-    assert (folder / GOLDEN_FILE).exists()
-    return Description(
-        labels=LABELS,
-        geometry=Geometry(height=SIDE, width=SIDE, channels=3),
-        embedding_size=3,
-        calibration=Calibration(temperature=1, ece_before=0, ece_after=0),
-        evaluation=Evaluation(images=3, correct=3, accuracy=Estimate(value=1, low=0.4, high=1), ece=0),
-        provenance=Provenance(
-            recipe="colours",
-            recipe_digest="0" * 64,
-            data_digest="0" * 64,
-            created_at=datetime.now(UTC),
-            framework="by hand",
-            parameters=9,
-        ),
-    )
-
-
-def _colours_graph(rotate: int) -> onnx.ModelProto:
-    """Mean of each channel, then softmax(4 * mean / 255), the classes rotated."""
-    weights = np.roll(np.eye(3, dtype=np.float32) * 4 / 255, rotate, axis=1)
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float", "axes"], ["embedding"], keepdims=0),
-        helper.make_node("MatMul", ["embedding", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "colours",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3]),
-            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3]),
-        ],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1, 2]), "axes")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

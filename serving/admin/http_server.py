@@ -91,5 +91,5 @@ class _Server(ThreadingMixIn, WSGIServer):
 class _QuietHandler(WSGIRequestHandler):
     timeout = 30  # seconds for a client to send its request
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - the signature of the base class
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the signature of the base class
         """Log nothing: probes come every second."""

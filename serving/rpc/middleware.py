@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, overload
 
 from google.protobuf.message import DecodeError
 
@@ -61,6 +61,15 @@ class Middleware:
         """Reject new calls except probes, also inside open pipelines, and wait until all others end."""
         self._draining = True
         await self.idle()
+
+    @overload
+    def wrap(self, rpc: Unary) -> UnaryHandler: ...
+
+    @overload
+    def wrap(self, rpc: Stream | Pipeline) -> StreamHandler: ...
+
+    @overload
+    def wrap(self, rpc: Rpc) -> Handler: ...
 
     def wrap(self, rpc: Rpc) -> Handler:
         """The handler of an RPC, for transports."""

@@ -13,13 +13,13 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from serving.batching.batcher import Batcher
 from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
+from serving.bundle.images import Pixels
 from serving.classify.admission import Admission
 from serving.classify.classifier import Classifier
 from serving.classify.results import Inference
@@ -69,7 +69,7 @@ async def measure(in_flight: int) -> dict[str, float]:
 
 
 def _lines(  # noqa: PLR0917 - every stage of the path
-    classifier: Classifier, models: Models, metrics: Metrics, image: Any, ready: Inference, idle: Batcher
+    classifier: Classifier, models: Models, metrics: Metrics, image: Pixels, ready: Inference, idle: Batcher
 ) -> dict[str, Work]:
     """What is timed, by name."""
     regions = Regions()
@@ -116,7 +116,7 @@ class _Instant:
         return self._ready
 
 
-def _repeat(ready: Inference, images: Any) -> Output:
+def _repeat(ready: Inference, images: Pixels) -> Output:
     count = len(images)
     return Output(
         np.repeat(ready.output.probabilities, count, axis=0), np.repeat(ready.output.embedding, count, axis=0)

@@ -15,10 +15,9 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-from onnxruntime import OrtValue, RunOptions
+from onnxruntime import InferenceSession, OrtValue, RunOptions
 from PIL import Image
 from rich.console import Console
 
@@ -103,7 +102,7 @@ def _engine(bundle: Bundle, precision: str, options: PartOptions, rows: Rows) ->
     widths = output.probabilities.shape[1], output.embedding.shape[1]
     for size in sizes.batches:
         images = _noise(size, sizes.side)
-        runs = {"engine": partial(engine.run, images)}
+        runs: dict[str, Callable[[], object]] = {"engine": partial(engine.run, images)}
         for name, session in sessions.items():
             with rows.trying(f"{bundle.model} {precision}, batch {size}, {name}"):
                 run = _bound(session, images, widths, device)
@@ -121,7 +120,9 @@ def _engine(bundle: Bundle, precision: str, options: PartOptions, rows: Rows) ->
         )
 
 
-def _bound(session: Any, images: np.ndarray, widths: tuple[int, int], device: Device) -> Callable[[], object]:
+def _bound(
+    session: InferenceSession, images: np.ndarray, widths: tuple[int, int], device: Device
+) -> Callable[[], object]:
     """One run by IO binding: the input is copied to its place on the device, the outputs are copied back."""
     place = device.kind, device.index
     value = OrtValue.ortvalue_from_numpy(images, *place)

@@ -17,6 +17,8 @@ from pydantic_settings import CliApp
 
 from serving.bundle import Repository
 from serving.cli import COMMANDS
+from tests.colours import Publish
+from tests.servers import StartServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +61,7 @@ def _lines(text: str) -> list[dict[str, Any]]:
 
 
 def test_classify_prints_labels_for_people(
-    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+    publish: Publish, start_server: StartServer, lenserve: Run, images: Path
 ) -> None:
     """File, model, version, and a line for each label with its percentage and a bar."""
     publish()
@@ -75,7 +77,7 @@ def test_classify_prints_labels_for_people(
 
 
 def test_classify_json_is_one_object_a_line_in_order(
-    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+    publish: Publish, start_server: StartServer, lenserve: Run, images: Path
 ) -> None:
     """A directory is searched recursively, in sorted order; stdout is JSON only."""
     publish()
@@ -94,7 +96,7 @@ def test_classify_json_is_one_object_a_line_in_order(
 
 
 def test_a_file_that_is_not_an_image_is_a_line_with_an_error_and_exit_1(
-    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+    publish: Publish, start_server: StartServer, lenserve: Run, images: Path
 ) -> None:
     """The others are still classified; the count of failures goes to stderr."""
     publish()
@@ -121,8 +123,8 @@ def test_a_file_that_is_not_an_image_is_a_line_with_an_error_and_exit_1(
 
 
 def test_options_come_from_the_command_line_then_the_environment_then_a_file(
-    publish: Callable[..., object],
-    start_server: Callable[..., Any],
+    publish: Publish,
+    start_server: StartServer,
     lenserve: Run,
     images: Path,
     tmp_path: Path,
@@ -235,7 +237,7 @@ def test_help_lists_every_option_and_is_no_failure(lenserve: Run) -> None:
 
 
 def test_what_fails_at_work_is_one_clear_line_and_exit_1(
-    publish: Callable[..., object], start_server: Callable[..., Any], lenserve: Run, images: Path
+    publish: Publish, start_server: StartServer, lenserve: Run, images: Path
 ) -> None:
     """An unknown model, no server at the address, a port in use, a missing device."""
     publish()
@@ -258,9 +260,7 @@ def test_what_fails_at_work_is_one_clear_line_and_exit_1(
         assert message in done.stderr.splitlines()[-1]
 
 
-def test_models_list_shows_every_version(
-    publish: Callable[..., object], repository: Repository, lenserve: Run
-) -> None:
+def test_models_list_shows_every_version(publish: Publish, repository: Repository, lenserve: Run) -> None:
     """Newest first, with aliases and what its evaluation found."""
     publish()
     publish(rotate=1)
@@ -282,7 +282,7 @@ def test_models_list_shows_every_version(
 
 
 def test_models_list_truncates_nothing_in_a_pipe(
-    publish: Callable[..., Any], repository: Repository, lenserve: Run
+    publish: Publish, repository: Repository, lenserve: Run
 ) -> None:
     """Each version is one line, however narrow the terminal is that started the program."""
     publish()
@@ -311,7 +311,7 @@ def test_every_command_has_an_example_that_it_accepts() -> None:
 
 
 def test_models_list_marks_a_version_that_cannot_be_trusted(
-    publish: Callable[..., Any], repository: Repository, lenserve: Run
+    publish: Publish, repository: Repository, lenserve: Run
 ) -> None:
     """A changed file has another digest: its row shows an error, and the exit code is 1."""
     bundle = publish()
@@ -335,7 +335,7 @@ def test_models_list_of_an_empty_repository_says_so(repository: Repository, lens
 
 
 def test_serve_logs_its_choices_and_stops_on_sigterm_with_exit_0(
-    publish: Callable[..., object], start_server: Callable[..., Any]
+    publish: Publish, start_server: StartServer
 ) -> None:
     """Device and provider with their reason, batching, addresses, readiness; then a graceful stop."""
     publish()
@@ -352,7 +352,7 @@ def test_serve_logs_its_choices_and_stops_on_sigterm_with_exit_0(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_logs_lines_for_people(
-    publish: Callable[..., object], repository: Repository, number: signal.Signals
+    publish: Publish, repository: Repository, number: signal.Signals
 ) -> None:
     """Without --log-json events are text; both signals stop the server."""
     publish()

@@ -8,10 +8,10 @@ import pytest
 from serving import errors
 from serving.errors import LenserveError
 
-CLASSES = {
+CLASSES: dict[str, type[LenserveError]] = {
     name: member
     for name, member in inspect.getmembers(errors, inspect.isclass)
-    if member.__module__ == errors.__name__
+    if issubclass(member, LenserveError)
 }
 LINE = re.compile(r"^(?P<indent> *)(?P<name>[A-Z][A-Za-z]+)(?: {2,}\S.*)?$")
 

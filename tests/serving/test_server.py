@@ -4,8 +4,6 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,19 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from serving.admin.http_server import HttpServer
-from serving.bundle import Bundle, Repository
+from serving.bundle import Repository
+from serving.bundle.images import Pixels
 from serving.client.client import AsyncClient, CallFailed
 from serving.engine.devices import choose_device, find_cuda
 from serving.errors import AddressUnavailable, DeviceUnavailable, UsageError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.server import Server, run_server
 from serving.settings import ServerSettings
+from tests.colours import Publish
+from tests.servers import HangLoad, Serve, StartServer
+from tests.serving.gated_server import GatedServer, ServeGated
+from tests.serving.log_events import LogEvents
+from tests.serving.stub import Connect
 
 NAME = "colours"
 CLASSIFY = "lenserve.v1.Classifier/Classify"
@@ -30,9 +34,6 @@ WATCH = "grpc.health.v1.Health/Watch"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 CALLERS = 16
-
-Publish = Callable[..., Bundle]
-Serve = Callable[..., AbstractAsyncContextManager[Server]]
 
 
 class TestStart:
@@ -85,7 +86,7 @@ class TestStart:
             async with run_server(_settings(repository.root, device=device)):
                 pytest.fail("it runs on something else")
 
-    async def test_auto_takes_what_is_there_and_says_so(self, serve: Serve, log_events: Any) -> None:
+    async def test_auto_takes_what_is_there_and_says_so(self, serve: Serve, log_events: LogEvents) -> None:
         """The choice and its reason are logged once and shown in the metrics."""
         async with serve() as server:
             (record,) = log_events.named("device_chosen")
@@ -99,7 +100,7 @@ class TestStop:
     """Readiness drops first, running calls finish, nothing is left."""
 
     async def test_running_calls_end_new_ones_are_refused_and_watchers_are_told(
-        self, publish: Publish, serve_gated: Any, connect: Any
+        self, publish: Publish, serve_gated: ServeGated, connect: Connect
     ) -> None:
         """Readiness drops first, a call in the network gets its answer, a Watch stream ends."""
         publish()
@@ -129,7 +130,7 @@ class TestStop:
             assert (await stub.refusal(CLASSIFY, _request())).code == "UNAVAILABLE"
 
     async def test_a_lame_duck_is_not_ready_and_still_serves(
-        self, publish: Publish, serve_gated: Any, connect: Any
+        self, publish: Publish, serve_gated: ServeGated, connect: Connect
     ) -> None:
         """Requests that arrive while routes are withdrawn are answered."""
         publish()
@@ -146,7 +147,7 @@ class TestStop:
             stopping.cancel()
 
     async def test_what_outlasts_the_drain_timeout_is_cut(
-        self, publish: Publish, serve_gated: Any, connect: Any
+        self, publish: Publish, serve_gated: ServeGated, connect: Connect
     ) -> None:
         """A stop ends even if a network hangs."""
         publish()
@@ -180,7 +181,7 @@ class TestSignals:
     """A real process under load."""
 
     async def test_sigterm_answers_every_call_that_it_took_and_ends_with_0(
-        self, publish: Publish, start_server: Any
+        self, publish: Publish, start_server: StartServer
     ) -> None:
         """Sixteen callers never pause: each is answered until its connection announces the stop."""
         publish()
@@ -212,7 +213,7 @@ class TestSignals:
         assert events[-2:] == ["stopping", "stopped"]
 
     async def test_a_second_signal_ends_it_at_once(
-        self, publish: Publish, start_server: Any, connect: Any
+        self, publish: Publish, start_server: StartServer, connect: Connect
     ) -> None:
         """A second signal skips the lame duck; the exit code is 1, because the stop was not clean."""
         publish()
@@ -227,7 +228,7 @@ class TestSignals:
         assert not [event for event in server.log if "text" in event], server.log
 
     async def test_a_load_that_hangs_holds_up_no_stop(
-        self, publish: Publish, start_server: Any, hang_load: Any
+        self, publish: Publish, start_server: StartServer, hang_load: HangLoad
     ) -> None:
         """Its thread cannot be stopped, but the process exits and served versions stop cleanly."""
         publish()
@@ -238,7 +239,7 @@ class TestSignals:
         assert events[-3:] == ["stopping", "stopped", "threads_left"]
 
     async def test_a_load_that_hangs_holds_up_no_second_signal(
-        self, publish: Publish, start_server: Any, hang_load: Any
+        self, publish: Publish, start_server: StartServer, hang_load: HangLoad
     ) -> None:
         """At once means at once."""
         publish()
@@ -256,7 +257,7 @@ def _settings(repository: Path, **options: Any) -> ServerSettings:
     )
 
 
-def _server(gated: Any, **options: Any) -> Server:
+def _server(gated: GatedServer, **options: Any) -> Server:
     """A server around gated engines: everything that `stop` touches is real."""
     settings = _settings(Path(), **options)
     http = HttpServer(
@@ -268,7 +269,7 @@ def _server(gated: Any, **options: Any) -> Server:
     )
 
 
-def _green() -> Any:
+def _green() -> Pixels:
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[..., 1] = 255
     return pixels

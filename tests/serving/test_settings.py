@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -93,21 +92,23 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("option", "value"), BAD)
-def test_a_value_outside_its_bounds_is_refused_by_name(option: str, value: Any) -> None:
+def test_a_value_outside_its_bounds_is_refused_by_name(option: str, value: object) -> None:
     """A value that cannot work is refused before anything starts."""
     with pytest.raises(ValidationError, match=option):
         ServerSettings.model_validate({"repository": HERE, option: value})
 
 
 @pytest.mark.parametrize(("option", "value"), GOOD)
-def test_a_value_on_its_bound_is_accepted(option: str, value: Any) -> None:
+def test_a_value_on_its_bound_is_accepted(option: str, value: object) -> None:
     """Bounds are inclusive."""
     assert getattr(ServerSettings.model_validate({"repository": HERE, option: value}), option) == value
 
 
 @pytest.mark.parametrize("option", [{"model_control": True}, {"shared_memory_pattern": "/demo"}])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_reaches_one_worker_only_is_refused_with_several(option: dict[str, Any], workers: int) -> None:
+def test_what_reaches_one_worker_only_is_refused_with_several(
+    option: dict[str, object], workers: int
+) -> None:
     """A load or a registration would reach one worker only."""
     with pytest.raises(ValidationError, match=f"need --workers 1, got {workers}"):
         ServerSettings.model_validate({"repository": HERE, "workers": workers, **option})
@@ -136,7 +137,7 @@ def test_workers_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where 0 means one per core, all workers together take so many, and each at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
 
-    def of_worker(**options: int) -> tuple[int, int, int]:
+    def of_worker(**options: int) -> tuple[int, int, int | None]:
         settings = ServerSettings.model_validate({"repository": HERE, **options}).of_worker(grpc_port=7)
         assert settings.grpc_port == 7
         return settings.workers, settings.decode_threads, settings.engine_threads

@@ -206,7 +206,7 @@ WITHOUT_ERRORS = {"default", "definitions", "definition-ref", "json-or-python", 
 WITHOUT_ERRORS |= {"chain", "union", "is-instance", "model-field"}
 
 
-def errors_of(schema: Any) -> Iterator[str]:
+def errors_of(schema: object) -> Iterator[str]:
     """Yield the types of all errors that a core schema can raise."""
     if isinstance(schema, list | tuple):
         for part in schema:

@@ -3,13 +3,13 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.client.client import AsyncClient
+from tests.colours import Publish
+from tests.servers import StartServer
 
 REFUSED = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "matplotlib", "training")
 
@@ -35,7 +35,7 @@ sys.exit(code)
 
 
 async def test_the_server_starts_and_answers_without_torch(
-    publish: Callable[..., object], start_server: Callable[..., Any]
+    publish: Publish, start_server: StartServer
 ) -> None:
     """A server process that cannot import torch, onnx or training starts, answers, and stops."""
     publish()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 
@@ -91,7 +92,7 @@ def held_out_digits() -> list[Path]:
     paths = []
     for number in chosen:
         path = FOLDER / f"held-out-{test.labels[number]}.png"
-        Image.fromarray(test.images[number, :, :, 0]).save(path)
+        Image.fromarray(test.images[number][:, :, 0]).save(path)
         paths.append(path)
     return paths
 
@@ -99,8 +100,8 @@ def held_out_digits() -> list[Path]:
 def draw(path: Path) -> list[str]:
     """A picture in characters, two for each pixel: characters are twice as high as wide."""
     small = Image.open(path).resize((14, 14), Image.Resampling.BOX)
-    rows = [[small.getpixel((x, y)) for x in range(small.width)] for y in range(small.height)]
-    return ["".join(SHADES[value * len(SHADES) // 256] * 2 for value in row) for row in rows]
+    rows = np.asarray(small)  # (H, W) uint8
+    return ["".join(SHADES[int(value) * len(SHADES) // 256] * 2 for value in row) for row in rows]
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo import FOLDER, PROGRAMS, RECIPE, REPOSITORY, held_out_digits, make_empty, server
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
+
+from tests.system.demo import FOLDER, PROGRAMS, RECIPE, REPOSITORY, held_out_digits, make_empty, server
 
 WIDTH = 112  # letters
 SIDE = 12  # pixels of a digit

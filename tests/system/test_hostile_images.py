@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from tests.colours import Publish
+from tests.servers import ServerProcess, StartServer
 
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -31,7 +33,9 @@ def _file(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _plain(colour: Any, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> Image.Image:
+def _plain(
+    colour: float | tuple[int, ...], mode: str = "RGB", size: tuple[int, int] = (64, 64)
+) -> Image.Image:
     return Image.new(mode, size, colour)
 
 
@@ -116,15 +120,18 @@ BAD: dict[str, tuple[bytes, str]] = {
 }
 
 
+Classify = Callable[..., pb.ClassifyResponse]
+
+
 @pytest.fixture
-def server(publish: Callable[..., object], start_server: Callable[..., Any]) -> Any:
+def server(publish: Publish, start_server: StartServer) -> ServerProcess:
     """A server process with low limits."""
     publish()
     return start_server("--max-image-pixels", str(MAX_PIXELS), "--max-image-bytes", str(MAX_BYTES))
 
 
 @pytest.fixture
-def classify(server: Any) -> Iterator[Callable[..., pb.ClassifyResponse]]:
+def classify(server: ServerProcess) -> Iterator[Classify]:
     """Classify encoded images over one channel."""
     with grpc.insecure_channel(server.grpc, options=[("grpc.enable_retries", 0)]) as channel:
         call = channel.unary_unary(
@@ -143,7 +150,7 @@ def _top(prediction: pb.Prediction) -> str:
 
 
 def test_odd_images_are_classified_alone_and_among_others(
-    classify: Callable[..., pb.ClassifyResponse],
+    classify: Classify,
 ) -> None:
     """Each kind gives its right label, and so do its neighbours."""
     neighbour = _file(_plain(BLUE))
@@ -156,7 +163,7 @@ def test_odd_images_are_classified_alone_and_among_others(
         assert among[1] == alone[0], name
 
 
-def test_bad_images_are_refused_alone_and_among_others(classify: Callable[..., pb.ClassifyResponse]) -> None:
+def test_bad_images_are_refused_alone_and_among_others(classify: Classify) -> None:
     """Alone the call is INVALID_ARGUMENT; among others the image is, in the same words."""
     neighbour = _file(_plain(GREEN))
     for name, (encoded, message) in BAD.items():
@@ -170,7 +177,7 @@ def test_bad_images_are_refused_alone_and_among_others(classify: Callable[..., p
         assert [_top(among[0]), _top(among[2])] == ["green", "green"], name
 
 
-def test_all_of_them_together_keep_their_places(classify: Callable[..., pb.ClassifyResponse]) -> None:
+def test_all_of_them_together_keep_their_places(classify: Classify) -> None:
     """One request with every good and every bad image in turn."""
     good = list(GOOD.values())
     bad = list(BAD.values())
@@ -190,9 +197,7 @@ def _resident_bytes(process: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_memory_does_not_grow_over_thousands_of_them(
-    server: Any, classify: Callable[..., pb.ClassifyResponse]
-) -> None:
+def test_memory_does_not_grow_over_thousands_of_them(server: ServerProcess, classify: Classify) -> None:
     """After a warm-up, 2,000 requests of all kinds do not raise the server's resident memory."""
     good, bad = ([encoded for encoded, _ in kind.values()] for kind in (GOOD, BAD))
 

@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from serving.bundle import Repository
 from serving.client.client import Client, Prediction
+from tests.servers import StartServer
 from training.data.sources.imagenet import categories, synsets
 
 WEIGHTS = "squeezenet1_1_caffe-bea84200.pth"
@@ -20,7 +19,7 @@ SHA256 = "bea84200338b0637f7c00536a0d372f9247ab416eb56a7d27c37929ae58d570f"
 @pytest.mark.data
 @pytest.mark.timeout(600)
 def test_squeezenet_names_imagenet_s_pictures_over_grpc(
-    data_root: Path, repository: Repository, tmp_path: Path, start_server: Callable[..., Any]
+    data_root: Path, repository: Repository, tmp_path: Path, start_server: StartServer
 ) -> None:
     """Top-1 accuracy 63 % and top-5 accuracy 82 %, within one picture; the provenance names the weights."""
     weights, sample = data_root / "weights" / WEIGHTS, data_root / "imagenet-sample"

@@ -4,15 +4,14 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.bundle import Repository
 from serving.client.client import Client, Prediction
+from tests.servers import StartServer
 
 IDX_HEADER_BYTES = {"images": 16, "labels": 8}
 
@@ -20,7 +19,7 @@ IDX_HEADER_BYTES = {"images": 16, "labels": 8}
 @pytest.mark.data
 @pytest.mark.timeout(900)
 def test_mnist_through_the_server_gives_the_labels_that_the_manifest_counted(
-    data_root: Path, repository: Repository, tmp_path: Path, start_server: Callable[..., Any]
+    data_root: Path, repository: Repository, tmp_path: Path, start_server: StartServer
 ) -> None:
     """Four epochs of lenet5-mnist reach 99.0 %, and gRPC gives exactly the evaluated labels."""
     command = [sys.executable, "-m", "training", "run", "lenet5-mnist", "--json"]

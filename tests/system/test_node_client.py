@@ -3,15 +3,15 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serving.client.client import Client
+from tests.colours import Publish
+from tests.servers import StartServer
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ROOT / ".peers" / "node"
@@ -32,8 +32,8 @@ def node() -> str:
 
 @pytest.mark.parametrize("transport", ["h2", "grpc"])
 def test_node_sees_what_our_client_sees(
-    publish: Callable[..., object],
-    start_server: Callable[..., Any],
+    publish: Publish,
+    start_server: StartServer,
     node: str,
     tmp_path: Path,
     transport: str,

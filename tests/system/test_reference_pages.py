@@ -84,7 +84,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield from keys_within(field.annotation, f"{prefix}{name}")
 
 
-def keys_within(annotation: Any, key: str) -> Iterator[str]:
+def keys_within(annotation: object, key: str) -> Iterator[str]:
     """Keys of one value."""
     arguments = get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -101,7 +101,7 @@ def keys_within(annotation: Any, key: str) -> Iterator[str]:
         yield key
 
 
-def nests(annotation: Any) -> bool:
+def nests(annotation: object) -> bool:
     """Whether a value of this type has keys of its own."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 

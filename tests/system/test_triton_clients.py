@@ -15,6 +15,8 @@ from PIL import Image
 
 from serving.client.client import Client, Prediction
 from serving.pb.inference import grpc_service_pb2, model_config_pb2
+from tests.colours import LABELS, Publish
+from tests.servers import StartServer
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".peers"
@@ -22,9 +24,11 @@ SCRIPTS = Path(__file__).parent / "peers"
 
 TOLERANCE = 1e-6
 
+RunScript = Callable[[str, str], Any]
+
 
 @pytest.fixture
-def triton(tmp_path: Path) -> Callable[[str, str], Any]:
+def triton(tmp_path: Path) -> RunScript:
     """Run a script of peers/ inside .peers/triton, with an image file and pixels, and read its report."""
     python = PEERS / "triton" / "bin" / "python"
     if not list(PEERS.glob("triton/*.done")):
@@ -32,7 +36,7 @@ def triton(tmp_path: Path) -> Callable[[str, str], Any]:
     Image.fromarray(_image()).save(tmp_path / "image.png")
     np.save(tmp_path / "pixels.npy", _pixels())
 
-    def run(script: str, address: str) -> Any:
+    def run(script: str, address: str) -> Any:  # noqa: ANN401 - JSON
         done = subprocess.run(
             [python, SCRIPTS / script, address, tmp_path / "image.png", tmp_path / "pixels.npy"],
             env={key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
@@ -71,7 +75,7 @@ def _ours(address: str) -> tuple[list[list[float]], list[list[float]]]:
     return rows[:1], rows[1:]
 
 
-def test_our_messages_are_tritons(triton: Callable[[str, str], Any]) -> None:
+def test_our_messages_are_tritons(triton: RunScript) -> None:
     """Every field of ours has the number and type of the field of that name in NVIDIA's messages."""
     theirs = triton("triton_messages.py", "")
 
@@ -94,7 +98,7 @@ def _messages(messages: Iterable[Any]) -> Iterator[Any]:
 
 
 def test_tritons_client_sees_what_ours_sees(
-    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
+    publish: Publish, start_server: StartServer, triton: RunScript
 ) -> None:
     """tritonclient.grpc: probes, metadata, tensors, encoded images, compression, classification."""
     publish()
@@ -124,19 +128,18 @@ def test_tritons_client_sees_what_ours_sees(
 
 def _assert_classes(classes: list[list[Any]], probabilities: list[list[float]]) -> None:
     """Two classes an image: value with 6 decimals, index, label, the most probable first."""
-    expected = [
-        [round(row[index], 6), index, ("red", "green", "blue")[index]]
+    best = [
+        (row[index], index)
         for row in probabilities
-        for index in sorted(range(3), key=lambda index, row=row: -row[index])[:2]
+        for index in np.argsort(-np.array(row), kind="stable")[:2]
     ]
-    assert [each[1:] for each in classes] == [each[1:] for each in expected]
-    np.testing.assert_allclose(
-        [each[0] for each in classes], [each[0] for each in expected], atol=2 * TOLERANCE
-    )
+    assert [each[1:] for each in classes] == [[index, LABELS[index]] for _, index in best]
+    values = [round(value, 6) for value, _ in best]
+    np.testing.assert_allclose([each[0] for each in classes], values, atol=2 * TOLERANCE)
 
 
 def test_tritons_asyncio_client_sees_what_ours_sees(
-    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
+    publish: Publish, start_server: StartServer, triton: RunScript
 ) -> None:
     """tritonclient.grpc.aio: the same, and eight requests at once."""
     publish()
@@ -152,9 +155,7 @@ def test_tritons_asyncio_client_sees_what_ours_sees(
     np.testing.assert_allclose(report["together"], [pixels] * 8, atol=TOLERANCE)
 
 
-def test_tritons_clients_stream(
-    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
-) -> None:
+def test_tritons_clients_stream(publish: Publish, start_server: StartServer, triton: RunScript) -> None:
     """Both clients, 200 requests over one stream: every answer in its order, an error in its place."""
     publish()
     server = start_server()
@@ -173,7 +174,7 @@ def test_tritons_clients_stream(
 
 
 def test_tritons_client_loads_and_unloads(
-    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
+    publish: Publish, start_server: StartServer, triton: RunScript
 ) -> None:
     """If the operator allows it; meanwhile the model is not ready, but the server is."""
     publish()
@@ -192,9 +193,7 @@ def test_tritons_client_loads_and_unloads(
     }
 
 
-def test_tritons_client_shares_memory(
-    publish: Callable[..., object], start_server: Callable[..., Any], triton: Callable[[str, str], Any]
-) -> None:
+def test_tritons_client_shares_memory(publish: Publish, start_server: StartServer, triton: RunScript) -> None:
     """Input and output in regions that the client made: the same probabilities as over the wire."""
     publish()
     server = start_server("--shared-memory-pattern", "lenserve-peer-.*")
@@ -217,7 +216,7 @@ def test_tritons_client_shares_memory(
     ids=["unary", "streaming", "shared-memory"],
 )
 def test_perf_analyzer_completes_a_run(
-    publish: Callable[..., object], start_server: Callable[..., Any], tmp_path: Path, options: tuple[str, ...]
+    publish: Publish, start_server: StartServer, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     """NVIDIA's load generator reads metadata, configuration and statistics, sends for seconds, and reports.
 
@@ -243,8 +242,10 @@ def test_perf_analyzer_completes_a_run(
     done = subprocess.run(
         [
             PEERS / "perf_analyzer" / "perf_analyzer",
-            *("-i", "grpc", "-u", server.grpc, "-m", "colours", "--concurrency-range", "2", *options),
-            *(*bounds, "-f", report),
+            *("-i", "grpc", "-u", server.grpc, "-m", "colours", "--concurrency-range", "2"),
+            *options,
+            *bounds,
+            *("-f", str(report)),
         ],
         capture_output=True,
         text=True,

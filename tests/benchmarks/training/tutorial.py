@@ -6,9 +6,9 @@ transformed by itself, a DataLoader with batches of 64, two convolutions and two
 """
 
 import gzip
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,13 @@ def train(
     return watch, accuracy, images
 
 
-def _steps(learner: nn.Module, optimizer: Adadelta, batches: Any, steps: int, device: torch.device) -> int:
+def _steps(
+    learner: nn.Module,
+    optimizer: Adadelta,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    steps: int,
+    device: torch.device,
+) -> int:
     """Train on the next batches; returns how many images there were."""
     learner.train()
     images = 0

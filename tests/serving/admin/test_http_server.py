@@ -4,8 +4,7 @@ import asyncio
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -14,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.admin.http_server import HttpServer
 from serving.client.client import AsyncClient
 from serving.errors import AddressUnavailable
+from tests.colours import Publish
+from tests.servers import Serve
 
 
 async def _get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
@@ -32,9 +33,10 @@ async def _get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
 def _http(*, port: int = 0, live: bool = True, ready: bool = True, problem: str = "") -> HttpServer:
     registry = CollectorRegistry()
     Counter("seen", "Things seen", registry=registry).inc(3)
-    options = {"problem": lambda: problem} if problem else {}
-    probes = {"live": lambda: live, "ready": lambda: ready, **options}
-    return HttpServer(host="127.0.0.1", port=port, registry=registry, **probes)
+    serve = partial(
+        HttpServer, host="127.0.0.1", port=port, registry=registry, live=lambda: live, ready=lambda: ready
+    )
+    return serve(problem=lambda: problem) if problem else serve()
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,11 @@ async def test_an_idle_connection_blocks_nothing() -> None:
                 assert (await _get(http.port, "/livez"))[0] == 200
 
 
-async def test_readyz_follows_the_server(publish: Callable[..., object], serve: Callable[..., Any]) -> None:
+async def test_readyz_follows_the_server(publish: Publish, serve: Serve) -> None:
     """Ready with a model, not ready while draining, live all the time."""
     publish()
     async with serve() as server:
+        assert server.http is not None
         before = [(await _get(server.http.port, path))[0] for path in ("/livez", "/readyz")]
         server.models.drain()
         after = [(await _get(server.http.port, path))[0] for path in ("/livez", "/readyz")]
@@ -97,14 +100,13 @@ async def test_readyz_follows_the_server(publish: Callable[..., object], serve: 
     assert (before, after) == ([200, 200], [200, 503])
 
 
-async def test_the_metrics_of_a_request_are_scraped(
-    publish: Callable[..., object], serve: Callable[..., Any]
-) -> None:
+async def test_the_metrics_of_a_request_are_scraped(publish: Publish, serve: Serve) -> None:
     """A valid and an invalid image are counted under the names that dashboards query."""
     publish()
     async with serve() as server:
         async with AsyncClient(f"127.0.0.1:{server.grpc.port}") as client:
             await client.classify_all([b"P5 1 1 255 0", b"no image"], model="colours")
+        assert server.http is not None
         _, text = await _get(server.http.port, "/metrics")
 
     samples = {

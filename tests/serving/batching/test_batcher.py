@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from serving.batching import batcher as batching
 from serving.batching.batcher import PRIORITY_STEP_S, Batcher, BatchRun
-from serving.batching.policy import BatchPolicy, take_batch
+from serving.batching.policy import BatchPolicy, Decision, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
 from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
+from tests.serving.engines import FakeEngine
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class TestBatcher:
         max_images_on_loop=st.sampled_from([0, 3, 12]),
     )
     def test_every_request_gets_its_own_answer(
-        self, fake_engine: Any, requests: list[Request], policy: BatchPolicy, max_images_on_loop: int
+        self, requests: list[Request], policy: BatchPolicy, max_images_on_loop: int
     ) -> None:
         """Under random arrivals, sizes, failures, cancellations and deadlines nothing gets mixed up."""
         samples = _samples(requests)
         poison = {own[0] for own, each in zip(samples, requests, strict=True) if each.poisoned}
-        engine = fake_engine(poison=poison)
+        engine = FakeEngine(poison=poison)
         reported: list[BatchRun] = []
 
         async def everything() -> list[Any]:
@@ -102,10 +103,10 @@ class TestBatcher:
     @settings(max_examples=40, deadline=None)
     @given(requests=REQUESTS)
     def test_a_queue_runs_in_order_without_cancelled_and_expired_requests(
-        self, fake_engine: Any, requests: list[Request]
+        self, requests: list[Request]
     ) -> None:
         """While the engine is busy a queue forms. Requests that are cancelled or expire in it never run."""
-        engine = fake_engine()
+        engine = FakeEngine()
         samples = _samples(requests)
 
         async def everything() -> None:
@@ -133,11 +134,9 @@ class TestBatcher:
             first = next(own for own in samples if following[0] in own)
             assert len(run) <= 6 < len(run) + len(first)
 
-    async def test_requests_that_arrive_while_the_engine_is_busy_are_one_batch(
-        self, fake_engine: Any
-    ) -> None:
+    async def test_requests_that_arrive_while_the_engine_is_busy_are_one_batch(self) -> None:
         """When the engine is free it takes all queued requests."""
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(32)) as batcher:
             async with _busy(engine, batcher):
                 calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in range(20)]
@@ -145,23 +144,23 @@ class TestBatcher:
             await asyncio.gather(*calls)
         assert engine.runs[1:] == [list(range(20))]
 
-    async def test_a_failing_image_fails_only_its_own_request(self, fake_engine: Any) -> None:
+    async def test_a_failing_image_fails_only_its_own_request(self) -> None:
         """A batch that fails is run again one request at a time."""
-        engine = fake_engine(poison=[2])
+        engine = FakeEngine(poison=[2])
         async with Batcher(engine.run, BatchPolicy(8)) as batcher:
             async with _busy(engine, batcher):
                 calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in (1, 2, 3)]
                 await asyncio.sleep(0)
             first, second, third = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(second, EngineError)
+        assert isinstance(first, Output)
+        assert isinstance(third, Output)
         assert [each.probabilities.tolist() for each in (first, third)] == [[[1]], [[3]]]
         assert engine.runs[1:] == [[1, 2, 3], [1], [2], [3]]
 
-    async def test_a_request_that_is_cancelled_during_a_failing_run_is_not_run_again(
-        self, fake_engine: Any
-    ) -> None:
+    async def test_a_request_that_is_cancelled_during_a_failing_run_is_not_run_again(self) -> None:
         """Only requests whose callers still wait are run again."""
-        engine = fake_engine(poison=[1])
+        engine = FakeEngine(poison=[1])
         engine.gate.clear()
         async with Batcher(engine.run, BatchPolicy(3)) as batcher:
             calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in (1, 2, 3)]
@@ -175,7 +174,7 @@ class TestBatcher:
     async def test_an_unexpected_exception_becomes_an_engine_error_with_its_cause(self) -> None:
         """Callers see one kind of error, whatever the network raises; the log has the cause."""
 
-        def run(images: Pixels) -> Any:
+        def run(images: Pixels) -> Output:
             raise ZeroDivisionError(f"{len(images)} images")
 
         async with Batcher(run, BatchPolicy(8)) as batcher:
@@ -184,14 +183,14 @@ class TestBatcher:
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
     async def test_requests_fail_while_no_thread_can_be_started(
-        self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No request waits for a run that never began, and the queue goes on."""
 
         def refuse(_: object) -> None:
             raise RuntimeError("can't start new thread")
 
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(1)) as batcher:
             with monkeypatch.context() as patched:
                 patched.setattr(threading.Thread, "start", refuse)
@@ -203,14 +202,14 @@ class TestBatcher:
 
     @pytest.mark.parametrize("max_images_on_loop", [0, 1])
     async def test_a_run_that_cannot_be_recorded_is_answered(
-        self, fake_engine: Any, max_images_on_loop: int, caplog: pytest.LogCaptureFixture
+        self, max_images_on_loop: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Later requests are answered too, and the log has the reason."""
 
         def fail(_: BatchRun) -> None:
             raise OSError("too many open files")
 
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(
             engine.run, BatchPolicy(1), fail, max_images_on_loop=max_images_on_loop
         ) as batcher:
@@ -220,11 +219,9 @@ class TestBatcher:
         assert [int(each.probabilities[0, 0]) for each in answers] == [*range(12), *range(12)]
         assert {record.message for record in caplog.records} == {"run_not_recorded"}
 
-    async def test_closing_fails_queued_and_running_requests_and_leaves_nothing_behind(
-        self, fake_engine: Any
-    ) -> None:
+    async def test_closing_fails_queued_and_running_requests_and_leaves_nothing_behind(self) -> None:
         """Running, queued and new requests get ModelUnavailable; task and thread end."""
-        engine = fake_engine()
+        engine = FakeEngine()
         engine.gate.clear()
         async with Batcher(engine.run, BatchPolicy(1)) as batcher:
             calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in range(3)]
@@ -239,15 +236,13 @@ class TestBatcher:
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert engine.runs == [[0]]
 
-    async def test_closing_during_the_retries_fails_requests_without_an_answer(
-        self, fake_engine: Any
-    ) -> None:
+    async def test_closing_during_the_retries_fails_requests_without_an_answer(self) -> None:
         """A batcher that is closed while it retries a failed batch still answers every request."""
-        engine = fake_engine(poison=[0])
+        engine = FakeEngine(poison=[0])
         started = threading.Semaphore(0)
         go_on = threading.Semaphore(0)
 
-        def step(images: Pixels) -> Any:
+        def step(images: Pixels) -> Output:
             started.release()
             assert go_on.acquire(timeout=20)
             return engine.run(images)
@@ -265,9 +260,9 @@ class TestBatcher:
         assert [type(result) for result in results] == [ModelUnavailable, ModelUnavailable]
         assert not _engine_threads()
 
-    async def test_an_idle_engine_waits_for_a_fuller_batch_if_a_delay_is_set(self, fake_engine: Any) -> None:
+    async def test_an_idle_engine_waits_for_a_fuller_batch_if_a_delay_is_set(self) -> None:
         """With a delay of 30 s two requests run together as soon as they fill the batch."""
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(2, 30.0)) as batcher:
             first = asyncio.ensure_future(batcher.submit(_images(1)))
             for _ in range(10):
@@ -276,26 +271,26 @@ class TestBatcher:
             await asyncio.wait_for(asyncio.gather(first, batcher.submit(_images(2))), 20)
         assert engine.runs == [[1, 2]]
 
-    async def test_a_delay_without_further_requests_ends(self, fake_engine: Any) -> None:
+    async def test_a_delay_without_further_requests_ends(self) -> None:
         """A single request runs when it has waited max_queue_delay_s, and its BatchRun says so."""
         runs: list[BatchRun] = []
-        async with Batcher(fake_engine().run, BatchPolicy(2, 0.01), runs.append) as batcher:
+        async with Batcher(FakeEngine().run, BatchPolicy(2, 0.01), runs.append) as batcher:
             await asyncio.wait_for(batcher.submit(_images(1)), 20)
         assert runs[0].images == 1
         assert runs[0].queued_s[0] >= 0.01
 
     async def test_a_batch_that_is_held_back_is_not_decided_again_for_every_request_that_joins(
-        self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One decision holds it back, one releases it."""
         decisions: list[int] = []
 
-        def counted(queue: Any, *arguments: Any) -> Any:
+        def counted(queue: Sequence[QueuedRequest], now_s: float, policy: BatchPolicy) -> Decision:
             decisions.append(len(queue))
-            return take_batch(queue, *arguments)
+            return take_batch(queue, now_s, policy)
 
         monkeypatch.setattr(batching, "take_batch", counted)
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(8, 0.05)) as batcher:
             calls = []
             for n in range(4):
@@ -305,9 +300,9 @@ class TestBatcher:
             await asyncio.wait_for(asyncio.gather(*calls), 20)
         assert ([waiting for waiting in decisions if waiting], engine.runs) == ([1, 4], [[0, 1, 2, 3]])
 
-    async def test_an_urgent_request_overtakes_slightly_earlier_ones(self, fake_engine: Any) -> None:
+    async def test_an_urgent_request_overtakes_slightly_earlier_ones(self) -> None:
         """The queue is ordered by priority, and within a priority by arrival."""
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(1)) as batcher:
             async with _busy(engine, batcher):
                 priorities = (2, 0, 1, 2, 0)
@@ -319,11 +314,11 @@ class TestBatcher:
             await asyncio.gather(*calls)
         assert engine.runs[1:] == [[1], [4], [2], [0], [3]]
 
-    async def test_no_priority_starves(self, fake_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_no_priority_starves(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A request of level 2 is overtaken by urgent requests for two steps and no longer."""
         clock = SimpleNamespace(now_s=100.0)
         monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(1)) as batcher:
             async with _busy(engine, batcher):
                 calls = [asyncio.ensure_future(batcher.submit(_images(200), priority=2))]
@@ -335,14 +330,12 @@ class TestBatcher:
             await asyncio.gather(*calls)
         assert engine.runs[1:] == [[0], [1], [2], [3], [200], [4], [5], [6], [7], [8], [9]]
 
-    async def test_a_cheap_network_runs_on_the_event_loop_with_all_requests_of_one_iteration(
-        self, fake_engine: Any
-    ) -> None:
+    async def test_a_cheap_network_runs_on_the_event_loop_with_all_requests_of_one_iteration(self) -> None:
         """No thread is started, and requests that arrived together run together."""
-        engine = fake_engine()
+        engine = FakeEngine()
         threads: list[threading.Thread] = []
 
-        def run(images: Pixels) -> Any:
+        def run(images: Pixels) -> Output:
             threads.append(threading.current_thread())
             return engine.run(images)
 
@@ -353,9 +346,9 @@ class TestBatcher:
         assert engine.runs == [list(range(8)), [8, 9, 10]]
         assert set(threads) == {threading.main_thread()}
 
-    async def test_single_requests_run_at_once_until_several_arrive_together(self, fake_engine: Any) -> None:
+    async def test_single_requests_run_at_once_until_several_arrive_together(self) -> None:
         """Single requests stop waiting for the end of the iteration; those in flight together share runs."""
-        engine = fake_engine()
+        engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(8), max_images_on_loop=8) as batcher:
             for n in range(20):
                 await batcher.submit(_images(n))
@@ -369,9 +362,9 @@ class TestBatcher:
         assert sizes[21:].count(1) <= 8
         assert engine.runs == sorted(engine.runs)
 
-    async def test_a_single_request_that_runs_at_once_can_fail_or_expire(self, fake_engine: Any) -> None:
+    async def test_a_single_request_that_runs_at_once_can_fail_or_expire(self) -> None:
         """Its errors are those of queued requests."""
-        engine = fake_engine(poison=[77])
+        engine = FakeEngine(poison=[77])
         async with Batcher(engine.run, BatchPolicy(8), max_images_on_loop=8) as batcher:
             for n in range(9):
                 await batcher.submit(_images(n))
@@ -381,12 +374,12 @@ class TestBatcher:
                 await batcher.submit(_images(77))
         assert [77] in engine.runs
 
-    async def test_a_batch_that_would_block_the_event_loop_runs_in_the_thread(self, fake_engine: Any) -> None:
+    async def test_a_batch_that_would_block_the_event_loop_runs_in_the_thread(self) -> None:
         """max_images_on_loop is the largest batch that runs on the loop."""
-        engine = fake_engine()
+        engine = FakeEngine()
         threads: list[str] = []
 
-        def run(images: Pixels) -> Any:
+        def run(images: Pixels) -> Output:
             threads.append(threading.current_thread().name.partition("_")[0])
             return engine.run(images)
 
@@ -395,13 +388,13 @@ class TestBatcher:
                 await batcher.submit(_images(*range(count)))
         assert threads == ["MainThread", "engine", "MainThread"]
 
-    async def test_two_busy_queues_on_one_event_loop_take_turns(self, fake_engine: Any) -> None:
+    async def test_two_busy_queues_on_one_event_loop_take_turns(self) -> None:
         """A busy version does not starve another: they run in turn."""
         order: list[str] = []
-        hot, cold = fake_engine(), fake_engine()
+        hot, cold = FakeEngine(), FakeEngine()
 
-        def noted(name: str, engine: Any) -> Callable[[Pixels], Any]:
-            def run(images: Pixels) -> Any:
+        def noted(name: str, engine: FakeEngine) -> Callable[[Pixels], Output]:
+            def run(images: Pixels) -> Output:
                 order.append(name)
                 return engine.run(images)
 
@@ -416,11 +409,9 @@ class TestBatcher:
         assert order[:4] == ["hot", "cold", "hot", "cold"]
 
     @pytest.mark.parametrize("count", [0, 5])
-    async def test_a_number_of_images_that_never_fits_is_a_bug_of_the_caller(
-        self, fake_engine: Any, count: int
-    ) -> None:
+    async def test_a_number_of_images_that_never_fits_is_a_bug_of_the_caller(self, count: int) -> None:
         """It would block the queue for ever, so it is never queued."""
-        async with Batcher(fake_engine().run, BatchPolicy(4)) as batcher:
+        async with Batcher(FakeEngine().run, BatchPolicy(4)) as batcher:
             with pytest.raises(ValueError, match=rf"{count} images .* expected 1 to 4\. This is a bug\."):
                 await batcher.submit(_images(*[0] * count))
 
@@ -428,7 +419,7 @@ class TestBatcher:
 class _busy:  # noqa: N801 - used as a statement
     """Keep the engine of a batcher busy with one image of 255 inside the block."""
 
-    def __init__(self, engine: Any, batcher: Batcher) -> None:
+    def __init__(self, engine: FakeEngine, batcher: Batcher) -> None:
         self._engine = engine
         self._batcher = batcher
 
@@ -469,7 +460,7 @@ def _engine_threads() -> list[threading.Thread]:
 async def test_an_unreachable_engine_is_unavailable_and_not_broken(max_images_on_loop: int) -> None:
     """Its device server is gone, which is no fault of the network: a retry may succeed."""
 
-    def run(_: Pixels) -> Any:
+    def run(_: Pixels) -> Output:
         raise ModelUnavailable("the device server is gone")
 
     images = np.zeros((1, 1, 1, 1), np.uint8)

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 from PIL import Image
+
+from tests.colours import Publish
+from tests.servers import ServerProcess, StartServer
 
 ROOT = Path(__file__).parents[3]
 FAST = ("--seconds", "0.3", "--warm-up-seconds", "0.1")
@@ -22,7 +24,7 @@ Arguments = Callable[..., list[str]]
 
 
 @pytest.fixture
-def address(publish: Callable[..., object], start_server: Callable[..., Any]) -> Any:
+def server(publish: Publish, start_server: StartServer) -> ServerProcess:
     """A server process with one model."""
     publish()
     return start_server()
@@ -43,17 +45,17 @@ def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_sweep_ends_in_one_json_object(address: Any, tmp_path: Path) -> None:
+def test_a_sweep_ends_in_one_json_object(server: ServerProcess, tmp_path: Path) -> None:
     """Closed and open loops, two clients, server metrics, advice and a picture."""
     picture = tmp_path / "knee.svg"
     done = _bench(
-        *("--server", address.grpc, "--model", "colours", *FAST, "--json", "--processes", 2),
+        *("--server", server.grpc, "--model", "colours", *FAST, "--json", "--processes", 2),
         *("--concurrency", "1,4", "--concurrency", 8, "--rate", 50, "--p99-ms", 5000),
-        *("--metrics-url", f"http://{address.http}/metrics", "--picture", picture),
+        *("--metrics-url", f"http://{server.http}/metrics", "--picture", picture),
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["model"], report["version"], report["server"]) == ("colours", 1, address.grpc)
+    assert (report["model"], report["version"], report["server"]) == ("colours", 1, server.grpc)
     points = report["points"]
     assert [point["concurrency"] for point in points] == [1, 4, 8, None]
     assert [point["mode"] for point in points] == ["closed"] * 3 + ["open"]
@@ -69,12 +71,12 @@ def test_a_sweep_ends_in_one_json_object(address: Any, tmp_path: Path) -> None:
     assert ET.fromstring(picture.read_text()).tag.endswith("svg")  # noqa: S314 - our own
 
 
-def test_people_get_a_table_and_advice(address: Any, tmp_path: Path) -> None:
+def test_people_get_a_table_and_advice(server: ServerProcess, tmp_path: Path) -> None:
     """One row per load, the knee marked; a photograph is sent as a file."""
     photograph = tmp_path / "red.png"
     Image.new("RGB", (20, 20), (255, 0, 0)).save(photograph)
     loads = ("--concurrency", "1,2,3")
-    done = _bench("--server", address.grpc, "--model", "colours", *FAST, *loads, "--image", photograph)
+    done = _bench("--server", server.grpc, "--model", "colours", *FAST, *loads, "--image", photograph)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[:3] for line in lines[1:4]] == [[f"{n}", "in", "flight"] for n in (1, 2, 3)]
@@ -99,23 +101,32 @@ def test_people_get_a_table_and_advice(address: Any, tmp_path: Path) -> None:
         ((), 2, "--model is required"),
     ],
 )
-def test_a_mistake_is_one_clear_line(address: Any, arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_a_mistake_is_one_clear_line(
+    server: ServerProcess, arguments: tuple[str, ...], code: int, said: str
+) -> None:
     """No traceback, nothing on stdout, and the right exit code."""
-    server = () if "--server" in arguments else ("--server", address.grpc)
-    done = _bench(*server, *FAST, *arguments)
+    address = () if "--server" in arguments else ("--server", server.grpc)
+    done = _bench(*address, *FAST, *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_clients_end_with_the_command(address: Any, number: signal.Signals, code: int) -> None:
+def test_clients_end_with_the_command(server: ServerProcess, number: signal.Signals, code: int) -> None:
     """Ctrl-C goes to the whole group: exit code 130 and no traceback. A kill goes to the command alone."""
-    arguments = _command("--server", address.grpc, "--model", "colours", "--seconds", 600, "--processes", 2)
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    arguments = _command("--server", server.grpc, "--model", "colours", "--seconds", 600, "--processes", 2)
     # Where the tests themselves run in the background Ctrl-C is ignored, and every child inherits that.
-    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(arguments, env=_environment(), **options) as bench:  # type: ignore[call-overload]
+    obey_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        arguments,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=obey_ctrl_c,  # noqa: PLW1509 - the tests have no other thread here
+    ) as bench:
         while len(clients := _clients_of(bench.pid)) < 2:
             assert bench.poll() is None
         ends = [os.pidfd_open(pid) for pid in clients]

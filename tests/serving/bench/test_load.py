@@ -14,6 +14,8 @@ from serving.bench.plan import ClosedLoop, Loop, OpenLoop
 from serving.bench.points import OK, UNSENT, WorkerResult
 from serving.bench.target import METHOD, Target, prepare
 from serving.server import Server
+from tests.colours import Publish
+from tests.servers import Serve
 
 Answer = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
 
@@ -179,10 +181,10 @@ async def test_unanswered_requests_end_at_the_deadline_and_are_bounded() -> None
     assert OK not in tally.outcomes
 
 
-async def test_our_own_server_answers(serve: Callable[..., object], publish: Callable[..., object]) -> None:
+async def test_our_own_server_answers(serve: Serve, publish: Publish) -> None:
     """The encoded request is valid; test_cli.py has whole runs."""
     publish()
-    async with serve() as server:  # type: ignore[attr-defined]
+    async with serve() as server:
         assert isinstance(server, Server)
         address = f"127.0.0.1:{server.grpc.port}"
         target, answered = await asyncio.to_thread(prepare, address, "colours", [], timeout_s=5.0)

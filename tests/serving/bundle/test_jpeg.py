@@ -1,6 +1,7 @@
 """JPEG: exactly Pillow's pixels; damaged and rare files are left to Pillow."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ PHOTOGRAPH = Image.fromarray(load_sample_images().images[0])  # 640 x 427
 WIDTH, HEIGHT = PHOTOGRAPH.size
 
 
-def encode(image: Image.Image = PHOTOGRAPH, **options: object) -> bytes:
+def encode(image: Image.Image = PHOTOGRAPH, **options: Any) -> bytes:
     """A JPEG file by Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", **options)
@@ -47,7 +48,7 @@ def edited(encoded: bytes, place: int, value: int) -> bytes:
         {"keep_rgb": True},
     ],
 )
-def test_photographs_are_pillows_to_the_bit(options: dict[str, object], quality: int) -> None:
+def test_photographs_are_pillows_to_the_bit(options: dict[str, Any], quality: int) -> None:
     """Each way of storing colour, at any quality."""
     encoded = encode(quality=quality, **options)
     pixels = decode_jpeg(encoded, width=WIDTH, height=HEIGHT, channels=3)

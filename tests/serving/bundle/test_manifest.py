@@ -37,7 +37,7 @@ def parse(document: object) -> Manifest:
     return Manifest.from_json(json.dumps(document).encode())
 
 
-def at(document: Any, field: str) -> tuple[Any, str]:
+def at(document: Any, field: str) -> tuple[Any, str]:  # noqa: ANN401 - JSON
     """The object that holds a dotted field, and the last part of its name."""
     *way, last = field.split("/")
     for key in way:

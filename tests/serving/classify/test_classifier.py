@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving.bundle import Bundle, ImageLimits, Repository
+from serving.bundle import ImageLimits, Repository
 from serving.bundle.images import Pixels
 from serving.classify.classifier import Classifier
 from serving.classify.results import Classification, rank
-from serving.engine.base import Device, Output
+from serving.engine.base import Output
 from serving.engine.onnx import OnnxEngine
 from serving.errors import (
     DeadlineExceeded,
@@ -38,14 +39,15 @@ from serving.errors import (
     UnknownModel,
 )
 from serving.metrics.recorder import Metrics
-from serving.models.registry import Models
+from tests.colours import Publish
+from tests.serving.engines import CPU
+from tests.serving.log_events import LogEvents
+from tests.serving.open_models import OpenModels
 
 NAME = "colours"
 COLOURS = ("red", "green", "blue")
 SERVED = {"model": NAME, "version": "1"}
 
-Publish = Callable[..., Bundle]
-OpenModels = Callable[..., AbstractAsyncContextManager[Models]]
 Open = Callable[..., AbstractAsyncContextManager[tuple[Classifier, Metrics]]]
 
 SCRIPT = """
@@ -358,7 +360,7 @@ class TestEngineFailures:
                 await classifier.classify([_png("red")], model=NAME)
 
     async def test_a_lack_of_memory_is_not_the_engines_fault(
-        self, open_classifier: Open, log_events: Any
+        self, open_classifier: Open, log_events: LogEvents
     ) -> None:
         """However often it happens, nothing is proved again, and requests that fit are answered."""
         engine = _Failing(OutOfMemory("the device is out of memory for 1 images"))
@@ -385,8 +387,8 @@ class _Failing:
         self.runs: list[Pixels] = []
         self._engine: OnnxEngine | None = None
 
-    def load(self, file: Any) -> "_Failing":
-        self._engine = OnnxEngine.load(file, Device("cpu", 0, "tests"), threads=1, max_batch_size=4)
+    def load(self, file: Path) -> "_Failing":
+        self._engine = OnnxEngine.load(file, CPU, threads=1, max_batch_size=4)
         return self
 
     def run(self, images: Pixels) -> Output:

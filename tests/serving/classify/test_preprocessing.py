@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from serving.bundle import Geometry, ImageLimits
+from serving.bundle import Geometry, ImageLimits, decode_image
 from serving.bundle.images import Pixels
 from serving.classify import preprocessing
-from serving.classify.preprocessing import Image, Preprocessor
+from serving.classify.preprocessing import Image, Preprocessed, Preprocessor
 from serving.errors import EmptyImage, ImageError, ImageTooLarge, UndecodableImage
 
 GREY = Geometry(height=28, width=28, channels=1)
@@ -25,11 +25,16 @@ def _png(side: int) -> bytes:
     return buffer.getvalue()
 
 
+def _pixels(preprocessed: Preprocessed) -> Pixels:
+    assert not isinstance(preprocessed.pixels, ImageError)
+    return preprocessed.pixels
+
+
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the threads in which images were decoded, in order."""
     names: list[str] = []
-    decode = preprocessing.decode_image
+    decode = decode_image
 
     def noted(encoded: bytes, limits: ImageLimits) -> Pixels:
         pixels = decode(encoded, limits)
@@ -65,15 +70,15 @@ async def test_a_few_small_images_are_decoded_on_the_event_loop(
     """All others go to worker threads; either way they get the shape of the geometry."""
     preprocessed = await preprocessor.preprocess(images, geometry)
     assert threads == [thread] * len(images)
-    assert [np.shape(each.pixels) for each in preprocessed] == [geometry.shape] * len(images)
+    assert [_pixels(each).shape for each in preprocessed] == [geometry.shape] * len(images)
     assert all(each.duration_s > 0 for each in preprocessed)
 
 
 async def test_both_ways_give_the_same_pixels(preprocessor: Preprocessor) -> None:
     """An image has the same pixels wherever it is decoded."""
-    here = (await preprocessor.preprocess([_png(40)], GREY))[0].pixels
-    there = (await preprocessor.preprocess([_png(40)] * 9, GREY))[0].pixels
-    assert np.array_equal(here, there)
+    here = (await preprocessor.preprocess([_png(40)], GREY))[0]
+    there = (await preprocessor.preprocess([_png(40)] * 9, GREY))[0]
+    assert np.array_equal(_pixels(here), _pixels(there))
 
 
 @pytest.mark.parametrize("count", [1, 9])

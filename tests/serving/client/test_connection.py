@@ -1,7 +1,7 @@
 """The base of both clients: channels with and without TLS."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,22 @@ import pytest
 from serving.client.client import AsyncClient, CallFailed, Client
 from serving.errors import UsageError
 from serving.server import Server
+from tests.colours import Publish
+from tests.servers import Serve
 
 RED = np.full((8, 8, 3), (255, 0, 0), np.uint8)  # (H, W, 3) RGB
 
-Serve = Callable[..., AbstractAsyncContextManager[Server]]
-
 
 @pytest.fixture(params=["h2", "grpc"])
-def serve_tls(
-    request: pytest.FixtureRequest, publish: Callable[..., object], serve: Serve, certificates: Path
-) -> Serve:
+def serve_tls(request: pytest.FixtureRequest, publish: Publish, serve: Serve, certificates: Path) -> Serve:
     """A server that requires client certificates, over either transport."""
     publish()
     files = {"cert_file": "server.pem", "key_file": "server.key", "client_ca_file": "ca.pem"}
 
     @asynccontextmanager
-    async def running() -> AsyncIterator[Server]:
+    async def running(**more: object) -> AsyncIterator[Server]:
         options = {f"tls_{name}": certificates / file for name, file in files.items()}
-        async with serve(transport=request.param, **options) as server:
+        async with serve(transport=request.param, **options, **more) as server:
             yield server
 
     return running
@@ -50,7 +48,7 @@ async def test_a_client_with_its_certificate_is_answered(serve_tls: Serve, certi
             assert (await client.classify(RED, model="colours")).top.label == "red"
 
 
-async def test_a_client_with_a_certificate_of_somebody_else_is_not(
+async def test_a_client_with_a_certificate_of_another_authority_is_not(
     serve_tls: Serve, certificates: Path
 ) -> None:
     """Nor is a client without TLS."""
@@ -75,9 +73,10 @@ async def test_a_client_with_a_certificate_of_somebody_else_is_not(
         ({"tls_cert_file": "client.pem", "tls_key_file": "client.key"}, "and tls_ca_file with them"),
     ],
 )
-def test_files_that_cannot_do_are_told_at_once(
-    certificates: Path, kind: Any, files: dict[str, str], message: str
+def test_unusable_files_are_reported_at_once(
+    certificates: Path, kind: type[Client | AsyncClient], files: dict[str, str], message: str
 ) -> None:
     """The constructor raises."""
+    paths: dict[str, Any] = {name: certificates / file for name, file in files.items()}
     with pytest.raises(UsageError, match=message):
-        kind("localhost:1", **{name: certificates / file for name, file in files.items()})
+        kind("localhost:1", **paths)

@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import pytest
+from numpy._core import _multiarray_umath  # type: ignore[attr-defined]  # private
 
 from serving.engine import cuda
 from serving.engine.devices import find_cuda
@@ -33,7 +33,7 @@ def install(tmp_path: Path) -> Callable[[str, str], Path]:
 
 def test_the_libraries_that_a_library_needs_are_read() -> None:
     """An extension of numpy needs at least the C library."""
-    file = Path(np._core._multiarray_umath.__file__)
+    file = Path(str(_multiarray_umath.__file__))
     if file.suffix != ".so" or file.read_bytes()[:5] != b"\x7fELF\x02":
         pytest.skip("no ELF file of 64 bits")
     assert any(name.startswith("libc.") for name in cuda.needed_libraries(file))

@@ -2,27 +2,30 @@
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
 import serving.engine.onnx as engine_module
-from serving.bundle import Bundle
 from serving.bundle.images import Pixels
+from serving.engine.base import Floats
 from serving.engine.cuda_graphs import CUDA_CALLS, CudaCalls, CudaGraphs
 from serving.engine.onnx import OnnxEngine
 from serving.engine.sessions import Optimizations, SessionFactory
 from serving.errors import EngineError, OutOfMemory
+from tests.colours import Publish
+from tests.serving.log_events import LogEvents
 
 SIZES = (1, 4, 8)
 PLAIN = "-1"
 
-Publish = Callable[..., Bundle]
+
+def _nothing() -> None:
+    pass
 
 
 class Recorded:
@@ -31,23 +34,25 @@ class Recorded:
     def __init__(self, file: Path) -> None:
         self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         self.runs: list[tuple[str, int]] = []  # id of the graph, thread
-        self.on_graph: Callable[[], object] = lambda: None  # what happens when one runs, before it does
+        self.on_graph = _nothing  # what happens when one runs, before it does
         self.stale = False  # whether graphs keep what they gave first
 
-    def get_inputs(self) -> Any:
+    def get_inputs(self) -> list[onnxruntime.NodeArg]:
         """As the session."""
         return self._session.get_inputs()
 
-    def io_binding(self) -> Any:
+    def io_binding(self) -> onnxruntime.IOBinding:
         """As the session."""
         return self._session.io_binding()
 
-    def run(self, names: Any, feed: Any, options: Any) -> Any:
+    def run(
+        self, names: Sequence[str], feed: dict[str, Pixels], options: onnxruntime.RunOptions
+    ) -> list[Floats]:
         """Run without a graph."""
         self._note(options)
         return self._session.run(names, feed, options)
 
-    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+    def run_with_iobinding(self, binding: onnxruntime.IOBinding, options: onnxruntime.RunOptions) -> None:
         """Run what would be a graph."""
         self._note(options)
         self.on_graph()
@@ -58,7 +63,7 @@ class Recorded:
         """Of every run so far, in their order."""
         return [graph for graph, _ in self.runs]
 
-    def _note(self, options: Any) -> None:
+    def _note(self, options: onnxruntime.RunOptions) -> None:
         self.runs.append((options.get_run_config_entry("gpu_graph_id"), threading.get_ident()))
 
 
@@ -144,7 +149,7 @@ def test_a_batch_beyond_the_largest_runs_without_a_graph(session: Recorded, grap
 
 
 @pytest.mark.parametrize("images", [np.zeros((4, 8, 3, 8), np.uint8), np.zeros((4, 8, 8, 3), np.float32)])
-def test_images_of_another_shape_or_type_are_rejected(graphs: CudaGraphs, images: Any) -> None:
+def test_images_of_another_shape_or_type_are_rejected(graphs: CudaGraphs, images: Pixels) -> None:
     """Their number of elements would fit."""
     graphs.prepare(4)
     with pytest.raises(ValueError, match=r"images are \w+ \(8, ., .\), the network takes uint8 \(8, 8, 3\)"):
@@ -205,13 +210,13 @@ class TestEngine:
     """An engine never fails because of graphs."""
 
     def test_a_network_that_cannot_be_captured_runs_without_graphs(
-        self, session: Recorded, publish: Publish, log_events: Any
+        self, session: Recorded, publish: Publish, log_events: LogEvents
     ) -> None:
         """The request is answered, and the log has the reason."""
         session.on_graph = _fail
         engine = _engine(session, publish().model_file)
         assert len(engine.run(_noise(3)).probabilities) == 3
-        assert engine.captured_sizes == ()
+        assert not engine.captured_sizes
         assert len(engine.run(_noise(1)).probabilities) == 1
         (told,) = log_events.named("cuda_graphs_off")
         assert (told.levelname, told.reason) == (
@@ -220,7 +225,7 @@ class TestEngine:
         )
 
     def test_a_failed_capture_drops_only_the_graphs(
-        self, session: Recorded, publish: Publish, log_events: Any
+        self, session: Recorded, publish: Publish, log_events: LogEvents
     ) -> None:
         """For all later batches."""
         session.on_graph = _fail
@@ -231,7 +236,7 @@ class TestEngine:
         assert len(log_events.records) == 1
 
     def test_lack_of_memory_is_out_of_memory(
-        self, session: Recorded, publish: Publish, log_events: Any
+        self, session: Recorded, publish: Publish, log_events: LogEvents
     ) -> None:
         """Dropping the graphs would free little."""
 
@@ -248,7 +253,7 @@ class TestEngine:
         assert engine.captured_sizes == (4,)
 
     def test_a_replay_that_fails_later_fails_its_batch(
-        self, session: Recorded, publish: Publish, log_events: Any
+        self, session: Recorded, publish: Publish, log_events: LogEvents
     ) -> None:
         """The graph was checked, so the GPU is broken, and the engine has to be proven again."""
         engine = _engine(session, publish().model_file)
@@ -267,7 +272,7 @@ class TestEngine:
         session.on_graph = _fail
         alive = weakref.ref(session)
 
-        def open_session(_plan: Optimizations) -> Any:
+        def open_session(_plan: Optimizations) -> onnxruntime.InferenceSession:
             assert alive() is None
             return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
@@ -295,7 +300,7 @@ class TestEngine:
         """The version is refused for lack of memory, not because its network is wrong."""
         session.on_graph = _fail
 
-        def open_session(_plan: Optimizations) -> Any:
+        def open_session(_plan: Optimizations) -> onnxruntime.InferenceSession:
             raise OutOfMemory("cuda:0 is out of memory")
 
         file = publish().model_file
@@ -371,14 +376,14 @@ class TestEngine:
             assert len(running.result(timeout=30).probabilities) == 3
 
     def test_graphs_are_dropped_before_other_optimizations(
-        self, session: Recorded, publish: Publish, log_events: Any
+        self, session: Recorded, publish: Publish, log_events: LogEvents
     ) -> None:
         """If a proof fails, fewer and fewer are tried."""
         engine = _engine(session, publish().model_file, Optimizations(nhwc=True, cuda_graphs=True))
         engine.run(_noise(3))
         assert engine.captured_sizes == (4,)
         assert engine.drop_optimization("golden probabilities differ")
-        assert engine.captured_sizes == ()
+        assert not engine.captured_sizes
         assert len(engine.run(_noise(3)).probabilities) == 3
         assert engine.drop_optimization("still")
         assert not engine.drop_optimization("and still")
@@ -388,7 +393,7 @@ class TestEngine:
 def _engine(session: Recorded, file: Path, optimizations: Optimizations | None = None) -> OnnxEngine:
     """An engine with graphs of the session, and a real session after they are dropped."""
 
-    def open_session(_plan: Optimizations) -> Any:
+    def open_session(_plan: Optimizations) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     factory = SessionFactory(file, open_session, optimizations or Optimizations(cuda_graphs=True))

@@ -1,5 +1,6 @@
 """Which device is chosen, and why."""
 
+import ctypes
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from serving.engine import devices
 from serving.engine.devices import choose_device, find_cuda, find_device
 from serving.errors import DeviceUnavailable
+from tests.serving.log_events import LogEvents
 
 
 def test_cpu_is_chosen_on_request() -> None:
@@ -63,7 +65,7 @@ def test_there_is_a_reason_exactly_if_no_gpu_was_found() -> None:
 
 
 def test_a_gpu_without_its_libraries_is_not_used_and_the_log_warns(
-    monkeypatch: pytest.MonkeyPatch, log_events: Any
+    monkeypatch: pytest.MonkeyPatch, log_events: LogEvents
 ) -> None:
     """With auto the CPU is chosen, with a warning; cuda is refused."""
     driver = SimpleNamespace(
@@ -73,8 +75,8 @@ def test_a_gpu_without_its_libraries_is_not_used_and_the_log_warns(
     )
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: available)
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _name: driver)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: driver)
     monkeypatch.setattr(devices, "why_unusable", lambda: "")
     assert find_device("cuda:1").name == "cuda:1"
     monkeypatch.setattr(devices, "why_unusable", lambda: "libcublas.so.13 is missing")
@@ -95,7 +97,7 @@ def test_cuda_devices_are_not_looked_for_if_the_cpu_was_requested() -> None:
     assert (device.name, device.reason) == ("cpu", "requested")
 
 
-def _answer(value: int, place: Any) -> int:
+def _answer(value: int, place: Any) -> int:  # noqa: ANN401 - ctypes has no public type of byref()
     """Return a value by reference, as functions of the driver do."""
     place._obj.value = value
     return 0

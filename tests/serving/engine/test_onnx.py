@@ -30,11 +30,12 @@ from serving.engine.sessions import Optimizations, is_out_of_memory
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 from serving.models.loader import load_network, prove
 from serving.settings import ServerSettings
+from tests.colours import Publish
+from tests.serving.engines import CPU
+from tests.serving.log_events import LogEvents
 
-CPU = Device("cpu", 0, "tests")
 CUDA = Device("cuda", 0, "tests")
 
-Publish = Callable[..., Bundle]
 
 EXHAUSTING = """
 import resource
@@ -366,7 +367,7 @@ class TestOnCuda:
             assert plain.captured_sizes == ()
 
     def test_a_version_is_served_by_the_graphs_that_it_was_proven_with(
-        self, publish: Publish, log_events: Any
+        self, publish: Publish, log_events: LogEvents
     ) -> None:
         """Each size has its graph once the version is loaded, and no fallback is logged."""
         bundle = publish()
@@ -431,11 +432,11 @@ class TestOnCuda:
 class _Exhausted:
     """A session whose first run fails."""
 
-    def __init__(self, session: Any, message: str) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, message: str) -> None:
         self._session = session
         self._messages = [message]
 
-    def run(self, *args: Any) -> Any:
+    def run(self, *args: object) -> object:
         if self._messages:
             raise RuntimeError(self._messages.pop())
         return self._session.run(*args)

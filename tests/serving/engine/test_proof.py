@@ -1,8 +1,7 @@
 """A version is proven when every batch size ran and the golden examples were reproduced."""
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from serving.bundle import Golden
@@ -42,8 +41,8 @@ def test_nan_and_infinite_probabilities_fail(value: float) -> None:
 
 def test_another_label_within_the_tolerance_passes() -> None:
     """Each probability may change by the tolerance, so their difference by twice as much."""
-    golden = Golden(_golden(1).images, np.float32([[0.515, 0.485]]))
-    swapped = np.float32([[0.499, 0.501]])
+    golden = Golden(_golden(1).images, np.array([[0.515, 0.485]], np.float32))
+    swapped = np.array([[0.499, 0.501]], np.float32)
     warm_and_prove(_Scripted(swapped), golden, tolerance=0.02, sizes=(4,))
 
 
@@ -58,7 +57,9 @@ def test_another_number_of_classes_is_refused_with_both_shapes(classes: int) -> 
 class _Scripted:
     """Returns given rows in turn, and remembers the batch sizes."""
 
-    def __init__(self, probabilities: Any) -> None:
+    max_images_on_loop = 0
+
+    def __init__(self, probabilities: npt.ArrayLike) -> None:
         self._probabilities = np.asarray(probabilities, np.float32)  # (G, K)
         self.sizes: list[int] = []
 

@@ -1,30 +1,30 @@
 """Which optimizations a session gets if the best ones fail; test_onnx.py has real sessions."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from serving.engine.sessions import Optimizations, SessionFactory
 from serving.errors import BundleError, OutOfMemory
+from tests.serving.log_events import LogEvents
 
 FILE = Path("model.onnx")
 
 
-def test_the_best_optimizations_that_work_are_used(log_events: Any) -> None:
+def test_the_best_optimizations_that_work_are_used(log_events: LogEvents) -> None:
     """If they open a session, nothing else is tried or logged."""
     tried: list[Optimizations] = []
-    assert (
-        SessionFactory(
-            FILE, lambda optimizations: tried.append(optimizations) or "session", Optimizations(nhwc=True)
-        ).open()
-        == "session"
-    )
+
+    def open_session(optimizations: Optimizations) -> str:
+        tried.append(optimizations)
+        return "session"
+
+    assert SessionFactory(FILE, open_session, Optimizations(nhwc=True)).open() == "session"
     assert tried == [Optimizations(nhwc=True)]
     assert not log_events.records
 
 
-def test_an_optimization_that_opens_no_session_is_dropped_and_logged(log_events: Any) -> None:
+def test_an_optimization_that_opens_no_session_is_dropped_and_logged(log_events: LogEvents) -> None:
     """The session without it serves as well, only slower."""
 
     def open_session(optimizations: Optimizations) -> str:
@@ -38,7 +38,7 @@ def test_an_optimization_that_opens_no_session_is_dropped_and_logged(log_events:
     assert (told.levelname, told.file, told.reason) == ("WARNING", "model.onnx", "no kernel")
 
 
-def test_a_file_that_never_opens_is_refused_and_no_optimization_is_blamed(log_events: Any) -> None:
+def test_a_file_that_never_opens_is_refused_and_no_optimization_is_blamed(log_events: LogEvents) -> None:
     """The error is that of the session without optimizations."""
 
     def fail(optimizations: Optimizations) -> None:
@@ -59,7 +59,7 @@ def test_lack_of_memory_drops_no_optimization() -> None:
         SessionFactory(FILE, fail, Optimizations(nhwc=True)).open()
 
 
-def test_optimizations_are_dropped_until_none_is_left(log_events: Any) -> None:
+def test_optimizations_are_dropped_until_none_is_left(log_events: LogEvents) -> None:
     """The reason is logged once."""
     factory = SessionFactory(FILE, lambda optimizations: optimizations, Optimizations(nhwc=True))
     assert factory.drop_optimization("golden probabilities differ")

@@ -1,7 +1,6 @@
 """On how many threads a network runs, and whether on the event loop, as measured."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.bundle import Bundle
 from serving.bundle.images import Pixels
 from serving.engine import tuning
 from serving.engine.base import Device, Output
 from serving.engine.onnx import OnnxEngine
 from serving.engine.remote.client import RemoteEngine
 from serving.engine.tuning import RunCost, fastest_run_s, images_on_loop, load_tuned
+from tests.colours import Publish
+from tests.serving.engines import CPU
 
-Publish = Callable[..., Bundle]
-
-CPU = Device("cpu", 0, "tests")
 SECONDS = st.floats(1e-6, 1)
 
 
@@ -56,6 +53,7 @@ def test_the_loop_is_never_blocked_for_long(one_s: float, more_s: float, largest
 def test_measuring_takes_the_fastest_of_a_few_runs(publish: Publish) -> None:
     """One slow run on a busy machine does not send a network to the thread."""
     engine = _SlowAtFirst.load(publish().model_file, CPU, threads=1, max_batch_size=4)
+    assert isinstance(engine, _SlowAtFirst)
     assert fastest_run_s(engine, 4) < engine.slow_s
     assert set(engine.sizes) == {4}
     assert len(engine.sizes) > 1
@@ -86,7 +84,7 @@ def test_all_cores_are_used_if_they_pay_off(
         return loaded[-1]
 
     clock = SimpleNamespace(now_s=0.0)
-    monkeypatch.setattr(tuning.OnnxEngine, "load", load)
+    monkeypatch.setattr(OnnxEngine, "load", load)
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: clock.now_s))
     monkeypatch.setattr(_Timed, "clock", clock, raising=False)
     engine = load_tuned(Path("model.onnx"), CPU, threads=None, cores=2, max_batch_size=4)
@@ -137,7 +135,7 @@ def test_only_networks_on_this_process_s_cpu_run_on_the_event_loop(
     """On CUDA even the cheapest waits for captures of others, so nothing is measured."""
     clock = SimpleNamespace(now_s=0.0)
     timed = _Timed(1, 60e-6)
-    monkeypatch.setattr(tuning.OnnxEngine, "load", lambda *_, **__: timed)
+    monkeypatch.setattr(OnnxEngine, "load", lambda *_, **__: timed)
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: clock.now_s))
     monkeypatch.setattr(_Timed, "clock", clock, raising=False)
     engine = load_tuned(Path("model.onnx"), Device(kind, 0, "tests"), threads=1, cores=2, max_batch_size=4)

@@ -2,11 +2,9 @@
 
 import shutil
 import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,7 +13,7 @@ import pytest
 from serving.bundle import MODEL_FILE, Bundle, Description, Precision, Repository, variant_file
 from serving.bundle.images import Pixels
 from serving.bundle.manifest import Variant
-from serving.engine.base import Device, Engine, Output
+from serving.engine.base import Engine, Output
 from serving.engine.cuda_graphs import CudaGraphs
 from serving.engine.devices import find_cuda
 from serving.engine.onnx import OnnxEngine
@@ -24,11 +22,13 @@ from serving.errors import OutOfMemory, ProofFailed
 from serving.models.loader import load_network, prove
 from serving.models.precision import golden_tolerance
 from serving.models.versions import ProvenNetwork
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.engines import CPU
+from tests.serving.log_events import LogEvents
 
-CPU = Device("cpu", 0, "tests")
 SIZES = (1, 4)
 
-Publish = Callable[..., Bundle]
 load_engine = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=4)
 
 
@@ -46,7 +46,7 @@ def test_a_variant_is_served_if_the_version_has_it(publish: Publish, repository:
 
 
 def test_the_exported_file_is_served_if_the_variant_fails_its_proof(
-    publish: Publish, repository: Repository, log_events: Any
+    publish: Publish, repository: Repository, log_events: LogEvents
 ) -> None:
     """The variant is another network; the log has the reason."""
     plain = publish()
@@ -59,13 +59,13 @@ def test_the_exported_file_is_served_if_the_variant_fails_its_proof(
 
 @pytest.mark.parametrize("rotate", [0, 1])
 def test_an_optimization_that_computes_wrong_numbers_is_dropped(
-    publish: Publish, repository: Repository, log_events: Any, rotate: int
+    publish: Publish, repository: Repository, log_events: LogEvents, rotate: int
 ) -> None:
     """The version is served without it, unless the network itself is wrong."""
     wrong, plain = publish(rotate=1), publish()
     files = {True: wrong.model_file, False: publish(rotate=rotate).model_file}
 
-    def open_session(optimizations: Optimizations) -> Any:
+    def open_session(optimizations: Optimizations) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(files[optimizations.nhwc], providers=["CPUExecutionProvider"])
 
     def load(file: Path) -> Engine:
@@ -82,7 +82,7 @@ def test_an_optimization_that_computes_wrong_numbers_is_dropped(
 
 
 def test_the_exported_file_is_served_if_fp16_overflows(
-    publish: Publish, repository: Repository, log_events: Any
+    publish: Publish, repository: Repository, log_events: LogEvents
 ) -> None:
     """FP16 overflows only on hardware that computes in it: there FP32 is served, with a warning."""
     plain = publish()
@@ -100,7 +100,7 @@ def test_the_exported_file_is_served_if_fp16_overflows(
 
 
 def test_a_version_whose_variant_does_not_fit_into_memory_is_refused(
-    publish: Publish, repository: Repository, log_events: Any
+    publish: Publish, repository: Repository, log_events: LogEvents
 ) -> None:
     """The exported file is larger, so it is not tried."""
     plain = publish()
@@ -119,13 +119,13 @@ def test_a_version_whose_variant_does_not_fit_into_memory_is_refused(
 
 @pytest.mark.parametrize("enough", [True, False])
 def test_cuda_graphs_that_do_not_fit_into_memory_are_dropped_once(
-    publish: Publish, repository: Repository, log_events: Any, *, enough: bool
+    publish: Publish, repository: Repository, log_events: LogEvents, *, enough: bool
 ) -> None:
     """Single launches may fit once the first session is freed; NHWC takes no memory."""
     plain = publish()
     tried, first = list[Optimizations](), list[weakref.ref[_Exhausting]]()
 
-    def open_session(optimizations: Optimizations) -> Any:
+    def open_session(optimizations: Optimizations) -> onnxruntime.InferenceSession:
         assert not first or first[0]() is None
         tried.append(optimizations)
         session = onnxruntime.InferenceSession(plain.model_file, providers=["CPUExecutionProvider"])
@@ -151,7 +151,7 @@ def test_cuda_graphs_that_do_not_fit_into_memory_are_dropped_once(
 @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
 @pytest.mark.parametrize(("precision", "warnings"), [("fp16", 1), ("auto", 0)])
 async def test_fp16_on_a_cpu_is_a_warning(
-    publish: Publish, serve: Callable[..., Any], log_events: Any, precision: str, warnings: int
+    publish: Publish, serve: Serve, log_events: LogEvents, precision: str, warnings: int
 ) -> None:
     """A CPU computes an FP16 file in FP32, which proves nothing of FP16; auto does not choose it."""
     publish()
@@ -161,7 +161,7 @@ async def test_fp16_on_a_cpu_is_a_warning(
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 async def test_a_server_serves_the_precision_of_its_settings(
-    publish: Publish, repository: Repository, serve: Callable[..., Any], log_events: Any, precision: str
+    publish: Publish, repository: Repository, serve: Serve, log_events: LogEvents, precision: str
 ) -> None:
     """The log line of the version has the precision."""
     plain = publish()
@@ -218,7 +218,7 @@ class _Overflowing:
 class _Exhausting:
     """A session that never has enough memory."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.get_inputs = session.get_inputs
 
     def run(self, *_: object) -> None:

@@ -7,8 +7,6 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +25,18 @@ from serving.bundle import (
 )
 from serving.bundle.images import Pixels
 from serving.classify.classifier import Classifier
-from serving.engine.base import Device, Output
+from serving.engine.base import Output
 from serving.engine.onnx import OnnxEngine
 from serving.errors import EngineError, ModelUnavailable, OutOfMemory, UnknownModel
 from serving.metrics.recorder import Metrics
 from serving.models.registry import Models
 from serving.models.versions import State, Version
+from tests.colours import Publish
+from tests.serving.engines import CPU
+from tests.serving.log_events import LogEvents
+from tests.serving.open_models import OpenModels
 
 NAME = "colours"
-
-Publish = Callable[..., Bundle]
-OpenModels = Callable[..., AbstractAsyncContextManager[Models]]
 
 
 class Loader:
@@ -57,8 +56,7 @@ class Loader:
         if self._gated in (None, file.parent.name):
             self.entered.set()
             assert self.gate.wait(timeout=30)
-        cpu = Device("cpu", 0, "tests")
-        self.engines.append(Probed(OnnxEngine.load(file, cpu, threads=1, max_batch_size=4)))
+        self.engines.append(Probed(OnnxEngine.load(file, CPU, threads=1, max_batch_size=4)))
         return self.engines[-1]
 
     async def until_entered(self) -> None:
@@ -146,7 +144,7 @@ class TestFirstLook:
             assert states == [(1, State.READY), (2, State.REFUSED)]
 
     async def test_only_the_version_that_does_not_fit_into_memory_is_refused(
-        self, publish: Publish, open_models: OpenModels, log_events: Any
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """It may fail at load or at its first batch; the others are served."""
         publish()
@@ -315,7 +313,7 @@ class TestNewVersions:
             assert versions == sorted(versions)
 
     async def test_a_lease_keeps_the_old_version_alive_until_it_ends(
-        self, publish: Publish, open_models: OpenModels, log_events: Any
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """A request ends with the version it began with; then the version leaves no trace in memory."""
         publish()
@@ -345,8 +343,10 @@ class TestNewVersions:
         engines = list[_Noted]()
 
         def load(file: Path) -> OnnxEngine:
-            engines.append(_Noted.load(file, Device("cpu", 0, "tests"), threads=1, max_batch_size=4))
-            return engines[-1]
+            engine = _Noted.load(file, CPU, threads=1, max_batch_size=4)
+            assert isinstance(engine, _Noted)
+            engines.append(engine)
+            return engine
 
         async with open_models(load_engine=load) as models:
             version = models.lease(NAME)
@@ -365,7 +365,7 @@ class TestNewVersions:
         publish()
 
         def load(file: Path) -> OnnxEngine:
-            engine = OnnxEngine.load(file, Device("cpu", 0, "tests"), threads=1, max_batch_size=4)
+            engine = OnnxEngine.load(file, CPU, threads=1, max_batch_size=4)
             engine.max_images_on_loop = 1
             return engine
 
@@ -377,7 +377,7 @@ class TestNewVersions:
                 assert _engine_threads(most=1)
 
     async def test_a_repeated_swap_leaves_one_task_and_one_thread(
-        self, publish: Publish, open_models: OpenModels, log_events: Any
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """After ten versions there is one queue with one thread, and the watcher."""
         publish()
@@ -597,7 +597,7 @@ class TestAliases:
         publish: Publish,
         repository: Repository,
         open_models: OpenModels,
-        log_events: Any,
+        log_events: LogEvents,
         content: str | None,
     ) -> None:
         """The damage is logged once, and repaired aliases take effect again."""
@@ -640,7 +640,7 @@ class TestRepositoryChanges:
     """Models and folders that are removed."""
 
     async def test_a_removed_model_is_unloaded(
-        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: Any
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """It is then unknown, until it is published again."""
         publish("a")
@@ -667,7 +667,7 @@ class TestRepositoryChanges:
             assert _default(models) == 1
 
     async def test_versions_are_served_while_the_repository_is_missing(
-        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: Any
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """By default and by alias. It is logged once; new versions are loaded once the repository is back."""
         publish()
@@ -781,7 +781,7 @@ class TestLoadAndUnload:
             assert models._loaded == set(models.get(NAME).versions.values())
 
     async def test_a_failed_load_whose_caller_was_cancelled_is_logged(
-        self, publish: Publish, open_models: OpenModels, log_events: Any
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """The log is the only place for the reason."""
         load, unhandled = Loader(), []
@@ -933,7 +933,7 @@ class TestCheckEngine:
             assert one_check == 4  # one size to warm, three golden examples one by one
 
     async def test_an_engine_is_not_broken_because_files_are_gone(
-        self, publish: Publish, open_models: OpenModels, log_events: Any
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """Without its golden examples a version cannot be checked, which proves nothing against it."""
         bundle = publish()
@@ -953,7 +953,7 @@ class TestCheckEngine:
         ],
     )
     async def test_a_check_that_cannot_be_completed_is_logged(
-        self, publish: Publish, open_models: OpenModels, log_events: Any, error: Exception
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents, error: Exception
     ) -> None:
         """It proves nothing against the engine, and leaves no unhandled exception."""
         publish()

@@ -14,7 +14,8 @@ from serving.engine.remote.protocol import RunRequest, SharedMemory
 from serving.processes.device_server import DeviceServer, _receive_opening
 from serving.processes.messages import WorkerCommand, WorkerReport, to_line
 from serving.settings import ServerSettings
-from tests.serving.conftest import LogEvents
+from tests.serving.engines import FakeEngine
+from tests.serving.log_events import LogEvents
 
 FAILING = """
 import sys
@@ -73,7 +74,7 @@ async def test_a_stranger_is_left_and_the_device_server_takes_the_next(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        serving = asyncio.create_task(DeviceServer(lambda _: None, BatchPolicy(1)).serve(listener))
+        serving = asyncio.create_task(DeviceServer(lambda _: FakeEngine(), BatchPolicy(1)).serve(listener))
         before = _memories()
         for _ in range(2):
             with socket.socket(socket.AF_UNIX) as stranger:

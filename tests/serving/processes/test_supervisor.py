@@ -7,22 +7,25 @@ import re
 import select
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from serving.bundle import Bundle
+from serving.bundle import Repository
+from serving.bundle.images import Pixels
 from serving.client.client import AsyncClient
 from serving.pb.inference import grpc_service_pb2 as inference
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from tests.colours import Publish
+from tests.servers import HangLoad, ServerProcess, StartServer
 
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
 CLASSIFIED = f'lenserve_requests_total{{code="OK",method="{CLASSIFY}"}}'
@@ -30,14 +33,15 @@ STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
 CONNECTIONS = 24  # over grpc dealt out at random: all to one of two workers once in eight million runs
 CALLERS = 8
 
-Publish = Callable[..., Bundle]
+StartWorkers = Callable[..., Awaitable[ServerProcess]]
+RunWorkers = Callable[..., Awaitable[tuple[int | None, list[str]]]]
 
 
 @pytest.fixture
-async def start_workers(start_server: Any) -> Any:
+async def start_workers(start_server: StartServer) -> StartWorkers:
     """Start `lenserve serve --workers 2`, and wait until it is ready."""
 
-    async def start(*options: str) -> Any:
+    async def start(*options: str) -> ServerProcess:
         return await asyncio.to_thread(start_server, "--workers", "2", "--poll-interval-s", "0.05", *options)
 
     return start
@@ -48,7 +52,7 @@ class TestTogether:
 
     @pytest.mark.parametrize("transport", ["h2", "grpc"])
     async def test_counters_and_statistics_are_those_of_all_workers(
-        self, publish: Publish, start_workers: Any, transport: str
+        self, publish: Publish, start_workers: StartWorkers, transport: str
     ) -> None:
         """Connections spread over both; /metrics and ModelStatistics give the sum."""
         publish()
@@ -71,7 +75,7 @@ class TestTogether:
             assert min(shares) > 0
 
     async def test_connections_are_dealt_evenly_and_shake_hands_with_their_worker(
-        self, publish: Publish, start_workers: Any, certificates: Path
+        self, publish: Publish, start_workers: StartWorkers, certificates: Path
     ) -> None:
         """The supervisor passes raw connections; the workers hold the keys and do the TLS handshake."""
         publish()
@@ -88,7 +92,9 @@ class TestTogether:
             CONNECTIONS / 2
         ] * 2
 
-    async def test_a_new_version_reaches_every_worker(self, publish: Publish, start_workers: Any) -> None:
+    async def test_a_new_version_reaches_every_worker(
+        self, publish: Publish, start_workers: StartWorkers
+    ) -> None:
         """Each worker logs it, and no client gets the old version afterwards."""
         publish()
         server = await start_workers()
@@ -106,7 +112,7 @@ class TestDeath:
     """One worker dies, the others carry on."""
 
     async def test_a_killed_worker_is_replaced_and_no_client_notices(
-        self, publish: Publish, start_workers: Any
+        self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """Callers never pause, each on its own connection, while each worker is killed in turn."""
         publish()
@@ -133,7 +139,9 @@ class TestDeath:
         assert 'lenserve_worker_deaths_total{worker="1"} 1.0' in lines
         assert 'lenserve_worker_deaths_total{worker="2"} 1.0' in lines
 
-    async def test_probes_say_which_worker_is_dead(self, publish: Publish, start_workers: Any) -> None:
+    async def test_probes_say_which_worker_is_dead(
+        self, publish: Publish, start_workers: StartWorkers
+    ) -> None:
         """Not live and not ready until its successor is; its counters are kept."""
         publish()
         server = await start_workers()
@@ -155,7 +163,7 @@ class TestDeath:
         await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
 
     async def test_workers_outlive_their_supervisor_for_no_longer_than_their_calls(
-        self, publish: Publish, start_workers: Any
+        self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """A killed supervisor leaves no process and no folder."""
         publish()
@@ -174,7 +182,7 @@ class TestStart:
 
     @pytest.mark.parametrize("option", ["--grpc-port", "--http-port"])
     async def test_a_port_that_is_taken_is_one_line_and_exit_1(
-        self, publish: Publish, run_workers: Any, option: str
+        self, publish: Publish, run_workers: RunWorkers, option: str
     ) -> None:
         """As with one worker."""
         publish()
@@ -186,7 +194,7 @@ class TestStart:
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in lines[0]
 
     async def test_what_no_worker_can_start_with_is_said_once(
-        self, publish: Publish, run_workers: Any, tmp_path: Path
+        self, publish: Publish, run_workers: RunWorkers, tmp_path: Path
     ) -> None:
         """The start is not repeated."""
         publish()
@@ -200,7 +208,7 @@ class TestStop:
     """All workers stop together and leave nothing."""
 
     async def test_sigterm_answers_every_call_that_was_taken_and_ends_with_0(
-        self, publish: Publish, start_workers: Any
+        self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """Callers on connections to both workers are answered until their connection announces the stop."""
         publish()
@@ -226,7 +234,9 @@ class TestStop:
         assert {event["worker"] for event in server.events("stopped") if "worker" in event} == {1, 2}
         assert not list(server.events("worker_died"))
 
-    async def test_a_second_signal_ends_all_at_once(self, publish: Publish, start_workers: Any) -> None:
+    async def test_a_second_signal_ends_all_at_once(
+        self, publish: Publish, start_workers: StartWorkers
+    ) -> None:
         """A second signal skips the lame duck; the exit code is 1, because the stop was not clean."""
         publish()
         server = await start_workers("--lame-duck-s", "600")
@@ -238,7 +248,7 @@ class TestStop:
         assert not folder.exists()
         assert not [event for event in server.log if "text" in event], server.log
 
-    async def test_a_worker_that_hangs_is_killed(self, publish: Publish, start_workers: Any) -> None:
+    async def test_a_worker_that_hangs_is_killed(self, publish: Publish, start_workers: StartWorkers) -> None:
         """A stop ends even if a process hangs."""
         publish()
         server = await start_workers("--drain-timeout-s", "0")
@@ -247,7 +257,7 @@ class TestStop:
         assert [event["worker"] for event in server.events("worker_killed")] == [1]
 
     async def test_a_load_that_hangs_holds_up_no_stop(
-        self, publish: Publish, start_workers: Any, hang_load: Any
+        self, publish: Publish, start_workers: StartWorkers, hang_load: HangLoad
     ) -> None:
         """A worker exits after its calls; a hanging load does not need a kill."""
         publish()
@@ -262,7 +272,7 @@ class TestDeviceServer:
     """The device server runs the networks of both workers."""
 
     async def test_each_network_is_loaded_once_and_swapped_for_all(
-        self, publish: Publish, start_workers: Any
+        self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """The old network is unloaded when the last worker has switched to the new version."""
         publish()
@@ -275,11 +285,11 @@ class TestDeviceServer:
             answers = [await _classify(channel) for channel in channels]
         assert {each.predictions[0].ranking.labels[0].label for each in answers} == {"blue"}
         await asyncio.to_thread(server.wait_for, "network_unloaded")
-        loaded = [Path(event["file"]).parent.name for event in server.events("network_loaded")]
+        loaded = [Path(str(event["file"])).parent.name for event in server.events("network_loaded")]
         assert loaded == ["1", "2"]
 
     async def test_a_device_server_that_is_killed_is_replaced_and_no_client_notices(
-        self, publish: Publish, start_workers: Any
+        self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """Calls wait for its successor without client retries; the probes report it."""
         publish()
@@ -306,7 +316,7 @@ class TestDeviceServer:
         assert len(list(server.events("worker_died"))) == 1
 
     async def test_a_worker_that_is_killed_leaves_nothing_with_the_device_server(
-        self, publish: Publish, start_workers: Any
+        self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """Its socket and shared memory are closed, and its successor opens new ones."""
         publish()
@@ -323,7 +333,7 @@ class TestDeviceServer:
         assert len(list(server.events("network_loaded"))) == 1
 
     async def test_all_stop_together_and_answer_what_they_took(
-        self, publish: Publish, start_workers: Any
+        self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """The device server exits last, after SIGTERM and after the supervisor's death."""
         publish()
@@ -351,14 +361,14 @@ class TestDeviceServer:
 
 
 @pytest.fixture
-def run_workers(repository: Any) -> Any:
+def run_workers(repository: Repository) -> RunWorkers:
     """Run `lenserve serve --workers 2` until it exits; return the exit code and the lines on stderr."""
 
-    async def run(*options: str) -> tuple[int | None, list[str]]:
+    async def run(*option: str) -> tuple[int | None, list[str]]:
         arguments = {"--repository": str(repository.root), "--grpc-port": "0", "--http-port": "0"}
-        arguments |= dict([options])
+        arguments |= dict(zip(option[::2], option[1::2], strict=True))
         process = await asyncio.create_subprocess_exec(
-            *(os.sys.executable, "-m", "serving.cli", "serve", "--workers", "2"),
+            *(sys.executable, "-m", "serving.cli", "serve", "--workers", "2"),
             *(word for pair in arguments.items() for word in pair),
             stderr=asyncio.subprocess.PIPE,
         )
@@ -381,7 +391,9 @@ async def _connections(
         await channel.close()
 
 
-def _secure_channel(trust: grpc.ChannelCredentials, server: str, *, options: Any) -> grpc.aio.Channel:
+def _secure_channel(
+    trust: grpc.ChannelCredentials, server: str, *, options: Sequence[tuple[str, object]]
+) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(server, trust, options=options)
 
 
@@ -421,14 +433,14 @@ async def _get(address: str, path: str) -> tuple[int, str]:
     return await asyncio.to_thread(fetch)
 
 
-async def _until_scraped(server: Any, line: str) -> None:
+async def _until_scraped(server: ServerProcess, line: str) -> None:
     """Scrape until the line appears: workers flush their counters a few times a second."""
     async with asyncio.timeout(20):
         while line not in (await _get(server.http, "/metrics"))[1].splitlines():
             pass
 
 
-def _workers(server: Any) -> list[int]:
+def _workers(server: ServerProcess) -> list[int]:
     """Process ids of worker 1, worker 2, and the device server if there is one."""
     pid = server.process.pid
     children = (int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -441,7 +453,7 @@ def _held(pid: int) -> tuple[int, int]:
     return descriptors, Path(f"/proc/{pid}/maps").read_text().count("memfd:lenserve")
 
 
-def _folder(server: Any) -> Path:
+def _folder(server: ServerProcess) -> Path:
     """The folder with the workers' counters."""
     environment = Path(f"/proc/{_workers(server)[0]}/environ").read_text().split("\0")
     return Path(dict(each.split("=", 1) for each in environment if each)["LENSERVE_COUNTS_FOLDER"])
@@ -453,7 +465,7 @@ def _calls(file: Path) -> int:
     return int(sum(count for (method, _code), (count,) in series if method == CLASSIFY))
 
 
-def _green() -> Any:
+def _green() -> Pixels:
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[..., 1] = 255
     return pixels

@@ -4,7 +4,6 @@ import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,6 +11,7 @@ from serving.errors import UsageError
 from serving.processes.messages import WorkerCommand, WorkerReport
 from serving.processes.worker_process import WorkerProcess, pause_s
 from serving.settings import ServerSettings
+from tests.serving.log_events import LogEvents
 
 # Workers of a few lines: they read their command, report, and end as their code says.
 REPORTING = """
@@ -55,7 +55,7 @@ class Place:
     def _break(self) -> None:
         self.breaks += 1
 
-    async def until(self, reached: Callable[[], Any]) -> None:
+    async def until(self, reached: Callable[[], object]) -> None:
         """Wait until a callback makes this true."""
         async with asyncio.timeout(20):
             while not reached():
@@ -78,7 +78,7 @@ async def test_a_worker_takes_its_command_reports_and_stops_when_asked(tmp_path:
     assert (place.deaths, place.reports[-1]) == ([], None)
 
 
-async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_events: Any) -> None:
+async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_events: LogEvents) -> None:
     """Every death is logged with its reason and the pause that follows, which grows."""
     place = Place(FAILING, tmp_path)
     running = asyncio.create_task(place.worker.keep_running())
@@ -96,7 +96,7 @@ async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_ev
 
 
 async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
-    tmp_path: Path, log_events: Any
+    tmp_path: Path, log_events: LogEvents
 ) -> None:
     """An incomplete report is ignored."""
     place = Place(MUMBLING, tmp_path)
@@ -109,7 +109,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
     assert log_events.named("worker_died")[0].reason == "exit code 0"
 
 
-async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, log_events: Any) -> None:
+async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, log_events: LogEvents) -> None:
     """A machine without free processes or memory may recover; the other workers carry on."""
     place = Place(GOOD, tmp_path, python=str(tmp_path / "no-python"))
     running = asyncio.create_task(place.worker.keep_running())
@@ -121,7 +121,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, lo
     assert "no-python" in log_events.named("worker_died")[1].reason
 
 
-async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_events: Any) -> None:
+async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_events: LogEvents) -> None:
     """Only a new process can recover; until then the worker is not live."""
     place = Place(BROKEN, tmp_path)
     running = asyncio.create_task(place.worker.keep_running())

@@ -4,8 +4,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
@@ -23,9 +22,15 @@ from serving.rpc.routes import Call, Stream, Unary
 from serving.rpc.status import Code
 from serving.rpc.tokens import Tokens
 from serving.server import build_table
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.gated_server import ServeGated
+from tests.serving.stub import Connect
 
 CLASSIFY = "lenserve.v1.Classifier/Classify"
 METHOD = "/tests.Echo/Say"
+
+Answer = Callable[[bytes, Call], Awaitable[bytes]]
 
 
 def _count(registry: CollectorRegistry, method: str, code: str) -> float:
@@ -97,9 +102,9 @@ async def test_a_request_id_that_could_forge_a_log_line_is_replaced(given_id: st
 
 @pytest.mark.parametrize("is_refused", [False, True])
 async def test_the_request_id_goes_back_over_the_channel(
-    publish: Callable[..., object],
-    serve: Callable[..., Any],
-    connect: Callable[..., Any],
+    publish: Publish,
+    serve: Serve,
+    connect: Connect,
     *,
     is_refused: bool,
 ) -> None:
@@ -153,7 +158,7 @@ async def test_calls_are_counted_by_method_and_code() -> None:
 
 
 async def test_a_cancelled_call_is_counted_as_cancelled(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """Metrics say CANCELLED, its admission is released, and its work is not done."""
     publish()
@@ -187,7 +192,7 @@ async def test_idle_waits_for_running_calls() -> None:
 
     row = middleware.wrap(Unary(METHOD, StringValue, slow))
     await middleware.idle()
-    calls = [asyncio.create_task(row.answer(b"", Call({}))) for _ in range(2)]
+    calls = [asyncio.ensure_future(row.answer(b"", Call({}))) for _ in range(2)]
     await asyncio.sleep(0)  # both start
     idle = asyncio.create_task(middleware.idle())
     await asyncio.sleep(0)
@@ -225,7 +230,6 @@ async def test_a_call_that_is_rejected_early_has_an_id_and_is_counted() -> None:
     metrics = Metrics()
     tokens = Tokens({"secret": ["*"]})
     row = Middleware(metrics, tokens).wrap(Unary(METHOD, StringValue, _echo, admit=full))
-    assert isinstance(row, UnaryHandler)
     codes = []
     for metadata in ({}, {"authorization": "Bearer secret"}):
         call = Call(metadata)
@@ -285,7 +289,7 @@ async def test_a_stream_that_is_closed_early_is_counted_as_cancelled() -> None:
 
 
 @pytest.fixture
-async def wired(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[dict[str, Any]]:
+async def wired(publish: Publish, serve: Serve) -> AsyncIterator[dict[str, Answer]]:
     """Every unary RPC of a real server as a transport sees it: method -> function from bytes to bytes."""
     publish()
     async with serve() as server:
@@ -303,7 +307,7 @@ _NOISE = st.one_of(st.binary(max_size=64), st.lists(_FIELDS, max_size=6).map(b""
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(message=_NOISE)
-async def test_random_bytes_never_give_internal(wired: dict[str, Any], message: bytes) -> None:
+async def test_random_bytes_never_give_internal(wired: dict[str, Answer], message: bytes) -> None:
     """Random bytes for any method are answered, or are the client's error."""
     for method, answer in wired.items():
         try:
@@ -315,7 +319,7 @@ async def test_random_bytes_never_give_internal(wired: dict[str, Any], message: 
 
 
 async def test_bytes_that_cannot_be_parsed_are_an_invalid_argument(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve: Serve, connect: Connect
 ) -> None:
     """The message names the expected type and the number of bytes."""
     publish()

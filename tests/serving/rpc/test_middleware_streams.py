@@ -8,7 +8,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from serving.errors import Overloaded
 from serving.metrics.recorder import Metrics
-from serving.rpc.handlers import Failure, Handler
+from serving.rpc.handlers import Failure, StreamHandler
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Pipeline
 from serving.rpc.status import Code, Status
@@ -43,7 +43,7 @@ def _refuse(request: StringValue, status: Status) -> StringValue:
 PIPELINE = Pipeline(METHOD, StringValue, _unless_full, _refuse, model_field="value")
 
 
-async def _values(row: Handler, messages: AsyncIterator[bytes], call: Call) -> list[str]:
+async def _values(row: StreamHandler, messages: AsyncIterator[bytes], call: Call) -> list[str]:
     groups = row.answer(messages, call)
     return [StringValue.FromString(answer).value async for group in groups for answer in group]
 

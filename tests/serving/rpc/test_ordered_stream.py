@@ -89,7 +89,9 @@ async def test_every_request_gets_its_own_answer_in_order(
     requests: list[Request], max_in_flight: int
 ) -> None:
     """None is lost or doubled; never more than allowed run, or wait to be taken."""
-    work, read, taken = Work(), [], []
+    work = Work()
+    read: list[int] = []
+    taken: list[int] = []
     answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     async for place in answers:
         assert len(read) - len(taken) <= max_in_flight
@@ -108,7 +110,8 @@ async def test_closing_early_cancels_running_work(
     requests: list[Request], max_in_flight: int, taken: int
 ) -> None:
     """After aclose nothing runs and nothing more is read, whenever it comes."""
-    work, read = Work(), []
+    work = Work()
+    read: list[int] = []
     answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     async with aclosing(answers):
         for place in range(min(taken, len(requests))):
@@ -125,7 +128,8 @@ async def test_a_cancelled_consumer_cancels_running_work(
     requests: list[Request], max_in_flight: int, after: int
 ) -> None:
     """The same if the task that takes the answers is cancelled, at any moment."""
-    work, read = Work(), []
+    work = Work()
+    read: list[int] = []
 
     async def take() -> None:
         answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
@@ -171,7 +175,9 @@ async def test_an_error_is_raised_at_its_turn(requests: list[Request], max_in_fl
     """All answers before it are yielded; those after it are cancelled."""
     if bad < len(requests):
         requests[bad] = Request(requests[bad].pause, requests[bad].work, 0, fails=True)
-    work, read, taken = Work(), [], []
+    work = Work()
+    read: list[int] = []
+    taken: list[int] = []
     answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
     try:
         async for place in answers:

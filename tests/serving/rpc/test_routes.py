@@ -1,12 +1,11 @@
 """The table of RPCs: complete, and free of any transport's types."""
 
-from collections.abc import Callable
-from typing import Any
-
 from google.protobuf import descriptor_pool
 
 from serving.rpc.routes import Pipeline, Unary, services
 from serving.server import build_table
+from tests.colours import Publish
+from tests.servers import Serve
 
 SERVICES = [
     "grpc.health.v1.Health",
@@ -16,9 +15,7 @@ SERVICES = [
 ]
 
 
-async def test_the_table_has_every_method_of_every_service(
-    publish: Callable[..., object], serve: Callable[..., Any]
-) -> None:
+async def test_the_table_has_every_method_of_every_service(publish: Publish, serve: Serve) -> None:
     """Every method of the .proto files has an RPC with its message type and kind of streaming."""
     publish()
     async with serve() as server:
@@ -37,9 +34,7 @@ async def test_the_table_has_every_method_of_every_service(
     assert answered == promised
 
 
-async def test_rpcs_name_the_model_that_tokens_are_checked_for(
-    publish: Callable[..., object], serve: Callable[..., Any]
-) -> None:
+async def test_rpcs_name_the_model_that_tokens_are_checked_for(publish: Publish, serve: Serve) -> None:
     """Every unary RPC is a probe, or has no field for a model, or says which field it is."""
     publish()
     async with serve() as server:

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -23,6 +22,10 @@ from serving.rpc.routes import Call, Unary
 from serving.rpc.status import Code, Status, code_of, status_of
 from serving.rpc.tokens import Tokens
 from serving.transports.h2.server import H2Server
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.gated_server import ServeGated
+from tests.serving.stub import Connect
 
 CLASSIFY = "lenserve.v1.Classifier/Classify"
 SECRET = "/srv/path of the server"  # noqa: S105 - for the log alone
@@ -107,9 +110,9 @@ def _request(**fields: Any) -> pb.ClassifyRequest:
     ],
 )
 async def test_an_unknown_model_version_or_alias_is_not_found(
-    publish: Callable[..., object],
-    serve: Callable[..., Any],
-    connect: Callable[..., Any],
+    publish: Publish,
+    serve: Serve,
+    connect: Connect,
     fields: dict[str, object],
     message: str,
 ) -> None:
@@ -122,7 +125,7 @@ async def test_an_unknown_model_version_or_alias_is_not_found(
 
 
 async def test_a_model_before_the_first_scan_is_unavailable(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """While the server starts, a model that may be found is UNAVAILABLE, not unknown."""
     publish()
@@ -134,7 +137,7 @@ async def test_a_model_before_the_first_scan_is_unavailable(
 
 
 async def test_a_version_that_is_loading_is_unavailable(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """By its number it is UNAVAILABLE; without a number the old version answers."""
     publish()
@@ -154,7 +157,7 @@ async def test_a_version_that_is_loading_is_unavailable(
 
 
 async def test_a_refused_version_is_unavailable_with_the_reason(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve: Serve, connect: Connect
 ) -> None:
     """A version that failed its golden examples is UNAVAILABLE, with difference and tolerance."""
     publish(lie=True)
@@ -167,7 +170,7 @@ async def test_a_refused_version_is_unavailable_with_the_reason(
 
 
 async def test_new_calls_while_draining_are_unavailable(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """A server that stops lets running calls end and rejects new ones as UNAVAILABLE."""
     publish()
@@ -191,7 +194,7 @@ async def test_new_calls_while_draining_are_unavailable(
 
 
 async def test_a_full_server_rejects_at_once(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """RESOURCE_EXHAUSTED comes while the network runs, with images admitted, images requested, and limit."""
     publish()
@@ -216,7 +219,7 @@ async def test_a_full_server_rejects_at_once(
 
 
 async def test_a_passed_deadline_is_reported_and_the_work_is_not_done(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """A request whose deadline passes in the queue is DEADLINE_EXCEEDED and never reaches the network."""
     publish()
@@ -236,9 +239,7 @@ async def test_a_passed_deadline_is_reported_and_the_work_is_not_done(
     assert server.classifier.admission.pending == 0
 
 
-async def test_the_server_names_the_passed_deadline(
-    publish: Callable[..., object], serve_gated: Callable[..., Any]
-) -> None:
+async def test_the_server_names_the_passed_deadline(publish: Publish, serve_gated: ServeGated) -> None:
     """If the client does not end the call first, the server's message says what was late."""
     publish()
     async with serve_gated() as server:
@@ -284,9 +285,9 @@ async def test_the_server_names_the_passed_deadline(
 )
 async def test_calls_without_the_right_token_are_rejected(
     *,
-    publish: Callable[..., object],
-    serve_gated: Callable[..., Any],
-    connect: Callable[..., Any],
+    publish: Publish,
+    serve_gated: ServeGated,
+    connect: Connect,
     authorization: str | None,
     model: str,
     code: str,
@@ -302,7 +303,7 @@ async def test_calls_without_the_right_token_are_rejected(
 
 
 async def test_an_unexpected_failure_stays_in_the_log(
-    connect: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The client gets INTERNAL, a fixed message and the request id, with which the log has the traceback."""
 
@@ -324,15 +325,15 @@ async def test_an_unexpected_failure_stays_in_the_log(
     assert (refusal.reason, refusal.request_id) == ("INTERNAL", "id-of-mine")
     assert SECRET not in str(refusal)
     (record,) = [record for record in caplog.records if record.getMessage() == "call_failed"]
-    assert record.request_id == "id-of-mine"
+    assert record.__dict__["request_id"] == "id-of-mine"
     assert record.exc_info is not None
     assert SECRET in str(record.exc_info[1])
 
 
 async def test_a_network_that_fails_is_internal_without_details(
-    publish: Callable[..., object],
-    serve_gated: Callable[..., Any],
-    connect: Callable[..., Any],
+    publish: Publish,
+    serve_gated: ServeGated,
+    connect: Connect,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Errors of the engine on valid input are for the log alone."""
@@ -349,7 +350,7 @@ async def test_a_network_that_fails_is_internal_without_details(
 
 
 async def test_too_many_images_are_rejected_with_both_numbers(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve: Serve, connect: Connect
 ) -> None:
     """More images than max_images, or none, are INVALID_ARGUMENT with the count and the limit."""
     publish()

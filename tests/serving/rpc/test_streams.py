@@ -12,6 +12,10 @@ import pytest
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.tokens import Tokens
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.gated_server import ServeGated
+from tests.serving.stub import Connect, Stub
 
 CLASSIFY = "lenserve.v1.Classifier/ClassifyStream"
 INFER = "inference.GRPCInferenceService/ModelStreamInfer"
@@ -46,16 +50,14 @@ def _summary(answer: pb.ClassifyStreamResponse) -> tuple[str, str]:
 
 
 @pytest.fixture
-async def stub(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
-) -> AsyncIterator[Any]:
+async def stub(publish: Publish, serve: Serve, connect: Connect) -> AsyncIterator[Stub]:
     """The stub of a server with one model."""
     publish()
     async with serve(max_images=4, max_batch_size=4) as server:
         yield connect(server.grpc.port)
 
 
-async def test_answers_come_in_the_order_of_the_requests(stub: Any) -> None:
+async def test_answers_come_in_the_order_of_the_requests(stub: Stub) -> None:
     """Two hundred requests, sent as fast as flow control allows, each with its own answer and id."""
     colours = [("red", "green", "blue")[n % 3] for n in range(200)]
     requests = [_classify(colour, id_=str(n)) for n, colour in enumerate(colours)]
@@ -65,7 +67,7 @@ async def test_answers_come_in_the_order_of_the_requests(stub: Any) -> None:
     assert received == [(str(n), colour) for n, colour in enumerate(colours)]
 
 
-async def test_an_answer_of_a_stream_is_the_answer_of_a_call(stub: Any) -> None:
+async def test_an_answer_of_a_stream_is_the_answer_of_a_call(stub: Stub) -> None:
     """Several images and an invalid one in a request: exactly the answer of Classify."""
     request = _classify("red", "blue", "green")
     request.images.append(pb.Image(encoded=b"x"))
@@ -75,7 +77,7 @@ async def test_an_answer_of_a_stream_is_the_answer_of_a_call(stub: Any) -> None:
     assert streamed.response == await stub.call("lenserve.v1.Classifier/Classify", request)
 
 
-async def test_a_request_that_fails_does_not_end_the_stream(stub: Any) -> None:
+async def test_a_request_that_fails_does_not_end_the_stream(stub: Stub) -> None:
     """Unknown model, invalid image, no image, not a message: each has its status in its place."""
     bad_image = pb.ClassifyRequest(model="colours", images=[pb.Image(encoded=b"x")], id="image")
     requests = [
@@ -103,7 +105,7 @@ async def test_a_request_that_fails_does_not_end_the_stream(stub: Any) -> None:
     assert errors[3].message == "cannot parse the request (3 bytes) as lenserve.v1.ClassifyRequest"
 
 
-async def test_tritons_stream_answers_and_rejects_in_order(stub: Any) -> None:
+async def test_tritons_stream_answers_and_rejects_in_order(stub: Stub) -> None:
     """A response, or an error message with the id; each is marked as the last of its request."""
     requests = [_infer("red", "a"), _infer("red", "b", model_name="shapes"), _infer("blue", "c"), b"\xff"]
 
@@ -128,7 +130,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 async def test_requests_of_a_stream_share_batches(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """While the network runs for the first request, the next ones wait and become one batch."""
     publish()
@@ -144,7 +146,7 @@ async def test_requests_of_a_stream_share_batches(
 
 
 async def test_a_sender_that_is_faster_than_the_network_is_slowed_down(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """The server reads no more than its limit, however much is sent."""
     publish()
@@ -162,7 +164,7 @@ async def test_a_sender_that_is_faster_than_the_network_is_slowed_down(
 
 
 async def test_cancelling_a_stream_cancels_its_work(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """Waiting requests are never run, and their admissions are released at once."""
     publish()
@@ -183,7 +185,7 @@ async def test_cancelling_a_stream_cancels_its_work(
 
 
 async def test_a_stream_ends_at_its_deadline(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """Waiting requests are not run."""
     publish()
@@ -205,7 +207,7 @@ async def test_a_stream_ends_at_its_deadline(
 
 
 async def test_a_stop_answers_requests_in_flight(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """The network finishes its run before the server ends; then the stream is cut."""
     publish()
@@ -229,7 +231,7 @@ async def test_a_stop_answers_requests_in_flight(
 
 
 async def test_tokens_are_checked_inside_a_stream(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """A stream without a token is rejected; with one, every request is checked for its model."""
     publish()

@@ -1,8 +1,6 @@
 """Tokens: which calls are allowed, and errors of token files."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2
@@ -11,6 +9,9 @@ from serving.errors import PermissionDenied, Unauthenticated, UsageError
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.tokens import Tokens
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.stub import Connect
 
 TOKENS = Tokens({"everything": ["*"], "colours-only": ["colours", "shades"], "nothing": []})
 
@@ -84,7 +85,7 @@ def test_a_missing_token_file_is_a_usage_error(tmp_path: Path) -> None:
 
 
 async def test_only_probes_need_no_token(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], tmp_path: Path
+    publish: Publish, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
     """Without a token a probe learns that the server lives, but not what it serves."""
     publish()

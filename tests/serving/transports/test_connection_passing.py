@@ -6,13 +6,13 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
 from serving.transports.connection_passing import ConnectionDistributor, ConnectionReceiver
 from serving.transports.tls import TlsFiles
-from tests.serving.conftest import LogEvents, RefuseAccepts
+from tests.serving.log_events import LogEvents
 
 HOST = "127.0.0.1"
 
@@ -47,7 +47,8 @@ class Greeting(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the name."""
-        self.transport: Any = transport
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
         self.worker.open.add(transport)
         self.worker.taken += 1
         self.transport.write(self.worker.name)
@@ -220,7 +221,7 @@ async def test_listening_ends_with_the_last_worker() -> None:
 
 
 async def test_accepting_goes_on_once_there_are_descriptors_again(
-    refuse_accepts: RefuseAccepts, log_events: LogEvents
+    refuse_accepts: Callable[[], list[OSError]], log_events: LogEvents
 ) -> None:
     """The log says so once, and the connection is served."""
     refuse_accepts()

@@ -14,7 +14,7 @@ def index() -> list[dict[str, str]]:
     return client.get_model_repository_index(as_json=True).get("models", [])
 
 
-report = {"before": index()}
+report: dict[str, object] = {"before": index()}
 client.unload_model("colours")
 report["unloaded"] = [index(), client.is_model_ready("colours"), client.is_server_ready()]
 client.load_model("colours")

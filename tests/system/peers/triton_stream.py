@@ -27,6 +27,7 @@ def told(result: triton.InferResult | None, error: triton.InferenceServerExcepti
     """Id and probabilities, or the error's message."""
     if error is not None:
         return ["", error.message()]
+    assert result is not None
     response = result.get_response()
     assert response.parameters["triton_final_response"].bool_param
     return [response.id, result.as_numpy("probabilities")[0].tolist()]

@@ -9,21 +9,22 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.batching.policy import BatchPolicy
 from serving.bundle.images import Pixels
-from serving.engine.base import Device, Output
+from serving.engine.base import Engine, Output
 from serving.engine.onnx import OnnxEngine
 from serving.engine.remote import client as remote_engine
 from serving.engine.remote.client import RemoteEngine
 from serving.engine.remote.protocol import MAX_TEXT_BYTES
 from serving.errors import BundleError, EngineError, ModelUnavailable
 from serving.processes.device_server import DeviceServer
-from tests.serving.conftest import LogEvents, RefuseAccepts
+from tests.colours import Publish
+from tests.serving.engines import CPU, FakeEngine
+from tests.serving.log_events import LogEvents
 
 LARGEST = 8
 
@@ -31,8 +32,9 @@ LARGEST = 8
 class Rig:
     """A device server whose engines echo, and the socket that outlives it."""
 
-    def __init__(self, folder: Path, engine: Any) -> None:
+    def __init__(self, folder: Path, engine: FakeEngine) -> None:
         self.engine = engine
+        self.network: Engine = engine  # what is loaded
         self.path = folder / "device_server.sock"
         self.file = folder / "model.onnx"
         self.file.write_bytes(b"")
@@ -42,16 +44,16 @@ class Rig:
         self.listener.listen()
         self.device_server: DeviceServer | None = None
 
-    def load(self, file: Path) -> Any:
+    def load(self, file: Path) -> Engine:
         """The device server's function for a file."""
         if file.name == "broken.onnx":
             raise BundleError(f"{file} cannot be loaded: it is broken")
         if file.name == "wordy.onnx":
             raise BundleError(f"{file} cannot be loaded: {'é' * MAX_TEXT_BYTES}")
         if file.name == "symbolic.onnx":
-            np.zeros((1, "height", "width", 3), np.uint8)
+            np.zeros((1, "height", "width", 3), np.uint8)  # type: ignore[type-var]
         self.loads += 1
-        return FlatEngine() if file.name == "flat.onnx" else self.engine
+        return FlatEngine() if file.name == "flat.onnx" else self.network
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[DeviceServer]:
@@ -73,15 +75,17 @@ class Rig:
 class FlatEngine:
     """Its probabilities have one dimension: not a network of this project."""
 
+    max_images_on_loop = 0
+
     def run(self, images: Pixels) -> Output:
         """(N,) and (N, 1)."""
         return Output(np.ones(len(images), np.float32), np.ones((len(images), 1), np.float32))
 
 
 @pytest.fixture
-def rig(tmp_path: Path, fake_engine: Callable[..., Any]) -> Any:
+def rig(tmp_path: Path) -> Iterator[Rig]:
     """A device server of engines that echo; those with 13 fail."""
-    rig = Rig(tmp_path, fake_engine(poison=[13]))
+    rig = Rig(tmp_path, FakeEngine(poison=[13]))
     yield rig
     rig.listener.close()
 
@@ -115,9 +119,7 @@ async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
         await asyncio.wait_for(device_server.wait_until_unused(), 20)
 
 
-async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
-    rig: Rig, publish: Callable[..., Any]
-) -> None:
+async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(rig: Rig, publish: Publish) -> None:
     """On CUDA that waits for captures, and the event loop answers other workers meanwhile."""
     threads = list[threading.Thread]()
 
@@ -126,8 +128,8 @@ async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
             threads.append(threading.current_thread())
             super().close()
 
-    device = Device("cpu", 0, "tests")
-    rig.engine = Noted.load(publish().model_file, device, threads=1, max_batch_size=LARGEST)
+    network = Noted.load(publish().model_file, CPU, threads=1, max_batch_size=LARGEST)
+    rig.network = network
     async with rig.serving() as device_server:
         engine = await rig.connect()
         images = np.zeros((2, 8, 8, 3), np.uint8)
@@ -137,7 +139,7 @@ async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
         gc.collect()
         await asyncio.wait_for(device_server.wait_until_unused(), 20)
         async with asyncio.timeout(20):
-            while rig.engine._session is not None:  # noqa: ASYNC110 - nothing tells of it
+            while network._session is not None:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
@@ -156,6 +158,7 @@ async def test_a_failed_batch_fails_no_other(rig: Rig) -> None:
         rig.engine.gate.set()
         assert _said(await first) == [1]
         answered, failed = await asyncio.wait_for(waiting, 20)
+        assert isinstance(answered, Output)
         assert _said(answered) == [2]
         assert isinstance(failed, EngineError)
         assert "is poisoned" in str(failed)
@@ -220,7 +223,7 @@ async def test_an_unexpected_error_reaches_only_its_worker(
 
 
 async def test_the_device_server_waits_for_free_descriptors(
-    rig: Rig, refuse_accepts: RefuseAccepts, log_events: LogEvents
+    rig: Rig, refuse_accepts: Callable[[], list[OSError]], log_events: LogEvents
 ) -> None:
     """New connections wait, and open ones are served."""
     refusals = refuse_accepts()

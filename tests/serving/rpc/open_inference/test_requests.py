@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.bundle.images import Pixels
 from serving.errors import InvalidTensor, LenserveError
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference.requests import RequestReader
@@ -22,7 +23,7 @@ RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 ID = pb.ModelInferRequest.ID_FIELD_NUMBER
 
 
-def _request(pixels: Any = PIXELS, *, model: str = "colours", **fields: Any) -> bytes:
+def _request(pixels: Pixels = PIXELS, *, model: str = "colours", **fields: Any) -> bytes:
     tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=pixels.shape)
     message = pb.ModelInferRequest(
         model_name=model, inputs=[tensor], raw_input_contents=[pixels.tobytes()], **fields
@@ -37,7 +38,7 @@ def _read(reader: RequestReader, data: bytes) -> tuple[bool, Any]:
     return is_known, reader.read(data).decode(NO_REGIONS)
 
 
-def _decoded(reader: RequestReader, data: bytes) -> Any:
+def _decoded(reader: RequestReader, data: bytes) -> object:
     """The decoded request or the error, as values that can be compared."""
     try:
         request = reader.read(data)

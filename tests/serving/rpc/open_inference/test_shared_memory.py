@@ -21,6 +21,9 @@ from serving.errors import (
 )
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference.shared_memory import Region, Regions, TensorLocation
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.stub import Connect, Stub
 
 SERVICE = "inference.GRPCInferenceService"
 FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open keeps its objects on Linux
@@ -28,11 +31,14 @@ PREFIX = f"lenserve-test-{os.getpid()}-"
 PATTERN = "lenserve-test-.*"
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
+Share = Callable[[str, bytes], str]
+Parameters = dict[str, pb.InferParameter]
+
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs shared memory in /dev/shm")
 
 
 @pytest.fixture
-def share() -> Iterator[Callable[[str, bytes], str]]:
+def share() -> Iterator[Share]:
     """Create a shared memory object as another process would, and return its key."""
     made: list[Path] = []
 
@@ -53,7 +59,7 @@ async def regions() -> AsyncIterator[Regions]:
         yield regions
 
 
-def test_a_part_of_a_region_is_read_and_written(regions: Regions, share: Callable[..., str]) -> None:
+def test_a_part_of_a_region_is_read_and_written(regions: Regions, share: Share) -> None:
     """The offset of the region in its object and that of the tensor in the region add up."""
     key = share("a", b"0123456789")
     regions.register("r", key, 2, 6)
@@ -69,7 +75,7 @@ def test_a_part_of_a_region_is_read_and_written(regions: Regions, share: Callabl
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 async def test_nothing_outside_a_region_is_touched(
-    regions: Regions, share: Callable[..., str], offset: int, size: int
+    regions: Regions, share: Share, offset: int, size: int
 ) -> None:
     """Any offset and size: bytes of the region, or an error and nothing written."""
     key = share("a", b"..0123456789..")
@@ -95,7 +101,7 @@ async def test_nothing_outside_a_region_is_touched(
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 async def test_a_region_is_never_larger_than_its_object(
-    regions: Regions, share: Callable[..., str], offset: int, size: int
+    regions: Regions, share: Share, offset: int, size: int
 ) -> None:
     """Any 64-bit offset and size: inside the object, or rejected."""
     key = share("a", bytes(10))
@@ -156,7 +162,7 @@ def test_links_pipes_folders_and_missing_files_are_rejected(regions: Regions, tm
     assert regions.registered() == []
 
 
-def test_truncated_memory_fails_only_the_request(regions: Regions, share: Callable[..., str]) -> None:
+def test_truncated_memory_fails_only_the_request(regions: Regions, share: Share) -> None:
     """An error with both numbers and no SIGBUS; and a write does not extend the object again."""
     key = share("a", bytes(100))
     regions.register("r", key, 0, 100)
@@ -170,9 +176,7 @@ def test_truncated_memory_fails_only_the_request(regions: Regions, share: Callab
     assert regions.read(TensorLocation("r", 0, 10)) == bytes(10)
 
 
-def test_a_short_write_is_an_error(
-    regions: Regions, share: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_write_is_an_error(regions: Regions, share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects may have holes. If the kernel can fill only some, it returns a smaller count."""
     regions.register("r", share("a", bytes(100)), 0, 100)
     pwrite = os.pwrite
@@ -182,7 +186,7 @@ def test_a_short_write_is_an_error(
         regions.write(TensorLocation("r", 0, 50), b"x" * 50)
 
 
-def test_a_tensor_is_limited_like_a_message(regions: Regions, share: Callable[..., str]) -> None:
+def test_a_tensor_is_limited_like_a_message(regions: Regions, share: Share) -> None:
     """Memory is copied: clients that share gigabytes must not make the server allocate as much."""
     regions.register("r", share("a", bytes(2000)), 0, 2000)
 
@@ -191,7 +195,7 @@ def test_a_tensor_is_limited_like_a_message(regions: Regions, share: Callable[..
     assert len(regions.read(TensorLocation("r", 500, 1000))) == 1000
 
 
-def test_names_are_registered_once_and_unregistered(regions: Regions, share: Callable[..., str]) -> None:
+def test_names_are_registered_once_and_unregistered(regions: Regions, share: Share) -> None:
     """A second registration of a name fails, and so does its use after it was unregistered."""
     key = share("a", bytes(10))
     regions.register("r", key, 1, 8)
@@ -211,7 +215,7 @@ def test_names_are_registered_once_and_unregistered(regions: Regions, share: Cal
         os.fstat(found.descriptor)
 
 
-def test_regions_are_limited(regions: Regions, share: Callable[..., str]) -> None:
+def test_regions_are_limited(regions: Regions, share: Share) -> None:
     """Each holds a file descriptor."""
     key = share("a", bytes(10))
     for number in range(256):
@@ -221,7 +225,7 @@ def test_regions_are_limited(regions: Regions, share: Callable[..., str]) -> Non
         regions.register("one more", key, 0, 1)
 
 
-def test_without_a_pattern_registration_fails(share: Callable[..., str]) -> None:
+def test_without_a_pattern_registration_fails(share: Share) -> None:
     """Shared memory is off unless the operator turns it on."""
     regions = Regions()
 
@@ -238,28 +242,26 @@ def _location(region: str, byte_size: int, offset: int = 0) -> dict[str, pb.Infe
     }
 
 
-def _infer(given: dict[str, Any], wanted: dict[str, Any], **fields: Any) -> pb.ModelInferRequest:
+def _infer(given: Parameters, wanted: Parameters, **fields: Any) -> pb.ModelInferRequest:
     tensor = {"name": "image", "datatype": "UINT8", "shape": (3, 8, 8, 3), "parameters": given}
     output = {"name": "probabilities", "parameters": wanted}
     return pb.ModelInferRequest(model_name="colours", inputs=[tensor], outputs=[output], **fields)
 
 
 @pytest.fixture
-async def stub(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
-) -> AsyncIterator[Any]:
+async def stub(publish: Publish, serve: Serve, connect: Connect) -> AsyncIterator[Stub]:
     """A stub of a server that allows the keys of the tests."""
     publish()
     async with serve(shared_memory_pattern=PATTERN) as server:
         yield connect(server.grpc.port)
 
 
-async def _register(stub: Any, name: str, key: str, byte_size: int) -> None:
+async def _register(stub: Stub, name: str, key: str, byte_size: int) -> None:
     request = pb.SystemSharedMemoryRegisterRequest(name=name, key=key, byte_size=byte_size)
     await stub.call(f"{SERVICE}/SystemSharedMemoryRegister", request)
 
 
-async def test_tensors_go_through_shared_memory(stub: Any, share: Callable[..., str]) -> None:
+async def test_tensors_go_through_shared_memory(stub: Stub, share: Share) -> None:
     """The input is read from one region and the output is written to another; messages hold neither."""
     pixels = np.zeros((3, 8, 8, 3), np.uint8) + np.array(COLOURS, np.uint8)[:, None, None]  # (N, H, W, C)
     await _register(stub, "in", share("in", b"--" + pixels.tobytes()), pixels.size + 2)
@@ -328,8 +330,8 @@ async def test_tensors_go_through_shared_memory(stub: Any, share: Callable[..., 
     ],
 )
 async def test_inconsistent_requests_are_rejected(  # noqa: PLR0917 - parameters come by name
-    stub: Any,
-    share: Callable[..., str],
+    stub: Stub,
+    share: Share,
     location: dict[str, Any],
     wanted: dict[str, Any],
     fields: dict[str, Any],
@@ -346,7 +348,7 @@ async def test_inconsistent_requests_are_rejected(  # noqa: PLR0917 - parameters
     assert message in refusal.message
 
 
-async def test_regions_are_listed_and_unregistered(stub: Any, share: Callable[..., str]) -> None:
+async def test_regions_are_listed_and_unregistered(stub: Stub, share: Share) -> None:
     """One by name, or all; an unknown one is NOT_FOUND, a second registration ALREADY_EXISTS."""
     status, unregister = (f"{SERVICE}/SystemSharedMemory{name}" for name in ("Status", "Unregister"))
     key = share("a", bytes(10))
@@ -369,14 +371,14 @@ async def test_regions_are_listed_and_unregistered(stub: Any, share: Callable[..
     assert (unknown.code, exists.code, len(none.regions)) == ("NOT_FOUND", "ALREADY_EXISTS", 0)
 
 
-async def test_the_extension_is_listed_if_it_is_on(stub: Any) -> None:
+async def test_the_extension_is_listed_if_it_is_on(stub: Stub) -> None:
     """By default it is not: see services/test_inference.py."""
     answer = await stub.call(f"{SERVICE}/ServerMetadata", pb.ServerMetadataRequest())
 
     assert "system_shared_memory" in answer.extensions
 
 
-async def test_gpu_memory_is_unimplemented(stub: Any) -> None:
+async def test_gpu_memory_is_unimplemented(stub: Stub) -> None:
     """Registering fails; the list is empty, and unregistering all regions is allowed."""
     cuda = f"{SERVICE}/CudaSharedMemory"
     refusal = await stub.refusal(f"{cuda}Register", pb.CudaSharedMemoryRegisterRequest(name="a"))

@@ -1,18 +1,21 @@
 """ModelStatistics over a real channel: the counters under Triton's names."""
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from google.protobuf import json_format
 
 from serving.pb.inference import grpc_service_pb2 as pb
+from serving.server import Server
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.stub import Connect
 
 STATISTICS = "inference.GRPCInferenceService/ModelStatistics"
 
 
 @pytest.fixture
-async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[Any]:
+async def server(publish: Publish, serve: Serve) -> AsyncIterator[Server]:
     """A server of two models, one of which has handled requests."""
     publish()
     publish("shapes")
@@ -29,7 +32,7 @@ async def server(publish: Callable[..., object], serve: Callable[..., Any]) -> A
         yield server
 
 
-async def test_statistics_are_the_metrics_in_nanoseconds(server: Any, connect: Callable[..., Any]) -> None:
+async def test_statistics_are_the_metrics_in_nanoseconds(server: Server, connect: Connect) -> None:
     """Counts of requests, images and runs; durations; every batch size."""
     answer = await connect(server.grpc.port).call(STATISTICS, pb.ModelStatisticsRequest(name="colours"))
 
@@ -57,7 +60,7 @@ async def test_statistics_are_the_metrics_in_nanoseconds(server: Any, connect: C
     }
 
 
-async def test_stages_count_requests_that_ended(server: Any, connect: Callable[..., Any]) -> None:
+async def test_stages_count_requests_that_ended(server: Server, connect: Connect) -> None:
     """Also while one waits between its run and its response: perf_analyzer stops if the counts differ."""
     server.metrics.version("colours", 1).record_run(1, 0.125, [0.0])
 
@@ -69,9 +72,7 @@ async def test_stages_count_requests_that_ended(server: Any, connect: Callable[.
     assert actual.compute_infer.ns == 1_000_000_000
 
 
-async def test_statistics_of_all_models_of_one_and_of_a_version(
-    server: Any, connect: Callable[..., Any]
-) -> None:
+async def test_statistics_of_all_models_of_one_and_of_a_version(server: Server, connect: Connect) -> None:
     """An empty name means all; a version without requests has zeros."""
     stub = connect(server.grpc.port)
     asked = [{}, {"name": "shapes"}, {"name": "colours", "version": "1"}]
@@ -86,7 +87,7 @@ async def test_statistics_of_all_models_of_one_and_of_a_version(
 
 @pytest.mark.parametrize("asked", [{"name": "sounds"}, {"name": "colours", "version": "7"}])
 async def test_statistics_of_what_is_not_served_are_not_found(
-    server: Any, connect: Callable[..., Any], asked: dict[str, str]
+    server: Server, connect: Connect, asked: dict[str, str]
 ) -> None:
     """As for every method."""
     refusal = await connect(server.grpc.port).refusal(STATISTICS, pb.ModelStatisticsRequest(**asked))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from serving.bundle.images import Pixels
 from serving.classify.results import Inference
 from serving.engine.base import Output
 from serving.errors import InvalidTensor, UnknownRegion
@@ -26,12 +28,12 @@ NO_REGIONS = Regions()
 
 
 def _request(
-    *inputs: Any, raw: tuple[bytes, ...] = (), outputs: tuple[Any, ...] = ()
+    *inputs: InputTensor, raw: tuple[bytes, ...] = (), outputs: tuple[OutputTensor, ...] = ()
 ) -> pb.ModelInferRequest:
     return pb.ModelInferRequest(model_name="colours", inputs=inputs, raw_input_contents=raw, outputs=outputs)
 
 
-def _input(datatype: str, shape: list[int], *, name: str = "image", **fields: Any) -> Any:
+def _input(datatype: str, shape: list[int], *, name: str = "image", **fields: Any) -> InputTensor:
     return InputTensor(name=name, datatype=datatype, shape=shape, **fields)
 
 
@@ -53,7 +55,7 @@ def _probabilities(*rows: list[float], labels: tuple[str, ...] = ("a", "b", "c")
     return Inference("colours", 1, labels, Output(values, values[:, :1] * 10))
 
 
-def decode_input(request: pb.ModelInferRequest) -> Any:
+def decode_input(request: pb.ModelInferRequest) -> list[bytes] | Pixels:
     """Decode without shared memory."""
     return tensors.decode_input(request, NO_REGIONS)
 
@@ -100,7 +102,7 @@ def test_truncated_bytes_are_rejected_with_both_numbers(elements: list[bytes], c
     st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3])),
     st.randoms(use_true_random=False),
 )
-def test_pixels_are_decoded(shape: tuple[int, int, int, int], random: Any) -> None:
+def test_pixels_are_decoded(shape: tuple[int, int, int, int], random: Random) -> None:
     """Raw and typed uint8 decode to the same array, of the shape in the request."""
     pixels = np.frombuffer(random.randbytes(math.prod(shape)), np.uint8)
     raw = decode_input(_request(_input("UINT8", list(shape)), raw=(pixels.tobytes(),)))
@@ -108,6 +110,7 @@ def test_pixels_are_decoded(shape: tuple[int, int, int, int], random: Any) -> No
     typed = decode_input(_request(_input("UINT8", list(shape), contents=contents)))
 
     assert isinstance(raw, np.ndarray)
+    assert isinstance(typed, np.ndarray)
     assert raw.dtype == typed.dtype == np.uint8
     np.testing.assert_array_equal(raw, pixels.reshape(shape))
     np.testing.assert_array_equal(typed, raw)
@@ -200,7 +203,7 @@ def test_invalid_inputs_are_rejected_in_tritons_words(request_: pb.ModelInferReq
     assert str(caught.value) == message
 
 
-def _wanted(name: str = "probabilities", **parameter: Any) -> Any:
+def _wanted(name: str = "probabilities", **parameter: Any) -> OutputTensor:
     output = OutputTensor(name=name)
     if parameter:
         output.parameters["classification"].CopyFrom(pb.InferParameter(**parameter))
@@ -247,7 +250,7 @@ def test_outputs_are_those_named_or_probabilities() -> None:
         ),
     ],
 )
-def test_invalid_outputs_are_rejected(output: Any, message: str) -> None:
+def test_invalid_outputs_are_rejected(output: OutputTensor, message: str) -> None:
     """The message for unknown names and invalid parameters has what was expected."""
     with pytest.raises(InvalidTensor) as caught:
         decode_outputs(_request(outputs=(output,)))

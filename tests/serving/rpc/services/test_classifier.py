@@ -1,14 +1,18 @@
 """lenserve.v1.Classifier over a real channel: rankings, and the errors of images."""
 
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serving.bundle import Repository
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.stub import Connect, Stub
 
 CLASSIFY = "lenserve.v1.Classifier/Classify"
 MAX_BYTES = 3000
@@ -30,9 +34,7 @@ def _request(*images: pb.Image, **fields: Any) -> pb.ClassifyRequest:
 
 
 @pytest.fixture
-async def stub(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
-) -> AsyncIterator[Any]:
+async def stub(publish: Publish, serve: Serve, connect: Connect) -> AsyncIterator[Stub]:
     """A stub of a server with low limits, default_top_k 2."""
     publish()
     limits = {"max_image_bytes": MAX_BYTES, "max_image_pixels": MAX_PIXELS, "default_top_k": 2}
@@ -40,7 +42,7 @@ async def stub(
         yield connect(server.grpc.port)
 
 
-async def test_labels_are_ranked_with_index_and_probability(stub: Any) -> None:
+async def test_labels_are_ranked_with_index_and_probability(stub: Stub) -> None:
     """The most probable label comes first; the response has the model and its version."""
     answer = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png((10, 255, 50))), top_k=3))
 
@@ -53,7 +55,7 @@ async def test_labels_are_ranked_with_index_and_probability(stub: Any) -> None:
     np.testing.assert_allclose([each.probability for each in labels], expected, atol=1e-6)
 
 
-async def test_equal_probabilities_are_ranked_by_index(stub: Any) -> None:
+async def test_equal_probabilities_are_ranked_by_index(stub: Stub) -> None:
     """A tie goes to the lower index, every time."""
     grey = _pixels(2, 2, 1, bytes([7] * 4))
 
@@ -64,14 +66,14 @@ async def test_equal_probabilities_are_ranked_by_index(stub: Any) -> None:
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(0, 2), (1, 1), (3, 3), (4, 3), (2**31 - 1, 3)])
-async def test_top_k_is_the_number_of_labels(stub: Any, top_k: int, count: int) -> None:
+async def test_top_k_is_the_number_of_labels(stub: Stub, top_k: int, count: int) -> None:
     """0 means the server's default, more than the number of classes means all."""
     answer = await stub.call(CLASSIFY, _request(pb.Image(encoded=_png()), top_k=top_k))
 
     assert len(answer.predictions[0].ranking.labels) == count
 
 
-async def test_images_keep_their_order_and_errors_their_places(stub: Any) -> None:
+async def test_images_keep_their_order_and_errors_their_places(stub: Stub) -> None:
     """An invalid image does not affect the others: it has its own code, reason and message."""
     answer = await stub.call(
         CLASSIFY,
@@ -91,7 +93,7 @@ async def test_images_keep_their_order_and_errors_their_places(stub: Any) -> Non
     assert errors[0].message == "the image cannot be decoded: unknown image format (8 bytes)"
 
 
-async def test_a_request_of_only_invalid_images_succeeds(stub: Any) -> None:
+async def test_a_request_of_only_invalid_images_succeeds(stub: Stub) -> None:
     """Two invalid images give two errors, and the call succeeds."""
     answer = await stub.call(CLASSIFY, _request(pb.Image(), pb.Image(encoded=b"x")))
 
@@ -168,7 +170,7 @@ def _bomb() -> bytes:
     ],
 )
 async def test_an_invalid_image_alone_fails_the_call(
-    stub: Any,
+    stub: Stub,
     image: pb.Image,
     reason: str,
     message: str,
@@ -184,10 +186,10 @@ async def test_an_invalid_image_alone_fails_the_call(
 
 
 async def test_a_version_and_an_alias_can_be_asked_for(
-    publish: Callable[..., Any],
-    serve: Callable[..., Any],
-    connect: Callable[..., Any],
-    repository: Any,
+    publish: Publish,
+    serve: Serve,
+    connect: Connect,
+    repository: Repository,
 ) -> None:
     """By number and by alias; without either, `stable` answers."""
     publish()

@@ -1,12 +1,16 @@
 """grpc.health.v1 over a real channel: the server and each model, now and as they change."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.bundle import Repository
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.gated_server import ServeGated
+from tests.serving.stub import Connect
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -19,7 +23,7 @@ def _request(service: str) -> health_pb2.HealthCheckRequest:
     return health_pb2.HealthCheckRequest(service=service)
 
 
-async def _next(watch: Any) -> int:
+async def _next(watch: grpc.aio.UnaryStreamCall) -> int:
     async with asyncio.timeout(10):
         response = await watch.read()
     assert response is not grpc.aio.EOF
@@ -30,7 +34,7 @@ async def _next(watch: Any) -> int:
     "service", ["", "lenserve.v1.Classifier", "inference.GRPCInferenceService", "colours"]
 )
 async def test_the_server_its_services_and_its_models_are_serving(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], service: str
+    publish: Publish, serve: Serve, connect: Connect, service: str
 ) -> None:
     """The empty name and the names of our services mean the server."""
     publish()
@@ -40,7 +44,7 @@ async def test_the_server_its_services_and_its_models_are_serving(
     assert answer.status == SERVING
 
 
-async def test_an_unknown_name_is_not_found(serve: Callable[..., Any], connect: Callable[..., Any]) -> None:
+async def test_an_unknown_name_is_not_found(serve: Serve, connect: Connect) -> None:
     """As the protocol says."""
     async with serve() as server:
         refusal = await connect(server.grpc.port).refusal(CHECK, _request("shapes"))
@@ -49,7 +53,7 @@ async def test_an_unknown_name_is_not_found(serve: Callable[..., Any], connect: 
 
 
 async def test_a_model_that_was_refused_is_not_serving(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve: Serve, connect: Connect
 ) -> None:
     """A model without a ready version is NOT_SERVING; other models are not affected."""
     publish("colours")
@@ -62,7 +66,7 @@ async def test_a_model_that_was_refused_is_not_serving(
 
 
 async def test_a_starting_server_is_not_serving(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """Until the first scan of the repository has ended; Watch reports that."""
     publish()
@@ -78,7 +82,7 @@ async def test_a_starting_server_is_not_serving(
 
 
 async def test_watch_reports_that_a_model_appears_and_disappears(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], repository: Any
+    publish: Publish, serve: Serve, connect: Connect, repository: Repository
 ) -> None:
     """An unknown name is SERVICE_UNKNOWN and the stream stays open; every change is sent once."""
     async with serve() as server:
@@ -95,7 +99,7 @@ async def test_watch_reports_that_a_model_appears_and_disappears(
 
 
 async def test_a_new_version_in_the_background_changes_nothing(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve: Serve, connect: Connect
 ) -> None:
     """A model stays SERVING while its versions are swapped: Watch sends nothing until the server drains."""
     publish()
@@ -112,9 +116,7 @@ async def test_a_new_version_in_the_background_changes_nothing(
     assert sent == [SERVING, NOT_SERVING]
 
 
-async def test_draining_ends_every_watch(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
-) -> None:
+async def test_draining_ends_every_watch(publish: Publish, serve: Serve, connect: Connect) -> None:
     """A server that stops sends NOT_SERVING, then ends the stream with OK."""
     publish()
     async with serve() as server:
@@ -134,9 +136,7 @@ async def test_draining_ends_every_watch(
     assert after == NOT_SERVING
 
 
-async def test_a_stock_health_client_understands_it(
-    publish: Callable[..., object], serve: Callable[..., Any]
-) -> None:
+async def test_a_stock_health_client_understands_it(publish: Publish, serve: Serve) -> None:
     """grpcio-health-checking's own stub, Check and Watch."""
     publish()
     async with serve() as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc.port}") as channel:

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,17 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from PIL import Image
 
 from serving import __version__
+from serving.bundle import Repository
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference import tensors
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.gated_server import ServeGated
+from tests.serving.stub import Connect, Stub
 
 SERVICE = "inference.GRPCInferenceService"
 INFER = f"{SERVICE}/ModelInfer"
@@ -51,16 +57,14 @@ def _array(answer: pb.ModelInferResponse, place: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-async def stub(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any]
-) -> AsyncIterator[Any]:
+async def stub(publish: Publish, serve: Serve, connect: Connect) -> AsyncIterator[Stub]:
     """A stub of a server with one model, and a limit of 4 images."""
     publish()
     async with serve(max_images=4, max_queue_delay_s=0.001) as server:
         yield connect(server.grpc.port)
 
 
-async def test_the_server_is_live_and_ready(stub: Any) -> None:
+async def test_the_server_is_live_and_ready(stub: Stub) -> None:
     """Both probes answer true."""
     live = await stub.call(f"{SERVICE}/ServerLive", pb.ServerLiveRequest())
     ready = await stub.call(f"{SERVICE}/ServerReady", pb.ServerReadyRequest())
@@ -69,7 +73,7 @@ async def test_the_server_is_live_and_ready(stub: Any) -> None:
 
 
 async def test_a_starting_server_is_live_and_not_ready(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """Until the first scan of the repository has ended."""
     publish()
@@ -94,7 +98,7 @@ async def test_a_starting_server_is_live_and_not_ready(
     ],
 )
 async def test_a_model_is_ready_if_it_can_answer(
-    stub: Any,
+    stub: Stub,
     name: str,
     version: str,
     *,
@@ -106,7 +110,7 @@ async def test_a_model_is_ready_if_it_can_answer(
     assert answer.ready is ready
 
 
-async def test_server_metadata_lists_the_extensions(stub: Any) -> None:
+async def test_server_metadata_lists_the_extensions(stub: Stub) -> None:
     """perf_analyzer reads statistics if `statistics` is listed."""
     answer = await stub.call(f"{SERVICE}/ServerMetadata", pb.ServerMetadataRequest())
 
@@ -124,7 +128,7 @@ async def test_server_metadata_lists_the_extensions(stub: Any) -> None:
     }
 
 
-async def test_model_metadata_names_versions_and_tensors(stub: Any) -> None:
+async def test_model_metadata_names_versions_and_tensors(stub: Stub) -> None:
     """One input and one output, with the batch dimension -1."""
     answer = await stub.call(f"{SERVICE}/ModelMetadata", pb.ModelMetadataRequest(name="colours"))
 
@@ -139,7 +143,7 @@ async def test_model_metadata_names_versions_and_tensors(stub: Any) -> None:
     }
 
 
-async def test_model_config_has_what_tritons_clients_read(stub: Any) -> None:
+async def test_model_config_has_what_tritons_clients_read(stub: Stub) -> None:
     """Dimensions without the batch, and as the largest batch the limit on images in a request."""
     answer = await stub.call(f"{SERVICE}/ModelConfig", pb.ModelConfigRequest(name="colours", version="1"))
 
@@ -166,13 +170,14 @@ async def test_model_config_has_what_tritons_clients_read(stub: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["ModelMetadata", "ModelConfig", "ModelInfer"])
-async def test_unknown_models_and_versions_are_not_found(stub: Any, method: str) -> None:
+async def test_unknown_models_and_versions_are_not_found(stub: Stub, method: str) -> None:
     """Every method that describes or runs a model answers NOT_FOUND with the same messages."""
 
-    def request(name: str, version: str) -> object:
+    def request(name: str, version: str) -> Message:
         if method == "ModelInfer":
             return _infer(model_name=name, model_version=version)
-        return getattr(pb, f"{method}Request")(name=name, version=version)
+        described: Message = getattr(pb, f"{method}Request")(name=name, version=version)
+        return described
 
     refusals = [
         await stub.refusal(f"{SERVICE}/{method}", request(*asked))
@@ -187,7 +192,7 @@ async def test_unknown_models_and_versions_are_not_found(stub: Any, method: str)
     ]
 
 
-async def test_a_version_number_beyond_64_bits_is_rejected(stub: Any) -> None:
+async def test_a_version_number_beyond_64_bits_is_rejected(stub: Stub) -> None:
     """The message has only its first digits."""
     refusal = await stub.refusal(INFER, _infer(model_version="9" * 5000))
 
@@ -197,7 +202,7 @@ async def test_a_version_number_beyond_64_bits_is_rejected(stub: Any) -> None:
     )
 
 
-async def test_a_tensor_is_inferred(stub: Any) -> None:
+async def test_a_tensor_is_inferred(stub: Stub) -> None:
     """Model, version, id, one FP32 output in raw_output_contents, no typed contents."""
     answer = await stub.call(INFER, _infer(np.concatenate([GREEN, GREEN[..., ::-1]]), id="request 7"))
 
@@ -211,7 +216,7 @@ async def test_a_tensor_is_inferred(stub: Any) -> None:
 
 
 async def test_a_known_request_still_needs_its_token(
-    publish: Callable[..., object], serve: Callable[..., Any], connect: Callable[..., Any], tmp_path: Path
+    publish: Publish, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
     """A repeated request is answered, but not to a client whose token does not allow the model."""
     publish()
@@ -228,7 +233,7 @@ async def test_a_known_request_still_needs_its_token(
     assert refusal.code == "PERMISSION_DENIED"
 
 
-async def test_an_unknown_region_is_not_cached(stub: Any) -> None:
+async def test_an_unknown_region_is_not_cached(stub: Stub) -> None:
     """Clients choose the names of regions, and they may be long."""
     before = tensors._output_metadata.cache_info().currsize
     region = {
@@ -243,7 +248,7 @@ async def test_an_unknown_region_is_not_cached(stub: Any) -> None:
     assert tensors._output_metadata.cache_info().currsize == before
 
 
-async def test_typed_and_raw_contents_give_the_same(stub: Any) -> None:
+async def test_typed_and_raw_contents_give_the_same(stub: Stub) -> None:
     """uint_contents instead of raw_input_contents."""
     contents = pb.InferTensorContents(uint_contents=GREEN.ravel().tolist())
     tensor = {"name": "image", "datatype": "UINT8", "shape": GREEN.shape, "contents": contents}
@@ -255,7 +260,7 @@ async def test_typed_and_raw_contents_give_the_same(stub: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
-async def test_encoded_images_are_inferred_raw_and_typed(stub: Any, shape: list[int]) -> None:
+async def test_encoded_images_are_inferred_raw_and_typed(stub: Stub, shape: list[int]) -> None:
     """BYTES hold files of any size; raw and typed contents give the same response."""
     files = [_png((255, 0, 0)), _png((0, 0, 255), (5, 3))]
     framed = b"".join(len(file).to_bytes(4, "little") + file for file in files)
@@ -269,7 +274,7 @@ async def test_encoded_images_are_inferred_raw_and_typed(stub: Any, shape: list[
     assert _array(raw).argmax(axis=1).tolist() == [0, 2]
 
 
-async def test_outputs_are_returned_by_name_and_in_order(stub: Any) -> None:
+async def test_outputs_are_returned_by_name_and_in_order(stub: Stub) -> None:
     """The embedding on request; probabilities and classes can be combined."""
     classes = {"name": "probabilities", "parameters": {"classification": pb.InferParameter(int64_param=1)}}
     wanted = [{"name": "embedding"}, {"name": "probabilities"}, classes]
@@ -346,7 +351,7 @@ async def test_outputs_are_returned_by_name_and_in_order(stub: Any) -> None:
     ],
 )
 async def test_invalid_requests_are_rejected(
-    stub: Any,
+    stub: Stub,
     request_: pb.ModelInferRequest,
     message: str,
 ) -> None:
@@ -357,7 +362,7 @@ async def test_invalid_requests_are_rejected(
 
 
 async def test_a_timeout_ends_the_wait_in_the_queue(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
+    publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
     """A request whose `timeout` passes in the queue is not run, even if its call has more time."""
     publish()
@@ -380,9 +385,7 @@ async def test_a_timeout_ends_the_wait_in_the_queue(
     assert server.engine.runs == [1, 1]
 
 
-async def test_urgent_requests_run_first(
-    publish: Callable[..., object], serve_gated: Callable[..., Any], connect: Callable[..., Any]
-) -> None:
+async def test_urgent_requests_run_first(publish: Publish, serve_gated: ServeGated, connect: Connect) -> None:
     """Of the waiting requests, one of priority 9 is answered after those of the default priority."""
     publish()
     answered: list[int] = []
@@ -408,10 +411,10 @@ async def test_urgent_requests_run_first(
 
 
 async def test_metadata_lists_all_served_versions_or_the_one_asked_for(
-    publish: Callable[..., object],
-    serve: Callable[..., Any],
-    connect: Callable[..., Any],
-    repository: Any,
+    publish: Publish,
+    serve: Serve,
+    connect: Connect,
+    repository: Repository,
 ) -> None:
     """An alias works in place of a version, and the response has the number."""
     publish()

@@ -1,14 +1,15 @@
 """Server reflection, used by grpcio-reflection's client as grpcurl would."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from tests.servers import Serve
 
 SERVICES = [
     "grpc.health.v1.Health",
@@ -19,7 +20,7 @@ SERVICES = [
 
 
 @pytest.fixture
-async def address(serve: Callable[..., Any]) -> AsyncIterator[str]:
+async def address(serve: Serve) -> AsyncIterator[str]:
     """The address of a server without models."""
     async with serve() as server:
         yield f"127.0.0.1:{server.grpc.port}"

@@ -1,17 +1,18 @@
 """RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload over a real channel."""
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serving.bundle import Repository
 from serving.pb.inference import grpc_service_pb2 as pb
+from tests.colours import Publish
+from tests.servers import Serve
+from tests.serving.stub import Connect, Stub
 
 SERVICE = "inference.GRPCInferenceService"
 INDEX, LOAD, UNLOAD = (f"{SERVICE}/Repository{name}" for name in ("Index", "ModelLoad", "ModelUnload"))
-
-Fixture = Callable[..., Any]
 
 
 def _infer(model: str = "colours") -> pb.ModelInferRequest:
@@ -20,13 +21,13 @@ def _infer(model: str = "colours") -> pb.ModelInferRequest:
     return pb.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[pixels.tobytes()])
 
 
-async def _index(stub: Any, *, ready: bool = False) -> list[tuple[str, str, str, str]]:
+async def _index(stub: Stub, *, ready: bool = False) -> list[tuple[str, str, str, str]]:
     answer = await stub.call(INDEX, pb.RepositoryIndexRequest(ready=ready))
     return [(each.name, each.version, each.state, each.reason) for each in answer.models]
 
 
 async def test_the_index_has_every_version_and_its_state(
-    publish: Fixture, serve: Fixture, connect: Fixture, repository: Any
+    publish: Publish, serve: Serve, connect: Connect, repository: Repository
 ) -> None:
     """A served version, a refused one with its reason, and a model that cannot be read."""
     publish()
@@ -47,7 +48,7 @@ async def test_the_index_has_every_version_and_its_state(
     assert ready == [("colours", "1", "READY", "")]
 
 
-async def test_a_model_is_unloaded_and_loaded(publish: Fixture, serve: Fixture, connect: Fixture) -> None:
+async def test_a_model_is_unloaded_and_loaded(publish: Publish, serve: Serve, connect: Connect) -> None:
     """In between it is UNAVAILABLE, in the index and for requests; a load brings the newest version."""
     publish()
     async with serve(model_control=True) as server:
@@ -68,7 +69,7 @@ async def test_a_model_is_unloaded_and_loaded(publish: Fixture, serve: Fixture, 
 
 @pytest.mark.parametrize("method", ["Load", "Unload"])
 async def test_without_model_control_load_and_unload_fail(
-    publish: Fixture, serve: Fixture, connect: Fixture, method: str
+    publish: Publish, serve: Serve, connect: Connect, method: str
 ) -> None:
     """It is off by default. Status code and message are Triton's."""
     publish()
@@ -83,7 +84,7 @@ async def test_without_model_control_load_and_unload_fail(
     assert index == [("colours", "1", "READY", "")]
 
 
-async def test_a_load_that_fails_says_why(publish: Fixture, serve: Fixture, connect: Fixture) -> None:
+async def test_a_load_that_fails_says_why(publish: Publish, serve: Serve, connect: Connect) -> None:
     """An unknown model, a refused version, load parameters, and another repository."""
     publish()
     async with serve(model_control=True) as server:
@@ -107,7 +108,7 @@ async def test_a_load_that_fails_says_why(publish: Fixture, serve: Fixture, conn
 
 
 async def test_a_token_loads_its_own_models_only(
-    publish: Fixture, serve: Fixture, connect: Fixture, tmp_path: Any
+    publish: Publish, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
     """Load and unload check the token as inference does."""
     publish()

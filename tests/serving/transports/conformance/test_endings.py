@@ -4,11 +4,15 @@ import asyncio
 import json
 import struct
 import time
-from typing import Any
+from functools import partial
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
+
+from tests.serving.transports.conformance.methods import Channels, Methods, failure_of
+from tests.serving.transports.conformance.served import Differences, Serve, Served
+from tests.serving.transports.raw_connection import RawConnection
 
 NO_ERROR = 0
 
@@ -19,17 +23,17 @@ def _frame(message: bytes) -> bytes:
 
 @pytest.mark.parametrize("given", ["1n", "50m"])
 @pytest.mark.parametrize("method", ["Wait", "WaitStream"])
-async def test_the_server_keeps_the_deadline_itself(served: Any, raw: Any, method: str, given: str) -> None:
+async def test_the_server_keeps_the_deadline_itself(served: Served, method: str, given: str) -> None:
     """A client that only waits gets the status, and the function is cancelled."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call(method, _frame(b""), ("grpc-timeout", given))
     assert reply.code == "DEADLINE_EXCEEDED"
     await asyncio.wait_for(served.middleware.idle(), 10)
 
 
-async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Any, raw: Any) -> None:
+async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Served) -> None:
     """A client that never sends the rest does not keep the call open."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         stream = await connection.open("Say", ("grpc-timeout", "50m"))
         await connection.send(stream, _frame(b"hello")[:7])
         reply = await connection.reply(stream)
@@ -38,9 +42,9 @@ async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Any, 
 
 
 @pytest.mark.parametrize("method", ["Wait", "Each"])
-async def test_a_lost_connection_cancels_its_calls(served: Any, raw: Any, method: str) -> None:
+async def test_a_lost_connection_cancels_its_calls(served: Served, method: str) -> None:
     """Without GOAWAY and RST_STREAM."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         stream = await connection.open(method)
         await connection.send(stream, _frame(b""))
         await asyncio.wait_for(served.echo.begun.acquire(), 10)
@@ -50,10 +54,10 @@ async def test_a_lost_connection_cancels_its_calls(served: Any, raw: Any, method
 
 
 async def test_a_connection_lost_in_the_middle_of_a_message_makes_no_call(
-    served: Any, methods: Any, raw: Any
+    served: Served, methods: Methods
 ) -> None:
     """No function sees a part of a unary call's message, and other clients are served."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         stream = await connection.open("Say")
         await connection.send(stream, _frame(bytes(100))[:50])
         connection.drop()
@@ -61,9 +65,9 @@ async def test_a_connection_lost_in_the_middle_of_a_message_makes_no_call(
     assert served.echo.calls["say"] == 1
 
 
-async def test_pings_are_answered_with_and_without_a_call(served: Any, raw: Any) -> None:
+async def test_pings_are_answered_with_and_without_a_call(served: Served) -> None:
     """Keepalive works, also before any call."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         connection.h2.ping(b"ping---0")
         await connection.flush()
         await connection.read_until(lambda: b"ping---0" in connection.pongs)
@@ -73,14 +77,14 @@ async def test_pings_are_answered_with_and_without_a_call(served: Any, raw: Any)
         for ping in (b"ping---1", b"ping---2"):
             connection.h2.ping(ping)
             await connection.flush()
-            await connection.read_until(lambda ping=ping: ping in connection.pongs)
+            await connection.read_until(partial(connection.pongs.__contains__, ping))
         served.echo.may_end.set()
         assert (await connection.reply(stream)).code == "OK"
 
 
-async def test_a_client_that_resets_its_calls(served: Any, raw: Any) -> None:
+async def test_a_client_that_resets_its_calls(served: Served) -> None:
     """All calls are cancelled; the connection stays, and other clients are not affected."""
-    async with raw(served.server.port) as connection, raw(served.server.port) as other:
+    async with RawConnection(served.server.port) as connection, RawConnection(served.server.port) as other:
         for _ in range(1000):
             connection.h2.reset_stream(await connection.open("Each"))
         connection.h2.ping(b"ping---0")
@@ -92,7 +96,7 @@ async def test_a_client_that_resets_its_calls(served: Any, raw: Any) -> None:
     await asyncio.wait_for(served.middleware.idle(), 10)
 
 
-async def test_a_stream_that_is_rejected_at_once_gets_the_reason(methods: Any, failure_of: Any) -> None:
+async def test_a_stream_that_is_rejected_at_once_gets_the_reason(methods: Methods) -> None:
     """Every time, also while the client is about to send its first message."""
     unknown = methods.channel.stream_stream("/tests.Nobody/Each")
     for _ in range(50):
@@ -104,9 +108,7 @@ async def test_a_stream_that_is_rejected_at_once_gets_the_reason(methods: Any, f
 
 
 @pytest.mark.parametrize("size", [10, 50_000, 900_000])
-async def test_a_full_server_says_so_for_every_call_of_a_connection(
-    methods: Any, failure_of: Any, size: int
-) -> None:
+async def test_a_full_server_says_so_for_every_call_of_a_connection(methods: Methods, size: int) -> None:
     """However much of the request is unread: no call ends in another way, and the connection stays."""
     for _ in range(30):
         errors = await asyncio.gather(
@@ -117,9 +119,9 @@ async def test_a_full_server_says_so_for_every_call_of_a_connection(
         }
 
 
-async def test_a_client_that_sends_nothing_is_rejected_too(served: Any, raw: Any) -> None:
+async def test_a_client_that_sends_nothing_is_rejected_too(served: Served) -> None:
     """The status does not wait for its first message."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         for method, code in (("Refuse", "UNAUTHENTICATED"), ("Nowhere", "UNIMPLEMENTED")):
             assert (await connection.reply(await connection.open(method))).code == code
 
@@ -128,12 +130,12 @@ class TestStop:
     """A graceful stop."""
 
     async def test_running_calls_end_completely_and_goaway_is_sent(
-        self, served: Any, methods: Any, raw: Any
+        self, served: Served, methods: Methods
     ) -> None:
         """Answers of any size arrive; then comes GOAWAY without an error."""
         large = BytesValue(value=bytes(900_000))
         calls = [methods.unary("Wait")(large) for _ in range(8)]
-        async with raw(served.server.port) as connection:
+        async with RawConnection(served.server.port) as connection:
             stream = await connection.open("Wait")
             await connection.send(stream, _frame(b""), end=True)
             for _ in range(9):
@@ -149,7 +151,7 @@ class TestStop:
         assert connection.goaways[0] == NO_ERROR
 
     async def test_new_calls_are_rejected_so_that_clients_turn_elsewhere(
-        self, serve: Any, channels: Any, differences: Any
+        self, serve: Serve, channels: Channels, differences: Differences
     ) -> None:
         """Two servers and a client with our retries: one stops under load, and no call fails."""
         unlucky = {grpc.StatusCode.CANCELLED} if differences.may_cancel_at_stop else set()
@@ -191,9 +193,7 @@ class TestStop:
             is_over = True
             await asyncio.gather(*callers)
 
-    async def test_calls_beyond_the_time_limit_are_cut(
-        self, served: Any, methods: Any, failure_of: Any
-    ) -> None:
+    async def test_calls_beyond_the_time_limit_are_cut(self, served: Served, methods: Methods) -> None:
         """A call that never ends cannot block a stop, and its client may retry."""
         call = methods.unary("Wait")(BytesValue())
         await asyncio.wait_for(served.echo.begun.acquire(), 10)
@@ -204,7 +204,9 @@ class TestStop:
         await asyncio.wait_for(served.echo.cancelled.acquire(), 10)
         await asyncio.wait_for(served.middleware.idle(), 10)
 
-    async def test_open_streams_are_cut_when_the_calls_are_done(self, served: Any, methods: Any) -> None:
+    async def test_open_streams_are_cut_when_the_calls_are_done(
+        self, served: Served, methods: Methods
+    ) -> None:
         """A stream that its client keeps open does not use up the time limit of a stop."""
         call = methods.stream("Each")()
         await call.write(BytesValue(value=b"1"))
@@ -214,14 +216,14 @@ class TestStop:
         assert time.monotonic() - started_s < 10
         assert (await call.code()).name == "UNAVAILABLE"
 
-    async def test_a_stopped_server_accepts_no_connection(self, served: Any, raw: Any) -> None:
+    async def test_a_stopped_server_accepts_no_connection(self, served: Served) -> None:
         """Its port is free."""
         await served.server.stop(until=served.middleware.drain, timeout_s=20)
         with pytest.raises(ConnectionRefusedError):
-            async with raw(served.server.port):
+            async with RawConnection(served.server.port):
                 pass
 
-    async def test_it_leaves_no_task(self, serve: Any, channels: Any) -> None:
+    async def test_it_leaves_no_task(self, serve: Serve, channels: Channels) -> None:
         """After answered, cancelled and open calls, with and without `stop`."""
         before = asyncio.all_tasks()
         for is_stopped in (True, False):

@@ -5,11 +5,14 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+
+from tests.serving.transports.conformance.methods import Channels, Methods, failure_of
+from tests.serving.transports.conformance.served import Differences, Served
+from tests.serving.transports.raw_connection import RawConnection
 
 LIMIT = 2**20
 GZIP = ("grpc-encoding", "gzip")
@@ -20,9 +23,7 @@ def _frame(message: bytes, flag: int = 0) -> bytes:
     return struct.pack(">BI", flag, len(message)) + message
 
 
-async def test_the_message_limit_is_exact_and_its_error_has_both_numbers(
-    methods: Any, failure_of: Any
-) -> None:
+async def test_the_message_limit_is_exact_and_its_error_has_both_numbers(methods: Methods) -> None:
     """In unary calls and in streams."""
     longest = BytesValue(value=bytes(LIMIT - 4))
     assert longest.ByteSize() == LIMIT
@@ -35,36 +36,36 @@ async def test_the_message_limit_is_exact_and_its_error_has_both_numbers(
         assert re.search(rf"\b{LIMIT + 1}\b.*\b{LIMIT}\b", error.details() or "")
 
 
-async def test_answers_are_not_limited(methods: Any) -> None:
+async def test_answers_are_not_limited(methods: Methods) -> None:
     """The limit protects the server; clients have their own."""
     (answer,) = [each async for each in methods.server_stream("Count")(StringValue(value=f"1 {20 * LIMIT}"))]
     assert len(answer.value) == 20 * LIMIT
 
 
-async def test_a_message_is_rejected_by_its_length_alone(served: Any, raw: Any) -> None:
+async def test_a_message_is_rejected_by_its_length_alone(served: Served) -> None:
     """Four gigabytes are announced and never sent; the answer comes at once."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         stream = await connection.open("Say")
         await connection.send(stream, struct.pack(">BI", 0, 2**32 - 1))
         reply = await connection.reply(stream)
     assert reply.code == "RESOURCE_EXHAUSTED"
 
 
-async def test_a_decompression_bomb_costs_no_more_than_the_limit(served: Any, raw: Any) -> None:
+async def test_a_decompression_bomb_costs_no_more_than_the_limit(served: Served) -> None:
     """A kilobyte that becomes more than a megabyte is rejected."""
     bomb = gzip.compress(bytes(64 * LIMIT))
     assert len(bomb) < LIMIT
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call("Say", _frame(bomb, 1), GZIP)
     assert reply.code == "RESOURCE_EXHAUSTED"
     assert served.echo.calls["say"] == 0
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 1000])
-async def test_frames_may_be_split_anywhere(served: Any, raw: Any, size: int) -> None:
+async def test_frames_may_be_split_anywhere(served: Served, size: int) -> None:
     """Also inside the prefix of a message."""
     body = _frame(BytesValue(value=bytes(range(40))).SerializeToString()) * 3
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         stream = await connection.open("Each")
         for start in range(0, len(body), size):
             await connection.send(stream, body[start : start + size])
@@ -78,11 +79,11 @@ async def test_frames_may_be_split_anywhere(served: Any, raw: Any, size: int) ->
     ("encoding", "squeeze"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("identity", None)]
 )
 async def test_plain_and_compressed_messages_may_alternate(
-    served: Any, raw: Any, encoding: str, squeeze: Callable[[bytes], bytes] | None
+    served: Served, encoding: str, squeeze: Callable[[bytes], bytes] | None
 ) -> None:
     """The flag of a message decides, not the header of the call."""
     body = _frame(SAY) + (_frame(squeeze(SAY), 1) if squeeze else b"") + _frame(SAY)
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call("Each", body, ("grpc-encoding", encoding))
     assert reply.code == "OK"
     assert served.metrics.registry.get_sample_value(
@@ -112,11 +113,11 @@ NO_MESSAGES = {
     ],
 )
 async def test_an_invalid_message_ends_only_its_call(
-    served: Any, raw: Any, differences: Any, method: str, case: str
+    served: Served, differences: Differences, method: str, case: str
 ) -> None:
     """The status is INTERNAL, no function sees it, the connection stays. A stream may have no messages."""
     body, headers = NO_MESSAGES[case]
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         stream = await connection.open(method, *headers)
         await connection.send(stream, body, end=True)
         if case not in differences.unnoticed:
@@ -126,10 +127,10 @@ async def test_an_invalid_message_ends_only_its_call(
 
 
 async def test_an_unknown_compression_is_unimplemented_and_known_ones_are_named(
-    served: Any, raw: Any, differences: Any
+    served: Served, differences: Differences
 ) -> None:
     """As in doc/compression.md."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call("Say", _frame(SAY, 1), ("grpc-encoding", "snappy"))
     assert reply.code == differences.unknown_compression
     accepted = reply.headers.get("grpc-accept-encoding", "")
@@ -138,9 +139,9 @@ async def test_an_unknown_compression_is_unimplemented_and_known_ones_are_named(
 
 
 @pytest.mark.parametrize("content_type", ["application/grpc+proto", "application/grpc;charset=utf-8"])
-async def test_content_types_of_grpc_are_accepted(served: Any, raw: Any, content_type: str) -> None:
+async def test_content_types_of_grpc_are_accepted(served: Served, content_type: str) -> None:
     """With a message format or a parameter."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call("Say", _frame(SAY), ("content-type", content_type))
     assert (reply.code, reply.body) == ("OK", _frame(SAY))
     assert reply.headers["content-type"].startswith("application/grpc")
@@ -148,40 +149,40 @@ async def test_content_types_of_grpc_are_accepted(served: Any, raw: Any, content
 
 @pytest.mark.parametrize("content_type", ["text/html", "application/grpcx", ""])
 async def test_other_content_types_are_rejected(
-    served: Any, raw: Any, differences: Any, content_type: str
+    served: Served, differences: Differences, content_type: str
 ) -> None:
     """With HTTP status 415; no function is called."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call("Say", _frame(SAY), ("content-type", content_type))
     assert reply.headers[":status"] == ("415" if differences.checks_content_type else "200")
     assert served.echo.calls["say"] == (0 if differences.checks_content_type else 1)
 
 
 @pytest.mark.parametrize("given", ["", "S", "1", "1x", "-1S", "1.5S", "٣S"])
-async def test_an_invalid_timeout_ends_only_its_call(served: Any, raw: Any, given: str) -> None:
+async def test_an_invalid_timeout_ends_only_its_call(served: Served, given: str) -> None:
     """It is an error, not "no timeout"."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call("Say", _frame(SAY), ("grpc-timeout", given))
         assert reply.code != "OK"
         assert (await connection.call("Say", _frame(SAY))).body == _frame(SAY)
 
 
 @pytest.mark.parametrize("unit", ["H", "M", "S", "m", "u", "n"])
-async def test_timeouts_are_read_in_all_units(served: Any, raw: Any, unit: str) -> None:
+async def test_timeouts_are_read_in_all_units(served: Served, unit: str) -> None:
     """Eight digits of each unit are long enough for the call."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         reply = await connection.call("Say", _frame(SAY), ("grpc-timeout", "99999999" + unit))
     assert reply.code == "OK"
 
 
 @pytest.mark.parametrize("authority", ["tests", "my_service:8001", "[::1]:8001", "127.0.0.1:1,127.0.0.1:2"])
-async def test_authorities(served: Any, raw: Any, authority: str) -> None:
+async def test_authorities(served: Served, authority: str) -> None:
     """Host names, and the lists of addresses that some clients send."""
-    async with raw(served.server.port) as connection:
+    async with RawConnection(served.server.port) as connection:
         assert (await connection.call("Say", _frame(SAY), (":authority", authority))).code == "OK"
 
 
-async def test_a_long_error_message_arrives(methods: Any, failure_of: Any) -> None:
+async def test_a_long_error_message_arrives(methods: Methods) -> None:
     """A model name of ten thousand characters is shortened to fit into a header."""
     error = await failure_of(methods.unary("Fail")(StringValue(value="UnknownModel " + "ü" * 10_000)))
     assert error.code() is grpc.StatusCode.NOT_FOUND
@@ -189,9 +190,7 @@ async def test_a_long_error_message_arrives(methods: Any, failure_of: Any) -> No
     assert len(error.details()) < 1000
 
 
-async def test_headers_over_the_limit_end_only_their_call(
-    served: Any, channels: Any, failure_of: Any
-) -> None:
+async def test_headers_over_the_limit_end_only_their_call(served: Served, channels: Channels) -> None:
     """Metadata cannot fill the memory."""
     methods = channels(served)
     error = await failure_of(methods.unary("Say")(BytesValue(), metadata=(("x", "y" * 200_000),)))

@@ -1,18 +1,19 @@
 """TLS and mutual TLS, with certificates made by a fixture."""
 
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from serving.transports.tls import TlsFiles
+from tests.serving.transports.conformance.methods import Channels
+from tests.serving.transports.conformance.served import Serve, Served
 
 HELLO = BytesValue(value=b"hello")
 
 
-async def test_a_client_that_trusts_the_authority_is_served(serve: Any, certificates: Path) -> None:
+async def test_a_client_that_trusts_the_authority_is_served(serve: Serve, certificates: Path) -> None:
     """Unary calls and streams."""
     async with serve(tls=_files(certificates)) as served, _channel(served, certificates) as channel:
         say = channel.unary_unary("/tests.Echo/Say", BytesValue.SerializeToString, BytesValue.FromString)
@@ -21,7 +22,7 @@ async def test_a_client_that_trusts_the_authority_is_served(serve: Any, certific
         assert [answer async for answer in each(iter([HELLO] * 3))] == [HELLO] * 3
 
 
-async def test_a_client_that_trusts_another_authority_is_not(serve: Any, certificates: Path) -> None:
+async def test_a_client_that_trusts_another_authority_is_not(serve: Serve, certificates: Path) -> None:
     """It rejects the server's certificate."""
     async with (
         serve(tls=_files(certificates)) as served,
@@ -30,7 +31,7 @@ async def test_a_client_that_trusts_another_authority_is_not(serve: Any, certifi
         assert await _code(channel) is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_client_without_tls_is_not(serve: Any, channels: Any, certificates: Path) -> None:
+async def test_a_client_without_tls_is_not(serve: Serve, channels: Channels, certificates: Path) -> None:
     """TLS cannot be bypassed."""
     async with serve(tls=_files(certificates)) as served:
         assert await _code(channels(served).channel) is grpc.StatusCode.UNAVAILABLE
@@ -42,7 +43,7 @@ async def test_a_client_without_tls_is_not(serve: Any, channels: Any, certificat
     ids=["ours", "of another authority", "without a certificate"],
 )
 async def test_mutual_tls_accepts_only_certificates_of_the_authority(
-    serve: Any, certificates: Path, client: str | None, code: str
+    serve: Serve, certificates: Path, client: str | None, code: str
 ) -> None:
     """No function is called for other clients."""
     files = TlsFiles(certificates / "server.pem", certificates / "server.key", certificates / "ca.pem")
@@ -56,7 +57,7 @@ def _files(folder: Path) -> TlsFiles:
 
 
 def _channel(
-    served: Any, folder: Path, *, authority: str = "ca", client: str | None = None
+    served: Served, folder: Path, *, authority: str = "ca", client: str | None = None
 ) -> grpc.aio.Channel:
     chain = (folder / f"{client}.pem").read_bytes() if client else None
     key = (folder / f"{client}.key").read_bytes() if client else None

@@ -8,17 +8,19 @@ import json
 import shutil
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.status import Code
 from serving.transports.h2 import connect_app
+from tests.colours import Publish
+from tests.servers import Serve
 
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -27,11 +29,12 @@ JSON = {"content-type": "application/json"}
 RED = pb.Image(pixels=pb.Pixels(height=8, width=8, channels=3, data=bytes([255, 0, 0] * 64)))
 REQUEST = pb.ClassifyRequest(model="colours", images=[RED], top_k=1)
 
-Ask = Callable[..., Any]
+Response = tuple[http.client.HTTPResponse, bytes]
+Ask = Callable[..., Awaitable[Response]]
 
 
 @pytest.fixture
-async def port(publish: Callable[..., object], serve: Callable[..., Any]) -> AsyncIterator[int]:
+async def port(publish: Publish, serve: Serve) -> AsyncIterator[int]:
     """The port of a server with one model and messages of at most 10,000 bytes."""
     publish()
     async with serve(max_message_bytes=10_000) as server:
@@ -42,7 +45,7 @@ async def port(publish: Callable[..., object], serve: Callable[..., Any]) -> Asy
 def ask(port: int) -> Ask:
     """A function that sends a request over HTTP/1.1, and returns the response with its body."""
 
-    def post(path: str, body: bytes, headers: dict[str, str], method: str) -> tuple[Any, bytes]:
+    def post(path: str, body: bytes, headers: dict[str, str], method: str) -> Response:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.request(method, path, body, headers)
@@ -51,15 +54,13 @@ def ask(port: int) -> Ask:
         finally:
             connection.close()
 
-    async def asked(
-        path: str, body: bytes, headers: dict[str, str], method: str = "POST"
-    ) -> tuple[Any, bytes]:
+    async def asked(path: str, body: bytes, headers: dict[str, str], method: str = "POST") -> Response:
         return await asyncio.to_thread(post, path, body, headers, method)
 
     return asked
 
 
-def _json(message: Any) -> bytes:
+def _json(message: Message) -> bytes:
     return json.dumps(MessageToDict(message)).encode()
 
 

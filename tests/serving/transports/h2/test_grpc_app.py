@@ -11,7 +11,7 @@ from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.h2.grpc_app import GrpcApp
 from serving.transports.h2.grpc_framing import frame
-from serving.transports.http.asgi import EXTENSIONS
+from serving.transports.http.asgi import EXTENSIONS, Event, Receive, Send
 
 METHOD = "/tests.Echo/Say"
 HEADERS = {"content-type": "application/grpc", "te": "trailers"}
@@ -20,16 +20,16 @@ HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 class FakeServer:
     """A fake ASGI server: delivers prepared events, and records what the application sends."""
 
-    def __init__(self, *events: dict[str, Any], send_fails: Exception | None = None) -> None:
+    def __init__(self, *events: Event, send_fails: Exception | None = None) -> None:
         self._events = list(events)
         self._send_fails = send_fails
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[Event] = []
 
-    async def receive(self) -> dict[str, Any]:
+    async def receive(self) -> Event:
         """The next event."""
         return self._events.pop(0)
 
-    async def send(self, event: dict[str, Any]) -> None:
+    async def send(self, event: Event) -> None:
         """Record the event, or fail."""
         if self._send_fails:
             raise self._send_fails
@@ -53,7 +53,7 @@ async def _call(server: FakeServer, app: GrpcApp | None = None, **scope: Any) ->
     await app(usual | scope, server.receive, server.send)
 
 
-def _request(body: bytes, *, more: bool = False) -> dict[str, Any]:
+def _request(body: bytes, *, more: bool = False) -> Event:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
@@ -103,7 +103,7 @@ async def test_other_content_types_go_to_another_application() -> None:
     """If there is one; otherwise the status is 415."""
     server, others = FakeServer(), []
 
-    async def other(scope: Any, _receive: Any, _send: Any) -> None:
+    async def other(scope: Event, _receive: Receive, _send: Send) -> None:
         others.append(scope["path"])
 
     headers = [(b"content-type", b"application/json")]

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.transports.http.asgi import App, Event, Receive, Send
 from serving.transports.http.http1 import Http1Connection
-
-App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 LINGER_0 = struct.pack("ii", 1, 0)  # close() resets the connection
 GET = b"GET /%s HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -27,7 +26,7 @@ def _body(body: bytes, *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-async def echo(scope: Any, receive: Any, send: Any) -> None:
+async def echo(scope: Event, receive: Receive, send: Send) -> None:
     """Answer with the path and the body."""
     body, more = b"", True
     while more:
@@ -47,7 +46,7 @@ class Held:
         self.cancelled = asyncio.Event()
         self.paths: list[str] = []
 
-    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Event, _receive: Receive, send: Send) -> None:
         """Answer after `may_end`."""
         self.paths.append(scope["path"])
         self.begun.set()
@@ -84,7 +83,7 @@ class Client:
                 body += event.data
         return status, body
 
-    async def _event(self) -> Any:
+    async def _event(self) -> object:
         while (event := self.http.next_event()) is h11.NEED_DATA:
             self.http.receive_data(await self.reader.read(2**16))
         return event
@@ -255,7 +254,7 @@ async def test_an_application_that_fails_closes_the_connection(
 ) -> None:
     """The log gets one line, and no answer looks complete."""
 
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+    async def app(_scope: Event, _receive: Receive, send: Send) -> None:
         if has_begun:
             await send(OK)
             await send(_body(b"some", more=True))
@@ -274,7 +273,7 @@ async def test_an_answer_waits_for_a_client_that_does_not_read() -> None:
     """`send` waits, and the whole answer arrives once the client reads."""
     sent: list[int] = []
 
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+    async def app(_scope: Event, _receive: Receive, send: Send) -> None:
         await send(OK)
         for part in range(1, 65):
             sent.append(part)
@@ -302,7 +301,7 @@ class FakeTransport(asyncio.Transport):
         self._reads, self.closed = True, False
         self.connection.connection_made(self)
 
-    def write(self, data: Any) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Record the bytes."""
         self.written += data
 
@@ -339,7 +338,7 @@ async def test_a_large_unread_body_stays_in_the_socket() -> None:
     """Until the application receives what came before."""
     may_read = asyncio.Event()
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Event, receive: Receive, send: Send) -> None:
         await may_read.wait()
         await echo(scope, receive, send)
 
@@ -361,7 +360,7 @@ async def test_pipelined_requests_take_little_memory() -> None:
     """However many are answered meanwhile."""
     waits: list[asyncio.Future[None]] = []
 
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+    async def app(_scope: Event, _receive: Receive, send: Send) -> None:
         waits.append(asyncio.get_running_loop().create_future())
         await waits[-1]
         await send(OK | {"headers": [(b"content-length", b"0")]})
@@ -386,7 +385,7 @@ async def test_no_request_starts_on_a_closed_connection() -> None:
     """Also if the client disconnects in the turn in which it is answered."""
     paths: list[str] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Event, receive: Receive, send: Send) -> None:
         paths.append(scope["path"])
         await echo(scope, receive, send)
         transport.close()
@@ -401,7 +400,7 @@ async def test_a_request_becomes_a_scope_of_asgi() -> None:
     """The path is not unquoted, and the query is separate."""
     scopes: list[Any] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Event, receive: Receive, send: Send) -> None:
         scopes.append(scope)
         await echo(scope, receive, send)
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,7 +48,7 @@ class FakeTransport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.protocol: Any = None
+        self.protocol: asyncio.BaseProtocol | None = None
         self.aborted = self.closed = False
 
     def close(self) -> None:

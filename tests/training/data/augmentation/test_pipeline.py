@@ -1,7 +1,5 @@
 """The augmentation pipeline: each transform, its bounds, and separate draws for each image."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -203,7 +201,13 @@ class Products(TorchDispatchMode):
         super().__init__()
         self.seen: set[tuple[torch.dtype, bool]] = set()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        function: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         if function.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.affine_grid_generator):
             tf32 = torch.backends.cuda.matmul.allow_tf32
             self.seen |= {(each.dtype, tf32) for each in args if isinstance(each, Tensor)}

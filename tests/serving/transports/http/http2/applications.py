@@ -1,11 +1,9 @@
 """Small ASGI applications for tests."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
-from serving.transports.http.asgi import ANSWER, TRAILERS
-
-App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+from serving.transports.http.asgi import ANSWER, TRAILERS, App, Event, Receive, Send
 
 HEAD = b"\x82\x86\x84"  # of GET / by HPACK's static table
 CONTENT_LENGTH_4 = b"\x0f\x0d\x014"  # content-length: 4
@@ -19,7 +17,7 @@ def body_event(body: bytes, *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-async def read(receive: Any) -> bytes:
+async def read(receive: Receive) -> bytes:
     """Receive the whole body."""
     body, more = b"", True
     while more:
@@ -28,7 +26,7 @@ async def read(receive: Any) -> bytes:
     return body
 
 
-async def echo(_scope: Any, receive: Any, send: Any) -> None:
+async def echo(_scope: Event, receive: Receive, send: Send) -> None:
     """Answer with the body of the request."""
     body = await read(receive)
     await send(START)
@@ -38,7 +36,7 @@ async def echo(_scope: Any, receive: Any, send: Any) -> None:
 def answers(*events: dict[str, Any]) -> App:
     """An application that sends these events and receives nothing."""
 
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+    async def app(_scope: Event, _receive: Receive, send: Send) -> None:
         for event in events:
             await send(event)
 

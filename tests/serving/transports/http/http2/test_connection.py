@@ -1,7 +1,6 @@
 """A connection and its streams: clients that follow RFC 9113, and those that do not."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from h2.config import H2Configuration
@@ -11,6 +10,7 @@ from hyperframe.frame import SettingsFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.transports.http.asgi import Event, Receive, Send
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import (
     CONTINUATION,
@@ -35,13 +35,14 @@ from tests.serving.transports.http.http2.applications import (
     echo,
     fail,
 )
+from tests.serving.transports.http.http2.wire import Wire
 
 # Valid and random bytes.
 
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-async def test_answers_do_not_depend_on_how_the_bytes_are_split(wire: Any, data: st.DataObject) -> None:
+async def test_answers_do_not_depend_on_how_the_bytes_are_split(data: st.DataObject) -> None:
     """Requests with and without bodies, padding, trailers and long headers, split anywhere."""
     client = H2Connection(H2Configuration(header_encoding=None))
     client.initiate_connection()
@@ -54,7 +55,7 @@ async def test_answers_do_not_depend_on_how_the_bytes_are_split(wire: Any, data:
         client.send_headers(number, [("a", "b")], end_stream=True) if trailers else client.end_stream(number)
         client.ping(bytes(8))
     sent = client.data_to_send()[len(frames.PREFACE) :]
-    under_test = wire(echo)
+    under_test = Wire(echo)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=12)))
     for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
         under_test.feed(sent[start:end])
@@ -79,9 +80,9 @@ raw_frames = st.builds(
 
 @given(garbage=st.lists(raw_frames | st.binary(max_size=40), max_size=8), has_settings=st.booleans())
 @settings(max_examples=200, deadline=None)
-async def test_random_bytes_raise_nothing(wire: Any, garbage: list[bytes], *, has_settings: bool) -> None:
+async def test_random_bytes_raise_nothing(garbage: list[bytes], *, has_settings: bool) -> None:
     """Either GOAWAY is sent and the connection closes, or it stays open."""
-    under_test = wire(echo)
+    under_test = Wire(echo)
     if has_settings:
         await under_test.begun()
         under_test.feed(under_test.head(1, ends=False))
@@ -94,9 +95,9 @@ async def test_random_bytes_raise_nothing(wire: Any, garbage: list[bytes], *, ha
     await under_test.settle()
 
 
-async def test_frames_that_need_no_reply_get_none(wire: Any) -> None:
+async def test_frames_that_need_no_reply_get_none() -> None:
     """Unknown frames, PRIORITY, GOAWAY and acknowledgements; only PING is answered, with its own bytes."""
-    under_test = await wire(echo).begun()
+    under_test = await Wire(echo).begun()
     quiet = (99, 0, 9, b"abc"), (PRIORITY, 0, 9, bytes(5)), (GOAWAY, 0, 0, bytes(8)), (PING, 1, 0, bytes(8))
     under_test.feed(*(frame(*each) for each in quiet), frame(SETTINGS, 1, 0), frame(PING, 0, 0, b"abcdefgh"))
     await under_test.settle()
@@ -112,7 +113,7 @@ PAST = (2**31 - 2**16 + 1).to_bytes(4, "big")  # grows a window of the default s
 WIDEST = b"\0\4\x7f\xff\xff\xff"  # INITIAL_WINDOW_SIZE
 
 
-def _case(name: str, code: ErrorCode, *raw: tuple[int, int, int, bytes]) -> Any:
+def _case(name: str, code: ErrorCode, *raw: tuple[int, int, int, bytes]) -> object:
     sent = b"".join(frame(*each) for each in raw)
     return pytest.param(sent, code, id=name)
 
@@ -148,18 +149,18 @@ def _case(name: str, code: ErrorCode, *raw: tuple[int, int, int, bytes]) -> Any:
     _case("RST_STREAM on stream 0", PROTOCOL, (RST_STREAM, 0, 0, bytes(4))),
     _case("DATA on a lower even stream", PROTOCOL, (DATA, 0, 2, b"1")),
 ])  # fmt: skip
-async def test_a_connection_error_ends_the_connection(wire: Any, sent: bytes, code: ErrorCode) -> None:
+async def test_a_connection_error_ends_the_connection(sent: bytes, code: ErrorCode) -> None:
     """GOAWAY has the error code of RFC 9113, and the connection closes."""
-    under_test = await wire(echo).begun()
+    under_test = await Wire(echo).begun()
     under_test.feed(under_test.head(3, ends=False), sent)
     await under_test.settle()
     assert [error for _, error in under_test.goaways] == [code]
     assert under_test.ended == [under_test.connection]
 
 
-async def test_settings_come_first(wire: Any) -> None:
+async def test_settings_come_first() -> None:
     """Otherwise PROTOCOL_ERROR, after our own settings: RFC 9113, section 3.4."""
-    under_test = wire(echo)
+    under_test = Wire(echo)
     under_test.feed(frame(PING, 0, 0, bytes(8)))
     await under_test.settle()
     assert isinstance(under_test.frames[0], SettingsFrame)
@@ -177,9 +178,9 @@ async def test_settings_come_first(wire: Any) -> None:
     _case("an invalid request", PROTOCOL, (HEADERS, 5, 7, HEAD[1:])),
     _case("no body, but content-length", PROTOCOL, (HEADERS, 5, 7, HEAD + CONTENT_LENGTH_4)),
 ])  # fmt: skip
-async def test_a_stream_error_ends_only_its_stream(wire: Any, sent: bytes, code: ErrorCode) -> None:
+async def test_a_stream_error_ends_only_its_stream(sent: bytes, code: ErrorCode) -> None:
     """RST_STREAM has the error code of RFC 9113; other streams go on."""
-    under_test = await wire(echo).begun()
+    under_test = await Wire(echo).begun()
     under_test.feed(frame(HEADERS, frames.END_HEADERS, 1, HEAD + CONTENT_LENGTH_4))
     under_test.feed(under_test.head(5, ends=False))
     under_test.feed(*[under_test.head(9, ends=False)] * (code is CLOSED), sent, under_test.head(11))
@@ -200,7 +201,7 @@ class Held:
         self.begun = self.cancelled = 0
         self._is_stubborn = is_stubborn
 
-    async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+    async def __call__(self, _scope: Event, _receive: Receive, send: Send) -> None:
         """Answer after `may_end`."""
         self.begun += 1
         try:
@@ -217,10 +218,10 @@ class Held:
         await send(body_event(b"held"))
 
 
-async def test_a_reset_stream_counts_until_its_task_has_ended(wire: Any) -> None:
+async def test_a_reset_stream_counts_until_its_task_has_ended() -> None:
     """Rapid resets do not get a client more tasks than MAX_CONCURRENT_STREAMS; more streams are refused."""
     held = Held(is_stubborn=True)
-    under_test = wire(held)
+    under_test = Wire(held)
     await under_test.settle()
     most = under_test.frames[0].settings[SettingsFrame.MAX_CONCURRENT_STREAMS]
     await under_test.begun()
@@ -238,10 +239,10 @@ async def test_a_reset_stream_counts_until_its_task_has_ended(wire: Any) -> None
     assert (under_test.of(1), under_test.goaways) == ([], [])
 
 
-async def test_a_graceful_close_lets_open_streams_end_and_takes_no_new_ones(wire: Any) -> None:
+async def test_a_graceful_close_lets_open_streams_end_and_takes_no_new_ones() -> None:
     """GOAWAY is sent once and at once; frames that the client sent before it read that are not errors."""
     held = Held()
-    under_test = await wire(held).begun()
+    under_test = await Wire(held).begun()
     under_test.feed(under_test.head(1, ends=False))
     await under_test.settle()
     under_test.connection.close_when_idle()
@@ -258,9 +259,9 @@ async def test_a_graceful_close_lets_open_streams_end_and_takes_no_new_ones(wire
     assert under_test.ended == [under_test.connection]
 
 
-async def test_a_graceful_close_without_streams_closes_at_once(wire: Any) -> None:
+async def test_a_graceful_close_without_streams_closes_at_once() -> None:
     """After GOAWAY."""
-    under_test = await wire(echo).begun()
+    under_test = await Wire(echo).begun()
     under_test.connection.close_when_idle()
     await under_test.settle()
     assert under_test.goaways == [(0, ErrorCode.NO_ERROR)]
@@ -268,10 +269,10 @@ async def test_a_graceful_close_without_streams_closes_at_once(wire: Any) -> Non
 
 
 @pytest.mark.parametrize("how", ["reset", "lost"])
-async def test_a_client_that_disconnects_cancels_its_applications(wire: Any, how: str) -> None:
+async def test_a_client_that_disconnects_cancels_its_applications(how: str) -> None:
     """Also one that has not started, and never will. Nothing is sent."""
     held = Held()
-    under_test = await wire(held).begun()
+    under_test = await Wire(held).begun()
     under_test.feed(under_test.head(1))
     await under_test.settle()
     under_test.feed(under_test.head(3))
@@ -284,15 +285,13 @@ async def test_a_client_that_disconnects_cancels_its_applications(wire: Any, how
     assert under_test.frames == []
 
 
-async def test_an_application_that_fails_ends_only_its_stream(
-    wire: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_application_that_fails_ends_only_its_stream(caplog: pytest.LogCaptureFixture) -> None:
     """The client gets INTERNAL_ERROR, the log one line."""
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Event, receive: Receive, send: Send) -> None:
         await (fail() if scope["method"] == "POST" else echo(scope, receive, send))
 
-    under_test = await wire(app).begun()
+    under_test = await Wire(app).begun()
     under_test.feed(frame(HEADERS, 5, 1, b"\x83\x86\x84"), under_test.head(3))
     await under_test.settle()
     assert under_test.resets(1) == [ErrorCode.INTERNAL_ERROR]
@@ -300,9 +299,9 @@ async def test_an_application_that_fails_ends_only_its_stream(
     assert [(each.message, each.levelname) for each in caplog.records] == [("application_failed", "ERROR")]
 
 
-async def test_an_answer_before_the_end_of_its_request_is_followed_by_a_reset(wire: Any) -> None:
+async def test_an_answer_before_the_end_of_its_request_is_followed_by_a_reset() -> None:
     """NO_ERROR: the rest of the request is not wanted. Sending it is not an error."""
-    under_test = await wire(answers(START, body_event(b"enough"))).begun()
+    under_test = await Wire(answers(START, body_event(b"enough"))).begun()
     under_test.feed(under_test.head(1, ends=False))
     await under_test.settle()
     under_test.feed(frame(DATA, frames.END_STREAM, 1, b"more"))
@@ -312,15 +311,15 @@ async def test_an_answer_before_the_end_of_its_request_is_followed_by_a_reset(wi
     assert (under_test.resets(1), under_test.goaways) == ([ErrorCode.NO_ERROR], [])
 
 
-async def test_receive_after_the_answer_returns_disconnect(wire: Any) -> None:
+async def test_receive_after_the_answer_returns_disconnect() -> None:
     """http.disconnect, as ASGI specifies."""
     got: list[str] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Event, receive: Receive, send: Send) -> None:
         await echo(scope, receive, send)
         got.append((await receive())["type"])
 
-    under_test = await wire(app).begun()
+    under_test = await Wire(app).begun()
     under_test.feed(under_test.head(1))
     await under_test.settle()
     under_test.transport.abort()

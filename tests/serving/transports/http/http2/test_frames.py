@@ -1,8 +1,5 @@
 """Frames as bytes: hyperframe reads what we write; malformed frames get the error code of RFC 9113."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from hyperframe.frame import (
     ContinuationFrame,
@@ -18,31 +15,26 @@ from hypothesis import strategies as st
 
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, Setting
-
-Parse = Callable[[bytes], list[Any]]
+from tests.serving.transports.http.http2.wire import parse_frames
 
 numbers = st.integers(1, 2**31 - 1)
 payloads = st.binary(max_size=300) | st.sampled_from([bytes(2**14), b"x" * (2**14 - 1)])
 
 
 @given(number=numbers, payload=payloads, ends=st.booleans())
-def test_hyperframe_reads_data_as_it_was_written(
-    parse: Parse, number: int, payload: bytes, *, ends: bool
-) -> None:
+def test_hyperframe_reads_data_as_it_was_written(number: int, payload: bytes, *, ends: bool) -> None:
     """Length, flags, stream and payload."""
-    (read,) = parse(frames.frame(frames.DATA, frames.END_STREAM if ends else 0, number, payload))
+    (read,) = parse_frames(frames.frame(frames.DATA, frames.END_STREAM if ends else 0, number, payload))
     assert isinstance(read, DataFrame)
     assert (read.stream_id, read.data) == (number, payload)
     assert ("END_STREAM" in read.flags) == ends
 
 
 @given(stream=numbers, more=numbers, code=st.sampled_from(ErrorCode), last=st.integers(0, 2**31 - 1))
-def test_hyperframe_reads_frames_with_numbers(
-    parse: Parse, stream: int, more: int, code: ErrorCode, last: int
-) -> None:
+def test_hyperframe_reads_frames_with_numbers(stream: int, more: int, code: ErrorCode, last: int) -> None:
     """RST_STREAM, WINDOW_UPDATE and GOAWAY."""
     message = "why: naïve"
-    reset, update, goaway = parse(
+    reset, update, goaway = parse_frames(
         frames.reset(stream, code) + frames.window_update(stream, more) + frames.goaway(last, code, message)
     )
     assert isinstance(reset, RstStreamFrame)
@@ -55,20 +47,18 @@ def test_hyperframe_reads_frames_with_numbers(
 
 
 @given(st.dictionaries(st.sampled_from(Setting), st.integers(0, 2**32 - 1)))
-def test_hyperframe_reads_settings_as_they_were_written(parse: Parse, values: dict[Setting, int]) -> None:
+def test_hyperframe_reads_settings_as_they_were_written(values: dict[Setting, int]) -> None:
     """Any value for any key."""
-    (read,) = parse(frames.settings(values))
+    (read,) = parse_frames(frames.settings(values))
     assert isinstance(read, SettingsFrame)
     assert read.settings == values
 
 
 @given(length=st.integers(0, 5 * 2**14), stream=numbers, ends=st.booleans())
-def test_a_long_header_block_continues_in_continuation(
-    parse: Parse, length: int, stream: int, *, ends: bool
-) -> None:
+def test_a_long_header_block_continues_in_continuation(length: int, stream: int, *, ends: bool) -> None:
     """No frame is over 16 KiB; only the last has END_HEADERS, only the first END_STREAM."""
     block = bytes(index % 251 for index in range(length))
-    first, *others = parse(frames.headers(block, stream, frames.END_STREAM if ends else 0))
+    first, *others = parse_frames(frames.headers(block, stream, frames.END_STREAM if ends else 0))
     assert isinstance(first, HeadersFrame)
     assert all(isinstance(each, ContinuationFrame) for each in others)
     every = [first, *others]

@@ -9,6 +9,7 @@ from h2.connection import H2Connection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.transports.http.asgi import Event, Receive, Send
 from serving.transports.http.http2 import connection, frames, stream
 from serving.transports.http.http2.frames import DATA, HEADERS, PING, SETTINGS, ErrorCode, Setting, frame
 from tests.serving.transports.http.http2.applications import (
@@ -22,6 +23,7 @@ from tests.serving.transports.http.http2.applications import (
     fail,
     read,
 )
+from tests.serving.transports.http.http2.wire import Wire
 
 # Windows.
 
@@ -30,13 +32,13 @@ from tests.serving.transports.http.http2.applications import (
 @settings(deadline=None, max_examples=40)
 @pytest.mark.parametrize("form", FORMS)
 async def test_an_answer_is_sent_exactly_as_the_windows_allow(
-    wire: Any, form: str, grants: list[tuple[int, int]]
+    form: str, grants: list[tuple[int, int]]
 ) -> None:
     """The windows of the stream and the connection, and SETTINGS, which can make the stream's negative."""
     body = bytes(range(256)) * 400
     initial = of_connection = 2**16 - 1
     of_stream, most = initial, 0
-    under_test = await wire(FORMS[form](body)).begun()
+    under_test = await Wire(FORMS[form](body)).begun()
     under_test.feed(under_test.head(1))
     await under_test.settle()
     for kind, size in [*grants, (1, 2**18), (0, 2**18)]:
@@ -59,16 +61,16 @@ async def test_an_answer_is_sent_exactly_as_the_windows_allow(
     assert max(each.body_len for each in under_test.of(1)) <= 2**14
 
 
-async def test_a_request_larger_than_the_windows_is_received_completely(wire: Any) -> None:
+async def test_a_request_larger_than_the_windows_is_received_completely() -> None:
     """A client that respects the windows sends 10 MiB with much padding, while the application reads."""
     got: list[int] = []
 
-    async def count(_scope: Any, receive: Any, send: Any) -> None:
+    async def count(_scope: Event, receive: Receive, send: Send) -> None:
         got.append(len(await read(receive)))
         await send(START)
         await send(body_event(b""))
 
-    client, under_test = H2Connection(), wire(count)
+    client, under_test = H2Connection(), Wire(count)
     client.initiate_connection()
     under_test.feed(client.data_to_send()[len(frames.PREFACE) :])
     client.send_headers(1, [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "here")])
@@ -90,9 +92,9 @@ async def test_a_request_larger_than_the_windows_is_received_completely(wire: An
     assert under_test.is_over(1)
 
 
-async def test_the_unread_part_of_a_request_returns_to_the_window_after_the_answer(wire: Any) -> None:
+async def test_the_unread_part_of_a_request_returns_to_the_window_after_the_answer() -> None:
     """Otherwise these streams would use up the connection's window twice."""
-    under_test = await wire(answers(START, body_event(b"no"))).begun()
+    under_test = await Wire(answers(START, body_event(b"no"))).begun()
     data = stream.WINDOW_BYTES // 2**14
     for number in range(1, 4 * connection.WINDOW_BYTES // stream.WINDOW_BYTES, 2):
         under_test.feed(under_test.head(number, ends=False), *[frame(DATA, 0, number, bytes(2**14))] * data)
@@ -102,11 +104,11 @@ async def test_the_unread_part_of_a_request_returns_to_the_window_after_the_answ
 
 
 async def test_data_beyond_the_window_of_a_stream_returns_to_the_connection(
-    wire: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More than the connection's window is sent on streams that accept nothing: the connection stays open."""
     monkeypatch.setattr("serving.transports.http.http2.stream.WINDOW_BYTES", 0)
-    under_test = await wire(echo).begun()
+    under_test = await Wire(echo).begun()
     for number in range(1, 4 * connection.WINDOW_BYTES // 2**14, 2):
         under_test.feed(under_test.head(number, ends=False), frame(DATA, 0, number, bytes(2**14)))
         await under_test.settle()
@@ -114,14 +116,14 @@ async def test_data_beyond_the_window_of_a_stream_returns_to_the_connection(
     assert under_test.goaways == []
 
 
-async def test_more_than_the_window_of_the_connection_ends_it(wire: Any) -> None:
+async def test_more_than_the_window_of_the_connection_ends_it() -> None:
     """Even if no stream exceeds its own."""
     started = asyncio.Event()
 
     async def wait(*_: Any) -> None:
         await started.wait()
 
-    under_test = await wire(wait).begun()
+    under_test = await Wire(wait).begun()
     last, data = 2 * connection.WINDOW_BYTES // stream.WINDOW_BYTES + 1, stream.WINDOW_BYTES // 2**14
     for number in range(1, last, 2):
         under_test.feed(under_test.head(number, ends=False), *[frame(DATA, 0, number, bytes(2**14))] * data)
@@ -137,9 +139,9 @@ async def test_more_than_the_window_of_the_connection_ends_it(wire: Any) -> None
 
 @pytest.mark.parametrize("body", [b"", b"hello"])
 @pytest.mark.parametrize("form", FORMS)
-async def test_a_full_socket_delays_answers(wire: Any, form: str, body: bytes) -> None:
+async def test_a_full_socket_delays_answers(form: str, body: bytes) -> None:
     """No answer is complete before it has room again."""
-    under_test = await wire(FORMS[form](body)).begun()
+    under_test = await Wire(FORMS[form](body)).begun()
     under_test.connection.pause_writing()
     under_test.feed(under_test.head(1))
     await under_test.settle()
@@ -151,11 +153,11 @@ async def test_a_full_socket_delays_answers(wire: Any, form: str, body: bytes) -
 
 @pytest.mark.parametrize("flood", ["PING", "SETTINGS", "malformed", "empty answers", "failures"])
 async def test_a_flood_of_unread_replies_closes_the_connection(
-    wire: Any, flood: str, caplog: pytest.LogCaptureFixture
+    flood: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Long before 20,000 replies wait in memory."""
     caplog.set_level(logging.CRITICAL)
-    under_test = await wire(fail if flood == "failures" else answers(START, body_event(b""))).begun()
+    under_test = await Wire(fail if flood == "failures" else answers(START, body_event(b""))).begun()
     under_test.connection.pause_writing()
     each = {"PING": frame(PING, 0, 0, bytes(8)), "SETTINGS": frame(SETTINGS, 0, 0)}.get(flood)
     head = HEAD[1:] if flood == "malformed" else HEAD
@@ -169,12 +171,10 @@ async def test_a_flood_of_unread_replies_closes_the_connection(
     await under_test.settle()
 
 
-async def test_closing_ends_even_if_the_client_does_not_read(
-    wire: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_closing_ends_even_if_the_client_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the client could keep the socket and its memory for ever."""
     monkeypatch.setattr("serving.transports.http.http2.output._CLOSING_S", 0.0)
-    under_test = await wire(echo).begun()
+    under_test = await Wire(echo).begun()
     under_test.transport.is_stuck = True
     under_test.connection.pause_writing()
     under_test.feed(frame(PING, 0, 0, bytes(8)) * 20_000)
@@ -183,21 +183,19 @@ async def test_closing_ends_even_if_the_client_does_not_read(
             await under_test.settle()
 
 
-async def test_a_client_that_reads_nothing_for_long_is_disconnected(
-    wire: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_reads_nothing_for_long_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The application gets the OSError of a client that has gone."""
     monkeypatch.setattr("serving.transports.http.http2.stream._STALL_S", 0.0)
     raised: list[OSError] = []
 
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+    async def app(_scope: Event, _receive: Receive, send: Send) -> None:
         await send(START)
         try:
             await send(body_event(bytes(2**17)))
         except OSError as error:
             raised.append(error)
 
-    under_test = await wire(app).begun()
+    under_test = await Wire(app).begun()
     under_test.feed(under_test.head(1))
     async with asyncio.timeout(10):
         while not under_test.ended:
@@ -214,9 +212,9 @@ async def test_a_client_that_reads_nothing_for_long_is_disconnected(
         "is reset",
     ],
 )
-async def test_room_that_the_first_waiting_stream_leaves_goes_to_the_next(wire: Any, first: str) -> None:
+async def test_room_that_the_first_waiting_stream_leaves_goes_to_the_next(first: str) -> None:
     """Whatever happens to the first: one WINDOW_UPDATE of the connection is enough for both."""
-    under_test = await wire(answers(START, body_event(bytes(2**17)))).begun()
+    under_test = await Wire(answers(START, body_event(bytes(2**17)))).begun()
     more = {"has no window": 0, "has a small window": 9}.get(first, 2**17)
     under_test.feed(under_test.head(1), *[frames.window_update(1, more)] * bool(more))
     under_test.feed(under_test.head(3))

@@ -1,22 +1,21 @@
 """A connection under test over a fake socket: bytes go in, frames of hyperframe come out."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
+from serving.transports.http.asgi import App
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http2 import Http2Connection
-
-App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 GET = b"\x82\x86\x84"  # in HPACK's static table
 TURNS = 8  # of the event loop: enough for every test here to become idle
 
 
-def _parse(data: bytes) -> Iterator[Any]:
+def parse_frames(data: bytes) -> Iterator[Any]:
+    """Bytes -> hyperframe's frames."""
     offset = 0
     while offset < len(data):
         frame, length = Frame.parse_frame_header(memoryview(data)[offset : offset + 9])
@@ -37,7 +36,7 @@ class FakeTransport(asyncio.Transport):
         self.closed = False
         self.is_stuck = False  # the client reads nothing: what was written is never sent
 
-    def write(self, data: Any) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Record the bytes."""
         assert not self.closed
         self.written += data
@@ -81,7 +80,7 @@ class Wire:
         """Run the event loop until it is idle, and parse what was written."""
         for _ in range(TURNS):
             await asyncio.sleep(0)
-        self.frames += _parse(bytes(self.transport.written))
+        self.frames += parse_frames(bytes(self.transport.written))
         self.transport.written.clear()
 
     async def begun(self) -> "Wire":
@@ -118,15 +117,3 @@ class Wire:
         """The sum of a stream's WINDOW_UPDATE increments."""
         updates = [each for each in self.frames if each.stream_id == stream and each.type == 8]
         return sum(each.window_increment for each in updates)
-
-
-@pytest.fixture(scope="session")
-def parse() -> Callable[[bytes], list[Any]]:
-    """A function from bytes to hyperframe's frames."""
-    return lambda data: list(_parse(data))
-
-
-@pytest.fixture(scope="session")
-def wire() -> type[Wire]:
-    """The class of connections under test."""
-    return Wire

@@ -1,17 +1,17 @@
-"""Fixtures for tests of transports: HTTP/2 connections that send valid and invalid requests."""
+"""An HTTP/2 connection that sends valid and invalid requests."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
-import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
     DataReceived,
+    Event,
     PingAckReceived,
     ResponseReceived,
     StreamEnded,
@@ -38,6 +38,11 @@ class Reply:
         """The name of the gRPC status, from the trailers or, without them, from the headers."""
         number = self.trailers.get("grpc-status", self.headers.get("grpc-status"))
         return next((code.name for code in grpc.StatusCode if str(code.value[0]) == number), "none")
+
+
+def _text(headers: Iterable[tuple[str | bytes, str | bytes]]) -> dict[str, str]:
+    """The headers as `header_encoding` has decoded them."""
+    return {str(name): str(value) for name, value in headers}
 
 
 class RawConnection:
@@ -136,25 +141,19 @@ class RawConnection:
             for event in self.h2.receive_data(frame):
                 self._take(event)
 
-    def _take(self, event: Any) -> None:
+    def _take(self, event: Event) -> None:
         reply = self.replies.get(getattr(event, "stream_id", None) or 0, Reply())
         match event:
             case ResponseReceived():
-                reply.headers |= dict(event.headers)
+                reply.headers |= _text(event.headers)
             case DataReceived():
                 reply.body += event.data
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             case TrailersReceived():
-                reply.trailers |= dict(event.headers)
+                reply.trailers |= _text(event.headers)
             case StreamEnded():
                 reply.has_ended = True
             case StreamReset():
                 reply.reset = event.error_code
             case PingAckReceived():
                 self.pongs.append(event.ping_data)
-
-
-@pytest.fixture
-def raw() -> type[RawConnection]:
-    """The class of raw connections."""
-    return RawConnection

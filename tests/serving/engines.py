@@ -1,0 +1,66 @@
+"""Fakes of `Engine`: one that echoes, and a real network behind a gate."""
+
+import threading
+from collections.abc import Collection
+
+import numpy as np
+
+from serving.bundle.images import Pixels
+from serving.engine.base import Device, Output
+from serving.engine.onnx import OnnxEngine
+from serving.errors import EngineError
+
+CPU = Device("cpu", 0, "tests")
+
+
+class FakeEngine:
+    """A fake of `Engine`: returns the first sample of each image, and remembers its runs."""
+
+    max_images_on_loop = 0
+
+    def __init__(self, *, poison: Collection[int] = ()) -> None:
+        self.gate = threading.Event()  # closed (cleared): runs wait
+        self.gate.set()
+        self.entered = threading.Event()
+        self.runs: list[list[int]] = []  # first samples of the images, run by run
+        self._poison = frozenset(poison)  # a batch with one of these fails
+
+    def run(self, images: Pixels) -> Output:
+        """Answer (N, 1) float32 with the first sample of every image."""
+        samples = images[:, 0, 0, 0]  # (N,)
+        self.runs.append(samples.tolist())
+        self.entered.set()
+        assert self.gate.wait(timeout=30)
+        if not self._poison.isdisjoint(samples.tolist()):
+            raise EngineError(f"a batch of {len(images)} is poisoned")
+        echo = samples[:, np.newaxis].astype(np.float32)  # (N, 1)
+        return Output(echo, -echo)
+
+
+class GatedEngine:
+    """A real network behind a gate, for tests of what happens while it runs. A fake of `Engine`."""
+
+    max_images_on_loop = 0  # the gate must not block the event loop
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self._engine = engine
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.error: Exception | None = None
+        self.runs: list[int] = []  # how many images, run by run
+
+    def close(self) -> None:
+        """Make the next run wait, and forget earlier runs."""
+        self.gate.clear()
+        self.entered.clear()
+        self.runs.clear()
+
+    def run(self, images: Pixels) -> Output:
+        """Wait for the gate, then run, or raise `error`."""
+        self.runs.append(len(images))
+        self.entered.set()
+        assert self.gate.wait(timeout=30)
+        if self.error is not None:
+            raise self.error
+        return self._engine.run(images)

@@ -1,0 +1,21 @@
+"""How tests open `Models` on their repository."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from serving.models.registry import Models
+
+
+class OpenModels(Protocol):
+    """Opens `Models` on the test's repository. By default it is read once, before the test."""
+
+    def __call__(
+        self,
+        *,
+        scanned: bool = True,
+        max_batch_size: int = 4,
+        warm_sizes: tuple[int, ...] = (1,),
+        poll_interval_s: float = 3600,
+        **options: Any,
+    ) -> AbstractAsyncContextManager[Models]:
+        """Further options are those of `VersionLoader`."""
