@@ -8,7 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import comb
@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from tests.benchmarks.cells import number
 from tests.benchmarks.contenders import ENTRANTS, Contender, Entrant, Facts, Stage, closed_loop
+from tests.benchmarks.servers import Server, Start
 from tests.benchmarks.table import ROWS
 
 LEAST_ROUNDS = 15
@@ -183,8 +184,13 @@ def _entrants(checkout: Path, workloads: Iterable[Workload]) -> Mapping[str, Ent
     others = {}
     for name in {each.entrant for each in workloads}:
         start, write_request, model = ENTRANTS[name]
-        others[name + _SUFFIX] = (partial(start, checkout=checkout), write_request, model)
+        others[name + _SUFFIX] = (_elsewhere(start, checkout), write_request, model)
     return {**ENTRANTS, **others}
+
+
+def _elsewhere(start: Callable[..., Server], checkout: Path) -> Start:
+    """The same server from another checkout."""
+    return partial(start, checkout=checkout)
 
 
 def _checked(checkout: Path) -> Path:

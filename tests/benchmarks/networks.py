@@ -50,6 +50,9 @@ def _made() -> Path:
 class Backbone(nn.Module):
     """One of torchvision's networks as the bundle wants it: pixels in, logits and an embedding out."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__()
         self.network = import_torchvision("torchvision.models").get_model(name, weights=None)

@@ -33,6 +33,7 @@ class Process:
         folder: Path | None = None,  # that it runs in
     ) -> None:
         self.log = log
+        self._command = command
         with log.open("wb") as file, pinned(cores):  # a child starts where its parent is
             self._process = subprocess.Popen(
                 command,
@@ -53,7 +54,7 @@ class Process:
         """End with the last lines of its log if it has stopped by itself."""
         if self._process.poll() is not None:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise SystemExit(f"{self._process.args} ended with {self._process.returncode}:\n{tail}")
+            raise SystemExit(f"{self._command} ended with {self._process.returncode}:\n{tail}")
 
     def cpu_s(self) -> float:
         """User and system time so far, of all processes and of those that have ended and were waited for."""
