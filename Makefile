@@ -24,6 +24,7 @@ check: .venv/dev.done
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory proto
 	git diff --exit-code --stat -- serving/pb
+	$(BIN)/python tests/checks/words.py
 	$(BIN)/python tests/checks/distribution.py
 
 proto: .venv/dev.done

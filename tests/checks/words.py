@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-_IS = r"(?<!there)\s(?:is|are|was|were)"
+_IS = r"(?<![Tt]here)\s(?:is|are|was|were)"
 _COMPARED = "(?:longer|more|less|fewer|other|better|worse|faster|slower|larger|smaller|brighter|darker)"
 
 # Regular expression -> better wording. A space matches a line break too.

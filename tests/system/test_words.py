@@ -38,7 +38,7 @@ def test_a_translated_phrase_is_found(text: str) -> None:
         "there is no model 'cats'",
         "the loss is no longer finite",
         "a batch is no larger than this",
-        "there are none",
+        "There are none",
         "the message says which file is missing",
     ],
 )

@@ -98,7 +98,7 @@ def _keep_freed_memory() -> None:
     """Make glibc keep freed memory; other C libraries have no mallopt.
 
     By default glibc returns freed blocks of 32 MiB and more to the kernel. The next training step allocates
-    them again, and the kernel zeroes every page of a wide layer's outputs anew.
+    them again, and the kernel zeroes every page of a wide layer's outputs.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

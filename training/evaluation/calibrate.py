@@ -60,7 +60,7 @@ def debiased_calibration_error(probabilities: Floats, labels: Labels) -> float:
     """The expected calibration error beyond what chance alone shows.
 
     A perfectly calibrated network has an ECE above 0 on any finite set: the fewer images, the larger. That
-    expectation is subtracted: the mean ECE of labels drawn anew, each prediction being correct with the
+    expectation is subtracted: the mean ECE of redrawn labels, each prediction being correct with the
     probability that it states (consistency resampling: Broecker and Smith 2007; Vaicenavicius et al. 2019).
 
     Args:

@@ -108,7 +108,7 @@ def is_image(path: Path) -> bool:
 
 
 def exceeds(limit_bytes: int | None, images: int, geometry: Geometry) -> bool:
-    """Compare the size of that many decoded images with the limit; None is no limit."""
+    """Compare the size of that many decoded images with the limit; None means unlimited."""
     return limit_bytes is not None and images * math.prod(geometry.shape) > limit_bytes
 
 
