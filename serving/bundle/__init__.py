@@ -3,7 +3,7 @@
 Knows no server, engine or training. Importing it imports neither gRPC nor ONNX Runtime nor torch.
 """
 
-from serving.bundle.geometry import apply_geometry
+from serving.bundle.geometry import apply_geometry, keeps_pixels
 from serving.bundle.golden import Golden, read_golden, write_golden
 from serving.bundle.images import ImageLimits, check_pixels, decode_image
 from serving.bundle.manifest import (
@@ -45,6 +45,7 @@ __all__ = [
     "apply_geometry",
     "check_pixels",
     "decode_image",
+    "keeps_pixels",
     "read_golden",
     "variant_file",
     "write_golden",

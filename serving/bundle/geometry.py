@@ -20,7 +20,7 @@ def apply_geometry(pixels: Pixels, geometry: Geometry) -> Pixels:
 
     Returns: (geometry.height, geometry.width, geometry.channels) uint8, 0-255, possibly a view of `pixels`.
     """
-    if pixels.shape == (geometry.height, geometry.width, geometry.channels) and geometry.crop_fraction == 1:
+    if keeps_pixels(pixels.shape, geometry):
         return pixels
     height, width, channels = pixels.shape
     opaque = pixels if channels in (1, 3) else _opaque(pixels, geometry.background)  # (H, W, 1 or 3)
@@ -29,6 +29,15 @@ def apply_geometry(pixels: Pixels, geometry: Geometry) -> Pixels:
     # Colours are converted after resizing: the network's input has fewer pixels than a photograph.
     coloured = _in_colour(resized, geometry.channels)
     return coloured if size == (geometry.width, geometry.height) else _on_background(coloured, geometry)
+
+
+def keeps_pixels(shape: tuple[int, ...], geometry: Geometry) -> bool:
+    """Check whether pixels of this shape, (H, W, C), are the network's input as they are.
+
+    An image can have the size of the input and still be cropped: `apply_geometry` and a caller that skips
+    it for many images at once have to agree, so both ask here.
+    """
+    return shape == geometry.shape and (geometry.fit != "crop" or geometry.crop_fraction == 1)
 
 
 def crop_and_size(size: Size, geometry: Geometry) -> tuple[Box, Size]:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from serving.bundle import Geometry, apply_geometry
+from serving.bundle import Geometry
 from training.data.splits import SourceData, Split
+from training.data.storage.arrays import apply_geometry_to_all
 
 _BRIGHTEST = 16  # a pixel counts the dark dots of a 4x4 block: 0..16
 
@@ -15,7 +16,7 @@ def load(geometry: Geometry) -> SourceData:
 
     digits = load_digits()
     scans = np.rint(digits.images * (255 / _BRIGHTEST)).astype(np.uint8)[..., np.newaxis]  # (N, 8, 8, 1)
-    images = np.stack([apply_geometry(scan, geometry) for scan in scans])  # (N, H, W, C) uint8
+    images = apply_geometry_to_all(scans, geometry)  # (N, H, W, C)
     names = tuple(f"digit {number}" for number in range(len(images)))
     return SourceData(
         labels=tuple(str(name) for name in digits.target_names),

@@ -5,19 +5,27 @@ import numpy as np
 from serving.bundle import Geometry
 from serving.bundle.images import Pixels
 from training.data.splits import SourceData, Split
+from training.data.storage.arrays import apply_geometry_to_all
 from training.recipe import DataRecipe
 
 _NOISE = 40.0  # grey levels of standard deviation
 
 
 def load(geometry: Geometry, recipe: DataRecipe) -> SourceData:
-    """Generate noisy images of a bright bar, whose angle is the class. Deterministic in data.split_seed."""
+    """Generate noisy images of a bright bar, whose angle is the class. Deterministic in data.split_seed.
+
+    They are generated in the network's size, and cropped like the images that a server receives.
+    """
     random = np.random.default_rng(recipe.split_seed)
     labels = np.repeat(np.arange(recipe.fake_classes), recipe.fake_images_per_class)
     images = np.stack([_bar(label / recipe.fake_classes, geometry, random) for label in labels])
     return SourceData(
         labels=tuple(f"pattern-{index}" for index in range(recipe.fake_classes)),
-        train=Split(images, labels.astype(np.int64), tuple(f"fake {i}" for i in range(len(labels)))),
+        train=Split(
+            apply_geometry_to_all(images, geometry),
+            labels.astype(np.int64),
+            tuple(f"fake {i}" for i in range(len(labels))),
+        ),
     )
 
 

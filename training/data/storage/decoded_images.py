@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -9,12 +10,17 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
+from serving.bundle import geometry as geometry_code
+from serving.bundle import images as images_code
+from serving.bundle import jpeg as jpeg_code
+from serving.bundle import resampling as resampling_code
 from serving.bundle.images import Pixels
 from serving.errors import ImageError
 from training.data.storage.disk_images import DiskImages, Images
@@ -23,7 +29,8 @@ from training.errors import DataError
 from training.files import exclusive_lock, replace_file, sync_directory
 
 _LIMITS = ImageLimits()
-_VERSION = 1  # of decoding and geometry; part of the cache key
+_DECODER = (geometry_code, images_code, jpeg_code, resampling_code)  # makes pixels of a file
+_DECODER_PACKAGES = ("pillow", "simplejpeg", "cykooz-resizer")
 _MAX_PENDING = 4096  # files submitted to the threads at once; a million futures would fill the memory
 _PROGRESS_INTERVAL = 64  # files
 _UNFINISHED = ".decoding-"
@@ -190,10 +197,26 @@ def _in_threads(
 
 
 def _digest(paths: Sequence[Path], geometry: Geometry) -> str:
-    sha = hashlib.sha256(f"{_VERSION} {geometry.model_dump_json()}".encode())
+    sha = hashlib.sha256(f"{_decoder_version()} {geometry.model_dump_json()}".encode())
     for digest in _in_threads(_content_digest, paths):
         sha.update(digest)
     return sha.hexdigest()
+
+
+def _decoder_version() -> str:
+    """Identify the code and the packages that decode and resize, so that no cache outlives them.
+
+    A server decodes with today's code: images that an older one decoded would prove another network input.
+    """
+    code = hashlib.sha256("".join(map(inspect.getsource, _DECODER)).encode()).hexdigest()
+    return " ".join([code, *map(_package_version, _DECODER_PACKAGES)])
+
+
+def _package_version(name: str) -> str:
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:  # cykooz-resizer on some platforms
+        return f"no {name}"
 
 
 def _content_digest(path: Path) -> bytes:
