@@ -56,7 +56,7 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
             uvloop.run(supervise(settings))
         else:
             from serving.processes.memory_tuning import settle_memory
-            from serving.processes.single import serve
+            from serving.processes.single_process import serve
 
             settle_memory()
             uvloop.run(serve(settings))

@@ -23,6 +23,7 @@ from serving.metrics.shared_counts import SharedCounts
 from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.registry import Models
+from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.handlers import Handler
 from serving.rpc.middleware import Middleware
 from serving.rpc.open_inference.shared_memory import Regions
@@ -35,10 +36,9 @@ from serving.rpc.services.inference import InferenceService
 from serving.rpc.services.reflection import reflection_rpcs
 from serving.rpc.services.repository import RepositoryService
 from serving.rpc.services.shared_memory import SharedMemoryService
-from serving.rpc.tokens import Tokens
 from serving.settings import ServerSettings
 from serving.transports.grpc_aio.server import GrpcServer
-from serving.transports.h2.server import H2Server
+from serving.transports.rpc_over_http.server import H2Server
 from serving.transports.tls import TlsFiles
 
 _log = logging.getLogger(__name__)

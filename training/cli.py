@@ -35,7 +35,7 @@ from training.recipe.results import markdown_table
 from training.recipe.sections import Source
 from training.run.interrupts import Interrupts
 from training.run.summary import RunSummary
-from training.tables import describe_recipe, layers_tree, recipes_table, scores_table
+from training.terminal_tables import describe_recipe, layers_tree, recipes_table, scores_table
 
 _Kernels = Literal["fast", "reproducible"]
 _KERNELS = (

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from serving.bench.advice import advise, find_knee
-from serving.bench.picture import draw
+from serving.bench.chart import draw
 from serving.bench.points import QUANTILES, Point
 from serving.bench.run import BenchReport
 

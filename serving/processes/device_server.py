@@ -23,8 +23,8 @@ from serving.engine.onnx import close
 from serving.engine.remote.protocol import MAX_TEXT_BYTES, RunRequest, RunResult, SharedMemory
 from serving.engine.tuning import load_tuned
 from serving.errors import BundleError, EngineError, LenserveError
-from serving.processes.control import ProcessControl, run_controlled
 from serving.processes.messages import WorkerReport
+from serving.processes.supervisor_channel import SupervisorChannel, run_supervised
 from serving.transports.ports import accept
 
 _log = logging.getLogger(__name__)
@@ -174,10 +174,10 @@ async def _send(connection: socket.socket, result: RunResult | Exception) -> Non
 
 def main() -> int:
     """Run the device server until it is stopped; return 1 if it cannot start."""
-    return run_controlled(_serve)
+    return run_supervised(_serve)
 
 
-async def _serve(control: ProcessControl) -> None:
+async def _serve(control: SupervisorChannel) -> None:
     settings = control.command.settings
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     size = settings.max_batch_size

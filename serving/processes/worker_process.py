@@ -25,7 +25,7 @@ _MAX_REPORT_BYTES = 2**24
 
 # Children import from the supervisor's path and from nowhere else (-P).
 _MODULE = (sys.executable, "-P", "-m")
-WORKER = (*_MODULE, "serving.processes.worker")
+WORKER = (*_MODULE, "serving.processes.worker_main")
 DEVICE_SERVER = (*_MODULE, "serving.processes.device_server")
 
 _log = logging.getLogger(__name__)

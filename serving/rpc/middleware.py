@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable
 from serving.metrics.recorder import Metrics
+from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.handlers import (
     REQUEST_ID_KEY,
     AnswerGroups,
@@ -27,7 +28,6 @@ from serving.rpc.handlers import (
 from serving.rpc.ordered_stream import answer_in_order
 from serving.rpc.routes import Call, Pipeline, Reply, Rpc, Stream, Unary
 from serving.rpc.status import Code, Status, status_of
-from serving.rpc.tokens import Tokens
 
 DEFAULT_MAX_IN_FLIGHT = 64
 

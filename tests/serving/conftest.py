@@ -21,11 +21,11 @@ from serving.engine.onnx import OnnxEngine
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
 from serving.models.registry import Models
+from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.middleware import Middleware
-from serving.rpc.tokens import Tokens
 from serving.server import build_table
 from serving.transports import ports
-from serving.transports.h2.server import H2Server
+from serving.transports.rpc_over_http.server import H2Server
 from tests.serving.engines import CPU, GatedEngine
 from tests.serving.gated_server import GatedServer, ServeGated
 from tests.serving.log_events import LogEvents

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from serving.classify.classifier import Classifier
 from serving.metrics.recorder import Metrics
 from serving.models.registry import Models
+from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.middleware import Middleware
-from serving.rpc.tokens import Tokens
-from serving.transports.h2.server import H2Server
+from serving.transports.rpc_over_http.server import H2Server
 from tests.serving.engines import GatedEngine
 
 

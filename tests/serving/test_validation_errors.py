@@ -25,7 +25,7 @@ MODULES = [
     "serving.cli",
     "serving.bench.cli",
     "serving.processes.messages",
-    "serving.rpc.tokens",
+    "serving.rpc.bearer_tokens",
     "training.cli",
     "training.recipe.recipe",
     "training.recipe.measured",

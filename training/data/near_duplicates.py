@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.fft import dctn
 
 from serving.bundle.images import Pixels
+from training.atomic_files import exclusive_lock, replace_file
 from training.data.storage.disk_images import Images, chunks, feed_digest
-from training.files import exclusive_lock, replace_file
 
 MAX_BITS = 4  # of 64 may differ
 MIN_CORRELATION = 0.985  # of the small copies; 33 pairs of 15,000 MNIST digits reach it

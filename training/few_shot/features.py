@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from training.atomic_files import exclusive_lock, replace_file
 from training.data.batches import inference_batches
 from training.data.storage.decoded_images import ProgressCallback
 from training.data.storage.device_images import DeviceImages
 from training.data.storage.disk_images import Images, feed_digest
 from training.devices.kernels import full_precision
-from training.files import exclusive_lock, replace_file
 
 Features = npt.NDArray[np.float32]
 

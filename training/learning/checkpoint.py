@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.atomic_files import replace_file
 from training.errors import CheckpointError
-from training.files import replace_file
 
 State = dict[str, Any]  # plain values and tensors, as from torch's state_dict()
 

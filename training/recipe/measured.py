@@ -9,8 +9,8 @@ from pydantic import Field, RootModel
 from serving.bundle import Estimate, Pretrained
 from serving.bundle.manifest import Sha256, Strict
 from serving.errors import UsageError
+from training.atomic_files import replace_file
 from training.few_shot.curve import CurvePoint
-from training.files import replace_file
 from training.recipe import Recipe, resolve, shipped_names
 
 _FILE = Path(__file__).parent / "recipes" / "measured.json"

@@ -9,6 +9,7 @@ import torch
 
 from serving.bundle import Calibration, Estimate, Repository
 from training import data
+from training.atomic_files import replace_file
 from training.data import DataReport, Dataset
 from training.data.augmentation.examples import augmented_examples
 from training.data.groups import find_groups
@@ -26,7 +27,6 @@ from training.export.export import Classifier, export
 from training.export.publish import class_balanced_indices, publish
 from training.export.variant_report import VariantReport
 from training.export.variants import make_variant
-from training.files import replace_file
 from training.learning.learn import LearnContext, LearnResult, learn
 from training.learning.steps import predict
 from training.recipe import Recipe

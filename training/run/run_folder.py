@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from serving.validation_errors import describe
+from training.atomic_files import replace_file
 from training.errors import RunFolderConflict
-from training.files import replace_file
 from training.recipe import Recipe
 
 

@@ -10,11 +10,11 @@ import uvloop
 from serving.rpc.handlers import UnaryHandler
 from serving.rpc.routes import Call
 from serving.transports.grpc_aio.server import GrpcServer
-from serving.transports.h2.server import H2Server
 from serving.transports.http.asgi import ANSWER, Event, Receive, Send
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http2 import Http2Connection
 from serving.transports.http.protocol_detection import ProtocolDetector
+from serving.transports.rpc_over_http.server import H2Server
 
 METHOD = "/echo.Echo/Say"
 _MAX_MESSAGE_BYTES = 2**20

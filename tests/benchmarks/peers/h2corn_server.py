@@ -14,8 +14,8 @@ from h2corn import Server as H2corn
 
 from serving.server import build_table, run_server
 from serving.settings import ServerSettings
-from serving.transports.h2.grpc_app import GrpcApp
 from serving.transports.http.asgi import ANSWER, TRAILERS, App, Event, Receive, Send
+from serving.transports.rpc_over_http.grpc_app import GrpcApp
 
 _BODY = "http.response.body"
 

@@ -23,7 +23,7 @@ from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Unary
 from serving.server import Server
-from serving.transports.h2.server import H2Server
+from serving.transports.rpc_over_http.server import H2Server
 from tests.colours import Publish
 from tests.servers import Serve
 from tests.serving.gated_server import GatedServer, ServeGated

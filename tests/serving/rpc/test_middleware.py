@@ -16,11 +16,11 @@ from serving.errors import Overloaded
 from serving.metrics.recorder import Metrics
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.handlers import Failure, UnaryHandler
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Stream, Unary
 from serving.rpc.status import Code
-from serving.rpc.tokens import Tokens
 from serving.server import build_table
 from tests.colours import Publish
 from tests.servers import Serve

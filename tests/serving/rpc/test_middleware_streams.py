@@ -8,11 +8,11 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from serving.errors import Overloaded
 from serving.metrics.recorder import Metrics
+from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.handlers import Failure, StreamHandler
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Pipeline
 from serving.rpc.status import Code, Status
-from serving.rpc.tokens import Tokens
 
 METHOD = "/tests.Echo/Say"
 

@@ -17,11 +17,11 @@ from grpc_health.v1 import health_pb2
 from serving import errors
 from serving.metrics.recorder import Metrics
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Unary
 from serving.rpc.status import Code, Status, code_of, status_of
-from serving.rpc.tokens import Tokens
-from serving.transports.h2.server import H2Server
+from serving.transports.rpc_over_http.server import H2Server
 from tests.colours import Publish
 from tests.servers import Serve
 from tests.serving.gated_server import ServeGated

@@ -11,7 +11,7 @@ import pytest
 
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.tokens import Tokens
+from serving.rpc.bearer_tokens import Tokens
 from tests.colours import Publish
 from tests.servers import Serve
 from tests.serving.gated_server import ServeGated

@@ -12,7 +12,7 @@ from training.few_shot.curve import CurvePoint
 from training.recipe import resolve, shipped_names
 from training.recipe.measured import MeasuredResult, read_measured, record, shipped_recipe
 from training.report.metrics import METRICS_FILE, Metrics
-from training.tables import describe_recipe
+from training.terminal_tables import describe_recipe
 
 
 def measured(digest: str) -> MeasuredResult:

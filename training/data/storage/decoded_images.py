@@ -23,10 +23,10 @@ from serving.bundle import jpeg as jpeg_code
 from serving.bundle import resampling as resampling_code
 from serving.bundle.images import Pixels
 from serving.errors import ImageError
+from training.atomic_files import exclusive_lock, replace_file, sync_directory
 from training.data.storage.disk_images import DiskImages, Images
 from training.devices.memory import GIB
 from training.errors import DataError
-from training.files import exclusive_lock, replace_file, sync_directory
 
 _LIMITS = ImageLimits()
 _DECODER = (geometry_code, images_code, jpeg_code, resampling_code)  # makes pixels of a file

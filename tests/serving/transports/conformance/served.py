@@ -7,7 +7,7 @@ from typing import Protocol
 from serving.metrics.recorder import Metrics
 from serving.rpc.middleware import Middleware
 from serving.transports.grpc_aio.server import GrpcServer
-from serving.transports.h2.server import H2Server
+from serving.transports.rpc_over_http.server import H2Server
 from serving.transports.tls import TlsFiles
 from tests.serving.transports.conformance.echo import Echo
 

@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from serving.metrics.recorder import Metrics
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Stream, Unary
-from serving.transports.h2.server import H2Server
+from serving.transports.rpc_over_http.server import H2Server
 
 _SOCKETS = Path("/proc/net/tcp")
 _ESTABLISHED, _KEEPALIVE_TIMER = "01", "02"

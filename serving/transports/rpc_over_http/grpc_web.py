@@ -5,8 +5,8 @@ As gRPC's doc/PROTOCOL-WEB.md specifies it, in its binary form. The base64 form 
 
 from collections.abc import Iterable
 
-from serving.transports.h2.grpc_framing import CONTENT_TYPE, PREFIX, RawHeaders
 from serving.transports.http.asgi import ANSWER, EXTENSIONS, TRAILERS, App, Event, Receive, Send
+from serving.transports.rpc_over_http.grpc_framing import CONTENT_TYPE, PREFIX, RawHeaders
 
 _GRPC_WEB = b"application/grpc-web"
 _TRAILERS_FLAG = 0x80

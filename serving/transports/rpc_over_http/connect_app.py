@@ -16,8 +16,9 @@ from google.rpc import status_pb2
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
-from serving.transports.h2.grpc_app import GrpcApp, status_of_failure
-from serving.transports.h2.grpc_framing import (
+from serving.transports.http.asgi import Event, Receive, Send
+from serving.transports.rpc_over_http.grpc_app import GrpcApp, status_of_failure
+from serving.transports.rpc_over_http.grpc_framing import (
     Metadata,
     Pairs,
     RawHeaders,
@@ -25,8 +26,7 @@ from serving.transports.h2.grpc_framing import (
     too_long,
     unknown_method,
 )
-from serving.transports.h2.grpc_web import GrpcWebApp, is_grpc_web, media_type_of
-from serving.transports.http.asgi import Event, Receive, Send
+from serving.transports.rpc_over_http.grpc_web import GrpcWebApp, is_grpc_web, media_type_of
 
 _JSON, _PROTO = b"application/json", b"application/proto"
 _MAX_TIMEOUT_DIGITS = 10

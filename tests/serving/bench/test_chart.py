@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.bench.picture import draw
+from serving.bench.chart import draw
 from serving.bench.plan import ClosedLoop, OpenLoop
 from serving.bench.points import Point
 

@@ -17,7 +17,7 @@ from serving.processes.memory_tuning import settle_memory
 from serving.processes.messages import WorkerCommand, WorkerReport, to_line
 
 
-class ProcessControl:
+class SupervisorChannel:
     """The command of this process, and the pipes to its supervisor."""
 
     def __init__(self, command: WorkerCommand, commands: asyncio.StreamReader, reports: int) -> None:
@@ -55,7 +55,7 @@ class ProcessControl:
         return not line.cancelled() and not line.result()
 
 
-def run_controlled(serve: Callable[[ProcessControl], Awaitable[None]]) -> int:
+def run_supervised(serve: Callable[[SupervisorChannel], Awaitable[None]]) -> int:
     """Run this process under its supervisor until it is stopped; return 1 if it cannot start."""
     # Libraries that print to stdout must not mix with the reports.
     reports = os.dup(sys.stdout.fileno())
@@ -64,7 +64,7 @@ def run_controlled(serve: Callable[[ProcessControl], Awaitable[None]]) -> int:
     settle_memory()
 
     async def receive_and_serve() -> None:
-        control = await ProcessControl.receive(reports)
+        control = await SupervisorChannel.receive(reports)
         try:
             await serve(control)
         except LenserveError as error:

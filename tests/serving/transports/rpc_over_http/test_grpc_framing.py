@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving.rpc.handlers import Failure
 from serving.rpc.status import Code, Status
-from serving.transports.h2.grpc_framing import (
+from serving.transports.rpc_over_http.grpc_framing import (
     PREFIX,
     MessageReader,
     Metadata,

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from training.files import exclusive_lock, replace_file
+from training.atomic_files import exclusive_lock, replace_file
 
 
 def test_replacing_leaves_one_file_with_the_new_content(tmp_path: Path) -> None:

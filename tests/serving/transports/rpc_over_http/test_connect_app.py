@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.status import Code
-from serving.transports.h2 import connect_app
+from serving.transports.rpc_over_http import connect_app
 from tests.colours import Publish
 from tests.servers import Serve
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from serving.metrics.shared_counts import SHARED_FOLDER, SharedCounts
-from serving.processes.control import ProcessControl, run_controlled
 from serving.processes.messages import WorkerReport
+from serving.processes.supervisor_channel import SupervisorChannel, run_supervised
 from serving.server import Server, run_server
 
 _FLUSH_INTERVAL_S = 0.25  # between two writes of this worker's counters to its file
@@ -21,10 +21,10 @@ _FLUSH_INTERVAL_S = 0.25  # between two writes of this worker's counters to its 
 
 def main() -> int:
     """Serve until stopped; return 1 if the server cannot start."""
-    return run_controlled(_serve)
+    return run_supervised(_serve)
 
 
-async def _serve(control: ProcessControl) -> None:
+async def _serve(control: SupervisorChannel) -> None:
     command = control.command
     folder = Path(os.environ[SHARED_FOLDER])
     inherited = command.worker_socket
@@ -51,7 +51,7 @@ async def _serve(control: ProcessControl) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # the supervisor can no longer do it
 
 
-async def _report_changes(server: Server, control: ProcessControl) -> None:
+async def _report_changes(server: Server, control: SupervisorChannel) -> None:
     models = server.models
     while True:
         change = models.change

@@ -14,7 +14,8 @@ from typing import Any
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
-from serving.transports.h2.grpc_framing import (
+from serving.transports.http.asgi import ANSWER, TRAILERS, App, Event, Receive, Send
+from serving.transports.rpc_over_http.grpc_framing import (
     CONTENT_TYPE,
     PREFIX,
     MessageReader,
@@ -28,7 +29,6 @@ from serving.transports.h2.grpc_framing import (
     takes_gzip,
     unknown_method,
 )
-from serving.transports.http.asgi import ANSWER, TRAILERS, App, Event, Receive, Send
 
 _BODY = "http.response.body"
 _REQUEST_ID = REQUEST_ID_KEY.encode()

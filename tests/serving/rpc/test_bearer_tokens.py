@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 from serving.errors import PermissionDenied, Unauthenticated, UsageError
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.tokens import Tokens
+from serving.rpc.bearer_tokens import Tokens
 from tests.colours import Publish
 from tests.servers import Serve
 from tests.serving.stub import Connect

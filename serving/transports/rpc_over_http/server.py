@@ -12,13 +12,13 @@ from typing import Self
 
 from serving.rpc.handlers import Handler
 from serving.transports.connection_passing import ConnectionReceiver
-from serving.transports.h2.connect_app import ConnectApp
-from serving.transports.h2.grpc_app import GrpcApp
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http1 import Http1Connection
 from serving.transports.http.http2 import Http2Connection
 from serving.transports.http.protocol_detection import ProtocolDetector
 from serving.transports.ports import BACKLOG, listen
+from serving.transports.rpc_over_http.connect_app import ConnectApp
+from serving.transports.rpc_over_http.grpc_app import GrpcApp
 from serving.transports.tls import TlsFiles
 
 # After the last call new ones are rejected as UNAVAILABLE, for long enough that clients turn elsewhere.

@@ -9,9 +9,9 @@ import pytest
 from serving.rpc.handlers import Failure, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
-from serving.transports.h2.grpc_app import GrpcApp
-from serving.transports.h2.grpc_framing import frame
 from serving.transports.http.asgi import EXTENSIONS, Event, Receive, Send
+from serving.transports.rpc_over_http.grpc_app import GrpcApp
+from serving.transports.rpc_over_http.grpc_framing import frame
 
 METHOD = "/tests.Echo/Say"
 HEADERS = {"content-type": "application/grpc", "te": "trailers"}
