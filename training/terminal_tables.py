@@ -36,6 +36,7 @@ def describe_recipe(recipe: Recipe, measured: MeasuredResult | None) -> dict[str
         "summary": recipe.summary,
         "stated": recipe.stated,
         "baseline": recipe.baseline,
+        "tuned_on_test": recipe.tuned_on_test,
         "measured": None
         if measured is None
         else {**measured.model_dump(mode="json"), "current": is_current(recipe, measured)},

@@ -54,6 +54,11 @@ class Recipe(Strict):
     summary: str = ""
     stated: str | None = Field(default=None, description="the result that this recipe claims")
     baseline: str | None = Field(default=None, description="the recipe that this one claims to improve on")
+    tuned_on_test: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the settings that were chosen by results on the test images; those are optimistic",
+    )
     method: Literal["train", "few-shot", "as-is"] = Field(
         default="train",
         description="train: gradient descent; few-shot: a head fitted on frozen features; "
@@ -87,9 +92,16 @@ class Recipe(Strict):
             )
         return self
 
+    @property
+    def validation_chose_epoch(self) -> bool:
+        """Whether validation images chose an epoch, which makes the accuracy on them optimistic."""
+        training = self.training
+        epochs = training.epochs if training.keep == "best" else 0
+        return self.method == "train" and max(epochs, training.head_epochs) > 1
+
     def settings(self) -> dict[str, Any]:
         """Dotted key -> plain value, of everything that determines the result of a run."""
-        texts = {"summary": True, "stated": True, "baseline": True}
+        texts = {"summary": True, "stated": True, "baseline": True, "tuned_on_test": True}
         without_effect = {"data": {"memory_limit_gib"}, "training": {"cuda_graphs"}}
         nested = self.model_dump(mode="json", exclude={**texts, **without_effect})
         return dict(_flatten(nested))

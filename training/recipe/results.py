@@ -1,17 +1,22 @@
 """Measured results as text: lines for the list of recipes, and the Markdown table.
 
 The recipe determines the scores. `method = "as-is"`: top-1 and top-5 accuracy. With `gates.min_auc`: AUC and
-balanced accuracy. Otherwise: accuracy, and with `training.keep = "last"` the validation accuracy, which is a
-hold-out because the split selected nothing. A few-shot curve and the gain over the baseline follow if there
-are any.
+balanced accuracy. Otherwise: accuracy, and the validation accuracy if that split chose no epoch: it is then a
+hold-out. A few-shot curve and the gain over the baseline follow if there are any.
+
+Optimistic figures have a mark: those on test images that chose a setting, and those on validation images that
+chose the epoch.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from serving.bundle import Estimate
-from training.recipe import Recipe
+from training.recipe import Recipe, resolve
 from training.recipe.measured import MeasuredResult
+
+TUNED_ON_TEST = "†"
+CHOSE_EPOCH = "‡"
 
 
 def is_current(recipe: Recipe, measured: MeasuredResult) -> bool:
@@ -23,7 +28,7 @@ def figures(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
     """Each score of a measured recipe with its 95 % interval: "accuracy 99.42% (99.25% to 99.55%)"."""
     measured = results[recipe.name]
     curve = (
-        f"{point.examples()}: {point.mean:.1%} ({point.low:.1%} to {point.high:.1%})"
+        f"{point.examples()}: {point.mean:.1%} ({point.low:.1%} to {point.high:.1%}){_test_mark(recipe)}"
         for point in measured.few_shot
     )
     weights = [f"weights {measured.pretrained.file}"] if measured.pretrained else []
@@ -36,8 +41,11 @@ def result_lines(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[
     if measured is None:
         return []
     changed = [] if is_current(recipe, measured) else ["the recipe has changed since then"]
+    scores = figures(recipe, results)
+    marks = _footnotes([recipe], scores)
     return [
-        *figures(recipe, results),
+        *scores,
+        *marks,
         f"{measured.images:,} test images, {measured.seconds:.0f} s",
         f"{measured.machine}, {measured.framework}, {measured.date}",
         *changed,
@@ -64,20 +72,40 @@ def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResu
             f"{result.machine}, {result.framework}, {result.date}{changed}",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    for note in _footnotes([recipe for recipe in recipes if recipe.name in results], lines):
+        lines += ["", note]
     return "\n".join(lines)
+
+
+def _footnotes(recipes: Sequence[Recipe], lines: Sequence[str]) -> Iterator[str]:
+    """What the marks in these lines mean."""
+    text = "".join(lines)
+    if TUNED_ON_TEST in text:
+        yield f"{TUNED_ON_TEST} Optimistic, because test images chose " + "; ".join(
+            recipe.tuned_on_test if len(recipes) == 1 else f"{recipe.tuned_on_test} (`{recipe.name}`)"
+            for recipe in recipes
+            if recipe.tuned_on_test
+        )
+    if CHOSE_EPOCH in text:
+        yield f"{CHOSE_EPOCH} Optimistic, because validation images chose the epoch"
+
+
+def _test_mark(*recipes: Recipe) -> str:
+    return f" {TUNED_ON_TEST}" if any(recipe.tuned_on_test for recipe in recipes) else ""
 
 
 def _estimates(recipe: Recipe, measured: MeasuredResult) -> Iterator[str]:
     # AUC is written as a fraction by convention, the others as percentages.
+    mark = _test_mark(recipe)
     if recipe.method == "as-is":
-        yield from _format_estimate("top-1", measured.accuracy)
-        yield from _format_estimate("top-5", measured.top5)
+        yield from _format_estimate("top-1", measured.accuracy, mark=mark)
+        yield from _format_estimate("top-5", measured.top5, mark=mark)
     elif recipe.gates.min_auc:
-        yield from _format_estimate("AUC", measured.auc, ".4f")
-        yield from _format_estimate("balanced accuracy", measured.balanced_accuracy)
+        yield from _format_estimate("AUC", measured.auc, ".4f", mark)
+        yield from _format_estimate("balanced accuracy", measured.balanced_accuracy, mark=mark)
     else:
-        yield from _format_estimate("accuracy", measured.accuracy)
-        if recipe.training.keep == "last":
+        yield from _format_estimate("accuracy", measured.accuracy, mark=mark)
+        if not recipe.validation_chose_epoch:
             yield from _format_estimate("hold-out accuracy", measured.validation)
 
 
@@ -85,15 +113,17 @@ def _gains(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> Iterator[st
     own, baseline = results[recipe.name], results.get(recipe.baseline or "")
     if baseline is None:
         return
+    both = recipe, resolve(recipe.baseline or "")
+    chosen = f" {CHOSE_EPOCH}" if any(each.validation_chose_epoch for each in both) else ""
     splits = (
-        ("test", own.accuracy, baseline.accuracy),
-        ("validation", own.validation, baseline.validation),
+        ("test", own.accuracy, baseline.accuracy, _test_mark(*both)),
+        ("validation", own.validation, baseline.validation, chosen),
     )
-    for split, better, plain in splits:
+    for split, better, plain, mark in splits:
         if better is not None and plain is not None:
             gain, low, high = difference(better, plain)
             interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
-            yield f"{100 * gain:+.1f} points ({interval}) over {recipe.baseline}'s {split} accuracy"
+            yield f"{100 * gain:+.1f} points ({interval}) over {recipe.baseline}'s {split} accuracy{mark}"
 
 
 def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
@@ -108,7 +138,9 @@ def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
     return gain, low, high
 
 
-def _format_estimate(name: str, estimate: Estimate | None, form: str = ".2%") -> Iterator[str]:
+def _format_estimate(
+    name: str, estimate: Estimate | None, form: str = ".2%", mark: str = ""
+) -> Iterator[str]:
     """Yields nothing if the evaluation does not have this score."""
     if estimate is not None:
-        yield f"{name} {estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
+        yield f"{name} {estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}}){mark}"

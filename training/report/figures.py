@@ -16,8 +16,10 @@ _MAX_NAMED_LABELS = 60  # the names of more would overlap
 _MAX_LABELS_WITH_COUNTS = 20  # the counts of more would be too small to read
 
 
-def draw_history(history: Sequence[EpochRecord], best_epoch: int) -> Figure:
-    """Training and validation loss, and validation accuracy, by epoch; the best epoch is marked."""
+def draw_history(
+    history: Sequence[EpochRecord], best_epoch: int, *, validation_chose: bool | None = None
+) -> Figure:
+    """Training and validation loss, and validation accuracy, by epoch; the published epoch is marked."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     epochs = [record.epoch for record in history]
@@ -26,12 +28,15 @@ def draw_history(history: Sequence[EpochRecord], best_epoch: int) -> Figure:
     losses.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="loss")
     accuracy.plot(epochs, [100 * record.validation_accuracy for record in history], color="#1f4e8c")
     accuracy.set(xlabel="epoch", ylabel="accuracy in %", title="validation accuracy")
+    chosen = ", chosen by validation loss" if validation_chose else ""
     for axes in (losses, accuracy):
-        axes.axvline(best_epoch, color="#2a9d5c", linestyle=":", label=f"best epoch, {best_epoch}")
+        axes.axvline(
+            best_epoch, color="#2a9d5c", linestyle=":", label=f"published epoch, {best_epoch}{chosen}"
+        )
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    losses.legend(frameon=False)
+    losses.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -38,10 +38,18 @@ class Metrics(Strict):
     )
     parameters: int
     pretrained: Pretrained | None = None
+    tuned_on_test: str | None = Field(
+        default=None, description="the recipe's settings that were chosen by results on the test images"
+    )
     few_shot: tuple[CurvePoint, ...] = ()
     calibration: Calibration
     validation: Estimate | None = Field(
-        default=None, description="accuracy on the validation split; unbiased only with training.keep=last"
+        default=None, description="accuracy on the validation split; see `validation_chose_epoch`"
+    )
+    validation_chose_epoch: bool | None = Field(
+        default=None,
+        description="whether that split chose the epoch, so that the accuracy on it is optimistic; None: not "
+        "recorded by older versions",
     )
     test: Scores
     checks: tuple[Check, ...]
@@ -49,16 +57,19 @@ class Metrics(Strict):
     created_at: datetime
 
     def headline(self) -> dict[str, int | float]:
-        """The main figures by name, each interval as `_low` and `_high`."""
+        """The main figures by name, each interval as `_low` and `_high`, a yes as 1."""
         validation = self.validation
         of_validation = validation and {
             "validation_accuracy": validation.value,
             "validation_accuracy_low": validation.low,
             "validation_accuracy_high": validation.high,
         }
+        chose = self.validation_chose_epoch
+        chosen = {} if chose is None else {"validation_chose_epoch": int(chose)}
         return {
             **self.test.headline(),
             **(of_validation or {}),
+            **(chosen if of_validation else {}),
             "temperature": self.calibration.temperature,
             "epochs": self.epochs,
             "training_seconds": round(self.training_seconds, 2),

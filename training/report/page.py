@@ -12,6 +12,7 @@ from PIL import Image
 from serving.bundle import Estimate
 from training.evaluation.proof import Misclassification
 from training.few_shot.curve import CurvePoint
+from training.recipe.results import CHOSE_EPOCH, TUNED_ON_TEST
 from training.report.metrics import Metrics
 
 _MISTAKE_SIDE = 56  # pixels on the page
@@ -37,6 +38,8 @@ def render(
         interval=f"{evaluation.accuracy.low:.2%} to {evaluation.accuracy.high:.2%}",
         counted=f"{evaluation.correct:,} of {evaluation.images:,}",
         others=_other_figures(metrics),
+        tuned=_marks(metrics)[0],
+        footnotes=_footnotes(metrics),
         ece=f"{evaluation.ece:.4f}",
         temperature=f"{metrics.calibration.temperature:.3f}",
         parameters=f"{metrics.parameters:,}",
@@ -71,13 +74,31 @@ def render(
     )
 
 
+def _marks(metrics: Metrics) -> tuple[str, str]:
+    """What follows the names of test scores and of the validation accuracy, where they are optimistic."""
+    return (
+        f" {TUNED_ON_TEST}" if metrics.tuned_on_test else "",
+        f" {CHOSE_EPOCH}" if metrics.validation is not None and metrics.validation_chose_epoch else "",
+    )
+
+
+def _footnotes(metrics: Metrics) -> str:
+    tuned, chose = _marks(metrics)
+    notes = (
+        tuned and f"{TUNED_ON_TEST} Optimistic, because test images chose {metrics.tuned_on_test}",
+        chose and f"{CHOSE_EPOCH} Optimistic, because validation images chose the epoch",
+    )
+    return "".join(f'<p class="soft">{html.escape(note)}</p>\n' for note in notes if note)
+
+
 def _other_figures(metrics: Metrics) -> str:
     """One tile per optional score that the run has."""
+    tuned, chose = _marks(metrics)
     figures = (
-        ("AUC", metrics.test.auc, ".4f"),
-        ("balanced accuracy", metrics.test.balanced_accuracy, ".2%"),
-        ("top-5 accuracy", metrics.test.top5, ".2%"),
-        ("validation accuracy", metrics.validation, ".2%"),
+        (f"AUC{tuned}", metrics.test.auc, ".4f"),
+        (f"balanced accuracy{tuned}", metrics.test.balanced_accuracy, ".2%"),
+        (f"top-5 accuracy{tuned}", metrics.test.top5, ".2%"),
+        (f"validation accuracy{chose}", metrics.validation, ".2%"),
     )
     return "".join(_tile(name, estimate, form) for name, estimate, form in figures if estimate is not None)
 
@@ -169,12 +190,14 @@ _PAGE = Template("""\
 <h1>$model</h1>
 <div class="soft">recipe $recipe · $created_at</div>
 <div class="tiles">
-  <div class="tile"><b>$accuracy</b>test accuracy<br><span class="soft">95 % interval $interval</span></div>
+  <div class="tile"><b>$accuracy</b>test accuracy$tuned<br>
+    <span class="soft">95 % interval $interval</span></div>
   <div class="tile"><b>$counted</b>test images correct, in ONNX Runtime</div>
   $others
   <div class="tile"><b>$ece</b>calibration error<br><span class="soft">temperature $temperature</span></div>
   <div class="tile"><b>$parameters</b>parameters</div>
 </div>
+$footnotes
 <h2>Checks</h2>
 <table>$checks</table>
 <h2>INT8 and FP16 variants</h2>

@@ -38,7 +38,9 @@ def write_report(
     (folder / "history.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     pictures = {"confusion.png": png(draw_confusion(metrics.test))}
     if history:
-        pictures["history.png"] = png(draw_history(history, metrics.best_epoch))
+        pictures["history.png"] = png(
+            draw_history(history, metrics.best_epoch, validation_chose=metrics.validation_chose_epoch)
+        )
     if metrics.few_shot:
         pictures["few-shot.png"] = png(draw_curve(metrics.few_shot))
     if examples is not None:

@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from serving.bundle import Estimate
 from training.data.checks import DataReport
 from training.evaluation.gates import Check
 from training.few_shot.curve import CurvePoint
 from training.learning.history import EpochRecord
+from training.recipe import Recipe
 
 _MAX_SHOWN_LABELS = 12
 
@@ -115,6 +117,20 @@ class Display:
         for check in checks:
             mark = "[green]✓[/green]" if check.passed else "[red]✗[/red]"
             self._console.print(f"  {mark} {escape(f'{check.name}: {check.detail}')}")
+
+    def biases(self, recipe: Recipe, validation: Estimate | None) -> None:
+        """Print the validation accuracy, and which accuracies are optimistic."""
+        if validation is not None:
+            chose = ", optimistic: it chose the weights" if recipe.validation_chose_epoch else ""
+            self.note(
+                f"  validation accuracy {validation.value:.2%} "
+                f"(95 % interval {validation.low:.2%} to {validation.high:.2%}){chose}"
+            )
+        if recipe.tuned_on_test:
+            self.warning(
+                f"the test accuracy is optimistic: recipe {recipe.name} chose {recipe.tuned_on_test} by test "
+                "images"
+            )
 
     def published(
         self, folder: Path, repository: Path, metrics: Mapping[str, int | float], seconds: float

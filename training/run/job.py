@@ -147,6 +147,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
         groups=groups,
     )
     display.checks(proof.checks)
+    display.biases(recipe, validation)
     if hint := learned_nothing(recipe, proof.scores):
         display.warning(hint)
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
@@ -237,9 +238,11 @@ def _metrics(  # noqa: PLR0917 - one argument per measured value
         kernels=job.device.kernels,
         parameters=trained.network.parameter_count(),
         pretrained=trained.network.pretrained,
+        tuned_on_test=recipe.tuned_on_test,
         few_shot=trained.curve,
         calibration=calibration,
         validation=validation,
+        validation_chose_epoch=recipe.validation_chose_epoch,
         test=proof.scores,
         checks=proof.checks,
         variants=variants,

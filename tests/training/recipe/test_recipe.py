@@ -113,6 +113,7 @@ def test_digest_depends_on_what_determines_the_result() -> None:
     """The digest changes with any setting except texts, memory limit and CUDA graphs."""
     plain = resolve("lenet5-digits")
     assert plain.digest() == resolve("lenet5-digits", ["summary=other words"]).digest()
+    assert plain.digest() == resolve("lenet5-digits", ["tuned_on_test=the epochs"]).digest()
     assert plain.digest() != resolve("lenet5-digits", ["training.seed=1"]).digest()
     assert plain.digest() == resolve("lenet5-digits", ["data.memory_limit_gib=1"]).digest()
     assert plain.digest() == resolve("lenet5-digits", ["training.cuda_graphs=false"]).digest()
@@ -145,6 +146,24 @@ def test_digest_does_not_change_when_a_setting_is_added_and_off() -> None:
     assert wider.digest() == plain.digest()
     settings["augmentation"]["strength"] = 0.5
     assert Wider.model_validate(settings).digest() != plain.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "chose"),
+    [
+        ("lenet5-digits", [], True),
+        ("lenet5-digits", ["training.keep=last"], False),
+        ("lenet5-digits", ["training.epochs=1"], False),
+        ("pneumonia-transfer", [], True),  # among the epochs of the head
+        ("pneumonia-transfer", ["training.head_epochs=0"], False),
+        ("few-shot", [], False),
+    ],
+)
+def test_validation_chooses_the_epoch_unless_the_last_is_kept(
+    name: str, overrides: list[str], *, chose: bool
+) -> None:
+    """Its accuracy is then optimistic, and no hold-out."""
+    assert resolve(name, overrides).validation_chose_epoch is chose
 
 
 def test_last_override_wins() -> None:

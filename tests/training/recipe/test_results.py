@@ -8,6 +8,7 @@ from training.few_shot.curve import CurvePoint
 from training.recipe import Recipe, resolve, shipped_names
 from training.recipe.measured import MeasuredResult
 from training.recipe.results import difference, figures, markdown_table, result_lines
+from training.terminal_tables import describe_recipe
 
 
 def measured(recipe: Recipe, **others: Any) -> MeasuredResult:
@@ -38,9 +39,9 @@ def test_a_recipe_shows_the_scores_that_it_is_judged_by() -> None:
     for name, shown in (
         ("lenet5-mnist", [f"accuracy {accuracy}"]),
         ("cifar10-fast", [f"accuracy {accuracy}", f"hold-out accuracy {hold_out}"]),
-        ("pneumonia-cnn", [f"AUC {area}", f"balanced accuracy {balanced}"]),
-        ("pneumonia-transfer", [f"AUC {area}", f"balanced accuracy {balanced}"]),
-        ("pneumoniamnist", [f"AUC {area}", f"balanced accuracy {balanced}"]),
+        ("pneumonia-cnn", [f"AUC {area} †", f"balanced accuracy {balanced} †"]),
+        ("pneumonia-transfer", [f"AUC {area} †", f"balanced accuracy {balanced} †"]),
+        ("pneumoniamnist", [f"AUC {area} †", f"balanced accuracy {balanced} †"]),
         ("imagenet", [f"top-1 {accuracy}", f"top-5 {top5}"]),
     ):
         recipe = resolve(name)
@@ -82,10 +83,30 @@ def test_a_recipe_shows_its_gain_over_the_baseline() -> None:
     results[plain.name] = results[plain.name].model_copy(update={"validation": wilson_interval(80, 100)})
     assert figures(recipe, results)[1:] == [
         gain,
-        "+15.0 points (+5.9 to +24.3) over alexnet-cifar10's validation accuracy",
+        "+15.0 points (+5.9 to +24.3) over alexnet-cifar10's validation accuracy ‡",
     ]
     baselines = {resolve(name).baseline for name in shipped_names()} - {None}
     assert baselines <= set(shipped_names())
+
+
+def test_figures_on_images_that_chose_something_are_marked_and_explained() -> None:
+    """Test images that chose a setting, and validation images that chose the epoch."""
+    tuned, plain = resolve("conv2-mnist"), resolve("lenet5-mnist")
+    assert tuned.tuned_on_test == "the learning rate"
+    lines = result_lines(tuned, {tuned.name: measured(tuned)})
+    assert lines[:2] == [
+        "accuracy 90.00% (82.56% to 94.48%) †",
+        "† Optimistic, because test images chose the learning rate",
+    ]
+    results = {recipe.name: measured(recipe) for recipe in (tuned, plain)}
+    table = markdown_table([tuned, plain, resolve("pneumonia-cnn")], results)
+    assert table.endswith("\n\n† Optimistic, because test images chose the learning rate (`conv2-mnist`)")
+    assert table.count("†") == 2
+    assert describe_recipe(tuned, None)["tuned_on_test"] == "the learning rate"
+
+    better, base = resolve("alexnet-bn-cifar10"), resolve("alexnet-cifar10")
+    validated = {each.name: measured(each, validation=wilson_interval(9, 10)) for each in (better, base)}
+    assert result_lines(better, validated)[3] == ("‡ Optimistic, because validation images chose the epoch")
 
 
 def test_the_interval_of_a_difference_is_newcombes() -> None:

@@ -34,6 +34,30 @@ def test_every_score_has_its_interval(digits_bundle: Bundle) -> None:
     assert "AUC<br>" not in page
 
 
+def test_scores_on_images_that_chose_something_are_marked(digits_bundle: Bundle) -> None:
+    """Validation chose the epoch of this run; a recipe may also have been tuned on the test split."""
+    written = (digits_bundle.folder / "report" / METRICS_FILE).read_text()
+    metrics = Metrics.model_validate_json(written)
+    pictures = {"confusion.png": b"", "history.png": b""}
+    assert metrics.headline()["validation_chose_epoch"] == 1
+    page = render(metrics, pictures, [])
+    assert "</b>validation accuracy ‡<br>" in page
+    assert ">‡ Optimistic, because validation images chose the epoch<" in page
+    assert "†" not in page
+    held_out = metrics.model_copy(
+        update={"validation_chose_epoch": False, "tuned_on_test": "the learning rate"}
+    )
+    assert held_out.headline()["validation_chose_epoch"] == 0
+    page = render(held_out, pictures, [])
+    assert "</b>validation accuracy<br>" in page
+    assert "</b>test accuracy †<br>" in page
+    assert ">† Optimistic, because test images chose the learning rate<" in page
+    assert "‡" not in page
+    values = json.loads(written)
+    del values["validation_chose_epoch"], values["tuned_on_test"]
+    assert "validation_chose_epoch" not in Metrics.model_validate(values).headline()
+
+
 def test_the_page_names_the_kernels_beside_the_device(digits_bundle: Bundle) -> None:
     """Metrics of older runs do not have them and are still read."""
     written = (digits_bundle.folder / "report" / METRICS_FILE).read_text()
