@@ -1,7 +1,7 @@
 """Do networks see the same through our image path as through Pillow? Pixels, predictions, accuracy."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,9 @@ class Agreement:
     same_top_1: int
     pillow_correct: int
     our_correct: int
+
+
+ImagePath = Callable[[bytes, Geometry], np.ndarray]
 
 
 def by_pillow(encoded: bytes, geometry: Geometry) -> np.ndarray:
@@ -74,7 +77,7 @@ def _files(folder: Path) -> tuple[list[Path], np.ndarray]:
     return [file for files in classes for file in files], labels
 
 
-def _pixels(files: Sequence[Path], path: object) -> np.ndarray:
+def _pixels(files: Sequence[Path], path: ImagePath) -> np.ndarray:
     return np.stack([path(file.read_bytes(), EVALUATION) for file in files])
 
 

@@ -10,7 +10,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,7 @@ def main() -> None:
     if options.only != "cost" and options.data_root is not None:
         agreements = judge(options.data_root)
     if options.json:
-        tables = {"cost": costs, "agreement": agreements}
+        tables: dict[str, Mapping[str, Cost | Agreement]] = {"cost": costs, "agreement": agreements}
         print(json.dumps({name: {k: asdict(v) for k, v in table.items()} for name, table in tables.items()}))
     else:
         show(costs, agreements)

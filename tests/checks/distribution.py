@@ -111,7 +111,7 @@ def check_metadata(wheel: Path) -> Message:
         expect(described[key] == value, f"{wheel.name} states {key}: {described[key]}, not {value}")
     extras = set(described.get_all("Provides-Extra") or ())
     expect(extras == EXTRAS, f"{wheel.name} has the extras {sorted(extras)}, not {sorted(EXTRAS)}")
-    page = markdown.render(described.get_payload())
+    page = markdown.render(str(described.get_payload()))
     expect(page and "<h1" in page, "README.md does not render as Markdown")
     return described
 
@@ -145,8 +145,8 @@ def closure(requirements: Iterable[Requirement]) -> list[metadata.Distribution]:
         found[name] = distribution = metadata.distribution(requirement.name)
         needed = [Requirement(text) for text in distribution.requires or ()]
         waiting += [(each, extra) for each in needed for extra in ("", *requirement.extras)]
-    for name in NOT_IN_BASE:
-        expect(name not in found, f"the base install requires {name}")
+    for unwanted in NOT_IN_BASE:
+        expect(unwanted not in found, f"the base install requires {unwanted}")
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from serving.bundle import Bundle
 from serving.bundle.images import Pixels
-from serving.client.client import AsyncClient
+from serving.client.client import AsyncClient, Prediction
 from serving.engine.base import Device as ServingDevice
 from serving.engine.onnx import OnnxEngine
 from serving.server import run_server
@@ -75,12 +75,15 @@ async def test_lenet5_trained_here_is_served_with_the_labels_of_the_cpu(
         async with run_server(settings) as server:
             await server.models.scanned()
             with server.models.lease(job.model) as version:
-                providers = version.loaded.engine._session.get_providers()
-                assert (version.loaded.precision or "fp32") == precision
+                engine = version.engine
+                assert isinstance(engine, OnnxEngine)
+                providers = engine._session.get_providers()
+                assert (version.network.precision or "fp32") == precision
             assert providers[0] == ("CUDAExecutionProvider" if asked == "cuda" else "CPUExecutionProvider")
             async with AsyncClient(f"127.0.0.1:{server.grpc.port}") as client:
                 found = await client.classify_all(served_digits, model=job.model, top_k=1)
-        labels = np.array([prediction.top.index for prediction in found])
+        labels = np.array([each.top.index for each in found if isinstance(each, Prediction)])
+        assert len(labels) == DIGITS
         assert (labels == expected).sum() >= same, precision
     assert device.machine in (trained_lenet5.folder / "report" / "metrics.json").read_text()
 

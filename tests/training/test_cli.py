@@ -140,6 +140,7 @@ def test_wrong_usage_is_one_clear_line_and_exit_code_2(
 ) -> None:
     """No traceback, nothing on stdout, nothing written."""
     monkeypatch.chdir(tmp_path)
+    code: str | int | None
     try:
         code = main(arguments)
     except SystemExit as left:  # argparse exits

@@ -16,7 +16,7 @@ MAX_BATCH_SIZE = 32
 MAX_WAIT_MS = 1
 
 
-class Classify(Worker):
+class Classify(Worker):  # type: ignore[misc] # mosec lives in an environment of its own
     """One network behind mosec's queue."""
 
     def __init__(self) -> None:

@@ -129,7 +129,7 @@ def _in_memory(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 def _one_by_one(recipe: Recipe, split: Split, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The same batches as a tutorial makes them, without end: each image opened and transformed by itself."""
     pictures = _Pictures(recipe, split)
-    loader = DataLoader(
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         pictures,  # type: ignore[arg-type] # a sequence is enough
         batch_size=recipe.training.batch_size,
         shuffle=True,

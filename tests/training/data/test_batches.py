@@ -72,6 +72,7 @@ def test_a_balanced_sampler_draws_rare_classes_more_often() -> None:
 def test_images_on_disk_make_the_same_batches(mixing: tuple[str, ...], tmp_path: Path) -> None:
     """For one and for two processes, order, pixels and targets are the same as from memory."""
     whole = split()
+    assert isinstance(whole.images, np.ndarray)
     np.save(tmp_path / "images.npy", whole.images)
     offset = (tmp_path / "images.npy").stat().st_size - whole.images.nbytes
     stored = DiskImages(tmp_path / "images.npy", offset, whole.images.shape)

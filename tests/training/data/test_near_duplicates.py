@@ -1,6 +1,7 @@
 """Near duplicates are found, and other pairs are not."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from training.data import near_duplicates
 from training.data.near_duplicates import find_near_duplicates
+from training.data.storage.disk_images import Images
 
 
 def pictures(count: int, side: int = 64) -> np.ndarray:
@@ -53,11 +55,14 @@ def test_the_verdict_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.Monk
     """Results are cached by content; other pixels or a damaged cache are searched again."""
     images = np.concatenate([pictures(5), compressed(pictures(1)[0])[None]])
     assert find_near_duplicates([images], tmp_path) == [(0, 5)]
-    searched = []
+    searched: list[int] = []
     search = near_duplicates._search
-    monkeypatch.setattr(
-        near_duplicates, "_search", lambda some: searched.append(len(some[0])) or search(some)
-    )
+
+    def noted(some: Sequence[Images]) -> list[tuple[int, int]]:
+        searched.append(len(some[0]))
+        return search(some)
+
+    monkeypatch.setattr(near_duplicates, "_search", noted)
     assert find_near_duplicates([images], tmp_path) == [(0, 5)]
     assert searched == []
     find_near_duplicates([images[:3]], tmp_path)

@@ -19,6 +19,7 @@ from training.data import load_unchecked
 from training.data.sources import cifar10, digits, fake, folder, imagenet, mnist, npz
 from training.data.storage.arrays import apply_geometry_to_all
 from training.data.storage.decoded_images import DecodeOptions, decode_files
+from training.data.storage.disk_images import Images
 from training.recipe import DataRecipe
 
 sides = st.sampled_from([8, 28, 32]) | st.integers(1, 40)
@@ -60,10 +61,12 @@ def as_png(image: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def assert_as_served(found: Sequence[Pixels], images: Sequence[Pixels], geometry: Geometry) -> None:
+def assert_as_served(
+    found: Sequence[Pixels] | Images, images: Sequence[Pixels] | Images, geometry: Geometry
+) -> None:
     """Each found image, (H, W, C), is what the server makes of the original as a PNG."""
     assert len(found) == len(images) > 0
-    for each, image in zip(found, images, strict=True):
+    for each, image in zip(found[:], images[:], strict=True):
         np.testing.assert_array_equal(each, served(as_png(image), geometry))
 
 
@@ -217,7 +220,7 @@ def test_the_judged_split_is_cropped_too(tmp_path: Path) -> None:
     labels = np.arange(40)[:, None] % 2
     content = {f"{split}_{key}": value for split in ("train", "val", "test")
                for key, value in (("images", images), ("labels", labels))}  # fmt: skip
-    np.savez(tmp_path / "border.npz", **content)
+    np.savez(tmp_path / "border.npz", **content)  # type: ignore[arg-type] # of its option allow_pickle
     geometry = Geometry(height=28, width=28, channels=1, fit="crop", crop_fraction=0.75)
     dataset = load_unchecked(DataRecipe(source="npz"), geometry, tmp_path)
     assert not dataset.test.images[:].any()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from training.devices.kernels import full_precision, reporting_nondeterminism, use_kernels
+from training.devices.kernels import Kernels, full_precision, reporting_nondeterminism, use_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -74,7 +74,7 @@ def test_a_workspace_of_the_users_own_stays(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("kernels", ["fast", "reproducible"])
-def test_a_cpu_is_always_deterministic(kernels: str) -> None:
+def test_a_cpu_is_always_deterministic(kernels: Kernels) -> None:
     """For either choice; a nondeterministic operation is an error, not a warning."""
     use_kernels(kernels, CPU)
     assert position() == {
@@ -85,16 +85,16 @@ def test_a_cpu_is_always_deterministic(kernels: str) -> None:
         "tf32": (False, False),
         "workspace": None,
     }
-    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kernels", ["fast", "reproducible"])
-def test_torch_can_read_its_flags_by_either_name(kernels: str) -> None:
+def test_torch_can_read_its_flags_by_either_name(kernels: Kernels) -> None:
     """torch.compile reads older and newer names of the flags: neither raises, and they agree."""
     use_kernels(kernels, CUDA)
     fast = kernels == "fast"
     assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == fast
-    assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == fast
+    assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == fast  # type: ignore[attr-defined]
     assert torch.get_float32_matmul_precision() == ("high" if fast else "highest")
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def start(folder: Path, processes: int, *options: str, name: str = "run") -> sub
     )
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Wait for a successful run; return its summary, a single line on stdout."""
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
@@ -283,6 +284,8 @@ def test_a_sync_batch_norm_of_one_process_is_torchs_batch_norm(shape: tuple[int,
     (result**3).sum().backward()
     (expected**3).sum().backward()
     assert torch.allclose(result, expected, atol=1e-5)
+    assert ours.grad is not None
+    assert theirs.grad is not None
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-3)
     for name, value in plain.state_dict().items():
         assert torch.allclose(value, holder[0].state_dict()[name], atol=1e-5), name

@@ -13,7 +13,7 @@ from training.evaluation.intervals import balanced_accuracy, roc_auc, wilson_int
 def test_wilson_interval_of_a_textbook_case() -> None:
     """81 of 263 gives 0.2553 to 0.3662 (Newcombe 1998, table I)."""
     estimate = wilson_interval(81, 263)
-    assert (estimate.low, estimate.high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
+    assert (estimate.low, estimate.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
 @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -74,9 +74,9 @@ def test_images_of_one_patient_widen_the_interval() -> None:
     positive = random.random(60) < 0.5
     scores = random.normal(positive * 1.5, 1.0)
     alone = _auc(scores, positive)
-    copies = [np.repeat(each, 5) for each in (scores, positive)]
-    naive = _auc(copies[0], copies[1])
-    grouped = roc_auc(copies[0], copies[1], [str(index // 5) for index in range(300)])
+    many_scores, many_positive = np.repeat(scores, 5), np.repeat(positive, 5)
+    naive = _auc(many_scores, many_positive)
+    grouped = roc_auc(many_scores, many_positive, [str(index // 5) for index in range(300)])
     assert grouped is not None
     assert naive.value == grouped.value == alone.value
     assert _width(naive) < 0.6 * _width(alone)

@@ -82,13 +82,14 @@ def with_condition(exported: Path, domain: str) -> onnx.ModelProto:
     """The exported graph with an If node, whose branches have a node of that domain each."""
     model = onnx.load(exported)
     value = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, ["batch", 4])
-    branches = {
-        name: helper.make_graph(
+    then, other = (
+        helper.make_graph(
             [helper.make_node("Identity", ["probabilities"], ["chosen"], domain=domain)], name, [], [value]
         )
         for name in ("then_branch", "else_branch")
-    }
-    model.graph.node.append(helper.make_node("If", ["always"], ["spare"], **branches))
+    )
+    condition = helper.make_node("If", ["always"], ["spare"], then_branch=then, else_branch=other)
+    model.graph.node.append(condition)
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))  # noqa: FBT003
     return model
 

@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from training.export.fold_scaling import fold_scaling
 
 MEAN, DEVIATION = ([[[0.485]], [[0.456]], [[0.406]]], [[[0.229]], [[0.224]], [[0.225]]])
-STEPS = {
+STEPS: dict[str, list[tuple[str, object]]] = {
     "divided": [("Div", 255.0)],
     "normalised": [("Div", 255.0), ("Sub", MEAN), ("Div", DEVIATION)],
     "multiplied and moved": [("Mul", 1 / 127.5), ("Add", -1.0)],
@@ -25,8 +25,9 @@ def _model(steps: list[tuple[str, object]], *, group: int = 1, second_reader: bo
         tensors[f"constant{number}"] = np.array(constant)
         nodes.append(helper.make_node(kind, [name, f"constant{number}"], [f"step{number}"]))
         name = f"step{number}"
-    padded = {"pads": [1, 1, 1, 1], "group": group}
-    nodes.append(helper.make_node("Conv", [name, "filters", "bias"], ["maps"], **padded))
+    nodes.append(
+        helper.make_node("Conv", [name, "filters", "bias"], ["maps"], pads=[1, 1, 1, 1], group=group)
+    )
     outputs = [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", 6, 9, 9])]
     if second_reader:
         nodes.append(helper.make_node("Relu", [name], ["other"]))

@@ -8,8 +8,9 @@ import onnx
 import pytest
 from sklearn.datasets import load_digits
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Precision
 from training.data.splits import Split
+from training.data.storage.disk_images import Images
 from training.evaluation.onnx_session import open_session, run
 from training.export.fp16_range import TensorMagnitude, largest_magnitude
 from training.export.variant_report import VariantReport
@@ -39,7 +40,9 @@ def model_file(digits_bundle: Bundle, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_a_good_variant_is_kept_and_measured(precision: str, model_file: Path, digits_bundle: Bundle) -> None:
+def test_a_good_variant_is_kept_and_measured(
+    precision: Precision, model_file: Path, digits_bundle: Bundle
+) -> None:
     """It is smaller, has the same inputs and outputs, and its scores match its file."""
     golden = digits_bundle.golden()
     truth = golden.probabilities.argmax(axis=1).astype(np.int64)
@@ -104,7 +107,7 @@ def test_a_kept_fp16_is_not_called_proven(model_file: Path, digits: Split) -> No
 def test_a_large_weight_counts(model_file: Path, digits: Split) -> None:
     """A weight that is only multiplied by zeros shows in no activation."""
     model = onnx.load(model_file)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1, -7e4]), "heavy"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, -7e4], np.float32), "heavy"))
     onnx.save(model, model_file)
     assert largest_magnitude(model_file, [digits.images[:3]]) == TensorMagnitude("heavy", 7e4)
 
@@ -123,7 +126,7 @@ def test_one_image_with_nan_among_good_ones_counts(tmp_path: Path) -> None:
         "root",
         [value("image", onnx.TensorProto.UINT8, ["batch", 4, 4, 1])],
         [value("embedding", onnx.TensorProto.FLOAT, ["batch", 4, 4, 1])],
-        [onnx.numpy_helper.from_array(np.float32(7), "seven")],
+        [onnx.numpy_helper.from_array(np.array(7, np.float32), "seven")],
     )
     file = tmp_path / "model.onnx"
     opset = [onnx.helper.make_opsetid("", 20)]
@@ -164,17 +167,17 @@ def test_a_variant_that_changes_labels_is_rejected_with_its_numbers(model_file: 
 def test_the_validation_split_decides_and_the_test_split_is_reported(model_file: Path, digits: Split) -> None:
     """A file that agrees on validation is kept, and the test split's figures stand beside it."""
     recipe = VariantRecipe.model_validate({**ANY_SPEED, "max_accuracy_drop": 1})
-    black = Split(np.zeros_like(digits.images), digits.labels, digits.names)
+    black = Split(np.zeros_like(digits.images[:]), digits.labels, digits.names)
     splits = {"validation": black, "test": digits}
     report = make_variant(
-        "int8", model_file, calibration=black.images, **splits, labels=LABELS, recipe=recipe
+        "int8", model_file, calibration=black.images[:], **splits, labels=LABELS, recipe=recipe
     )
     assert report.kept, report.reason
     assert report.same_labels is not None
     assert report.same_labels < recipe.min_same_labels
     splits = {"validation": digits.take(slice(0)), "test": digits}
     report = make_variant(
-        "int8", model_file, calibration=black.images, **splits, labels=LABELS, recipe=recipe
+        "int8", model_file, calibration=black.images[:], **splits, labels=LABELS, recipe=recipe
     )
     assert not report.kept  # without a validation split the test split decides
 
@@ -186,7 +189,7 @@ def test_a_slow_int8_is_rejected(model_file: Path, digits: Split) -> None:
     )
     few = digits.take(slice(64))
     report = make_variant(
-        "int8", model_file, calibration=few.images, validation=few, test=few, labels=LABELS, recipe=recipe
+        "int8", model_file, calibration=few.images[:], validation=few, test=few, labels=LABELS, recipe=recipe
     )
     assert not report.kept
     assert "minimum 1000.00 (variants.min_int8_speedup)" in report.reason
@@ -213,7 +216,7 @@ def test_a_failed_conversion_does_not_fail_the_run(tmp_path: Path, digits: Split
     report = make_variant(
         "fp16",
         tmp_path / "model.onnx",
-        calibration=digits.images,
+        calibration=digits.images[:],
         validation=digits,
         test=digits,
         labels=LABELS,
@@ -243,13 +246,14 @@ def _halved(model_file: Path, digits: Split, **settings: float) -> VariantReport
     recipe = VariantRecipe.model_validate({"max_accuracy_drop": 1, "min_same_labels": 0, **settings})
     few = digits.take(slice(32))  # all of them measure the range
     return make_variant(
-        "fp16", model_file, calibration=few.images, validation=few, test=few, labels=LABELS, recipe=recipe
+        "fp16", model_file, calibration=few.images[:], validation=few, test=few, labels=LABELS, recipe=recipe
     )
 
 
-def _stretch(model_file: Path, images: np.ndarray, reaches: float) -> None:
+def _stretch(model_file: Path, images: Images, reaches: float) -> None:
     """Scale the embedding up until its largest value on these images is `reaches`, and down again."""
-    factor = np.float32(reaches / np.abs(run(open_session(model_file), images[:32])[1]).max())
+    largest = np.abs(run(open_session(model_file), images[:32])[1]).max()
+    factor = np.array(reaches / largest, np.float32)
     model = onnx.load(model_file)
     graph = model.graph
     made = next(node for node in graph.node if "embedding" in node.output)

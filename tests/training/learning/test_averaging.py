@@ -33,4 +33,7 @@ def test_the_average_is_never_trained() -> None:
     network = build(NetworkRecipe(), Geometry(height=12, width=12, channels=1), 2).train()
     average = WeightAverage(network, decay=0.9)
     assert not average.network.training
-    assert average.network.head.weight.data_ptr() != network.head.weight.data_ptr()
+    assert (
+        average.network.head.get_parameter("weight").data_ptr()
+        != network.head.get_parameter("weight").data_ptr()
+    )

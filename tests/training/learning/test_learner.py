@@ -70,7 +70,8 @@ def test_channels_last_learns_the_same() -> None:
     plain = learner()
     other = learner("training.channels_last=true")
     assert steps(other, 5) == pytest.approx(steps(plain, 5), rel=1e-3)
-    assert other.network.trunk.get_submodule("conv2").weight.is_contiguous(memory_format=torch.channels_last)
+    filters = other.network.trunk.get_parameter("conv2.weight")
+    assert filters.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_nothing_of_a_learner_outlives_it() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,9 +194,9 @@ def test_a_nan_loss_ends_the_run(
 ) -> None:
     """The message names the epoch, the step and the learning rate."""
 
-    def build_broken(*arguments: object) -> Network:
+    def build_broken(*arguments: Any) -> Network:
         network = build(*arguments)
-        torch.nn.init.constant_(network.head.bias, float("nan"))
+        torch.nn.init.constant_(network.head.get_parameter("bias"), float("nan"))
         return network
 
     monkeypatch.setattr("training.learning.loop.build", build_broken)

@@ -142,7 +142,9 @@ def test_weights_come_from_files_of_both_kinds(tmp_path: Path) -> None:
     )
     plain = network(weights=str(tmp_path / "plain.safetensors"))
     nested = network(weights=str(tmp_path / "nested.pth"))
-    assert torch.equal(plain.trunk.features[12].squeeze.weight, state["features.12.squeeze.weight"])
+    assert torch.equal(
+        plain.trunk.get_parameter("features.12.squeeze.weight"), state["features.12.squeeze.weight"]
+    )
     for name, value in plain.trunk.state_dict().items():
         assert torch.equal(value, nested.trunk.state_dict()[name])
     assert plain.pretrained is not None
@@ -154,7 +156,7 @@ def test_a_fine_tuned_file_with_another_head_gives_its_trunk(tmp_path: Path) -> 
     state = import_torchvision("torchvision.models").squeezenet1_1(num_classes=7).state_dict()
     torch.save(state, tmp_path / "seven.pth")
     built = network(weights=str(tmp_path / "seven.pth"))
-    assert torch.equal(built.trunk.features[0].weight, state["features.0.weight"])
+    assert torch.equal(built.trunk.get_parameter("features.0.weight"), state["features.0.weight"])
 
 
 class _Hostile:

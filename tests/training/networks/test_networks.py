@@ -85,8 +85,11 @@ def test_layer_sizes_and_regularisers_follow_the_recipe() -> None:
         DIGITS, name="conv2", maps=(3, 5), hidden=(7,), kernel_size=3, dropout=0.5, batch_norm=True
     )
     layers = dict(network.trunk.named_children())
+    dense, dropout = layers["dense1"], layers["dropout1"]
+    assert isinstance(dense, torch.nn.Linear)
+    assert isinstance(dropout, torch.nn.Dropout)
     assert layers["conv2"].weight.shape == (5, 3, 3, 3)
-    assert (layers["dense1"].out_features, layers["dropout1"].p) == (7, 0.5)
+    assert (dense.out_features, dropout.p) == (7, 0.5)
     assert {"norm1", "norm2", "norm3"} <= set(layers)
 
 
@@ -123,14 +126,15 @@ def test_whitening_decorrelates_small_patches() -> None:
     coarse = torch.rand((50, 3, 8, 8), generator=generator) * 255  # neighbours are alike, as in photographs
     images = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").permute(0, 2, 3, 1).to(torch.uint8)
     network.initialise_from_data(lambda count: images[:count])
-    layer = network.trunk.get_submodule("whitening1")
+    filters = network.trunk.get_submodule("whitening1").weight
+    assert isinstance(filters, torch.Tensor)
     with torch.no_grad():
-        out = torch.conv2d(images.permute(0, 3, 1, 2) / 255, layer.weight)[:, :12]  # (N, 12, 31, 31)
+        out = torch.conv2d(images.permute(0, 3, 1, 2) / 255, filters)[:, :12]  # (N, 12, 31, 31)
     covariance = torch.cov(out.permute(1, 0, 2, 3).reshape(12, -1))
     strongest = covariance[:3, :3]
     assert torch.allclose(strongest, torch.eye(3), atol=0.05)
     assert float((covariance - covariance.diag().diag()).abs().max()) < 0.01
-    assert not layer.weight.requires_grad
+    assert not filters.requires_grad
 
 
 def test_views_are_averaged_in_evaluation_alone() -> None:
@@ -165,5 +169,6 @@ def test_memory_format_changes_nothing_but_speed() -> None:
     with torch.no_grad():
         plain = network(pixels(OBJECTS))[0]
         network.use_memory_format(torch.channels_last)
-        assert network.trunk.get_submodule("conv2").weight.is_contiguous(memory_format=torch.channels_last)
+        filters = network.trunk.get_parameter("conv2.weight")
+        assert filters.is_contiguous(memory_format=torch.channels_last)
         assert torch.allclose(plain, network(pixels(OBJECTS))[0], atol=1e-5)

@@ -94,6 +94,7 @@ def test_the_report_is_self_contained(digits_bundle: Bundle) -> None:
     assert metrics.test.evaluation == digits_bundle.manifest.evaluation
     assert all(check.passed for check in metrics.checks)
     best = json.loads((report / "history.json").read_text())[metrics.best_epoch - 1]
+    assert metrics.validation is not None
     assert metrics.validation.value == pytest.approx(best["validation_accuracy"])
     assert metrics.validation.low < metrics.validation.value < metrics.validation.high
     assert len(json.loads((report / "history.json").read_text())) == metrics.epochs == 3

@@ -1,5 +1,7 @@
 """The augmentation pipeline: each transform, its bounds, and separate draws for each image."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -155,11 +157,11 @@ def test_a_crop_enlarges_a_part() -> None:
     assert (spans < 190).sum() > 4
 
 
-@pytest.mark.parametrize("setting", ["brightness", "contrast", "saturation"])
-def test_colours_change_image_by_image_within_the_range(setting: str) -> None:
+@pytest.mark.parametrize("settings", [{"brightness": 0.5}, {"contrast": 0.5}, {"saturation": 0.5}])
+def test_colours_change_image_by_image_within_the_range(settings: dict[str, Any]) -> None:
     """Each image differs, and pixels stay within 0..255."""
     images = photographs()
-    results = changed(images, **{setting: 0.5})
+    results = changed(images, **settings)
     assert all(not torch.equal(a.float(), b) for a, b in zip(images, results, strict=True))
     assert 0 <= float(results.min()) <= float(results.max()) <= 255
 
@@ -219,7 +221,7 @@ class Products(TorchDispatchMode):
     [{"max_rotation_degrees": 20}, {"min_crop_area": 0.3}, {"max_blur_px": 3}, {"trivial": True}],
     ids=lambda settings: next(iter(settings)),
 )
-def test_products_of_the_augmentation_are_full_fp32(settings: dict[str, object]) -> None:
+def test_products_of_the_augmentation_are_full_fp32(settings: dict[str, Any]) -> None:
     """With TF32 and bfloat16 enabled the images are the same to the bit, and TF32 stays unused."""
     images, before = photographs(count=16), torch.backends.cuda.matmul.allow_tf32
     expected = changed(images, **settings)

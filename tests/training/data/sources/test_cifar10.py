@@ -57,7 +57,7 @@ def test_every_layout_gives_the_same_images(tmp_path: Path, layout: str) -> None
     assert source.test is not None
     assert (len(source.train), len(source.test)) == (100, 20)
     rows, _ = batch(0)
-    assert np.array_equal(source.train.images[0, 0, 0], rows[0][[0, 1024, 2048]])
+    assert np.array_equal(source.train.images[0][0, 0], rows[0][[0, 1024, 2048]])
     assert source.labels[source.train.labels[3]] == "cat"
 
 

@@ -106,7 +106,7 @@ def test_fashion_mnist_is_found_in_both_layouts(tmp_path: Path) -> None:
     (tmp_path / "MNIST").rename(tmp_path / "FashionMNIST")
     nested = mnist.load_fashion(DIGITS, tmp_path, download=False)
     flat = mnist.load_fashion(DIGITS, tmp_path / "FashionMNIST" / "raw", download=False)
-    assert np.array_equal(nested.train.images, flat.train.images)
+    assert np.array_equal(nested.train.images[:], flat.train.images[:])
     assert nested.labels[9] == "ankle boot"
     with pytest.raises(DataError, match=r"Fashion-MNIST is not in .*train-images-idx3-ubyte\[\.gz\]"):
         mnist.load_fashion(DIGITS, tmp_path / "nowhere", download=False)

@@ -74,6 +74,7 @@ def test_what_is_mapped_can_be_written_to_without_changing_the_cache(
     """Torch needs writable arrays; writing does not change the file."""
     for _ in range(2):
         images, _reasons = decode_files(files, GEOMETRY, tmp_path / "cache")
+        assert isinstance(images, np.ndarray)
         before = images[0].copy()
         images[0] = 7
     np.testing.assert_array_equal(before, decode_files(files, GEOMETRY)[0][0])
