@@ -41,7 +41,7 @@ def test_a_part_that_runs_late_or_fails_ends_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
-def test_cuda_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
+def test_missing_cuda_is_a_failure(tmp_path: Path) -> None:
     """Nothing is measured on a CPU in its place."""
     done = run(tmp_path, "--parts", "facts", device="cuda")
     assert done.returncode == 1

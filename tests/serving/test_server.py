@@ -51,13 +51,13 @@ class TestStart:
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert not _our_threads()
 
-    async def test_a_repository_that_is_not_there_is_refused_by_name(self, tmp_path: Path) -> None:
+    async def test_a_missing_repository_is_reported_by_name(self, tmp_path: Path) -> None:
         """A mistyped folder is not an empty repository."""
         with pytest.raises(UsageError, match=f"the repository {tmp_path / 'nowhere'} is not a directory"):
             async with run_server(_settings(tmp_path / "nowhere")):
                 pytest.fail("it serves nothing")
 
-    async def test_a_token_file_that_is_not_there_is_refused_by_name(self, repository: Repository) -> None:
+    async def test_a_missing_token_file_is_reported_by_name(self, repository: Repository) -> None:
         """A server that should require tokens does not start without them."""
         settings = _settings(repository.root, token_file=repository.root / "tokens.toml")
         with pytest.raises(UsageError, match=r"tokens\.toml"):
@@ -86,7 +86,9 @@ class TestStart:
             async with run_server(_settings(repository.root, device=device)):
                 pytest.fail("it runs on something else")
 
-    async def test_auto_takes_what_is_there_and_says_so(self, serve: Serve, log_events: LogEvents) -> None:
+    async def test_auto_chooses_an_available_device_and_logs_it(
+        self, serve: Serve, log_events: LogEvents
+    ) -> None:
         """The choice and its reason are logged once and shown in the metrics."""
         async with serve() as server:
             (record,) = log_events.named("device_chosen")
@@ -99,7 +101,7 @@ class TestStart:
 class TestStop:
     """Readiness drops first, running calls finish, nothing is left."""
 
-    async def test_running_calls_end_new_ones_are_refused_and_watchers_are_told(
+    async def test_running_calls_end_new_ones_are_rejected_and_watchers_are_notified(
         self, publish: Publish, serve_gated: ServeGated, connect: Connect
     ) -> None:
         """Readiness drops first, a call in the network gets its answer, a Watch stream ends."""

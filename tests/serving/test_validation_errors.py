@@ -110,7 +110,7 @@ class Everything(Strict):
         ({"label": "b", "file": "/nowhere/at/all"}, "file: must be valid, got '/nowhere/at/all'"),
     ],
 )
-def test_a_problem_names_the_key_the_value_and_what_is_allowed(values: dict[str, Any], said: str) -> None:
+def test_a_message_names_the_key_the_value_and_the_limit(values: dict[str, Any], said: str) -> None:
     """One line, none of it in pydantic's words."""
     with pytest.raises(ValidationError) as caught:
         Everything.model_validate(values)

@@ -1,7 +1,6 @@
 """Fixtures of the training tests: real data, and one small run that the tests share."""
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from serving.bundle import Bundle, Repository
+from tests.training.fake_recipe import FakeRecipe
 from training.devices.device import choose
 from training.recipe import Recipe, resolve
 from training.run.display import Display
@@ -55,7 +55,7 @@ def digits_bundle(digits_summary: RunSummary, digits_job: Job) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def fake_recipe() -> Callable[..., Recipe]:
+def fake_recipe() -> FakeRecipe:
     """lenet5-fake with overrides."""
     return lambda *overrides: resolve("lenet5-fake", overrides)
 

@@ -1,7 +1,6 @@
 """Points of an ideal queue."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 
@@ -9,8 +8,7 @@ from serving.bench.latencies import Latencies
 from serving.bench.plan import Loop
 from serving.bench.points import OK, Point
 from serving.bench.server_facts import ServerFacts
-
-MakePoint = Callable[..., Point]
+from tests.serving.bench.make_point import MakePoint
 
 
 @pytest.fixture(scope="session")

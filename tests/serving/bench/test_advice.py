@@ -1,16 +1,12 @@
 """The knee is where theory predicts it, and the advice follows from the points."""
 
-from collections.abc import Callable
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.bench.advice import advise, find_knee, holding
 from serving.bench.plan import ClosedLoop, OpenLoop
-from serving.bench.points import Point
 from serving.bench.server_facts import ServerFacts
-
-MakePoint = Callable[..., Point]
+from tests.serving.bench.make_point import MakePoint
 
 
 def test_the_knee_of_a_single_server_queue_is_at_half_its_capacity(make_point: MakePoint) -> None:

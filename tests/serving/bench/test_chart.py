@@ -1,6 +1,5 @@
 """The picture is XML with every point and the knee inside its frame."""
 
-from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -9,10 +8,9 @@ from hypothesis import strategies as st
 
 from serving.bench.chart import draw
 from serving.bench.plan import ClosedLoop, OpenLoop
-from serving.bench.points import Point
+from tests.serving.bench.make_point import MakePoint
 
 SVG = "{http://www.w3.org/2000/svg}"
-MakePoint = Callable[..., Point]
 
 
 @given(

@@ -1,6 +1,5 @@
 """Valid published versions without torch or ONNX: the repository accepts any bytes as a network."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +19,7 @@ from serving.bundle import (
     Repository,
     write_golden,
 )
-
-Write = Callable[[Path], Description]
-Publish = Callable[..., Bundle]
+from tests.serving.bundle.publishing import Publish, Write
 
 LABELS = ("cat", "dog", "søl")
 GOLDEN_IMAGES = 4

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.bundle import GOLDEN_FILE, Bundle, Golden, Manifest, read_golden, write_golden
+from serving.bundle import GOLDEN_FILE, Golden, Manifest, read_golden, write_golden
 from serving.errors import BundleError
-
-Publish = Callable[..., Bundle]
+from tests.serving.bundle.publishing import Publish
 
 
 @pytest.fixture
@@ -173,7 +172,7 @@ def test_largest_difference_is_the_largest(golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_differs_infinitely(value: float, golden: Golden) -> None:
+def test_nan_differs_infinitely(value: float, golden: Golden) -> None:
     """NaN proves nothing."""
     other = golden.probabilities.copy()
     other[0, 0] = value

@@ -408,7 +408,7 @@ def test_broken_tags_beside_the_orientation_are_ignored(image_format: str, broke
     ],
 )
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-def test_a_broken_orientation_is_no_orientation(image_format: str, block: bytes) -> None:
+def test_an_invalid_orientation_is_ignored(image_format: str, block: bytes) -> None:
     """The image is decoded as stored."""
     assert decode(encode(noise(2, 3, 3), image_format, exif=block)).shape == (2, 3, 3)
 
@@ -422,7 +422,7 @@ def test_no_bytes_are_an_empty_image() -> None:
         decode(b"")
 
 
-def test_the_byte_limit_is_told_with_both_numbers() -> None:
+def test_the_byte_limit_is_reported_with_both_numbers() -> None:
     """A file of exactly the limit is decoded; one byte more is rejected before it is read."""
     encoded = encode(noise(4, 4, 3), "PNG")
     assert decode_image(encoded, ImageLimits(max_bytes=len(encoded))).shape == (4, 4, 3)
@@ -430,7 +430,7 @@ def test_the_byte_limit_is_told_with_both_numbers() -> None:
         decode_image(encoded, ImageLimits(max_bytes=len(encoded) - 1))
 
 
-def test_the_pixel_limit_is_told_with_both_numbers() -> None:
+def test_the_pixel_limit_is_reported_with_both_numbers() -> None:
     """An image of exactly the limit is decoded; one pixel more is rejected."""
     encoded = encode(noise(4, 5, 3), "PNG")
     assert decode_image(encoded, ImageLimits(max_pixels=20)).shape == (4, 5, 3)

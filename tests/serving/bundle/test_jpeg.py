@@ -66,7 +66,7 @@ def test_all_sizes_are_pillows_to_the_bit(mode: str, size: tuple[int, int]) -> N
     np.testing.assert_array_equal(pixels, by_pillow(encoded))
 
 
-def test_a_damaged_file_is_no_sound_picture() -> None:
+def test_a_damaged_file_is_rejected() -> None:
     """A missing end, a cut in the middle or a wrong byte gives None."""
     whole = encode(quality=90)
     flipped = whole[:20_000] + b"\xff\x00\xff\xd9" + whole[20_004:]
@@ -152,7 +152,7 @@ def test_endless_scans_are_refused(hidden: bytes) -> None:
         decode_image(with_scans(101, hidden), ImageLimits())
 
 
-def test_what_only_looks_like_scans_is_none() -> None:
+def test_bytes_that_look_like_scans_are_not_counted() -> None:
     """Cameras embed previews and append films: these are neither decoded nor counted."""
     comment = b"\xff\xfe" + (2 + 1000).to_bytes(2, "big") + b"\xff\xda" * 500
     whole = encode()

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serving.bundle import Bundle, Description, Geometry, Manifest
+from serving.bundle import Description, Geometry, Manifest
 from serving.errors import InvalidManifest
-
-Publish = Callable[..., Bundle]
+from tests.serving.bundle.publishing import Publish
 
 # The fixture is a value that no example changes.
 fuzz = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -46,7 +44,7 @@ def at(document: Any, field: str) -> tuple[Any, str]:  # noqa: ANN401 - JSON
 
 
 def test_json_round_trip(manifest: Manifest) -> None:
-    """Written and parsed, a manifest is equal, and written again it is the same bytes."""
+    """A manifest that is written and parsed is equal, and gives the same bytes again."""
     text = manifest.to_json()
     assert Manifest.from_json(text) == manifest
     assert Manifest.from_json(text).to_json() == text
@@ -129,7 +127,7 @@ def test_an_unknown_key_is_named(place: str, document: dict[str, Any]) -> None:
         ("files/model.onnx/size_bytes", -1),
     ],
 )
-def test_an_impossible_value_is_refused_by_its_field(
+def test_an_invalid_value_is_rejected_with_its_field(
     field: str, value: object, document: dict[str, Any]
 ) -> None:
     """The message starts with the path to the field."""
@@ -157,7 +155,7 @@ def test_an_impossible_value_is_refused_by_its_field(
     ],
 )
 def test_files_stay_inside_the_version(name: str, document: dict[str, Any]) -> None:
-    """Anything but a plain relative path, and the manifest itself, is refused by name."""
+    """Only plain relative paths are allowed, and not the manifest's own name; the message names the path."""
     document["files"][name] = {"sha256": "0" * 64, "size_bytes": 0}
     with pytest.raises(InvalidManifest, match="is not a plain path inside the version") as refused:
         parse(document)
@@ -165,15 +163,15 @@ def test_files_stay_inside_the_version(name: str, document: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "golden.npz"])
-def test_the_necessary_files_are_necessary(name: str, document: dict[str, Any]) -> None:
-    """A version has a network and golden examples."""
+def test_a_required_file_that_is_missing_is_rejected(name: str, document: dict[str, Any]) -> None:
+    """Every version has a network and golden examples."""
     del document["files"][name]
     with pytest.raises(InvalidManifest, match=f"files lack {name}"):
         parse(document)
 
 
-def test_variants_may_be_absent_and_need_their_files(document: dict[str, Any]) -> None:
-    """A manifest from before there were variants has none; one that is named must be among the files."""
+def test_variants_are_optional_and_need_their_files(document: dict[str, Any]) -> None:
+    """Older manifests have no variants; the file of a variant must be listed."""
     document.pop("variants", None)
     assert parse(document).variants == {}
     worth = {"evaluation": document["evaluation"], "same_labels": 0.995, "golden_tolerance": 0.05}
@@ -188,20 +186,20 @@ def test_variants_may_be_absent_and_need_their_files(document: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"null", b"[]", b"1", b"\xff\xfe", b"{}{}", b"[" * 100_000])
-def test_what_is_no_document_is_refused(text: bytes) -> None:
-    """Not JSON, not an object, not UTF-8, nested without end."""
+def test_bytes_that_are_not_a_json_object_are_rejected(text: bytes) -> None:
+    """Invalid JSON or UTF-8, another type, and nesting that is too deep."""
     with pytest.raises(InvalidManifest):
         Manifest.from_json(text)
 
 
-def test_sealing_checks_too(description: Description) -> None:
-    """A manifest that could not be read back is never made."""
+def test_sealing_validates_too(description: Description) -> None:
+    """A manifest that could not be read back is never written."""
     with pytest.raises(InvalidManifest, match=r"files lack golden\.npz, model\.onnx"):
         Manifest.seal(description, {})
 
 
 def test_geometry_defaults_are_stated() -> None:
-    """A geometry of three numbers stretches, bilinearly, on white."""
+    """Without further keys, images are stretched bilinearly, on a white background."""
     geometry = Geometry(height=2, width=3, channels=1)
     assert (geometry.fit, geometry.interpolation, geometry.background, geometry.crop_fraction) == (
         "stretch",
@@ -213,8 +211,8 @@ def test_geometry_defaults_are_stated() -> None:
 
 @fuzz
 @given(text=st.binary(max_size=200))
-def test_random_bytes_are_refused(text: bytes) -> None:
-    """Nothing but InvalidManifest comes out."""
+def test_random_bytes_are_rejected(text: bytes) -> None:
+    """No other exception than InvalidManifest is raised."""
     with pytest.raises(InvalidManifest):
         Manifest.from_json(text)
 
@@ -227,7 +225,7 @@ json_values = st.recursive(
 
 
 def accepts_only_what_it_can_write(text: bytes) -> None:
-    """Either InvalidManifest, or a manifest that survives writing and reading."""
+    """InvalidManifest is raised, or the manifest can be written and read back."""
     try:
         manifest = Manifest.from_json(text)
     except InvalidManifest:
@@ -237,8 +235,8 @@ def accepts_only_what_it_can_write(text: bytes) -> None:
 
 @fuzz
 @given(field=st.sampled_from(FIELDS), value=json_values)
-def test_a_mutated_value_is_refused_or_understood(field: str, value: object, manifest: Manifest) -> None:
-    """Any JSON value in any field, infinity and lone surrogates among them."""
+def test_a_mutated_value_is_rejected_or_valid(field: str, value: object, manifest: Manifest) -> None:
+    """Any JSON value in any field, including infinity and lone surrogates."""
     document = json.loads(manifest.to_json())
     holder, key = at(document, field)
     holder[key] = value
@@ -247,8 +245,8 @@ def test_a_mutated_value_is_refused_or_understood(field: str, value: object, man
 
 @fuzz
 @given(data=st.data())
-def test_mutated_bytes_are_refused_or_understood(data: st.DataObject, manifest: Manifest) -> None:
-    """Bytes replaced, inserted or removed anywhere."""
+def test_mutated_bytes_are_rejected_or_valid(data: st.DataObject, manifest: Manifest) -> None:
+    """Bytes are replaced, inserted or removed anywhere."""
     text = manifest.to_json()
     start = data.draw(st.integers(0, len(text)))
     removed = data.draw(st.integers(0, 20))

@@ -1,4 +1,4 @@
-"""The repository on disk: what is published is whole, what is damaged is refused, who dies leaves no mess."""
+"""The repository on disk: publishing is atomic, damaged versions are rejected, leftovers are removed."""
 
 import json
 import os
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.bundle import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Bundle, Description, Golden, Repository
+from serving.bundle import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Description, Golden, Repository
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, LenserveError, UnknownModel
+from tests.serving.bundle.publishing import Publish, Write
 
-Write = Callable[[Path], Description]
-Publish = Callable[..., Bundle]
 Damage = Callable[[Path], object]
 
 HERE = Path(__file__).parent
@@ -26,8 +25,8 @@ METRICS_FILE = "report/metrics.json"
 # Listing
 
 
-def test_no_repository_holds_no_models(repository: Repository) -> None:
-    """A folder that is not there is an empty repository, not an error."""
+def test_a_missing_repository_has_no_models(repository: Repository) -> None:
+    """A missing folder is an empty repository, not an error."""
     assert repository.models() == []
     assert repository.versions("animals") == []
     assert repository.aliases("animals") == {}
@@ -53,7 +52,7 @@ def test_versions_are_ordered_as_numbers(repository: Repository, publish: Publis
 @pytest.mark.parametrize(
     "name", ["0", "01", "-1", "1.0", "1 ", "\u0661", "v1", ".staging-x", "9" * 19, "latest"]
 )
-def test_folders_that_are_no_versions_are_ignored(
+def test_folders_that_are_not_versions_are_ignored(
     name: str, repository: Repository, publish: Publish
 ) -> None:
     """Only plain positive integers are versions."""
@@ -71,15 +70,15 @@ def test_files_that_look_like_versions_are_ignored(repository: Repository, publi
 
 
 @pytest.mark.parametrize("name", [".hidden", "-x", "a b", "a:b", "é", "x" * 129])
-def test_folders_that_are_no_models_are_ignored(name: str, repository: Repository, publish: Publish) -> None:
-    """lost+found and its like do not disturb the list."""
+def test_folders_that_are_not_models_are_ignored(name: str, repository: Repository, publish: Publish) -> None:
+    """lost+found and similar folders are not listed."""
     publish()
     (repository.root / name / "1").mkdir(parents=True)
     assert repository.models() == ["animals"]
 
 
 def test_models_without_versions_are_not_listed(repository: Repository, publish: Publish) -> None:
-    """An empty folder and a stray file are no models."""
+    """An empty folder and a stray file are not models."""
     publish()
     (repository.root / "empty").mkdir()
     (repository.root / "README").write_text("hello")
@@ -89,10 +88,10 @@ def test_models_without_versions_are_not_listed(repository: Repository, publish:
 # Reading
 
 
-def test_what_was_published_is_read_back(
+def test_a_published_version_is_read_back(
     repository: Repository, publish: Publish, description: Description, golden: Golden
 ) -> None:
-    """A fresh reader finds exactly the bundle that `publish` returned, with everything in it."""
+    """A new reader finds the bundle that `publish` returned, with all its files."""
     published = publish()
     found = Repository(repository.root).read("animals", 1)
     assert found == published
@@ -103,10 +102,10 @@ def test_what_was_published_is_read_back(
     assert found.folder == repository.folder("animals", 1)
 
 
-def test_digest_tells_versions_apart(
+def test_versions_differ_by_their_digest(
     repository: Repository, write: Write, publish: Publish, description: Description
 ) -> None:
-    """Equal content has an equal digest, any difference shows in it."""
+    """Equal content has an equal digest; any difference changes it."""
 
     def write_other(folder: Path) -> Description:
         write(folder)
@@ -117,7 +116,7 @@ def test_digest_tells_versions_apart(
 
 
 @pytest.mark.parametrize(("model", "version"), [("animals", 2), ("animals", 0), ("plants", 1), ("README", 1)])
-def test_reading_what_is_not_there_is_an_unknown_model(
+def test_reading_a_missing_version_raises_unknown_model(
     model: str, version: int, repository: Repository, publish: Publish
 ) -> None:
     """The error names both the model and the version."""
@@ -129,7 +128,7 @@ def test_reading_what_is_not_there_is_an_unknown_model(
 
 @pytest.mark.parametrize("model", ["", ".", "..", "../animals", "animals/1", "a\0b", "a\n", "/etc"])
 def test_names_never_leave_the_repository(model: str, repository: Repository, publish: Publish) -> None:
-    """A name that is not a valid model name reaches no path: not for reading, not for writing."""
+    """An invalid model name is neither read nor written."""
     publish()
     with pytest.raises(UnknownModel, match="is not a valid model name"):
         repository.read(model, 1)
@@ -171,10 +170,10 @@ DAMAGES = [_flip_first, _flip_last, _truncate, _extend, _empty, Path.unlink, _re
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [MODEL_FILE, GOLDEN_FILE, METRICS_FILE])
-def test_a_damaged_file_is_refused_by_name(
+def test_a_damaged_file_is_rejected_by_name(
     name: str, damage: Damage, repository: Repository, publish: Publish
 ) -> None:
-    """One bit, one byte less, one more, none, or no file: the version is refused and its file named."""
+    """A flipped bit, a missing or an extra byte, an empty or a missing file: the message names the file."""
     path = publish().folder / name
     damage(path)
     with pytest.raises(DigestMismatch) as refused:
@@ -182,8 +181,8 @@ def test_a_damaged_file_is_refused_by_name(
     assert str(path) in str(refused.value)
 
 
-def test_a_damaged_size_is_told_with_both_numbers(repository: Repository, publish: Publish) -> None:
-    """The message says how long the file is and how long it should be."""
+def test_a_wrong_size_is_reported_with_both_numbers(repository: Repository, publish: Publish) -> None:
+    """The message has the size of the file and the expected size."""
     path = publish().model_file
     size_bytes = path.stat().st_size
     _truncate(path)
@@ -192,10 +191,10 @@ def test_a_damaged_size_is_told_with_both_numbers(repository: Repository, publis
 
 
 @pytest.mark.parametrize("damage", [_flip_first, _empty, Path.unlink, _replace_by_folder])
-def test_a_damaged_manifest_is_refused_by_name(
+def test_a_damaged_manifest_is_rejected_by_name(
     damage: Damage, repository: Repository, publish: Publish
 ) -> None:
-    """No manifest, no version: and the message says which file it was."""
+    """The message names the file."""
     path = publish().folder / MANIFEST_FILE
     damage(path)
     with pytest.raises(InvalidManifest) as refused:
@@ -203,8 +202,8 @@ def test_a_damaged_manifest_is_refused_by_name(
     assert str(path) in str(refused.value)
 
 
-def test_every_flipped_bit_of_a_manifest_shows(repository: Repository, publish: Publish) -> None:
-    """A bit flipped anywhere is refused with a file named, or changes the digest of the bundle."""
+def test_every_flipped_bit_of_a_manifest_is_detected(repository: Repository, publish: Publish) -> None:
+    """The version is rejected with the name of a file, or its digest changes."""
     published = publish()
     path = published.folder / MANIFEST_FILE
     text = path.read_bytes()
@@ -223,7 +222,7 @@ def test_every_flipped_bit_of_a_manifest_shows(repository: Repository, publish: 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a\0b", ".", "report/../model.onnx", ""])
 def test_an_edited_manifest_cannot_reach_outside(name: str, repository: Repository, publish: Publish) -> None:
-    """Names of files that are no plain paths are refused before anything is opened."""
+    """File names that are not plain paths are rejected before any file is opened."""
     bundle = publish()
     path = bundle.folder / MANIFEST_FILE
     manifest = json.loads(path.read_bytes())
@@ -237,7 +236,7 @@ def test_an_edited_manifest_cannot_reach_outside(name: str, repository: Reposito
 
 
 def test_published_versions_can_be_read_by_others(publish: Publish) -> None:
-    """The server may run as another user than the training job: the folder is 0755."""
+    """The server may run as another user than the training job, so the folder's mode is 0755."""
     assert stat.S_IMODE(publish().folder.stat().st_mode) == 0o755
 
 
@@ -245,7 +244,7 @@ def test_published_versions_can_be_read_by_others(publish: Publish) -> None:
 def test_a_write_that_raises_leaves_nothing(
     error: BaseException, repository: Repository, write: Write, publish: Publish
 ) -> None:
-    """Its own exception comes out, and no version, no staging folder and no file of it stays."""
+    """Its exception is raised, and no version, staging folder or file is left."""
     publish()
     before = sorted(repository.root.rglob("*"))
 
@@ -259,7 +258,7 @@ def test_a_write_that_raises_leaves_nothing(
 
 
 def test_a_first_write_that_raises_makes_no_model(repository: Repository) -> None:
-    """A model exists from its first version on, and not before."""
+    """A model exists from its first version on."""
 
     def fail(folder: Path) -> Description:
         raise ValueError(folder.name)
@@ -274,7 +273,7 @@ def test_a_first_write_that_raises_makes_no_model(repository: Repository) -> Non
 def test_a_version_without_its_files_is_not_published(
     missing: str, repository: Repository, write: Write
 ) -> None:
-    """The network and the golden examples are not optional; the message says which is missing."""
+    """The network and the golden examples are required; the message names the missing file."""
 
     def write_less(folder: Path) -> Description:
         described = write(folder)
@@ -287,7 +286,7 @@ def test_a_version_without_its_files_is_not_published(
 
 
 def test_a_writer_does_not_write_the_manifest(repository: Repository, write: Write) -> None:
-    """A manifest cannot hold its own digest: who writes one is told so."""
+    """`publish` writes the manifest: a writer that does so raises an error."""
 
     def write_more(folder: Path) -> Description:
         (folder / MANIFEST_FILE).write_text("{}")
@@ -298,7 +297,7 @@ def test_a_writer_does_not_write_the_manifest(repository: Repository, write: Wri
 
 
 def test_abandoned_staging_folders_are_removed(repository: Repository, publish: Publish) -> None:
-    """What a dead publisher left goes with the next publishing."""
+    """The next publisher removes what a dead one left."""
     abandoned = publish().folder.parent / ".staging-dead"
     (abandoned / "report").mkdir(parents=True)
     (abandoned / MODEL_FILE).write_text("half a net")
@@ -307,8 +306,8 @@ def test_abandoned_staging_folders_are_removed(repository: Repository, publish: 
     assert repository.versions("animals") == [1, 2]
 
 
-def test_living_staging_folders_are_kept(repository: Repository, write: Write, publish: Publish) -> None:
-    """A publisher that overtakes another does not take its folder away: both versions are whole."""
+def test_staging_folders_in_use_are_kept(repository: Repository, write: Write, publish: Publish) -> None:
+    """A publisher that overtakes another does not remove its folder: both versions are complete."""
 
     def write_slowly(folder: Path) -> Description:
         assert publish().version == 1
@@ -319,8 +318,8 @@ def test_living_staging_folders_are_kept(repository: Repository, write: Write, p
     assert [repository.read("animals", version).version for version in (1, 2)] == [1, 2]
 
 
-def test_staging_folders_may_vanish_while_looked_at(repository: Repository, publish: Publish) -> None:
-    """A publisher that fails removes its own folder: another that has just listed it goes on."""
+def test_staging_folders_may_vanish_after_they_are_listed(repository: Repository, publish: Publish) -> None:
+    """A publisher that fails removes its folder; another that has just listed it continues."""
     publish()
     (repository.root / "animals" / ".staging-gone").symlink_to("nowhere")  # listed, and cannot be opened
     assert publish().version == 2
@@ -343,10 +342,10 @@ def _write_description(description: Description, folder: Path) -> Path:
     return path
 
 
-def test_publishers_at_once_get_distinct_versions(
+def test_concurrent_publishers_get_distinct_versions(
     repository: Repository, description: Description, tmp_path: Path
 ) -> None:
-    """Three real processes publish ten versions each: 1..30, each once, all of them valid."""
+    """Three processes publish ten versions each: 1 to 30, each once, all valid."""
     described = _write_description(description, tmp_path)
     processes = [_start("publish_often.py", repository.root, described, 10) for _ in range(3)]
     for process in processes:
@@ -380,7 +379,7 @@ def test_a_publisher_killed_at_any_line_leaves_the_old_state_or_the_new(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """SIGKILL at every executed line: all that is listed verifies, and the next publisher works."""
+    """After SIGKILL at any executed line every listed version is valid, and the next publisher succeeds."""
     folder = tmp_path / "work"
     folder.mkdir()
     process = _start("kill_points.py", folder, _write_description(description, tmp_path), operation)
@@ -397,7 +396,7 @@ def test_a_publisher_killed_at_any_line_leaves_the_old_state_or_the_new(
 
 
 def test_aliases_point_at_versions(repository: Repository, publish: Publish) -> None:
-    """An alias is set, moved and joined by others; a fresh reader sees it."""
+    """Aliases are set, moved and added; a new reader sees them."""
     publish()
     publish()
     repository.set_alias("animals", "stable", 1)
@@ -407,7 +406,7 @@ def test_aliases_point_at_versions(repository: Repository, publish: Publish) -> 
 
 
 def test_an_alias_needs_its_version(repository: Repository, publish: Publish) -> None:
-    """Nothing is written when the version is not there."""
+    """Nothing is written if the version is missing."""
     publish()
     repository.set_alias("animals", "stable", 1)
     with pytest.raises(UnknownModel, match="version 2 of model 'animals'"):
@@ -419,8 +418,8 @@ def test_an_alias_needs_its_version(repository: Repository, publish: Publish) ->
 
 
 @pytest.mark.parametrize("alias", ["", "2", "007", "a/b", "..", "-x", "a b", "a\n", "x" * 129])
-def test_an_alias_is_a_name_and_no_number(alias: str, repository: Repository, publish: Publish) -> None:
-    """MODEL@2 is a version: an alias that could be taken for one is refused."""
+def test_an_alias_must_not_look_like_a_number(alias: str, repository: Repository, publish: Publish) -> None:
+    """MODEL@2 means version 2, so such an alias is rejected."""
     publish()
     with pytest.raises(BundleError, match="is not a valid alias"):
         repository.set_alias("animals", alias, 1)
@@ -439,8 +438,8 @@ def test_an_alias_is_a_name_and_no_number(alias: str, repository: Repository, pu
         b'{"a": {"version": 1, "x": 1}}',
     ],
 )
-def test_broken_aliases_are_refused_by_name(text: bytes, repository: Repository, publish: Publish) -> None:
-    """aliases.json is read as strictly as a manifest, and its versions stay readable without it."""
+def test_invalid_aliases_are_rejected_by_name(text: bytes, repository: Repository, publish: Publish) -> None:
+    """aliases.json is validated like a manifest; versions can be read without it."""
     path = publish().folder.parent / "aliases.json"
     path.write_bytes(text)
     with pytest.raises(BundleError) as refused:
@@ -449,8 +448,8 @@ def test_broken_aliases_are_refused_by_name(text: bytes, repository: Repository,
     assert repository.read("animals", 1).version == 1
 
 
-def test_every_refusal_is_one_of_ours(repository: Repository, publish: Publish) -> None:
-    """A folder with nothing in it, as a copy that was begun and not finished, is a BundleError."""
+def test_an_empty_version_raises_a_bundle_error(repository: Repository, publish: Publish) -> None:
+    """An empty folder, such as an unfinished copy, raises a BundleError."""
     publish()
     (repository.root / "animals" / "2").mkdir()
     with pytest.raises(LenserveError, match=MANIFEST_FILE):

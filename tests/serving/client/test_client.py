@@ -62,7 +62,7 @@ def _address(server: Server | GatedServer) -> str:
     return f"127.0.0.1:{server.grpc.port}"
 
 
-async def test_a_prediction_has_labels_and_says_who_answered(client: AsyncClient) -> None:
+async def test_a_prediction_has_labels_and_its_version(client: AsyncClient) -> None:
     """Plain frozen values, most probable first."""
     prediction = await client.classify(_plain((0, 0, 255)), model="colours", top_k=2)
 

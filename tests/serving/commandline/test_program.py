@@ -323,7 +323,7 @@ def test_a_failure_is_one_line_with_its_brackets(capsys: pytest.CaptureFixture[s
     assert refusal(capsys) == "program more fail: there is no model 'cats' [v1]"
 
 
-def test_what_is_a_bug_is_not_hidden() -> None:
+def test_a_bug_is_not_hidden() -> None:
     """Only expected failures become a line: anything else keeps its traceback."""
     with pytest.raises(KeyError):
         run("fail", "--how", "unforeseen")

@@ -74,7 +74,7 @@ class TestTogether:
         else:
             assert min(shares) > 0
 
-    async def test_connections_are_dealt_evenly_and_shake_hands_with_their_worker(
+    async def test_connections_are_distributed_evenly_and_workers_do_the_tls_handshake(
         self, publish: Publish, start_workers: StartWorkers, certificates: Path
     ) -> None:
         """The supervisor passes raw connections; the workers hold the keys and do the TLS handshake."""

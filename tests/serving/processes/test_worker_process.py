@@ -109,7 +109,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
     assert log_events.named("worker_died")[0].reason == "exit code 0"
 
 
-async def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path, log_events: LogEvents) -> None:
+async def test_starting_a_worker_is_retried(tmp_path: Path, log_events: LogEvents) -> None:
     """A machine without free processes or memory may recover; the other workers carry on."""
     place = Place(GOOD, tmp_path, python=str(tmp_path / "no-python"))
     running = asyncio.create_task(place.worker.keep_running())

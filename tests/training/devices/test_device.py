@@ -67,7 +67,7 @@ def test_a_gpu_s_line_says_which_kernels_it_runs(kernels: Kernels, said: str) ->
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:0", "cuda:7"])
-def test_cuda_that_is_not_there_is_refused(asked: str) -> None:
+def test_missing_cuda_is_reported(asked: str) -> None:
     """There is no fallback to the CPU: the message says how many devices there are."""
     index = int(asked.partition(":")[2] or 0)
     if torch.cuda.device_count() > index:

@@ -7,7 +7,7 @@ from training.devices.memory import available_bytes, image_limit_bytes
 MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:    2000000 kB\n"
 
 
-def test_the_recipe_says_how_much_or_half_of_what_is_available() -> None:
+def test_the_limit_is_the_recipes_or_half_of_the_available_memory() -> None:
     """The recipe's limit is per process; without one, the processes share half of the available memory."""
     assert image_limit_bytes(0.5, processes=4) == 2**29
     assert image_limit_bytes(0) == 0

@@ -2,15 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.training.fake_recipe import FakeRecipe
 from training.devices.out_of_memory import explaining_out_of_memory, inference_advice, training_advice
 from training.errors import OutOfMemory
-from training.recipe import Recipe
 from training.run.job import Job, train_and_evaluate
 
 CPU = torch.device("cpu")
@@ -96,7 +95,7 @@ def test_other_errors_stay_what_they_are() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
 
-def test_advice_names_what_is_set_now(fake_recipe: Callable[..., Recipe]) -> None:
+def test_advice_names_what_is_set_now(fake_recipe: FakeRecipe) -> None:
     """The advice has current values, and omits what is set already."""
     assert "training.precision=bfloat16" in training_advice(fake_recipe(), CPU)
     halved = training_advice(fake_recipe("training.precision=bfloat16", "training.batch_size=4096"), CPU)
@@ -117,7 +116,7 @@ def test_each_phase_of_a_run_explains_itself(
     place: str,
     phase: str,
     job: Job,
-    fake_recipe: Callable[..., Recipe],
+    fake_recipe: FakeRecipe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Steps, validation and calibration; for the last two the advice is about image size."""

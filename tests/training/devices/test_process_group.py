@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from rich.console import Console
 from torch import distributed, nn
 
 from serving.errors import UsageError
+from tests.training.fake_recipe import FakeRecipe
 from training.devices.process_group import (
     SINGLE_PROCESS,
     ProcessGroup,
@@ -28,7 +28,6 @@ from training.devices.process_group import (
 from training.devices.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 from training.errors import CheckpointError
 from training.learning.checkpoint import read
-from training.recipe import Recipe
 from training.run.display import Display
 from training.run.job import Job, train_and_evaluate
 
@@ -215,7 +214,7 @@ class Phases(Display):
         self.joined[name] = distributed.is_initialized()
 
 
-def test_the_group_ends_before_the_export(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
+def test_the_group_ends_before_the_export(job: Job, fake_recipe: FakeRecipe) -> None:
     """The main process exports alone; with NCCL the others would wait for it."""
     phases = Phases()
     with join(SINGLE_PROCESS, CPU, even_if_single=True) as group:
@@ -228,7 +227,7 @@ def test_the_group_ends_before_the_export(job: Job, fake_recipe: Callable[..., R
 
 
 def test_a_real_group_of_one_learns_what_one_process_does(
-    job: Job, tmp_path: Path, fake_recipe: Callable[..., Recipe]
+    job: Job, tmp_path: Path, fake_recipe: FakeRecipe
 ) -> None:
     """The same losses within rounding, with batch norm's statistics going through the group."""
     recipe = fake_recipe("network.batch_norm=true", "gates.max_ece=0.9", "training.epochs=2")

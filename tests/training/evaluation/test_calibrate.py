@@ -36,7 +36,7 @@ def test_without_errors_confidence_is_not_raised() -> None:
     assert calibrate(logits, labels).temperature >= 1.0
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_of_a_small_example() -> None:
     """Two bins: confidence 0.8, half correct; confidence 1.0, all correct. The error is half of 0.3."""
     probabilities = np.array([[0.8, 0.2], [0.8, 0.2], [0.0, 1.0], [0.0, 1.0]])
     assert expected_calibration_error(probabilities, np.array([0, 1, 1, 1])) == pytest.approx(0.15)

@@ -6,7 +6,7 @@ import pytest
 from training.evaluation.evaluate import score
 
 
-def test_scores_by_hand() -> None:
+def test_scores_of_a_small_example() -> None:
     """Four images, one cat predicted as a dog."""
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])
     scores = score(probabilities, np.array([0, 0, 1, 1]), ("cat", "dog"))
@@ -24,7 +24,7 @@ def test_a_label_that_is_never_predicted_scores_zero() -> None:
     assert [entry.precision for entry in scores.labels] == [0.5, 0.0, 0.0]
 
 
-def test_proper_scores_by_hand() -> None:
+def test_proper_scores_of_a_small_example() -> None:
     """Two images: the negative log likelihood in nats, and Brier's score over all labels."""
     scores = score(np.array([[0.8, 0.2], [0.4, 0.6]]), np.array([0, 0]), ("cat", "dog"))
     assert scores.negative_log_likelihood == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2)

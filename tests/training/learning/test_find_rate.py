@@ -2,15 +2,15 @@
 
 import math
 import signal
-from collections.abc import Callable
 
 import pytest
 import torch
 
+from tests.training.fake_recipe import FakeRecipe
 from training.data import load
 from training.errors import Diverged, Interrupted, TrainingError
 from training.learning.find_rate import draw_range_test, find_rate, suggest_rate
-from training.recipe import Recipe, resolve
+from training.recipe import resolve
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 
@@ -69,7 +69,7 @@ def test_small_batches_do_not_end_the_test_early(batch_size: int, seed: int, dis
     assert 3e-4 < found.suggestion < 0.1
 
 
-def test_a_range_test_finds_a_rate_that_trains(fake_recipe: Callable[..., Recipe], display: Display) -> None:
+def test_a_range_test_finds_a_rate_that_trains(fake_recipe: FakeRecipe, display: Display) -> None:
     """On fake data the suggestion is between 1e-4 and 1 and reproducible; the figure can be drawn."""
     recipe = fake_recipe("network.batch_norm=true")
     dataset, _ = load(recipe.data, recipe.geometry, None)
@@ -85,7 +85,7 @@ def test_a_range_test_finds_a_rate_that_trains(fake_recipe: Callable[..., Recipe
     assert sweep() == first
 
 
-def test_a_range_test_can_be_stopped(fake_recipe: Callable[..., Recipe], display: Display) -> None:
+def test_a_range_test_can_be_stopped(fake_recipe: FakeRecipe, display: Display) -> None:
     """SIGTERM ends it after a step."""
     recipe = fake_recipe()
     dataset, _ = load(recipe.data, recipe.geometry, None)

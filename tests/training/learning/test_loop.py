@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.training.fake_recipe import FakeRecipe
 from training.data import Dataset, load
 from training.errors import CheckpointError, Diverged
 from training.learning.history import EpochRecord
@@ -144,7 +145,7 @@ Train = Callable[..., TrainResult]
 
 
 @pytest.fixture
-def dataset(fake_recipe: Callable[..., Recipe]) -> Dataset:
+def dataset(fake_recipe: FakeRecipe) -> Dataset:
     """Fake data."""
     recipe = fake_recipe()
     return load(recipe.data, recipe.geometry, None)[0]
@@ -167,7 +168,7 @@ def run(tmp_path: Path, dataset: Dataset, display: Display) -> Train:
     return call
 
 
-def test_early_stopping_restores_the_best_weights(run: Train, fake_recipe: Callable[..., Recipe]) -> None:
+def test_early_stopping_restores_the_best_weights(run: Train, fake_recipe: FakeRecipe) -> None:
     """Patience ends the run; the returned network has the lowest validation loss of the history."""
     recipe = fake_recipe(
         "training.epochs=60",
@@ -190,7 +191,7 @@ def test_early_stopping_restores_the_best_weights(run: Train, fake_recipe: Calla
 
 
 def test_a_nan_loss_ends_the_run(
-    run: Train, fake_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+    run: Train, fake_recipe: FakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names the epoch, the step and the learning rate."""
 
@@ -208,7 +209,7 @@ def test_a_nan_loss_ends_the_run(
 
 
 def test_a_checkpoint_of_another_run_is_refused(
-    run: Train, dataset: Dataset, fake_recipe: Callable[..., Recipe]
+    run: Train, dataset: Dataset, fake_recipe: FakeRecipe
 ) -> None:
     """Other data or another recipe cannot resume from it."""
     run(fake_recipe("training.epochs=1"))
@@ -221,7 +222,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a file"])
 def test_a_damaged_checkpoint_is_refused(
-    run: Train, tmp_path: Path, fake_recipe: Callable[..., Recipe], content: bytes
+    run: Train, tmp_path: Path, fake_recipe: FakeRecipe, content: bytes
 ) -> None:
     """The error names the file, and nothing is unpickled."""
     (tmp_path / "checkpoint.pt").write_bytes(content)

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training.fake_recipe import FakeRecipe
 from training.data.storage.disk_images import DiskImages
 from training.errors import Interrupted
-from training.recipe import Recipe
 from training.run.job import Job, load_data, train_and_evaluate
 
 COLOURS = ("red", "green", "blue")
@@ -76,9 +75,7 @@ def write_noise(root: Path, count: int) -> None:
             Image.fromarray(pixels).save(root / name / f"{number:04}.png")
 
 
-def test_a_streamed_run_publishes_the_same_file(
-    tmp_path: Path, job: Job, fake_recipe: Callable[..., Recipe]
-) -> None:
+def test_a_streamed_run_publishes_the_same_file(tmp_path: Path, job: Job, fake_recipe: FakeRecipe) -> None:
     """With splits to make, an undecodable file and a leak: the same data and the same published bytes."""
     write_noise(tmp_path / "data", 360)
     (tmp_path / "data" / "red" / "text.png").write_text("no picture")
@@ -112,7 +109,7 @@ def test_streaming_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_stopped_while_it_decodes_leaves_at_once(
-    tmp_path: Path, job: Job, fake_recipe: Callable[..., Recipe]
+    tmp_path: Path, job: Job, fake_recipe: FakeRecipe
 ) -> None:
     """The run reports that nothing was trained, and keeps no partial cache."""
     write_noise(tmp_path / "data", 90)

@@ -186,7 +186,7 @@ def test_wrong_weights_are_refused(
     assert "a pickle ran" not in capsys.readouterr().out
 
 
-def test_as_it_is_the_network_gives_torchvision_s_logits(tmp_path: Path) -> None:
+def test_an_unchanged_network_gives_torchvisions_logits(tmp_path: Path) -> None:
     """With their own heads, SqueezeNet and a network with a linear head give torchvision's logits."""
     for name in ("squeezenet1_1", "mobilenet_v3_small"):
         torch.manual_seed(0)
@@ -205,7 +205,7 @@ def test_as_it_is_the_network_gives_torchvision_s_logits(tmp_path: Path) -> None
         assert np.isfinite(embedding.numpy()).all()
 
 
-def test_as_it_is_needs_weights() -> None:
+def test_an_unchanged_network_needs_weights() -> None:
     """Method as-is with random weights is an error."""
     with pytest.raises(RecipeError, match=r"network\.weights=random needs training"):
         build_classifier(NetworkRecipe(name="squeezenet1_1"), GEOMETRY)

@@ -1,7 +1,6 @@
 """A whole run, and what it publishes."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from serving.bundle import Bundle
 from serving.errors import UsageError
+from tests.training.fake_recipe import FakeRecipe
 from training.data import load
 from training.errors import DataError
 from training.evaluation.evaluate_bundle import evaluate_bundle
@@ -109,9 +109,7 @@ def test_resuming_a_finished_run_returns_its_summary(
     assert digits_job.repository.versions("lenet5-digits") == [1]
 
 
-def test_a_failed_gate_publishes_nothing_and_keeps_the_report(
-    job: Job, fake_recipe: Callable[..., Recipe]
-) -> None:
+def test_a_failed_gate_publishes_nothing_and_keeps_the_report(job: Job, fake_recipe: FakeRecipe) -> None:
     """The verdict names each failed check with its numbers; the repository is not created."""
     recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9", "gates.max_parity_gap=1e-12")
     summary = train_and_evaluate(recipe, job)

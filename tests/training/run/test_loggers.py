@@ -2,7 +2,6 @@
 
 import sqlite3
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 
 from serving.errors import UsageError
+from tests.training.fake_recipe import FakeRecipe
 from training.errors import LoggerUnavailable
 from training.learning.history import EpochRecord
-from training.recipe import Recipe
 from training.run.job import Job, train_and_evaluate
 from training.run.loggers import open_loggers
 
@@ -184,7 +183,7 @@ def test_mlflow_reads_what_was_logged(tmp_path: Path) -> None:
     assert (metrics["validation_loss"], metrics["test.accuracy"]) == (0.25, 1.0)
 
 
-def test_a_run_logs_every_epoch(job: Job, fake_recipe: Callable[..., Recipe]) -> None:
+def test_a_run_logs_every_epoch(job: Job, fake_recipe: FakeRecipe) -> None:
     """A run writes event files into its folder."""
     pytest.importorskip("tensorboard")
     recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9")

@@ -1,15 +1,13 @@
 """Run folders: no run overwrites another or mixes with it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.training.fake_recipe import FakeRecipe
 from training.errors import RunFolderConflict
 from training.recipe import Recipe
 from training.run.run_folder import open_run
-
-Recipes = Callable[..., Recipe]
 
 
 def leave_run(path: Path, recipe: Recipe, *, finished: bool) -> None:
@@ -20,7 +18,7 @@ def leave_run(path: Path, recipe: Recipe, *, finished: bool) -> None:
             folder.summary.write_text("{}")
 
 
-def test_an_unfinished_run_is_not_overwritten(tmp_path: Path, fake_recipe: Recipes) -> None:
+def test_an_unfinished_run_is_not_overwritten(tmp_path: Path, fake_recipe: FakeRecipe) -> None:
     """Without --resume its checkpoint is kept, and the message names both options."""
     leave_run(tmp_path / "run", fake_recipe(), finished=False)
     refused = pytest.raises(
@@ -31,7 +29,7 @@ def test_an_unfinished_run_is_not_overwritten(tmp_path: Path, fake_recipe: Recip
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == b"state"
 
 
-def test_a_finished_run_is_moved_aside(tmp_path: Path, fake_recipe: Recipes) -> None:
+def test_a_finished_run_is_moved_aside(tmp_path: Path, fake_recipe: FakeRecipe) -> None:
     """The next run starts in an empty folder; the previous one keeps its files under a number."""
     for _ in range(3):
         leave_run(tmp_path / "run", fake_recipe(), finished=True)
@@ -39,7 +37,7 @@ def test_a_finished_run_is_moved_aside(tmp_path: Path, fake_recipe: Recipes) -> 
     assert all((path / "checkpoint.pt").exists() for path in tmp_path.iterdir())
 
 
-def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: Recipes) -> None:
+def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: FakeRecipe) -> None:
     """A run cannot be resumed with another recipe."""
     leave_run(tmp_path / "run", fake_recipe(), finished=False)
     changed = fake_recipe("training.epochs=9", "network.dropout=0.5")
@@ -52,14 +50,14 @@ def test_resume_names_every_key_that_changed(tmp_path: Path, fake_recipe: Recipe
         pass
 
 
-def test_resume_without_a_run_starts_one(tmp_path: Path, fake_recipe: Recipes) -> None:
+def test_resume_without_a_run_starts_one(tmp_path: Path, fake_recipe: FakeRecipe) -> None:
     """A job may always be started with --resume."""
     with open_run(tmp_path / "run", fake_recipe(), resume=True) as (folder, message):
         assert folder.recipe.exists()
         assert "starts from the beginning" in message
 
 
-def test_foreign_files_are_not_touched(tmp_path: Path, fake_recipe: Recipes) -> None:
+def test_foreign_files_are_not_touched(tmp_path: Path, fake_recipe: FakeRecipe) -> None:
     """A folder with files that are not from a run is rejected."""
     (tmp_path / "thesis.txt").write_text("years of work")
     with (
@@ -69,7 +67,7 @@ def test_foreign_files_are_not_touched(tmp_path: Path, fake_recipe: Recipes) -> 
         pass
 
 
-def test_two_processes_cannot_share_a_run(tmp_path: Path, fake_recipe: Recipes) -> None:
+def test_two_processes_cannot_share_a_run(tmp_path: Path, fake_recipe: FakeRecipe) -> None:
     """The second one gets an error that names the folder."""
     with (
         open_run(tmp_path / "run", fake_recipe(), resume=False),

@@ -86,7 +86,7 @@ async def test_statistics_of_all_models_of_one_and_of_a_version(server: Server, 
 
 
 @pytest.mark.parametrize("asked", [{"name": "sounds"}, {"name": "colours", "version": "7"}])
-async def test_statistics_of_what_is_not_served_are_not_found(
+async def test_statistics_of_unknown_models_are_not_found(
     server: Server, connect: Connect, asked: dict[str, str]
 ) -> None:
     """As for every method."""

@@ -68,9 +68,7 @@ def test_another_content_geometry_or_order_is_decoded_anew(
     assert reasons == complaints
 
 
-def test_what_is_mapped_can_be_written_to_without_changing_the_cache(
-    files: list[Path], tmp_path: Path
-) -> None:
+def test_writing_to_mapped_images_does_not_change_the_cache(files: list[Path], tmp_path: Path) -> None:
     """Torch needs writable arrays; writing does not change the file."""
     for _ in range(2):
         images, _reasons = decode_files(files, GEOMETRY, tmp_path / "cache")
@@ -80,7 +78,7 @@ def test_what_is_mapped_can_be_written_to_without_changing_the_cache(
     np.testing.assert_array_equal(before, decode_files(files, GEOMETRY)[0][0])
 
 
-def test_what_is_streamed_is_read_and_not_mapped(files: list[Path], tmp_path: Path) -> None:
+def test_streamed_images_are_read_and_not_mapped(files: list[Path], tmp_path: Path) -> None:
     """Streamed images have the same pixels and errors as those in memory, from the same cache."""
     plain, reasons = decode_files(files, GEOMETRY)
     for _ in range(2):
@@ -108,7 +106,7 @@ def test_too_little_space_is_an_error_with_both_numbers(files: list[Path], tmp_p
     assert [path.name for path in cache.iterdir()] == [".lock"]
 
 
-def test_a_disk_that_runs_full_is_no_undecodable_file(files: list[Path], tmp_path: Path) -> None:
+def test_a_full_disk_is_not_reported_as_an_undecodable_file(files: list[Path], tmp_path: Path) -> None:
     """A failed write ends decoding with its reason, and leaves no incomplete cache."""
     program = f"""
 import resource, signal
