@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals: a proportion, balanced accuracy, AUC. No interval has zero width."""
+"""Estimates with 95 % intervals: a proportion, a mean accuracy, balanced accuracy, AUC. All have a width."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import rankdata
+from scipy.stats import t as student_t
 
 from serving.bundle import Estimate
 
@@ -21,7 +22,45 @@ _Floats = npt.NDArray[np.float64]
 
 def wilson_interval(correct: int, images: int) -> Estimate:
     """`correct / images` with its 95 % interval (Wilson 1927), which is valid near 0 and 1 too."""
-    value = correct / images
+    return _wilson(correct / images, images)
+
+
+def mean_accuracy(correct: npt.NDArray[np.bool_]) -> Estimate:
+    """Mean accuracy of networks on the same images; its 95 % interval is for other networks and other images.
+
+    The mean varies with the networks and with the images, as in a crossed two-way random-effects model. Its
+    variance is at most the variance of the networks' means over D plus that of the images' means over N; the
+    interaction is in both, so the interval is slightly too wide (Owen 2007, arXiv:0712.1111). The share of
+    the networks is Student's t interval. The share of the images is Wilson's with the effective number of
+    images, p(1 - p) divided by the variance of the mean (Franco et al. 2019, doi:10.1093/jssam/smy019). The
+    two distances from the mean add up as squares (Zou and Donner 2008, doi:10.1002/sim.3095).
+
+    Args:
+        correct: (D, N) whether network d is right about image n. With one network the interval is Wilson's.
+    """
+    networks = len(correct)
+    value = float(correct.mean())
+    of_images = _wilson(value, _effective_images(correct, value))
+    if networks == 1:
+        return of_images
+    means = correct.mean(axis=1)  # (D,)
+    reach = float(student_t.ppf(0.975, networks - 1)) * float(means.std(ddof=1)) / math.sqrt(networks)
+    low = value - math.hypot(reach, value - of_images.low)
+    high = value + math.hypot(reach, of_images.high - value)
+    return _estimate(value, max(0.0, low), min(1.0, high))
+
+
+def _effective_images(correct: npt.NDArray[np.bool_], value: float) -> float:
+    """How many independent images would give the mean the variance that these images give it."""
+    networks, images = len(correct), correct.shape[1]
+    if networks == 1 or images == 1 or value in (0, 1):
+        return float(images)
+    variance = float(correct.mean(axis=0).var(ddof=1)) / images
+    most = float(images * networks)  # if the networks' mistakes were independent
+    return min(most, value * (1 - value) / variance) if variance else most
+
+
+def _wilson(value: float, images: float) -> Estimate:
     denominator = 1 + _Z_95**2 / images
     centre = (value + _Z_95**2 / (2 * images)) / denominator
     half_width = _Z_95 / denominator * math.sqrt(value * (1 - value) / images + _Z_95**2 / (4 * images**2))

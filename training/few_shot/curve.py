@@ -11,10 +11,17 @@ class CurvePoint(Strict):
     per_label: int | None = Field(description="training images per label; null: all of them")
     draws: int = Field(ge=1, description="number of random draws of the training images")
     mean: Fraction
-    low: Fraction = Field(description="95 % interval of the mean over the draws; of a single draw, Wilson's")
+    low: Fraction = Field(
+        description="95 % interval of the mean, for other draws and test images; of a single draw, Wilson's"
+    )
     high: Fraction
     worst: Fraction = Field(description="lowest accuracy of a draw")
     best: Fraction
+    test_images: int | None = Field(
+        default=None,
+        ge=1,
+        description="the interval covers their chance; None: an older one, which covers only that of draws",
+    )
 
     def examples(self) -> str:
         """Return the number of images per label, or "all"."""

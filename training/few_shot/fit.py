@@ -1,21 +1,19 @@
 """Fits a head on frozen features with scikit-learn, and measures accuracy by number of examples."""
 
-import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.svm import SVC
 from torch import nn
 
 from training.data.splits import Labels
-from training.evaluation.intervals import wilson_interval
+from training.evaluation.intervals import mean_accuracy
 from training.few_shot.curve import CurvePoint
 from training.few_shot.features import Features
 from training.networks.heads import ScaledLogits, Standardise, UnitLength, to_torch_module
@@ -91,12 +89,12 @@ def accuracy_curve(
     points = []
     for per_label in (number for number in recipe.shots if number <= fewest):
         random = np.random.default_rng([seed, per_label])
-        accuracies = []
+        correct = []
         for _ in range(recipe.draws):
             drawn = _draw(labels, per_label, random)
-            accuracies.append(_accuracy(FittedHead(recipe, features[drawn], labels[drawn]), test))
-        points.append(_point(per_label, accuracies, len(test[1])))
-    points.append(_point(None, [_accuracy(FittedHead(recipe, features, labels), test)], len(test[1])))
+            correct.append(_correct(FittedHead(recipe, features[drawn], labels[drawn]), test))
+        points.append(_point(per_label, correct))
+    points.append(_point(None, [_correct(FittedHead(recipe, features, labels), test)]))
     return tuple(points)
 
 
@@ -115,27 +113,22 @@ def _draw(labels: Labels, per_label: int, random: np.random.Generator) -> npt.ND
     return np.concatenate([random.choice(those, per_label, replace=False) for those in members])
 
 
-def _accuracy(fitted: FittedHead, test: tuple[Features, Labels]) -> float:
-    return float((fitted.predict(test[0]) == test[1]).mean())
+def _correct(fitted: FittedHead, test: tuple[Features, Labels]) -> npt.NDArray[np.bool_]:
+    """(N,) whether each test image is classified correctly."""
+    return np.asarray(fitted.predict(test[0]) == test[1])
 
 
-def _point(per_label: int | None, accuracies: list[float], images: int) -> CurvePoint:
-    values = np.array(accuracies)
-    mean = float(values.mean())
-    if len(values) == 1:
-        estimate = wilson_interval(round(mean * images), images)
-        low, high = estimate.low, estimate.high
-    else:
-        reach = (
-            float(student_t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-        )
-        low, high = max(0.0, mean - reach), min(1.0, mean + reach)
+def _point(per_label: int | None, correct: Sequence[npt.NDArray[np.bool_]]) -> CurvePoint:
+    matrix = np.stack(correct)  # (draws, N)
+    estimate = mean_accuracy(matrix)
+    accuracies = matrix.mean(axis=1)
     return CurvePoint(
         per_label=per_label,
-        draws=len(values),
-        mean=mean,
-        low=low,
-        high=high,
-        worst=float(values.min()),
-        best=float(values.max()),
+        draws=len(matrix),
+        mean=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        worst=float(accuracies.min()),
+        best=float(accuracies.max()),
+        test_images=matrix.shape[1],
     )

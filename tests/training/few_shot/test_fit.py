@@ -37,6 +37,15 @@ def test_the_curve_rises_with_the_examples_and_is_the_same_every_time() -> None:
     assert points != accuracy_curve(recipe, train, test, seed=1)
 
 
+def test_the_interval_has_the_share_of_the_test_images() -> None:
+    """With a quarter of the test images it is wider, though the draws are the same."""
+    train, (features, labels) = digits()
+    recipe = HeadRecipe(shots=(5,), draws=20)
+    points = [accuracy_curve(recipe, train, (features[::step], labels[::step]), seed=0)[0] for step in (1, 4)]
+    assert [point.test_images for point in points] == [len(labels), len(labels[::4])]
+    assert points[1].high - points[1].low > 1.5 * (points[0].high - points[0].low)
+
+
 def test_the_mean_of_one_example_is_that_of_direct_fits() -> None:
     """Direct fits of the same draws give the same mean."""
     train, test = digits()
