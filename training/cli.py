@@ -1,4 +1,4 @@
-"""`lenserve-train`: run, recipes, layers, find-rate, evaluate. torch is imported only where needed."""
+"""`lenserve-train`: run, recipes, layers, find-rate, evaluate, verify. Imports torch only where needed."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from serving.bundle import Repository
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
 from serving.commandline import (
     DONE,
+    FAILED,
     Command,
     Commands,
     print_line,
@@ -35,7 +36,13 @@ from training.recipe.results import markdown_table
 from training.recipe.sections import Source
 from training.run.interrupts import Interrupts
 from training.run.summary import RunSummary
-from training.terminal_tables import describe_recipe, layers_tree, recipes_table, scores_table
+from training.terminal_tables import (
+    describe_recipe,
+    layers_tree,
+    recipes_table,
+    scores_table,
+    verification_table,
+)
 
 _Kernels = Literal["fast", "reproducible"]
 _KERNELS = (
@@ -62,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "layers": Layers,
         "find-rate": FindRate,
         "evaluate": Evaluate,
+        "verify": Verify,
     }
     summary = "Train image classifiers and publish them as bundles."
     return run_commands("lenserve-train", summary, commands, sys.argv[1:] if argv is None else argv)
@@ -318,3 +326,27 @@ class Evaluate(_JsonCommand):
         if not self.as_json:
             print_table(scores_table(result.labels, result.metrics))
         return DONE
+
+
+class Verify(_JsonCommand):
+    """Repeat the proof of a published bundle: digests, golden examples, scores on the test split."""
+
+    example: ClassVar[str] = "lenserve-train verify repository/transfer/1 --data-root photos"
+
+    bundle_dir: CliPositionalArg[Path] = Field(description="<repository>/<model>/<version>")
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)
+    cache: Path | None = Field(default=None, description=_CACHE)
+
+    def run(self) -> int:
+        """Run the command and return its exit code."""
+        require_training()
+        from training.evaluation.verify_bundle import verify_bundle
+
+        result = verify_bundle(self.bundle_dir, self.data_root, self.cache)
+        self._end(result.model_dump(mode="json"))
+        if not self.as_json:
+            print_table(verification_table(result.checks, result.not_checked, complete=result.complete))
+        for check in result.checks:
+            if not check.passed:
+                stderr.print(f"lenserve-train verify: {check.name}: {check.detail}", markup=False)
+        return DONE if result.holds else FAILED

@@ -1,4 +1,4 @@
-"""The tables and JSON objects that `recipes`, `layers` and `evaluate` print."""
+"""The tables and JSON objects that `recipes`, `layers`, `evaluate` and `verify` print."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from training.evaluation.gates import Check
 from training.evaluation.scores import LabelScore
 from training.recipe import Recipe
 from training.recipe.measured import MeasuredResult
@@ -95,3 +96,14 @@ def scores_table(labels: Sequence[LabelScore], metrics: Mapping[str, int | float
             f"{entry.images:,}",
         )
     return Group(headline, table)
+
+
+def verification_table(checks: Sequence[Check], not_checked: Sequence[str], *, complete: bool) -> Group:
+    """The checks of a bundle, what could not be checked, and whether the proof holds."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        table.add_row("✓" if check.passed else "✗", escape(check.name), escape(check.detail))
+    failed = sum(not check.passed for check in checks)
+    verdict = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+    verdict += "" if complete else "; the test split was not evaluated"
+    return Group(table, *(escape(f"not checked: {line}") for line in not_checked), verdict)

@@ -50,7 +50,7 @@ class _Aliases(RootModel[dict[str, AliasTarget]]):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One version on disk whose files matched their digests when it was read."""
+    """One version on disk. `Repository.read` compares every file with its digest."""
 
     model: str
     version: int
@@ -70,6 +70,17 @@ class Bundle:
             BundleError: see `read_golden`.
         """
         return read_golden(self.folder, self.manifest)
+
+    def verify(self, name: str) -> None:
+        """Compare a file with its digest.
+
+        Args:
+            name: a key of `manifest.files`.
+
+        Raises:
+            DigestMismatch: the file is missing or differs from its digest.
+        """
+        _verify(self.folder / name, self.manifest.files[name])
 
 
 class Repository:
@@ -114,6 +125,18 @@ class Repository:
             InvalidManifest: manifest.json is missing or invalid.
             DigestMismatch: a file is missing or differs from its digest.
         """
+        bundle = self.read_manifest(model, version)
+        for name in bundle.manifest.files:
+            bundle.verify(name)
+        return bundle
+
+    def read_manifest(self, model: str, version: int) -> Bundle:
+        """Read a version without its other files: `Bundle.verify` has not been called for any of them.
+
+        Raises:
+            UnknownModel: the repository has no such version.
+            InvalidManifest: manifest.json is missing or invalid.
+        """
         folder = self.folder(model, version)
         if not folder.is_dir():
             raise UnknownModel(f"the repository has no version {version} of model {model!r}")
@@ -125,8 +148,6 @@ class Repository:
             manifest = Manifest.from_json(text)
         except InvalidManifest as error:
             raise InvalidManifest(f"{folder / MANIFEST_FILE}: {error}") from error
-        for name, digest in manifest.files.items():
-            _verify(folder / name, digest)
         return Bundle(model, version, folder, manifest, hashlib.sha256(text).hexdigest())
 
     def publish(self, model: str, write: Callable[[Path], Description]) -> Bundle:

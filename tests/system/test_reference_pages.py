@@ -30,6 +30,7 @@ TRAINING_COMMANDS = {
     "layers": training_cli.Layers,
     "find-rate": training_cli.FindRate,
     "evaluate": training_cli.Evaluate,
+    "verify": training_cli.Verify,
 }
 
 

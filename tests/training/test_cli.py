@@ -13,7 +13,7 @@ import pytest
 from pydantic_settings import CliApp
 
 from serving.commandline import Command
-from training.cli import Evaluate, FindRate, Layers, Recipes, Run, main
+from training.cli import Evaluate, FindRate, Layers, Recipes, Run, Verify, main
 from training.recipe import resolve, shipped_names
 
 PROGRAM = (sys.executable, "-m", "training")
@@ -152,7 +152,7 @@ def test_wrong_usage_is_one_clear_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [Evaluate, FindRate, Layers, Recipes, Run])
+@pytest.mark.parametrize("command", [Evaluate, FindRate, Layers, Recipes, Run, Verify])
 def test_every_command_has_an_example_that_it_accepts(command: type[Command]) -> None:
     """--help ends in it."""
     program, _, *options = shlex.split(command.example)

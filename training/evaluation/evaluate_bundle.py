@@ -1,8 +1,9 @@
-"""Verifies a published bundle and evaluates it on a test split, through ONNX Runtime."""
+"""Evaluates a published bundle on a test split, through ONNX Runtime."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from serving.errors import UsageError
 from training import data
 from training.data.groups import find_groups
 from training.data.splits import Labels, Split
+from training.data.storage.disk_images import Images
 from training.errors import DataError
 from training.evaluation.evaluate import score
 from training.evaluation.onnx_session import open_session, run
@@ -36,6 +38,15 @@ class BundleScores(Strict):
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class BundleTestSplit:
+    """The test split of a bundle, with its labels as the bundle numbers them."""
+
+    images: Images  # (N, H, W, C) uint8
+    truth: Labels  # (N,) int64, index into the bundle's labels
+    groups: Sequence[str] | None  # of each image, such as its patient; None: images are independent
+
+
 def evaluate_bundle(
     bundle_dir: Path, source: str | None, data_root: Path | None, cache: Path | None = None
 ) -> BundleScores:
@@ -53,13 +64,12 @@ def evaluate_bundle(
         DataError: the data are missing, or have labels that the bundle does not have.
     """
     began_s = time.perf_counter()
-    bundle = _read_bundle(bundle_dir)
-    recipe = _data_recipe(bundle, source)
-    dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
-    truth = _bundle_label_indices(dataset.test, dataset.labels, bundle.manifest.labels)
-    probabilities, _ = run(open_session(bundle.model_file), dataset.test.images)  # (N, K)
-    groups = None if recipe.group_pattern is None else find_groups(dataset.test.names, recipe.group_pattern)
-    scores = score(probabilities, truth, bundle.manifest.labels, groups)
+    repository, model, version = locate(bundle_dir)
+    bundle = repository.read(model, version)
+    recipe = data_recipe(bundle, source)
+    test = load_test_split(bundle, recipe, data_root, cache)
+    probabilities, _ = run(open_session(bundle.model_file), test.images)  # (N, K)
+    scores = score(probabilities, test.truth, bundle.manifest.labels, test.groups)
     published = bundle.manifest.evaluation
     return BundleScores(
         model=bundle.model,
@@ -75,17 +85,47 @@ def evaluate_bundle(
     )
 
 
-def _read_bundle(bundle_dir: Path) -> Bundle:
+def locate(bundle_dir: Path) -> tuple[Repository, str, int]:
+    """Return the repository, model and version of a bundle's directory.
+
+    Raises:
+        UsageError: the directory is not named by a version.
+    """
     folder = bundle_dir.resolve()
     if not folder.name.isdigit():
         raise UsageError(
             f"{bundle_dir} is not a bundle: name the folder of one version, <repository>/<model>/<version>"
         )
-    return Repository(folder.parent.parent).read(folder.parent.name, int(folder.name))
+    return Repository(folder.parent.parent), folder.parent.name, int(folder.name)
 
 
-def _data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
-    """The data section of the bundle's recipe, so that the test split is the one that training never saw."""
+def load_test_split(
+    bundle: Bundle, recipe: DataRecipe, data_root: Path | None, cache: Path | None
+) -> BundleTestSplit:
+    """Load the test split in the bundle's geometry.
+
+    Raises:
+        DataError: the data are missing, or have labels that the bundle does not have.
+    """
+    dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
+    test = dataset.test
+    return BundleTestSplit(
+        images=test.images,
+        truth=_bundle_label_indices(test, dataset.labels, bundle.manifest.labels),
+        groups=None if recipe.group_pattern is None else find_groups(test.names, recipe.group_pattern),
+    )
+
+
+def data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
+    """The data section of the bundle's recipe, so that the test split is the one that training never saw.
+
+    Args:
+        bundle: with its report.
+        source: a source of the command line, which wins; None: that of the recipe.
+
+    Raises:
+        UsageError: the bundle does not record its data, and no source is given.
+    """
     written = bundle.folder / "report" / METRICS_FILE
     try:
         settings = json.loads(written.read_text(encoding="utf-8"))["recipe"]

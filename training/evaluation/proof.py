@@ -66,16 +66,21 @@ def prove(
     session = open_session(model_file)
     probabilities, _ = run(session, dataset.test.images)  # (N, K)
     scores = score(probabilities, dataset.test.labels, dataset.labels, groups)
-    evaluation = scores.evaluation
     checks = (
-        at_least("test accuracy", evaluation.accuracy.value, gates.min_accuracy, "gates.min_accuracy"),
-        *_floors(scores, gates),
-        *_optional_gates(scores, gates),
+        *score_checks(scores, gates),
         *_scikit_learn_agreement(probabilities, fitted_labels),
-        at_most("test calibration error", scores.ece_debiased or 0.0, gates.max_ece, "gates.max_ece"),
         *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
     )
     return Proof(scores, checks, _misclassified(dataset, probabilities))
+
+
+def score_checks(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
+    """Compare the scores on the test split with the recipe's limits."""
+    accuracy = scores.evaluation.accuracy.value
+    yield at_least("test accuracy", accuracy, gates.min_accuracy, "gates.min_accuracy")
+    yield from _floors(scores, gates)
+    yield from _optional_gates(scores, gates)
+    yield at_most("test calibration error", scores.ece_debiased or 0.0, gates.max_ece, "gates.max_ece")
 
 
 def _scikit_learn_agreement(probabilities: npt.NDArray[np.float32], fitted: Labels | None) -> Iterator[Check]:
