@@ -172,7 +172,7 @@ def test_a_file_that_the_manifest_does_not_list_is_mentioned(copy: Path) -> None
 
 @pytest.fixture
 def npz_bundle(job: Job, fake_recipe: Callable[..., Recipe], tmp_path: Path) -> Path:
-    """A bundle of arrays in a file, and its variants."""
+    """A bundle of arrays in a file, and an FP16 variant."""
     random = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for split, count in (("train", 200), ("val", 40), ("test", 60)):
@@ -181,7 +181,7 @@ def npz_bundle(job: Job, fake_recipe: Callable[..., Recipe], tmp_path: Path) -> 
         arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels[:, None]}
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "some.npz", **arrays)
-    recipe = fake_recipe("data.source=npz", "training.epochs=2")
+    recipe = fake_recipe("data.source=npz", "training.epochs=2", 'variants.precisions=["fp16"]')
     summary = train_and_evaluate(recipe, replace(job, data_root=tmp_path / "data"))
     assert summary.path is not None, summary.refusal
     return Path(summary.path)
