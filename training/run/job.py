@@ -1,6 +1,7 @@
 """A whole run: data, training, calibration, export, proof, report, publishing."""
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.evaluation.calibrate import calibrate, uncalibrated
 from training.evaluation.intervals import wilson_interval
 from training.evaluation.proof import Proof, prove
 from training.export.export import Classifier, export
+from training.export.intent import find_published, write_intent
 from training.export.publish import class_balanced_indices, publish
 from training.export.variant_report import VariantReport
 from training.export.variants import make_variant
@@ -73,12 +75,34 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     with open_run(job.run_dir, recipe, resume=job.resume) as (folder, message):
         if message:
             job.display.note(message)
+        if job.resume and not folder.summary.exists():
+            _recover_summary(recipe, job, folder)
         job.group.barrier()  # now the other processes may read the folder
         if folder.summary.exists():
             return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
         summary = _run(recipe, job, folder)
-        replace_file(folder.summary, summary.model_dump_json(indent=2).encode() + b"\n")
+        _write_summary(folder, summary)
         return summary
+
+
+def _recover_summary(recipe: Recipe, job: Job, folder: RunFolder) -> None:
+    """Write the summary of a run that was killed between publishing and writing it."""
+    summary = find_published(folder, job.repository)
+    if summary is not None:
+        job.display.note(f"this run has already published {summary.path}")
+        with _open_loggers(recipe, job, folder) as loggers:
+            for logger in loggers:
+                logger.result(summary.metrics)
+        _write_summary(folder, summary)
+
+
+def _write_summary(folder: RunFolder, summary: RunSummary) -> None:
+    replace_file(folder.summary, summary.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _open_loggers(recipe: Recipe, job: Job, folder: RunFolder) -> AbstractContextManager[tuple[Logger, ...]]:
+    settings, warn = recipe.settings(), job.display.warning
+    return open_loggers(job.loggers, folder.path, run=job.model, settings=settings, warn=warn)
 
 
 def follow(recipe: Recipe, job: Job) -> None:
@@ -100,10 +124,9 @@ def follow(recipe: Recipe, job: Job) -> None:
 
 
 def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
-    settings, warn = recipe.settings(), job.display.warning
     with (
-        reporting_nondeterminism(warn),
-        open_loggers(job.loggers, folder.path, run=job.model, settings=settings, warn=warn) as loggers,
+        reporting_nondeterminism(job.display.warning),
+        _open_loggers(recipe, job, folder) as loggers,
     ):
         summary = _run_logged(recipe, job, folder, loggers)
         for logger in loggers:
@@ -254,6 +277,7 @@ def _publish(  # noqa: PLR0917 - the last step needs the results of all others
     recipe: Recipe, job: Job, folder: RunFolder, dataset: Dataset, metrics: Metrics, began_s: float
 ) -> RunSummary:
     version, path, refusal = None, None, None
+    write_intent(folder, job.repository, job.model, round(time.perf_counter() - began_s, 1))
     try:
         bundle = publish(
             job.repository,

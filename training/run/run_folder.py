@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether the run can be resumed."""
+        """Whether training can be resumed."""
         return self.checkpoint.exists() or self.head_checkpoint.exists()
 
     @property
@@ -50,6 +50,11 @@ class RunFolder:
     def report(self) -> Path:
         """The report, also kept if the version was not published."""
         return self.path / "report"
+
+    @property
+    def intent(self) -> Path:
+        """What the run is about to publish, written before it publishes."""
+        return self.path / "publishing.json"
 
     @property
     def summary(self) -> Path:
@@ -107,7 +112,7 @@ def _move_aside(path: Path) -> Path:
 
 
 def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
-    if not folder.has_checkpoint:
+    if not (folder.has_checkpoint or folder.intent.exists() or folder.summary.exists()):
         return f"{folder.path} has no checkpoint yet: the run starts from the beginning"
     try:
         earlier = Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8")).settings()
