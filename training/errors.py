@@ -17,6 +17,7 @@ LenserveError                    (serving.errors)
         ProcessLost                  another process of the same run exited
         ExportError                  the exported ONNX file is invalid
         GateFailed                   a check failed, and nothing was published
+        TwinUnavailable              a bundle's network cannot be rebuilt in torch
         Interrupted                  a signal stopped the run; its progress is saved
 """
 
@@ -77,6 +78,10 @@ class ExportError(TrainingError):
 
 class GateFailed(TrainingError):
     """A check failed, and nothing was published."""
+
+
+class TwinUnavailable(TrainingError):
+    """A bundle has no weights for torch, or they give other probabilities than its ONNX file."""
 
 
 class Interrupted(TrainingError):

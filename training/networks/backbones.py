@@ -146,14 +146,19 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
     return _check_geometry(backbone, geometry, recipe.name)
 
 
-def build_classifier(recipe: NetworkRecipe, geometry: Geometry) -> Backbone:
+def build_classifier(recipe: NetworkRecipe, geometry: Geometry, *, weights_follow: bool = False) -> Backbone:
     """Build a pretrained network with its own head of ImageNet's 1,000 classes.
+
+    Args:
+        recipe: the network and its weights.
+        geometry: the size and channels of its images.
+        weights_follow: allow random weights, since the caller loads others.
 
     Raises:
         RecipeError: network.weights is "random", or the geometry does not fit the network.
         WeightsError: the weights cannot be read, or do not fit the network.
     """
-    if recipe.weights == RANDOM:
+    if recipe.weights == RANDOM and not weights_follow:
         raise RecipeError("network.weights=random needs training: set pretrained weights, or another method")
     model, pretrained = _model(recipe, geometry, heads_may_differ=False)
     trunk, head, size = _split_head(model)

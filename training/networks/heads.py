@@ -4,6 +4,7 @@ A linear classifier becomes a matrix product, a kernel SVM its kernel and a prod
 distances. So the exported file needs no scikit-learn.
 """
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from training.networks.layer_features import LayerFeatures
 from training.networks.network import Network
+from training.recipe.sections import HeadRecipe
 
 _Doubles = npt.NDArray[np.float64]
 
@@ -101,6 +103,14 @@ class RadialKernel(nn.Module):
         distances = (squares - 2 * features @ self.vectors.T).clamp(min=0)
         return torch.exp(-self.gamma * distances)
 
+    def get_extra_state(self) -> Tensor:
+        """Keep gamma with the weights."""
+        return torch.tensor(self.gamma, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore gamma."""
+        self.gamma = float(state)
+
 
 class PolynomialKernel(nn.Module):
     """The polynomial kernel with every support vector: (gamma * dot product + coef0) ** degree."""
@@ -115,6 +125,14 @@ class PolynomialKernel(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) -> (N, S)."""
         return (self.gamma * (features @ self.vectors.T) + self.coef0) ** self.degree
+
+    def get_extra_state(self) -> Tensor:
+        """Keep gamma with the weights."""
+        return torch.tensor(self.gamma, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore gamma."""
+        self.gamma = float(state)
 
 
 class BinaryLogits(nn.Module):
@@ -157,6 +175,14 @@ class ScaledLogits(nn.Module):
         """(N, K) -> (N, K)."""
         return logits * self.factor
 
+    def get_extra_state(self) -> Tensor:
+        """Keep factor with the weights."""
+        return torch.tensor(self.factor, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore factor."""
+        self.factor = float(state)
+
 
 def to_torch_module(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn ships no types
     """Convert a fitted classifier to a module.
@@ -180,6 +206,38 @@ def to_torch_module(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn sh
     if isinstance(fitted, SVC):
         return _support_vector_machine(fitted)
     raise TypeError(f"{type(fitted).__name__} cannot be converted. This is a bug.")
+
+
+def empty_head(recipe: HeadRecipe, classes: int, state: Mapping[str, Tensor]) -> nn.Sequential:
+    """A head of a recipe's kind, of the shapes in the state of a network, to load that state into.
+
+    Args:
+        recipe: the kind of head and its scaling.
+        classes: number of labels.
+        state: of the whole network; the head's names begin with "head.".
+    """
+    empty = np.zeros((1, 1))
+    rows = Affine(empty, empty[0])
+    binary = classes == 2  # noqa: PLR2004
+    decide = BinaryLogits() if binary else OneVsOneVotes(classes)
+    scaling: dict[str, list[nn.Module]] = {
+        "standard": [Standardise(empty, empty)],
+        "unit": [UnitLength()],
+        "none": [],
+    }
+    kinds = {
+        "logistic": nn.Sequential(rows, BinaryLogits()) if binary else rows,
+        "prototype": rows,
+        "linear-svm": nn.Sequential(rows, decide),
+        "rbf-svm": nn.Sequential(RadialKernel(empty, 1.0), rows, decide),
+        "poly-svm": nn.Sequential(PolynomialKernel(empty, 1.0, 1.0, recipe.degree), rows, decide),
+    }
+    head = nn.Sequential(*scaling[recipe.scaling], kinds[recipe.kind], ScaledLogits(1.0))
+    for name, _ in list(head.named_buffers()):
+        module, _, last = name.rpartition(".")
+        if (kept := state.get(f"head.{name}")) is not None:
+            head.get_submodule(module).register_buffer(last, torch.empty_like(kept))
+    return head
 
 
 def _support_vector_machine(fitted: SVC) -> nn.Module:

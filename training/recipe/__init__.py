@@ -1,6 +1,13 @@
 """Recipes: everything that determines a run and when its result may be published."""
 
-from training.recipe.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
+from training.recipe.recipe import (
+    Recipe,
+    known_classes,
+    recipe_from_settings,
+    resolve,
+    resolve_network,
+    shipped_names,
+)
 from training.recipe.sections import (
     AugmentationRecipe,
     DataRecipe,
@@ -21,6 +28,7 @@ __all__ = [
     "TrainingRecipe",
     "VariantRecipe",
     "known_classes",
+    "recipe_from_settings",
     "resolve",
     "resolve_network",
     "shipped_names",

@@ -147,6 +147,29 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {name_or_path}: {describe(error, Recipe)}") from error
 
 
+def recipe_from_settings(settings: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a run, from its `settings`.
+
+    Args:
+        settings: dotted key -> plain value.
+        where: the file that has them, for messages.
+
+    Raises:
+        RecipeError: a key or a value is not of this version of Lenserve.
+    """
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"recipe in {where}: {describe(error, Recipe)}") from error
+
+
 def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Like `resolve`, but also accepts a network's name, for a recipe with it and its usual image size.
 

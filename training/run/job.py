@@ -29,6 +29,7 @@ from training.export.intent import find_published, write_intent
 from training.export.publish import class_balanced_indices, publish
 from training.export.variant_report import VariantReport
 from training.export.variants import make_variant
+from training.export.weights_file import write_weights
 from training.learning.learn import LearnContext, LearnResult, learn
 from training.learning.steps import predict
 from training.recipe import Recipe
@@ -179,6 +180,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof, variants)
     examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
     write_report(folder.report, metrics, trained.history, proof.misclassified, examples)
+    if not write_weights(folder.report, trained.network):
+        display.note("the weights are larger than 200 MB and are not kept: no pictures that need gradients")
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
     return _publish(recipe, job, folder, dataset, metrics, began_s)
 

@@ -1,0 +1,1 @@
+"""Pictures that explain a published network: occlusion, Grad-CAM, filters, feature maps, ideal inputs."""

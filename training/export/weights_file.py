@@ -1,0 +1,52 @@
+"""weights.safetensors: the weights of a network beside its report, for pictures that need gradients."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+from torch import Tensor, nn
+
+from training.errors import WeightsError
+
+WEIGHTS_FILE = "weights.safetensors"
+
+MAX_BYTES = 200_000_000  # a larger network's weights would double the size of its bundle
+
+
+def write_weights(folder: Path, network: nn.Module) -> bool:
+    """Write the state of a network, if it is smaller than 200 MB.
+
+    Returns: whether the file was written.
+    """
+    path = folder / WEIGHTS_FILE
+    if state_bytes(network) > MAX_BYTES:
+        path.unlink(missing_ok=True)  # of an earlier run in the same folder
+        return False
+    with torch.no_grad():
+        save_model(network, str(path))  # stores tensors that modules share once
+    return True
+
+
+def read_weights_file(folder: Path) -> dict[str, Tensor]:
+    """Read the state of a network. Tensors that modules share are there under one of their names.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path} is missing: versions published before it was introduced, or with more than "
+            f"{MAX_BYTES // 10**6} MB of weights, do not have it"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+def state_bytes(network: nn.Module) -> int:
+    """Size of the parameters and buffers of a network; shared ones count once."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
