@@ -41,6 +41,7 @@ def test_the_bundle_is_complete_and_verified(
         "report/augmentation.png",
         "report/confusion.png",
         "report/report.html",
+        "report/weights.safetensors",
     }
 
 
