@@ -13,7 +13,7 @@ from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.few_shot.curve import CurvePoint
 from training.few_shot.features import Features, extract_features
 from training.few_shot.fit import FittedHead, accuracy_curve
-from training.learning.history import EpochRecord
+from training.learning.history import EpochRecord, Stage
 from training.learning.loop import train
 from training.networks import Network, build
 from training.networks.backbones import HEAD, Backbone, HeadOnly, build_classifier
@@ -71,12 +71,14 @@ def learn(recipe: Recipe, dataset: Dataset, context: LearnContext) -> LearnResul
     with explaining_out_of_memory("training", torch.device("cpu"), "choose a smaller network"):
         network = build(recipe.network, recipe.geometry, len(dataset.labels))
     if isinstance(network, Backbone) and _features_are_constant(recipe):
-        return _train_head(recipe, dataset, network, context, context.folder.checkpoint)
+        return _train_head(recipe, dataset, network, context, context.folder.checkpoint, later_epochs=0)
     if isinstance(network, Backbone) and recipe.training.head_epochs:
-        head = _train_head(_head_stage(recipe), dataset, network, context, context.folder.head_checkpoint)
-        whole = _train(recipe, dataset, network, context, context.folder.checkpoint)
+        checkpoint, epochs = context.folder.head_checkpoint, recipe.training.epochs
+        head = _train_head(_head_stage(recipe), dataset, network, context, checkpoint, later_epochs=epochs)
+        after_head = Stage(earlier=head.history)
+        whole = _train(recipe, dataset, network, context, context.folder.checkpoint, after_head)
         return replace(whole, earlier_seconds=head.earlier_seconds + whole.earlier_seconds)
-    return _train(recipe, dataset, network, context, context.folder.checkpoint)
+    return _train(recipe, dataset, network, context, context.folder.checkpoint, Stage())
 
 
 def _features_are_constant(recipe: Recipe) -> bool:
@@ -98,8 +100,13 @@ def _head_stage(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": training, "augmentation": AugmentationRecipe()})
 
 
-def _train(
-    recipe: Recipe, dataset: Dataset, network: Network, context: LearnContext, checkpoint: Path
+def _train(  # noqa: PLR0917 - the arguments of `train`
+    recipe: Recipe,
+    dataset: Dataset,
+    network: Network,
+    context: LearnContext,
+    checkpoint: Path,
+    stage: Stage,
 ) -> LearnResult:
     trained = train(
         recipe,
@@ -111,6 +118,7 @@ def _train(
         interrupts=context.interrupts,
         group=context.group,
         loggers=context.loggers,
+        stage=stage,
     )
     return LearnResult(
         trained.network,
@@ -122,7 +130,13 @@ def _train(
 
 
 def _train_head(
-    recipe: Recipe, dataset: Dataset, network: Backbone, context: LearnContext, checkpoint: Path
+    recipe: Recipe,
+    dataset: Dataset,
+    network: Backbone,
+    context: LearnContext,
+    checkpoint: Path,
+    *,
+    later_epochs: int,
 ) -> LearnResult:
     extractor = LayerFeatures(network, None, "mean")
     features = replace(
@@ -131,7 +145,8 @@ def _train_head(
         validation=_extract(recipe, extractor, dataset.validation, context),
         test=dataset.test.take(slice(0)),
     )
-    learned = _train(recipe, features, HeadOnly(network), context, checkpoint)
+    stage = Stage(later_epochs=later_epochs, head_only=True)
+    learned = _train(recipe, features, HeadOnly(network), context, checkpoint, stage)
     network.head.load_state_dict(learned.network.head.state_dict())
     return replace(learned, network=network.cpu().eval(), data_digest=dataset.digest())
 

@@ -21,7 +21,7 @@ from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.errors import CheckpointError, Diverged
 from training.learning import checkpoint
 from training.learning.checkpoint import Checkpoint, Progress
-from training.learning.history import EpochRecord
+from training.learning.history import EpochRecord, Stage
 from training.learning.learner import Learner
 from training.learning.schedule import learning_rate
 from training.learning.steps import measure
@@ -39,8 +39,8 @@ class TrainResult:
     """The network with its best weights, and the history of its training."""
 
     network: Network
-    history: tuple[EpochRecord, ...]
-    best_epoch: int
+    history: tuple[EpochRecord, ...]  # with that of the earlier stage
+    best_epoch: int  # in that history
     data_digest: str
     earlier_seconds: float  # training time before the run was resumed
 
@@ -56,6 +56,7 @@ def train(
     interrupts: Interrupts,
     group: ProcessGroup = SINGLE_PROCESS,
     loggers: tuple[Logger, ...] = (),
+    stage: Stage = Stage(),  # noqa: B008 - frozen
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
     """Train to the end, from the checkpoint if there is one.
@@ -70,6 +71,7 @@ def train(
         interrupts: checked after every step.
         group: the processes that train together.
         loggers: get the record of each epoch.
+        stage: what the run trains before and after.
         clock: a monotonic clock in seconds, which times the steps.
 
     Raises:
@@ -82,10 +84,11 @@ def train(
         DataError: images on disk can no longer be read.
     """
     with explaining_out_of_memory("training", device, training_advice(recipe, device)):
-        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, clock)
+        loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, stage, clock)
         loop.restore()
         earlier_seconds = loop.seconds()
-        with display.training(recipe.training.epochs * loop.batches.steps, recipe.training.batch_size):
+        epochs = loop.first_epoch + recipe.training.epochs + stage.later_epochs
+        with display.training(epochs * loop.batches.steps, recipe.training.batch_size):
             while not loop.progress.finished:
                 loop.run_epoch(display, interrupts)
                 for logger in loggers:
@@ -94,7 +97,11 @@ def train(
     network.load_state_dict(loop.best_weights)
     network.use_memory_format(torch.contiguous_format)  # as in the exported file
     return TrainResult(
-        network.eval(), tuple(loop.history), loop.progress.best_epoch, loop.data_digest, earlier_seconds
+        network.eval(),
+        (*stage.earlier, *loop.history),
+        loop.first_epoch + loop.progress.best_epoch,
+        loop.data_digest,
+        earlier_seconds,
     )
 
 
@@ -109,12 +116,15 @@ class _Loop:
         device: torch.device,
         path: Path,
         group: ProcessGroup,
+        stage: Stage,
         clock: Callable[[], float],
     ) -> None:
         self.recipe = recipe
         self.device = device
         self.path = path
         self.group = group
+        self.stage = stage
+        self.first_epoch = len(stage.earlier)  # epochs of the run before this training
         self._clock = clock
         self.data_digest = dataset.digest()
         torch.manual_seed(recipe.training.seed)  # equal initial weights on every process
@@ -143,7 +153,9 @@ class _Loop:
         self._clock_s = self._clock()
         while self.progress.step < self.batches.steps:
             self._run_step()
-            display.step_done(self.progress.epoch * self.batches.steps + self.progress.step)
+            display.step_done(
+                (self.first_epoch + self.progress.epoch) * self.batches.steps + self.progress.step
+            )
             self._stop_if_interrupted(interrupts)
             if self.progress.step % _LOSS_CHECK_STEPS == 0:
                 self._check_losses()
@@ -151,7 +163,7 @@ class _Loop:
                 self.save()
         self._check_losses()
         record = self._finish_epoch()
-        display.epoch_done(record, is_best=self.progress.best_epoch == record.epoch)
+        display.epoch_done(record, is_best=self.progress.best_epoch == self.progress.epoch)
         self._clock_s = self._clock()  # validation time does not count for the next epoch
         self.save()
 
@@ -168,13 +180,17 @@ class _Loop:
         """Learning rate of the step after `done` steps."""
         return learning_rate(done, self.recipe.training.epochs * self.batches.steps, self.recipe.training)
 
+    def _epoch_number(self) -> int:
+        """The current epoch's number in the run, from 1."""
+        return self.first_epoch + self.progress.epoch + 1
+
     def _check_losses(self) -> None:
         losses = self.losses[: self.progress.step]
         wrong = (~torch.isfinite(losses)).nonzero()
         if len(wrong):
             step = int(wrong[0])
             raise Diverged(
-                f"the loss became NaN or infinite in epoch {self.progress.epoch + 1}, step {step + 1}: "
+                f"the loss became NaN or infinite in epoch {self._epoch_number()}, step {step + 1}: "
                 f"training.learning_rate {self.recipe.training.learning_rate} may be too high"
             )
 
@@ -192,17 +208,18 @@ class _Loop:
             validation_loss, validation_accuracy = measure(
                 self.learner.eval_network, *self.validation, self.group
             )
-        progress.epoch += 1
         record = EpochRecord(
-            epoch=progress.epoch,
+            epoch=self._epoch_number(),
             train_loss=train_loss,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            learning_rate=self._rate(progress.epoch * self.batches.steps - 1),
+            learning_rate=self._rate((progress.epoch + 1) * self.batches.steps - 1),
             images_per_s=self.batches.steps * self.batches.batch_size / progress.epoch_seconds,
             seconds=progress.epoch_seconds,
+            head_only=self.stage.head_only,
         )
         self.history.append(record)
+        progress.epoch += 1
         if recipe.keep == "last" or validation_loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = validation_loss, progress.epoch
             self.best_weights = copy.deepcopy(self.learner.eval_network.state_dict())
@@ -218,7 +235,7 @@ class _Loop:
         if not stopped.item():
             return
         self.save()
-        interrupts.stop(f"saved in epoch {self.progress.epoch + 1} after step {self.progress.step}")
+        interrupts.stop(f"saved in epoch {self._epoch_number()} after step {self.progress.step}")
 
     def save(self) -> None:
         """Write the checkpoint, in the main process."""
@@ -252,7 +269,11 @@ class _Loop:
         )
         if found is not None:
             self.progress = Progress(**found.progress)
-            self.history = [EpochRecord(**record) for record in found.history]
+            # Older checkpoints count the epochs of each stage from 1.
+            self.history = [
+                EpochRecord(**{**record, "epoch": number, "head_only": self.stage.head_only})
+                for number, record in enumerate(found.history, self.first_epoch + 1)
+            ]
             self.losses = found.losses.to(self.device)
             self.learner.restore(found.learner)
             self.best_weights = found.best_weights

@@ -29,7 +29,10 @@ def draw_history(
     accuracy.plot(epochs, [100 * record.validation_accuracy for record in history], color="#1f4e8c")
     accuracy.set(xlabel="epoch", ylabel="accuracy in %", title="validation accuracy")
     chosen = ", chosen by validation loss" if validation_chose else ""
+    of_head = sum(record.head_only for record in history)
     for axes in (losses, accuracy):
+        if 0 < of_head < len(history):
+            axes.axvspan(0.5, of_head + 0.5, color="#8aa4c8", alpha=0.2, label="head only")
         axes.axvline(
             best_epoch, color="#2a9d5c", linestyle=":", label=f"published epoch, {best_epoch}{chosen}"
         )

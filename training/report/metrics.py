@@ -27,7 +27,11 @@ class Metrics(Strict):
     recipe_digest: Sha256
     data_digest: Sha256
     data: DataReport
-    epochs: int
+    epochs: int = Field(description="of all stages of training")
+    head_epochs: int = Field(
+        default=0,
+        description="how many of them trained only the head; 0 also if not recorded by older versions",
+    )
     best_epoch: int
     training_seconds: float
     earlier_seconds: float = Field(default=0.0, description="training time before a resumed run's last start")

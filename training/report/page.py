@@ -67,7 +67,8 @@ def render(
         settings=_rows((key, json.dumps(value)) for key, value in metrics.recipe.items()),
         origin=html.escape(
             f"{metrics.framework} on {metrics.machine}"
-            f"{f', {metrics.kernels} kernels' if metrics.kernels else ''}; {metrics.epochs} epochs in "
+            f"{f', {metrics.kernels} kernels' if metrics.kernels else ''}; {metrics.epochs} epochs"
+            f"{f', {metrics.head_epochs} of them of the head only' if metrics.head_epochs else ''}, in "
             f"{metrics.training_seconds:.0f} s, best epoch {metrics.best_epoch}; "
             f"data digest {metrics.data_digest[:12]}"
         ),

@@ -106,10 +106,11 @@ class Display:
 
     def epoch_done(self, record: EpochRecord, *, is_best: bool) -> None:
         """Print the record of an epoch."""
+        head = "  head only" if record.head_only else ""
         self._console.print(
             f"epoch {record.epoch:3d}  train loss {record.train_loss:.4f}  "
             f"validation loss {record.validation_loss:.4f}  accuracy {record.validation_accuracy:7.2%}  "
-            f"{record.images_per_s:8,.0f} images/s" + ("  [green]best[/green]" if is_best else "")
+            f"{record.images_per_s:8,.0f} images/s{head}" + ("  [green]best[/green]" if is_best else "")
         )
 
     def checks(self, checks: Sequence[Check]) -> None:

@@ -256,6 +256,7 @@ def _metrics(  # noqa: PLR0917 - one argument per measured value
         data_digest=trained.data_digest,
         data=data_report,
         epochs=len(trained.history),
+        head_epochs=sum(record.head_only for record in trained.history),
         best_epoch=trained.best_epoch,
         training_seconds=sum(record.seconds for record in trained.history),
         earlier_seconds=trained.earlier_seconds,

@@ -1,16 +1,24 @@
 """The learning methods, on real digits and a small backbone with random weights."""
 
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from training import data
 from training.data import Dataset
+from training.errors import Interrupted
+from training.learning.history import EpochRecord
 from training.learning.learn import LearnContext, learn
 from training.networks import build
 from training.recipe import Recipe, resolve
+from training.run.display import Display
+from training.run.interrupts import Interrupts
 from training.run.job import Job, train_and_evaluate
 from training.run.run_folder import RunFolder
 
@@ -95,6 +103,80 @@ def test_from_a_layer_on_the_rest_learns(digits: Dataset, context: LearnContext)
         "12",
         "head",
     }
+
+
+class Recording(Display):
+    """Notes every finished step, and the length of each bar."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.steps: list[int] = []
+        self.totals: list[int] = []
+
+    @contextmanager
+    def training(self, total_steps: int, batch_size: int) -> Iterator[None]:
+        """Note the length of the bar."""
+        self.totals.append(total_steps)
+        with super().training(total_steps, batch_size):
+            yield
+
+    def step_done(self, steps: int) -> None:
+        """Note the step."""
+        self.steps.append(steps)
+
+
+class Epochs:
+    """A logger that keeps the numbers of the epochs, and stops the run at one of them."""
+
+    def __init__(self, interrupts: Interrupts, stop_at: int | None = None) -> None:
+        self.numbers: list[int] = []
+        self._interrupts = interrupts
+        self._stop_at = stop_at
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Keep the number."""
+        self.numbers.append(record.epoch)
+        if record.epoch == self._stop_at:
+            self._interrupts.received = signal.SIGTERM
+
+    def result(self, metrics: Mapping[str, int | float]) -> None:
+        """Ignored."""
+
+    def close(self, *, finished: bool) -> None:
+        """Ignored."""
+
+
+def test_head_and_full_epochs_share_one_history_and_one_axis_of_steps(
+    digits: Dataset, context: LearnContext, job: Job
+) -> None:
+    """Two of the head and two of the rest are epochs 1 to 4 for loggers and bar, after a resume too."""
+    recipe = recipe_with("network.train_from=features.11", "training.head_epochs=2")
+    display, logger = Recording(), Epochs(context.interrupts)
+    learned = learn(recipe, digits, replace(context, display=display, loggers=(logger,)))
+    assert [record.epoch for record in learned.history] == logger.numbers == [1, 2, 3, 4]
+    assert [record.head_only for record in learned.history] == [True, True, False, False]
+    assert learned.best_epoch in (3, 4)
+    steps = display.totals[0] // 4
+    assert display.totals == [4 * steps, 4 * steps]
+    assert display.steps == list(range(1, 4 * steps + 1))
+
+    folder = RunFolder(job.run_dir / "resumed")
+    folder.path.mkdir()
+    stopped = replace(context, folder=folder, interrupts=Interrupts())
+    first = Epochs(stopped.interrupts, stop_at=2)
+    with pytest.raises(Interrupted, match="saved in epoch 3 after step 1"):
+        learn(recipe, digits, replace(stopped, loggers=(first,)))
+    written = torch.load(folder.head_checkpoint, weights_only=True)
+    for number, record in enumerate(written["history"], 11):  # however older versions counted them
+        record["epoch"] = number
+        del record["head_only"]
+    torch.save(written, folder.head_checkpoint)
+    second = Epochs(stopped.interrupts)
+    resumed = learn(recipe, digits, replace(stopped, interrupts=Interrupts(), loggers=(second,)))
+    assert first.numbers + second.numbers == [1, 2, 3, 4]
+    assert [(record.epoch, record.head_only, record.validation_loss) for record in resumed.history] == [
+        (record.epoch, record.head_only, record.validation_loss) for record in learned.history
+    ]
 
 
 def test_a_whole_run_on_a_backbone_is_published(job: Job) -> None:
