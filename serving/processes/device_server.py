@@ -49,9 +49,8 @@ class DeviceServer:
     policy: BatchPolicy
     loaded: dict[_File, _SharedNetwork] = field(default_factory=dict)
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
-    unloaded: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  # set when a network has lost its last user
+    open_networks: int = 0  # loaded and not yet closed
+    closed: asyncio.Event = field(default_factory=asyncio.Event)  # set when a network was closed
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept and answer connections until cancelled."""
@@ -61,10 +60,10 @@ class DeviceServer:
                 tasks.create_task(self._serve_connection(await accept(listener)))
 
     async def wait_until_unused(self) -> None:
-        """Wait until no worker uses any network."""
-        while self.loaded:
-            self.unloaded.clear()
-            await self.unloaded.wait()
+        """Wait until no worker uses any network, and all are closed."""
+        while self.open_networks:
+            self.closed.clear()
+            await self.closed.wait()
 
     async def _serve_connection(self, connection: socket.socket) -> None:
         connection.setblocking(False)  # noqa: FBT003 - its only parameter
@@ -111,6 +110,7 @@ class DeviceServer:
                 stack.push_async_callback(asyncio.to_thread, close, engine)
                 batcher = await stack.enter_async_context(Batcher(engine.run, self.policy))
                 self.loaded[file] = _SharedNetwork(batcher, stack)
+                self.open_networks += 1
                 _log.info("network_loaded", extra={"file": str(model_file)})
             loaded = self.loaded[file]
             loaded.users += 1
@@ -120,9 +120,12 @@ class DeviceServer:
         loaded.users -= 1
         if not loaded.users:
             del self.loaded[file]
-            self.unloaded.set()
-            await loaded.stack.aclose()
-            _log.info("network_unloaded", extra={"file": file[0]})
+            try:
+                await loaded.stack.aclose()
+                _log.info("network_unloaded", extra={"file": file[0]})
+            finally:
+                self.open_networks -= 1
+                self.closed.set()
 
 
 async def _receive_opening(connection: socket.socket) -> tuple[SharedMemory, str]:
