@@ -125,7 +125,7 @@ def decompress(message: bytes, encoding: bytes, max_message_bytes: int) -> bytes
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
         raise malformed(
-            f"a message is compressed, but its encoding {_text(encoding)!r} is not: use gzip or deflate"
+            f"a message is marked as compressed, but its encoding is {_text(encoding)!r}: use gzip or deflate"
         )
     stream = zlib.decompressobj(bits)
     try:

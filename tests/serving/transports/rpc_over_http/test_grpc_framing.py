@@ -88,6 +88,17 @@ def test_the_limit_is_exact_for_sent_and_decompressed_bytes() -> None:
             decompress(squeeze(bytes(LIMIT + 1)), encoding, LIMIT)
 
 
+@pytest.mark.parametrize("encoding", [b"identity", b"br"])
+def test_a_compressed_message_needs_an_encoding(encoding: bytes) -> None:
+    """Whether none was named or an unknown one."""
+    message = (
+        f"a message is marked as compressed, but its encoding is '{encoding.decode()}': use gzip or deflate"
+    )
+    with pytest.raises(Failure, match=f"^{message}$") as caught:
+        MessageReader(encoding, LIMIT).feed(PREFIX.pack(1, 3) + b"abc")
+    assert caught.value.status.code is Code.INTERNAL
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [(b"2H", 7200), (b"3M", 180), (b"7S", 7), (b"100m", 0.1), (b"5u", 5e-6), (b"99999999n", 0.099999999)],
