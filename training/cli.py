@@ -1,4 +1,7 @@
-"""`lenserve-train`: run, recipes, layers, find-rate, evaluate, verify. Imports torch only where needed."""
+"""`lenserve-train`: run, recipes, layers, find-rate, evaluate, verify. Imports torch only where needed.
+
+One file, because a command is its options and the few lines that call the rest.
+"""
 
 import json
 import os

@@ -5,6 +5,8 @@
 
 gRPC itself retries (service config, gRFC A6) on UNAVAILABLE, RESOURCE_EXHAUSTED and CANCELLED, with growing
 pauses and within the deadline. `AsyncClient` offers the same calls with `await`.
+
+Both are in one file, because a change to one is a change to the other.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator

@@ -1,4 +1,7 @@
-"""The sections of a recipe: every setting with its unit, bounds and meaning. Does not import torch."""
+"""The sections of a recipe: every setting with its unit, bounds and meaning. Does not import torch.
+
+One file, because it is the reference of a recipe, to be read from top to bottom.
+"""
 
 import difflib
 from typing import Annotated, Literal, Self, get_args

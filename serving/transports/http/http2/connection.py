@@ -1,4 +1,7 @@
-"""One connection of HTTP/2: frames become streams, each of which an ASGI application answers in a task."""
+"""One connection of HTTP/2: frames become streams, each of which an ASGI application answers in a task.
+
+One file, because every handler of a frame reads or changes the same map of open streams.
+"""
 
 import asyncio
 import logging
