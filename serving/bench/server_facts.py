@@ -71,5 +71,6 @@ def facts_between(
     }
     batches = total("lenserve_batch_size_count", model=model)
     images = total("lenserve_batch_size_sum", model=model)
-    cores = total("process_cpu_seconds_total") / duration_s
+    cpu_s = total("process_cpu_seconds_total") + total("lenserve_worker_process_cpu_seconds_total")
+    cores = cpu_s / duration_s
     return ServerFacts(cores, images / batches if batches else 0.0, means)
