@@ -35,7 +35,7 @@ class Checkpoint:
     data_digest: str
     progress: State
     history: list[State]
-    losses: Tensor  # (steps,) float32, of the current epoch
+    losses: Tensor  # (steps, 2) float32, loss and accuracy in the current epoch; (steps,) in older files
     learner: State
     best_weights: State
     cpu_random: Tensor  # (processes, state) uint8: generator state of each process

@@ -96,8 +96,8 @@ def _run_range_test(  # noqa: PLR0917 - the arguments of `find_rate`
     with display.training(len(rates), batches.batch_size):
         for step, rate in enumerate(rates):
             images, targets = batches.take(*divmod(step, batches.steps))
-            loss = learner.step(images, targets, rate=rate, steps=step + 1, batch=batches.batch_size)
-            losses.append(float(loss))
+            result = learner.step(images, targets, rate=rate, steps=step + 1, batch=batches.batch_size)
+            losses.append(float(result[0]))
             display.step_done(step + 1)
             interrupts.raise_if_stopped("a range test saves nothing")
             if not math.isfinite(losses[-1]) or average.diverges(losses[-1]):

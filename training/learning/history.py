@@ -15,6 +15,7 @@ class EpochRecord:
     images_per_s: float
     seconds: float
     head_only: bool = False  # in the stage that trains only a backbone's head
+    train_accuracy: float | None = None  # 0..1, of the augmented images; None: recorded by an older version
 
 
 @dataclass(frozen=True, slots=True)

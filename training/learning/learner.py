@@ -68,14 +68,14 @@ class Learner:
             steps: number of steps of the whole run, including this one.
             batch: number of images of all processes.
 
-        Returns: () float32, the mean loss before the step.
+        Returns: (2,) float32, the mean loss and the accuracy before the step.
         """
         self.network.train()
         set_rate(self.optimizer, rate)
-        loss = self._step(images, targets, batch)
+        result = self._step(images, targets, batch)
         if self.average is not None:
             self.average.update(steps)
-        return loss
+        return result
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""

@@ -5,6 +5,7 @@ step; dropout uses torch's generators, whose state is in the checkpoint. So a ki
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -138,7 +139,8 @@ class _Loop:
             torch.from_numpy(dataset.validation.labels).to(device),  # (N,) int64
         )
         self.progress = Progress()
-        self.losses = torch.zeros(self.batches.steps, device=device)  # (steps,) of the current epoch
+        # (steps, 2), loss and accuracy of each step of the current epoch.
+        self.losses = torch.zeros((self.batches.steps, 2), device=device)
         self.history: list[EpochRecord] = []
         self.best_weights = copy.deepcopy(self.learner.eval_network.state_dict())
         self._clock_s = clock()
@@ -185,7 +187,7 @@ class _Loop:
         return self.first_epoch + self.progress.epoch + 1
 
     def _check_losses(self) -> None:
-        losses = self.losses[: self.progress.step]
+        losses = self.losses[: self.progress.step, 0]
         wrong = (~torch.isfinite(losses)).nonzero()
         if len(wrong):
             step = int(wrong[0])
@@ -202,7 +204,7 @@ class _Loop:
 
     def _finish_epoch(self) -> EpochRecord:
         progress, recipe = self.progress, self.recipe.training
-        train_loss = float(self.losses.double().mean())
+        train_loss, train_accuracy = self.losses.double().mean(dim=0).tolist()
         self._stop_clock()
         with explaining_out_of_memory("validation", self.device, inference_advice(self.recipe)):
             validation_loss, validation_accuracy = measure(
@@ -217,6 +219,7 @@ class _Loop:
             images_per_s=self.batches.steps * self.batches.batch_size / progress.epoch_seconds,
             seconds=progress.epoch_seconds,
             head_only=self.stage.head_only,
+            train_accuracy=train_accuracy if math.isfinite(train_accuracy) else None,
         )
         self.history.append(record)
         progress.epoch += 1
@@ -274,7 +277,7 @@ class _Loop:
                 EpochRecord(**{**record, "epoch": number, "head_only": self.stage.head_only})
                 for number, record in enumerate(found.history, self.first_epoch + 1)
             ]
-            self.losses = found.losses.to(self.device)
+            self.losses = _with_accuracy(found.losses).to(self.device)
             self.learner.restore(found.learner)
             self.best_weights = found.best_weights
             # A copy, because torch crashes on a state that is a view of a larger tensor.
@@ -291,3 +294,8 @@ class _Loop:
                 f"the processes of this run read different checkpoints from {self.path}: "
                 "--run-dir must be a directory that all of them share"
             )
+
+
+def _with_accuracy(losses: Tensor) -> Tensor:
+    """(steps,) of an older checkpoint, which has no accuracy -> (steps, 2)."""
+    return losses if losses.dim() == 2 else torch.stack([losses, torch.full_like(losses, math.nan)], dim=1)  # noqa: PLR2004

@@ -52,7 +52,8 @@ def train_step(
         objective: the settings of the loss.
         batch: number of images of all processes in this step.
 
-    Returns: () float32, the mean loss of the whole batch before the step.
+    Returns: (2,) float32, the mean loss and the accuracy (0..1) of the whole batch before the step. Where
+        images are mixed, the label with the largest share counts as correct.
     """
     with torch.autocast(images.device.type, objective.autocast, enabled=objective.autocast is not None):
         logits, _ = forward(images)  # (b, K)
@@ -65,10 +66,12 @@ def train_step(
     )  # (b,)
     # Divided by the size of the whole batch, not the sum of class weights: so the processes' losses add up.
     loss = losses.sum() / batch
+    labels = targets if targets.dim() == 1 else targets.argmax(dim=1)  # (b,)
+    accuracy = (logits.detach().argmax(dim=1) == labels).sum().float() / batch
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    total = loss.detach()
+    total = torch.stack([loss.detach(), accuracy])  # (2,)
     objective.group.sum_many_([*(value.grad for value in parameters if value.grad is not None), total])
     if objective.max_gradient_norm is not None:
         nn.utils.clip_grad_norm_(parameters, objective.max_gradient_norm)

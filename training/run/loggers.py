@@ -17,7 +17,10 @@ from serving.errors import UsageError
 from training.errors import LoggerUnavailable
 from training.learning.history import EpochRecord
 
-_SCALARS = ("train_loss", "validation_loss", "validation_accuracy", "learning_rate", "images_per_s")
+_SCALARS = (
+    *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
+    *("learning_rate", "images_per_s"),
+)
 
 # By default MLflow retries for minutes, even if the server refuses connections.
 _MLFLOW_RETRY_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -172,7 +175,7 @@ class _Mlflow:
 
 def _scalars(record: EpochRecord) -> dict[str, float]:
     values = asdict(record)
-    return {name: float(values[name]) for name in _SCALARS}
+    return {name: float(values[name]) for name in _SCALARS if values[name] is not None}
 
 
 def _first_line(error: Exception) -> str:

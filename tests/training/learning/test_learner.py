@@ -30,7 +30,7 @@ LABELS = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
 def steps(made: Learner, count: int, start: int = 0) -> list[float]:
     """Run that many steps on the eight images, and return the losses."""
     return [
-        float(made.step(IMAGES, LABELS, rate=1e-2, steps=start + number + 1, batch=8))
+        float(made.step(IMAGES, LABELS, rate=1e-2, steps=start + number + 1, batch=8)[0])
         for number in range(count)
     ]
 

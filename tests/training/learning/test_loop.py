@@ -228,3 +228,20 @@ def test_a_damaged_checkpoint_is_refused(
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be read"):
         run(fake_recipe())
+
+
+def test_a_checkpoint_without_accuracies_is_continued(
+    run: Train, tmp_path: Path, fake_recipe: FakeRecipe
+) -> None:
+    """Older versions kept the losses alone: the weights are the same, the broken epoch has no accuracy."""
+    whole = run(fake_recipe("training.epochs=2"))
+    assert all(0 < (record.train_accuracy or 0) <= 1 for record in whole.history)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    for record in content["history"]:
+        del record["train_accuracy"]
+    content["losses"] = content["losses"][:, 0]
+    torch.save(content, path)
+    again = run(fake_recipe("training.epochs=2"))
+    assert [record.train_loss for record in again.history] == [record.train_loss for record in whole.history]
+    assert again.history[0].train_accuracy is None

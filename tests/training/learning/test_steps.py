@@ -47,7 +47,9 @@ LABELS = torch.arange(8) % 2
 def test_steps_lower_the_loss_on_one_batch(network: Network, images: torch.Tensor) -> None:
     """A network can memorise eight images."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    losses = [float(train_step(network, optimizer, images, LABELS, Objective(), batch=8)) for _ in range(60)]
+    losses = [
+        float(train_step(network, optimizer, images, LABELS, Objective(), batch=8)[0]) for _ in range(60)
+    ]
     assert losses[-1] < 0.1 < losses[0]
     loss, accuracy = measure(network, images, LABELS)
     assert (loss < 0.1, accuracy) == (True, 1.0)
@@ -67,8 +69,20 @@ def test_the_loss_is_torchs_own(network: Network, images: torch.Tensor) -> None:
         ),
         (Objective(), shares, functional.cross_entropy(logits, shares)),
     ):
-        loss = train_step(network, optimizer, images, targets, objective, batch=8)
+        loss, _ = train_step(network, optimizer, images, targets, objective, batch=8)
         assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_accuracy_of_a_step_is_that_of_its_forward_pass(network: Network, images: torch.Tensor) -> None:
+    """Of mixed targets the larger share counts."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    predicted = network(images)[0].detach().argmax(dim=1)
+    targets = torch.where(torch.arange(8) < 6, predicted, 1 - predicted)
+    _, accuracy = train_step(network, optimizer, images, targets, Objective(), batch=8)
+    assert float(accuracy) == 0.75
+    mixed = 0.7 * functional.one_hot(targets, 2) + 0.3 / 2
+    _, accuracy = train_step(network, optimizer, images, mixed, Objective(), batch=8)
+    assert float(accuracy) == 0.75
 
 
 def test_class_weights_scale_each_images_loss(network: Network, images: torch.Tensor) -> None:
@@ -76,7 +90,7 @@ def test_class_weights_scale_each_images_loss(network: Network, images: torch.Te
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     weights = torch.tensor([0.5, 1.5])
     single = functional.cross_entropy(network(images)[0].detach(), LABELS, reduction="none")
-    loss = train_step(network, optimizer, images, LABELS, Objective(class_weights=weights), batch=8)
+    loss, _ = train_step(network, optimizer, images, LABELS, Objective(class_weights=weights), batch=8)
     assert float(loss) == pytest.approx(float((single * weights[LABELS]).mean()), rel=1e-5)
 
 
@@ -92,8 +106,8 @@ def test_long_gradients_are_scaled_down(network: Network, images: torch.Tensor) 
 def test_bfloat16_changes_the_loss_a_little(network: Network, images: torch.Tensor) -> None:
     """The forward pass is rounded; the weights and the loss are not."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    wide = train_step(network, optimizer, images, LABELS, Objective(), batch=8)
-    narrow = train_step(network, optimizer, images, LABELS, Objective(autocast=torch.bfloat16), batch=8)
+    wide, _ = train_step(network, optimizer, images, LABELS, Objective(), batch=8)
+    narrow, _ = train_step(network, optimizer, images, LABELS, Objective(autocast=torch.bfloat16), batch=8)
     assert narrow.dtype == torch.float32
     assert float(narrow) != float(wide)
     assert float(narrow) == pytest.approx(float(wide), rel=2e-2)
