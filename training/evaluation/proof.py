@@ -42,6 +42,8 @@ class Proof:
     scores: Scores
     checks: tuple[Check, ...]
     misclassified: tuple[Misclassification, ...]  # at most 24, the most confident first
+    probabilities: npt.NDArray[np.float32]  # (N, K), of the test split
+    embedding: npt.NDArray[np.float32]  # (N, D), of the test split
 
 
 def prove(
@@ -64,14 +66,14 @@ def prove(
         groups: N groups of the test images, such as patients; None: every image is independent.
     """
     session = open_session(model_file)
-    probabilities, _ = run(session, dataset.test.images)  # (N, K)
+    probabilities, embedding = run(session, dataset.test.images)  # (N, K), (N, D)
     scores = score(probabilities, dataset.test.labels, dataset.labels, groups)
     checks = (
         *score_checks(scores, gates),
         *_scikit_learn_agreement(probabilities, fitted_labels),
         *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
     )
-    return Proof(scores, checks, _misclassified(dataset, probabilities))
+    return Proof(scores, checks, _misclassified(dataset, probabilities), probabilities, embedding)
 
 
 def score_checks(scores: Scores, gates: GateRecipe) -> Iterator[Check]:

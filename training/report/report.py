@@ -1,7 +1,8 @@
-"""Writes the report of a run: metrics, history, figures, and one HTML page."""
+"""Writes the report of a run: metrics, history, predictions, figures, and one HTML page."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,22 +14,27 @@ from training.learning.history import EpochRecord
 from training.report.figures import draw_augmentation, draw_confusion, draw_curve, draw_history, png
 from training.report.metrics import METRICS_FILE, Metrics
 from training.report.page import render
+from training.report.predictions import PREDICTIONS_FILE, Predictions, write_predictions
 
 
-def write_report(
+def write_report(  # noqa: PLR0917 - one argument per part of a run
     folder: Path,
     metrics: Metrics,
     history: Sequence[EpochRecord],
     misclassified: Sequence[Misclassification],
+    predictions: Mapping[str, Predictions],
+    model_file: Path,
     examples: npt.NDArray[np.uint8] | None = None,
 ) -> None:
-    """Write metrics.json, history.json, the figures as PNG, and a self-contained report.html.
+    """Write metrics.json, history.json, predictions.csv, the figures, and a self-contained report.html.
 
     Args:
         folder: created if missing.
         metrics: of the run.
         history: one record per epoch.
         misclassified: the most confident first.
+        predictions: split -> predictions for its images.
+        model_file: the file that made them.
         examples: (rows, columns, H, W, C) uint8; each row is an image and its augmented versions. None: the
             recipe has no augmentation.
     """
@@ -36,6 +42,8 @@ def write_report(
     (folder / METRICS_FILE).write_text(metrics.model_dump_json(indent=2) + "\n", encoding="utf-8")
     records = [asdict(record) for record in history]
     (folder / "history.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
+    write_predictions(folder / PREDICTIONS_FILE, predictions, digest)
     pictures = {"confusion.png": png(draw_confusion(metrics.test))}
     if history:
         pictures["history.png"] = png(

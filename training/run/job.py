@@ -34,6 +34,7 @@ from training.learning.learn import LearnContext, LearnResult, learn
 from training.learning.steps import predict
 from training.recipe import Recipe
 from training.report.metrics import Metrics
+from training.report.predictions import predict_splits
 from training.report.report import write_report
 from training.run.display import Display
 from training.run.hints import learned_nothing, too_few_photographs
@@ -179,7 +180,10 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     variants = _variants(recipe, folder, dataset, job)
     metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof, variants)
     examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
-    write_report(folder.report, metrics, trained.history, proof.misclassified, examples)
+    predictions = predict_splits(dataset, proof.probabilities, folder.model, pattern)
+    write_report(
+        folder.report, metrics, trained.history, proof.misclassified, predictions, folder.model, examples
+    )
     if not write_weights(folder.report, trained.network):
         display.note("the weights are larger than 200 MB and are not kept: no pictures that need gradients")
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")

@@ -36,6 +36,7 @@ def test_the_bundle_is_complete_and_verified(
         "model.onnx",
         "golden.npz",
         "report/metrics.json",
+        "report/predictions.csv",
         "report/history.json",
         "report/history.png",
         "report/augmentation.png",
