@@ -5,7 +5,7 @@ from pathlib import Path
 from serving.bundle import Geometry
 from training.data.checks import DataReport, check
 from training.data.sources import cifar10, digits, fake, folder, imagenet, mnist, npz
-from training.data.splits import Dataset, SourceData, make_splits
+from training.data.splits import Dataset, SourceData, SplitOptions, make_splits
 from training.data.storage.decoded_images import DecodeOptions, ProgressCallback, no_progress
 from training.devices.memory import image_limit_bytes
 from training.errors import DataError
@@ -48,13 +48,14 @@ def load_unchecked(
 
 
 def _split(source: SourceData, recipe: DataRecipe) -> Dataset:
-    return make_splits(
-        source,
+    options = SplitOptions(
         test_fraction=recipe.test_fraction,
         validation_fraction=recipe.validation_fraction,
         seed=recipe.split_seed,
         group_pattern=recipe.group_pattern,
+        min_validation=recipe.min_validation_images_per_class,
     )
+    return make_splits(source, options)
 
 
 def _load_source(
@@ -77,7 +78,7 @@ def _load_from_root(
     if recipe.source == "mnist":
         return mnist.load(geometry, data_root, download=recipe.download)
     if recipe.source == "folder":
-        return folder.load(geometry, data_root, decode, val_is_test=recipe.val_is_test)
+        return folder.load(geometry, data_root, decode)
     if recipe.source == "imagenet":
         return imagenet.load(geometry, data_root, decode)
     load_arrays = cifar10.load if recipe.source == "cifar10" else npz.load

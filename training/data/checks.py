@@ -8,12 +8,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from pydantic import Field
 
 from serving.bundle.manifest import Strict
+from training.data.groups import groups_across
 from training.data.near_duplicates import find_near_duplicates
 from training.data.splits import Dataset, SourceData, Split
 from training.errors import DataError
@@ -30,6 +31,15 @@ class DataReport(Strict):
     )
     undecodable: Mapping[str, str] = Field(description="file -> reason; these files were skipped")
     ignored_files: int = Field(description="files that are not of a supported image type")
+    ignored_types: Mapping[str, int] = Field(
+        default_factory=dict, description="extension -> number of these files"
+    )
+    unlabelled: Mapping[str, int] = Field(
+        default_factory=dict, description="directory -> images in it that are in no class directory; left out"
+    )
+    val_is_test: bool = Field(
+        default=False, description="folder: there is no test directory, so `val` is the test split"
+    )
     repeated: Mapping[str, int] = Field(
         description="split -> images equal to an earlier one of the split; kept"
     )
@@ -44,6 +54,15 @@ class DataReport(Strict):
         default_factory=dict, description="split -> images that look like one of a later split"
     )
     near_leaks_removed: bool = Field(default=False, description="whether `near_leaks` were removed")
+    groups_across: tuple[str, ...] = Field(
+        default=(), description="groups in several splits, each with its splits; allowed by the recipe"
+    )
+
+    def notes(self) -> list[str]:
+        """Describe in one line each what was decided about the splits."""
+        if not self.val_is_test:
+            return []
+        return ["there is no test directory: val is the test split, and validation is split off train"]
 
     def warnings(self) -> list[str]:
         """Describe each finding in one line."""
@@ -52,8 +71,18 @@ class DataReport(Strict):
             lines.append(
                 f"{len(self.undecodable)} undecodable files skipped: {_listed(list(self.undecodable))}"
             )
+        lines += [
+            f"{name} has {count} images in no class directory: they have no label and were left out"
+            for name, count in self.unlabelled.items()
+        ]
         if self.ignored_files:
-            lines.append(f"{self.ignored_files} files ignored: not a supported image type")
+            types = f" ({_listed(list(self.ignored_types))})" if self.ignored_types else ""
+            lines.append(f"{self.ignored_files} files ignored{types}: not a supported image type")
+        if self.groups_across:
+            lines.append(
+                f"{len(self.groups_across)} groups are in several splits, so the test accuracy may be too "
+                f"high (data.allow_groups_across_splits): {_listed(self.groups_across)}"
+            )
         lines += [
             f"{len(names)} images removed from {split}: a later split holds them too: {_listed(names)}"
             for split, names in self.removed.items()
@@ -99,7 +128,8 @@ def check(
     Returns: the data set without the removed images, and what was found.
 
     Raises:
-        DataError: a file cannot be decoded, a class is missing, or the validation split is too small.
+        DataError: a file cannot be decoded, a group is in several splits, a class is missing, or the
+            validation split is too small.
     """
     if recipe.strict and source.undecodable:
         listed = _listed([f"{name} ({why})" for name, why in source.undecodable.items()])
@@ -109,10 +139,12 @@ def check(
     hashes = {name: _hashes(split) for name, split in dataset.splits().items()}
     conflicts = _conflicts(dataset, hashes)
     kept, removed = _without_leaks(dataset, hashes)
+    across = _groups_across(kept, recipe)
     pairs, near_leaks = _near_duplicates(kept, cache) if recipe.near_duplicates != "ignore" else ((), {})
     removes = recipe.near_duplicates == "remove"
     if removes:
         kept = _without_names(kept, near_leaks)
+    kept = _remembering_removed(dataset, kept)
     only_judges = not len(dataset.train)
     counts = {name: _count(split, dataset.labels) for name, split in kept.splits().items()}
     if only_judges:
@@ -121,6 +153,9 @@ def check(
         counts=counts,
         undecodable=source.undecodable,
         ignored_files=len(source.ignored),
+        ignored_types=_count_types(source.ignored),
+        unlabelled=source.unlabelled,
+        val_is_test=source.val_is_test,
         repeated={
             name: _repeated(split, dataset.splits()[name], hashes[name])
             for name, split in kept.splits().items()
@@ -130,6 +165,7 @@ def check(
         near_duplicates=pairs,
         near_leaks=near_leaks,
         near_leaks_removed=removes,
+        groups_across=across,
     )
     if not only_judges:
         _require_every_class(report, recipe.min_validation_images_per_class)
@@ -154,6 +190,20 @@ def _without_leaks(
     kept_validation, lost_validation = _without(dataset.validation, hashes["validation"], test)
     kept = replace(dataset, train=kept_train, validation=kept_validation)
     return kept, {"train": lost_train, "validation": lost_validation}
+
+
+def _groups_across(dataset: Dataset, recipe: DataRecipe) -> tuple[str, ...]:
+    if recipe.group_pattern is None:
+        return ()
+    names = {name: split.names for name, split in dataset.splits().items()}
+    across = groups_across(names, recipe.group_pattern)
+    found = tuple(f"{group} ({', '.join(splits)})" for group, splits in across.items())
+    if found and not recipe.allow_groups_across_splits:
+        raise DataError(
+            f"{len(found)} groups of data.group_pattern are in several splits: {_listed(found)}. Move each "
+            "into one split, or set data.allow_groups_across_splits=true"
+        )
+    return found
 
 
 def _near_duplicates(
@@ -183,6 +233,23 @@ def _without_names(dataset: Dataset, unwanted: Mapping[str, tuple[str, ...]]) ->
         train=kept(dataset.train, unwanted.get("train", ())),
         validation=kept(dataset.validation, unwanted.get("validation", ())),
     )
+
+
+def _remembering_removed(dataset: Dataset, kept: Dataset) -> Dataset:
+    left = {name for split in kept.splits().values() for name in split.names}
+    removed = {
+        name: digest
+        for split in dataset.splits().values()
+        if split.digests
+        for name, digest in zip(split.names, split.digests, strict=True)
+        if name not in left
+    }
+    return replace(kept, removed=removed)
+
+
+def _count_types(names: tuple[str, ...]) -> dict[str, int]:
+    """Extensions of files, the most frequent first."""
+    return dict(Counter(PurePath(name).suffix.lower() or "no extension" for name in names).most_common())
 
 
 def _without(split: Split, hashes: list[bytes], unwanted: set[bytes]) -> tuple[Split, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Groups of images that must stay in one split, such as all images of one patient, found by file name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +34,26 @@ def find_groups(names: Sequence[str], pattern: str) -> list[str]:
         name if match is None else match[1] if compiled.groups and match[1] is not None else match[0]
         for name, match in zip(names, matches, strict=True)
     ]
+
+
+def groups_across(names: Mapping[str, Sequence[str]], pattern: str) -> dict[str, tuple[str, ...]]:
+    """Find the groups that are in several splits.
+
+    Args:
+        names: split -> the names of its images.
+        pattern: as for `find_groups`.
+
+    Returns: group -> its splits; empty if each group is in one split.
+
+    Raises:
+        RecipeError, DataError: as for `find_groups`.
+    """
+    groups = iter(find_groups([name for some in names.values() for name in some], pattern))
+    splits: dict[str, dict[str, None]] = {}  # the inner keys are an ordered set
+    for split, some in names.items():
+        for _ in some:
+            splits.setdefault(next(groups), {})[split] = None
+    return {group: tuple(found) for group, found in splits.items() if len(found) > 1}
 
 
 def choose_groups(

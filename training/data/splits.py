@@ -1,12 +1,17 @@
-"""Labelled images, and how they are divided into training, validation and test splits."""
+"""Labelled images, and how they are divided into training, validation and test splits.
+
+Image files are assigned to splits by a hash of their content, or of their group's name, and the seed: adding
+images moves none. Other sources do not grow; their splits are drawn at random.
+"""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from training.data.groups import choose_groups, find_groups
+from training.data.hashed_splits import REST, HashedSplits, assign
 from training.data.labels import Indices, Labels
 from training.data.storage.disk_images import Images, feed_digest, take
 from training.errors import DataError
@@ -19,6 +24,7 @@ class Split:
     images: Images  # (N, H, W, C) uint8
     labels: Labels  # (N,) int64, index into the data set's labels
     names: tuple[str, ...]  # N, for messages: the path below the data root, or the position in a file
+    digests: tuple[bytes, ...] = ()  # N, SHA-256 of each file; empty if the images are not files of their own
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -27,7 +33,10 @@ class Split:
         """Select images by index, in the given order."""
         positions = range(len(self))[indices] if isinstance(indices, slice) else indices
         return Split(
-            take(self.images, indices), self.labels[indices], tuple(self.names[i] for i in positions)
+            take(self.images, indices),
+            self.labels[indices],
+            tuple(self.names[i] for i in positions),
+            tuple(self.digests[i] for i in positions) if self.digests else (),
         )
 
 
@@ -41,6 +50,8 @@ class SourceData:
     test: Split | None = None
     undecodable: Mapping[str, str] = field(default_factory=dict)  # name -> reason
     ignored: tuple[str, ...] = ()  # files that are not of a supported image type
+    unlabelled: Mapping[str, int] = field(default_factory=dict)  # directory -> images without a class
+    val_is_test: bool = False  # the test split was published as the validation split, without a test split
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,7 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    removed: Mapping[str, bytes] = field(default_factory=dict)  # name -> SHA-256 of the file; by the checks
 
     def splits(self) -> dict[str, Split]:
         """Splits by name: train, validation, test."""
@@ -66,58 +78,77 @@ class Dataset:
         return sha.hexdigest()
 
 
-def make_splits(
-    source: SourceData,
-    *,
-    test_fraction: float,
-    validation_fraction: float,
-    seed: int,
-    group_pattern: str | None = None,
-) -> Dataset:
-    """Split off a test and a validation split where the source has none, stratified by class.
+@dataclass(frozen=True, slots=True)
+class SplitOptions:
+    """How splits are made where the source has none."""
 
-    Args:
-        source: the images, with the splits that were published.
-        test_fraction: 0..1, of all images.
-        validation_fraction: 0..1, of the images that remain for training.
-        seed: chooses the images.
-        group_pattern: regular expression that finds an image's group in its name; a group stays in one split.
+    test_fraction: float  # 0..1, of all images
+    validation_fraction: float  # 0..1, of the images that remain for training
+    seed: int
+    group_pattern: str | None = None  # finds an image's group in its name; a group stays in one split
+    min_validation: int = 1  # images of each class
+
+    def fraction(self, split: str) -> float:
+        """The fraction of the test or validation split."""
+        return self.test_fraction if split == "test" else self.validation_fraction
+
+
+def make_splits(source: SourceData, options: SplitOptions) -> Dataset:
+    """Split off a test and a validation split where the source has none.
 
     Raises:
-        DataError: a class has too few images for every split, or the pattern matches no name.
+        DataError: a class has too few images in a split, or the pattern matches no name.
         RecipeError: the pattern is not a valid regular expression.
     """
-    if source.test is None:
-        train, test = _split_off(source, test_fraction, seed, "test", group_pattern)
-        source = replace(source, train=train, test=test)
-    if source.validation is None:
-        train, validation = _split_off(source, validation_fraction, seed, "validation", group_pattern)
-        source = replace(source, train=train, validation=validation)
-    if source.validation is None or source.test is None:
+    splits = {"train": source.train, "validation": source.validation, "test": source.test}
+    missing = [name for name in ("test", "validation") if splits[name] is None]
+    if missing and source.train.digests:
+        splits |= _by_content(source.train, source.labels, missing, options)
+    else:
+        for name in missing:
+            splits |= _at_random(splits["train"] or source.train, source.labels, name, options)
+    train, validation, test = splits.values()
+    if train is None or validation is None or test is None:
         raise AssertionError("all splits were just filled. This is a bug.")
-    return Dataset(source.labels, source.train, source.validation, source.test)
+    return Dataset(source.labels, train, validation, test)
 
 
-def _split_off(
-    source: SourceData, fraction: float, seed: int, name: str, group_pattern: str | None
-) -> tuple[Split, Split]:
-    """Divide the training split in two; both keep the order of the images."""
-    split = source.train
-    random = np.random.default_rng(seed)
+def _by_content(
+    split: Split, labels: Sequence[str], missing: Sequence[str], options: SplitOptions
+) -> dict[str, Split]:
+    """Divide a split by a hash; each part keeps the order of the images."""
+    keys: Sequence[bytes] = split.digests
+    if options.group_pattern is not None:
+        groups = find_groups(split.names, options.group_pattern)
+        # An image that is in no group has its name for a group, which changes when the file is moved.
+        keys = [
+            digest if group == name else group.encode()
+            for group, name, digest in zip(groups, split.names, split.digests, strict=True)
+        ]
+    fractions = {name: options.fraction(name) for name in missing}
+    HashedSplits(fractions, options.seed, options.min_validation).require_enough(keys, split.labels, labels)
+    assigned = assign(keys, fractions, options.seed)
+    return {name: split.take(np.flatnonzero(assigned == i)) for i, name in enumerate((*fractions, REST))}
+
+
+def _at_random(split: Split, labels: Sequence[str], name: str, options: SplitOptions) -> dict[str, Split]:
+    """Divide a split in two, stratified by class; both parts keep the order of the images."""
+    fraction, pattern = options.fraction(name), options.group_pattern
+    random = np.random.default_rng(options.seed)
     chosen = np.zeros(len(split), dtype=bool)
-    if group_pattern is not None:
-        chosen[choose_groups(split.labels, find_groups(split.names, group_pattern), fraction, random)] = True
+    if pattern is not None:
+        chosen[choose_groups(split.labels, find_groups(split.names, pattern), fraction, random)] = True
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
-        count = round(len(members) * fraction) if group_pattern is None else int(chosen[members].sum())
+        count = round(len(members) * fraction) if pattern is None else int(chosen[members].sum())
         if not 0 < count < len(members):
             raise DataError(
-                f"class {source.labels[label]} has {len(members)} images: taking {fraction:.0%} of them "
+                f"class {labels[label]} has {len(members)} images: taking {fraction:.0%} of them "
                 f"(data.{name}_fraction) for the {name} split leaves one side empty. Add images of this class"
             )
-        if group_pattern is None:
+        if pattern is None:
             chosen[random.choice(members, count, replace=False)] = True
-    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+    return {REST: split.take(np.flatnonzero(~chosen)), name: split.take(np.flatnonzero(chosen))}
 
 
-__all__ = ["Dataset", "Indices", "Labels", "SourceData", "Split", "make_splits"]
+__all__ = ["Dataset", "Indices", "Labels", "SourceData", "Split", "SplitOptions", "make_splits"]

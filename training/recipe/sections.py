@@ -4,6 +4,7 @@ One file, because it is the reference of a recipe, to be read from top to bottom
 """
 
 import difflib
+import re
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -22,10 +23,6 @@ class DataRecipe(Strict):
     """The images, and how they are split."""
 
     source: Source
-    val_is_test: bool = Field(
-        default=False,
-        description="folder: without `test`, `val` is the test split and validation is split off training",
-    )
     file: str | None = Field(
         default=None, description="npz: file below the data root; default: the only .npz file there"
     )
@@ -34,16 +31,23 @@ class DataRecipe(Strict):
         default=0.15,
         gt=0,
         le=0.5,
-        description="of the training images, if the source has no validation split",
+        description="of the training images, if the source has no validation split; folder: the probability "
+        "of each image, so that adding images moves none",
     )
     test_fraction: float = Field(
-        default=0.2, gt=0, le=0.5, description="of all images, if the source has no test split"
+        default=0.2,
+        gt=0,
+        le=0.5,
+        description="of all images, if the source has no test split; folder: the probability of each image",
     )
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="random seed of the splits")
     group_pattern: str | None = Field(
         default=None,
         description="regular expression searched in each image's name; images with the same first group (or "
         "match, if it has no group) stay in one split, for example those of one patient",
+    )
+    allow_groups_across_splits: bool = Field(
+        default=False, description="whether a group may be in several splits that the source published"
     )
     near_duplicates: Literal["ignore", "report", "remove"] = Field(
         default="report",
@@ -63,6 +67,23 @@ class DataRecipe(Strict):
     download: bool = Field(default=False, description="download missing files to the data root")
     fake_images_per_class: int = Field(default=100, ge=10, le=10_000)
     fake_classes: int = Field(default=4, ge=2, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_settings(cls, values: object) -> object:
+        # Recipes, run folders and bundles of earlier versions have it. All folders are read by one rule now.
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if key != "val_is_test"}
+        return values
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a valid regular expression: {error}") from error
+        return pattern
 
 
 class NetworkRecipe(Strict):

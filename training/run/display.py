@@ -56,6 +56,8 @@ class Display:
                 split, f"{sum(counts.values()):,}", escape(", ".join(shown[:_MAX_SHOWN_LABELS]) + more)
             )
         self._console.print(table)
+        for note in report.notes():
+            self.note(note)
         for warning in report.warnings():
             self.warning(warning)
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from training.data.groups import choose_groups, find_groups
-from training.data.splits import SourceData, Split, make_splits
+from training.data.checks import check
+from training.data.groups import choose_groups, find_groups, groups_across
+from training.data.splits import SourceData, Split, SplitOptions, make_splits
 from training.errors import DataError, RecipeError
+from training.recipe import DataRecipe, resolve
 
 
 def test_the_group_is_found_in_the_name() -> None:
@@ -35,22 +37,87 @@ def test_groups_are_chosen_whole_and_in_proportion() -> None:
         assert 0.17 < (labels[chosen] == label).sum() / (labels == label).sum() < 0.23
 
 
-def test_divide_keeps_groups_together_in_all_three_splits() -> None:
-    """No patient is in two splits, and the splits depend on the seed alone."""
+@pytest.mark.parametrize("from_files", [False, True])
+def test_divide_keeps_groups_together_in_all_three_splits(*, from_files: bool) -> None:
+    """No patient is in two splits, and the splits depend on the seed alone; from files and from arrays."""
     random = np.random.default_rng(0)
     patients = random.integers(0, 120, 800)
     names = tuple(f"person{patient}_{number}.png" for number, patient in enumerate(patients))
     images = np.zeros((800, 2, 2, 1), np.uint8)
-    everything = SourceData(("a", "b"), Split(images, patients % 2, names))
+    digests = tuple(bytes([n % 256, n // 256]) for n in range(800)) if from_files else ()
+    everything = SourceData(("a", "b"), Split(images, patients % 2, names, digests))
 
     def divided(seed: int) -> list[set[str]]:
-        dataset = make_splits(
-            everything, test_fraction=0.2, validation_fraction=0.2, seed=seed, group_pattern=r"person\d+"
-        )
-        return [{name.split("_")[0] for name in part.names} for part in dataset.splits().values()]
+        options = SplitOptions(0.2, 0.2, seed, group_pattern=r"person\d+")
+        return [
+            {name.split("_")[0] for name in part.names}
+            for part in make_splits(everything, options).splits().values()
+        ]
 
     train, validation, test = divided(0)
     assert not train & validation
     assert not train & test
     assert not validation & test
     assert divided(0) == [train, validation, test] != divided(1)
+
+
+def published(train: tuple[str, ...], validation: tuple[str, ...], test: tuple[str, ...]) -> SourceData:
+    """Given splits with these names, and two classes in each."""
+    random = np.random.default_rng(0)
+
+    def split(*some: str) -> Split:
+        pixels = random.integers(0, 256, (len(some), 8, 8, 1), dtype=np.uint8)
+        return Split(pixels, np.arange(len(some)) % 2, some)
+
+    return SourceData(("a", "b"), split(*train), split(*validation), split(*test))
+
+
+SHARED = {
+    "train": ("train/p1_1.png", "train/p2_1.png", "train/p7.png"),
+    "validation": ("val/p3_1.png", "val/p4_1.png"),
+    "test": ("test/p2_2.png", "test/p5_1.png", "test/p7_3.png"),
+}
+OPTIONS = SplitOptions(0.2, 0.2, 0)
+
+
+def test_a_group_across_given_splits_is_named_and_refused() -> None:
+    """Splits that were published are held to the pattern too."""
+    source = published(**SHARED)
+    recipe = DataRecipe(source="folder", group_pattern=r"p\d+", min_validation_images_per_class=1)
+    with pytest.raises(DataError) as caught:
+        check(make_splits(source, OPTIONS), source, recipe)
+    assert "2 groups of data.group_pattern are in several splits: p2 (train, test), p7 (train, test)" in str(
+        caught.value
+    )
+    assert "data.allow_groups_across_splits=true" in str(caught.value)
+
+
+def test_a_group_across_given_splits_can_be_allowed() -> None:
+    """With the setting the run goes on, and warns."""
+    source = published(**SHARED)
+    recipe = DataRecipe(
+        source="folder",
+        group_pattern=r"p\d+",
+        min_validation_images_per_class=1,
+        allow_groups_across_splits=True,
+    )
+    _, report = check(make_splits(source, OPTIONS), source, recipe)
+    assert report.groups_across == ("p2 (train, test)", "p7 (train, test)")
+    assert any("2 groups are in several splits" in line for line in report.warnings())
+
+
+def test_names_without_a_group_are_no_groups_across_splits() -> None:
+    """Images that do not match stand alone."""
+    assert groups_across({"train": ("a.png", "p1.png"), "test": ("a.jpg", "p2.png")}, r"p\d") == {}
+
+
+def test_a_pattern_is_refused_before_any_image_is_read() -> None:
+    """A pattern that is not a regular expression is an error of the recipe, whatever the splits."""
+    with pytest.raises(RecipeError, match=r"data\.group_pattern.*'\(' is not a valid regular expression"):
+        resolve("transfer", ["data.group_pattern=("])
+
+
+def test_the_setting_changes_no_digest() -> None:
+    """Recipes that were measured before it existed keep their digest."""
+    assert "data.allow_groups_across_splits" in resolve("lenet5-digits").settings()
+    assert resolve("lenet5-digits").digest().startswith("59211c2c50707d7d")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serving.bundle import Geometry
 from training.data.sources import folder
+from training.data.sources.folder_layout import files, is_image, readable
 from training.data.splits import SourceData
 from training.data.storage.decoded_images import IN_MEMORY, DecodeOptions
 from training.errors import DataError
@@ -30,18 +31,18 @@ def load(
         DataError: the directory is missing, or no image in it is named by a synset.
     """
     if not root.is_dir():
-        raise DataError(f"the data root {root} is not a directory")
+        raise DataError(f"the data root {readable(root)} is not a directory")
     index = {synset: number for number, synset in enumerate(synsets())}
     items, ignored = [], []
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        name = path.relative_to(root).as_posix()
+    for path in files(root):
+        name = readable(path.relative_to(root))
         label = next((index[part] for part in _SYNSET.findall(name) if part in index), None)
-        if label is None or not folder.is_image(path):
+        if label is None or not is_image(path):
             ignored.append(name)
         else:
             items.append(folder.ImageFile(path, name, label))
     if not items:
-        raise DataError(f"{root} has no image named by its synset, such as n01443537_goldfish.JPEG")
+        raise DataError(f"{readable(root)} has no image named by its synset, such as n01443537_goldfish.JPEG")
     undecodable: dict[str, str] = {}
     streamed = folder.exceeds(decode.limit_bytes, len(items), geometry)
     test = folder.decode_split(items, geometry, undecodable, decode, streamed=streamed)

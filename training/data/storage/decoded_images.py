@@ -65,6 +65,7 @@ def decode_files(
     cache: Path | None = None,
     *,
     streamed: bool = False,
+    digests: Sequence[bytes] | None = None,
     on_progress: ProgressCallback = no_progress,
 ) -> tuple[Images, Undecodable]:
     """Decode image files with the server's own code.
@@ -74,6 +75,7 @@ def decode_files(
         geometry: the size and channels of the decoded images.
         cache: directory of decoded images; None: decode into memory every time.
         streamed: the images exceed the memory limit and stay on disk.
+        digests: `content_digests` of the files; None: the files are read for them.
         on_progress: called every 64 files; if it raises, decoding ends and the cache keeps nothing.
 
     Returns: (N, H, W, C) uint8, zeros for undecodable files: a memory map if cached, on disk if streamed. And
@@ -91,7 +93,7 @@ def decode_files(
         )
     if cache is None or not paths:
         return _in_memory(paths, geometry, on_progress)
-    stem = cache / f"decoded-{_digest(paths, geometry)[:32]}"
+    stem = cache / f"decoded-{_digest(digests or content_digests(paths), geometry)[:32]}"
     found = _open(stem, shape, streamed=streamed)
     if found is not None:
         return found
@@ -112,6 +114,11 @@ def decode_files(
     if found is None:
         raise DataError(f"the decoded images in {stem}.npy cannot be read after writing: check the disk")
     return found
+
+
+def content_digests(paths: Sequence[Path]) -> list[bytes]:
+    """SHA-256 of the bytes of each file; for a file that cannot be read, of the error."""
+    return list(_in_threads(_content_digest, paths))
 
 
 def _in_memory(
@@ -196,9 +203,9 @@ def _in_threads(
             yield from pool.map(function, items[start : start + _MAX_PENDING])
 
 
-def _digest(paths: Sequence[Path], geometry: Geometry) -> str:
+def _digest(digests: Sequence[bytes], geometry: Geometry) -> str:
     sha = hashlib.sha256(f"{_decoder_version()} {geometry.model_dump_json()}".encode())
-    for digest in _in_threads(_content_digest, paths):
+    for digest in digests:
         sha.update(digest)
     return sha.hexdigest()
 
