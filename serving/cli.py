@@ -1,4 +1,4 @@
-"""`lenserve`: serve, classify, models list, bench. Reads options and prints results; does no work itself."""
+"""`lenserve`: serve, classify, models list, bench. Reads options and prints results."""
 
 import json
 import sys
@@ -69,20 +69,20 @@ class Classify(Command):
     example: ClassVar[str] = "lenserve classify --model digits --top-k 3 photo.png photos/"
 
     images: CliPositionalArg[list[Path]] = Field(
-        description="image files, and directories of images", min_length=1
+        description="image files or directories of images", min_length=1
     )
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
-    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT of its gRPC port")
+    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT of the server's gRPC port")
     top_k: int = Field(default=0, ge=0, description="labels per image; 0: the server's default")
     token: str | None = Field(
         default=None, description="bearer token; set LENSERVE_TOKEN instead to keep it out of process lists"
     )
     timeout_s: float = Field(default=30.0, gt=0, description="seconds per request, including retries")
     tls_ca_file: Path | None = Field(
-        default=None, description="CA certificates (PEM) to verify the server with; turns TLS on"
+        default=None, description="CA certificates (PEM) to verify the server; turns TLS on"
     )
     tls_cert_file: Path | None = Field(
-        default=None, description="certificate chain (PEM) of the client, for servers that require one"
+        default=None, description="client certificate chain (PEM), for servers that require one"
     )
     tls_key_file: Path | None = Field(
         default=None, description="private key of the certificate (PEM, without a passphrase)"
@@ -121,7 +121,7 @@ class ListModels(Command):
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
     def run(self) -> int:
-        """List; return 1 if a version is not what was published."""
+        """List; return 1 if the files of a version do not match their digests."""
         if not self.repository.is_dir():
             raise UsageError(f"the repository {self.repository} is not a directory")
         rows = list(_rows(Repository(self.repository)))
@@ -162,7 +162,7 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
-    # On the terminal that shows the results, a progress bar would break them up.
+    # If stdout is a terminal too, a progress bar would garble the results.
     shown = stderr.is_terminal and not sys.stdout.isatty()
     return iter(track(files, "classifying", console=stderr, disable=not shown))
 

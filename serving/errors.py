@@ -1,10 +1,10 @@
-"""The error tree, in the order in which a bundle and then a request can fail. Knows no status codes.
+"""The error tree, in the order of bundle errors, then request errors. Independent of status codes.
 
 LenserveError
-    UsageError                   the command line or a config file is wrong
-    BundleError                  a version on disk cannot be trusted
+    UsageError                   the command line or a config file is invalid
+    BundleError                  a version on disk is invalid
         InvalidManifest              its manifest does not parse
-        DigestMismatch               a file is not the one that was published
+        DigestMismatch               a file differs from the published one
         ProofFailed                  the loaded network does not reproduce its golden examples
     DeviceUnavailable            the requested device is not available
     AddressUnavailable           the server cannot listen on its address
@@ -15,12 +15,12 @@ LenserveError
             UndecodableImage             truncated, corrupt or not an image
             InvalidPixels                raw pixels whose shape and bytes disagree
         InvalidTensor
-        Unsupported                  a part of the protocol that this server lacks or has disabled
-        UnknownRegion                no shared memory region has this name
-        RegionExists                 a shared memory region has this name already
+        Unsupported                  a part of the protocol that is missing or disabled
+        UnknownRegion                no shared memory region of this name
+        RegionExists                 a shared memory region of this name exists
     Unauthenticated              the token is missing or unknown
     PermissionDenied             the token does not allow this model
-    UnknownModel                 no such model, version or alias
+    UnknownModel                 the model, version or alias does not exist
     ModelUnavailable             known, but loading, draining, refused or broken
     Overloaded                   admission control is full: rejected at once
     DeadlineExceeded             the deadline passed before the work began
@@ -32,20 +32,20 @@ import re
 
 
 class LenserveError(Exception):
-    """Root of all errors that this project raises deliberately. Never raised itself."""
+    """Base class of all errors that this project raises deliberately. Abstract."""
 
     @property
     def reason(self) -> str:
-        """Kind of error for programs: the class name in UPPER_SNAKE_CASE, such as IMAGE_TOO_LARGE."""
+        """Error kind for programs: the class name in UPPER_SNAKE_CASE, such as IMAGE_TOO_LARGE."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).upper()
 
 
 class UsageError(LenserveError):
-    """The command line or a config file is wrong."""
+    """The command line or a config file is invalid."""
 
 
 class BundleError(LenserveError):
-    """A version on disk cannot be trusted."""
+    """A version on disk is invalid."""
 
 
 class InvalidManifest(BundleError):
@@ -53,7 +53,7 @@ class InvalidManifest(BundleError):
 
 
 class DigestMismatch(BundleError):
-    """A file of a version is missing, or is not the one that was published."""
+    """A file of a version is missing, or differs from the published one."""
 
 
 class ProofFailed(BundleError):
@@ -69,11 +69,11 @@ class AddressUnavailable(LenserveError):
 
 
 class InvalidRequest(LenserveError):
-    """The request is wrong in a way that its sender can fix."""
+    """The request is invalid, and its sender can fix it."""
 
 
 class ImageError(InvalidRequest):
-    """One image cannot be used; others in the same request can."""
+    """One image is invalid; others in the same request may be valid."""
 
 
 class EmptyImage(ImageError):
@@ -97,7 +97,7 @@ class InvalidTensor(InvalidRequest):
 
 
 class Unsupported(InvalidRequest):
-    """The protocol allows this, but this server lacks it or has it disabled."""
+    """The protocol allows this, but the server does not support it or has disabled it."""
 
 
 class UnknownRegion(InvalidRequest):
@@ -105,7 +105,7 @@ class UnknownRegion(InvalidRequest):
 
 
 class RegionExists(InvalidRequest):
-    """A shared memory region of this name is registered already."""
+    """A shared memory region of this name is already registered."""
 
 
 class Unauthenticated(LenserveError):

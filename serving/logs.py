@@ -1,4 +1,4 @@
-"""Formats log events and their fields as text for people, or as JSON for programs."""
+"""Formats log events and their fields as text for humans, or as JSON for programs."""
 
 import json
 import logging
@@ -6,14 +6,14 @@ import re
 from datetime import UTC, datetime
 from functools import partial
 
-# Attributes that every LogRecord has; all others are fields of the event.
+# Attributes of every LogRecord; all others are fields of the event.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 _PLAIN = re.compile(r"[^\s\"=]+")
 
 
 def configure_logs(*, as_json: bool, worker: int | None = None) -> None:
-    """Write all events to stderr; a worker's events carry its number in the field `worker`."""
+    """Write all events to stderr. A worker's events have its number in the field `worker`."""
     handler = logging.StreamHandler()
     if worker is not None:
         handler.addFilter(partial(_add_worker, worker))
@@ -35,7 +35,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _quoted(value: object) -> str:
-    # Quoted only where the value would run into the next field or the next line.
+    # Quoted only if the end of the value would be ambiguous.
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 

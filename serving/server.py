@@ -1,4 +1,4 @@
-"""The composition root: builds the server from its settings, starts it, and stops it gracefully."""
+"""The composition root: builds the server from its settings, starts it and stops it gracefully."""
 
 import asyncio
 import logging
@@ -58,7 +58,7 @@ class Server:
     http: HttpServer | None  # None in a worker: the supervisor serves HTTP
 
     async def stop(self, *, lame_duck: bool = True) -> None:
-        """Become not ready, keep serving for lame_duck_s, then reject new calls and finish running ones."""
+        """Become not ready, serve for another lame_duck_s, then reject new calls and finish running ones."""
         lame_duck_s = self.settings.lame_duck_s if lame_duck else 0
         _log.info("stopping", extra={"lame_duck_s": lame_duck_s})
         self.models.drain()
@@ -75,19 +75,19 @@ async def run_server(
     worker_socket: socket.socket | None = None,
     counts: SharedCounts | None = None,
 ) -> AsyncIterator[Server]:
-    """Start a server. It listens when this yields, and is ready when its models are.
+    """Start a server. It listens when this yields, and becomes ready when its models are loaded.
 
-    A worker has no HTTP port, and scans the repository once before it listens.
+    A worker has no HTTP port, and scans the repository before it listens.
 
     Args:
-        settings: the operator's choices.
+        settings: options of the server.
         device_server: the Unix socket of the device server; without it this process runs the networks.
-        worker_socket: brings the connections that the supervisor accepted; without it this process listens.
-        counts: shared with the other workers.
+        worker_socket: delivers connections that the supervisor accepts; without it this process listens.
+        counts: counters shared with the other workers.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is missing or invalid.
-        DeviceUnavailable: CUDA was requested and is not available.
+        DeviceUnavailable: CUDA was requested but is not available.
         AddressUnavailable: a port is taken.
     """
     if not settings.repository.is_dir():
@@ -126,7 +126,7 @@ def build_table(
     *,
     model_control: bool = False,
 ) -> Sequence[Rpc]:
-    """Return every RPC that the server answers."""
+    """Return all RPCs of the server."""
     regions = regions or Regions()
     ours = (classifier_service.SERVICE, inference_service.SERVICE)
     rows = (

@@ -1,4 +1,4 @@
-"""The server's options, in one frozen object that is built once and passed down."""
+"""The server's options, as one frozen object that is created once and passed down."""
 
 import os
 import re
@@ -15,7 +15,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class ServerSettings(Strict):
-    """The server's options. Units are in the names: seconds, bytes, pixels, images."""
+    """The server's options. Names end with the unit: seconds, bytes, pixels, images."""
 
     repository: Path = Field(description="directory of published models: <model>/<version>/")
     host: str = Field(default="127.0.0.1", description="address to listen on; in a container use 0.0.0.0")
@@ -89,7 +89,7 @@ class ServerSettings(Strict):
         default=64 * 2**20,
         ge=1024,
         le=2**31 - 1,
-        description="maximum bytes of one request; longer requests are rejected unread",
+        description="maximum bytes of one request; larger requests are rejected unread",
     )
     max_pending_images: int = Field(
         default=1024,
@@ -151,7 +151,7 @@ class ServerSettings(Strict):
         if self.workers != 1 and (self.model_control or self.shared_memory_pattern is not None):
             raise ValueError(
                 f"--model-control and --shared-memory-pattern need --workers 1, got {self.workers}: "
-                "such a call reaches one worker only"
+                "a call reaches only one of the workers"
             )
         return self
 
@@ -181,7 +181,7 @@ class ServerSettings(Strict):
         return self.processes > 1 or self.device_process
 
     def of_worker(self, grpc_port: int) -> Self:
-        """Settings of one of several workers: the shared port, and its share of the cores."""
+        """Return the settings of one worker: the shared port, and a share of the cores."""
         return self.model_copy(
             update={
                 "workers": self.processes,

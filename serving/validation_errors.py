@@ -1,4 +1,4 @@
-"""pydantic's validation errors in plain English: the key, the value, the limit. Knows no model of ours."""
+"""pydantic's validation errors in plain English: the key, the value, the limit."""
 
 import difflib
 import re
@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, RootModel, ValidationError
 
-_NEAR = 0.7  # of difflib's ratio: a key this close was mistyped
-_MOST_PROBLEMS = 3  # in one line; the rest is counted
-_MOST_CHARACTERS = 60  # of a value
-_KEY_OF_MAPPING = "[key]"  # pydantic's last part of a location where a mapping's key is wrong, not its value
+_NEAR = 0.7  # difflib ratio above which an unknown key is a typo
+_MOST_PROBLEMS = 3  # problems in one line; the rest is counted
+_MOST_CHARACTERS = 60  # characters of a value
+_KEY_OF_MAPPING = "[key]"  # pydantic's last part of a location if a mapping's key is wrong, not its value
 
 Details = Mapping[str, Any]
 
@@ -23,8 +23,8 @@ _TIME = "must be a date and time such as 2026-01-31T12:00:00Z, got {value}"
 _LIST = "must be a list, got {value}"
 _KEYS = "must be keys with values, got {value}"
 
-# Keyed by pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/). Every type
-# that a model of ours can raise is here, which the tests check.
+# Keyed by pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/). The tests
+# check that every type our models can raise is here.
 SENTENCES: Mapping[str, str] = {
     "missing": "missing; add it",
     "greater_than": "must be greater than {gt}, got {value}",
@@ -67,9 +67,9 @@ SENTENCES: Mapping[str, str] = {
     "json_invalid": "not valid JSON: {error}",
 }
 
-OWN_WORDS = frozenset({"value_error", "assertion_error"})  # raised by a validator of ours
+OWN_WORDS = frozenset({"value_error", "assertion_error"})  # raised by our validators
 
-# A number from the command line is a string; where it is compared as a number it is shown without quotes.
+# Numbers from the command line are strings; if they are compared as numbers, they are shown without quotes.
 _COMPARED = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"})
 
 
@@ -77,10 +77,10 @@ _COMPARED = frozenset({"greater_than", "greater_than_equal", "less_than", "less_
 class Problem:
     """One key that failed validation."""
 
-    key: str  # dotted path, "training.epochs" or "labels[2]"; empty: the values contradict each other
+    key: str  # dotted path, such as "training.epochs" or "labels[2]"; empty: values contradict each other
     kind: Literal["missing", "unknown", "invalid"]
     text: str  # "must be at most 9, got 10": the rest of the sentence, without the key
-    nearest: str = ""  # of an unknown key: the known key that was probably meant
+    nearest: str = ""  # for an unknown key: the known key that was probably meant
 
     def __str__(self) -> str:
         if self.kind == "unknown":
@@ -89,11 +89,11 @@ class Problem:
 
 
 def problems(error: ValidationError, model: type[BaseModel] | None = None) -> list[Problem]:
-    """Describe every key that failed.
+    """Describe each key that failed validation.
 
     Args:
-        error: what pydantic raised.
-        model: the class that was validated; unknown keys are compared with its keys.
+        error: pydantic's error.
+        model: the validated class; unknown keys are compared with its keys.
     """
     known = list(known_keys(model)) if model else []
     return [_problem(each, known) for each in error.errors(include_url=False)]
@@ -103,8 +103,8 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None) -> st
     """Describe the first problems in one line: `labels: missing; add it`, joined by semicolons.
 
     Args:
-        error: what pydantic raised.
-        model: the class that was validated; unknown keys are compared with its keys.
+        error: pydantic's error.
+        model: the validated class; unknown keys are compared with its keys.
     """
     lines = [str(problem) for problem in problems(error, model)]
     more = len(lines) - _MOST_PROBLEMS
@@ -112,7 +112,7 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None) -> st
 
 
 def matching(pattern: str | re.Pattern[str], allowed: str) -> AfterValidator:
-    """Constrain a string to a pattern; the error says what is allowed in words, not as an expression.
+    """Constrain a string to a pattern; the error describes the pattern in words.
 
     Args:
         pattern: a regular expression that the whole string must match.
@@ -140,7 +140,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def nearest(key: str, known: list[str]) -> str:
-    """Return the known key that was probably meant, or nothing: first of the same section, then of any."""
+    """Return the known key that was probably meant, or nothing. Keys of the same section take precedence."""
     section, _, name = key.rpartition(".")
     siblings = [each for each in known if each.rpartition(".")[0] == section]
     for candidates in (siblings, known):

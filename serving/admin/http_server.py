@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from serving.errors import AddressUnavailable
 
-_STOP_POLL_S = 0.05  # a stop waits this long at most; the library's default is 0.5 s
+_STOP_POLL_S = 0.05  # upper bound on the delay of a stop; the library's default is 0.5 s
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 class HttpServer:
-    """Answers scrapes and probes. Its threads read what the event loop writes, and write nothing."""
+    """Answers scrapes and probes. Its threads only read state that the event loop writes."""
 
     def __init__(
         self,
@@ -32,12 +32,12 @@ class HttpServer:
         """Store the options.
 
         Args:
-            host: to listen on.
-            port: to listen on; 0 picks a free one.
-            registry: the metrics of /metrics.
-            live: the result of /livez.
-            ready: the result of /readyz.
-            problem: the body of a probe that fails.
+            host: address to listen on.
+            port: port to listen on; 0 picks a free one.
+            registry: metrics shown at /metrics.
+            live: returns the result of /livez.
+            ready: returns the result of /readyz.
+            problem: returns the body of a failed probe.
         """
         self.host = host
         self.port = port

@@ -1,1 +1,1 @@
-"""The queue of one version: which queued requests run together."""
+"""The request queue of one version, and how it forms batches."""

@@ -1,7 +1,7 @@
-"""Runs queued requests in batches. Knows nothing about images' content, ONNX or gRPC.
+"""Runs queued requests in batches. Independent of image content, ONNX and gRPC.
 
-policy.py decides which requests run; `Batcher` waits, dispatches and answers. By default the engine waits for
-no fuller batch: whenever it is free it takes what is queued, up to the largest batch.
+policy.py decides which requests run; `Batcher` waits, dispatches and answers. By default the engine does not
+wait for a fuller batch: when it is free, it runs what is queued, up to the largest batch.
 """
 
 import asyncio
@@ -26,12 +26,13 @@ from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
 
 NO_DEADLINE_S = math.inf
 
-# After so many batches of one request in a row, the next request runs at once instead of at the end of the
-# event loop's iteration. One in so many still waits, to see whether requests arrive together again.
+# After this many consecutive batches of one request, the next request runs at once instead of at the end of
+# the event loop's iteration. One in _SINGLE_RUNS requests still waits, to detect requests that arrive
+# together again.
 _SINGLE_RUNS = 8
 
-# Each level of priority delays a request by this much, in relation to more urgent ones. The delay is bounded,
-# so that no request starves.
+# Each priority level delays a request by this much relative to more urgent ones. The delay is bounded, so no
+# request starves.
 PRIORITY_STEP_S = 0.1
 
 _log = logging.getLogger(__name__)
@@ -43,14 +44,14 @@ class BatchRun:
 
     images: int
     duration_s: float
-    queued_s: Sequence[float]  # how long each of its requests was queued
+    queued_s: Sequence[float]  # time in the queue, of each request
 
 
 class Batcher:
     """The queue of one engine.
 
-    It forms a batch after two iterations of the event loop, so that requests that arrived together run
-    together. If a batch fails, its requests are run again one at a time, so that one bad request fails alone.
+    Forms a batch after two iterations of the event loop, so that requests that arrive together run together.
+    If a batch fails, its requests run again one at a time, so that one bad request fails alone.
     """
 
     def __init__(
@@ -61,25 +62,25 @@ class Batcher:
         *,
         max_images_on_loop: int = 0,
     ) -> None:
-        """Make an empty queue.
+        """Create an empty queue.
 
         Args:
             run: runs the engine on a batch.
             policy: how batches are formed.
-            on_run: called after every successful run.
+            on_run: called after each successful run.
             max_images_on_loop: the largest batch that runs on the event loop, for networks that are cheaper
-                than a switch of threads; larger batches run in the engine's own thread.
+                than a thread switch; larger batches run in the engine's thread.
         """
         self.policy = policy
         self._run = run
         self._on_run = on_run
         self._max_images_on_loop = max_images_on_loop
         self._queue: list[QueuedRequest] = []
-        self._retries: deque[QueuedRequest] = deque()  # of a batch that failed: to be run one by one
+        self._retries: deque[QueuedRequest] = deque()  # requests of a failed batch, to be run one by one
         self._running: list[QueuedRequest] = []  # in the thread
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop
-        self._single_runs = 0  # batches of one request in a row
+        self._single_runs = 0  # consecutive batches of one request
         self._decision_due = False  # whether a decision is scheduled on the event loop
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -105,8 +106,7 @@ class Batcher:
         Args:
             images: (n, H, W, C) uint8, 1 <= n <= max_batch_size.
             deadline_s: on the clock of time.monotonic().
-            priority: 0 is the most urgent; each level lets requests overtake that arrive up to
-                PRIORITY_STEP_S later.
+            priority: 0 is the most urgent; each further level delays the request by PRIORITY_STEP_S.
 
         Raises:
             DeadlineExceeded: the deadline passed in the queue; the network was not run.
@@ -167,7 +167,7 @@ class Batcher:
     def _schedule_decision(self) -> None:
         if not self._decision_due and not self._running:
             self._decision_due = True
-            # One iteration later, so that requests which this iteration still reads join the batch.
+            # One iteration later, so that requests that this iteration has yet to read join the batch.
             self._loop.call_soon(self._loop.call_soon, self._decide)
 
     def _decide(self) -> None:
@@ -201,7 +201,7 @@ class Batcher:
         started_s = time.monotonic()
         try:
             output = self._run_joined(batch)
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises goes to its requests
+        except Exception as error:  # noqa: BLE001 - any error of the engine goes to its requests
             self._fail_or_retry(batch, error)
         else:
             self._answer(batch, output, started_s)
@@ -245,7 +245,7 @@ class Batcher:
     def _record(self, run: BatchRun) -> None:
         try:
             self._on_run(run)
-        except Exception as error:  # noqa: BLE001 - a failure to record fails no request
+        except Exception as error:  # noqa: BLE001 - a failed recording must not fail a request
             _log.error("run_not_recorded", exc_info=error)
 
     def _fail_or_retry(self, batch: list[QueuedRequest], error: Exception) -> None:
@@ -278,7 +278,7 @@ def _unloaded() -> ModelUnavailable:
 
 
 def _engine_error(error: Exception) -> EngineError | ModelUnavailable:
-    if isinstance(error, EngineError | ModelUnavailable):  # the latter: from the device server
+    if isinstance(error, EngineError | ModelUnavailable):  # ModelUnavailable: from the device server
         return error
     wrapped = EngineError(f"the network failed: {error}")
     wrapped.__cause__ = error

@@ -18,28 +18,28 @@ class BatchPolicy:
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """One request in the queue. All times are on one monotonic clock."""
+    """One request in the queue. All times are on the same monotonic clock."""
 
     images: Pixels  # (n, H, W, C) uint8, n <= max_batch_size
     arrived_s: float
     deadline_s: float
     result: asyncio.Future[Output]
-    order_s: float  # the queue is sorted by it: the arrival, plus a delay for a lower priority
+    order_s: float  # sort key of the queue: arrival time, plus a delay for lower priorities
     size: int = field(init=False)  # number of images
 
     def __post_init__(self) -> None:
-        """Count the images once: every decision needs their number."""
+        """Cache the number of images: every decision needs it."""
         self.size = len(self.images)
 
     @property
     def abandoned(self) -> bool:
-        """Whether its caller no longer waits."""
+        """Whether the caller has stopped waiting."""
         return self.result.done()
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with a queue now. Abandoned requests at its head are in none of the lists."""
+    """What to do with the queue now. Neither list contains the abandoned requests at its head."""
 
     batch: list[QueuedRequest]
     expired: list[QueuedRequest]
@@ -50,9 +50,9 @@ class Decision:
 def take_batch(queue: Sequence[QueuedRequest], now_s: float, policy: BatchPolicy) -> Decision:
     """Decide which requests run now.
 
-    1. From the head of the queue, abandoned requests are dropped, and those past their deadline expire.
-    2. The others are taken in order while they fit. The first that does not fit ends the batch, so that small
-       requests do not overtake a large one for ever. Requests behind it are not looked at.
+    1. At the head of the queue, abandoned requests are dropped, and requests past their deadline expire.
+    2. The other requests join the batch in order while they fit. The first that does not fit ends the batch,
+       so that small requests do not starve a large one.
     3. A batch that could still grow waits until its oldest request has waited max_queue_delay_s.
     """
     batch: list[QueuedRequest] = []

@@ -7,10 +7,10 @@ from serving.bench.points import UNSENT, Point
 from serving.bench.server_facts import ServerFacts
 
 _BUSY = 0.85  # of a core: a client above this measures itself
-_MOST_FAILED = 0.001  # fraction of requests that may fail at a load that counts as within the limit
-_LATE = 0.25  # of p99: above this, the p99 of send delays is a large part of what is measured
+_MOST_FAILED = 0.001  # tolerated fraction of failed requests at a load within the limit
+_LATE = 0.25  # fraction of p99: above this, send delays dominate the measurement
 
-# What to do about the stage that takes most of a request's time.
+# Advice for the stage that takes most of a request's time.
 _REMEDIES = {
     "decode": "let clients send smaller images, or give the server more cores and decode threads",
     "queue": "the network is the bottleneck: use more workers, more engine threads, or a cheaper precision",
@@ -22,8 +22,8 @@ _REMEDIES = {
 def find_knee(points: Sequence[Point]) -> Point | None:
     """Return the point of greatest power, throughput divided by mean latency (Kleinrock 1979).
 
-    Below it a little more latency buys much throughput; above it much latency buys little. Closed and open
-    loops are not comparable, so only the kind with more points counts.
+    Below the knee, a little more latency buys much throughput; above it, much more latency buys little.
+    Closed and open loops are not comparable, so only the kind with more points is considered.
     """
     closed = [point for point in points if isinstance(point.loop, ClosedLoop) and point.latencies.count]
     opened = [point for point in points if isinstance(point.loop, OpenLoop) and point.latencies.count]
@@ -44,7 +44,7 @@ def holding(points: Sequence[Point], p99_s: float) -> Point | None:
 
 
 def advise(points: Sequence[Point], p99_s: float | None = None) -> list[str]:
-    """Return sentences for the operator, the most important first."""
+    """Return sentences for the operator, most important first."""
     if not any(point.latencies.count for point in points):
         return ["No request succeeded, so there are no latencies to report."]
     return [
@@ -78,7 +78,7 @@ def _about_limit(points: Sequence[Point], p99_s: float | None) -> Iterator[str]:
 
 def _about_knee(points: Sequence[Point]) -> Iterator[str]:
     knee = find_knee(points)
-    if knee is None or len(points) < 3:  # noqa: PLR2004 - two points have no bend
+    if knee is None or len(points) < 3:  # noqa: PLR2004 - a knee needs three points
         return
     yield (
         f"The knee is at {knee.loop}: {knee.requests_per_s:,.0f} requests/s at p50 "
@@ -101,7 +101,7 @@ def _about_client(points: Sequence[Point]) -> Iterator[str]:
             f"latencies include that. Repeat with more --processes."
         )
     if unsent := sum(point.outcomes[UNSENT] for point in points):
-        yield f"{unsent:,} requests were not sent, because too many were still unanswered."
+        yield f"{unsent:,} requests were not sent because too many were unanswered."
 
 
 def _about_server(points: Sequence[Point]) -> Iterator[str]:

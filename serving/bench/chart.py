@@ -1,4 +1,4 @@
-"""Draws latency against throughput as SVG, with the knee marked. The server has no plotting library."""
+"""Draws latency against throughput as SVG, with the knee marked. Needs no plotting library."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ def draw(points: Sequence[Point], *, title: str, p99_s: float | None = None) -> 
     """Return an SVG document.
 
     Args:
-        points: in order of load; points without a successful request are left out.
-        title: text above the picture.
-        p99_s: limit to draw as a line.
+        points: sorted by load; points without a successful request are skipped.
+        title: text above the plot.
+        p99_s: limit, drawn as a line.
 
     Raises:
         ValueError: no request succeeded at any point.
@@ -42,7 +42,7 @@ def draw(points: Sequence[Point], *, title: str, p99_s: float | None = None) -> 
 
 
 class _Axes:
-    """Maps requests/s (linear) and seconds (logarithmic) to coordinates of the picture."""
+    """Maps requests/s (linear) and seconds (logarithmic) to picture coordinates."""
 
     def __init__(self, points: Sequence[Point], p99_s: float | None) -> None:
         seconds = [point.latencies.quantile_s(fraction) for point in points for _, fraction, _ in _LINES]
@@ -118,6 +118,6 @@ def _text(
 
 
 def _round_up(value: float) -> float:
-    """Round up to 1, 2, 5 or 10 times a power of ten, so that fifths of it are round numbers."""
+    """Round up to 1, 2, 5 or 10 times a power of ten, so that the gridlines are at round numbers."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value)

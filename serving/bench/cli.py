@@ -1,4 +1,4 @@
-"""The command `lenserve bench`: its options and its output."""
+"""The command `lenserve bench`: options and output."""
 
 import json
 from pathlib import Path
@@ -23,28 +23,27 @@ class Bench(Command):
     )
     rate: list[Annotated[float, Field(gt=0, le=1_000_000)]] = Field(
         default=[],
-        description="requests per second (open loop), such as 500,1000; latency counts from when each is due",
+        description="requests per second (open loop), such as 500,1000; latency starts at the due time",
     )
-    seconds: float = Field(default=3.0, gt=0, le=3600, description="length of each measurement")
+    seconds: float = Field(default=3.0, gt=0, le=3600, description="duration of each measurement")
     warm_up_seconds: float = Field(
-        default=0.5, ge=0, le=600, description="load before each measurement, not counted"
+        default=0.5, ge=0, le=600, description="warm-up before each measurement, not counted"
     )
     image: list[Path] = Field(
-        default=[], description="files to send in turn; default: noise in the network's input size"
+        default=[], description="image files to send, round-robin; default: noise in the network's input size"
     )
-    processes: int = Field(
-        default=1, ge=1, le=256, description="client processes, each with its own connection"
-    )
+    processes: int = Field(default=1, ge=1, le=256, description="client processes, with one connection each")
     p99_ms: float | None = Field(default=None, gt=0, description="advise how to keep p99 within this limit")
     timeout_s: float = Field(default=10.0, gt=0, le=3600, description="deadline of one request")
     token: str | None = Field(
-        default=None, description="bearer token; prefer LENSERVE_TOKEN, which no process list shows"
+        default=None, description="bearer token; set LENSERVE_TOKEN instead to keep it out of process lists"
     )
     metrics_url: str | None = Field(
-        default=None, description="the server's http://HOST:8002/metrics, for advice on stages and batches"
+        default=None,
+        description="metrics URL of the server, such as http://HOST:8002/metrics, for more advice",
     )
-    picture: Path | None = Field(default=None, description="SVG file: latency against throughput")
-    as_json: bool = Field(default=False, alias="json", description="one JSON object on stdout")
+    picture: Path | None = Field(default=None, description="SVG file to write: latency against throughput")
+    as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
     def run(self) -> int:
         """Measure every load; return 1 if no request succeeded."""
@@ -52,7 +51,7 @@ class Bench(Command):
         from serving.bench.report import draw_report, to_json, to_table
         from serving.bench.run import run_plan
 
-        if self.picture and not self.picture.parent.is_dir():  # before minutes of measuring
+        if self.picture and not self.picture.parent.is_dir():  # checked now, before minutes of measuring
             raise UsageError(
                 f"--picture {self.picture}: {self.picture.parent} is not a directory; create it first"
             )

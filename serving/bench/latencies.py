@@ -1,6 +1,6 @@
 """A latency histogram with logarithmic buckets: bounded memory, 1 % precision, mergeable across processes.
 
-After HdrHistogram (Tene), with a logarithm in place of its two levels. Knows nothing of requests.
+After HdrHistogram (Tene), with a logarithm in place of its two levels. Independent of requests.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 _LOWEST_S = 1e-6
 _HIGHEST_S = 1e4
-_GROWTH = 1.01  # a bucket ends 1 % above its start, so its middle is accurate to 0.5 %
+_GROWTH = 1.01  # a bucket ends 1 % above its start, so its midpoint is accurate to 0.5 %
 _LOG_GROWTH = math.log(_GROWTH)
 
 
@@ -17,7 +17,7 @@ _LOG_GROWTH = math.log(_GROWTH)
 class Latencies:
     """Durations in seconds, clamped to 1 us..10,000 s."""
 
-    counts: Counter[int] = field(default_factory=Counter)  # bucket -> durations in it
+    counts: Counter[int] = field(default_factory=Counter)  # bucket -> number of durations
     total_s: float = 0.0
 
     def add(self, duration_s: float) -> None:
@@ -37,11 +37,11 @@ class Latencies:
 
     @property
     def mean_s(self) -> float:
-        """Mean; NaN if there are none."""
+        """Mean; NaN if there are no durations."""
         return self.total_s / self.count if self.count else math.nan
 
     def quantile_s(self, fraction: float) -> float:
-        """Return the smallest duration that this fraction (0..1) does not exceed; NaN if there are none."""
+        """Return the quantile at this fraction (0..1); NaN if there are no durations."""
         wanted, seen = max(1, math.ceil(fraction * self.count)), 0
         for bucket in sorted(self.counts):
             seen += self.counts[bucket]

@@ -1,7 +1,7 @@
 """One worker's share of a load: sends requests over one connection and counts their outcomes.
 
-Open-loop latencies count from when a request was *due*. Counted from when it was sent, a stalled server would
-also stall the measurement of its stall (coordinated omission).
+Open-loop latencies are measured from the time a request was *due*. Measured from the time it was sent, a
+stalled server would hide its own stall (coordinated omission).
 """
 
 import asyncio
@@ -14,20 +14,20 @@ from serving.bench.plan import ClosedLoop, Loop, OpenLoop
 from serving.bench.points import OK, UNSENT, WorkerResult
 from serving.bench.target import METHOD, Target
 
-# Most unanswered requests of one worker, some kilobytes each; further arrivals are counted but not sent.
+# Maximum unanswered requests of one worker, some kilobytes each; further arrivals are counted but not sent.
 MOST_UNANSWERED = 4096
 
-# Every worker has its own connection, and responses may have any length.
+# Workers do not share connections, and the size of responses is not limited.
 _CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 
 
 async def run_load(
     target: Target, loop: Loop, *, starts_at_s: float, warm_up_s: float, window_s: float, seed: int
 ) -> WorkerResult:
-    """Apply a load from a given time.monotonic() on, and count outcomes.
+    """Apply a load, starting at a given time.monotonic(), and count outcomes.
 
-    The window opens warm_up_s after the start. In an open loop every request that is due in the window
-    counts, whenever it ends; in a closed loop every request that ends in the window.
+    The window opens warm_up_s after the start. An open loop counts every request that is due in the window,
+    even if it ends later; a closed loop counts every request that ends in the window.
     """
     async with grpc.aio.insecure_channel(target.server, options=_CHANNEL_OPTIONS) as channel:
         worker = _Worker(target, channel, opens_at_s=starts_at_s + warm_up_s, window_s=window_s)
@@ -40,21 +40,21 @@ async def run_load(
 
 
 class _Worker:
-    """A connection, the outcomes so far, and the two kinds of load."""
+    """One connection and the outcomes so far; applies either kind of load."""
 
     def __init__(
         self, target: Target, channel: grpc.aio.Channel, *, opens_at_s: float, window_s: float
     ) -> None:
         self._target = target
-        self._call = channel.unary_unary(METHOD)  # bytes in, bytes out: the client's core is scarce
+        self._call = channel.unary_unary(METHOD)  # raw bytes: skips protobuf, because client CPU is scarce
         self._requests = itertools.cycle(target.requests)
         self._opens_at_s = opens_at_s
         self._closes_at_s = opens_at_s + window_s
         self.result = WorkerResult()
 
     async def run_closed(self, loop: ClosedLoop) -> None:
-        """Run callers that send the next request when the last is answered."""
-        if not loop.concurrency:  # microseconds of idling would count as a busy core
+        """Run callers that each send the next request when the last is answered."""
+        if not loop.concurrency:  # idle waiting of microseconds would count as CPU time
             return
         cpu_s = time.process_time()
         started_s = time.monotonic()
@@ -70,7 +70,7 @@ class _Worker:
                 self.result.count(code, ended_s - sent_s)
 
     async def run_open(self, loop: OpenLoop, starts_at_s: float, duration_s: float, seed: int) -> None:
-        """Send requests when they are due, however many are unanswered."""
+        """Send each request when it is due, even if others are unanswered."""
         unanswered: set[asyncio.Task[None]] = set()
         cpu_s = time.process_time()
         for offset_s in loop.arrivals_s(duration_s, seed):
@@ -90,7 +90,7 @@ class _Worker:
         sent_s = time.monotonic()
         if self._opens_at_s <= due_s:
             self.result.send_delays.add(sent_s - due_s)
-        # The deadline counts from when the request was due: one sent late has less time left.
+        # The deadline counts from the due time: a request sent late has less time left.
         code = await self._ask(max(self._target.timeout_s - (sent_s - due_s), 0.0))
         self._count_due(due_s, code, time.monotonic() - due_s)
 

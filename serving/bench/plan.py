@@ -1,8 +1,8 @@
-"""The loads of a benchmark, and each worker process's share of them. Pure: no clock, no network.
+"""The loads of a benchmark, and how they are divided among worker processes. Pure: no clock, no network.
 
-Closed loop: a number of callers, each sending its next request when the last is answered; it cannot overload
-a server. Open loop: requests arrive at random times, as from many independent clients, however slow the
-server is.
+Closed loop: a number of callers, each sending its next request when the last is answered; this cannot
+overload a server. Open loop: requests arrive at random times, as from many independent clients, even if the
+server is slow.
 """
 
 import random
@@ -21,7 +21,7 @@ class ClosedLoop:
         return f"{self.concurrency} in flight"
 
     def share(self, index: int, workers: int) -> "ClosedLoop":
-        """Return one worker's share: whole callers, as even as possible."""
+        """Return one worker's share of the callers, as even as possible."""
         return ClosedLoop(self.concurrency // workers + (index < self.concurrency % workers))
 
 
@@ -40,8 +40,8 @@ class OpenLoop:
         return OpenLoop(self.rate_per_s / workers)
 
     def arrivals_s(self, duration_s: float, seed: int) -> Iterator[float]:
-        """Yield when requests are due, in seconds from the start: a Poisson process, fixed by the seed."""
-        gaps = random.Random(seed)  # noqa: S311 - an order of arrivals, no secret
+        """Yield the due times of requests, in seconds from the start: a seeded Poisson process."""
+        gaps = random.Random(seed)  # noqa: S311 - not used for security
         due_s = gaps.expovariate(self.rate_per_s)
         while due_s < duration_s:
             yield due_s
@@ -68,11 +68,11 @@ class Plan:
 
     @property
     def duration_s(self) -> float:
-        """Duration of one load, warm-up included."""
+        """Duration of one load, including warm-up."""
         return self.warm_up_s + self.window_s
 
 
-SWEEP = (1, 2, 4, 8, 16, 32, 64)  # callers, by default
+SWEEP = (1, 2, 4, 8, 16, 32, 64)  # default numbers of callers
 
 
 def loops(concurrencies: Sequence[int], rates_per_s: Sequence[float]) -> list[Loop]:

@@ -10,17 +10,17 @@ from serving.bench.plan import ClosedLoop, Loop, OpenLoop
 from serving.bench.server_facts import ServerFacts
 
 OK = "OK"
-UNSENT = "UNSENT"  # the client had too many unanswered requests to send this one
+UNSENT = "UNSENT"  # status of requests that the client did not send: too many were unanswered
 
 
 @dataclass(slots=True)
 class WorkerResult:
-    """What one worker counted in the measured window."""
+    """Outcomes of one worker in the measured window."""
 
     latencies: Latencies = field(default_factory=Latencies)  # of successful requests
-    outcomes: Counter[str] = field(default_factory=Counter)  # name of the status code -> requests
-    send_delays: Latencies = field(default_factory=Latencies)  # open loop: time between due and sent
-    busy: float = 0.0  # CPU time divided by wall time: 1 is a core
+    outcomes: Counter[str] = field(default_factory=Counter)  # status code name -> requests
+    send_delays: Latencies = field(default_factory=Latencies)  # open loop: from the due time to the sending
+    busy: float = 0.0  # CPU time divided by wall time; 1 is one core
 
     def count(self, outcome: str, latency_s: float) -> None:
         """Count one finished request."""
@@ -39,7 +39,7 @@ class Point:
     outcomes: Counter[str]
     send_delay_p99_s: float
     busiest_client: float  # 0..1: CPU time of the busiest worker divided by wall time
-    server: ServerFacts | None = None  # None: no metrics URL was given
+    server: ServerFacts | None = None  # None without --metrics-url
 
     @property
     def requests_per_s(self) -> float:
@@ -58,7 +58,7 @@ class Point:
         return 1 - self.outcomes[OK] / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values. Times are in milliseconds, and absent if no request succeeded."""
+        """Return JSON values. Times are in milliseconds, and missing if no request succeeded."""
         loop = self.loop
         times = {f"p{100 * each:g}_ms": self.latencies.quantile_s(each) * 1000 for each in QUANTILES}
         return {

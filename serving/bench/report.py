@@ -1,4 +1,4 @@
-"""The results as a table and a picture for people, and as one JSON object for programs."""
+"""The results as a table, a picture and a JSON object."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from serving.bench.run import BenchReport
 
 
 def to_table(report: BenchReport) -> Table:
-    """Return one row per load."""
+    """Return a table with one row per load."""
     table = Table("load", "good/s", *(f"p{100 * each:g} ms" for each in QUANTILES), "errors", box=None)
     for column in table.columns[1:-1]:
         column.justify = "right"

@@ -1,4 +1,4 @@
-"""CPU, batch sizes and stage times of a period, from two readings of the server's metrics."""
+"""CPU use, batch sizes and stage times over a period, from two scrapes of the server's metrics."""
 
 import urllib.error
 import urllib.request
@@ -28,7 +28,7 @@ class ServerFacts:
 
 
 def read_metrics(url: str) -> dict[Sample, float]:
-    """Read every sample of a /metrics page.
+    """Read all samples of a /metrics page.
 
     Raises:
         UsageError: the page cannot be read.
@@ -52,7 +52,7 @@ def read_metrics(url: str) -> dict[Sample, float]:
 def facts_between(
     before: Mapping[Sample, float], after: Mapping[Sample, float], *, model: str, duration_s: float
 ) -> ServerFacts:
-    """Compare two readings for one model. The work of other models counts in `cores` only."""
+    """Compare two scrapes for one model. Other models affect only `cores`."""
     moved = {sample: value - before.get(sample, 0.0) for sample, value in after.items()}
 
     def total(name: str, **labels: str) -> float:

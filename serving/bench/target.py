@@ -1,4 +1,4 @@
-"""The server and the encoded requests of a benchmark. Each must succeed once before the first load."""
+"""The server and the encoded requests of a benchmark. Every request must succeed once before a load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ _TOP_K = 1
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server and the requests to send. It is sent to the worker processes."""
+    """The server and the requests to send, pickled for the worker processes."""
 
     server: str  # HOST:PORT
-    requests: tuple[bytes, ...]  # encoded, sent in turn
+    requests: tuple[bytes, ...]  # encoded; sent round-robin
     timeout_s: float
     token: str | None = None
 
@@ -40,7 +40,7 @@ def prepare(
 ) -> tuple[Target, pb.ClassifyResponse]:
     """Encode the requests and send each once; return the target and the last response.
 
-    Without images, the request is noise in the network's input size: nothing is decoded or resized.
+    Without images, the request is noise in the network's input size, so that nothing is decoded or resized.
 
     Raises:
         ImageError: an image file cannot be read.
@@ -72,7 +72,7 @@ def _input_shape(channel: grpc.Channel, target: Target, model: str) -> tuple[int
     return height, width, channels
 
 
-def _ask(channel: grpc.Channel, method: str, target: Target, message: Any, answer: Any) -> Any:  # noqa: ANN401 - of any kind
+def _ask(channel: grpc.Channel, method: str, target: Target, message: Any, answer: Any) -> Any:  # noqa: ANN401 - a response of any type
     call = channel.unary_unary(method, type(message).SerializeToString, answer.FromString)
     try:
         return call(message, timeout=_FIRST_TIMEOUT_S, metadata=target.metadata)

@@ -1,4 +1,4 @@
-"""Worker processes that apply loads together. They end with their parent, however it ends."""
+"""Worker processes that apply loads together. They exit when their parent exits, even if it is killed."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from serving.bench.points import WorkerResult
 from serving.bench.target import Target
 from serving.errors import LenserveError
 
-_HEAD_START_S = 0.1  # time for every worker to receive its share
+_HEAD_START_S = 0.1  # time for all workers to receive their shares
 _STOP_TIMEOUT_S = 5.0
 _TICK_S = 0.1
 
@@ -29,13 +29,13 @@ class WorkerLost(LenserveError):
 
 
 class Workers:
-    """Processes that wait for loads. `start_workers` creates and stops them."""
+    """Worker processes. `start_workers` starts and stops them."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
 
     def start(self, loop: Loop, *, warm_up_s: float, window_s: float) -> None:
-        """Send each worker its share; all start at once, because monotonic clocks of one machine agree."""
+        """Send each worker its share. All start at the same time: processes share the monotonic clock."""
         starts_at_s = time.monotonic() + _HEAD_START_S
         for index, connection in enumerate(self._connections):
             share = loop.share(index, len(self._connections))
@@ -43,7 +43,7 @@ class Workers:
                 connection.send((share, starts_at_s, warm_up_s, window_s, index))
 
     def results(self, on_tick: Callable[[], None]) -> list[WorkerResult]:
-        """Wait for the results of all workers; call on_tick every 0.1 s meanwhile.
+        """Wait for the results of all workers, and call on_tick every 0.1 s.
 
         Raises:
             WorkerLost: a worker has died.
@@ -60,7 +60,7 @@ class Workers:
 
 @contextmanager
 def start_workers(count: int, target: Target) -> Iterator[Workers]:
-    """Spawn worker processes, and stop them at the end. They are not forked: gRPC does not survive that."""
+    """Spawn worker processes, and stop them at the end. gRPC does not survive a fork."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
     try:
@@ -74,7 +74,7 @@ def start_workers(count: int, target: Target) -> Iterator[Workers]:
             processes.append(process)
         with _worker_lost():
             for connection in connections:
-                connection.recv()  # it has finished its imports
+                connection.recv()  # the worker has finished its imports
         yield Workers(connections)
     finally:
         _stop(connections, processes)
@@ -94,7 +94,7 @@ def _stop(connections: Sequence[Connection], processes: Sequence[SpawnProcess]) 
 
 def _work(connection: Connection, target: Target) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent has exited
         connection.send(None)
         while True:
             loop, starts_at_s, warm_up_s, window_s, seed = connection.recv()
@@ -108,16 +108,17 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # the parent was killed: no process reads our result
+        os._exit(1)  # the parent was killed: no process would read the result
 
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Block SIGINT for children to inherit: the terminal sends Ctrl-C to them too, but the parent stops them.
+    """Block SIGINT in children: the terminal sends Ctrl-C to them too, but the parent stops them.
 
-    A SIGINT that arrives meanwhile is raised later: gRPC's threads would pass it to a half-started child.
+    Children inherit the signal mask. A SIGINT that arrives in the block is raised at its end: gRPC's threads
+    would otherwise deliver it while a child starts.
     """
-    resource_tracker.ensure_running()  # started by the first child, it would unblock the signal
+    resource_tracker.ensure_running()  # the first child would start it, and it would unblock the signal
     arrived: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _frame: arrived.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

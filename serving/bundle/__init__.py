@@ -1,6 +1,6 @@
-"""The contract between training and serving: the files of a published version, and how its pixels are made.
+"""The contract between training and serving: the files of a published version, and its preprocessing.
 
-Knows no server, engine or training. Importing it imports neither gRPC nor ONNX Runtime nor torch.
+Independent of the server, the engine and training. Imports neither gRPC nor ONNX Runtime nor torch.
 """
 
 from serving.bundle.geometry import apply_geometry, keeps_pixels

@@ -1,6 +1,6 @@
-"""Decoded pixels -> a network's input, uint8 (height, width, channels), as the manifest's geometry says.
+"""Decoded pixels -> a network's input, uint8 (height, width, channels), by the manifest's geometry.
 
-The only implementation: training and serving both use it.
+Training and serving both use this implementation.
 """
 
 import numpy as np

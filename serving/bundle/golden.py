@@ -1,4 +1,4 @@
-"""golden.npz: real images in model geometry, and the probabilities that the version must reproduce."""
+"""golden.npz: images in the network's geometry, and the probabilities that the version must reproduce."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,19 @@ MAX_GOLDEN_IMAGES = 32
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """The examples that prove a version after it is loaded."""
+    """The examples that prove a loaded version."""
 
     images: Pixels  # (G, H, W, C) uint8, 0-255, 1 <= G <= 32
     probabilities: npt.NDArray[np.float32]  # (G, K) float32, 0..1
 
     def largest_difference(self, probabilities: npt.NDArray[np.float32]) -> float:
-        """Return the largest absolute difference from other probabilities, (G, K); infinite if any is NaN."""
+        """Return the largest absolute difference from other probabilities, (G, K); infinity if any is NaN."""
         difference = np.abs(probabilities - self.probabilities).max()
         return float(difference) if np.isfinite(difference) else float("inf")
 
 
 def write_golden(golden: Golden, folder: Path) -> None:
-    """Write golden.npz to a version's folder."""
+    """Write golden.npz to the folder of a version."""
     np.savez_compressed(folder / GOLDEN_FILE, images=golden.images, probabilities=golden.probabilities)
 
 
@@ -35,10 +35,10 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     """Read golden.npz and check it against the manifest. Nothing is unpickled.
 
     Raises:
-        BundleError: the file cannot be read, or an array has another shape or dtype than the manifest says.
+        BundleError: the file cannot be read, or the shape or dtype of an array contradicts the manifest.
     """
     try:
-        # Opened here because numpy does not close a broken file that it opened itself.
+        # Opened here because numpy does not close a broken file that it has opened.
         with (folder / GOLDEN_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             golden = Golden(np.asarray(arrays["images"]), np.asarray(arrays["probabilities"]))
     except Exception as error:  # zipfile, zlib and numpy raise many kinds of errors

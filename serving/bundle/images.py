@@ -1,4 +1,4 @@
-"""Encoded bytes -> decoded pixels, under limits on bytes and pixels. Knows no model.
+"""Encoded bytes -> decoded pixels, with limits on bytes and pixels. Independent of models.
 
 A decoded image is uint8 (height, width, channels): 1 grey, 2 grey + alpha, 3 RGB or 4 RGB + alpha.
 """
@@ -22,14 +22,14 @@ Pixels = npt.NDArray[np.uint8]
 # Pillow has dozens more decoders; hostile bytes reach only these.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# Above this Pillow itself warns of decompression bombs, so our limits must not exceed it.
+# Above this, Pillow warns of decompression bombs, so our limits must not exceed it.
 PILLOW_MAX_PIXELS = 89_478_485
 
 # The largest side of a JPEG. Resizing takes memory in proportion to the longer side: a thin image of few
 # pixels and few bytes could cost a gigabyte.
 MAX_SIDE = 65_535
 
-# Scans of a progressive JPEG: ten are usual, and each costs time, however few bytes it has.
+# Maximum scans of a progressive JPEG: ten are usual. Each costs time, even if it has few bytes.
 MAX_SCANS = 100
 
 _JPEG_CHANNELS = {"L": 1, "RGB": 3}
@@ -56,12 +56,12 @@ _WHITE_IS_ZERO = 0
 class ImageLimits(Strict):
     """Limits on one image."""
 
-    max_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20  # of the encoded image
+    max_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20  # size of the encoded image
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = 50_000_000  # width times height
 
 
 def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
-    """Decode the first frame of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM, turned upright as its EXIF says.
+    """Decode the first frame of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM, and apply its EXIF orientation.
 
     Returns: (H, W, C) uint8, 0-255; C is 1 grey, 2 grey + alpha, 3 RGB or 4 RGB + alpha.
 
@@ -83,7 +83,7 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
     except ImageTooLarge:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # The warning is raised only where warnings are errors; elsewhere _check_size rejects the image.
+        # The warning is raised only if warnings are errors; otherwise _check_size rejects the image.
         raise ImageTooLarge(
             f"the image has more pixels than the limit of {limits.max_pixels}: {error}"
         ) from error
@@ -93,7 +93,7 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
 
 
 def check_pixels(pixels: npt.NDArray[np.generic], limits: ImageLimits) -> Pixels:
-    """Check raw pixels, as an alternative to `decode_image`.
+    """Check raw pixels, which need no `decode_image`.
 
     Args:
         pixels: (H, W) or (H, W, C) uint8, C in 1..4.
@@ -104,7 +104,7 @@ def check_pixels(pixels: npt.NDArray[np.generic], limits: ImageLimits) -> Pixels
     Raises:
         EmptyImage: a side is 0.
         ImageTooLarge: too many pixels, or a side above 65,535 pixels.
-        InvalidPixels: another dtype or shape.
+        InvalidPixels: the dtype or shape is wrong.
     """
     if pixels.dtype != np.uint8:
         raise InvalidPixels(f"pixels are {pixels.dtype}, expected uint8")
@@ -142,7 +142,7 @@ def _samples(image: Image.Image, encoded: bytes) -> Pixels:
         if pixels is not None:
             return pixels
     image.load()
-    # A PNM of more than 8 bits arrives in mode I, scaled to 16.
+    # Pillow scales a PNM of more than 8 bits to 16 bits, in mode I.
     if image.mode in _WIDE_GREY_MODES or (image.mode, image.format) == ("I", "PPM"):
         return _narrow(np.asarray(image), image)
     if image.mode in ("I", "F"):
@@ -161,7 +161,7 @@ def _array(image: Image.Image) -> Pixels:
 
 
 def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
-    """Turn as EXIF says. Pillow's exif_transpose also rewrites the EXIF, and fails if that is broken."""
+    """Apply the orientation. Pillow's exif_transpose also rewrites the EXIF, and fails on a broken one."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 - broken metadata must not reject good pixels

@@ -1,6 +1,6 @@
-"""Decodes JPEG files with libjpeg-turbo: the same pixels as Pillow, in two thirds of its time.
+"""Decodes JPEG files with libjpeg-turbo: the same pixels as Pillow, in two thirds of the time.
 
-Knows no limits, no orientation and no errors: damaged and rare files are left to Pillow.
+Has no limits, orientation or errors: damaged and rare files are left to Pillow.
 """
 
 import re
@@ -12,7 +12,7 @@ import simplejpeg
 _COLOURS = {1: "GRAY", 3: "RGB"}
 
 # ITU-T T.81, table B.1. Every marker but these precedes a segment that begins with its length: 00 is a
-# stuffed data byte, FF a fill byte, 01 and D0 to D7 stand alone.
+# stuffed data byte, FF a fill byte, 01 and D0 to D7 have no segment.
 _MARKER_WITH_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 _START_OF_SCAN = b"\xda"
 _MOST_SEGMENTS = 10_000
@@ -24,12 +24,12 @@ def decode_jpeg(encoded: bytes, *, width: int, height: int, channels: int) -> np
 
     Args:
         encoded: the file.
-        width: the width that the caller read from the file and checked against its limit.
-        height: the height, likewise.
+        width: as the caller read it from the file and checked it against the limit.
+        height: as for width.
         channels: 1 or 3.
 
     Returns: (height, width, channels) uint8; None if the file is damaged or of a rare kind, or if
-        libjpeg-turbo reads another size than the caller: a file with two sizes could be a bomb.
+        libjpeg-turbo reads a different size: a file with two sizes could be a decompression bomb.
     """
     try:
         if simplejpeg.decode_jpeg_header(encoded)[:2] != (height, width):
@@ -42,10 +42,10 @@ def decode_jpeg(encoded: bytes, *, width: int, height: int, channels: int) -> np
 
 
 def count_scans(encoded: bytes, *, most: int) -> int:
-    """Count the scans, each a pass of the decoder over the whole image; stop counting above `most`.
+    """Count the scans; stop counting above `most`. In each scan the decoder passes over the whole image.
 
-    A progressive file has about ten. But a scan needs only 75 bytes, and on an image of 50 million pixels it
-    costs 10 ms: half a megabyte could keep a core busy for half a minute.
+    A progressive file has about ten scans. A scan of 75 bytes takes 10 ms on an image of 50 million pixels:
+    half a megabyte could keep a core busy for a minute.
     """
     looks_like_scans = encoded.count(b"\xff" + _START_OF_SCAN)
     if looks_like_scans <= most:
@@ -58,4 +58,4 @@ def count_scans(encoded: bytes, *, most: int) -> int:
         scans += marker[1] == _START_OF_SCAN
         length = int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
         position = marker.end() + max(length, 2)  # libjpeg rejects a length below 2
-    return most + 1  # a file of markers only: counting further would take seconds
+    return most + 1  # a file that consists of markers: counting all would take seconds

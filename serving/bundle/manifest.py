@@ -25,9 +25,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """A frozen value that rejects unknown keys."""
+    """A frozen model that rejects unknown keys."""
 
-    # JSON has no infinity: a value that could not be written back is rejected.
+    # JSON has no infinity: reject values that cannot be written back.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -46,7 +46,7 @@ class Geometry(Strict):
         default=1.0,
         gt=0,
         le=1,
-        description="crop: fraction of each side that is kept, such as 224/256 = 0.875",
+        description="crop: fraction of each side that is kept, for example 224/256 = 0.875",
     )
     interpolation: Literal["bilinear", "bicubic", "nearest"] = Field(
         default="bilinear", description="bilinear and bicubic are antialiased"
@@ -72,7 +72,7 @@ class Calibration(Strict):
 
 
 class Estimate(Strict):
-    """A measured fraction with its 95 % interval: Wilson's, or the bootstrap's if there is no formula."""
+    """A measured fraction with its 95 % interval: Wilson's, or a bootstrap's without a formula."""
 
     value: Fraction
     low: Fraction
@@ -80,7 +80,7 @@ class Estimate(Strict):
 
 
 class Evaluation(Strict):
-    """The held-out test split, measured through ONNX Runtime on the published file."""
+    """Results on the held-out test split, from the published file in ONNX Runtime."""
 
     images: int = Field(ge=1)
     correct: int = Field(ge=0)
@@ -89,31 +89,29 @@ class Evaluation(Strict):
 
 
 class Variant(Strict):
-    """The same network in another precision, in its own file: faster or smaller, and nearly as accurate."""
+    """The same network in another precision and file: faster or smaller, and nearly as accurate."""
 
-    evaluation: Evaluation = Field(description="on the same test split")
+    evaluation: Evaluation = Field(description="accuracy on the same test split")
     same_labels: Fraction = Field(
-        description="fraction of the test split with the same label as the exported file"
+        description="fraction of the test split that gets the same label as from the exported file"
     )
-    golden_tolerance: float = Field(
-        gt=0, le=1, description="largest allowed difference from a golden probability"
-    )
+    golden_tolerance: float = Field(gt=0, le=1, description="maximum difference from a golden probability")
 
 
 class Pretrained(Strict):
     """The pretrained weights that the network started from."""
 
     network: str = Field(description="torchvision's name of the network")
-    file: str = Field(description="file name, without its folder")
-    sha256: Sha256 = Field(description="of the file")
+    file: str = Field(description="file name, without folder")
+    sha256: Sha256 = Field(description="SHA-256 of the file")
 
 
 class Provenance(Strict):
     """Where the weights come from."""
 
     recipe: str
-    recipe_digest: Sha256 = Field(description="of the resolved recipe")
-    data_digest: Sha256 = Field(description="of all images and labels")
+    recipe_digest: Sha256 = Field(description="SHA-256 of the resolved recipe")
+    data_digest: Sha256 = Field(description="SHA-256 of all images and labels")
     created_at: datetime
     framework: str = Field(description="such as torch 2.13.0")
     parameters: int = Field(ge=0)
@@ -128,7 +126,7 @@ class FileDigest(Strict):
 
 
 class Description(Strict):
-    """Everything a server needs to know about a version, except its name and number: its path has those.
+    """Everything a server needs to know about a version, except its name and number, which are in its path.
 
     The graph's input is `image`, uint8 (N, height, width, channels), 0-255. Its outputs are `probabilities`,
     float32 (N, K), calibrated, and `embedding`, float32 (N, embedding_size).
@@ -149,7 +147,7 @@ class Description(Strict):
         default=2e-3,
         gt=0,
         le=0.1,
-        description="largest allowed difference from a golden probability, on any device",
+        description="maximum difference from a golden probability, on any device",
     )
 
     @field_validator("labels")
@@ -191,7 +189,7 @@ class Manifest(Description):
             return cls.model_validate({**description.model_dump(), "files": files})
 
     def to_json(self) -> bytes:
-        """UTF-8, indented for people."""
+        """Encode as indented JSON in UTF-8."""
         return self.model_dump_json(indent=2).encode() + b"\n"
 
     @classmethod

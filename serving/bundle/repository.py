@@ -1,8 +1,8 @@
 """Lists, reads, verifies, publishes and aliases the versions on disk: <repository>/<model>/<version>/.
 
-A version is written under a temporary name in its model's folder, synced, then renamed: readers see all of it
-or nothing. A publisher that dies leaves a `.staging-*` folder behind. The next publisher removes it, because
-the kernel released the lock on it.
+A version is written to a temporary `.staging-*` folder in its model's folder, synced, then renamed: readers
+see all of it or nothing. If a publisher dies, the kernel releases its lock, and the next publisher removes
+the folder.
 """
 
 import fcntl
@@ -97,7 +97,7 @@ class Repository:
         return sorted(name for name in names if self.versions(name))
 
     def versions(self, model: str) -> list[int]:
-        """Return the versions of a model, oldest first; empty if there are none.
+        """Return the version numbers of a model, in ascending order.
 
         Raises:
             UnknownModel: the name is not a valid model name.
@@ -110,7 +110,7 @@ class Repository:
         )
 
     def folder(self, model: str, version: int) -> Path:
-        """Return the path of a version, which need not exist.
+        """Return the path of a version. It need not exist.
 
         Raises:
             UnknownModel: the name is not a valid model name.
@@ -155,12 +155,12 @@ class Repository:
 
         Args:
             model: 1..128 letters, digits, '.', '_' and '-', a letter or digit first.
-            write: fills the folder that it is given and returns its description. If it raises, nothing is
+            write: writes the files to a folder and returns their description. If it raises, nothing is
                 published.
 
         Raises:
             BundleError: the name is not a valid model name.
-            InvalidManifest: a necessary file is missing.
+            InvalidManifest: a required file is missing.
         """
         if not NAME_PATTERN.fullmatch(model):
             raise BundleError(f"{model!r} is not a valid model name: use {NAME_ALLOWED}")
@@ -176,7 +176,7 @@ class Repository:
         return Bundle(model, version, self.folder(model, version), manifest, digest)
 
     def aliases(self, model: str) -> Mapping[str, int]:
-        """Read aliases.json: alias -> version; empty if there is none.
+        """Read aliases.json: alias -> version; empty if the file is missing.
 
         Raises:
             BundleError: aliases.json is invalid.
@@ -275,13 +275,15 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _staging(model_folder: Path) -> Iterator[Path]:
-    """Create a locked folder beside the versions; remove it at the end unless it was renamed."""
+    """Create a locked folder next to the versions; remove it at the end unless it was renamed."""
     with ExitStack() as stack:
         with _locked(model_folder):
             _remove_abandoned(model_folder)
             staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=model_folder))
             stack.enter_context(_locked(staging))
-        staging.chmod(0o755)  # mkdtemp's 0700 would hide the version from a server that runs as another user
+        staging.chmod(
+            0o755
+        )  # with mkdtemp's 0700, a server that runs as another user could not read the version
         try:
             yield staging
         finally:
@@ -290,7 +292,7 @@ def _staging(model_folder: Path) -> Iterator[Path]:
 
 def _remove_abandoned(model_folder: Path) -> None:
     for staging in model_folder.glob(_STAGING_PREFIX + "*"):
-        with suppress(OSError):  # its publisher holds the lock, or has just removed it
+        with suppress(OSError):  # a running publisher holds the lock, or has just removed the folder
             descriptor = os.open(staging, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
 """Antialiased resizing: triangle and cubic filters whose width grows with the scale, as in Pillow.
 
-fast_image_resize computes the same as Pillow, with SIMD. Where its package has no wheel (Linux on ARM),
-Pillow resizes: results may differ by one level of rounding, and by more where a cubic overshoot is clipped,
-because Pillow chooses the order of the two passes.
+fast_image_resize computes the same pixels as Pillow, with SIMD. It has no wheel for Linux on ARM; there,
+Pillow resizes: pixels may differ by 1 from rounding, and by more where a cubic overshoot is clipped, because
+Pillow chooses the order of the two passes.
 """
 
 import functools
@@ -14,7 +14,7 @@ from PIL import Image
 
 try:
     import cykooz_resizer as fast
-except ImportError:  # pragma: no cover - one platform
+except ImportError:  # pragma: no cover - depends on the platform
     FAST = False
 else:
     FAST = True
@@ -35,10 +35,10 @@ if FAST:
         "bicubic": fast.ResizeAlg.convolution(fast.FilterType.catmull_rom),
     }
 
-# A quarter of a common level-2 cache. At twice the size, a 500x375 photograph takes 1.4 times as long.
+# A quarter of a typical level-2 cache. At twice the size, a 500x375 photograph takes 1.4 times as long.
 _BAND_BYTES = 384 * 1024
 
-# How far a filter reaches to each side, in source or result pixels, whichever are larger.
+# Radius of each filter, in source or result pixels, whichever are larger.
 _REACH = 2
 
 
@@ -48,7 +48,7 @@ def resize(pixels: Pixels, size: Size, *, box: Box, interpolation: str) -> Pixel
     Args:
         pixels: (H, W, C) uint8, C of 1 or 3.
         size: (width, height) of the result, in pixels.
-        box: (left, top, right, bottom) of the part in pixels, possibly fractional, inside the image.
+        box: (left, top, right, bottom) of the part, in pixels, possibly fractional, within the image.
         interpolation: nearest, bilinear or bicubic (a = -0.5).
 
     Returns: (size[1], size[0], C) uint8, possibly a view of `pixels`.
@@ -93,12 +93,12 @@ def _across(pixels: Pixels, new_width: int, left: float, span: float, interpolat
 
 
 def _needed(low: float, high: float, size: int, length: int) -> slice:
-    """Return which pixels of an axis contribute to the result: the part and the reach of the filter."""
+    """Return the pixels of an axis that contribute to the result: the part plus the filter's radius."""
     reach = _REACH * max((high - low) / size, 1)
     return slice(max(math.floor(low - reach), 0), min(math.ceil(high + reach), length))
 
 
-# Images of one source often share a size, and building the options costs as much as resizing a digit.
+# Images from one source often have the same size, and building the options costs as much as resizing a digit.
 @functools.lru_cache(maxsize=256)
 def _part(interpolation: str, left: float, top: float, width: float, height: float) -> "fast.ResizeOptions":
     return fast.ResizeOptions(_ALGORITHMS[interpolation], crop_box=fast.CropBox(left, top, width, height))

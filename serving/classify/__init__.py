@@ -1,1 +1,1 @@
-"""The use case: images in, ranked labels out. Knows no gRPC."""
+"""The use case: images in, ranked labels out. Independent of gRPC."""

@@ -1,29 +1,29 @@
-"""Admission control: how many images may be pending at once. Knows nothing of what is done with them."""
+"""Admission control: limits the number of pending images. Independent of what is done with them."""
 
 from serving.errors import Overloaded
 
 
 class Admission:
-    """Counts pending images, and rejects at once what would exceed the limit."""
+    """Counts pending images, and rejects images above the limit immediately."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.pending = 0
 
     def check(self) -> None:
-        """Check for at least one free place: rejecting a request before it is read costs least.
+        """Check for at least one free place. It is cheapest to reject a request before it is read.
 
         Raises:
-            Overloaded: there is no free place.
+            Overloaded: the limit is reached.
         """
         if self.pending >= self.limit:
             raise Overloaded(f"{self.pending} images are pending, the limit is {self.limit}: retry later")
 
     def enter(self, images: int) -> None:
-        """Take places for images, which `leave` gives back.
+        """Reserve places for images until `leave`.
 
         Raises:
-            Overloaded: with the number of pending images, of new images, and the limit.
+            Overloaded: the images would exceed the limit.
         """
         if self.pending + images > self.limit:
             raise Overloaded(
@@ -33,5 +33,5 @@ class Admission:
         self.pending += images
 
     def leave(self, images: int) -> None:
-        """Give places of images back."""
+        """Release the places of images."""
         self.pending -= images

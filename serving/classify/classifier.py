@@ -1,4 +1,4 @@
-"""The use case: images in, ranked labels out. Knows no gRPC and can be used from a script.
+"""The use case: images in, ranked labels out. Independent of gRPC: a script can use it.
 
 admission control -> preprocessing (worker threads) -> batcher -> ranking
 
@@ -81,14 +81,14 @@ class Classifier:
         """Rank the labels of every image.
 
         Args:
-            images: 1..max_images.
-            model: its name.
+            images: 1..max_images of them.
+            model: name of the model.
             revision: a version, an alias, or None for the default version.
-            top_k: labels for each image; 0 means the default, more than the model has means all.
+            top_k: labels per image; 0 means the default. If the model has fewer, all are returned.
             deadline_s: on the clock of time.monotonic().
 
         Raises:
-            InvalidRequest: no image, too many, or a negative top_k. Errors of single images are results.
+            InvalidRequest: no image, too many, or a negative top_k. An error of a single image is its result.
             UnknownModel, ModelUnavailable, Overloaded, DeadlineExceeded, EngineError: see serving/errors.py.
         """
         self._check_count(len(images))
@@ -131,7 +131,7 @@ class Classifier:
             priority: 0 is the most urgent.
 
         Raises:
-            ImageError: the first invalid image, with its place.
+            ImageError: an image is invalid; names the first one.
             Others as `classify`.
         """
         self._check_count(len(images))
@@ -153,7 +153,7 @@ class Classifier:
         deadline_s: float = NO_DEADLINE_S,
         priority: int = 0,
     ) -> Inference:
-        """Run the network on pixels that are already in its geometry.
+        """Run the network on pixels that already have its geometry.
 
         Args:
             tensor: (N, height, width, channels) uint8, 1 <= N <= max_images.
@@ -163,7 +163,7 @@ class Classifier:
             priority: as in `infer`.
 
         Raises:
-            InvalidTensor: with the actual and the expected shape.
+            InvalidTensor: the shape is wrong.
             Others as `classify`.
         """
         version = self._models.lease(model, revision)
@@ -198,7 +198,7 @@ class Classifier:
         return [each.pixels for each in preprocessed]
 
     async def _run(self, images: Pixels, version: Version, deadline_s: float, priority: int = 0) -> Output:
-        """Run (n, H, W, C) uint8 of any n, in parts of at most the largest batch."""
+        """Run (n, H, W, C) uint8, split into parts of at most the largest batch."""
         size = version.batcher.policy.max_batch_size
         submit = version.batcher.submit
         try:
@@ -209,7 +209,7 @@ class Classifier:
                 output = await _concatenated(
                     [submit(images[at : at + size], deadline_s, priority) for at in starts]
                 )
-        except OutOfMemory as error:  # the engine is sound: proving it again would need even more memory
+        except OutOfMemory as error:  # the engine works: proving it again would need even more memory
             _log.warning("out_of_memory", extra=version.log_fields(reason=str(error)))
             raise
         except EngineError:
@@ -219,7 +219,7 @@ class Classifier:
 
 
 class _AdmittedRequest:
-    """Holds one request's places and its version, and records how it ended."""
+    """Holds the places and the version of one request, and records its outcome."""
 
     __slots__ = ("_admission", "_images", "_started_s", "_version", "failed_images")
 

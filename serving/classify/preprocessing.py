@@ -1,4 +1,4 @@
-"""Decodes images and brings them into a network's geometry: in threads, small ones on the event loop."""
+"""Decodes images and converts them to a network's geometry: in threads; small ones on the event loop."""
 
 import asyncio
 import time
@@ -17,15 +17,15 @@ from serving.errors import ImageError, ImageTooLarge
 Image = bytes | Pixels | ImageError
 
 # Decoding a small PNG takes less time than a switch to a thread and back (tests/benchmarks/choices.py).
-# Images up to these limits are decoded on the event loop, if a request has no more than so many.
+# Images up to these limits are decoded on the event loop, if the request has few enough of them.
 _SMALL = ImageLimits(max_bytes=4096, max_pixels=4096)
 _FEW = 8
 
 
 class Preprocessed(NamedTuple):
-    """One image, and how long its preprocessing took."""
+    """One preprocessed image, and how long that took."""
 
-    pixels: Pixels | ImageError  # (height, width, channels) uint8, or what is wrong with it
+    pixels: Pixels | ImageError  # (height, width, channels) uint8, or the image's error
     duration_s: float
 
 
@@ -41,11 +41,11 @@ class Preprocessor:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def close(self) -> None:
-        """Cancel images that wait for a thread. Those in a thread are completed."""
+        """Cancel the images that wait for a thread. Running ones are completed."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def preprocess(self, images: Sequence[Image], geometry: Geometry) -> list[Preprocessed]:
-        """Decode each image and bring it into geometry. Errors are results; cancellation stops the rest."""
+        """Decode each image and convert it to the geometry. Errors are results. Cancelling skips the rest."""
         on_loop = [self._preprocess_if_cheap(image, geometry, len(images)) for image in images]
         preprocess = partial(_preprocess, limits=self._limits, geometry=geometry)
         loop = asyncio.get_running_loop()
@@ -60,7 +60,7 @@ class Preprocessor:
         return [next(rest) if done is None else done for done in on_loop]
 
     def _preprocess_if_cheap(self, image: Image, geometry: Geometry, count: int) -> Preprocessed | None:
-        """None if it would block the event loop for too long."""
+        """Return None if it would block the event loop for too long."""
         if isinstance(image, np.ndarray):
             is_ready = image.shape == geometry.shape
             return _preprocess(image, limits=self._limits, geometry=geometry) if is_ready else None

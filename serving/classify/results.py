@@ -1,4 +1,4 @@
-"""Results of the use case, as values: ranked labels, or a network's raw outputs."""
+"""Results of the use case: ranked labels, or a network's raw outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Ranking = tuple[RankedLabel, ...]
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """A ranking or an error for each image of a request."""
+    """The ranked labels or the error of each image of a request."""
 
     model: str
     version: int
@@ -41,11 +41,11 @@ class Inference:
 
 
 def rank(probabilities: Floats, labels: Sequence[str], top_k: int) -> Ranking:
-    """Rank labels by probability, ties by index.
+    """Rank labels by probability; ties by index.
 
     Args:
         probabilities: (K,) float32.
-        labels: K of them.
+        labels: K labels.
         top_k: at least 1; more than K means K.
     """
     order = np.argsort(-probabilities, kind="stable")[:top_k]

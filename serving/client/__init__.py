@@ -1,4 +1,4 @@
-"""The Python client. It needs no module of the server."""
+"""The Python client. It imports nothing from the server."""
 
 from serving.client.client import AsyncClient, Client
 from serving.client.images import ClientImage, encode_image

@@ -53,15 +53,15 @@ class Client(BaseClient):
 
     Args:
         server: HOST:PORT.
-        token: bearer token, if the server asks for one.
+        token: bearer token, if the server requires one.
         timeout_s: default deadline of a request, in seconds, for all attempts together.
-        attempts: most attempts of a request, 1 to 5; 1 turns retries off.
+        attempts: maximum attempts of a request, 1 to 5; 1 turns retries off.
         tls_ca_file: PEM file of the authorities to trust; without it the connection is not encrypted.
-        tls_cert_file: PEM file of the client's certificate, if the server asks for one.
+        tls_cert_file: PEM file of the client's certificate, if the server requires one.
         tls_key_file: PEM file of the certificate's key.
 
     Raises:
-        UsageError: a TLS file cannot be read, or one of certificate, key and authority is missing.
+        UsageError: a TLS file cannot be read, or the certificate, its key or the authority is missing.
     """
 
     def __init__(
@@ -126,14 +126,14 @@ class Client(BaseClient):
     ) -> Iterator[Prediction | ImageFailure]:
         """Classify any number of images, several per request; yield one result per image, in order.
 
-        An invalid image gives an `ImageFailure` and does not stop the others.
+        An invalid image yields an `ImageFailure` and does not stop the others.
 
         Args:
             images: as in `classify`.
             model: as in `classify`.
             top_k: as in `classify`.
             timeout_s: deadline of each request, in seconds; None means the client's default.
-            images_per_request: most images in a request; a request of 32 MiB is sent with fewer.
+            images_per_request: maximum images in a request; a request that reaches 32 MiB gets fewer.
 
         Raises:
             InvalidRequest: an image has an unsupported type.
@@ -147,10 +147,10 @@ class Client(BaseClient):
     ) -> Generator[Prediction | ImageFailure, None, None]:
         """Classify images over one stream; yield one result per image, in order, as they become ready.
 
-        The cheapest call for many images, and the only one for endless sources. Images are sent while earlier
-        ones are answered, no further ahead than the server accepts them. gRPC reads `images` in a thread of
-        its own. An image that the server rejects as overloaded is sent again in a call of its own. An invalid
-        image gives an `ImageFailure`.
+        The most efficient call for many images, and the only one for endless sources. Images are sent before
+        earlier ones are answered, as far ahead as the server accepts them. gRPC iterates over `images` in
+        another thread. If the server rejects an image as overloaded, the image is sent again in a separate
+        call. An invalid image yields an `ImageFailure`.
 
         Args:
             images: as in `classify`.
@@ -160,7 +160,8 @@ class Client(BaseClient):
 
         Raises:
             InvalidRequest: an image has an unsupported type.
-            CallFailed: the stream failed, or one image failed for a reason that affects all (unknown model).
+            CallFailed: the stream failed, or an image failed for a reason that affects all, such as an
+                unknown model.
         """
         stream = ImageStream(model, top_k)
         call = self._classify_stream(_requests(images, stream), timeout=timeout_s, metadata=self._metadata)
@@ -196,7 +197,7 @@ class Client(BaseClient):
 
 
 class AsyncClient(BaseClient):
-    """A client for asyncio. It takes the arguments of `Client`."""
+    """A client for asyncio, with the arguments of `Client`."""
 
     def __init__(
         self,
@@ -282,7 +283,7 @@ class AsyncClient(BaseClient):
             raise stream.error
 
     async def _find_cause(self, failure: CallFailed, stream: ImageStream) -> CallFailed:
-        """Repeat the oldest request: grpc.aio loses the status of a stream rejected while it writes."""
+        """Repeat the oldest request: grpc.aio loses the status of a stream rejected during a send."""
         request = stream.oldest_request()
         if failure.message != "Internal error from Core" or request is None:
             return failure
@@ -311,7 +312,7 @@ class AsyncClient(BaseClient):
 
 
 def _requests(images: Iterable[ClientImage], stream: ImageStream) -> Iterator[pb.ClassifyRequest]:
-    # gRPC iterates in a thread of its own and drops exceptions there: the stream keeps them.
+    # gRPC iterates in another thread and drops exceptions there, so the stream keeps them.
     try:
         for image in images:
             request = stream.encode(image)

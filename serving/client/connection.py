@@ -1,4 +1,4 @@
-"""The base of both clients: a gRPC channel with retries, its methods, and the options of every call."""
+"""The base of both clients: a gRPC channel with retries, the methods, and the options of every call."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _SERVICE = "lenserve.v1.Classifier"
 
 
 class BaseClient:
-    """A channel and its two methods; the subclasses wait for the calls, or await them."""
+    """A channel and its two methods. One subclass blocks on the calls, the other awaits them."""
 
     def __init__(self, channel: Any, *, token: str | None, timeout_s: float) -> None:  # noqa: ANN401 - untyped library
         self._channel = channel
@@ -42,10 +42,10 @@ def open_channel(
     tls_cert_file: Path | str | None,
     tls_key_file: Path | str | None,
 ) -> Any:  # noqa: ANN401
-    """Open a channel of `grpc` or `grpc.aio`, with TLS if there is an authority to trust.
+    """Open a channel of `grpc` or `grpc.aio`, with TLS if a CA file is given.
 
     Raises:
-        UsageError: a TLS file cannot be read, or one of certificate, key and authority is missing.
+        UsageError: a TLS file cannot be read, or the certificate, its key or the authority is missing.
     """
     options = channel_options(attempts)
     if (tls_cert_file is None) != (tls_key_file is None) or (tls_cert_file and tls_ca_file is None):
@@ -77,7 +77,7 @@ def channel_options(attempts: int) -> list[tuple[str, Any]]:
     method = {"name": [{"service": _SERVICE}]} | ({"retryPolicy": policy} if attempts > 1 else {})
     return [
         ("grpc.service_config", json.dumps({"methodConfig": [method]})),
-        # By default the channel waits a second before it reconnects, longer than most retries do.
+        # By default the channel waits a second before it reconnects, longer than most retries take.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.max_receive_message_length", -1),

@@ -15,7 +15,7 @@ from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 ClientImage = bytes | str | os.PathLike[str] | npt.NDArray[np.uint8] | PilImage.Image
 
-_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # raw pixels can express these
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # modes that raw pixels can represent
 _PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # PNG keeps their transparent colour, TIFF does not
 
 
@@ -24,11 +24,11 @@ def encode_image(image: ClientImage) -> pb.Image:
 
     Args:
         image: the bytes or the path of an encoded file; an array (H, W) or (H, W, C) uint8, C in 1..4, 0-255;
-            or a PIL image, which is turned upright as its EXIF says.
+            or a PIL image, whose EXIF orientation is applied.
 
     Raises:
-        ImageError: the file or the PIL image cannot be read, or the array has another shape or dtype.
-        InvalidRequest: the object has another type.
+        ImageError: the file or the PIL image cannot be read, or the array's shape or dtype is wrong.
+        InvalidRequest: the type is not supported.
     """
     if isinstance(image, bytes):
         return pb.Image(encoded=image)
@@ -55,12 +55,14 @@ def _encode_pil(image: PilImage.Image) -> pb.Image:
         if upright.mode in _PNG_MODES:
             upright.save(buffer, "PNG", compress_level=1)
         else:
-            upright.save(buffer, "TIFF", compression=None)  # the default is the file's own, perhaps lossy
+            upright.save(
+                buffer, "TIFF", compression=None
+            )  # the default is the file's format, which may be lossy
     except (
         OSError,
         ValueError,
         SyntaxError,
-    ) as error:  # Pillow raises these on broken files, which it reads lazily
+    ) as error:  # Pillow reads lazily, and raises these for broken files
         raise UndecodableImage(f"the PIL image cannot be read: {error}") from error
     return pb.Image(encoded=buffer.getvalue())
 

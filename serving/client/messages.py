@@ -1,4 +1,4 @@
-"""Requests and results of both clients: encodes images, decodes responses. Knows no connection."""
+"""Requests and results of both clients: encodes images, decodes responses. Does no I/O."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from serving.errors import ImageError, LenserveError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 MAX_REQUEST_BYTES = 32 * 2**20  # half of the server's default limit
-# The server sends CANCELLED when it stops before it has begun a call.
+# The server sends CANCELLED if it stops before a call has begun.
 RETRYABLE_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED")
 
 _IMAGE_REASONS = frozenset(kind("").reason for kind in ImageError.__subclasses__())
@@ -49,7 +49,7 @@ class ImageFailure:
 
     code: str  # name of a gRPC status code, such as INVALID_ARGUMENT
     reason: str  # kind of error, such as IMAGE_TOO_LARGE
-    message: str  # for people
+    message: str  # for humans
 
 
 class CallFailed(LenserveError):
@@ -59,7 +59,7 @@ class CallFailed(LenserveError):
         code: name of a gRPC status code, such as NOT_FOUND.
         message: the server's message.
         cause: kind of error, such as UNKNOWN_MODEL; empty if unknown.
-        request_id: of the server's log; empty if unknown.
+        request_id: request id in the server's log; empty if unknown.
     """
 
     def __init__(self, code: str, message: str, *, cause: str = "", request_id: str = "") -> None:
@@ -104,14 +104,14 @@ def decode_error(error: Any) -> CallFailed:  # noqa: ANN401 - grpc ships no type
 
 
 class Chunk:
-    """The images of one request, in order; an image that cannot be encoded is a failure in its place."""
+    """The images of one request, in order. An image that cannot be encoded is replaced by its failure."""
 
     def __init__(self) -> None:
         self._entries: list[pb.Image | ImageFailure] = []
         self._bytes = 0
 
     def add(self, image: pb.Image | ImageFailure, most: int) -> bool:
-        """Add an image and return True, unless the chunk would exceed `most` images or 32 MiB."""
+        """Add an image and return True, or return False if the chunk would exceed `most` images or 32 MiB."""
         size = image.ByteSize() if isinstance(image, pb.Image) else 0
         if self._entries and (len(self._entries) == most or self._bytes + size > MAX_REQUEST_BYTES):
             return False
@@ -128,10 +128,10 @@ class Chunk:
         """Return one result per entry, in order.
 
         Args:
-            outcome: of the request with `images`; None if there were none to send.
+            outcome: result of the request with `images`; None if there was nothing to send.
 
         Raises:
-            CallFailed: the request failed, and not because its only image is invalid.
+            CallFailed: the request failed for another reason than an invalid image.
         """
         if isinstance(outcome, CallFailed):
             if len(self.images) != 1 or outcome.cause not in _IMAGE_REASONS:
@@ -149,7 +149,7 @@ class Chunk:
 
 
 def chunks(images: Iterable[ClientImage], most: int) -> Iterator[Chunk]:
-    """Divide images into requests, reading no further ahead than the next request needs."""
+    """Divide images into requests. Reads ahead no further than the next request needs."""
     chunk: Chunk | None = None
     for image in images:
         encoded = _encode_or_fail(image)
@@ -163,7 +163,7 @@ def chunks(images: Iterable[ClientImage], most: int) -> Iterator[Chunk]:
 
 
 class ImageStream:
-    """Matches a stream's images with their results, in order. One thread may send, another receive."""
+    """Matches a stream's images with their results, in order. One thread may send while another receives."""
 
     def __init__(self, model: str, top_k: int) -> None:
         self._model = model
@@ -172,7 +172,7 @@ class ImageStream:
         self.error: Exception | None = None  # raised by the caller's iterable
 
     def encode(self, image: ClientImage) -> pb.ClassifyRequest | None:
-        """Return the request for the next image; None if it cannot be encoded, which becomes its result."""
+        """Return the request for the next image; None, and a failure as its result, if encoding fails."""
         encoded = _encode_or_fail(image)
         self._open.append(encoded)
         if isinstance(encoded, ImageFailure):
@@ -185,13 +185,13 @@ class ImageStream:
         return encode_request(images[:1], self._model, self._top_k) if images else None
 
     def failures(self) -> Iterator[ImageFailure]:
-        """Yield the failures that come before the next response."""
+        """Yield the failures that precede the next response."""
         while self._open and isinstance(failure := self._open[0], ImageFailure):
             self._open.popleft()
             yield failure
 
     def match(self, response: pb.ClassifyStreamResponse) -> Result | pb.Image:
-        """Return the result of the oldest image; the image itself if it should be sent again.
+        """Return the result of the oldest image, or the image if it should be sent again.
 
         Raises:
             CallFailed: the image failed for a reason that affects all, such as an unknown model.

@@ -1,4 +1,4 @@
-"""A command: its fields are its options, read from the command line, the environment and one TOML file."""
+"""A command: its fields are its options, from the command line, the environment and a TOML file."""
 
 import tomllib
 from abc import abstractmethod
@@ -17,11 +17,11 @@ ENV_PREFIX = "LENSERVE_"
 
 
 class Command(BaseSettings):
-    """One command: its fields are its options, `run` runs it."""
+    """One command. Its fields are its options; `run` runs it."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        env_prefix_target="all",  # of aliases too: --json is LENSERVE_JSON
+        env_prefix_target="all",  # also for aliases: --json is LENSERVE_JSON
         extra="forbid",
         frozen=True,
         cli_kebab_case=True,
@@ -30,9 +30,9 @@ class Command(BaseSettings):
         cli_avoid_json=True,
     )
 
-    example: ClassVar[str] = ""  # shown by --help
+    example: ClassVar[str] = ""  # for --help
 
-    config: Path | None = Field(default=None, description="TOML file with any of these options as keys")
+    config: Path | None = Field(default=None, description="TOML file whose keys are these options")
 
     @abstractmethod
     def run(self) -> int:
@@ -56,7 +56,7 @@ class _ConfigFile(PydanticBaseSettingsSource):
     """The TOML file that --config or LENSERVE_CONFIG names."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Unused part of the interface: `__call__` returns all fields at once."""
+        """Required by the interface but unused: `__call__` returns all fields at once."""
         del field
         return None, field_name, False
 

@@ -1,6 +1,7 @@
-"""Checks that the extra of a command is installed, and names the `pip` command where it is not.
+"""Checks that the extra of a command is installed; if not, names the `pip` command.
 
-No wheel can forbid a second build of ONNX Runtime: pip installs both, and one overwrites the other's files.
+A wheel cannot exclude a second build of ONNX Runtime: pip installs both, and they overwrite each other's
+files.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def require_server() -> None:
     """Check that the server's packages are installed, with one build of ONNX Runtime.
 
     Raises:
-        UsageError: names what is missing, or both builds, and the `pip` command to run.
+        UsageError: a package is missing, or both builds are installed; names the `pip` command to run.
     """
     if missing := _missing(_SERVER_MODULES):
         raise UsageError(
@@ -48,14 +49,14 @@ def require_training() -> None:
     """Check that the training job's packages are installed.
 
     Raises:
-        UsageError: names what is missing and the `pip` command to run.
+        UsageError: a package is missing; names the `pip` command to run.
     """
     if missing := _missing(_TRAINING_MODULES):
         raise UsageError(f"the training job is not installed ({missing}): pip install 'lenserve[train]'")
 
 
 def _missing(modules: Sequence[str]) -> str:
-    """Describe the modules that are not installed; an empty string where all are."""
+    """Describe the modules that are not installed; empty if all are installed."""
     names = [module for module in modules if find_spec(module) is None]
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"missing: {names[0]}{others}" if names else ""

@@ -1,10 +1,10 @@
-"""What goes to stdout and what to stderr."""
+"""Output to stdout and stderr."""
 
 import sys
 
 from rich.console import Console, RenderableType
 
-# stdout is for results; progress, logs and errors go here.
+# stdout is for results; stderr for progress, logs and errors.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _UNLIMITED = 100_000  # characters: wider than any row
@@ -17,7 +17,7 @@ def print_line(text: str) -> None:
 
 
 def print_table(table: RenderableType) -> None:
-    """Print a table on stdout: as wide as the terminal; in a pipe or a file, as wide as its longest row."""
+    """Print a table on stdout, as wide as the terminal; in a pipe or a file, as wide as its longest row."""
     if sys.stdout.isatty():
         Console().print(table)
         return

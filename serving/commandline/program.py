@@ -1,6 +1,6 @@
-"""Runs the command that the arguments name. Every expected failure is one line on stderr and an exit code.
+"""Runs the command named by the arguments. An expected failure is one line on stderr and an exit code.
 
-Contains no command.
+Independent of particular commands.
 """
 
 import os
@@ -26,14 +26,14 @@ DONE = 0
 FAILED = 1
 WRONG_USAGE = 2
 
-# Names of types, and what --help shows of an option that takes one.
+# Type name -> placeholder in --help.
 _METAVARS = {"Path": "PATH", "str": "TEXT", "int": "INTEGER", "float": "NUMBER"}
 
 Commands = Mapping[str, type[Command] | Mapping[str, type[Command]]]
 
 
 def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[str]) -> int:
-    """Run the command that argv names and return its exit code."""
+    """Run the command named by argv and return its exit code."""
     name, rest = program, list(argv)
     command: type[Command] | Commands = commands
     while isinstance(command, Mapping):
@@ -53,8 +53,7 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
 
 
 def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
-    # argparse exits with 0 after --help, as it should. With exit_on_error, the usage of every option would
-    # precede the one line about a wrong option.
+    # With exit_on_error, argparse would print the whole usage before the line about a wrong option.
     command.model_config["cli_prog_name"] = name
     source: CliSettingsSource[Any] = CliSettingsSource(
         command, cli_exit_on_error=False, formatter_class=_Help
@@ -73,8 +72,10 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
     except LenserveError as error:
         stderr.print(f"{name}: {error}", markup=False)
         return FAILED
-    except BrokenPipeError:  # the reader of stdout has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # buffered lines would fail at exit
+    except BrokenPipeError:  # the reader has closed stdout
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # flushing buffered lines at exit would fail
         return FAILED
     except KeyboardInterrupt:
         return 128 + 2
@@ -93,7 +94,7 @@ def _meant(near: str) -> str:
 
 
 def _describe_usage(message: str, command: type[Command]) -> str:
-    """Put what argparse and pydantic-settings report into the words of the other messages."""
+    """Reword a message of argparse or pydantic-settings."""
     message = message.removeprefix("error parsing CLI: ")
     if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", message):
         near = nearest(unknown[1].replace("-", "_"), list(known_keys(command)))
@@ -108,7 +109,7 @@ def _describe_usage(message: str, command: type[Command]) -> str:
 
 
 def _describe(problem: Problem) -> str:
-    if not problem.key:  # several options contradict each other
+    if not problem.key:  # options contradict each other
         return problem.text
     name = problem.key.partition("[")[0]
     if problem.kind == "missing":
@@ -147,7 +148,7 @@ def _each_command(commands: Commands, prefix: str = "") -> Iterator[tuple[str, t
 
 
 class _Help(RawDescriptionHelpFormatter):
-    """Shows what an option takes in capitals, and no default where there is none."""
+    """Shows placeholders in capitals, and hides missing defaults."""
 
     def _metavar_formatter(self, action: Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
         if isinstance(action.metavar, str):

@@ -1,6 +1,6 @@
-"""The interface of engines: images in, probabilities out, on a device. Imports nothing heavy.
+"""The interface of engines: images in, probabilities out, on a device. Cheap to import.
 
-`Engine` is the project's one seam: tests replace it by a fake, and nothing else.
+`Engine` is the only class that tests replace by a fake.
 """
 
 import itertools
@@ -18,7 +18,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 
 
-@dataclass(slots=True)  # not frozen: creating one would take several times as long
+@dataclass(slots=True)  # not frozen: creation would take several times as long
 class Output:
     """The outputs of a network for N images."""
 
@@ -39,25 +39,25 @@ class Engine(Protocol):
     max_images_on_loop: int
 
     def run(self, images: Pixels) -> Output:
-        """Run the network, in a worker thread.
+        """Run the network. Called in a worker thread.
 
         Args:
             images: (N, H, W, C) uint8, 1 <= N <= the largest batch that it was loaded for.
 
         Raises:
             EngineError: the network failed.
-            OutOfMemory: memory was too small. The next run may succeed.
+            OutOfMemory: there was too little memory. A later run may succeed.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where networks run, and why."""
+    """The device that networks run on, and why it was chosen."""
 
     kind: str  # cpu or cuda
     index: int
     reason: str
-    allow_tf32: bool = False  # on CUDA: FP32 multiplications with 10 bits of mantissa
+    allow_tf32: bool = False  # on CUDA: FP32 networks multiply in TF32, with 10 bits of mantissa
     cuda_graphs: bool = True  # on CUDA: one launch for all kernels of a batch, if the network supports it
 
     @property
@@ -67,7 +67,7 @@ class Device:
 
     @property
     def provider(self) -> str:
-        """ONNX Runtime's name of its execution provider."""
+        """Name of the ONNX Runtime execution provider."""
         return CPU_PROVIDER if self.kind == "cpu" else CUDA_PROVIDER
 
 

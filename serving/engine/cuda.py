@@ -1,6 +1,6 @@
-"""What ONNX Runtime needs for CUDA: loads the libraries, names missing or outdated ones, silences its log.
+"""Prepares ONNX Runtime for CUDA: loads libraries, reports missing or outdated ones, silences the log.
 
-Without this, ONNX Runtime would fall back to the CPU. Knows no network and no device.
+Without this, ONNX Runtime would fall back to the CPU. Independent of networks and devices.
 """
 
 import ctypes
@@ -18,33 +18,33 @@ import onnxruntime
 
 _ONNX_RUNTIME = Path(onnxruntime.__file__).parent
 _PROVIDER = _ONNX_RUNTIME / "capi" / "libonnxruntime_providers_cuda.so"
-# The provider is not linked against it, but loads it on first use.
+# The provider is not linked against it, but loads it at first use.
 _CUDNN = "libcudnn.so.9"
-_DRIVER = "libcuda.so.1"  # comes with the driver, in no package
+_DRIVER = "libcuda.so.1"  # part of the driver, not of a package
 
 _ORT_WARNINGS, _ORT_FATAL = 2, 4  # ONNX Runtime's default severity, and its highest
 
-# Of the ELF format, 64 bits, little endian (man 5 elf).
+# ELF, 64 bits, little endian (man 5 elf).
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_NEEDED, _DT_STRTAB = 1, 5
 
 
-@cache  # a second call would find the same, and must not redirect stdout once the server runs
+@cache  # the result does not change, and stdout must not be redirected once the server runs
 def why_unusable() -> str:
-    """Load CUDA and cuDNN from packages or the system; which libraries are missing, or nothing."""
+    """Load CUDA and cuDNN from packages or the system; return why that failed, or an empty string."""
     if not _PROVIDER.exists():
         return ""  # a build without CUDA, or with CUDA linked in
     folders = nvidia_folders()
-    with redirect_stdout(io.StringIO()):  # it prints what is missing, but stdout is for results
+    with redirect_stdout(io.StringIO()):  # it prints missing libraries, but stdout is for results
         preload(folders)
     needed = dict.fromkeys((*needed_libraries(_PROVIDER), _CUDNN))
     return describe_missing(missing_libraries(list(needed), folders))
 
 
 def nvidia_folders() -> list[Path]:
-    """Every folder of the package `nvidia` on Python's path, the one beside ONNX Runtime first.
+    """Every folder of the package `nvidia` on Python's path; the one next to ONNX Runtime comes first.
 
-    All packages of CUDA share that name, and may be installed in several places.
+    All CUDA packages share that name, and may be installed in several places.
     """
     spec = find_spec("nvidia")
     found = map(Path, spec.submodule_search_locations or ()) if spec else ()
@@ -54,7 +54,7 @@ def nvidia_folders() -> list[Path]:
 def preload(folders: Sequence[Path]) -> None:
     """Load CUDA and cuDNN from the folders of the package `nvidia`, then the rest from the system.
 
-    In this order, since torch in the same process rejects a system's cuDNN that is older than its package.
+    In this order, because torch in the same process rejects a system cuDNN that is older than its package.
     """
     cuda = (onnxruntime.cuda_version or "0").partition(".")[0]
     for folder in folders:
@@ -65,7 +65,7 @@ def preload(folders: Sequence[Path]) -> None:
 
 
 def why_too_old(driver_version: int) -> str:
-    """Why the driver is too old for ONNX Runtime, or nothing.
+    """Return why the driver is too old for ONNX Runtime; empty if it is not.
 
     Args:
         driver_version: the latest CUDA that the driver supports, 1000 * major + 10 * minor.
@@ -82,7 +82,7 @@ def why_too_old(driver_version: int) -> str:
 
 
 def describe_missing(missing: Sequence[str]) -> str:
-    """A message that says which libraries are missing and what to do; nothing if there are none."""
+    """Return which libraries are missing and what to do; empty if none is missing."""
     parts = []
     if packaged := [name for name in missing if name != _DRIVER]:
         cuda = onnxruntime.cuda_version.partition(".")[0]
@@ -96,19 +96,19 @@ def describe_missing(missing: Sequence[str]) -> str:
 
 
 def missing_libraries(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Load libraries into this process, and return the names of those that cannot be loaded.
+    """Load libraries into this process; return the names of those that cannot be loaded.
 
-    The provider itself must not be loaded for this: it would read its host's address too early.
+    The provider must not be loaded here: it would read its host's address too early.
 
     Args:
         names: such as libcudart.so.13.
-        folders: of the package `nvidia`, whose layout has changed between versions of CUDA.
+        folders: folders of the package `nvidia`, whose layout depends on the version of CUDA.
     """
     return [name for name in names if not _loads(name, folders)]
 
 
 def needed_libraries(library: Path) -> list[str]:
-    """The names of the libraries that an ELF file is linked against."""
+    """Return the names of the libraries that an ELF file is linked against."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as elf:
         (table,) = unpack_from("<Q", elf, 32)
         size, count = unpack_from("<HH", elf, 54)
@@ -127,7 +127,7 @@ def needed_libraries(library: Path) -> list[str]:
 
 
 def _loads(name: str, folders: Sequence[Path]) -> bool:
-    # By name alone, the linker finds libraries that are already loaded or on its path.
+    # Given only a name, the linker finds libraries that are already loaded or on its path.
     packaged = (file for folder in folders for file in folder.glob(f"*/lib/{name}"))
     for file in (name, *map(str, packaged)):
         try:
@@ -139,7 +139,7 @@ def _loads(name: str, folders: Sequence[Path]) -> bool:
 
 
 class _QuietLogger:
-    """Silences ONNX Runtime's default logger while any thread needs that: all threads share the logger."""
+    """Silences ONNX Runtime's default logger, which all threads share, while any thread needs that."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -147,10 +147,10 @@ class _QuietLogger:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Silence the logger inside, where a CUDA session is opened or a batch size runs for the first time.
+        """Silence the logger while a CUDA session is opened or a batch size runs for the first time.
 
-        It would warn of a plugin that is not needed, and print an error for every kernel that it tries in
-        vain: 150 lines for one FP16 network. Real failures are exceptions.
+        It would warn of an unneeded plugin, and print an error for each kernel that it tries without success:
+        150 lines for one FP16 network. Real failures raise exceptions.
         """
         self._count(1)
         try:
@@ -168,13 +168,13 @@ quiet_logger = _QuietLogger()
 
 
 class QuietFirstRuns:
-    """Silences the default logger for the first run of each batch size of one session."""
+    """Silences the default logger for the first run of each batch size in a session."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
     def __call__(self, size: int) -> AbstractContextManager[None]:
-        """A context in which to run a batch of this size."""
+        """Return the context for running a batch of this size."""
         if size in self._seen:
             return nullcontext()
         self._seen.add(size)

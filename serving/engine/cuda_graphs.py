@@ -1,13 +1,13 @@
-"""Replays a network as CUDA graphs, one for each batch size. Knows no file and no golden examples.
+"""Replays a network as CUDA graphs, one per batch size. Independent of files and golden examples.
 
 A graph launches all its kernels at once instead of one by one: twice as fast at batch 1 (ResNet-50, FP16,
-NHWC; docs/gpu.md). It reads and writes fixed addresses, so each graph has its own images and outputs on the
-device, together less than two batches of the largest size.
+NHWC; docs/gpu.md). A graph reads and writes fixed addresses, so each has separate buffers for images and
+outputs on the device, in total less than two batches of the largest size.
 
-ONNX Runtime keeps a graph with the thread that captured it (CUDAExecutionProvider::PerThreadContext). All
-runs of a session with graphs therefore happen in one thread, which also serializes replays: they are not
-thread-safe. ONNX Runtime captures in CUDA's global mode, in which most CUDA calls of any other thread of the
-process fail and invalidate the capture. `CUDA_CALLS` keeps other threads from making calls meanwhile.
+ONNX Runtime keeps a graph in the thread that captured it (CUDAExecutionProvider::PerThreadContext). All runs
+of a session with graphs therefore happen in one thread, which also serializes replays: they are not
+thread-safe. ONNX Runtime captures in CUDA's global mode: most CUDA calls of other threads then fail and
+invalidate the capture. `CUDA_CALLS` prevents such calls during a capture.
 """
 
 import itertools
@@ -27,20 +27,20 @@ from serving.engine.cuda import quiet_logger
 
 OUTPUT_NAMES = ("probabilities", "embedding")
 
-# Two plain runs and the capturing one. ONNX Runtime 1.31 does all three within the first call.
+# Two plain runs and the run that captures. ONNX Runtime 1.31 does all three in the first call.
 _CAPTURING_RUNS = 3
-# ONNX Runtime's id for a run without a graph.
+# ONNX Runtime's graph id for a run without a graph.
 _NO_GRAPH = -1
-# How much a replay may differ from a plain run, relative to its largest value. The kernels are the same; a
-# replay of other images or of overwritten memory differs by much more.
+# Maximum difference between a replay and a plain run, relative to the largest value. The kernels are the
+# same; a replay of other images or of overwritten memory differs by much more.
 _REPLAY_TOLERANCE = 1e-2
 
 
 class CudaCalls:
-    """A lock that CUDA calls of several threads share, and that a capture holds exclusively."""
+    """A lock that CUDA calls hold shared and a capture holds exclusively."""
 
     def __init__(self) -> None:
-        # Held while a session is opened or a graph prepared, which takes long.
+        # Held while a session is opened or a graph is prepared, which takes long.
         self.loading = threading.Lock()
         self._changed = threading.Condition()
         self._running = 0
@@ -75,18 +75,18 @@ class CudaCalls:
                 self._changed.notify_all()
 
 
-CUDA_CALLS = CudaCalls()  # one for the process: CUDA's rule holds for all of its threads
+CUDA_CALLS = CudaCalls()  # one per process: CUDA's rule applies to all threads
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """The graph of one batch size: what it reads and writes, and what it must compute."""
+    """The graph of one batch size, with its buffers and the expected outputs."""
 
     images: Any  # OrtValue (B, H, W, C) uint8
     outputs: Sequence[Any]  # OrtValues (B, K) and (B, D) float32
-    binding: Any  # of images and outputs to the session
-    options: Any  # of a run, with the id of the graph
-    expected: Sequence[Floats]  # outputs of a plain run for the images of `_noise`
+    binding: Any  # binds images and outputs to the session
+    options: Any  # options of a run, with the graph id
+    expected: Sequence[Floats]  # outputs of a plain run on the images of `_noise`
 
 
 class CudaGraphs:
@@ -96,16 +96,16 @@ class CudaGraphs:
         """Store the options.
 
         Args:
-            session: opened with enable_cuda_graph.
-            sizes: batch sizes that get a graph, ascending. Larger batches run without.
-            device: ONNX Runtime's name of its kind, and its index.
+            session: a session opened with enable_cuda_graph.
+            sizes: batch sizes that get a graph, ascending. Larger batches run without a graph.
+            device: ONNX Runtime's device type, and the device index.
         """
         self._session = session
         self._sizes = sizes
         self._device = device
         self._image_shape = tuple(session.get_inputs()[0].shape[1:])
         self._graphs: dict[int, _Graph] = {}
-        # A new id for each attempt, since a failed graph may still exist. 0 is reserved.
+        # A new id for each attempt, because a failed graph may still exist. 0 is reserved.
         self._ids = itertools.count(1)
         self._padded: Pixels | None = None  # (largest B, H, W, C): a buffer for partial batches
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cuda-graphs")
@@ -116,11 +116,11 @@ class CudaGraphs:
         return tuple(sorted(self._graphs))
 
     def prepare(self, count: int) -> None:
-        """Capture the graph for so many images if there is none yet, and check its replay.
+        """Capture the graph for this number of images unless it exists, and check its replay.
 
         Raises:
-            RuntimeError: the outputs of a replay differ from those of the network.
-            Exception: ONNX Runtime's own.
+            RuntimeError: a replay gives other outputs than a plain run.
+            Exception: any exception of ONNX Runtime.
         """
         size = self._size(count)
         if size is not None and size not in self._graphs:
@@ -149,7 +149,7 @@ class CudaGraphs:
 
     def _pad(self, images: Pixels, size: int) -> Pixels:
         if images.shape[1:] != self._image_shape or images.dtype != np.uint8:
-            # OrtValue.update_inplace would check only the number of elements.
+            # OrtValue.update_inplace checks only the number of elements.
             raise ValueError(
                 f"images are {images.dtype} {images.shape[1:]}, the network takes uint8 {self._image_shape}"
             )
@@ -175,7 +175,7 @@ class CudaGraphs:
     def _capture(self, size: int) -> None:
         with CUDA_CALLS.loading, quiet_logger():
             with CUDA_CALLS.shared():
-                expected = self._run_plain(self._noise(size))  # also searches for kernels, which takes long
+                expected = self._run_plain(self._noise(size))  # also searches for kernels, which is slow
                 graph = self._bind(size, expected)
             with CUDA_CALLS.exclusive():
                 for _ in range(_CAPTURING_RUNS):
@@ -190,7 +190,9 @@ class CudaGraphs:
 
     def _bind(self, size: int, expected: Sequence[Floats]) -> _Graph:
         value = onnxruntime.OrtValue
-        blank = np.zeros((size, *self._image_shape), np.uint8)  # (B, H, W, C), unlike the noise of the check
+        blank = np.zeros(
+            (size, *self._image_shape), np.uint8
+        )  # (B, H, W, C), different from the noise of the check
         images = value.ortvalue_from_numpy(blank, *self._device)
         outputs = [
             value.ortvalue_from_shape_and_type(rows.shape, np.float32, *self._device) for rows in expected
@@ -206,9 +208,7 @@ class CudaGraphs:
         for name, rows, expected in zip(OUTPUT_NAMES, found, graph.expected, strict=True):
             largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
             if not np.allclose(rows, expected, rtol=0, atol=_REPLAY_TOLERANCE * largest, equal_nan=True):
-                raise RuntimeError(
-                    f"the CUDA graph for {size} images computes another {name} than a plain run"
-                )
+                raise RuntimeError(f"the CUDA graph for {size} images gives other {name} than a plain run")
 
     def _noise(self, size: int) -> Pixels:
         shape = (size, *self._image_shape)
@@ -222,5 +222,5 @@ def _run_options(graph: int) -> Any:  # noqa: ANN401 - untyped library
 
 
 def _owned(rows: Floats) -> Floats:
-    """The rows, copied if they share memory that the next replay overwrites."""
+    """Return the rows, copied if they share memory that the next replay overwrites."""
     return rows if rows.flags.owndata else rows.copy()

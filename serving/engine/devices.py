@@ -1,4 +1,4 @@
-"""Finds CUDA devices, and chooses where networks run. Knows no network."""
+"""Finds CUDA devices, and chooses where networks run. Independent of networks."""
 
 import ctypes
 import logging
@@ -20,7 +20,7 @@ def choose_device(requested: str, cuda_devices: int, why_none: str) -> Device:
     Args:
         requested: auto, cpu, cuda or cuda:N.
         cuda_devices: the number of CUDA devices.
-        why_none: why there are none, if so.
+        why_none: the reason if there are none.
 
     Raises:
         DeviceUnavailable: CUDA was requested but is not available. There is no silent fallback.
@@ -55,7 +55,7 @@ def find_cuda() -> tuple[int, str]:
     version = ctypes.c_int(0)
     driver.cuDriverGetVersion(ctypes.byref(version))
     problem = why_too_old(version.value) or why_unusable()
-    if problem:  # an idle GPU must not go unnoticed
+    if problem:  # otherwise an idle GPU would go unnoticed
         _log.warning("cuda_unusable", extra={"devices": count.value, "reason": problem})
         return 0, problem
     return count.value, ""
@@ -74,7 +74,7 @@ def find_device(
         requested: auto, cpu, cuda or cuda:N.
         allow_tf32: whether FP32 networks may run in TF32 on CUDA.
         cuda_graphs: whether networks may run as CUDA graphs.
-        find: finds CUDA devices. Not called if the CPU was requested.
+        find: finds CUDA devices; not called if the CPU is requested.
 
     Raises:
         DeviceUnavailable: as `choose_device`.

@@ -1,4 +1,4 @@
-"""Runs a network on a batch of images in ONNX Runtime. Knows nothing of requests, labels or gRPC."""
+"""Runs a network on a batch of images in ONNX Runtime. Independent of requests, labels and gRPC."""
 
 import threading
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from serving.engine.cuda_graphs import CUDA_CALLS, OUTPUT_NAMES, CudaGraphs
 from serving.engine.sessions import Optimizations, SessionFactory, is_out_of_memory, open_onnx
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 
-# How long to wait for the current run: a longer one hangs, and must not keep a server from stopping.
+# How long to wait for the current run: a longer one hangs, and must not prevent the server from stopping.
 _CLOSE_TIMEOUT_S = 5.0
 
 _OUTPUTS = dict.fromkeys(OUTPUT_NAMES, "tensor(float)")
@@ -37,14 +37,14 @@ class OnnxEngine:
         """Store a session.
 
         Args:
-            session: of a network of this project.
-            threads: for one run.
+            session: session of a network of this project.
+            threads: threads per run.
             buckets: batch sizes to pad to, on CUDA.
             graphs: CUDA graphs of the session.
             factory: opens sessions with fewer optimizations.
         """
         self.threads = threads
-        self.max_images_on_loop = 0  # `load_tuned` raises it for cheap networks
+        self.max_images_on_loop = 0  # `load_tuned` increases it for cheap networks
         self._session = session
         self._buckets = buckets
         self._graphs = graphs
@@ -60,7 +60,7 @@ class OnnxEngine:
 
     @property
     def optimizations(self) -> Optimizations:
-        """The optimizations of its session."""
+        """The optimizations of the current session."""
         return Optimizations() if self._factory is None else self._factory.optimizations
 
     @property
@@ -74,14 +74,14 @@ class OnnxEngine:
 
         Args:
             model_file: a network of this project.
-            device: where to run it.
-            threads: for one run, on a CPU.
+            device: device to run it on.
+            threads: threads per run, on a CPU.
             max_batch_size: the largest batch to prepare for, on CUDA.
 
         Raises:
             BundleError: the file cannot be loaded, or is not a network of this project.
-            DeviceUnavailable: the device cannot run it.
-            OutOfMemory: the device has too little memory for it.
+            DeviceUnavailable: the device cannot run the network.
+            OutOfMemory: the device has too little memory for the network.
         """
         problem = why_unusable() if device.kind == "cuda" else ""
         if problem:
@@ -115,29 +115,29 @@ class OnnxEngine:
         return Output(probabilities, embedding)[:count]
 
     def drop_optimization(self, reason: str) -> bool:
-        """Open the session again with fewer optimizations; False if there are none left to drop.
+        """Reopen the session with fewer optimizations; return False if none is left to drop.
 
-        Not while another thread runs the network: an engine is shared only once it is proven.
+        Must not be called while another thread runs the network: an engine is shared only after its proof.
 
         Args:
-            reason: for the log.
+            reason: reason for the log.
 
         Raises:
-            BundleError, OutOfMemory: the session cannot be opened again.
+            BundleError, OutOfMemory: the session cannot be reopened.
         """
         if self._factory is None or not self._factory.drop_optimization(reason):
             return False
         with CUDA_CALLS.shared():
-            self._session = self._graphs = None  # free its memory before the next session needs it
+            self._session = self._graphs = None  # free the memory for the next session
         self._first_runs = QuietFirstRuns()
         self._session = self._factory.open()
         return True
 
     def close(self) -> None:
-        """Free the session after the current run; a later run raises EngineError.
+        """Free the session after the current run; later runs raise EngineError.
 
-        Not on the event loop: it waits while another network's graph is captured, since no CUDA memory may be
-        freed meanwhile.
+        Must not be called on the event loop: it waits while another network's graph is captured, because CUDA
+        memory must not be freed during a capture.
         """
         ended = self._run_lock.acquire(timeout=_CLOSE_TIMEOUT_S)
         with CUDA_CALLS.shared():
@@ -162,7 +162,7 @@ class OnnxEngine:
             return _run(self._session, padded)
 
     def _prepare_graph(self, count: int) -> str:
-        """Capture the graph for so many images if there is none yet; why that failed, or nothing."""
+        """Capture the graph for this number of images unless it exists; return why that failed."""
         if self._graphs is None:
             return ""
         try:
@@ -182,7 +182,7 @@ class OnnxEngine:
 
 
 def close(engine: Engine) -> None:
-    """Close an engine in a worker thread, if it is an `OnnxEngine`; others hold nothing."""
+    """Close an engine in a worker thread if it is an `OnnxEngine`; others hold no resources."""
     if isinstance(engine, OnnxEngine):
         engine.close()
 
@@ -195,10 +195,10 @@ def _run(session: Any, images: Pixels) -> Sequence[Floats]:  # noqa: ANN401 - un
 
 
 def best_optimizations(model_file: Path, device: Device) -> Optimizations:
-    """Which optimizations to try for a network on a device. A pure function.
+    """Return the optimizations to try for a network on a device. A pure function.
 
-    Tensor cores prefer NHWC, which pays off with FP16 and TF32; in full FP32, ResNet-50 was slower with it on
-    an H200. With a CUDA graph, FP16 and NHWC, ResNet-50 takes 0.50, 0.85 and 0.96 of the time at 1, 8 and 64
+    Tensor cores prefer NHWC, which helps with FP16 and TF32; in full FP32, ResNet-50 was slower with it on an
+    H200. With a CUDA graph, FP16 and NHWC, ResNet-50 takes 0.50, 0.85 and 0.96 of the time at 1, 8 and 64
     images (docs/gpu.md, "bare as a graph" to "bare").
     """
     if device.kind == "cpu":
@@ -225,15 +225,15 @@ def _open(model_file: Path, device: Device, threads: int, optimizations: Optimiz
 
 
 def providers(device: Device, optimizations: Optimizations) -> list[Any]:
-    """ONNX Runtime's execution providers and their options, first choice first. A pure function."""
+    """Return ONNX Runtime's execution providers and their options, preferred one first. A pure function."""
     if device.kind == "cpu":
         return [CPU_PROVIDER]
     options = {
         "device_id": str(device.index),
         # The default EXHAUSTIVE search costs hundreds of milliseconds for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # ONNX Runtime's default is "1". TF32 rounds factors to 10 bits of mantissa: in an emulation this
-        # changed SqueezeNet's probabilities by 1.5e-3, and golden probabilities may change by only 2e-3.
+        # ONNX Runtime's default is "1". TF32 rounds factors to 10 bits of mantissa. In an emulation this
+        # changed SqueezeNet's probabilities by 1.5e-3; the tolerance of golden probabilities is 2e-3.
         "use_tf32": str(int(device.allow_tf32)),
         "prefer_nhwc": str(int(optimizations.nhwc)),
         "enable_cuda_graph": str(int(optimizations.cuda_graphs)),

@@ -1,4 +1,4 @@
-"""Warms a loaded network, and proves it by the golden examples of its bundle. Knows no file."""
+"""Warms a loaded network, and proves it by the golden examples of its bundle. Does no I/O."""
 
 import numpy as np
 
@@ -11,8 +11,9 @@ def warm_and_prove(engine: Engine, golden: Golden, *, tolerance: float, sizes: t
     """Run every batch size once, then recompute the golden examples.
 
     Raises:
-        ProofFailed: a probability is NaN or infinite, or differs by more than the tolerance. Within it, a
-            label can change only if two golden probabilities differ by no more than twice the tolerance.
+        ProofFailed: a probability is NaN or infinite, or differs by more than the tolerance. Within the
+            tolerance, a label can change only if two golden probabilities differ by at most twice the
+            tolerance.
         EngineError: the network failed.
     """
     for size in sizes:
@@ -30,7 +31,7 @@ def _compare(probabilities: Floats, golden: Golden, tolerance: float) -> None:
     if probabilities.shape != golden.probabilities.shape:
         raise ProofFailed(
             f"golden probabilities have shape {list(golden.probabilities.shape)}, "
-            f"those of the network {list(probabilities.shape)}"
+            f"the network's have {list(probabilities.shape)}"
         )
     finite = int(np.isfinite(probabilities).all(axis=1).sum())
     if finite < count:

@@ -1,4 +1,4 @@
-"""Opens an ONNX file in ONNX Runtime with the optimizations that work for it. Knows no images."""
+"""Opens an ONNX file in ONNX Runtime with the optimizations that work for it."""
 
 import logging
 import re
@@ -12,8 +12,8 @@ import onnxruntime
 from serving.errors import BundleError, OutOfMemory
 
 _ORT_ERRORS = 3
-# ONNX Runtime has no exception class for it. Messages of its arena (bfc_arena.cc), CUDA (2 is
-# cudaErrorMemoryAllocation), cuBLAS and cuDNN, and C++, in this order.
+# ONNX Runtime has no exception class for this. The messages are, in order, from its arena (bfc_arena.cc),
+# CUDA (2 is cudaErrorMemoryAllocation), cuBLAS and cuDNN, and C++.
 _OUT_OF_MEMORY = re.compile(
     r"failed to allocate memory|BFCArena::AllocateRaw|is smaller than requested bytes"
     r"|out of memory|CUDA failure 2:|OUT_OF_MEMORY"
@@ -26,18 +26,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Optimizations:
-    """What makes a network faster on CUDA, but may not work for every network."""
+    """Make networks faster on CUDA, but do not work for every network."""
 
-    nhwc: bool = False  # convolutions with channels last, which tensor cores prefer
+    nhwc: bool = False  # channels-last convolutions, which tensor cores prefer
     cuda_graphs: bool = False  # one launch for all kernels of a batch
 
     def fallbacks(self) -> list["Optimizations"]:
-        """These optimizations, then fewer and fewer, in the order in which to try them."""
+        """Return combinations to try, in order: these optimizations first, then fewer."""
         return list(dict.fromkeys((self, replace(self, cuda_graphs=False), Optimizations())))
 
 
 class SessionFactory:
-    """Opens sessions of one file, each with the best optimizations that have not failed yet."""
+    """Opens sessions of one file, with the best optimizations that have not failed yet."""
 
     def __init__(
         self, model_file: Path, open_session: Callable[[Optimizations], Any], optimizations: Optimizations
@@ -45,9 +45,9 @@ class SessionFactory:
         """Store the options.
 
         Args:
-            model_file: for the log.
+            model_file: file name for the log.
             open_session: opens a session with optimizations, or raises BundleError.
-            optimizations: the best ones.
+            optimizations: the first to try.
         """
         self._model_file = model_file
         self._open_session = open_session
@@ -55,14 +55,14 @@ class SessionFactory:
 
     @property
     def optimizations(self) -> Optimizations:
-        """The best ones that have not failed yet."""
+        """The best optimizations that have not failed yet."""
         return self._fallbacks[0]
 
     def open(self) -> Any:  # noqa: ANN401 - untyped library
-        """Open a session. If that fails, try fewer optimizations.
+        """Open a session. If that fails, retry with fewer optimizations.
 
         Raises:
-            BundleError: it fails without any optimization too.
+            BundleError: it also fails without optimizations.
         """
         best, reason = self.optimizations, ""
         while True:
@@ -78,7 +78,7 @@ class SessionFactory:
                 return session
 
     def drop_optimization(self, reason: str) -> bool:
-        """Open later sessions with fewer optimizations; False if there are none left to drop."""
+        """Use fewer optimizations from now on; return False if none is left to drop."""
         if len(self._fallbacks) == 1:
             return False
         self._log_dropped(self._fallbacks.pop(0), reason)
@@ -96,12 +96,12 @@ def open_onnx(model_file: Path, providers: list[Any], *, threads: int, device: s
     Args:
         model_file: an ONNX file.
         providers: ONNX Runtime's execution providers and their options.
-        threads: for one run.
-        device: its name, for messages.
+        threads: threads per run.
+        device: device name for messages.
 
     Raises:
         BundleError: ONNX Runtime cannot load the file.
-        OutOfMemory: the device has too little memory for it.
+        OutOfMemory: the device has too little memory for the network.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -123,5 +123,5 @@ def open_onnx(model_file: Path, providers: list[Any], *, threads: int, device: s
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of ONNX Runtime, CUDA, cuBLAS, cuDNN or numpy means too little memory."""
+    """Whether an error of ONNX Runtime, CUDA, cuBLAS, cuDNN or numpy means out of memory."""
     return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None

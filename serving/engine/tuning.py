@@ -1,8 +1,8 @@
-"""How a network runs best on this machine, measured when it is loaded: on how many threads, and where.
+"""Measures, when a network is loaded, with how many threads it runs best, and whether on the event loop.
 
-On a CPU two threads use up to twice the CPU time of one for the same images, so they must pay off. A run in
-the engine's own thread lets the event loop read and answer requests meanwhile, but costs two thread switches
-and a wake-up of the loop for every batch. A network that is cheaper than that runs on the event loop.
+On a CPU, two threads use up to twice the CPU time of one for the same images, so they must be worth it. While
+the engine's thread runs a batch, the event loop can read and answer requests, but each batch costs two thread
+switches and a wake-up of the loop. A network that is cheaper than that runs on the event loop.
 """
 
 import logging
@@ -17,32 +17,32 @@ import numpy as np
 from serving.engine.base import Device
 from serving.engine.onnx import OnnxEngine
 
-# A faster network gains nothing from being split over threads.
+# A faster network gains nothing from more threads.
 _WORTH_SPLITTING_S = 2e-3
-# Parallel efficiency that pays off: 2 threads have to be 1.6 times as fast as one.
+# Minimum parallel efficiency: 2 threads must be 1.6 times as fast as one.
 _MIN_EFFICIENCY = 0.8
 
-# The longest run of one image for which the event loop pays off, and the longest run that may block it:
+# The longest run of one image that is worth running on the event loop, and the longest run that may block it:
 # measured in docs/performance.md.
 _CHEAP_S = 0.25e-3
 _MAX_BLOCKED_S = 2e-3
 
 _REPEATS = 5
-_ENOUGH_S = 0.1  # a network that takes longer is measured once
+_ENOUGH_S = 0.1  # a slower network is measured once
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RunCost:
-    """How long a run takes with one image and with the largest batch."""
+    """Duration of a run with one image and with the largest batch."""
 
     one_s: float
     largest: int
     largest_s: float
 
     def seconds(self, images: int) -> float:
-        """Duration of a run with so many images, interpolated between the two."""
+        """Return the duration of a run with this number of images, interpolated."""
         if self.largest == 1:
             return self.one_s
         return self.one_s + (self.largest_s - self.one_s) * (images - 1) / (self.largest - 1)
@@ -51,16 +51,15 @@ class RunCost:
 def load_tuned(
     model_file: Path, device: Device, *, threads: int | None, cores: int, max_batch_size: int
 ) -> OnnxEngine:
-    """Load a network, and measure on how many threads it runs best and up to which batch on the event loop.
+    """Load a network; choose its number of threads and its largest batch on the event loop.
 
-    On CUDA nothing is measured: a GPU computes, and the event loop must not wait for it, nor for the capture
-    of another network's graph.
+    On CUDA nothing is measured: the event loop must not wait for the GPU or for the capture of a graph.
 
     Args:
         model_file: an ONNX file.
         device: as in `OnnxEngine.load`.
-        threads: for one run; None chooses between 1 and all cores.
-        cores: that this process may use.
+        threads: threads per run; None chooses between 1 and all cores.
+        cores: number of cores that this process may use.
         max_batch_size: as in `OnnxEngine.load`.
 
     Raises:
@@ -86,14 +85,14 @@ def load_tuned(
 
 
 def images_on_loop(cost: RunCost) -> int:
-    """The largest batch to run on the event loop; 0: all batches run in a thread."""
+    """Return the largest batch to run on the event loop; 0: all batches run in a thread."""
     if cost.one_s > _CHEAP_S:
         return 0
     return max(size for size in range(1, cost.largest + 1) if cost.seconds(size) <= _MAX_BLOCKED_S)
 
 
 def fastest_run_s(engine: OnnxEngine, images: int) -> float:
-    """Duration of the fastest of a few runs: slower ones also measure the machine's other work.
+    """Return the duration of the fastest of a few runs: slower ones also measure other processes.
 
     Raises:
         EngineError: the network failed.

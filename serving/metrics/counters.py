@@ -1,7 +1,7 @@
-"""Counters, gauges, summaries and histograms as plain numbers, and as the metric families of a scrape.
+"""Counters, gauges, summaries and histograms as plain numbers, and as metric families for scrapes.
 
-An observation is one addition or two: 0.3 us, where prometheus_client's metrics take locks and a dozen calls.
-Only the event loop's thread counts. Any thread may read.
+An observation is one or two additions, 0.3 us; prometheus_client's metrics take locks and make a dozen calls.
+Only the event loop's thread may count; any thread may read.
 """
 
 import time
@@ -23,19 +23,19 @@ from prometheus_client.core import (
 from prometheus_client.samples import Sample
 
 Labels = tuple[str, ...]
-State = Sequence[float]  # the numbers of one value, for other processes
+State = Sequence[float]  # the numbers of one value, to share with other processes
 
 
 class Value(Protocol):
     """The value of one series."""
 
-    created_s: float  # Unix time; 0 for a value that was restored from another process
+    created_s: float  # Unix time; 0 for a value restored from another process
 
     def state(self) -> State:
-        """Its numbers, for `restore`."""
+        """The numbers of this value, for `restore`."""
 
     def restore(self, state: State) -> None:
-        """Take the numbers of another process."""
+        """Set this value to the numbers of another process."""
 
 
 class CounterValue:
@@ -67,11 +67,11 @@ class GaugeValue:
         self._function: Callable[[], float] | None = None
 
     def set(self, value: float) -> None:
-        """Show this value."""
+        """Set the value."""
         self.value = value
 
     def set_function(self, function: Callable[[], float]) -> None:
-        """Show what `function` returns; any thread may call it."""
+        """Show the result of `function`, which any thread may call."""
         self._function = function
 
     def state(self) -> State:
@@ -115,7 +115,7 @@ class HistogramValue:
     def __init__(self, bounds: Sequence[float]) -> None:
         self.created_s = 0.0
         self._bounds = bounds
-        self.buckets: list[float] = [0] * (len(bounds) + 1)  # the last is for values above all bounds
+        self.buckets: list[float] = [0] * (len(bounds) + 1)  # the last counts values above all bounds
         self.total = 0.0
 
     @property
@@ -124,7 +124,7 @@ class HistogramValue:
         return sum(self.buckets)
 
     def observe(self, value: float) -> None:
-        """Count one observation: a bucket includes its bound."""
+        """Count one observation. A bucket includes its bound."""
         self.buckets[bisect_left(self._bounds, value)] += 1
         self.total += value
 
@@ -143,7 +143,7 @@ V = TypeVar("V", bound=Value)
 class Family(ABC, Generic[V]):
     """The series of one metric: a value for each combination of labels."""
 
-    live = False  # whether values end with the process that set them
+    live = False  # whether values expire with the process that set them
 
     def __init__(self, name: str, meaning: str, label_names: Sequence[str], make: Callable[[], V]) -> None:
         self.name = name
@@ -151,17 +151,17 @@ class Family(ABC, Generic[V]):
         self._label_names = tuple(label_names)
         self._make = make
         self._values: dict[Labels, V] = {}
-        self._changing = Lock()  # for adding and removing series
+        self._changing = Lock()  # held to add and remove series
         if not label_names:
-            self.labels()  # the only series: shown from the start
+            self.labels()  # without labels, there is one series, shown from the start
 
     def labels(self, *labels: str) -> V:
-        """The value of one series, at first 0. Keep it where it is updated often."""
+        """Return the value of one series, initially 0. Cache it where it is updated often."""
         value = self._values.get(labels)
         return value if value is not None else self._add(labels, time.time())
 
     def find(self, *labels: str) -> V | None:
-        """The value of one series, if there is one."""
+        """Return the value of one series, or None."""
         return self._values.get(labels)
 
     def remove(self, *labels: str) -> None:
@@ -170,12 +170,12 @@ class Family(ABC, Generic[V]):
             del self._values[labels]
 
     def items(self) -> list[tuple[Labels, V]]:
-        """Every series, in the order of creation."""
+        """Return all series, in the order of creation."""
         with self._changing:
             return list(self._values.items())
 
     def states(self) -> list[tuple[Labels, State]]:
-        """The numbers of every series, for other processes."""
+        """Return the numbers of all series, for other processes."""
         return [(labels, value.state()) for labels, value in self.items()]
 
     def merge(self, labels: Labels, states: Iterable[State]) -> None:
@@ -191,7 +191,7 @@ class Family(ABC, Generic[V]):
 
     @abstractmethod
     def collect(self) -> Metric:
-        """The family as a scrape shows it."""
+        """Return the family for a scrape."""
 
     def _add(self, labels: Labels, created_s: float) -> V:
         if len(labels) != len(self._label_names):
@@ -237,11 +237,11 @@ class GaugeFamily(Family[GaugeValue]):
         """Create the family.
 
         Args:
-            name: of the metric.
-            meaning: its help text.
+            name: metric name.
+            meaning: help text.
             label_names: the labels of each series.
             across: combines the values of several processes: `sum`, `min` or `max`.
-            live: whether values end with the process that set them.
+            live: whether values expire with the process that set them.
         """
         super().__init__(name, meaning, label_names, GaugeValue)
         self._across = across

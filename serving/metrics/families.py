@@ -10,7 +10,7 @@ _AnyFamily = CounterFamily | GaugeFamily | HistogramFamily | SummaryFamily
 
 SERVED = ("model", "version")
 
-# 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, a queue at its limit in seconds.
+# 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, behind a full queue in seconds.
 _DURATION_BUCKETS_S = (
     1e-4,
     2.5e-4,
@@ -36,7 +36,7 @@ _LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class MetricFamilies:
-    """The metric families of one server, without series at first. Times are in seconds."""
+    """The metric families of one server, initially without series. Times are in seconds."""
 
     def __init__(self) -> None:
         self.requests = CounterFamily(
@@ -134,10 +134,10 @@ class MetricFamilies:
         )
 
     def all(self) -> list[_AnyFamily]:
-        """Every family, in the order of a scrape."""
+        """All families, in the order of a scrape."""
         return [each for each in vars(self).values() if isinstance(each, _AnyFamily)]
 
     def collect(self) -> Iterator[Metric]:
-        """The families as a scrape shows them."""
+        """Return the families for a scrape."""
         for family in self.all():
             yield family.collect()

@@ -1,7 +1,7 @@
-"""Records what the server does in metrics, through one object that is passed in. Times are in seconds.
+"""Records the server's work in metrics. Times are in seconds.
 
-Code that does work returns the facts; the classifier, the models and the middleware record them here, through
-a `VersionMetrics` or an `RpcMetrics` that they take once.
+Inner code returns measurements; the classifier, the models and the middleware record them here, through a
+`VersionMetrics` or an `RpcMetrics` that they keep.
 """
 
 import time
@@ -17,10 +17,10 @@ from serving.metrics.triton_statistics import VersionStatistics, compute_statist
 
 
 class Metrics(MetricFamilies):
-    """The metrics of one server, and the registry that a scrape shows.
+    """The metrics of one server, and the registry for scrapes.
 
     Args:
-        shared: the counters of several processes; a scrape and the statistics then show all of them.
+        shared: counters of several processes; if given, scrapes and statistics show their sums.
     """
 
     def __init__(self, shared: SharedCounts | None = None) -> None:
@@ -36,29 +36,29 @@ class Metrics(MetricFamilies):
         PlatformCollector(registry=self.registry)
 
     def version(self, model: str, version: int) -> "VersionMetrics":
-        """The recorder of a version. Take it once, when the version is loaded."""
+        """Return the recorder of a version. Call this once, when the version is loaded."""
         served = (model, str(version))
         if served not in self._versions:
             self._versions[served] = VersionMetrics(self, *served)
         return self._versions[served]
 
     def rpc(self, method: str) -> "RpcMetrics":
-        """The recorder of a method. Take it once, when its RPC is wrapped."""
+        """Return the recorder of a method. Call this once, when its RPC is wrapped."""
         if method not in self._rpcs:
             self._rpcs[method] = RpcMetrics(self, method)
         return self._rpcs[method]
 
     def flush(self) -> None:
-        """Write the counters for the other processes, if there are any."""
+        """Write the counters for the other processes, if any."""
         if self._shared is not None:
             self._shared.write(self)
 
     def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
-        """The statistics of every version since the server started, by model and version."""
+        """Return the statistics of all versions since the server started, by model and version."""
         return compute_statistics(self._read())
 
     def _read(self) -> MetricFamilies:
-        """The counters of all processes, or of this one if it is alone."""
+        """Return the counters of all processes, or of this one if it is the only one."""
         if self._shared is None:
             return self
         self.flush()
@@ -66,7 +66,7 @@ class Metrics(MetricFamilies):
 
 
 class VersionMetrics:
-    """Records what one version does."""
+    """Records the work of one version."""
 
     __slots__ = (
         "_batch_size",
@@ -114,7 +114,7 @@ class VersionMetrics:
         Args:
             images: number of images in the run.
             infer_s: duration of the run.
-            queue_s_of_each: time in the queue of each request in the run.
+            queue_s_of_each: time that each request of the run spent in the queue.
         """
         run = self._runs.get(images)
         if run is None:
@@ -133,12 +133,12 @@ class VersionMetrics:
         self._rank.observe(duration_s)
 
     def record_success(self, images: int, duration_s: float) -> None:
-        """Record one request that succeeded. Its `images` with a result count as OK."""
+        """Record one successful request. Its `images` with a result count as OK."""
         self._total.observe(duration_s)
         self._ok_images.value += images
 
     def record_failure(self, reason: str, duration_s: float) -> None:
-        """Record one request that failed."""
+        """Record one failed request."""
         failures = self._failures.get(reason)
         if failures is None:
             failures = self._metrics.request_failures.labels(*self._served, reason)
@@ -147,7 +147,7 @@ class VersionMetrics:
         self._request_failure_duration.value += duration_s
 
     def count_images(self, outcome: str, count: int = 1) -> None:
-        """Count images with an error, by its reason. `record_success` counts those that are OK."""
+        """Count images that failed, by reason. `record_success` counts those that are OK."""
         (self._images.get(outcome) or self._outcome(outcome)).value += count
 
     def _outcome(self, outcome: str) -> CounterValue:
@@ -168,7 +168,7 @@ class RpcMetrics:
         self._message_codes: dict[str, CounterValue] = {}
 
     def record_call(self, code: str, duration_s: float) -> None:
-        """Record one call that ended with the gRPC status of this name."""
+        """Record one call that ended with this gRPC status name."""
         requests = self._codes.get(code)
         if requests is None:
             requests = self._codes[code] = self._metrics.requests.labels(self._method, code)
@@ -176,7 +176,7 @@ class RpcMetrics:
         self._duration.observe(duration_s)
 
     def record_message(self, code: str) -> None:
-        """Record one message of a stream that was answered with the gRPC status of this name."""
+        """Record one message of a stream that was answered with this gRPC status name."""
         messages = self._message_codes.get(code)
         if messages is None:
             messages = self._metrics.stream_messages.labels(self._method, code)
@@ -185,17 +185,17 @@ class RpcMetrics:
 
 
 class MetricsCollector(Collector):
-    """Shows our metrics, and Triton's metrics computed from them.
+    """Exports our metrics, and Triton's metrics computed from them.
 
     Args:
-        read: returns the counters to show.
+        read: returns the counters to export.
     """
 
     def __init__(self, read: Callable[[], MetricFamilies]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """The families of a scrape."""
+        """Return the families of a scrape."""
         metrics = self._read()
         yield from metrics.collect()
         yield from triton_families(compute_statistics(metrics))

@@ -1,4 +1,4 @@
-"""Adds up the counters of several processes: each writes its own to a file, and each can read all files."""
+"""Adds up the counters of several processes: each process writes one file, and can read all files."""
 
 import json
 import logging
@@ -11,19 +11,19 @@ from threading import Lock
 from serving.metrics.counters import Labels, State
 from serving.metrics.families import MetricFamilies
 
-# The environment variable that holds the folder of the files; the supervisor sets it for its workers.
+# The environment variable with the folder of the files; the supervisor sets it for its workers.
 SHARED_FOLDER = "LENSERVE_COUNTS_FOLDER"
 
 _log = logging.getLogger(__name__)
 
-Snapshot = dict[str, list[tuple[Labels, State]]]  # series by family
+Snapshot = dict[str, list[tuple[Labels, State]]]  # family name -> its series
 
 
 class SharedCounts:
-    """The file of one process, and those of the others.
+    """The counter file of one process, and those of the others.
 
     The file is named after the worker's number, not its process id: a successor resumes the counts of its
-    predecessor, and the number of files stays the same however often workers die.
+    predecessor, and the number of files does not grow when workers die.
     """
 
     def __init__(self, folder: Path, worker: int) -> None:
@@ -34,12 +34,12 @@ class SharedCounts:
         self._writing = Lock()
 
     def resume(self, metrics: MetricFamilies) -> None:
-        """Continue the counters of the worker's previous process; its live gauges are dropped."""
+        """Continue the counters of the worker's previous process, without its live gauges."""
         with suppress(FileNotFoundError):
             _merge(metrics, [_without_live(_read(self._file))])
 
     def write(self, metrics: MetricFamilies) -> None:
-        """Write the counters of this process for the others. Any thread may call it."""
+        """Write the counters of this process for the others. Any thread may call this."""
         with self._writing:
             content = _encode({family.name: family.states() for family in metrics.all()})
             if content == self._written:
@@ -52,18 +52,18 @@ class SharedCounts:
                 self._written, self._has_failed = content, False
 
     def read(self) -> MetricFamilies:
-        """The counters of all processes."""
+        """Return the counters of all processes."""
         return read_counts(self._folder)
 
     def _report(self, error: OSError) -> None:
-        """Log a failure, once until a write succeeds again. Serving goes on."""
+        """Log the first failure since the last success. Serving continues."""
         if not self._has_failed:
             _log_failure(self._file, error)
         self._has_failed = True
 
 
 def read_counts(folder: Path) -> MetricFamilies:
-    """The counters of all processes that write to a folder."""
+    """Return the counters of all processes that write to a folder."""
     snapshots = []
     for file in sorted(folder.glob(_file(Path(), "*").name)):
         with suppress(FileNotFoundError):  # the folder is removed when the server stops
@@ -78,7 +78,7 @@ def forget_live(folder: Path, worker: int) -> None:
     file = _file(folder, worker)
     try:
         _replace(file, _encode(_without_live(_read(file))))
-    except FileNotFoundError:  # it died before its first write
+    except FileNotFoundError:  # the worker died before its first write
         pass
     except OSError as error:
         _log_failure(file, error)
@@ -117,7 +117,7 @@ def _log_failure(file: Path, error: OSError) -> None:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Replace a file atomically: readers see the old content or the new."""
+    """Replace a file atomically: readers see either the old or the new content."""
     written = file.with_suffix(".new")
     written.write_bytes(content)
     written.replace(file)

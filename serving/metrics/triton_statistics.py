@@ -1,6 +1,6 @@
-"""Statistics of each version, computed from the metrics, and the same numbers as Triton's metrics.
+"""Statistics of each version, computed from our metrics, and the same numbers as Triton's metrics.
 
-Requests update only our own metrics; a scrape and ModelStatistics derive these from them.
+Requests update only our metrics; scrapes and ModelStatistics derive these from them.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from prometheus_client.core import UnknownMetricFamily
 from serving.metrics.counters import HistogramValue, SummaryValue
 from serving.metrics.families import SERVED, MetricFamilies
 
-# Triton's reasons; every other reason is OTHER.
+# Triton's reasons; any other reason is OTHER.
 _TRITON_REASONS = {
     "OVERLOADED": "REJECTED",
     "DEADLINE_EXCEEDED": "REJECTED",
@@ -25,7 +25,7 @@ _US_PER_S = 1e6
 
 @dataclass(frozen=True, slots=True)
 class TimedCount:
-    """The number of events, and their total duration."""
+    """Number of events, and their total duration."""
 
     count: int = 0
     duration_s: float = 0.0
@@ -38,11 +38,11 @@ class VersionStatistics:
     success: TimedCount = TimedCount()  # requests
     failure: TimedCount = TimedCount()  # requests
     failures: dict[str, int] = field(default_factory=dict)  # requests, by reason
-    decode: TimedCount = TimedCount()  # images, with resizing
-    queue: TimedCount = TimedCount()  # parts of requests: a request is split into one for each batch
-    infer: TimedCount = TimedCount()  # the same parts: a run counts for each part in it
+    decode: TimedCount = TimedCount()  # images, including resizing
+    queue: TimedCount = TimedCount()  # parts of requests: a request is split into one part per batch
+    infer: TimedCount = TimedCount()  # parts of requests: a run counts once for each part in it
     rank: TimedCount = TimedCount()  # requests
-    runs: dict[int, TimedCount] = field(default_factory=dict)  # of the engine, by number of images
+    runs: dict[int, TimedCount] = field(default_factory=dict)  # runs of the engine, by number of images
     last_run_s: float = 0.0  # Unix time
 
     @property
@@ -57,7 +57,7 @@ class VersionStatistics:
 
 
 def compute_statistics(metrics: MetricFamilies) -> dict[tuple[str, str], VersionStatistics]:
-    """Statistics by model and version, including versions without requests."""
+    """Return statistics by model and version, including versions without requests."""
     found: defaultdict[tuple[str, str], VersionStatistics] = defaultdict(VersionStatistics)
     for (model, version, _), _ in (*metrics.images.items(), *metrics.version_state.items()):
         found[model, version]
@@ -81,9 +81,9 @@ def compute_statistics(metrics: MetricFamilies) -> dict[tuple[str, str], Version
 
 
 def triton_families(statistics: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
-    """The counters of Triton's /metrics, under the names and labels that its dashboards query.
+    """Return the counters of Triton's /metrics, with the names and labels that its dashboards query.
 
-    Their type is untyped: prometheus_client appends _total to the names of counters, and Triton's have none.
+    They are untyped: prometheus_client appends _total to the names of counters, and Triton does not.
     """
     success = _family("nv_inference_request_success", "Requests that succeeded")
     failure = _family("nv_inference_request_failure", "Requests that failed", (*SERVED, "reason"))

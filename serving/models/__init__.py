@@ -1,1 +1,1 @@
-"""The life of a version: noticed, loaded, proven, swapped in, drained."""
+"""The life cycle of a version: noticed, loaded, proven, swapped in, drained."""

@@ -1,8 +1,8 @@
-"""Loads a version: reads its bundle, loads, warms and proves its network, opens its queue.
+"""Loads a version: reads its bundle, loads, warms up and proves its network, and opens its queue.
 
-A version may carry its network in other precisions beside the exported file. The one that suits the device is
-served if it loads and reproduces the golden examples within its own tolerance, else the exported file. A
-version that fails is not loaded again until its files change.
+A version may contain its network in other precisions. The one that suits the device is served if it loads and
+reproduces the golden examples within its tolerance; otherwise the exported file is served. A version that
+fails is not loaded again until its files change.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class _Failure:
 
 
 class VersionLoader:
-    """Loads versions of a repository, and remembers which failed."""
+    """Loads versions from a repository, and remembers those that failed."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class VersionLoader:
         """Store the options.
 
         Args:
-            repository: of the versions.
+            repository: where the versions are.
             load_engine: loads an ONNX file.
-            policy: of every queue.
+            policy: batching policy of every queue.
             warm_sizes: batch sizes to run before the first request.
-            metrics: of every version.
-            precision: the variant to serve where a version has it.
+            metrics: metrics of the server.
+            precision: the variant to serve if a version has it.
         """
         self.repository = repository
         self.metrics = metrics
@@ -69,12 +69,12 @@ class VersionLoader:
         self._failures: dict[tuple[str, int], _Failure] = {}
 
     def refused(self, name: str, numbers: Iterable[int]) -> dict[int, str]:
-        """Which of these versions failed, and why."""
+        """Return the versions that failed, and why."""
         failures = ((number, self._failures.get((name, number))) for number in sorted(set(numbers)))
         return {number: failure.reason for number, failure in failures if failure is not None}
 
     def forget(self, name: str) -> None:
-        """Forget which versions of a model failed, so that all may be loaded."""
+        """Forget which versions of a model failed, so that they may be loaded again."""
         for failed in [each for each in self._failures if each[0] == name]:
             del self._failures[failed]
 
@@ -84,12 +84,12 @@ class VersionLoader:
         return failure is None or failure.fingerprint != _fingerprint(self.repository.folder(name, number))
 
     async def load(self, name: str, number: int) -> Version | None:
-        """Load a version and open its queue; None if it fails, which is logged and remembered."""
+        """Load a version and open its queue. A failure is logged and remembered, and returns None."""
         fingerprint = _fingerprint(self.repository.folder(name, number))
         started_s = time.monotonic()
         try:
             network = await asyncio.to_thread(self._load_network, name, number)
-        except Exception as error:  # noqa: BLE001 - any failure refuses this version alone
+        except Exception as error:  # noqa: BLE001 - any failure only refuses this version
             self._failures[name, number] = _Failure(fingerprint, str(error))
             _log.error(
                 "version_refused",
@@ -106,10 +106,10 @@ class VersionLoader:
         return version
 
     async def why_broken(self, version: Version) -> str:
-        """Warm and prove a loaded version again, in a thread; why its engine is broken, or nothing.
+        """Prove a loaded version again, in a thread; return why its engine is broken, or nothing.
 
-        A check that cannot be completed is logged and proves nothing against the engine: its files may be
-        gone, other networks may hold the memory, or the device server may not answer.
+        A check that cannot be completed is only logged, because the engine may work: the files may be
+        missing, memory may be short, or the device server may not answer.
         """
         try:
             await asyncio.to_thread(prove, version.network, self._warm_sizes)
@@ -117,7 +117,7 @@ class VersionLoader:
             _log_unchecked(version, error)
         except (EngineError, ProofFailed) as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001 - whatever else failed, it was not the engine
+        except Exception as error:  # noqa: BLE001 - any other failure is not the engine's
             _log_unchecked(version, error)
         return ""
 
@@ -128,7 +128,7 @@ class VersionLoader:
     async def _open(self, network: ProvenNetwork) -> Version:
         engine, bundle = network.engine, network.bundle
         stack = AsyncExitStack()
-        stack.push_async_callback(asyncio.to_thread, close, engine)  # last, after the batcher
+        stack.push_async_callback(asyncio.to_thread, close, engine)  # closed last, after the batcher
         metrics = self.metrics.version(bundle.model, bundle.version)
         batcher = Batcher(
             engine.run,
@@ -146,18 +146,18 @@ def load_network(
     sizes: tuple[int, ...],
     precision: Precision | None,
 ) -> ProvenNetwork:
-    """Load, warm and prove the network of a version, in a worker thread.
+    """Load, warm up and prove the network of a version. Called in a worker thread.
 
     Args:
-        bundle: of the version.
+        bundle: the version on disk.
         load_engine: loads an ONNX file.
-        sizes: batch sizes to warm.
+        sizes: batch sizes to warm up.
         precision: the variant to load if the version has it.
 
     Raises:
-        BundleError: its files are not valid, or the network does not reproduce its golden examples.
+        BundleError: the files are invalid, or the network does not reproduce its golden examples.
         EngineError: the network failed.
-        OutOfMemory: the device has too little memory for it.
+        OutOfMemory: the device has too little memory for the network.
         DeviceUnavailable: as `load_engine`.
     """
     if precision is not None and precision in bundle.manifest.variants:
@@ -172,10 +172,10 @@ def load_network(
 
 
 def prove(network: ProvenNetwork, sizes: tuple[int, ...]) -> None:
-    """Warm and prove a loaded network again.
+    """Warm up and prove a loaded network again.
 
     Raises:
-        BundleError: its golden examples cannot be read, or it does not reproduce them (ProofFailed).
+        BundleError: the golden examples cannot be read, or the network does not reproduce them (ProofFailed).
         EngineError: the network failed.
     """
     tolerance = golden_tolerance(network.bundle, network.precision)
@@ -200,14 +200,14 @@ def _load_precision(
 
 
 def _why_unfit(engine: OnnxEngine, golden: Golden, tolerance: float, sizes: tuple[int, ...]) -> str:
-    """Why an engine fails its proof, if fewer optimizations may help; nothing if it passes.
+    """Return why an engine fails its proof, if fewer optimizations may help; nothing if it passes.
 
-    The error itself is not returned: its traceback would keep the failed session and its memory alive.
+    The exception is not returned: its traceback would keep the failed session and its memory alive.
     """
     try:
         warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
     except (ProofFailed, EngineError) as error:
-        # Graphs take memory of their own; any optimization may compute wrong numbers.
+        # Graphs need additional memory; any optimization may give wrong results.
         used = engine.optimizations
         if not (used.cuda_graphs if isinstance(error, OutOfMemory) else used != Optimizations()):
             raise
@@ -228,9 +228,9 @@ def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:
-    """What changes when a version is repaired: name, ctime, inode and size of every file.
+    """Return data that changes when a version is repaired: name, ctime, inode and size of each file.
 
-    The ctime, and not the mtime, because it also changes with a file's permissions.
+    The ctime, unlike the mtime, also changes with the permissions.
     """
     try:
         stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]

@@ -1,4 +1,4 @@
-"""Chooses the precision in which networks are served. Knows no engine."""
+"""Chooses the precision in which networks are served. Independent of engines."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def choose_precision(requested: str, device: Device, cpu_flags: frozenset[str]) -> Precision | None:
-    """Which variant to serve where a version has it; None: the exported file, FP32. A pure function.
+    """Return the variant to serve if a version has it; None: the exported file, FP32. A pure function.
 
     Args:
         requested: auto, fp32, int8 or fp16.
@@ -25,7 +25,7 @@ def choose_precision(requested: str, device: Device, cpu_flags: frozenset[str]) 
 
 
 def read_cpu_flags() -> frozenset[str]:
-    """Instruction sets of this machine's CPU; empty where /proc/cpuinfo has none."""
+    """Return the instruction sets of this machine's CPU; empty if /proc/cpuinfo lists none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -34,11 +34,11 @@ def read_cpu_flags() -> frozenset[str]:
 
 
 def network_file(bundle: Bundle, precision: Precision | None) -> Path:
-    """The ONNX file of a version in a precision that it has; None: the exported file."""
+    """Return the ONNX file of a version in a precision; None: the exported file."""
     return bundle.folder / (MODEL_FILE if precision is None else variant_file(precision))
 
 
 def golden_tolerance(bundle: Bundle, precision: Precision | None) -> float:
-    """How far a golden probability may be off in a precision."""
+    """Return the tolerance of golden probabilities in a precision."""
     manifest = bundle.manifest
     return manifest.golden_tolerance if precision is None else manifest.variants[precision].golden_tolerance

@@ -1,10 +1,10 @@
-"""Which versions are served: notices new ones, has them loaded, swaps them in and drains old ones.
+"""Decides which versions are served: notices new ones, loads them, swaps them in and drains old ones.
 
-The default version of a model is the one behind the alias `stable`, else the newest that loads. Versions
-behind other aliases are served beside it. A version that fails to load is refused and never replaces one that
-works. Requests are answered all the while. Knows nothing of images, requests or transports.
+The default version of a model is the target of the alias `stable`, or else the newest that loads. The targets
+of other aliases are also served. A version that fails to load is refused and never replaces one that works.
+Requests are answered throughout. Independent of images, requests and transports.
 
-One file, because every method reads or replaces the same map of models, on the event loop.
+All methods run on the event loop and share one map of models, hence one file.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Models:
         self._state_metrics = StateMetrics(loader.metrics)
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
-        self._loaded: set[Version] = set()  # served, about to be, or still leased
+        self._loaded: set[Version] = set()  # served, about to be served, or still leased
         self._unloaded: set[str] = set()  # models that were unloaded on request
         self._loading: tuple[str, int] | None = None
         self._scanned = asyncio.Event()
@@ -56,14 +56,14 @@ class Models:
         for version in self._loaded:
             await version.stack.aclose()
 
-    # What is served
+    # The served versions.
 
     def lease(self, name: str, revision: Revision = None) -> Version:
-        """The version that answers a request, to be entered in a `with` block.
+        """Return the version for a request, to be used in a `with` block.
 
         Raises:
             UnknownModel: the repository has no such model, version or alias.
-            ModelUnavailable: it exists, but cannot answer now.
+            ModelUnavailable: the version exists, but cannot answer now.
         """
         model = self._models.get(name)
         if revision is None and model is not None and model.default is not None:
@@ -71,7 +71,7 @@ class Models:
         return self.get(name).find(revision, loading=self._loading)
 
     def get(self, name: str) -> Model:
-        """A model, with its served and refused versions.
+        """Return a model with its served and refused versions.
 
         Raises:
             UnknownModel: the repository has no such model.
@@ -89,16 +89,16 @@ class Models:
         )
 
     def names(self) -> list[str]:
-        """Known models, sorted."""
+        """Names of all known models, sorted."""
         return sorted(self._models)
 
     def statuses(self) -> list[VersionStatus]:
-        """Every known version, sorted by model and number."""
+        """Return the status of each known version, sorted by model and number."""
         statuses = [
             status
             for model in self._models.values()
             for status in model.statuses()
-            if (status.model, status.version) != self._loading  # refused before, loading again
+            if (status.model, status.version) != self._loading  # refused earlier, loading again
         ]
         if self._loading is not None:
             statuses.append(VersionStatus(*self._loading, State.LOADING))
@@ -106,10 +106,11 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether to send requests here. Loading a new version does not change it.
+        """Whether the server can answer requests. Loading a new version does not change this.
 
         True once the repository has been read, while every served model can answer and the server is not
-        stopping. A server with an empty repository is ready; one that can serve no model of several is not.
+        stopping. A server with an empty repository is ready; a server that cannot serve any of its models is
+        not.
         """
         models = list(self._models.values())  # a copy: probes read it from another thread
         served = [model for model in models if model.default is not None]
@@ -123,7 +124,7 @@ class Models:
 
     @property
     def broken(self) -> bool:
-        """Whether an engine is broken: only a new process repairs that."""
+        """Whether an engine is broken. Only a new process repairs that."""
         models = list(self._models.values())  # a copy: probes read it from another thread
         return any(version.broken for model in models for version in model.versions.values())
 
@@ -134,22 +135,22 @@ class Models:
 
     @property
     def change(self) -> asyncio.Event:
-        """Set at the next change of any model or of readiness. Get it before reading states, then wait."""
+        """Set at the next change of a model or of readiness. Get it before reading states, then wait."""
         return self._change
 
     async def scanned(self) -> None:
         """Wait until the repository has been read for the first time."""
         await self._scanned.wait()
 
-    # What changes it
+    # Changes of the served versions.
 
     def drain(self) -> None:
-        """Stop being ready, but continue to serve."""
+        """Become not ready, but continue to serve."""
         self._draining = True
         self._announce()
 
     async def check_engine(self, version: Version) -> None:
-        """Prove an engine again after it failed on valid input; mark the version broken if it fails again."""
+        """Prove an engine again after it failed on valid input; mark its version broken if that fails."""
         if version.check is None or version.check.done():
             version.check = self._start(self._check(version))
         await asyncio.wait([version.check])
@@ -162,7 +163,7 @@ class Models:
             self._announce()
 
     async def load(self, name: str) -> None:
-        """Refresh one model now, even if it was unloaded or its versions were refused.
+        """Refresh one model now, even if it is unloaded or its versions are refused.
 
         Raises:
             UnknownModel: the repository has no such model.
@@ -170,7 +171,7 @@ class Models:
             OSError: the repository cannot be read.
         """
         await self._refresh_lock.acquire()
-        # Not in the caller's task: cancelled half-way, it would lose track of what it has loaded.
+        # In a separate task: if the caller's were cancelled half-way, it would lose track of loaded versions.
         reload = self._start(self._reload(name))
         reload.add_done_callback(lambda _: self._refresh_lock.release())
         try:
@@ -195,7 +196,7 @@ class Models:
             raise ModelUnavailable(f"failed to load {name!r}: {model.problem or refused}")
 
     async def unload(self, name: str) -> None:
-        """Stop serving a model until `load`. Requests that hold its versions are answered first.
+        """Stop serving a model until `load`. Running requests are answered first.
 
         Raises:
             UnknownModel, ModelUnavailable: as `get`.
@@ -208,7 +209,7 @@ class Models:
             self._retire(model.versions.values())
 
     async def refresh(self) -> None:
-        """Read the repository once, load what is new, and unload what is gone.
+        """Read the repository once, load new versions, and unload removed ones.
 
         Raises:
             OSError: the repository cannot be read. Versions that are served stay.
@@ -227,7 +228,7 @@ class Models:
                 self._retire(gone.versions.values())
 
     async def _refresh_or_keep(self, name: str) -> None:
-        """Refresh a model; if it cannot be read, keep its versions and let the other models be refreshed."""
+        """Refresh a model; if it cannot be read, keep its versions and continue with the other models."""
         try:
             await self._refresh_model(name)
         except (OSError, LenserveError) as error:
@@ -261,7 +262,7 @@ class Models:
     async def _choose(
         self, numbers: list[int], aliases: Mapping[str, int], old: Model, wanted: dict[int, Version]
     ) -> int | None:
-        """Fill `wanted` with all versions to serve, loading new ones, and return the default's number."""
+        """Fill `wanted` with all versions to serve, load new ones, and return the number of the default."""
         stable = aliases.get(STABLE_ALIAS)
         preferred = [stable] if stable is not None else sorted(numbers, reverse=True)
         default = await self._first_loadable(preferred, old, wanted)
@@ -273,7 +274,7 @@ class Models:
         return default
 
     async def _first_loadable(self, numbers: list[int], old: Model, wanted: dict[int, Version]) -> int | None:
-        """Add the first version that is loaded, or loads now, to `wanted`, and return its number."""
+        """Add the first version that is loaded or loads now to `wanted`, and return its number."""
         for number in numbers:
             version = old.versions.get(number) or await self._load(old.name, number)
             if version is not None:

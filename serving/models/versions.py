@@ -1,4 +1,4 @@
-"""Models and their versions, as values that `Models` makes and the rest of the server reads."""
+"""Models and their versions, as values that `Models` creates and the rest of the server reads."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from serving.metrics.recorder import VersionMetrics
 
 STABLE_ALIAS = "stable"
 
-Revision = int | str | None  # a version, an alias, or the default
+Revision = int | str | None  # version number, alias, or None for the default
 
 
 class State(StrEnum):
-    """State of a version, as metrics and Triton's repository index show it."""
+    """State of a version, as shown in metrics and Triton's repository index."""
 
     LOADING = "loading"
     READY = "ready"
@@ -30,7 +30,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProvenNetwork:
-    """The network of a version: loaded, warm, and proven by its golden examples."""
+    """The network of a version: loaded, warmed up, and proven by its golden examples."""
 
     bundle: Bundle
     engine: Engine
@@ -39,7 +39,7 @@ class ProvenNetwork:
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """A loaded version with its queue. Inside its `with` block it is not unloaded."""
+    """A loaded version with its queue. It is not unloaded inside a `with` block."""
 
     network: ProvenNetwork
     batcher: Batcher
@@ -48,14 +48,14 @@ class Version:
     leases: int = 0
     broken: str = ""  # why its engine is broken
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    check: asyncio.Task[None] | None = None  # one at a time, even if many requests failed
+    check: asyncio.Task[None] | None = None  # serializes checks, even if many requests fail
     bundle: Bundle = field(init=False)
     engine: Engine = field(init=False)
     number: int = field(init=False)
     input_shape: tuple[int, int, int] = field(init=False)  # (height, width, channels)
 
     def __post_init__(self) -> None:
-        """Look up once what every request needs."""
+        """Cache values that every request needs."""
         self.bundle, self.engine = self.network.bundle, self.network.engine
         self.number, self.input_shape = self.bundle.version, self.bundle.manifest.geometry.shape
 
@@ -63,7 +63,7 @@ class Version:
         """Take a lease.
 
         Raises:
-            ModelUnavailable: it is broken.
+            ModelUnavailable: the version is broken.
         """
         if self.broken:
             raise ModelUnavailable(
@@ -80,7 +80,7 @@ class Version:
             self.idle.set()
 
     def log_fields(self, **more: object) -> dict[str, object]:
-        """Fields that name this version in a log line, and more."""
+        """Return log fields that identify this version, and the given ones."""
         bundle = self.bundle
         return {"model": bundle.model, "version": bundle.version, "digest": bundle.digest[:12], **more}
 
@@ -93,14 +93,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model and its served and refused versions. Replaced as a whole: a reader never sees half a swap."""
+    """One model and its served and refused versions. Replaced as a whole: readers see no half swap."""
 
     name: str
     versions: Mapping[int, Version] = field(default_factory=dict)
     aliases: Mapping[str, int] = field(default_factory=dict)
     default: int | None = None
     refused: Mapping[int, str] = field(default_factory=dict)  # version -> reason
-    problem: str = ""  # why its folder cannot be read, or why it has no versions
+    problem: str = ""  # why its folder cannot be read, or why there are no versions
 
     @property
     def ready(self) -> bool:
@@ -108,15 +108,15 @@ class Model:
         return self.default is not None and not self.versions[self.default].broken
 
     def find(self, revision: Revision, *, loading: tuple[str, int] | None = None) -> Version:
-        """A version by number or alias; without either, the default.
+        """Return a version by number or alias, or the default.
 
         Args:
-            revision: as requested.
+            revision: revision of the request.
             loading: the model and version that are loading now.
 
         Raises:
             UnknownModel: there is no such version or alias.
-            ModelUnavailable: it exists, but cannot answer now. The message says why.
+            ModelUnavailable: the version exists, but cannot answer now; the message gives the reason.
         """
         if isinstance(revision, str) and revision not in self.aliases:
             known = ", ".join(sorted(self.aliases)) or "none"
@@ -141,7 +141,7 @@ class Model:
         )
 
     def statuses(self) -> Iterator["VersionStatus"]:
-        """The state of every version that is served or was refused."""
+        """Return the state of each version that is served or refused."""
         for number, version in self.versions.items():
             aliases = tuple(sorted(alias for alias, target in self.aliases.items() if target == number))
             state = State.BROKEN if version.broken else State.READY

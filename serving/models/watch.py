@@ -1,4 +1,4 @@
-"""Refreshes at fixed times, and logs every new problem once. Knows no model."""
+"""Refreshes at fixed times, and logs each new problem once. Independent of models."""
 
 import asyncio
 import logging
@@ -14,15 +14,16 @@ async def watch(
     """Refresh now and at every multiple of the interval, until cancelled.
 
     Args:
-        refresh: looks at the repository. It may fail: the next one may succeed.
-        interval_s: on the clock that all processes of a machine share, so that all workers refresh at once.
-        after_refresh: called after each, also after one that failed.
+        refresh: reads the repository. It may fail, and is called again at the next time.
+        interval_s: measured on a clock that all processes share, so that all workers refresh at the same
+            time.
+        after_refresh: called after each refresh, even if it failed.
     """
     problem = ""
     while True:
         try:
             await refresh()
-        except Exception as error:  # noqa: BLE001 - whatever failed, served versions stay and the next refresh may succeed
+        except Exception as error:  # noqa: BLE001 - served versions stay, and the next refresh may succeed
             if str(error) != problem:
                 problem = str(error)
                 unexpected = not isinstance(error, OSError)

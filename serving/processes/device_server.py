@@ -1,7 +1,8 @@
-"""The device server: loads each network once, and runs it for all workers. `python -m` runs it.
+"""The device server: loads each network once, and runs it for all workers. Run with `python -m`.
 
-It takes its command and reports as a worker does, and exits after the last worker has disconnected. The
-supervisor holds its listening socket: workers that connect while the device server is down wait for the next.
+It receives its command and sends reports like a worker, and exits after the last worker has disconnected. The
+supervisor holds the listening socket: workers that connect while the device server is down wait for its
+successor.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from serving.transports.ports import accept
 
 _log = logging.getLogger(__name__)
 
-_File = tuple[str, int, int]  # path, inode and mtime in ns: a replaced file is another network
+_File = tuple[str, int, int]  # path, inode and mtime in ns: a replaced file is a different network
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class _SharedNetwork:
 
 @dataclass(slots=True)
 class DeviceServer:
-    """Loads networks and answers the connections of workers; each network has one batcher."""
+    """Loads networks and serves the connections of workers. Each network has one batcher."""
 
     load: Callable[[Path], Engine]
     policy: BatchPolicy
@@ -53,7 +54,7 @@ class DeviceServer:
     closed: asyncio.Event = field(default_factory=asyncio.Event)  # set when a network was closed
 
     async def serve(self, listener: socket.socket) -> None:
-        """Accept and answer connections until cancelled."""
+        """Accept and serve connections until cancelled."""
         listener.setblocking(False)  # noqa: FBT003 - its only parameter
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -74,13 +75,13 @@ class DeviceServer:
                     await self._serve_runs(connection, memory, Path(name))
             except ConnectionError:  # the worker has disconnected
                 pass
-            except Exception:  # noqa: BLE001 - the other connections must carry on
+            except Exception:  # noqa: BLE001 - other connections must continue
                 _log.exception("connection_failed")
 
     async def _serve_runs(self, connection: socket.socket, memory: SharedMemory, model_file: Path) -> None:
         try:
             file, loaded = await self._acquire(model_file)
-        except Exception as error:  # noqa: BLE001 - a bad file must not stop the others
+        except Exception as error:  # noqa: BLE001 - a bad file must not affect other networks
             substitute = BundleError(f"{model_file} cannot be loaded: {error}")
             await _send(connection, _known_error(error, substitute))
             return
@@ -98,7 +99,7 @@ class DeviceServer:
             await self._release(file, loaded)
 
     async def _acquire(self, model_file: Path) -> tuple[_File, _SharedNetwork]:
-        async with self.loading:  # one at a time: each is loaded once
+        async with self.loading:  # serialized, so that each network is loaded once
             try:
                 stat = await asyncio.to_thread(model_file.stat)
             except OSError as error:
@@ -160,7 +161,7 @@ async def _receive(connection: socket.socket, length: int) -> bytes:
 
 
 def _known_error(error: Exception, substitute: LenserveError) -> LenserveError:
-    """Return the error if it is one of ours; otherwise log it and return its substitute."""
+    """Return the error if it is a LenserveError; otherwise log it and return a substitute."""
     if isinstance(error, LenserveError):
         return error
     _log.error("unforeseen_error", extra={"reason": str(substitute)}, exc_info=error)
@@ -193,7 +194,7 @@ async def _serve(control: SupervisorChannel) -> None:
     )
     device_server = DeviceServer(load, BatchPolicy(size))
     with socket.socket(fileno=control.command.listener) as listener:
-        # `serve` ends only by an error. That ends the group and this process; its successor serves the rest.
+        # `serve` only ends with an error, which ends the group and this process; a successor takes over.
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(device_server.serve(listener))
             control.report(WorkerReport(ready=True))

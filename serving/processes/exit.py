@@ -1,14 +1,14 @@
-"""Ends a process whose threads do not end.
+"""Ends a process whose threads hang.
 
-The event loop and the interpreter wait for every thread before they exit, and nothing can stop a thread that
-loads a network or reads from a disk that hangs.
+The event loop and the interpreter wait for all threads before they exit, and a thread that loads a network or
+reads from a hanging disk cannot be stopped.
 """
 
 import logging
 import os
 import threading
 
-# How long threads may take to end after everything else has stopped.
+# Time for threads to end after everything else has stopped.
 _PATIENCE_S = 1.0
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Tunes this process's memory: when Python collects garbage, and when glibc returns memory to the system."""
+"""Tunes the memory use of this process: Python's garbage collection, and how glibc returns memory."""
 
 import ctypes
 import gc
@@ -8,29 +8,29 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 8 * 2**20
 
-# New objects before a collection of generation 0; of those collections before one of generation 1; and of
-# these before a full one.
+# Arguments of gc.set_threshold, for generations 0, 1 and 2.
 _COLLECTOR_THRESHOLDS = (10_000, 20, 50)
 
 
 def settle_memory() -> None:
-    """Tune memory for serving. Call it once, after all imports: what exists then is never collected."""
+    """Tune memory for serving. Call once, after all imports: existing objects are never collected."""
     _collect_rarely()
     _return_large_buffers()
 
 
 def _collect_rarely() -> None:
-    # A request creates objects but no reference cycle: frequent collections would find nothing.
+    # Requests create no reference cycles: frequent collections would find nothing.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
 def _return_large_buffers() -> None:
-    """Make glibc return freed buffers of 8 MiB and more to the system; other C libraries lack `mallopt`.
+    """Make glibc return freed buffers of at least 8 MiB to the system; other C libraries lack `mallopt`.
 
-    By default glibc raises that threshold to the largest buffer seen (mallopt(3), M_MMAP_THRESHOLD), and the
-    arena of every decoding thread keeps its high-water mark: 190 MB after 8,000 images, with this call 110.
+    By default glibc raises this threshold to the largest buffer seen (mallopt(3), M_MMAP_THRESHOLD), and the
+    arena of each decoding thread stays at its high-water mark: 190 MB after 8,000 images; 110 MB with this
+    call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,7 +1,7 @@
-"""Messages between the supervisor and a worker: lines of JSON over the worker's stdin and stdout.
+"""Messages between the supervisor and a worker: lines of JSON on the worker's stdin and stdout.
 
-The supervisor sends one `WorkerCommand` first and STOP at the end; end of file means that the supervisor is
-gone. The worker sends a `WorkerReport` whenever its state changes, and ends after STOP.
+The supervisor first sends one `WorkerCommand`, and STOP at the end; end of file means that the supervisor has
+died. The worker sends a `WorkerReport` whenever its state changes, and exits after STOP.
 """
 
 from pathlib import Path
@@ -13,25 +13,25 @@ STOP = b"stop\n"
 
 
 class WorkerCommand(Strict):
-    """Which worker this process is, and with which settings it serves."""
+    """The number and the settings of a worker."""
 
     worker: int  # 1..workers; a successor gets the same number. 0: the device server
     settings: ServerSettings
-    device_server: Path | None = None  # its Unix socket; None: this worker runs the networks itself
-    listener: int | None = None  # of the device server: the inherited descriptor of that Unix socket
+    device_server: Path | None = None  # Unix socket of the device server; None: this worker runs the networks
+    listener: int | None = None  # for the device server: the inherited descriptor of that Unix socket
     worker_socket: int | None = (
-        None  # inherited descriptor that brings connections; None: this worker listens
+        None  # inherited descriptor that delivers connections; None: this worker listens
     )
 
 
 class WorkerReport(Strict):
-    """The state of a worker. The first report means that it accepts connections."""
+    """The state of a worker. The first report says that it accepts connections."""
 
     ready: bool = False
-    broken: bool = False  # an engine failed for good: only a new process can recover
-    models: tuple[str, ...] = ()  # MODEL@VERSION of every default version
-    error: str = ""  # the worker could not start: the name of a class in serving.errors
-    message: str = ""  # of that error
+    broken: bool = False  # an engine is broken: only a new process can recover
+    models: tuple[str, ...] = ()  # MODEL@VERSION of each default version
+    error: str = ""  # why the worker could not start: name of a class in serving.errors
+    message: str = ""  # message of that error
 
 
 def to_line(message: Strict) -> bytes:

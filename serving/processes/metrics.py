@@ -12,14 +12,14 @@ from serving.metrics.shared_counts import forget_live, read_counts
 
 
 class WorkerMetrics:
-    """The supervisor's registry. The supervisor counts no request itself."""
+    """The supervisor's registry. The supervisor handles no requests."""
 
     def __init__(self, folder: Path, pids: Callable[[], Mapping[int, int]]) -> None:
         """Register the metrics.
 
         Args:
             folder: where the workers write their counters.
-            pids: returns worker number -> process id of every running worker.
+            pids: returns worker number -> process id, for running workers.
         """
         self._folder = folder
         self.registry = CollectorRegistry()
@@ -42,7 +42,7 @@ class WorkerMetrics:
         self._ready.labels(str(worker)).set(ready)
 
     def count_death(self, worker: int) -> None:
-        """Count a death, and drop the gauges that were true only while the worker lived."""
+        """Count a death, and drop the worker's live gauges."""
         self._deaths.labels(str(worker)).inc()
         forget_live(self._folder, worker)
 

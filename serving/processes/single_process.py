@@ -17,7 +17,8 @@ async def serve(settings: ServerSettings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # sys.exit would wait for threads. os._exit loses nothing: log events are flushed as they are written.
+        # sys.exit would wait for threads. os._exit loses nothing: log events are flushed when they are
+        # written.
         loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else os._exit(1))
     async with run_server(settings) as server:
         ready = asyncio.create_task(_log_ready(server))

@@ -1,4 +1,4 @@
-"""Starts workers, replaces those that die, stops them, serves their metrics and probes. Sees no request."""
+"""Starts workers, replaces those that die, stops them, and serves their metrics and probes."""
 
 import asyncio
 import logging
@@ -19,10 +19,10 @@ from serving.settings import ServerSettings
 from serving.transports.connection_passing import ConnectionDistributor
 from serving.transports.ports import reserve_port
 
-# How long a worker may take to exit after lame_duck_s and drain_timeout_s, before it is killed.
+# Time for a worker to exit after lame_duck_s and drain_timeout_s, before it is killed.
 _EXIT_S = 3.0
 
-_DEVICE_SERVER_NUMBER = 0  # workers count from 1
+_DEVICE_SERVER_NUMBER = 0  # workers are numbered from 1
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ async def supervise(settings: ServerSettings) -> None:
 
     Raises:
         UsageError: the repository, the token file or a TLS file is missing or invalid.
-        DeviceUnavailable: CUDA was requested and is not available.
+        DeviceUnavailable: CUDA was requested but is not available.
         AddressUnavailable: a port is taken.
     """
     async with open_supervisor(settings) as supervisor:
@@ -59,7 +59,7 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
                 ConnectionDistributor(settings.host, settings.grpc_port)
             )
             port = distributor.port
-        else:  # grpcio cannot serve a connection that another process accepted
+        else:  # grpcio cannot serve connections that another process accepted
             reserved = stack.enter_context(reserve_port(settings.host, settings.grpc_port))
             port = reserved.getsockname()[1]
         listener = (
@@ -90,7 +90,7 @@ def _device_server_socket(folder: Path) -> socket.socket:
 
 
 class Supervisor:
-    """All workers. `run` starts them and returns after they have exited."""
+    """Supervises all workers. `run` starts them and returns after they have exited."""
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class Supervisor:
         """Store the options.
 
         Args:
-            settings: of each worker.
+            settings: settings of each worker.
             folder: where the workers write their counters.
             distributor: passes connections to the workers; without it they share a listening port.
-            device_server_listener: inherited by the device server, and by its successor when it dies.
+            device_server_listener: inherited by the device server and its successors.
         """
         self.metrics = WorkerMetrics(folder, self._pids)
         self.http_port = settings.http_port
@@ -135,12 +135,12 @@ class Supervisor:
 
     @property
     def live(self) -> bool:
-        """Whether every worker runs and its engines work."""
+        """Whether all workers run and their engines work."""
         return all(worker.live for worker in self.workers)
 
     @property
     def problem(self) -> str:
-        """Why the server is not ready, worker by worker; empty if it is."""
+        """Why the server is not ready, worker by worker; empty if it is ready."""
         if self._stop.is_set():
             return "the server is stopping"
         return "; ".join(worker.problem for worker in self.workers if worker.problem)
@@ -158,7 +158,7 @@ class Supervisor:
         """Start the workers, replace those that die, and stop them all when signalled.
 
         Raises:
-            LenserveError: a worker could not start for the first time, for this reason.
+            LenserveError: the first start of a worker failed.
         """
         running = {asyncio.create_task(worker.keep_running()): worker for worker in self.workers}
         stop = asyncio.create_task(self._stop.wait())
@@ -171,7 +171,7 @@ class Supervisor:
         stop.cancel()
         failures = [
             failure for task in running if (failure := task.exception())
-        ]  # retrieve every one: asyncio warns of others
+        ]  # retrieve all exceptions: asyncio warns of the others
         if failures:
             raise failures[0]
         _log.info("stopped")

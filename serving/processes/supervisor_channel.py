@@ -1,4 +1,4 @@
-"""A child's side of its supervisor's pipes: receives the command, sends reports, waits for the stop."""
+"""A child's side of the supervisor's pipes: receives the command, sends reports, waits for STOP."""
 
 import asyncio
 import os
@@ -18,15 +18,15 @@ from serving.processes.messages import WorkerCommand, WorkerReport, to_line
 
 
 class SupervisorChannel:
-    """The command of this process, and the pipes to its supervisor."""
+    """The command of this process, and the pipes to the supervisor."""
 
     def __init__(self, command: WorkerCommand, commands: asyncio.StreamReader, reports: int) -> None:
         """Store the pipes.
 
         Args:
-            command: what the supervisor sent first.
-            commands: stdin, which brings STOP or ends with the supervisor.
-            reports: the file descriptor that reports are written to.
+            command: the first message of the supervisor.
+            commands: stdin, which delivers STOP or ends when the supervisor dies.
+            reports: file descriptor for reports.
         """
         self.command = command
         self._commands = commands
@@ -34,7 +34,7 @@ class SupervisorChannel:
 
     @classmethod
     async def receive(cls, reports: int) -> Self:
-        """Read the command from stdin, and configure the logs as it says."""
+        """Read the command from stdin, and configure the logs."""
         commands = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -44,7 +44,7 @@ class SupervisorChannel:
 
     def report(self, report: WorkerReport) -> None:
         """Send a report to the supervisor."""
-        with suppress(BrokenPipeError):  # the supervisor is gone: `wait_for_stop` sees the end of stdin
+        with suppress(BrokenPipeError):  # the supervisor has died: `wait_for_stop` sees the end of stdin
             os.write(self._reports, to_line(report))
 
     async def wait_for_stop(self) -> bool:
@@ -56,11 +56,11 @@ class SupervisorChannel:
 
 
 def run_supervised(serve: Callable[[SupervisorChannel], Awaitable[None]]) -> int:
-    """Run this process under its supervisor until it is stopped; return 1 if it cannot start."""
-    # Libraries that print to stdout must not mix with the reports.
+    """Run this process under the supervisor until it is stopped; return 1 if it cannot start."""
+    # Output that libraries print to stdout must not mix with the reports.
     reports = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the supervisor decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor handles it
     settle_memory()
 
     async def receive_and_serve() -> None:

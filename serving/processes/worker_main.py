@@ -1,7 +1,7 @@
-"""One worker: a server that reads its command from stdin and writes reports to stdout. `python -m` runs it.
+"""One worker: a server that reads its command from stdin and writes reports to stdout. Run with `python -m`.
 
 It accepts connections after its first scan of the repository: until then they go to workers that can answer.
-It stops after STOP, on SIGTERM, and when its supervisor dies.
+It stops on STOP, on SIGTERM, and when its supervisor dies.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from serving.processes.messages import WorkerReport
 from serving.processes.supervisor_channel import SupervisorChannel, run_supervised
 from serving.server import Server, run_server
 
-_FLUSH_INTERVAL_S = 0.25  # between two writes of this worker's counters to its file
+_FLUSH_INTERVAL_S = 0.25  # interval between writes of this worker's counters
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ async def _serve(control: SupervisorChannel) -> None:
             task.cancel()
         server.metrics.flush()
     if orphaned:
-        shutil.rmtree(folder, ignore_errors=True)  # the supervisor can no longer do it
+        shutil.rmtree(folder, ignore_errors=True)  # the supervisor can no longer remove it
 
 
 async def _report_changes(server: Server, control: SupervisorChannel) -> None:
@@ -62,7 +62,7 @@ async def _report_changes(server: Server, control: SupervisorChannel) -> None:
 
 async def _flush_counters(server: Server) -> None:
     while True:
-        await asyncio.to_thread(server.metrics.flush)  # it writes to a disk
+        await asyncio.to_thread(server.metrics.flush)  # writes to disk
         await asyncio.sleep(_FLUSH_INTERVAL_S)
 
 

@@ -1,4 +1,4 @@
-"""One worker as its supervisor sees it: a child process, replaced by a new one when it dies."""
+"""One worker, from the supervisor's side: a child process, replaced by a new one when it dies."""
 
 import asyncio
 import logging
@@ -16,14 +16,14 @@ from serving.metrics.shared_counts import SHARED_FOLDER
 from serving.processes.messages import STOP, WorkerCommand, WorkerReport, to_line
 from serving.transports.connection_passing import ConnectionDistributor
 
-# The pause before a successor starts: the shortest, doubled with every consecutive death up to the longest. A
-# worker that lived longer than that resets the count.
+# The pause before a successor starts: the shortest, doubled with each consecutive death, up to the longest. A
+# worker that lives longer than that resets the count.
 _SHORTEST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
 _MAX_REPORT_BYTES = 2**24
 
-# Children import from the supervisor's path and from nowhere else (-P).
+# Children import only from the supervisor's path (-P).
 _MODULE = (sys.executable, "-P", "-m")
 WORKER = (*_MODULE, "serving.processes.worker_main")
 DEVICE_SERVER = (*_MODULE, "serving.processes.device_server")
@@ -32,12 +32,12 @@ _log = logging.getLogger(__name__)
 
 
 def pause_s(deaths: int) -> float:
-    """Seconds to wait before the next start, after 1 or more consecutive deaths."""
+    """Return the seconds to wait before the next start, after 1 or more consecutive deaths."""
     return min(_SHORTEST_PAUSE_S * 2.0 ** min(deaths - 1, 10), _LONGEST_PAUSE_S)
 
 
 class WorkerProcess:
-    """A worker's number and command, the process that runs it now, and the last report of that process."""
+    """A worker's number and command, its current process, and the last report of that process."""
 
     def __init__(
         self,
@@ -53,16 +53,16 @@ class WorkerProcess:
         """Store the options.
 
         Args:
-            command: sent to every process of this worker.
+            command: sent to each process of this worker.
             folder: where the workers write their counters.
-            on_report: called after every report, and when the process ends.
+            on_report: called after each report, and when the process ends.
             on_death: called with the number of a worker that exited without being stopped.
-            on_break: called when a worker reports that an engine failed for good.
-            argv: starts a worker or the device server.
-            distributor: passes connections to the worker; without it the worker listens itself.
+            on_break: called when a worker reports a broken engine.
+            argv: command line of a worker or the device server.
+            distributor: passes connections to the worker; without it, the worker listens.
         """
         self.number = command.worker
-        self.report: WorkerReport | None = None  # None: it does not listen yet
+        self.report: WorkerReport | None = None  # None: the worker does not listen yet
         self._name = f"worker {command.worker}" if command.listener is None else "the device server"
         self._command = command
         self._folder = folder
@@ -77,17 +77,17 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id; None while no process runs."""
+        """Process id; None if no process is running."""
         return None if self._process is None else self._process.pid
 
     @property
     def live(self) -> bool:
-        """Whether a process runs and its engines work."""
+        """Whether a process is running and its engines work."""
         return self._process is not None and not (self.report and self.report.broken)
 
     @property
     def problem(self) -> str:
-        """Why the worker is not ready; empty if it is."""
+        """Why the worker is not ready; empty if it is ready."""
         if self._process is None:
             return f"{self._name} is dead"
         if self.report is None:
@@ -95,10 +95,10 @@ class WorkerProcess:
         return "" if self.report.ready else f"{self._name} is not ready"
 
     async def keep_running(self) -> None:
-        """Start a process, and a successor whenever it dies, until `stop`.
+        """Start a process, and a successor each time it dies, until `stop`.
 
         Raises:
-            LenserveError: the first process could not start, for this reason.
+            LenserveError: the first process could not start.
         """
         deaths = 0
         while True:
@@ -120,7 +120,7 @@ class WorkerProcess:
         if self._process is None:
             return
         if self.report is None or self._process.stdin is None:
-            self._signal(signal.SIGTERM)  # it has accepted no request yet
+            self._signal(signal.SIGTERM)  # it has not accepted requests yet
         elif not self._process.stdin.is_closing():
             self._process.stdin.write(STOP)
 
@@ -137,13 +137,13 @@ class WorkerProcess:
         """Run one process from start to exit; return why it ended."""
         try:
             process = await self._start()
-        except OSError as error:  # out of memory or processes, for example: that may pass
+        except OSError as error:  # the system may be out of memory or processes, which is temporary
             return f"the process cannot be started: {error}"
         self._process = process
         try:
             return await self._follow(process)
         finally:
-            self._signal(signal.SIGKILL)  # this task is cancelled or failed while the process runs
+            self._signal(signal.SIGKILL)  # this task was cancelled or failed while the process runs
             await _close(process)
             self._process = self.report = None
             self._on_report()
@@ -171,7 +171,7 @@ class WorkerProcess:
         process.stdin.write(to_line(self._command))
         reason = ""
         async for line in process.stdout:
-            if not line.endswith(b"\n"):  # it was killed while writing
+            if not line.endswith(b"\n"):  # the process was killed while writing
                 break
             report = WorkerReport.model_validate_json(line)
             if report.error:
@@ -182,12 +182,12 @@ class WorkerProcess:
             self.report = report
             self._on_report()
             if has_broken:
-                self._signal(signal.SIGTERM)  # the device may work again for its successor
+                self._signal(signal.SIGTERM)  # the device may work for the successor
                 self._on_break()
         return reason or _exit_reason(await process.wait())
 
     def _failed_start(self, report: WorkerReport) -> str:
-        # A first start that fails would fail again: the operator has to act. A later one may succeed.
+        # If the first start fails, so would the next: the operator has to act. Later starts may recover.
         if not self._has_listened:
             kind = vars(errors).get(report.error, LenserveError)
             raise kind(report.message)

@@ -1,1 +1,1 @@
-"""Every RPC as a function from message to message, and the middleware of all. Knows no transport."""
+"""RPCs as functions from message to message, and their middleware. Independent of transports."""

@@ -1,4 +1,4 @@
-"""Bearer tokens: who may use which model. Knows no RPC library."""
+"""Bearer tokens, and the models that each one allows. Independent of RPC libraries."""
 
 import hashlib
 import tomllib
@@ -18,7 +18,7 @@ class _TokenFile(BaseModel):
 
 
 class Tokens:
-    """Known tokens, as digests: looking a digest up leaks no timing of the token."""
+    """Known tokens, as digests: the time of a lookup reveals nothing about a token."""
 
     def __init__(self, tokens: Mapping[str, list[str]]) -> None:
         self._models = {_digest(token): frozenset(models) for token, models in tokens.items()}
@@ -28,7 +28,7 @@ class Tokens:
         """Read a TOML file: [tokens], "token" = ["model", ...] or ["*"].
 
         Raises:
-            UsageError: it cannot be read, or has another form.
+            UsageError: the file cannot be read or has the wrong form.
         """
         try:
             return cls(_TokenFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).tokens)
@@ -45,12 +45,12 @@ class Tokens:
         """Check that a call is allowed.
 
         Args:
-            authorization: the metadata of that name, `Bearer TOKEN`; empty if there is none.
-            model: the model that the call names; empty if it names none.
+            authorization: the metadata `authorization`, `Bearer TOKEN`; empty if missing.
+            model: the model that the call names; empty if it names no model.
 
         Raises:
             Unauthenticated: the token is missing or unknown.
-            PermissionDenied: the token is not for this model.
+            PermissionDenied: the token does not allow this model.
         """
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:

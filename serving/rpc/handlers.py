@@ -1,4 +1,4 @@
-"""RPCs as a transport sees them: handlers from bytes to bytes, and how a call fails. Knows no message."""
+"""RPCs for transports: handlers from bytes to bytes, and the failure of a call. Independent of messages."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ REQUEST_ID_KEY = "x-request-id"
 
 
 class Failure(Exception):
-    """A call ended with this status. A transport turns it into its trailers."""
+    """Ends a call with this status, which transports send as trailers."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.message)
@@ -23,7 +23,7 @@ class UnaryHandler:
 
     method: str  # /package.Service/Method
     answer: Callable[[bytes, Call], Awaitable[bytes]]  # raises Failure
-    # Raises Failure if no request would be admitted now. Transports call it before they receive the rest of a
+    # Raises Failure if a request would be rejected now. Transports call it before they receive the rest of a
     # long message.
     admit: Callable[[Call], None] = lambda _call: None
 
@@ -34,7 +34,7 @@ AnswerStream = Callable[[AsyncIterator[bytes], Call], AnswerGroups]
 
 @dataclass(frozen=True, slots=True)
 class StreamHandler:
-    """Messages in, messages out. Answers that are ready at the same time come as one group."""
+    """Messages in, messages out. Answers that are ready at the same time are yielded as one group."""
 
     method: str  # /package.Service/Method
     answer: AnswerStream  # raises Failure

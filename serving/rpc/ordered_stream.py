@@ -1,4 +1,4 @@
-"""Answers a stream of requests in their order, several at a time. Knows no message and no RPC."""
+"""Answers a stream of requests in order, several at a time. Independent of messages and RPCs."""
 
 import asyncio
 import math
@@ -19,21 +19,21 @@ async def answer_in_order(
     max_in_flight: int,
     deadline_s: float = math.inf,
 ) -> AsyncGenerator[list[Response], None]:
-    """Yield the answers to requests in order. Those that are ready come together: sending them so is cheaper.
+    """Yield the answers to requests in order. Ready answers are yielded together, to be sent together.
 
-    While max_in_flight requests wait for their answer, or for it to be taken, no further one is read: the
-    transport's flow control then stops a client that sends faster than it reads. Ending early (aclose, or
-    cancellation of the caller) cancels reading and all running answers.
+    While max_in_flight answers are running or not yet consumed, no further request is read: the transport's
+    flow control then stops a client that sends faster than it reads. Ending early (aclose, or cancellation of
+    the caller) cancels reading and all running answers.
 
     Args:
-        requests: read ahead of the answers. An error of reading is raised after the answers to what was read.
-        answer: runs for several requests at once. An error that it raises ends the stream at its turn: to
-            keep the stream open, return an answer that describes the error.
+        requests: read ahead of the answers. A read error is raised after the answers to earlier requests.
+        answer: runs for several requests at once. An exception ends the stream at that answer; to keep the
+            stream open, return an answer that describes the error.
         max_in_flight: at least 1.
-        deadline_s: on the clock of time.monotonic(). `answer` has to keep it itself.
+        deadline_s: on the clock of time.monotonic(). `answer` must also enforce it.
 
     Raises:
-        DeadlineExceeded: the deadline passed before the stream had ended.
+        DeadlineExceeded: the deadline passed before the end of the stream.
     """
     queue: _AnswerQueue[Response] = _AnswerQueue()
     slots = asyncio.Semaphore(max_in_flight)
@@ -48,7 +48,7 @@ async def answer_in_order(
             yield answers
             for _ in answers:
                 slots.release()
-        await reader  # raises what reading raised
+        await reader  # raises the read error
     finally:
         if deadline_timer is not None:
             deadline_timer.cancel()
@@ -68,7 +68,7 @@ class _AnswerQueue(Generic[Response]):
         self.arrived.set()
 
     async def wait(self, reader: asyncio.Task[None]) -> bool:
-        """Wait for an answer to be added; returns False once no more will be."""
+        """Wait for an answer to be added; return False if there will be no more."""
         while not self.answers:
             if reader.done():
                 return False
@@ -77,7 +77,7 @@ class _AnswerQueue(Generic[Response]):
         return True
 
     async def take(self) -> list[Response]:
-        """Wait for the first answer, and return it with all finished ones behind it. Raises its error."""
+        """Wait for the first answer; return it and all finished ones after it. Raises its exception."""
         answers = [await self.answers[0]]
         self.answers.popleft()
         while self.answers and _succeeded(self.answers[0]):
@@ -108,7 +108,7 @@ def _late() -> asyncio.Future[Any]:
 
 
 async def _cancel(*futures: asyncio.Future[Any]) -> None:
-    # Cancel all before waiting for any: this coroutine may be cancelled while it waits.
+    # Cancel all tasks before waiting for any: this coroutine may be cancelled while it waits.
     for future in futures:
         future.cancel()
     await asyncio.gather(*futures, return_exceptions=True)

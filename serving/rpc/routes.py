@@ -1,6 +1,6 @@
-"""What an RPC is: its full name, and an async function from request to answer. Knows no transport.
+"""Defines RPCs: a full name, and an async function from request to answer. Independent of transports.
 
-Services return tables of them. `Middleware.wrap` makes a handler of each, which transports serve.
+Services return tables of RPCs. `Middleware.wrap` turns each into a handler, which transports serve.
 """
 
 import math
@@ -15,17 +15,17 @@ from serving.rpc.status import Status
 
 @dataclass(slots=True)
 class Call:
-    """What an RPC's function knows of a call beside its message. Cancellation comes as CancelledError."""
+    """The context of a call, passed to an RPC's function. Cancellation raises CancelledError."""
 
     metadata: Mapping[str, str]
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     request_id: str = ""
 
 
-# Returns what the function gets in place of the message; it has the attribute that `model_field` names.
-# Raises DecodeError, but never for an empty message.
+# Returns the request that is passed to the function; it has the attribute `model_field`. Raises DecodeError,
+# but never for an empty message.
 Parse = Callable[[bytes], Any]
-Reply = Message | bytes  # bytes: serialized already
+Reply = Message | bytes  # bytes: already serialized
 Answer = Callable[[Any, Call], Awaitable[Reply]]
 AnswerStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Message]]
 
@@ -37,15 +37,15 @@ class Unary:
     method: str  # /package.Service/Method
     request: type[Message]
     answer: Answer
-    model_field: str = ""  # the field of the request with the model's name, which tokens are checked for
+    model_field: str = ""  # the request's field with the model's name, for tokens
     parse: Parse | None = None
-    is_probe: bool = False  # answered without a token, and while the server is stopping
-    admit: Callable[[], None] | None = None  # raises if no request would be admitted now
+    is_probe: bool = False  # answered without a token, even while the server is stopping
+    admit: Callable[[], None] | None = None  # raises if a request would be rejected now
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Messages in, messages out. RPCs with one message in are streams too: on the wire they are the same."""
+    """Messages in, messages out. RPCs with one request message are streams too, as on the wire."""
 
     method: str
     request: type[Message]
@@ -56,15 +56,15 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A stream whose messages are independent requests: answered in order, several at a time.
+    """A stream of independent requests: answered in order, several at a time.
 
-    A request that fails, or cannot be parsed, is answered by `refuse`, and the stream goes on.
+    If a request fails or cannot be parsed, `refuse` returns its answer, and the stream continues.
     """
 
     method: str
     request: type[Message]
     answer: Answer
-    refuse: Callable[[Any, Status], Message]  # takes an empty request if it could not be parsed
+    refuse: Callable[[Any, Status], Message]  # given an empty request if it could not be parsed
     model_field: str
     parse: Parse | None = None
     is_probe: bool = False
@@ -74,5 +74,5 @@ Rpc = Unary | Stream | Pipeline
 
 
 def services(table: Sequence[Rpc]) -> list[str]:
-    """Full names of the services in a table, sorted."""
+    """Return the full names of the services in a table, sorted."""
     return sorted({rpc.method.split("/")[1] for rpc in table})

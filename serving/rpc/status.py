@@ -1,4 +1,4 @@
-"""Domain errors -> gRPC status codes, in one table. Imports no RPC library."""
+"""Domain errors -> gRPC status codes, in one table. Independent of RPC libraries."""
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -10,7 +10,7 @@ from serving import errors
 
 REASON_DOMAIN = "lenserve"
 DETAILS_KEY = "grpc-status-details-bin"
-MAX_MESSAGE_CHARACTERS = 500  # a character can take 12 bytes of one header and 5 of another
+MAX_MESSAGE_CHARACTERS = 500  # a character takes up to 12 bytes in one header and 5 in another
 
 
 class Code(IntEnum):
@@ -47,20 +47,20 @@ _CODES: dict[type[errors.LenserveError], Code] = {
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a call ended."""
+    """The outcome of a call."""
 
     code: Code
     reason: str
     message: str
 
     def shortened(self) -> "Status":
-        """The same status with a message that fits into headers: clients accept 8 KiB of them."""
+        """Return the status with a message that fits into headers: clients accept 8 KiB."""
         if len(self.message) <= MAX_MESSAGE_CHARACTERS:
             return self
         return replace(self, message=self.message[: MAX_MESSAGE_CHARACTERS - 1] + "…")
 
     def details(self, request_id: str) -> bytes:
-        """A serialised google.rpc.Status with an ErrorInfo, for the trailer of DETAILS_KEY."""
+        """Return a serialized google.rpc.Status with an ErrorInfo, for the trailer DETAILS_KEY."""
         info = error_details_pb2.ErrorInfo(
             reason=self.reason, domain=REASON_DOMAIN, metadata={"request_id": request_id}
         )
@@ -72,12 +72,12 @@ class Status:
 
 
 def code_of(error: BaseException) -> Code:
-    """The code of the nearest base class in the table; INTERNAL if there is none."""
+    """Return the code of the nearest base class in the table, or INTERNAL."""
     return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), Code.INTERNAL)
 
 
 def status_of(error: BaseException, request_id: str) -> Status:
-    """The status for the client. For an unexpected error it is a fixed sentence: details are for the log."""
+    """Return the status for the client. Unexpected errors get a fixed message: the log has the details."""
     code = code_of(error)
     if code is Code.INTERNAL or not isinstance(error, errors.LenserveError):
         return Status(

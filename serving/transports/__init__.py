@@ -1,1 +1,1 @@
-"""Transports: they serve RPCs over a network, and know no message."""
+"""Transports serve RPCs over a network. Independent of messages."""

@@ -1,10 +1,11 @@
-"""One port for several workers: a supervisor accepts connections and passes each to the worker with fewest.
+"""One port for several workers: the supervisor passes each connection to the worker with the fewest.
 
-The kernel can distribute connections too (SO_REUSEPORT), by a hash of their addresses. Half of the time it
-gives two connections to one worker, and there they stay: gRPC clients keep their few connections for long.
+The kernel can also distribute connections (SO_REUSEPORT), by a hash of their addresses. With two workers it
+gives both of two connections to the same one half of the time, and gRPC clients keep their few connections
+open for a long time.
 
-Descriptors travel over one Unix socket for each worker. The other way the worker reports how many of its
-connections have closed so far; its first report says that it is ready.
+Descriptors travel over one Unix socket per worker. In the other direction, the worker reports how many of its
+connections have closed; its first report means that it is ready.
 """
 
 import asyncio
@@ -19,18 +20,18 @@ from typing import Self
 
 from serving.transports.ports import accept, listen
 
-_REPORT = struct.Struct("=Q")  # connections that have closed so far
-_CONNECTION = b"\0"  # a descriptor travels with at least one byte
+_REPORT = struct.Struct("=Q")  # number of closed connections
+_CONNECTION = b"\0"  # sending a descriptor takes at least one byte
 
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """A worker, as the distributor sees it."""
+    """The distributor's record of a worker."""
 
     socket: socket.socket
     is_ready: bool = False
-    passed: int = 0  # connections
-    closed: int = 0  # of these
+    passed: int = 0  # connections passed to it
+    closed: int = 0  # how many of them have closed
 
     @property
     def connections(self) -> int:
@@ -38,10 +39,10 @@ class _Worker:
 
 
 class ConnectionDistributor:
-    """The supervisor's side: listens, and passes connections on. `async with` binds and starts it."""
+    """The supervisor's side: listens, and passes connections to workers. `async with` binds and starts it."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Store the address; port 0 chooses a free one."""
+        """Store the address. Port 0 chooses a free port."""
         self.port = port
         self._host = host
         self._workers: list[_Worker] = []
@@ -70,7 +71,7 @@ class ConnectionDistributor:
         await asyncio.wait([self._distribution])
 
     def worker_socket(self) -> socket.socket:
-        """A socket for a new worker to inherit. Connections come over it once the worker is ready."""
+        """Return a socket for a new worker to inherit. It delivers connections once the worker is ready."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)  # noqa: FBT003 - its only parameter
         worker = _Worker(ours)
@@ -91,7 +92,7 @@ class ConnectionDistributor:
     def _read_report(self, worker: _Worker) -> None:
         try:
             report = worker.socket.recv(_REPORT.size)
-        except ConnectionError:  # the worker has ended and left connections unread
+        except ConnectionError:  # the worker has exited without reading all connections
             report = b""
         if not report:
             self._remove(worker)
@@ -116,17 +117,17 @@ class ConnectionDistributor:
                 self._pass(connection)
 
     def _pass(self, connection: socket.socket) -> None:
-        """Pass a connection to the worker with fewest. If no worker takes it, its client sees it closed."""
+        """Pass a connection to the worker with the fewest. If no worker accepts it, it is closed."""
         ready = (each for each in self._workers if each.is_ready)
         for worker in sorted(ready, key=lambda each: each.connections):
-            with suppress(OSError):  # the worker hangs and its socket is full, or it has ended
+            with suppress(OSError):  # the worker hangs and its socket is full, or it has exited
                 socket.send_fds(worker.socket, [_CONNECTION], [connection.fileno()])
                 worker.passed += 1
                 return
 
 
 class ConnectionReceiver:
-    """A worker's side: serves the connections that come over its socket."""
+    """A worker's side: serves the connections that its socket delivers."""
 
     def __init__(
         self,
@@ -136,36 +137,36 @@ class ConnectionReceiver:
         tls: ssl.SSLContext | None,
         connections: Callable[[], int],
     ) -> None:
-        """Take connections until `close`.
+        """Accept connections until `close`.
 
         Args:
             worker_socket: inherited from the supervisor.
-            protocol: makes the protocol of a connection.
+            protocol: creates the protocol of a connection.
             tls: without it connections are not encrypted.
-            connections: how many are open.
+            connections: returns the number of open connections.
         """
         self._socket = worker_socket
         self._protocol = protocol
         self._tls = tls
         self._connections = connections
         self._received = 0
-        self._reported = -1  # in the last report
+        self._reported = -1  # number in the last report
         self._starting: set[asyncio.Task[None]] = set()
         worker_socket.setblocking(False)  # noqa: FBT003 - its only parameter
         asyncio.get_running_loop().add_reader(worker_socket, self._receive)
         self.report()
 
     def report(self) -> None:
-        """Report how many connections have closed, if the number has grown."""
+        """Report how many connections have closed, if the number has changed."""
         closed = self._received - len(self._starting) - self._connections()
-        if closed <= self._reported:  # one that is starting counts twice for a moment
+        if closed <= self._reported:  # a connection that is starting counts twice for a moment
             return
-        with suppress(OSError):  # the supervisor has ended, or reads the next report
+        with suppress(OSError):  # the supervisor has exited, or will read the next report
             self._socket.send(_REPORT.pack(closed))
             self._reported = closed
 
     def close(self) -> None:
-        """Take no more connections, and drop those whose TLS handshake is not complete."""
+        """Stop accepting connections, and drop those whose TLS handshake is incomplete."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         for task in self._starting:
@@ -176,11 +177,11 @@ class ConnectionReceiver:
             data, descriptors, _, _ = socket.recv_fds(self._socket, len(_CONNECTION), 1)
         except ConnectionError:
             data = b""
-        if not data:  # the supervisor has ended
+        if not data:  # the supervisor has exited
             asyncio.get_running_loop().remove_reader(self._socket)
             return
         self._received += 1
-        if not descriptors:  # this process has too many open files: the kernel has closed the connection
+        if not descriptors:  # too many open files: the kernel has closed the connection
             self.report()
             return
         task = asyncio.create_task(self._start(socket.socket(fileno=descriptors[0])))
@@ -189,7 +190,7 @@ class ConnectionReceiver:
 
     async def _start(self, connection: socket.socket) -> None:
         connection.setblocking(False)  # noqa: FBT003 - its only parameter
-        with suppress(OSError):  # its TLS handshake failed
+        with suppress(OSError):  # the TLS handshake failed
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._protocol, connection, ssl=self._tls
             )

@@ -1,4 +1,4 @@
-"""Ports to listen on: one of this process alone, or one that several share (SO_REUSEPORT)."""
+"""Listening ports: exclusive to this process, or shared by several processes (SO_REUSEPORT)."""
 
 import asyncio
 import errno
@@ -10,20 +10,20 @@ from serving.errors import AddressUnavailable
 
 BACKLOG = 1024  # connections waiting to be accepted
 
-_KEEPALIVE_S = 60  # a silent client that acknowledges nothing for about twice as long is gone
+_KEEPALIVE_S = 60  # a client that acknowledges nothing for about twice as long is dropped
 _KEEPALIVE_PROBES = 4
 
-_PAUSE_S = 1.0  # when the system has no descriptor or memory for another connection
+_PAUSE_S = 1.0  # pause if there is no descriptor or memory for another connection
 
 _log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind and listen, with keepalive. A port in use is an error: the system does not share its traffic.
+    """Bind and listen, with keepalive. A port in use is an error: connections are not shared.
 
     Args:
-        host: a name or an address.
-        port: 0 chooses a free one.
+        host: host name or address.
+        port: port to listen on; 0 chooses a free one.
 
     Raises:
         AddressUnavailable: the port is in use.
@@ -49,11 +49,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
-    """A socket that reserves a port for processes of this user which share it. It does not listen.
+    """Return a socket that reserves a port for processes of this user that share it. It does not listen.
 
     Args:
-        host: the same that the processes will use.
-        port: 0 chooses a free one.
+        host: the host that the processes will use.
+        port: port to listen on; 0 chooses a free one.
 
     Raises:
         AddressUnavailable: the port is in use or reserved.
@@ -61,13 +61,13 @@ def reserve_port(host: str, port: int) -> socket.socket:
     try:
         exclusive, address = _socket(host, port)
         with exclusive:
-            # Without SO_REUSEPORT, listening works only if no socket listens on the port or reserves it.
+            # Without SO_REUSEPORT, listening fails if another socket listens on the port or reserves it.
             exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             exclusive.bind(address)
             exclusive.listen()
         reserved, _ = _socket(host, port)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Recently closed connections do not prevent the reservation; afterwards it excludes other sockets.
+        # Recently closed connections do not prevent the reservation; once made, it excludes other sockets.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(address)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -77,7 +77,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 async def accept(listener: socket.socket) -> socket.socket:
-    """Accept the next connection. Without descriptors or memory, tries again every second."""
+    """Accept the next connection. Without descriptors or memory, retry every second."""
     while True:
         try:
             connection, _ = await asyncio.get_running_loop().sock_accept(listener)
@@ -90,7 +90,7 @@ async def accept(listener: socket.socket) -> socket.socket:
 
 
 def _socket(host: str, port: int) -> tuple[socket.socket, tuple[Any, ...]]:
-    """A socket of the host's address family, and the address to bind it to."""
+    """Return a socket of the host's address family, and the address to bind it to."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

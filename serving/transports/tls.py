@@ -1,4 +1,4 @@
-"""The server's TLS certificates. They are checked at start: no handshake fails for a wrong file."""
+"""The server's TLS certificates, checked at start so that no handshake fails because of a wrong file."""
 
 import ssl
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from serving.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the server's certificate chain, its key, and the CA of client certificates, if required."""
+    """PEM files: the server's certificate chain, its key and, optionally, the CA of client certificates."""
 
     cert_file: Path
     key_file: Path
@@ -19,7 +19,7 @@ class TlsFiles:
         """Check that the files are readable and belong together.
 
         Raises:
-            UsageError: they are not; the message names the file.
+            UsageError: a file is unreadable or wrong; the message names it.
         """
         for file in filter(None, (self.cert_file, self.key_file, self.client_ca_file)):
             try:
@@ -29,16 +29,16 @@ class TlsFiles:
         self.context()
 
     def context(self) -> ssl.SSLContext:
-        """The TLS context of a server for HTTP/2 and HTTP/1.1.
+        """Return the TLS context of a server for HTTP/2 and HTTP/1.1.
 
         Raises:
-            UsageError: as `check` does.
+            UsageError: as in `check`.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
         try:
-            # The default would ask for a password on the terminal.
+            # By default, OpenSSL would ask for a password on the terminal.
             context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
         except (ssl.SSLError, ValueError) as error:
             raise UsageError(

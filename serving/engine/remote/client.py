@@ -1,4 +1,4 @@
-"""A network that runs in the device server: the engine of a worker."""
+"""The engine of a worker whose networks run in the device server."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from serving.engine.base import Output
 from serving.engine.remote.protocol import RunRequest, RunResult, SharedMemory
 from serving.errors import EngineError, LenserveError, ModelUnavailable
 
-# The listening socket belongs to the supervisor: connections wait there while a device server is replaced.
+# The supervisor holds the listening socket: connections wait there while a device server is replaced.
 _LOAD_TIMEOUT_S = 300.0
 _RUN_TIMEOUT_S = 30.0
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 class RemoteEngine:
-    """An `Engine`. If the device server dies during a call, the call is retried once on its successor."""
+    """An `Engine`. If the device server dies during a call, the call is retried once, on its successor."""
 
     max_images_on_loop = 0  # the event loop must not wait for another process
 
@@ -42,7 +42,7 @@ class RemoteEngine:
 
     @classmethod
     def load(cls, model_file: Path, *, device_server: Path) -> "RemoteEngine":
-        """Let the device server load an ONNX file.
+        """Have the device server load an ONNX file.
 
         Raises:
             BundleError: the file cannot be loaded, or is not a network of this project.
@@ -92,7 +92,7 @@ class _DeviceConnection:
         self._socket = socket.socket(socket.AF_UNIX)
         self._memory = SharedMemory.create()
         weakref.finalize(self, _release, self._socket, self._memory)
-        # The kernel's timeout: with Python's, connecting would fail at once while the backlog is full.
+        # A kernel timeout: with Python's, connecting would fail at once while the backlog is full.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_LOAD_TIMEOUT_S))
         self._socket.connect(str(device_server))
 

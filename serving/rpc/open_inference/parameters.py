@@ -14,19 +14,19 @@ _US_PER_S = 1e6
 
 
 def decode_scheduling(request: InferRequest, deadline_s: float) -> tuple[float, int]:
-    """The deadline and the priority of a request.
+    """Return the deadline and the priority of a request.
 
     Args:
-        request: its parameter `timeout` is in microseconds.
-        deadline_s: of the call.
+        request: a request; its parameter `timeout` is in microseconds.
+        deadline_s: deadline of the call.
 
-    Returns: the time on the clock of time.monotonic() after which the request is not run, and its priority:
-        0 is the default; among others, lower numbers run first.
+    Returns: the deadline on the clock of time.monotonic(), and the priority: 0 is the default; lower numbers
+        run before higher ones.
 
     Raises:
-        InvalidRequest: a parameter has the wrong type or range, or makes the request part of a sequence.
+        InvalidRequest: a parameter has the wrong type or range, or belongs to a sequence.
     """
-    if not request.parameters:  # nearly always
+    if not request.parameters:  # almost always
         return deadline_s, 0
     for name in _SEQUENCE:
         if name in request.parameters and _is_set(request.parameters[name]):

@@ -1,7 +1,8 @@
-"""Regions of POSIX shared memory, registered by clients: their tensors do not go over the network.
+"""Regions of POSIX shared memory, registered by clients that exchange tensors through them.
 
-Off unless the operator sets a pattern for keys. Regions are read and written by system calls, not mapped: if
-the client truncates the memory, a read is short, where access to a mapping would kill the process by SIGBUS.
+Off unless the operator sets a pattern for keys. Regions are read and written with system calls, not mapped:
+if the client truncates the memory, a read is short, whereas access to a mapping would kill the process with
+SIGBUS.
 """
 
 import os
@@ -14,7 +15,7 @@ from typing import Self
 
 from serving.errors import InvalidRequest, InvalidTensor, Overloaded, RegionExists, UnknownRegion, Unsupported
 
-_FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open keeps its objects on Linux
+_FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open creates its objects on Linux
 _KEY = re.compile(r"/?([^/\0]{1,254})")
 _MAX_REGIONS = 256  # each holds a file descriptor
 
@@ -25,27 +26,27 @@ class Region:
 
     name: str
     key: str
-    offset: int  # bytes, in the object of this key
+    offset: int  # in bytes, from the start of the object
     byte_size: int
     descriptor: int
 
 
 @dataclass(frozen=True, slots=True)
 class TensorLocation:
-    """Where a request puts a tensor in shared memory."""
+    """Location of a tensor of a request in shared memory."""
 
     region: str
-    offset: int  # bytes, in the region
+    offset: int  # in bytes, from the start of the region
     byte_size: int
 
 
 class Regions:
-    """The registered regions. `async with` unregisters all at the end.
+    """The registered regions. `async with` unregisters all of them at the end.
 
     Args:
         pattern: regular expression that a key without its leading slash must match to be registered; None
             turns shared memory off.
-        max_bytes: limit on one tensor.
+        max_bytes: maximum size of a tensor.
     """
 
     def __init__(self, pattern: str | None = None, *, max_bytes: int = 64 * 2**20) -> None:
@@ -71,8 +72,8 @@ class Regions:
 
         Raises:
             Unsupported: shared memory is off.
-            InvalidRequest: the key is not allowed, the object does not exist, or it is too small.
-            RegionExists: the name is registered already.
+            InvalidRequest: the key is not allowed, or the object is missing or too small.
+            RegionExists: the name is already registered.
             Overloaded: too many regions are registered.
         """
         if self._pattern is None:
@@ -98,17 +99,17 @@ class Regions:
         self._regions[name] = Region(name, key, offset, byte_size, descriptor)
 
     def unregister(self, name: str) -> None:
-        """Unregister a region, or all if the name is empty. An unknown name is not an error, as in Triton."""
+        """Unregister a region, or all if the name is empty. Unknown names are ignored, as in Triton."""
         for each in [name] if name else list(self._regions):
             region = self._regions.pop(each, None)
             if region is not None:
                 os.close(region.descriptor)
 
     def registered(self, name: str = "") -> list[Region]:
-        """One region, or all if the name is empty.
+        """Return one region, or all regions if the name is empty.
 
         Raises:
-            UnknownRegion: no region has this name.
+            UnknownRegion: the region is not registered.
         """
         return [self._find(name)] if name else list(self._regions.values())
 
@@ -117,7 +118,7 @@ class Regions:
 
         Raises:
             UnknownRegion: the region is not registered.
-            InvalidTensor: the tensor is not inside the region, or the client truncated the memory.
+            InvalidTensor: the tensor is not within the region, or the client truncated the memory.
         """
         region = self._checked(location)
         content = os.pread(region.descriptor, location.byte_size, region.offset + location.offset)
@@ -130,7 +131,7 @@ class Regions:
 
         Raises:
             UnknownRegion: as `read`.
-            InvalidTensor: as `read`, or the content is larger than the location.
+            InvalidTensor: as `read`, or the content does not fit.
         """
         region = self._checked(location)
         if len(content) > location.byte_size:
@@ -139,11 +140,11 @@ class Regions:
                 f"shared memory region {location.region!r}"
             )
         start = region.offset + location.offset
-        left = os.fstat(region.descriptor).st_size - start  # a longer write would extend the object
+        left = os.fstat(region.descriptor).st_size - start  # more would extend the object
         if left < len(content):
             raise _truncated(location, max(left, 0))
         written = os.pwrite(region.descriptor, content, start)
-        if written < len(content):  # the object has holes, and memory to fill them ran out
+        if written < len(content):  # the object has holes, and the memory to fill them ran out
             raise _truncated(location, written)
 
     def _file(self, key: str) -> Path:
@@ -180,7 +181,7 @@ class Regions:
 
 def _open(file: Path) -> int:
     try:
-        # No symbolic links, and no waiting for the other end of a pipe.
+        # Do not follow symbolic links or wait for the other end of a pipe.
         return os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -15,16 +15,16 @@ _MS_PER_S = 1e3
 def model_statistics(
     models: Models, metrics: Metrics, *, name: str, revision: Revision
 ) -> Iterator[pb.ModelStatistics]:
-    """Statistics of served versions, by model and number.
+    """Return the statistics of served versions, sorted by model and number.
 
     Args:
         models: the served models.
-        metrics: their counters.
-        name: one model; empty for all.
-        revision: one version, by number or alias; None for all.
+        metrics: counters of the server.
+        name: model; empty for all.
+        revision: version, by number or alias; None for all.
 
     Raises:
-        UnknownModel, ModelUnavailable: no such model or version is served.
+        UnknownModel, ModelUnavailable: the model or version is not served.
     """
     totals = metrics.statistics()
     for model in [name] if name else models.names():
@@ -41,8 +41,8 @@ def _numbers(models: Models, model: str, revision: Revision) -> list[int]:
 
 def _encode(model: str, number: int, statistics: VersionStatistics) -> pb.ModelStatistics:
     def of_requests(timed: TimedCount) -> pb.StatisticDuration:
-        # The total of all images and parts of requests: clients divide by the number of requests, and
-        # perf_analyzer stops if these counts differ, if only by a request in progress.
+        # The total over all images and parts of requests: clients divide by the number of requests, and
+        # perf_analyzer stops if these counts differ, even by a request in progress.
         return _duration(TimedCount(statistics.success.count, timed.duration_s))
 
     return pb.ModelStatistics(

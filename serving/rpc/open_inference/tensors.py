@@ -1,6 +1,6 @@
 """Converts between messages of the Open Inference Protocol and numpy, with the classification extension.
 
-Error messages keep Triton's wording, which its users know.
+Error messages use Triton's wording, which its users know.
 """
 
 import math
@@ -22,29 +22,29 @@ INPUT = "image"
 PROBABILITIES = "probabilities"
 EMBEDDING = "embedding"
 
-_LENGTH_BYTES = 4  # of the little-endian prefix of each element of raw BYTES
+_LENGTH_BYTES = 4  # size of the little-endian length before each element of raw BYTES
 _BATCH_AND_PIXELS = 4  # dimensions: N, height, width, channels
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """An output to return: as the `top_k` classes if that is not 0, as a tensor otherwise."""
+    """An output to return: as the `top_k` classes, or as a tensor if that is 0."""
 
     name: str
     top_k: int = 0
     location: TensorLocation | None = None  # in shared memory; None: in the response
 
 
-# Nearly every request asks for one of these: made once.
+# Almost every request asks for one of these.
 _PLAIN_OUTPUTS = {name: RequestedOutput(name) for name in (PROBABILITIES, EMBEDDING)}
 _DEFAULT_OUTPUTS = [_PLAIN_OUTPUTS[PROBABILITIES]]
 
 
 def decode_outputs(request: pb.ModelInferRequest) -> list[RequestedOutput]:
-    """The outputs to return: those that the request names, or the probabilities.
+    """Return the outputs that the request names, or the probabilities.
 
     Raises:
-        InvalidTensor: the model has no such output, or its parameters are invalid.
+        InvalidTensor: the model does not have the output, or its parameters are invalid.
     """
     outputs = request.outputs
     return [_decode_output(output, request.model_name) for output in outputs] if outputs else _DEFAULT_OUTPUTS
@@ -82,13 +82,13 @@ def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | li
 def encode_response(
     inference: Inference, requested: Sequence[RequestedOutput], request_id: str, regions: Regions
 ) -> bytes:
-    """Serialize a ModelInferResponse with the outputs in the order of the request.
+    """Serialize a ModelInferResponse, with the outputs in the order of the request.
 
-    Joins serialized fields: for a small response that costs much less than building the message.
+    Joins serialized fields: for a small response, this is much cheaper than building the message.
 
     Raises:
-        InvalidTensor: the shared memory is too small for an output.
-        UnknownRegion: the region was unregistered in the meantime.
+        InvalidTensor: an output does not fit into shared memory.
+        UnknownRegion: a region was unregistered in the meantime.
     """
     fields = [_names(inference.model, inference.version)]
     if request_id:
@@ -99,19 +99,19 @@ def encode_response(
 
 
 def _encode_output(inference: Inference, requested: RequestedOutput, regions: Regions) -> tuple[bytes, bytes]:
-    """The metadata of an output and its raw contents, which clients match by their order."""
+    """Return the metadata and the raw contents of an output, which clients match by position."""
     output = inference.output
     if requested.top_k:
         count, classes = output.probabilities.shape
         metadata = _output_metadata(requested.name, "BYTES", (count, min(requested.top_k, classes)))
         return metadata, _raw_contents(b"".join(_encode_classes(inference, requested.top_k)))
     values = output.probabilities if requested.name == PROBABILITIES else output.embedding
-    raw = values.tobytes()  # little-endian, as x86-64 and ARM are
+    raw = values.tobytes()  # little-endian, like x86-64 and ARM
     if requested.location is None:
         return _output_metadata(requested.name, "FP32", values.shape), _raw_contents(raw)
     regions.write(requested.location, raw)
     metadata = _shared_output_metadata(requested.location, len(raw), requested.name, values.shape)
-    return metadata, _raw_contents(b"")  # empty, but it keeps the order
+    return metadata, _raw_contents(b"")  # empty, to keep the positions
 
 
 def _raw_contents(raw: bytes) -> bytes:
@@ -126,7 +126,7 @@ def _names(model: str, version: int) -> bytes:
 
 @lru_cache(maxsize=256)
 def _output_metadata(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
-    """The fields of a response that describe one output."""
+    """Return the fields of a response that describe one output."""
     response = Response()
     response.outputs.add(name=name, datatype=datatype, shape=shape)
     metadata: bytes = response.SerializeToString()
@@ -136,7 +136,7 @@ def _output_metadata(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
 def _shared_output_metadata(
     location: TensorLocation, byte_size: int, name: str, shape: tuple[int, ...]
 ) -> bytes:
-    """The same for an output in shared memory. Not cached: clients choose the names of regions."""
+    """Like `_output_metadata`, for shared memory. Not cached: clients choose the names of regions."""
     response = Response()
     tensor = response.outputs.add(name=name, datatype="FP32", shape=shape)
     tensor.parameters["shared_memory_region"].string_param = location.region
@@ -175,7 +175,7 @@ def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, mode
 def _raw_content(
     request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor, regions: Regions
 ) -> bytes | None:
-    """The bytes of the input, from the request or from shared memory; None if it has typed contents."""
+    """Return the bytes of the input, from the request or shared memory; None if it has typed contents."""
     raw = request.raw_input_contents
     raw_count = len(raw)
     has_typed = tensor.HasField("contents")
@@ -231,7 +231,7 @@ def _decode_pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | N
 
 
 def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> Pixels:
-    """The values of `contents`, which holds each in 32 bits."""
+    """Return the values of `contents`, which have 32 bits each."""
     wide = np.array(tensor.contents.uint_contents, np.uint32)
     if wide.max(initial=0) > np.iinfo(np.uint8).max:
         raise InvalidTensor(f"input {INPUT!r} has the value {wide.max()}, the largest UINT8 is 255")
@@ -260,7 +260,7 @@ def _split(raw: bytes) -> Iterator[bytes]:
 
 
 def _encode_classes(inference: Inference, top_k: int) -> Iterator[bytes]:
-    """Yield `probability:index:label` with its length before it, image by image."""
+    """Yield length-prefixed `probability:index:label` elements, image by image."""
     for row in inference.output.probabilities:
         for each in rank(row, _plain_labels(inference.labels), top_k):
             element = f"{each.probability:f}:{each.index}:{each.label}".encode()
@@ -268,5 +268,5 @@ def _encode_classes(inference: Inference, top_k: int) -> Iterator[bytes]:
 
 
 def _plain_labels(labels: Sequence[str]) -> Sequence[str]:
-    """Labels without colons: Triton's clients split the element at each."""
+    """Return labels without colons: Triton's clients split elements at colons."""
     return [label.replace(":", " ") for label in labels]

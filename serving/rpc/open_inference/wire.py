@@ -1,4 +1,4 @@
-"""Serialized protobuf fields: joining them is cheaper than building a message (encoding: protobuf.dev)."""
+"""Serializes protobuf fields: joining them is cheaper than building a message (encoding: protobuf.dev)."""
 
 from functools import lru_cache
 
@@ -8,13 +8,13 @@ _MORE = 0x80
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A field that holds a string, bytes or a message. Joined fields are a serialized message."""
+    """Return a field that holds a string, bytes or a message. Joined fields form a serialized message."""
     return tag_and_length(number, len(value)) + value
 
 
 @lru_cache(maxsize=256)
 def tag_and_length(number: int, length: int) -> bytes:
-    """The bytes before the value of such a field."""
+    """Return the bytes that precede the value of the field."""
     return _varint(number << _TYPE_BITS | _LENGTH_DELIMITED) + _varint(length)
 
 

@@ -1,1 +1,1 @@
-"""The gRPC services. A method decodes a message, makes one call and encodes the result."""
+"""The gRPC services. Each method decodes a message, makes one call and encodes the result."""

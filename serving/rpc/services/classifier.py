@@ -1,4 +1,4 @@
-"""lenserve.v1.Classifier: our own API, images in, ranked labels out."""
+"""lenserve.v1.Classifier: the native API, images in, ranked labels out."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,7 @@ class ClassifierService:
         )
 
     async def classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
-        """Rank the labels of every image. The error of an only image is the error of the request."""
+        """Rank the labels of each image. If the only image is invalid, the request fails."""
         response = pb.ClassifyResponse()
         await self._classify(request, call, response)
         return response
@@ -99,7 +99,7 @@ def _decode_pixels(pixels: pb.Pixels) -> Pixels:
 
 
 def _encode_result(result: Ranking | ImageError, prediction: pb.Prediction) -> None:
-    """Fill in a prediction in place: a message built separately would be copied."""
+    """Fill in a prediction in place: a separate message would be copied."""
     if isinstance(result, ImageError):
         error = prediction.error
         error.code, error.reason, error.message = code_of(result), result.reason, str(result)

@@ -1,6 +1,6 @@
 """grpc.health.v1: the health of the server and of each model, read from `Models`.
 
-The empty service name and the names of our services mean the server; any other name means a model.
+The empty service name and the names of our services stand for the server; other names are models.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -26,7 +26,7 @@ class HealthService:
         self._services = {"", *services}
 
     def rpcs(self) -> Sequence[Rpc]:
-        """The RPCs of this service, as probes: they need no token."""
+        """The RPCs of this service. They are probes, which need no token."""
         return (
             Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self.check, is_probe=True),
             Stream(f"/{SERVICE}/Watch", pb.HealthCheckRequest, self.watch, is_probe=True),
@@ -42,12 +42,12 @@ class HealthService:
     async def watch(
         self, requests: AsyncIterator[pb.HealthCheckRequest], _call: Call
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        """Return the current status and every change of it, until the server stops."""
+        """Yield the current status and each change of it, until the server stops."""
         async for request in requests:
             sent = None
             while True:
                 change = self._models.change
-                # Read together, before `yield` may pause: the stream must not end before its last status.
+                # Read both before `yield` may pause: the stream must not end before its last status.
                 status, draining = self._status(request.service), self._models.draining
                 if status != sent:
                     yield pb.HealthCheckResponse(status=status)

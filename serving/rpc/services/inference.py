@@ -38,7 +38,7 @@ EXTENSIONS = (
 )
 
 _INFER_RESPONSE = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
-# Clients of streams wait for the response that is marked as the final one of its request.
+# Clients of streams wait for the response that is marked as the final one of a request.
 _LAST: bytes = pb.ModelInferResponse(
     parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
 ).SerializeToString()
@@ -91,15 +91,15 @@ class InferenceService:
         )
 
     async def server_live(self, _request: pb.ServerLiveRequest, _call: Call) -> pb.ServerLiveResponse:
-        """Whether the process works. If not, it should be restarted."""
+        """Return whether the process works. If not, it should be restarted."""
         return pb.ServerLiveResponse(live=not self._models.broken)
 
     async def server_ready(self, _request: pb.ServerReadyRequest, _call: Call) -> pb.ServerReadyResponse:
-        """Whether requests can be sent."""
+        """Return whether the server can answer requests."""
         return pb.ServerReadyResponse(ready=self._models.ready)
 
     async def model_ready(self, request: pb.ModelReadyRequest, _call: Call) -> pb.ModelReadyResponse:
-        """Whether a version can answer. An unknown model is not ready; that is not an error."""
+        """Return whether a version can answer. An unknown model is not ready, without an error."""
         try:
             self._classifier.describe(request.name, _revision(request.version))
         except (UnknownModel, ModelUnavailable):
@@ -109,12 +109,12 @@ class InferenceService:
     async def server_metadata(
         self, _request: pb.ServerMetadataRequest, _call: Call
     ) -> pb.ServerMetadataResponse:
-        """Name and version of the server, and the extensions of the protocol that it has."""
+        """Return name and version of the server, and the protocol extensions that it supports."""
         extensions = (*EXTENSIONS, "system_shared_memory") if self._regions.enabled else EXTENSIONS
         return pb.ServerMetadataResponse(name="lenserve", version=__version__, extensions=extensions)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
-        """Tensors of a model, and its served versions."""
+        """Return the tensors and the served versions of a model."""
         number, manifest = self._classifier.describe(request.name, _revision(request.version))
         served = (
             [str(number)]
@@ -127,7 +127,7 @@ class InferenceService:
             versions=served,
             platform=PLATFORM,
             inputs=[metadata(name=tensors.INPUT, datatype="UINT8", shape=[-1, *_input_dims(manifest)])],
-            # A request can name the output `embedding` too. It is not listed here, because Triton's example
+            # Requests can also name the output `embedding`. It is not listed, because Triton's example
             # clients for classification reject models with more than one output.
             outputs=[metadata(name=tensors.PROBABILITIES, datatype="FP32", shape=[-1, len(manifest.labels)])],
             properties={
@@ -139,7 +139,7 @@ class InferenceService:
         )
 
     async def model_config(self, request: pb.ModelConfigRequest, _call: Call) -> pb.ModelConfigResponse:
-        """The part of Triton's configuration that its clients read."""
+        """Return the part of Triton's model configuration that its clients read."""
         _, manifest = self._classifier.describe(request.name, _revision(request.version))
         image = config_pb.ModelInput(
             name=tensors.INPUT,
@@ -167,7 +167,7 @@ class InferenceService:
     async def model_statistics(
         self, request: pb.ModelStatisticsRequest, _call: Call
     ) -> pb.ModelStatisticsResponse:
-        """Counts and durations of one model, or of all."""
+        """Return counts and durations of one model, or of all models."""
         statistics = model_statistics(
             self._models, self._metrics, name=request.name, revision=_revision(request.version)
         )
@@ -196,7 +196,7 @@ class InferenceService:
 
 def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferResponse:
     response = pb.ModelStreamInferResponse(error_message=status.message)
-    response.infer_response.id = request.id  # so that the client knows which request failed
+    response.infer_response.id = request.id  # tells the client which request failed
     return response
 
 

@@ -15,7 +15,7 @@ _Change = pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
 
 
 class RepositoryService:
-    """Lists models for Triton's tools, and loads and unloads them if model control is on."""
+    """Lists models for Triton's tools; loads and unloads them if model control is on."""
 
     def __init__(self, models: Models, *, model_control: bool) -> None:
         self._models = models
@@ -32,7 +32,7 @@ class RepositoryService:
         )
 
     async def index(self, request: pb.RepositoryIndexRequest, _call: Call) -> pb.RepositoryIndexResponse:
-        """Every version that is served, loading or refused, and every model without one."""
+        """List each version that is served, loading or refused, and each model without versions."""
         _check_repository(request.repository_name)
         models = [each for each in self._index() if each.state == "READY" or not request.ready]
         return pb.RepositoryIndexResponse(models=models)

@@ -31,7 +31,7 @@ class SharedMemoryService:
     async def status(
         self, request: pb.SystemSharedMemoryStatusRequest, _call: Call
     ) -> pb.SystemSharedMemoryStatusResponse:
-        """List one region, or all if the name is empty."""
+        """List one region, or all regions if the name is empty."""
         status = pb.SystemSharedMemoryStatusResponse.RegionStatus
         regions = {
             each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.byte_size)
@@ -49,14 +49,14 @@ class SharedMemoryService:
     async def unregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, _call: Call
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        """Unregister one region, or all if the name is empty."""
+        """Unregister one region, or all regions if the name is empty."""
         self._regions.unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def cuda_status(
         self, _request: pb.CudaSharedMemoryStatusRequest, _call: Call
     ) -> pb.CudaSharedMemoryStatusResponse:
-        """List no regions: none can be registered."""
+        """Return an empty list: CUDA regions cannot be registered."""
         return pb.CudaSharedMemoryStatusResponse()
 
     async def cuda_register(

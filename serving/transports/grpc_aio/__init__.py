@@ -1,1 +1,1 @@
-"""gRPC's own server."""
+"""The transport over grpc.aio, gRPC's reference server."""

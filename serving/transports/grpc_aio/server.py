@@ -1,4 +1,4 @@
-"""Serves RPCs over grpc.aio, gRPC's own server, through generic handlers. Knows no message."""
+"""Serves RPCs over grpc.aio, the reference server, with generic handlers. Independent of messages."""
 
 import asyncio
 import time
@@ -14,13 +14,13 @@ from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY
 from serving.transports.tls import TlsFiles
 
-# When grpc.aio stops, calls that it has received and not yet handed over end as CANCELLED, which clients do
-# not retry. So new calls are rejected as UNAVAILABLE first, for long enough that clients turn elsewhere.
+# When grpc.aio stops, calls that it has received but not yet handed over end as CANCELLED, which clients do
+# not retry. So new calls are first rejected as UNAVAILABLE, long enough for clients to move to other servers.
 _REJECTING_S = 0.2
-# For the last answers to be written. Streams that are still open are cut afterwards.
+# Time to write the last answers. Streams that are still open are cut afterwards.
 _CLOSING_S = 0.5
 
-# A cancelled call ends its messages first. The cancellation follows within this time.
+# If a call is cancelled, its messages end first. The cancellation follows within this time.
 _CANCELLATION_S = 0.005
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -42,12 +42,12 @@ class GrpcServer:
         """Store the options.
 
         Args:
-            handlers: of all RPCs.
-            host: to listen on.
-            port: 0 chooses a free one.
-            max_message_bytes: of one request.
+            handlers: handlers of all RPCs.
+            host: address to listen on.
+            port: port to listen on; 0 chooses a free one.
+            max_message_bytes: maximum size of a request.
             tls: without it calls are not encrypted.
-            shares_port: with other processes. Otherwise a port in use is an error.
+            shares_port: whether other processes may listen on the same port.
         """
         self.host = host
         self.port = port
@@ -86,8 +86,8 @@ class GrpcServer:
         """Let running calls end, for at most timeout_s seconds, then close.
 
         Args:
-            until: rejects new calls, and returns when the running ones have ended.
-            timeout_s: after this everything is cut.
+            until: rejects new calls, and returns when all running ones have ended.
+            timeout_s: limit after which running calls are cut.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -110,7 +110,7 @@ class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships
         self._handlers = {each.method: _grpc_handler(each) for each in handlers}
 
     def service(self, details: Any) -> Any:  # noqa: ANN401
-        """The handler of a method; with None gRPC answers UNIMPLEMENTED."""
+        """Return the handler of a method; for None gRPC answers UNIMPLEMENTED."""
         return self._handlers.get(details.method)
 
 
@@ -148,10 +148,10 @@ def _stream(handler: StreamHandler) -> Callable[[AsyncIterator[bytes], Any], Asy
 
 
 async def _complete(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the messages, and end only if the client has ended them.
+    """Yield the messages; return only if the client has ended its stream.
 
-    When a client cancels its call, grpc.aio ends the messages as if they were complete, and cancels the
-    handler a few turns of the event loop later.
+    When a client cancels a call, grpc.aio ends the messages as if the stream were complete, and cancels the
+    handler a few iterations of the event loop later.
     """
     async for message in messages:
         yield message

@@ -1,7 +1,7 @@
-"""The interface between HTTP servers and applications: ASGI 3, and one event more.
+"""The interface between HTTP servers and applications: ASGI 3 with one more event.
 
-A whole answer with status 200 can be one event, `ANSWER`, if the server supports it. Three events cost 2 us
-more: a LeNet-5 request costs 34 us.
+A whole answer with status 200 can be one event, `ANSWER`, if the server supports it. Three events take 2 us
+longer; a LeNet-5 request takes 34 us.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
@@ -11,7 +11,7 @@ from typing import Any
 ANSWER = "lenserve.http.answer"
 TRAILERS = "http.response.trailers"
 
-# The scope's extensions of a server that supports both.
+# The scope's extensions if the server supports both.
 EXTENSIONS: dict[str, dict[str, Any]] = {TRAILERS: {}, ANSWER: {}}
 
 Event = MutableMapping[str, Any]

@@ -1,8 +1,8 @@
-"""Busy polling: the event loop keeps turning for a moment when the next request is likely to come at once.
+"""Busy polling: the event loop keeps spinning for a moment if the next request is likely to arrive soon.
 
-A process that sleeps and is woken continues with cold caches. That costs about as much CPU as polling does,
-and adds latency. The loop polls for a client that has one request in flight and sends the next one as soon as
-it has its answer. Once such a request does not come in time, the loop sleeps until the next one does.
+A process that sleeps and wakes up has cold caches. That costs about as much CPU as polling, and adds latency.
+The loop polls for a client that has one request in flight and sends the next one as soon as it has the
+answer. If that request does not arrive in time, the loop sleeps until a request does.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ LIMIT_S = 0.0002
 
 
 class BusyPoll:
-    """Counts the requests that run, and keeps an event loop turning."""
+    """Counts running requests, and keeps an event loop spinning."""
 
     __slots__ = ("_call_soon", "_idle_since_s", "_is_likely", "_is_polling", "_now", "_running")
 
@@ -22,26 +22,27 @@ class BusyPoll:
         call_soon: Callable[[Callable[[], object]], object] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin without requests.
+        """Start without requests.
 
         Args:
-            call_soon: calls a function in the next turn of the event loop; by default of the running one.
-            now: seconds, on a monotonic clock.
+            call_soon: calls a function in the next iteration of the event loop; by default the running
+                loop's.
+            now: returns the time in seconds, on a monotonic clock.
         """
         self._call_soon = call_soon or asyncio.get_running_loop().call_soon
         self._now = now
         self._running = 0
         self._idle_since_s = float("-inf")
-        self._is_likely = False  # the next request comes within the limit
+        self._is_likely = False  # whether the next request is expected within the limit
         self._is_polling = False
 
     def begin(self) -> None:
-        """A request begins."""
+        """Record that a request begins."""
         self._running += 1
         self._is_likely = self._running == 1 and self._now() - self._idle_since_s < LIMIT_S
 
     def end(self) -> None:
-        """A request has ended."""
+        """Record that a request has ended."""
         self._running -= 1
         if not self._running:
             self._idle_since_s = self._now()

@@ -1,10 +1,10 @@
-"""A buffer for bytes that come in pieces."""
+"""A buffer for bytes that arrive in pieces."""
 
-_SMALL_BYTES = 512  # the object for a smaller piece would be larger than the piece
+_SMALL_BYTES = 512  # the object for a smaller piece would be larger than its data
 
 
 class ByteBuffer:
-    """Bytes that wait to be taken. Its memory grows with the bytes, not with the number of pieces."""
+    """A buffer of bytes. Its memory grows with their number, not with the number of pieces."""
 
     __slots__ = ("_pieces", "size")
 
@@ -24,7 +24,7 @@ class ByteBuffer:
             pieces.append(bytearray(piece))
 
     def take(self) -> bytes:
-        """Return everything; the buffer is empty afterwards."""
+        """Return all bytes and empty the buffer."""
         pieces = self._pieces
         taken = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()

@@ -11,16 +11,16 @@ from serving.transports.http.asgi import App, Event
 from serving.transports.http.byte_buffer import ByteBuffer
 
 _MAX_HEADER_BYTES = 2**16
-_MAX_BUFFERED_BYTES = 2**20  # of a request that its application has not received yet
-_STALL_S = 600.0  # for the client to read a part of an answer
-_CLOSING_S = 5.0  # for the client to read the last bytes
+_MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application has not received yet
+_STALL_S = 600.0  # time for the client to read a part of an answer
+_CLOSING_S = 5.0  # time for the client to read the last bytes
 _BAD_REQUEST = 400
 
 _log = logging.getLogger(__name__)
 
 
 class Http1Connection(asyncio.Protocol):
-    """A protocol of asyncio. Requests are answered one after the other."""
+    """An asyncio protocol. Requests are answered one after the other."""
 
     def __init__(self, app: App, on_closed: Callable[["Http1Connection"], object]) -> None:
         """Serve an application.
@@ -38,12 +38,12 @@ class Http1Connection(asyncio.Protocol):
         self._request = ByteBuffer()
         self._request_is_over = False
         self._request_is_received = False
-        self._arrival = asyncio.Event()  # more of the request, or its end
+        self._arrival = asyncio.Event()  # set when more of the request, or its end, arrives
         self._writable = asyncio.Event()
         self._is_closing = False
         self._abort_timer: asyncio.TimerHandle | None = None
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
@@ -53,18 +53,18 @@ class Http1Connection(asyncio.Protocol):
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
-        """Handle what came."""
-        if data:  # h11 takes no bytes for the end of the connection
+        """Handle received bytes."""
+        if data:  # for h11, empty bytes mean the end of the connection
             self._http.receive_data(data)
             self._handle_events()
 
     def eof_received(self) -> bool:
-        """The client sends nothing more. Without TLS the answer to a complete request is still sent."""
+        """The client has closed its side. Without TLS, the answer to a complete request is still sent."""
         self._is_closing = True
         return self._task is not None and self._request_is_over and not self._is_tls
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Cancel what runs."""
+        """Cancel the running request."""
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         if self._task is not None:
@@ -79,16 +79,16 @@ class Http1Connection(asyncio.Protocol):
         """The socket has room again."""
         self._writable.set()
 
-    # What a server calls.
+    # Called by the server.
 
     def close_when_idle(self) -> None:
-        """Close the connection after the request that runs, if there is one."""
+        """Close the connection after the running request, if any."""
         self._is_closing = True
         if self._task is None:
             self.close()
 
     def close(self) -> None:
-        """Close the connection when everything is written, or when the client does not read it in time."""
+        """Close the connection when all output is written, or when the client does not read it in time."""
         if not self._transport.is_closing():
             self._abort_timer = asyncio.get_running_loop().call_later(_CLOSING_S, self._transport.abort)
             self._transport.close()
@@ -97,7 +97,7 @@ class Http1Connection(asyncio.Protocol):
         """Close the connection at once."""
         self._transport.abort()
 
-    # A request.
+    # Requests.
 
     def _handle_events(self) -> None:
         try:
@@ -108,7 +108,7 @@ class Http1Connection(asyncio.Protocol):
         self._limit_reading()
 
     def _limit_reading(self) -> None:
-        """Pause reading while much of this request, or behind it, waits in memory."""
+        """Pause reading while too many bytes of this request or the next ones are buffered."""
         if self._transport.is_closing():
             return
         if self._request.size + len(self._http.trailing_data[0]) > _MAX_BUFFERED_BYTES:
@@ -139,7 +139,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        # ASGI: `send` raises OSError for a client that has gone.
+        # ASGI: `send` raises OSError if the client has disconnected.
         if not task.cancelled() and not isinstance(error := task.exception(), OSError | None):
             _log.error("application_failed", exc_info=error)
         self._request.take()
@@ -163,7 +163,7 @@ class Http1Connection(asyncio.Protocol):
 
     async def _send(self, event: Event) -> None:
         if self._transport.is_closing():
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         if event["type"] == "http.response.start":
             self._write(h11.Response(status_code=event["status"], headers=list(event["headers"])))
             return
@@ -177,7 +177,7 @@ class Http1Connection(asyncio.Protocol):
             self.abort()
             raise ConnectionResetError("the client does not read its answers") from None
 
-    def _write(self, event: Any) -> None:  # noqa: ANN401 - any of h11's
+    def _write(self, event: Any) -> None:  # noqa: ANN401 - any event of h11
         data = self._http.send(event)
         if data:
             self._transport.write(data)

@@ -6,11 +6,11 @@ from typing import cast
 
 from serving.transports.http.http2.frames import PREFACE
 
-_FIRST_BYTES_S = 60.0  # for the client to send enough to detect its protocol
+_FIRST_BYTES_S = 60.0  # time for the client to send enough to detect its protocol
 
 
 class ProtocolDetector(asyncio.Protocol):
-    """A protocol of asyncio that hands its connection over to another one."""
+    """An asyncio protocol that hands its connection over to the detected protocol."""
 
     def __init__(
         self,
@@ -22,10 +22,10 @@ class ProtocolDetector(asyncio.Protocol):
         """Wait for a client.
 
         Args:
-            http2: makes the protocol for clients that send the preface of HTTP/2.
-            http1: for all others.
-            on_connected: called when there is a connection; with TLS, after its handshake.
-            on_closed: called when another protocol has taken over, or the client has gone.
+            http2: creates the protocol for clients that send the preface of HTTP/2.
+            http1: creates the protocol for all other clients.
+            on_connected: called when the connection is made; with TLS, after the handshake.
+            on_closed: called when another protocol has taken over, or the client has disconnected.
         """
         self._http1 = http1
         self._http2 = http2
@@ -36,14 +36,14 @@ class ProtocolDetector(asyncio.Protocol):
         self._timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the first bytes, for a limited time."""
+        """Wait a limited time for the first bytes."""
         # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._on_connected(self)
         self._timer = asyncio.get_running_loop().call_later(_FIRST_BYTES_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over as soon as the protocol is clear."""
+        """Hand over as soon as the protocol is detected."""
         self._received += data
         if self._received.startswith(PREFACE):
             self._hand_over(self._http2(), self._received[len(PREFACE) :])
@@ -51,12 +51,12 @@ class ProtocolDetector(asyncio.Protocol):
             self._hand_over(self._http1(), self._received)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """The client has gone before its protocol was clear."""
+        """The client has disconnected before its protocol was detected."""
         self._timer.cancel()
         self._on_closed(self)
 
     def close(self) -> None:
-        """Close the connection: no request has begun."""
+        """Close the connection. No request has begun."""
         self._transport.close()
 
     close_when_idle = close

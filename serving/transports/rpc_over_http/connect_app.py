@@ -35,7 +35,7 @@ _UNSUPPORTED = (
     b"application/json or application/proto\n"
 )
 
-# The table of Connect's specification, for the codes that this server gives.
+# The table of Connect's specification, for the codes that this server uses.
 _HTTP_STATUS = {
     Code.CANCELLED: 499,
     Code.INVALID_ARGUMENT: 400,
@@ -87,7 +87,7 @@ class ConnectApp:
             answer = await handler.answer(_from_json(handler.method, body) if is_json else body, call)
             if is_json:
                 answer = _to_json(handler.method, answer)
-        except Exception as error:  # noqa: BLE001 - the client gets a status, whatever happens
+        except Exception as error:  # noqa: BLE001 - the client always gets a status
             status = status_of_failure(error)
             if status is not None:
                 text = _error(status, call.request_id)
@@ -144,7 +144,7 @@ def _method(name: str) -> Any:  # noqa: ANN401 - a descriptor
 
 
 def _error(status: Status, request_id: str) -> bytes:
-    """An error in Connect's JSON: the code in lower case, and details by their type."""
+    """Encode an error in Connect's JSON: the code in lower case, and details by their type."""
     status = status.shortened()
     packed = status_pb2.Status.FromString(status.details(request_id)).details if request_id else ()
     details = [

@@ -1,7 +1,7 @@
-"""An ASGI application that serves RPCs as gRPC: what happens in one call. Knows no message.
+"""An ASGI application that serves RPCs as gRPC. Independent of messages.
 
-The ASGI server moves the bytes, controls the flow, and cancels the coroutine of a call whose client has gone;
-grpc_framing.py has the format of the bytes.
+The ASGI server moves the bytes, controls the flow, and cancels the coroutine of a call if the client
+disconnects; grpc_framing.py defines the format of the bytes.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
 
 _BODY = "http.response.body"
 _REQUEST_ID = REQUEST_ID_KEY.encode()
-# Shared by all answers: never changed.
+# Shared by all answers; must not be changed.
 _HEADERS = ((b"content-type", CONTENT_TYPE), (b"grpc-accept-encoding", b"identity, deflate, gzip"))
 _HEADERS_GZIP = (*_HEADERS, (b"grpc-encoding", b"gzip"))
 _START = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class GrpcApp:
-    """An ASGI application for gRPC. Other requests go to another application, or are rejected."""
+    """An ASGI application for gRPC. Other requests are passed to another application, or rejected."""
 
     def __init__(
         self, handlers: Sequence[Handler], *, max_message_bytes: int, other: App | None = None
@@ -89,7 +89,7 @@ class GrpcApp:
                 fields = _HEADERS_GZIP if body[0] else _HEADERS
                 trailers = (_OK, (_REQUEST_ID, call.request_id.encode()))
                 await send({"type": ANSWER, "headers": fields, "body": body, "trailers": trailers})
-            except Exception as error:  # noqa: BLE001 - the client gets a status, whatever happens
+            except Exception as error:  # noqa: BLE001 - the client always gets a status
                 await _fail(send, error, call)
 
         return serve_call
@@ -114,7 +114,7 @@ class GrpcApp:
                     await send(_START)
                 await send(_NO_BODY)
                 await send(_success(call))
-            except Exception as error:  # noqa: BLE001 - the client gets a status, whatever happens
+            except Exception as error:  # noqa: BLE001 - the client always gets a status
                 if isinstance(error, Failure) and not is_started:
                     await _await_first_message(receive)
                 await _fail(send, error, call, is_started=is_started)
@@ -122,7 +122,7 @@ class GrpcApp:
         return serve_call
 
     def _whole_message(self, body: bytes) -> bytes | None:
-        """The message, if the body is one uncompressed message; else None. Saves 6 us for each request."""
+        """Return the message if the body is one uncompressed message, else None. Saves 6 us per request."""
         length = len(body) - PREFIX.size
         if 0 <= length <= self._max_message_bytes and PREFIX.unpack_from(body) == (0, length):
             return body[PREFIX.size :]
@@ -136,9 +136,9 @@ class GrpcApp:
         call: Call,
         admit: Callable[[Call], None],
     ) -> bytes:
-        """The message of a unary call that comes in several events; `event` is the first.
+        """Return the message of a unary call that arrives in several events; `event` is the first.
 
-        When the server is full, the rest is not received: rejecting a large request should cost nothing.
+        If the server is full, the rest is not received: rejecting a large request should be cheap.
         """
         admit(call)
         async with _deadline(call), aclosing(self._messages(headers, receive, event)) as messages:
@@ -149,7 +149,7 @@ class GrpcApp:
     async def _messages(
         self, headers: RawHeaders, receive: Receive, event: Event | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the messages of a request, each when it is complete; `event` was received before."""
+        """Yield each message of a request when it is complete; `event` is the first event."""
         reader = MessageReader(encoding_of(headers), self._max_message_bytes)
         more = True
         while more:
@@ -164,7 +164,7 @@ class GrpcApp:
 
 
 def _deadline(call: Call) -> asyncio.Timeout:
-    """Raise TimeoutError at a call's deadline. While a unary call is answered, the middleware keeps it."""
+    """Raise TimeoutError at a call's deadline. During a unary call, the middleware enforces it."""
     return asyncio.timeout_at(None if math.isinf(call.deadline_s) else call.deadline_s)
 
 
@@ -178,9 +178,9 @@ async def _unknown_method(path: str, receive: Receive, send: Send) -> None:
 
 
 async def _await_first_message(receive: Receive) -> None:
-    """Let a client send its first message before its call is rejected; wait only briefly.
+    """Give a client time to send its first message before its call is rejected.
 
-    A client that writes to a stream that has ended need not read why: grpc.aio reported INTERNAL every other
+    A client that writes to a closed stream may not read the status: grpc.aio reported INTERNAL every other
     time.
     """
     with suppress(TimeoutError):
@@ -189,12 +189,12 @@ async def _await_first_message(receive: Receive) -> None:
 
 
 async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_started: bool = False) -> None:
-    """End a call with a status: in trailers, or in the headers if nothing was sent yet."""
+    """End a call with a status: in trailers, or in headers if nothing has been sent yet."""
     status = status_of_failure(error)
     if status is None:
         return
     pairs = failure_trailers(status, call.request_id if call else "")
-    with suppress(OSError):  # the client has gone
+    with suppress(OSError):  # the client has disconnected
         if is_started:
             await send(_NO_BODY)
             await send({"type": TRAILERS, "headers": pairs})
@@ -204,18 +204,18 @@ async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_st
 
 
 def status_of_failure(error: Exception) -> Status | None:
-    """The status of a failed call; None if its client has gone."""
+    """Return the status of a failed call; None if the client has disconnected."""
     if isinstance(error, Failure):
         return error.status
     if isinstance(error, TimeoutError):
         return _LATE
-    if isinstance(error, OSError):  # of `send`: the client has gone
+    if isinstance(error, OSError):  # raised by `send`: the client has disconnected
         return None
     _log.error("transport_failed", exc_info=error)
     return Status(Code.INTERNAL, "INTERNAL", "the server failed; its log has the reason")
 
 
 async def _reject(_scope: Event, _receive: Receive, send: Send) -> None:
-    """Answer a content type that is not gRPC's, as its specification demands."""
+    """Answer a content type other than gRPC's, as the specification demands."""
     await send({"type": "http.response.start", "status": _UNSUPPORTED_MEDIA_TYPE, "headers": []})
     await send(_NO_BODY)

@@ -1,6 +1,6 @@
 """gRPC over HTTP/2, from bytes to bytes: messages, timeouts, metadata, compression, trailers. Does no I/O.
 
-As gRPC's doc/PROTOCOL-HTTP2.md and doc/compression.md specify it.
+Specified in gRPC's doc/PROTOCOL-HTTP2.md and doc/compression.md.
 """
 
 import binascii
@@ -17,7 +17,7 @@ from serving.rpc.status import DETAILS_KEY, Code, Status
 from serving.transports.http.byte_buffer import ByteBuffer
 
 CONTENT_TYPE = b"application/grpc"
-PREFIX = struct.Struct(">BI")  # 1 if the message is compressed, else 0; and its length
+PREFIX = struct.Struct(">BI")  # 1 if the message is compressed, else 0; then its length
 
 _PLAIN, _COMPRESSED = 0, 1
 _WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
@@ -35,7 +35,7 @@ Pairs = list[tuple[bytes, bytes]]
 
 
 class Metadata(Mapping[str, str]):
-    """The text metadata of a call. Values are decoded when they are read: few of them are."""
+    """The text metadata of a call. Values are decoded when they are read, because few are."""
 
     __slots__ = ("_headers",)
 
@@ -48,7 +48,7 @@ class Metadata(Mapping[str, str]):
         return self._headers[key.encode()].decode("utf-8", "replace")
 
     def get(self, key: str, default: str = "") -> str:  # type: ignore[override]  # text is all there is
-        """As in every mapping. Without the key Mapping's own takes 0.5 us more, of a request's 34 us."""
+        """Faster than Mapping.get, which takes 0.5 us longer for a missing key, of a request's 34 us."""
         value = self._headers.get(key.encode())
         return default if value is None or not _is_text_metadata(key) else value.decode("utf-8", "replace")
 
@@ -60,7 +60,7 @@ class Metadata(Mapping[str, str]):
 
 
 class MessageReader:
-    """Cuts the body of a request into messages, wherever its chunks begin and end."""
+    """Divides the body of a request into messages, independently of its chunks."""
 
     def __init__(self, encoding: bytes, max_message_bytes: int) -> None:
         self._encoding = encoding
@@ -72,7 +72,7 @@ class MessageReader:
         """Add a chunk; return the messages that it completes.
 
         Raises:
-            Failure: a message is too long, which is checked before it has come, or is not framed as gRPC.
+            Failure: a message is too long, which is checked before it arrives, or is not framed as gRPC.
         """
         self._buffer.append(chunk)
         if self._buffer.size < self._wanted_bytes:
@@ -113,7 +113,7 @@ class MessageReader:
 
 
 def frame(message: bytes, *, compressed: bool = False) -> bytes:
-    """A message with its prefix, compressed with gzip on request."""
+    """Return a message with its prefix, optionally compressed with gzip."""
     if compressed:
         zipped = gzip.compress(message, compresslevel=1, mtime=0)
         return PREFIX.pack(_COMPRESSED, len(zipped)) + zipped
@@ -121,7 +121,7 @@ def frame(message: bytes, *, compressed: bool = False) -> bytes:
 
 
 def decompress(message: bytes, encoding: bytes, max_message_bytes: int) -> bytes:
-    """Undo gzip or deflate. Stops at the limit: a decompression bomb costs no more memory than that."""
+    """Decompress gzip or deflate. Stops at the limit, against decompression bombs."""
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
         raise malformed(
@@ -140,10 +140,10 @@ def decompress(message: bytes, encoding: bytes, max_message_bytes: int) -> bytes
 
 
 def encoding_of(headers: RawHeaders) -> bytes:
-    """The compression of a request's messages.
+    """Return the compression of a request's messages.
 
     Raises:
-        Failure: UNIMPLEMENTED for an unknown one.
+        Failure: the compression is unknown (UNIMPLEMENTED).
     """
     encoding = headers.get(b"grpc-encoding", _IDENTITY)
     if encoding != _IDENTITY and encoding not in _WINDOW_BITS:
@@ -153,14 +153,14 @@ def encoding_of(headers: RawHeaders) -> bytes:
 
 
 def takes_gzip(headers: RawHeaders) -> bool:
-    """Answers may use gzip: the client sends it, and accepts it."""
+    """Whether answers may use gzip: the client both sends and accepts it."""
     if headers.get(b"grpc-encoding") != b"gzip":
         return False
     return b"gzip" in headers.get(b"grpc-accept-encoding", b"").replace(b" ", b"").split(b",")
 
 
 def is_grpc(content_type: bytes) -> bool:
-    """application/grpc, application/grpc+proto, application/grpc;charset=...; not application/grpc-web."""
+    """Whether it is application/grpc, application/grpc+proto, ..., but not application/grpc-web."""
     return content_type == CONTENT_TYPE or (
         content_type[: len(CONTENT_TYPE)].lower() == CONTENT_TYPE
         and content_type[len(CONTENT_TYPE) : len(CONTENT_TYPE) + 1] in (b"+", b";", b" ", b"")
@@ -168,7 +168,7 @@ def is_grpc(content_type: bytes) -> bool:
 
 
 def open_call(headers: RawHeaders) -> Call:
-    """A call's metadata and deadline.
+    """Return the metadata and the deadline of a call.
 
     Raises:
         Failure: the timeout is invalid.
@@ -181,10 +181,10 @@ def open_call(headers: RawHeaders) -> Call:
 
 
 def parse_timeout_s(timeout: bytes) -> float:
-    """Seconds of a grpc-timeout such as 100m: at most eight digits and a unit.
+    """Return the seconds of a grpc-timeout such as 100m: at most eight digits and a unit.
 
     Raises:
-        Failure: it is invalid.
+        Failure: the timeout is invalid.
     """
     digits, unit_s = timeout[:-1], _UNITS_S.get(timeout[-1:])
     if unit_s is None or not digits.isdigit() or len(digits) > _MAX_TIMEOUT_DIGITS:
@@ -195,7 +195,7 @@ def parse_timeout_s(timeout: bytes) -> float:
 
 
 def failure_trailers(status: Status, request_id: str) -> Pairs:
-    """The trailers of a failed call."""
+    """Return the trailers of a failed call."""
     status = status.shortened()
     pairs = [
         (b"grpc-status", b"%d" % status.code),
@@ -209,7 +209,7 @@ def failure_trailers(status: Status, request_id: str) -> Pairs:
 
 
 def _quote(message: str) -> bytes:
-    """Percent-encode a message. Spaces are encoded at its ends alone, where HTTP would strip them."""
+    """Percent-encode a message. Spaces are encoded only at the ends, where HTTP would strip them."""
     quoted = quote(message, safe=_UNQUOTED)
     if quoted.startswith(" "):
         quoted = "%20" + quoted[1:]
@@ -223,17 +223,17 @@ def _text(value: bytes) -> str:
 
 
 def unknown_method(path: str) -> Failure:
-    """No handler has this path."""
+    """Return the failure of a call whose path has no handler."""
     return Failure(Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", f"unknown method {path!r}"))
 
 
 def malformed(message: str) -> Failure:
-    """The request does not follow gRPC's specification."""
+    """Return the failure of a call that violates gRPC's specification."""
     return Failure(Status(Code.INTERNAL, "MALFORMED", message))
 
 
 def too_long(length: str, max_message_bytes: int) -> Failure:
-    """A message is over the limit."""
+    """Return the failure of a call whose message exceeds the limit."""
     return Failure(
         Status(
             Code.RESOURCE_EXHAUSTED,

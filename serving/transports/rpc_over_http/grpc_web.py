@@ -1,6 +1,6 @@
-"""gRPC-Web: an ASGI application that calls the one for gRPC and moves trailers into the body for browsers.
+"""gRPC-Web: an ASGI application that wraps the one for gRPC and moves trailers to the body for browsers.
 
-As gRPC's doc/PROTOCOL-WEB.md specifies it, in its binary form. The base64 form is not supported.
+Specified in gRPC's doc/PROTOCOL-WEB.md. Only the binary form is supported, not base64.
 """
 
 from collections.abc import Iterable
@@ -31,12 +31,12 @@ class GrpcWebApp:
 
 
 def is_grpc_web(media_type: bytes) -> bool:
-    """application/grpc-web, application/grpc-web+proto; not application/grpc-web-text."""
+    """Whether it is application/grpc-web or application/grpc-web+proto; not application/grpc-web-text."""
     return media_type == _GRPC_WEB or media_type.startswith(_GRPC_WEB + b"+")
 
 
 def media_type_of(headers: RawHeaders) -> bytes:
-    """The content type without parameters, in lower case."""
+    """Return the content type without parameters, in lower case."""
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
@@ -49,7 +49,7 @@ class _WebAnswer:
         self._has_trailers = False
 
     async def send(self, event: Event) -> None:
-        """Trailers become the last frame of the body. An answer of headers alone stays one."""
+        """Send trailers as the last frame of the body. An answer that is only headers is unchanged."""
         if event["type"] == ANSWER:
             await self._send_head(200, event["headers"])
             await self._send_body(event["body"] + _trailers_frame(event["trailers"]), more=False)

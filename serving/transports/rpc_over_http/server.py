@@ -1,6 +1,6 @@
-"""Serves RPCs over HTTP/2, and over HTTP/1.1 for the web: sockets, start and stop. Knows no message.
+"""Serves RPCs over HTTP/2, and over HTTP/1.1 for the web: sockets, start and stop.
 
-What happens to a connection is in ../http/, what happens to a call in grpc_app.py and connect_app.py.
+../http/ handles connections; grpc_app.py and connect_app.py handle calls.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from serving.transports.rpc_over_http.connect_app import ConnectApp
 from serving.transports.rpc_over_http.grpc_app import GrpcApp
 from serving.transports.tls import TlsFiles
 
-# After the last call new ones are rejected as UNAVAILABLE, for long enough that clients turn elsewhere.
+# After the last call, new ones are rejected as UNAVAILABLE, long enough for clients to move to other servers.
 _REJECTING_S = 0.2
-# For the last answers to be written. Streams that are still open are cut afterwards.
+# Time to write the last answers. Streams that are still open are cut afterwards.
 _CLOSING_S = 0.5
 
 _Connection = ProtocolDetector | Http2Connection | Http1Connection
@@ -45,12 +45,12 @@ class H2Server:
         """Store the options.
 
         Args:
-            handlers: of all RPCs.
-            host: to listen on.
-            port: 0 chooses a free one.
-            max_message_bytes: of one request.
+            handlers: handlers of all RPCs.
+            host: address to listen on.
+            port: port to listen on; 0 chooses a free one.
+            max_message_bytes: maximum size of a request.
             tls: without it calls are not encrypted.
-            worker_socket: receives connections from another process, which listens in place of this one.
+            worker_socket: delivers connections from another process, which listens instead of this one.
         """
         self.host = host
         self.port = port
@@ -60,7 +60,7 @@ class H2Server:
         self._tls = tls
         self._listening: asyncio.Server | ConnectionReceiver | None = None
         self._connections: set[_Connection] = set()
-        self._closed = asyncio.Event()  # one of them
+        self._closed = asyncio.Event()  # exactly one of them is set
         self._busy_poll: BusyPoll
 
     async def __aenter__(self) -> Self:
@@ -106,8 +106,8 @@ class H2Server:
         """Let running calls end, for at most timeout_s seconds, then close all connections.
 
         Args:
-            until: rejects new calls, and returns when the running ones have ended.
-            timeout_s: after this everything is cut.
+            until: rejects new calls, and returns when all running ones have ended.
+            timeout_s: limit after which running calls are cut.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -120,7 +120,7 @@ class H2Server:
             return
         self._listening.close()
         self._listening = None
-        for close in ("close_when_idle", "close", "abort"):  # each more urgent than the one before
+        for close in ("close_when_idle", "close", "abort"):  # in order of urgency
             for connection in tuple(self._connections):
                 getattr(connection, close)()
             await self._wait_closed(_CLOSING_S)

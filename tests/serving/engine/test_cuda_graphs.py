@@ -164,7 +164,7 @@ def test_a_graph_that_ignores_its_images_is_detected(session: Recorded, graphs: 
 
     session.on_graph = grow_stale
     with pytest.raises(
-        RuntimeError, match="the CUDA graph for 4 images computes another probabilities than a plain"
+        RuntimeError, match="the CUDA graph for 4 images gives other probabilities than a plain"
     ):
         graphs.prepare(4)
     assert graphs.captured == ()

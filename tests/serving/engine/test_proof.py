@@ -49,7 +49,7 @@ def test_another_label_within_the_tolerance_passes() -> None:
 @pytest.mark.parametrize("classes", [1, 3])
 def test_another_number_of_classes_is_refused_with_both_shapes(classes: int) -> None:
     """Also a single column, which would otherwise be compared with all of them."""
-    message = rf"golden probabilities have shape \[3, 2\], those of the network \[3, {classes}\]"
+    message = rf"golden probabilities have shape \[3, 2\], the network's have \[3, {classes}\]"
     with pytest.raises(ProofFailed, match=message):
         warm_and_prove(_Scripted(np.full((3, classes), 0.5)), _golden(3), tolerance=0.1, sizes=(4,))
 

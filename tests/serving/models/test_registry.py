@@ -436,7 +436,7 @@ class TestBadVersions:
             await models.refresh()
             assert _default(models) == 1
             reason = models.get(NAME).refused[2]
-            assert reason == "golden probabilities have shape [3, 4], those of the network [3, 3]"
+            assert reason == "golden probabilities have shape [3, 4], the network's have [3, 3]"
 
     async def test_an_unexpected_error_while_loading_refuses_only_that_version(
         self, publish: Publish, open_models: OpenModels

@@ -1,4 +1,4 @@
-"""An HTTP/2 server of ASGI applications (RFC 9113), in the thread of the event loop."""
+"""An HTTP/2 server for ASGI applications (RFC 9113), in the event loop's thread."""
 
 from serving.transports.http.http2.connection import Http2Connection
 

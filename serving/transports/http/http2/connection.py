@@ -1,6 +1,6 @@
-"""One connection of HTTP/2: frames become streams, each of which an ASGI application answers in a task.
+"""One HTTP/2 connection: turns frames into streams. An ASGI application answers each stream in a task.
 
-One file, because every handler of a frame reads or changes the same map of open streams.
+All frame handlers share one map of open streams, hence one file.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from serving.transports.http.http2.output import Output
 from serving.transports.http.http2.receive_window import ReceiveWindow
 from serving.transports.http.http2.stream import Http2Stream
 
-WINDOW_BYTES = 2**24  # of all requests together that their applications have not received yet
+WINDOW_BYTES = 2**24  # buffered bytes of all requests that applications have not received yet
 
 _MAX_STREAMS = 1024
-# Limits for clients that make the server work and read nothing.
+# Limits for clients that cause work but read no replies.
 _MAX_UNREAD_REPLIES = 10_000
-# A change can wake every stream. Clients that measure their bandwidth change it a few dozen times.
+# A change can wake all streams. Clients that measure their bandwidth make a few dozen changes.
 _MAX_WINDOW_CHANGES = 1000
 
 _SETTINGS = {
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Http2Connection(asyncio.Protocol):
-    """A protocol of asyncio, for a client that has sent its preface."""
+    """An asyncio protocol for a client that has sent its preface."""
 
     def __init__(
         self, app: App, on_closed: Callable[["Http2Connection"], object], busy_poll: BusyPoll
@@ -55,18 +55,18 @@ class Http2Connection(asyncio.Protocol):
         self._app = app
         self._on_closed = on_closed
         self._busy_poll = busy_poll
-        self._streams: dict[int, Http2Stream] = {}  # open, or their task still runs
+        self._streams: dict[int, Http2Stream] = {}  # open, or with a running task
         self._output: Output
         self._window: ReceiveWindow
         self._frames = FrameReader(MAX_HEADER_BYTES)
         self._headers = HeaderReader(MAX_HEADER_BYTES)
-        self._last_stream = 0  # the highest number that was opened
-        self._stream_send_window_bytes = frames.DEFAULT_WINDOW_BYTES  # of a new stream
+        self._last_stream = 0  # highest number opened so far
+        self._stream_send_window_bytes = frames.DEFAULT_WINDOW_BYTES  # initial send window of a new stream
         self._unread_replies = 0
         self._window_changes = 0
         self._is_closing = False
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send our settings."""
@@ -76,7 +76,7 @@ class Http2Connection(asyncio.Protocol):
         self._output.write(_SERVER_PREFACE)
 
     def data_received(self, data: bytes) -> None:
-        """Handle all frames that are complete."""
+        """Handle all complete frames."""
         try:
             for kind, number, flags, payload in self._frames.read(data):
                 handle = _HANDLERS.get(kind)
@@ -86,7 +86,7 @@ class Http2Connection(asyncio.Protocol):
             self._break(broken)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Cancel what runs."""
+        """Cancel all running requests."""
         self._output.connection_lost()
         for each in self._streams.values():
             self._cancel(each)
@@ -101,17 +101,17 @@ class Http2Connection(asyncio.Protocol):
         self._unread_replies = 0
         self._output.resume()
 
-    # What a server calls.
+    # Called by the server.
 
     def close_when_idle(self) -> None:
-        """Send GOAWAY: new streams are ignored, and the connection closes when the open ones have ended."""
+        """Send GOAWAY: ignore new streams, and close the connection when the open ones have ended."""
         if not self._is_closing:
             self._is_closing = True
             self._output.write(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
         self._close_if_idle()
 
     def close(self) -> None:
-        """Close the connection, whatever runs; what was written is sent."""
+        """Close the connection, even if requests are running; pending output is sent."""
         self._output.close()
 
     def abort(self) -> None:
@@ -137,11 +137,9 @@ class Http2Connection(asyncio.Protocol):
             self._last_stream = number
         head = self._headers.read(block)
         if self._is_closing:
-            return  # the client knows from GOAWAY that this request is not handled
+            return  # GOAWAY tells the client that this request is not handled
         if len(self._streams) >= _MAX_STREAMS:
-            raise StreamBroken(
-                ErrorCode.REFUSED_STREAM, f"{_MAX_STREAMS} streams are open, which is the limit"
-            )
+            raise StreamBroken(ErrorCode.REFUSED_STREAM, f"{_MAX_STREAMS} streams are open, the limit")
         opened = Http2Stream(
             number, head.content_length, self._output, self._window, self._stream_send_window_bytes
         )
@@ -152,7 +150,7 @@ class Http2Connection(asyncio.Protocol):
         opened.start(self._app(head.scope, opened.receive, opened.send), self._on_done)
 
     def _on_trailers(self, number: int, block: bytes, *, ends: bool) -> None:
-        """Trailers of a request: applications do not get them, but they can change HPACK's table."""
+        """Trailers of a request: not passed to applications, but they can change HPACK's table."""
         self._headers.decode(block)
         found = self._streams.get(number)
         if found is None:
@@ -174,7 +172,7 @@ class Http2Connection(asyncio.Protocol):
         found = self._streams.get(number)
         if found is None or found.request_is_over:
             self._check_was_opened(number)
-            self._window.consume(size)  # sent before the client learned that the stream has ended
+            self._window.consume(size)  # sent before the client knew that the stream had ended
             return
         if size > len(body):
             self._window.consume(size - len(body))
@@ -203,7 +201,7 @@ class Http2Connection(asyncio.Protocol):
         self._reply(_SETTINGS_ACK)
 
     def _adjust_send_windows(self, window_bytes: int) -> None:
-        """RFC 9113, section 6.9.2: the windows of open streams change by the difference."""
+        """Adjust the windows of open streams by the difference: RFC 9113, section 6.9.2."""
         self._window_changes += 1
         if self._window_changes > _MAX_WINDOW_CHANGES:
             raise ConnectionBroken(
@@ -245,17 +243,17 @@ class Http2Connection(asyncio.Protocol):
         if not number & 1 or (number > self._last_stream and not self._is_closing):
             raise _protocol_error(f"stream {number} was never opened")
 
-    # Replies and ends.
+    # Replies, and the end of streams.
 
     def _reply(self, data: bytes) -> None:
-        """Write what a frame of the client demands."""
+        """Write the reply to a frame."""
         self._output.write(data)
         if self._output.is_full:
             self._unread_replies += 1
             if self._unread_replies > _MAX_UNREAD_REPLIES:
                 raise ConnectionBroken(
                     ErrorCode.ENHANCE_YOUR_CALM,
-                    f"the client has not read {_MAX_UNREAD_REPLIES} replies, which is the limit",
+                    f"the client has not read {_MAX_UNREAD_REPLIES} replies, the limit",
                 )
 
     def _break(self, broken: ConnectionBroken) -> None:
@@ -271,17 +269,19 @@ class Http2Connection(asyncio.Protocol):
             self._cancel(found)
 
     def _cancel(self, cancelled: Http2Stream) -> None:
-        """Cancel the application of a stream. Until it has ended the stream counts towards the limit."""
+        """Cancel the application of a stream. The stream counts towards the limit until that has ended."""
         self._window.consume(cancelled.cancel())
 
     def _on_done(self, ended: Http2Stream, task: asyncio.Task[None]) -> None:
         del self._streams[ended.number]
         self._busy_poll.end()
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, OSError):  # ASGI: `send` raises it for a lost client
+        if error is not None and not isinstance(
+            error, OSError
+        ):  # ASGI: `send` raises it if the client has disconnected
             _log.error("application_failed", exc_info=error)
         if not (ended.answer_is_over and ended.request_is_over):
-            # The answer is complete and the rest of the request not wanted; or there is no answer.
+            # The answer is complete, but the request is not; or there is no answer.
             code = ErrorCode.NO_ERROR if ended.answer_is_over else ErrorCode.INTERNAL_ERROR
             try:
                 self._reply(frames.reset(ended.number, code))
@@ -301,7 +301,7 @@ def _protocol_error(message: str) -> ConnectionBroken:
     return ConnectionBroken(ErrorCode.PROTOCOL_ERROR, message)
 
 
-# PRIORITY has no meaning since RFC 9113; after GOAWAY the client closes when it has its answers.
+# RFC 9113 deprecates PRIORITY. After GOAWAY, the client closes the connection when it has its answers.
 _HANDLERS: dict[int, Callable[[Http2Connection, int, int, bytes], None]] = {
     frames.DATA: Http2Connection._on_data,  # noqa: SLF001
     frames.HEADERS: Http2Connection._on_headers,  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Bytes of a client -> whole frames: header blocks are joined, and their order is checked. Does no I/O."""
+"""Bytes of a client -> whole frames: joins header blocks, and checks the order of frames. Does no I/O."""
 
 from collections.abc import Iterator
 
@@ -10,23 +10,23 @@ _BLOCK_TYPES = frozenset({frames.HEADERS, frames.CONTINUATION})
 
 
 class FrameReader:
-    """Cuts the bytes of one connection into frames."""
+    """Divides the bytes of one connection into frames."""
 
     def __init__(self, max_header_bytes: int) -> None:
         self._max_header_bytes = max_header_bytes
-        self._incomplete = b""  # the beginning of the next frame
-        self._expected: int | None = frames.SETTINGS  # the only type that may come next
+        self._incomplete = b""  # beginning of the next frame
+        self._expected: int | None = frames.SETTINGS  # the only type allowed next
         self._block: list[bytes] = []  # the header block that the next frame continues
         self._block_stream = 0
         self._block_flags = 0
 
     def read(self, data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-        """Yield (type, stream, flags, payload) of every frame that is complete.
+        """Yield (type, stream, flags, payload) of each complete frame.
 
-        HEADERS come with their whole header block, without padding and priority; CONTINUATION never comes.
+        HEADERS contain the whole header block, without padding and priority; CONTINUATION is never yielded.
 
         Raises:
-            ConnectionBroken: a frame is too long, or of a type that may not come here.
+            ConnectionBroken: a frame is too long, or its type is not allowed here.
         """
         if self._incomplete:
             data = self._incomplete + data
@@ -71,7 +71,7 @@ class FrameReader:
             self._expected = None
 
     def _join(self, kind: int, stream: int, flags: int, payload: bytes) -> tuple[int, bytes]:
-        """Return flags and whole block once END_HEADERS has come; until then flags without it."""
+        """Return the flags and the whole block after END_HEADERS; before, the flags without it."""
         if kind == frames.CONTINUATION:
             return self._continue_block(stream, flags, payload)
         if flags & (frames.PADDED | frames.HAS_PRIORITY):

@@ -1,17 +1,17 @@
-"""The frames of HTTP/2, from and to bytes: RFC 9113, sections 4, 6 and 7. Does no I/O."""
+"""HTTP/2 frames, from and to bytes: RFC 9113, sections 4, 6 and 7. Does no I/O."""
 
 import struct
 from enum import IntEnum
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-HEAD = struct.Struct(">BHBBL")  # of a frame: its length (one and two bytes), type, flags and stream
-MAX_FRAME_BYTES = 2**14  # the default of SETTINGS: every peer accepts it, and we accept no more
+HEAD = struct.Struct(">BHBBL")  # header of a frame: length (one and two bytes), type, flags and stream
+MAX_FRAME_BYTES = 2**14  # the default of SETTINGS: every peer accepts it, and it is our limit
 MAX_WINDOW_BYTES = 2**31 - 1
 DEFAULT_WINDOW_BYTES = 2**16 - 1
 STREAM_MASK = 2**31 - 1  # the highest bit is reserved
 
-# Types. Plain numbers: a comparison with a member of an enum costs 0.1 us more, several times a request.
+# Types. Plain numbers: a comparison with an enum member takes 0.1 us longer, several times per request.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
     range(10)
 )
@@ -32,7 +32,7 @@ _GOAWAY = struct.Struct(">LL")
 
 
 class ErrorCode(IntEnum):
-    """Reasons for the end of a stream or a connection: RFC 9113, section 7."""
+    """Error codes of streams and connections: RFC 9113, section 7."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -58,7 +58,7 @@ class Setting(IntEnum):
 
 
 class ConnectionBroken(Exception):
-    """The client broke a rule, and the state of the connection is unknown: it has to close."""
+    """The client broke a rule, and the state of the connection is unknown: it must be closed."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -66,7 +66,7 @@ class ConnectionBroken(Exception):
 
 
 class StreamBroken(Exception):
-    """The client broke a rule within one stream: the others go on."""
+    """The client broke a rule within one stream. Other streams continue."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -74,13 +74,13 @@ class StreamBroken(Exception):
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame; the payload is at most MAX_FRAME_BYTES."""
+    """Return one frame. The payload has at most MAX_FRAME_BYTES."""
     length = len(payload)
     return HEAD.pack(length >> 16, length & 0xFFFF, kind, flags, stream) + payload
 
 
 def headers(block: bytes, stream: int, flags: int) -> bytes:
-    """HEADERS for a header block, and CONTINUATION frames if it is long."""
+    """Return HEADERS with a header block, and CONTINUATION frames if it is long."""
     if len(block) <= MAX_FRAME_BYTES:
         return frame(HEADERS, flags | END_HEADERS, stream, block)
     parts = [block[start : start + MAX_FRAME_BYTES] for start in range(0, len(block), MAX_FRAME_BYTES)]
@@ -95,9 +95,9 @@ def headers(block: bytes, stream: int, flags: int) -> bytes:
 
 
 def answer(stream: int, block: bytes, body: bytes, trailers: bytes) -> bytes:
-    """HEADERS, DATA and HEADERS of a whole answer, each at most MAX_FRAME_BYTES.
+    """Return HEADERS, DATA and HEADERS of a whole answer, each with at most MAX_FRAME_BYTES.
 
-    Joining three frames would cost 0.6 us more: a LeNet-5 request costs 34 us.
+    Joining three frames would take 0.6 us longer; a LeNet-5 request takes 34 us.
     """
     head, size = HEAD.pack, len(body)
     return b"".join((
@@ -116,12 +116,12 @@ def reset(stream: int, code: ErrorCode) -> bytes:
 
 
 def window_update(stream: int, more_bytes: int) -> bytes:
-    """WINDOW_UPDATE; stream 0 is the connection."""
+    """Return WINDOW_UPDATE. Stream 0 is the connection."""
     return frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(more_bytes))
 
 
 def goaway(last_stream: int, code: ErrorCode, message: str = "") -> bytes:
-    """GOAWAY, with a message for the client's log."""
+    """Return GOAWAY with a message for the client's log."""
     return frame(GOAWAY, 0, 0, _GOAWAY.pack(last_stream, code) + message.encode())
 
 
@@ -131,7 +131,7 @@ def settings(values: dict[Setting, int]) -> bytes:
 
 
 def read_settings(payload: bytes) -> dict[int, int]:
-    """The values of a SETTINGS frame. If a key comes twice, the last value counts.
+    """Return the values of a SETTINGS frame. If a key is repeated, the last value counts.
 
     Raises:
         ConnectionBroken: the frame is cut off, or a value is invalid.
@@ -152,10 +152,10 @@ def read_settings(payload: bytes) -> dict[int, int]:
 
 
 def read_number(payload: bytes, kind: str) -> int:
-    """The one number of RST_STREAM or WINDOW_UPDATE.
+    """Return the number in RST_STREAM or WINDOW_UPDATE.
 
     Raises:
-        ConnectionBroken: it has not four bytes.
+        ConnectionBroken: the payload does not have four bytes.
     """
     if len(payload) != _NUMBER.size:
         raise ConnectionBroken(
@@ -166,7 +166,7 @@ def read_number(payload: bytes, kind: str) -> int:
 
 
 def unpadded(payload: bytes, flags: int) -> bytes:
-    """The payload of DATA or HEADERS without padding and priority.
+    """Return the payload of DATA or HEADERS without padding and priority.
 
     Raises:
         ConnectionBroken: the padding is longer than the frame.

@@ -1,4 +1,4 @@
-"""Header fields: decodes and checks those of requests (RFC 9113, section 8), encodes those of answers."""
+"""Header fields: decodes and checks requests' (RFC 9113, section 8), encodes answers'."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, St
 
 Fields = list[tuple[bytes, bytes]]
 
-MAX_HEADER_BYTES = 2**15  # of one request, as RFC 9113 counts: decoded, and 32 bytes more for each field
+MAX_HEADER_BYTES = 2**15  # limit for one request, as RFC 9113 counts: decoded, plus 32 bytes per field
 
 _OK, _OK_BLOCK = 200, b"\x88"  # an entry of HPACK's static table: the whole field
-_STATUS = b"\x08\x03"  # the name from the static table, then a value of three characters
-_LONG, _MORE = 0x7F, 0x80  # longer lengths take several bytes; all but the last have the high bit
-_MAX_LENGTH_DIGITS = 18  # fit into 64 bits
+_STATUS = b"\x08\x03"  # name from the static table, then a value of three characters
+_LONG, _MORE = 0x7F, 0x80  # longer lengths take several bytes; all but the last have the high bit set
+_MAX_LENGTH_DIGITS = 18  # a content-length of so many digits fits into 64 bits
 _KEPT_BLOCKS, _MAX_KEPT_BYTES = 64, 1024
-_RESIZE, _RESIZE_MASK = 0x20, 0xE0  # the first bits of a block that resizes the table
+_RESIZE, _RESIZE_MASK = 0x20, 0xE0  # first bits of an instruction that resizes the table
 _MAX_RESIZE_BYTES = 16
 _ONLY_RESIZES = bytes([_RESIZE] * _MAX_RESIZE_BYTES)
 
@@ -37,17 +37,17 @@ _NOT_IN_VALUES = (b"\0", b"\r", b"\n")
 class RequestHead:
     """A request before its body."""
 
-    scope: dict[str, Any]  # of ASGI; shared by requests with the same headers
+    scope: dict[str, Any]  # ASGI scope; shared by requests with the same headers
     content_length: int | None
 
 
 class HeaderReader:
-    """Decodes the header blocks of one connection in their order: each can change the table for the next."""
+    """Decodes the header blocks of one connection, in order: each block can change the table for the next."""
 
     def __init__(self, max_bytes: int) -> None:
         self._decoder = hpack.Decoder(max_header_list_size=max_bytes)
         # Clients repeat header blocks. A block that did not change the table decodes to the same fields until
-        # the table changes. To decode it again would cost 28 us: a LeNet-5 request costs 34 us in all.
+        # the table changes. Decoding it again would take 28 us; a LeNet-5 request takes 34 us in total.
         self._known: dict[bytes, RequestHead] = {}
         self._decoder.header_table = self._table = _Table(self._known.clear)
 
@@ -70,10 +70,10 @@ class HeaderReader:
         return head
 
     def decode(self, block: bytes) -> Fields:
-        """Decode any block. Trailers have to be decoded too, because they can change the table.
+        """Decode any block. Trailers must be decoded too, because they can change the table.
 
         Raises:
-            ConnectionBroken: as `read` does.
+            ConnectionBroken: as in `read`.
         """
         if block and block[0] & _RESIZE_MASK == _RESIZE:
             self._table.change()
@@ -96,23 +96,23 @@ class _Table(HeaderTable):
         self._on_change = on_change
 
     def add(self, name: bytes, value: bytes) -> None:
-        """Add an entry; the library may drop the oldest ones."""
+        """Add an entry. The library may drop the oldest ones."""
         super().add(name, value)
         self.change()
 
     def change(self) -> None:
-        """The table has changed."""
+        """Record that the table has changed."""
         self.changes += 1
         self._on_change()
 
 
 def write_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The header block of an answer. It adds nothing to the client's table: no state is kept."""
+    """Return the header block of an answer. It is stateless: it adds nothing to the client's table."""
     return (_OK_BLOCK if status == _OK else _STATUS + b"%03d" % status) + write_fields(fields)
 
 
 def write_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The header block of trailers."""
+    """Return the header block of trailers."""
     return b"".join([part for name, value in fields for part in (_name(name), _length(len(value)), value)])
 
 
@@ -123,7 +123,7 @@ def _name(name: bytes) -> bytes:
 
 @lru_cache(maxsize=256)
 def _length(length: int) -> bytes:
-    """The length of a string without Huffman code: RFC 7541, section 5."""
+    """Return the encoded length of a string without Huffman coding: RFC 7541, section 5."""
     if length < _LONG:
         return bytes((length,))
     rest, prefix = length - _LONG, bytearray((_LONG,))
@@ -142,7 +142,7 @@ def _head(fields: Fields) -> RequestHead:
         if name[:1] == b":":
             if regular or name in pseudo or name not in _PSEUDO:
                 raise _malformed(
-                    f"the pseudo-header field {name!r} is unknown, comes twice, or follows a regular field"
+                    f"the pseudo-header field {name!r} is unknown, repeated, or follows a regular field"
                 )
             pseudo[name] = value
         else:
@@ -163,7 +163,7 @@ def _head(fields: Fields) -> RequestHead:
         "http_version": "2",
         "method": method.decode("latin-1"),
         "scheme": scheme.decode("latin-1"),
-        "path": path.decode("latin-1"),  # not unquoted: no RPC has a name that is quoted
+        "path": path.decode("latin-1"),  # not unquoted: RPC names need no quoting
         "query_string": query,
         "headers": regular,
         "extensions": EXTENSIONS,

@@ -1,17 +1,17 @@
-"""Frames on their way to the client: all streams of a connection share its socket and its send window."""
+"""Sends frames to the client: all streams of a connection share its socket and its send window."""
 
 import asyncio
 
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
 
-_CLOSING_S = 5.0  # for the client to read the last bytes
+_CLOSING_S = 5.0  # time for the client to read the last bytes
 # RFC 7541, section 4.2: our HPACK table has size 0. Sent once, for clients that set a smaller limit.
 _TABLE_SIZE_0 = b"\x20"
 
 
 class Output:
-    """Writes the frames of all streams; streams that wait for room go on in the order in which they came."""
+    """Writes the frames of all streams. Streams that wait for room continue in order of arrival."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.loop = asyncio.get_running_loop()
@@ -26,16 +26,16 @@ class Output:
     # Frames.
 
     def headers(self, stream: int, flags: int, block: bytes) -> bytes:
-        """HEADERS and CONTINUATION of a header block. Write them in the order of the calls."""
+        """Return HEADERS and CONTINUATION of a header block. Must be written in the order of the calls."""
         return frames.headers(self._prefixed(block), stream, flags)
 
     def data(self, stream: int, flags: int, body: bytes) -> bytes:
-        """One DATA frame, taken from the send window."""
+        """Return one DATA frame, and charge it to the send window."""
         self.window_bytes -= len(body)
         return frames.frame(frames.DATA, flags, stream, body)
 
     def answer(self, stream: int, block: bytes, body: bytes, trailers: bytes) -> bytes:
-        """A whole answer in three frames, taken from the send window. Write it in the order of the calls."""
+        """Return a whole answer in three frames, charged to the send window; see `headers` for the order."""
         self.window_bytes -= len(body)
         return frames.answer(stream, self._prefixed(block), body, trailers)
 
@@ -47,19 +47,19 @@ class Output:
     # The socket.
 
     def write(self, data: bytes) -> None:
-        """Write frames, together with all others of this turn of the event loop."""
+        """Write frames, together with all others of this iteration of the event loop."""
         if not self._buffer:
             self.loop.call_soon(self.flush)
         self._buffer.append(data)
 
     def flush(self) -> None:
-        """Write the buffer now, not at the end of the turn."""
+        """Write the buffer now, not at the end of the iteration."""
         if self._buffer and not self._transport.is_closing():
             self._transport.write(b"".join(self._buffer))
         self._buffer.clear()
 
     def close(self) -> None:
-        """Close the connection when everything is written, or when the client does not read it in time."""
+        """Close the connection when all output is written, or when the client does not read it in time."""
         self.flush()
         if not self._transport.is_closing():
             self._abort_timer = self.loop.call_later(_CLOSING_S, self._transport.abort)
@@ -74,11 +74,11 @@ class Output:
         if self._abort_timer is not None:
             self._abort_timer.cancel()
 
-    # Room, in the socket and in the connection's send window.
+    # Flow control: the socket and the connection's send window.
 
     @property
     def is_blocked(self) -> bool:
-        """No stream can send a body."""
+        """Whether no stream can send a body."""
         return self.is_full or self.window_bytes <= 0
 
     def pause(self) -> None:
@@ -91,10 +91,10 @@ class Output:
         self.wake_next()
 
     def grow_window(self, more_bytes: int) -> None:
-        """Grow the connection's send window.
+        """Increase the connection's send window.
 
         Raises:
-            ConnectionBroken: it grows by nothing, or beyond the limit of RFC 9113.
+            ConnectionBroken: the increment is 0, or the window exceeds the limit of RFC 9113.
         """
         if not more_bytes:
             raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE has increment 0")
@@ -107,7 +107,7 @@ class Output:
         """Wait for room for more of an answer, in the socket or in a send window.
 
         Args:
-            room: ends the wait. Its stream sets it when its own window grows, `wake_next` when it is next.
+            room: ends the wait. The stream sets it when its window grows, `wake_next` when it is the next.
             until_s: on the event loop's clock.
 
         Raises:
@@ -116,7 +116,7 @@ class Output:
         if self.is_blocked:
             self._waiting[room] = None
         else:
-            self.wake_next()  # this stream waits for its own window alone
+            self.wake_next()  # this stream only waits for its own window
         try:
             async with asyncio.timeout_at(until_s):
                 await room
@@ -131,7 +131,7 @@ class Output:
         self._waiting.pop(room, None)
 
     def wake_next(self) -> None:
-        """Wake the stream that has waited longest, if there is room; when it has sent, it wakes the next."""
+        """Wake the stream that has waited longest, if there is room. After sending, it wakes the next."""
         if self._waiting and not self.is_blocked:
             room = next(iter(self._waiting))
             del self._waiting[room]

@@ -1,11 +1,11 @@
-"""How much a client may still send, on one stream or on its connection: RFC 9113, section 5.2."""
+"""Limits what a client may send, on a stream or a connection: RFC 9113, section 5.2."""
 
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.output import Output
 
 
 class ReceiveWindow:
-    """Counts what a client may send, and lets it send more as its bytes are consumed."""
+    """Counts the bytes that a client may send, and allows more as bytes are consumed."""
 
     __slots__ = ("_batch_bytes", "_consumed_bytes", "_left_bytes", "_output", "_stream")
 
@@ -13,27 +13,27 @@ class ReceiveWindow:
         """Open a window.
 
         Args:
-            output: for WINDOW_UPDATE.
-            stream: 0 is the connection.
-            size_bytes: what the client may send to begin with.
+            output: sends WINDOW_UPDATE.
+            stream: number of the stream; 0 is the connection.
+            size_bytes: initial size.
         """
         self._output = output
         self._stream = stream
         self._left_bytes = size_bytes
-        self._batch_bytes = size_bytes // 2  # one WINDOW_UPDATE for so many bytes
-        self._consumed_bytes = 0  # since the last WINDOW_UPDATE
+        self._batch_bytes = size_bytes // 2  # consumed bytes per WINDOW_UPDATE
+        self._consumed_bytes = 0  # consumed since the last WINDOW_UPDATE
 
     def receive(self, size: int) -> bool:
-        """Count bytes that came. Returns whether the client was allowed to send them."""
+        """Count received bytes; return whether the client was allowed to send them."""
         left_bytes = self._left_bytes = self._left_bytes - size
         if left_bytes <= self._consumed_bytes:
             self._update()
         return left_bytes >= 0
 
     def consume(self, size: int) -> None:
-        """Count bytes that are held no longer: the client may send as many again."""
+        """Count consumed bytes: the client may send that many more."""
         consumed_bytes = self._consumed_bytes = self._consumed_bytes + size
-        # A window that is nearly used up grows in small steps: streams that wait may hold the rest of it.
+        # A nearly empty window grows in small steps: waiting streams may hold the rest of it.
         if consumed_bytes >= self._batch_bytes or consumed_bytes >= self._left_bytes:
             self._update()
 

@@ -1,4 +1,4 @@
-"""One request and its answer: `receive` and `send` of ASGI on one side, windows and frames on the other."""
+"""One request and its answer: `receive` and `send` of ASGI on one side, frames and windows on the other."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -13,14 +13,14 @@ from serving.transports.http.http2.headers import Fields, write_fields, write_he
 from serving.transports.http.http2.output import Output
 from serving.transports.http.http2.receive_window import ReceiveWindow
 
-WINDOW_BYTES = 2**20  # of a request that its application has not received yet
+WINDOW_BYTES = 2**20  # bytes of a request that the application has not received yet
 
-_STALL_S = 600.0  # for the client to read a part of an answer
+_STALL_S = 600.0  # time for the client to read a part of an answer
 _DISCONNECT = {"type": "http.disconnect"}
 
 
 class Http2Stream:
-    """A request, its answer, and the task of the application between them."""
+    """A request, its answer, and the application's task."""
 
     __slots__ = (
         "_arrival",
@@ -51,11 +51,11 @@ class Http2Stream:
         """Open a stream.
 
         Args:
-            number: of the stream.
-            content_length: of the request, if its headers have one.
-            output: for the frames of the answer.
+            number: number of the stream.
+            content_length: content-length of the request, if any.
+            output: sends the frames of the answer.
             connection_window: counts the request, together with those of all other streams.
-            send_window_bytes: what the client accepts of an answer to begin with.
+            send_window_bytes: initial send window.
         """
         self.number = number
         self.send_window_bytes = send_window_bytes
@@ -63,18 +63,18 @@ class Http2Stream:
         self.answer_is_over = False
         self._output = output
         self._connection_window = connection_window
-        # A request that is one frame needs no window: that saves 0.35 us of the 34 us of a LeNet-5 request.
+        # A request in one frame needs no window: that saves 0.35 us of the 34 us of a LeNet-5 request.
         self._window: ReceiveWindow | None = None
         self._missing_bytes = content_length
         self._request = ByteBuffer()
         self._request_is_received = False
         self._arrival: asyncio.Future[None] | None = None  # ends a wait for more of the request
         self._room: asyncio.Future[None] | None = None  # ends a wait for room for more of the answer
-        self._head_block = b""  # of the answer: sent with the first part of its body
+        self._head_block = b""  # head of the answer: sent with the first part of the body
         self._trailers_follow = False
         self._task: asyncio.Task[None] | None = None
 
-    # What the connection calls.
+    # Called by the connection.
 
     def start(
         self,
@@ -86,15 +86,15 @@ class Http2Stream:
         self._task.add_done_callback(partial(on_done, self))
 
     def receive_data(self, body: bytes, size: int, *, ends: bool) -> None:
-        """Take a part of the request.
+        """Receive a part of the request.
 
         Args:
-            body: without padding.
-            size: with padding: what the windows count.
-            ends: nothing follows.
+            body: the data, without padding.
+            size: size with padding, which the windows count.
+            ends: whether the request ends here.
 
         Raises:
-            StreamBroken: there is more than the window or content-length allows.
+            StreamBroken: the window or content-length is exceeded.
         """
         if body:
             self._request.append(body)
@@ -117,10 +117,10 @@ class Http2Stream:
         _wake(self._arrival)
 
     def end_request(self) -> None:
-        """Nothing of the request follows.
+        """End the request.
 
         Raises:
-            StreamBroken: it is shorter than content-length.
+            StreamBroken: the request is shorter than content-length.
         """
         if self._missing_bytes:
             raise StreamBroken(ErrorCode.PROTOCOL_ERROR, "the body is shorter than content-length")
@@ -128,7 +128,7 @@ class Http2Stream:
         _wake(self._arrival)
 
     def end(self) -> int:
-        """Receive and send nothing more. Returns how many bytes of the request were never received."""
+        """Stop receiving and sending; return the number of bytes that the application has not received."""
         self.request_is_over = self.answer_is_over = True
         return len(self._request.take()) if self._request.size else 0
 
@@ -139,10 +139,10 @@ class Http2Stream:
         return self.end()
 
     def grow_send_window(self, more_bytes: int) -> None:
-        """WINDOW_UPDATE: the client accepts more of the answer.
+        """Increase the send window, on WINDOW_UPDATE.
 
         Raises:
-            StreamBroken: the window grows by nothing, or beyond the limit of RFC 9113.
+            StreamBroken: the increment is 0, or the window exceeds the limit of RFC 9113.
         """
         if not more_bytes:
             raise StreamBroken(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE has increment 0")
@@ -152,20 +152,20 @@ class Http2Stream:
         _wake(self._room)
 
     def adjust_send_window(self, change_bytes: int) -> None:
-        """SETTINGS: the client accepts more or less of every answer. The window may become negative.
+        """Change the send window, on SETTINGS. It may become negative.
 
         Raises:
-            ConnectionBroken: the window grows beyond the limit of RFC 9113.
+            ConnectionBroken: the window exceeds the limit of RFC 9113.
         """
         self.send_window_bytes += change_bytes
         if self.send_window_bytes > frames.MAX_WINDOW_BYTES:
             raise ConnectionBroken(ErrorCode.FLOW_CONTROL_ERROR, "a window is over 2^31 - 1")
         _wake(self._room)
 
-    # What the application calls.
+    # Called by the application.
 
     async def receive(self) -> Event:
-        """Return all of the request that has come; wait if there is nothing."""
+        """Return all received bytes of the request; wait if there are none."""
         while not (
             self._request.size
             or self.answer_is_over
@@ -185,17 +185,17 @@ class Http2Stream:
         return {"type": "http.request", "body": body, "more_body": True}
 
     async def send(self, event: Event) -> None:
-        """Send a part of the answer; wait while the client has no room for it.
+        """Send a part of the answer; wait until the client has room for it.
 
         Raises:
-            OSError: the client has gone.
+            OSError: the client has disconnected.
         """
         output = self._output
         while output.is_full and not self.answer_is_over:
             await self._wait(output.loop.time() + _STALL_S)
             output.wake_next()
         if self.answer_is_over:
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         kind = event["type"]
         if kind == ANSWER:
             await self._send_answer(event["headers"], event["body"], event["trailers"])
@@ -212,7 +212,7 @@ class Http2Stream:
     async def _send_answer(
         self, fields: tuple[tuple[bytes, bytes], ...], body: bytes, trailers: Fields
     ) -> None:
-        """Send a whole answer: three frames in one write, if there is room for them."""
+        """Send a whole answer as three frames in one write, if there is room."""
         output, number, length = self._output, self.number, len(body)
         block = _block_200(fields)
         if self._fits(length):
@@ -244,7 +244,7 @@ class Http2Stream:
             output.wake_next()
 
     def _fits(self, length: int) -> bool:
-        """One frame of this length can be sent now. An empty one always can."""
+        """Whether one frame of this length can be sent now. An empty frame always can."""
         return not length or (
             length <= frames.MAX_FRAME_BYTES
             and length <= self._output.window_bytes
@@ -252,7 +252,7 @@ class Http2Stream:
         )
 
     async def _send_all_but_the_last(self, body: bytes) -> bytes:
-        """Send a body frame by frame as there is room; return the last part, which fits into one frame."""
+        """Send a body frame by frame as room permits; return the last part, which fits into one frame."""
         output, start = self._output, 0
         until_s = output.loop.time() + _STALL_S
         while output.is_full or not self._fits(len(body) - start):
@@ -261,7 +261,7 @@ class Http2Stream:
                 await self._wait(until_s)
                 continue
             output.write(self._data(body[start : start + room_bytes], 0))
-            output.flush()  # sets `is_full` when the socket is
+            output.flush()  # sets `is_full` if the socket is full
             start += room_bytes
             until_s = output.loop.time() + _STALL_S
         return body[start:]
