@@ -150,7 +150,7 @@ class Run(_RecipeCommand):
         return DONE
 
     def _train(self, recipe: Recipe, interrupts: Interrupts) -> RunSummary | None:
-        # OpenMP threads that spin while they wait make training ten times slower beside one other busy
+        # OpenMP threads that spin while they wait make training ten times slower next to one other busy
         # process; sleeping ones cost nothing measurable. Read once, when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # Importing torch takes seconds, which `recipes` and a wrong option should not cost.

@@ -1,4 +1,4 @@
-"""The training job's errors, in the order in which a run can fail. Knows no exit codes.
+"""The training job's errors, in the order in which a run can fail. Independent of exit codes.
 
 LenserveError                    (serving.errors)
     UsageError                   the command line or a configuration file is wrong

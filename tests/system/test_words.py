@@ -24,6 +24,8 @@ spec.loader.exec_module(words)
         "a folder, runs/.cache say; decoded anew",
         "Input should be less than 9",
         "a line that breaks is\n    no reason",
+        "Ranks labels. Knows no gRPC.",
+        "a thread of its own, for so many images",
     ],
 )
 def test_a_translated_phrase_is_found(text: str) -> None:

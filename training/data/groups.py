@@ -13,7 +13,7 @@ def find_groups(names: Sequence[str], pattern: str) -> list[str]:
     """Find the group of each image by its name.
 
     A group's key is the first capturing group of the pattern, or else its whole match. An image whose name
-    does not match forms a group of its own.
+    does not match forms a separate group.
 
     Raises:
         RecipeError: the pattern is not a valid regular expression.

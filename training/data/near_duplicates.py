@@ -25,7 +25,7 @@ MIN_CORRELATION = 0.985  # of the small copies; 33 pairs of 15,000 MNIST digits 
 _SIDE = 32  # pixels of the small copy
 _LEAST_CONTRAST = 2.0 * _SIDE  # norm of a centred copy: two grey levels of standard deviation
 _FREQUENCIES = 8  # side of the block of frequencies that makes up the hash
-_BANDS = MAX_BITS + 1  # if at most MAX_BITS bits differ, at least one of so many bands is equal
+_BANDS = MAX_BITS + 1  # if at most MAX_BITS bits differ, at least one of this many bands is equal
 _MOST_IN_BUCKET = 200  # images that share a band: larger buckets are uninformative, and quadratic in time
 _VERSION = 1  # of this method; part of the cache key
 

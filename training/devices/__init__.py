@@ -1,1 +1,1 @@
-"""The training machine: device, CUDA kernels, memory, and processes."""
+"""The training machine: devices, CUDA kernels, memory, and processes."""

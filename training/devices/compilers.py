@@ -15,7 +15,7 @@ _INSTEAD = "or set training.compile=false"
 
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:
-    """Check what torch.compile needs, if the recipe sets training.compile.
+    """Check the requirements of torch.compile, if the recipe sets training.compile.
 
     Raises:
         CompilerMissing: a compiler or Python's headers are missing.
@@ -38,7 +38,7 @@ def find_missing(
 
     Args:
         device_type: "cpu" or "cuda".
-        environ: the environment variables.
+        environ: environment variables.
         which: finds a program on the PATH, as shutil.which does.
         headers: Python's include directory.
     """

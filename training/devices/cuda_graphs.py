@@ -1,7 +1,7 @@
 """Captures a training step as a CUDA graph, which launches all its kernels at once.
 
 For a small network the kernel launches take longer than the kernels. After a few warm-up steps one step is
-captured, and then replayed on new images. Knows no network and no optimizer.
+captured, and then replayed on new images. Independent of networks and optimizers.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from training.errors import GraphCaptureFailed
 
-# Before capture the first steps choose cuDNN's algorithms and allocate the optimizer's state.
+# Steps before the capture: they choose cuDNN's algorithms and allocate the optimizer's state.
 _WARMUP_STEPS = 3
 
 Step = Callable[[Tensor, Tensor, int], Tensor]  # images, targets, images of all processes -> mean loss
 
 
 class GraphCapturer(Protocol):
-    """Captures work on a device; a protocol, so that tests need no GPU."""
+    """Captures work on a device. A protocol, so that tests need no GPU."""
 
     def run(self, work: Callable[[], Tensor]) -> Tensor:
         """Run the work now, on the stream that `capture` uses."""
@@ -39,7 +39,7 @@ class GraphedStep:
 
         Args:
             step: must read all varying values from tensors; a Python number would keep its captured value.
-            capturer: captures on the device of the step.
+            capturer: captures work on the step's device.
         """
         self._step = step
         self._capturer = capturer

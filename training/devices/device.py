@@ -1,4 +1,4 @@
-"""Chooses the training device and reports the choice. A missing device is an error, never replaced."""
+"""Chooses the training device and reports the choice. A missing device is an error: no silent fallback."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ import torch
 from serving.errors import DeviceUnavailable, UsageError
 from training.devices.kernels import Kernels, use_kernels
 
-# More threads cost small networks more in wake-ups than they save.
+# With more threads, small networks lose more time to wake-ups than they gain.
 _MAX_THREADS = 8
 
 # Parameters of mallopt(3), from malloc.h.
@@ -27,12 +27,12 @@ class Device:
     """The chosen device, and why it was chosen."""
 
     torch_device: torch.device
-    machine: str  # the name of the processor or GPU
+    machine: str  # name of the processor or GPU
     reason: str
     kernels: Kernels
 
     def describe(self) -> str:
-        """One line for the start of a run: device, reason and kernels."""
+        """Return one line for the start of a run: device, reason and kernels."""
         return f"device: {self.torch_device} ({self.machine}), {self.reason}; {self._describe_kernels()}"
 
     def _describe_kernels(self) -> str:
@@ -48,12 +48,12 @@ def choose(requested: str, process: int = 0, kernels: Kernels | None = None) -> 
 
     Args:
         requested: "auto", "cpu", "cuda" or "cuda:N".
-        process: local rank of this process; with "auto" and "cuda" each process gets its own GPU.
-        kernels: which CUDA kernels to run; None: "fast". On a CPU they are always "reproducible".
+        process: local rank of this process; with "auto" and "cuda" each process gets a separate GPU.
+        kernels: CUDA kernels, "fast" or "reproducible"; None: "fast". On a CPU always "reproducible".
 
     Raises:
         UsageError: `requested` is invalid.
-        DeviceUnavailable: a CUDA device was requested that does not exist.
+        DeviceUnavailable: the requested CUDA device does not exist.
     """
     if requested == "auto":
         if torch.cuda.is_available():
@@ -62,7 +62,7 @@ def choose(requested: str, process: int = 0, kernels: Kernels | None = None) -> 
             "auto: no CUDA device" if torch.version.cuda else "auto: this build of PyTorch has no CUDA"
         )
     if requested == "cpu":
-        return _cpu("asked for")
+        return _cpu("requested")
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", requested)):
         raise UsageError(f"invalid --device {requested!r}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
@@ -70,17 +70,17 @@ def choose(requested: str, process: int = 0, kernels: Kernels | None = None) -> 
     index = int(match[1]) if match[1] else process % max(1, count)
     if index >= count:
         raise DeviceUnavailable(
-            f"device {requested} was asked for, but PyTorch {torch.__version__} finds {count} CUDA "
+            f"device {requested} was requested, but PyTorch {torch.__version__} finds {count} CUDA "
             "devices: use --device auto or cpu"
         )
-    return _cuda(index, "asked for", kernels)
+    return _cuda(index, "requested", kernels)
 
 
 def prepare(device: Device, processes: int = 1) -> None:
     """Set up this process for training: threads, GPU, kernels and memory allocation.
 
-    On a CPU the same run gives the same bits twice. On a GPU it does so with reproducible kernels, as far as
-    PyTorch has deterministic ones; with fast kernels it does not.
+    On a CPU, a repeated run gives identical bits. On a GPU it does so only with reproducible kernels, as far
+    as PyTorch has deterministic ones.
 
     Args:
         device: the chosen device.
@@ -95,10 +95,10 @@ def prepare(device: Device, processes: int = 1) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory; other C libraries have no mallopt.
+    """Make glibc keep freed memory; other C libraries lack mallopt.
 
-    By default glibc returns freed blocks of 32 MiB and more to the kernel. The next training step allocates
-    them again, and the kernel zeroes every page of a wide layer's outputs.
+    By default glibc returns freed blocks of at least 32 MiB to the kernel. The next training step allocates
+    them again, and the kernel zeroes all pages.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

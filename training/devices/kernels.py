@@ -11,7 +11,7 @@ import torch
 
 Kernels = Literal["fast", "reproducible"]
 
-# cuBLAS is deterministic only with a fixed workspace: one of the two sizes that its documentation names.
+# cuBLAS is deterministic only with a fixed workspace of one of two documented sizes.
 _WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 _ABOUT_DETERMINISM = r"(?s).*determinis"  # part of every PyTorch warning about nondeterminism
@@ -21,17 +21,17 @@ _OPERATION = re.compile(r"(.+?) (?:does not have a deterministic|defaults to a n
 def use_kernels(kernels: Kernels, device: torch.device) -> None:
     """Choose the kernels of this process. Call it before the first matrix product.
 
-    On CUDA "fast" benchmarks the algorithms of each convolution, takes the fastest, and rounds the factors of
+    On CUDA, "fast" benchmarks the algorithms of each convolution, uses the fastest, and rounds the factors of
     float32 products to TF32 (10 of 23 fraction bits). "reproducible" uses deterministic algorithms and full
     float32; operations without a deterministic form still run, with a warning: see
-    `reporting_nondeterminism`. On a CPU all kernels are deterministic, for either value.
+    `reporting_nondeterminism`. On a CPU all kernels are deterministic.
     """
     on_cuda = device.type == "cuda"
     fast = on_cuda and kernels == "fast"
     if on_cuda and not fast:
         os.environ.setdefault(*_WORKSPACE)
     torch.use_deterministic_algorithms(not fast, warn_only=on_cuda and not fast)
-    # By default PyTorch fills new tensors to reveal uninitialised reads: twice the writes.
+    # By default PyTorch fills new tensors to reveal uninitialised reads, which doubles the writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = fast
     torch.backends.cudnn.deterministic = not fast
@@ -57,11 +57,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def reporting_nondeterminism(report: Callable[[str], None]) -> Iterator[None]:
-    """Report each operation without a deterministic form, once, within the context."""
+    """Report each operation without a deterministic form once, within the context."""
     reported: set[str] = set()
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=_ABOUT_DETERMINISM, category=UserWarning)
-        # torch.compile advises to allow TF32, which is off on purpose.
+        # torch.compile recommends TF32, which is deliberately off.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
         others = warnings.showwarning
 
@@ -88,6 +88,6 @@ def reporting_nondeterminism(report: Callable[[str], None]) -> Iterator[None]:
 
 def _allow_tf32(*, products: bool, convolutions: bool) -> None:
     # The older flags, not fp32_precision: once that is set, torch 2.11 to 2.13 raises when an older flag is
-    # read, as torch.compile's autotuning does. Setting the older flags sets the new one too.
+    # read, for example by torch.compile's autotuning. Setting the older flags also sets the new one.
     torch.backends.cuda.matmul.allow_tf32 = products
     torch.backends.cudnn.allow_tf32 = convolutions

@@ -1,4 +1,4 @@
-"""Memory available for decoded images, as the kernel and the container's limit report it."""
+"""Memory available for decoded images, according to the kernel and the container's limit."""
 
 import re
 from contextlib import suppress
@@ -6,9 +6,9 @@ from pathlib import Path
 
 GIB = 2**30
 
-_SHARE = 0.5  # of the available memory; networks, batches and other programs need the rest
+_SHARE = 0.5  # fraction of available memory; networks, batches and other programs need the rest
 _MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")  # cgroup v2; a container sees its own
+_CGROUP = Path("/sys/fs/cgroup")  # cgroup v2; a container sees its own group
 
 
 def image_limit_bytes(limit_gib: float | None, processes: int = 1) -> int:
@@ -22,12 +22,12 @@ def image_limit_bytes(limit_gib: float | None, processes: int = 1) -> int:
 
 
 def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
-    """Bytes that can be allocated without swapping, by the machine's and the container's limits."""
+    """Return the bytes that can be allocated without swapping, within the limits of machine and container."""
     kib = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(encoding="ascii"), re.MULTILINE)
     if kib is None:
         raise AssertionError(f"{meminfo} has no MemAvailable, which Linux reports since 3.14. This is a bug.")
     machine = int(kib[1]) * 1024
-    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+    with suppress(OSError, ValueError):  # no container, or no limit ("max")
         limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
         used = int((cgroup / "memory.current").read_text(encoding="ascii"))
         stat = (cgroup / "memory.stat").read_text(encoding="ascii")

@@ -1,4 +1,4 @@
-"""Turns out-of-memory errors of the GPU or the machine into one line: how full it is and what to change."""
+"""Turns out-of-memory errors of the GPU or the machine into one line: memory in use, and what to change."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def explaining_out_of_memory(phase: str, device: torch.device, advice: str) -> I
 
     Args:
         phase: what runs in the context, such as "training".
-        device: where it runs.
+        device: device that it runs on.
         advice: what to change, such as "set training.batch_size lower (now 64)".
 
     Raises:
@@ -55,7 +55,7 @@ def training_advice(recipe: Recipe, device: torch.device) -> str:
 
 
 def inference_advice(recipe: Recipe) -> str:
-    """Advise how to make a forward pass use less memory; its batches depend only on the image size."""
+    """Advise how to make a forward pass use less memory. Its batch size depends only on the image size."""
     height, width, _ = recipe.geometry.shape
     return (
         f"choose a smaller network, or set geometry.height and geometry.width lower (now {height} x {width})"
@@ -65,7 +65,7 @@ def inference_advice(recipe: Recipe) -> str:
 def _use_of_gpu(device: torch.device) -> str:
     try:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    except (RuntimeError, AssertionError, ValueError):  # CUDA has no memory left to answer, or is missing
+    except (RuntimeError, AssertionError, ValueError):  # CUDA has no memory left for the query, or is missing
         return "it is in use"
     return _in_use(total_bytes - free_bytes, total_bytes)
 

@@ -1,6 +1,6 @@
 """Data-parallel training by several processes, started by torchrun: gloo between CPUs, NCCL between GPUs.
 
-Each process loads all data and takes its rows of every batch. Gradients are summed once per step.
+Each process loads all data and trains on a part of each batch. Gradients are summed once per step.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ class ProcessGroup:
     size: int = 1
     local_rank: int = 0  # rank among the processes of this machine
     local_size: int = 1
-    connected: bool = False  # torch's process group exists; else the collectives do nothing
+    connected: bool = False  # whether torch's process group exists; without it, the collectives do nothing
 
     @property
     def is_main(self) -> bool:
-        """The main process alone writes files, shows progress and publishes."""
+        """Whether this is the main process, which alone writes files, shows progress and publishes."""
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """Slice this process's share of `count` rows."""
+        """Return the slice of `count` rows that this process handles."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum_(self, values: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class ProcessGroup:
             )
 
     def gather(self, value: Tensor) -> Tensor:
-        """Collect the values of all processes on each of them (all-gather): (size, ...)."""
+        """Collect the values of all processes in every process (all-gather): (size, ...)."""
         if not self.connected:
             return value[None]
         gathered = [torch.empty_like(value) for _ in range(self.size)]
@@ -66,11 +66,11 @@ class ProcessGroup:
         return torch.stack(gathered)
 
     def barrier(self) -> None:
-        """Wait until all processes have arrived here."""
+        """Wait until all processes have reached this point."""
         self.sum_(torch.zeros(1))
 
     def leave(self) -> None:
-        """Destroy the group. Every process calls this after its last collective.
+        """Destroy the group. Each process must call this after its last collective.
 
         NCCL's shutdown waits for all processes, so a late one would block the others.
         """
@@ -82,7 +82,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def from_torchrun() -> ProcessGroup:
-    """Read this process's rank from torchrun's environment, without connecting; one process without torchrun.
+    """Read this process's rank from torchrun's environment; without it, return a single process.
 
     Raises:
         UsageError: WORLD_SIZE is set, but RANK is not.
@@ -108,8 +108,8 @@ def join(
 
     Args:
         place: the rank of this process, as `from_torchrun` returns it.
-        device: the device that it trains on.
-        even_if_single: also connect a single process, whose sums then go through gloo or NCCL.
+        device: device of this process.
+        even_if_single: also create a group for a single process, whose sums then use gloo or NCCL.
 
     Raises:
         UsageError: two processes share a GPU.
@@ -126,7 +126,8 @@ def join(
         yield group
     except BaseException:
         if device.type == "cuda":
-            # The others may wait in a collective that never completes, and NCCL's regular shutdown for them.
+            # The others may wait in a collective that never completes, and NCCL's regular shutdown would wait
+            # for them.
             distributed.distributed_c10d._abort_process_group()  # noqa: SLF001 - no public equivalent
         raise
     finally:
@@ -134,7 +135,7 @@ def join(
 
 
 def reject_shared_gpus(identities: Tensor) -> None:
-    """Check that every process has its own GPU, with a clearer message than NCCL's.
+    """Check that no two processes share a GPU, with a clearer message than NCCL's.
 
     Args:
         identities: (size, 32) uint8 per process; equal rows mean the same GPU.
@@ -154,8 +155,8 @@ def reject_shared_gpus(identities: Tensor) -> None:
 def _start(place: ProcessGroup, device: torch.device) -> None:
     backend = "gloo"
     if device.type == "cuda":
-        # NCCL uses the current device. It connects at its first collective; until then gloo alone is used, so
-        # that shared GPUs can be detected first.
+        # NCCL uses the current device. It connects at its first collective; before that, only gloo is used,
+        # so that shared GPUs can be detected first.
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     with _reporting_lost_processes():
@@ -167,7 +168,7 @@ def _start(place: ProcessGroup, device: torch.device) -> None:
 
 
 def _identity(device: torch.device) -> Tensor:
-    """Hash the GPU's UUID: (32,) uint8. Its index will not do, since processes may see different GPUs."""
+    """Hash the GPU's UUID: (32,) uint8. Not its index, because processes may see different GPUs."""
     digest = hashlib.sha256(str(torch.cuda.get_device_properties(device).uuid).encode()).digest()
     return torch.tensor(list(digest), dtype=torch.uint8)
 
@@ -176,10 +177,10 @@ def _identity(device: torch.device) -> Tensor:
 def _reporting_lost_processes() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:  # also a RuntimeError, but this process's own
+    except torch.OutOfMemoryError:  # also a RuntimeError, but of this process
         raise
     except RuntimeError as error:
-        # The first line of gloo and NCCL names the socket, the rest their internals.
+        # The first line of gloo's and NCCL's messages names the socket; the rest is internals.
         raise ProcessLost(
             "another process of this run exited, so this one exits too. The last checkpoint is kept: "
             f"restart all processes with --resume ({str(error).splitlines()[0][:120]})"

@@ -1,7 +1,7 @@
 """Batch norm over the whole batch of several processes, on CPUs and GPUs.
 
-torch.nn.SyncBatchNorm supports GPUs only. With plain batch norm each process would normalise by its own few
-images, and two processes would not train the same network as one.
+torch.nn.SyncBatchNorm supports GPUs only. With plain batch norm, each process would normalise by its few
+images only, and several processes would not train the same network as one.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """A batch norm that shares the parameters and running statistics of the one it replaces."""
+    """A batch norm that shares the parameters and running statistics of the layer that it replaces."""
 
     def __init__(self, norm: _BatchNorm, group: ProcessGroup) -> None:
         super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum)
@@ -70,7 +70,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert_sync_batch_norm(network: nn.Module, group: ProcessGroup) -> None:
-    """Replace every batch norm of the network in place; names, parameters and statistics stay."""
+    """Replace all batch norms of a network in place. Names, parameters and statistics do not change."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):

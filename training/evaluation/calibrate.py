@@ -13,19 +13,19 @@ Floats = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.int64]
 
 ECE_BINS = 15
-_DRAWS = 400  # the mean of so many is known to 1 % of its own size on 76 images
+_DRAWS = 400  # enough to know the mean to 1 % of its value on 76 images
 _DRAWS_AT_ONCE = 20
-_TEMPERATURE_BOUNDS = (0.2, 10.0)  # only a broken split leads outside
+_TEMPERATURE_BOUNDS = (0.2, 10.0)  # only a broken split leads outside these bounds
 
 
 def calibrate(logits: Floats, labels: Labels) -> Calibration:
     """Fit the temperature that minimises the negative log likelihood.
 
     Args:
-        logits: (N, K) floating point, of the validation split.
+        logits: (N, K) floating point, on the validation split.
         labels: (N,) int64, 0..K-1.
 
-    Returns: the temperature, 0.2..10, and the calibration error before and after; where every image is
+    Returns: the temperature, 0.2..10, and the calibration error before and after. If all images are
         classified correctly, the temperature is at least 1.
     """
     temperature = _fit_temperature(logits, labels)
@@ -37,7 +37,7 @@ def calibrate(logits: Floats, labels: Labels) -> Calibration:
 
 
 def uncalibrated(logits: Floats, labels: Labels) -> Calibration:
-    """Temperature 1 and its calibration error. Arguments as for `calibrate`."""
+    """Return temperature 1 and its calibration error. Arguments as for `calibrate`."""
     error = expected_calibration_error(softmax(logits, axis=1), labels)
     return Calibration(temperature=1.0, ece_before=error, ece_after=error)
 
@@ -57,11 +57,11 @@ def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
 
 
 def debiased_calibration_error(probabilities: Floats, labels: Labels) -> float:
-    """The expected calibration error beyond what chance alone shows.
+    """Expected calibration error in excess of chance.
 
-    A perfectly calibrated network has an ECE above 0 on any finite set: the fewer images, the larger. That
-    expectation is subtracted: the mean ECE of redrawn labels, each prediction being correct with the
-    probability that it states (consistency resampling: Broecker and Smith 2007; Vaicenavicius et al. 2019).
+    A perfectly calibrated network has an ECE above 0 on any finite set: the fewer images, the larger. Its
+    expectation is subtracted: the mean ECE of resampled labels, where each prediction is correct with its
+    stated probability (consistency resampling: Broecker and Smith 2007; Vaicenavicius et al. 2019).
 
     Args:
         probabilities: (N, K), each row summing to 1.
@@ -84,7 +84,7 @@ def _bins(confidence: Floats) -> npt.NDArray[np.int64]:
 
 
 def _mean_gap(confidence: Floats, bins: npt.NDArray[np.int64], correct: npt.NDArray[np.bool_]) -> Floats:
-    """The gap between confidence and accuracy for each row of `correct`, (draws, N) -> (draws,)."""
+    """Return the gap between confidence and accuracy for each row of `correct`, (draws, N) -> (draws,)."""
     gaps = np.zeros((len(correct), ECE_BINS))
     for number in np.unique(bins):
         members = bins == number  # (N,)
@@ -103,7 +103,7 @@ def _fit_temperature(logits: Floats, labels: Labels) -> float:
     bounds = tuple(math.log(temperature) for temperature in _TEMPERATURE_BOUNDS)
     found = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded")
     temperature = math.exp(found.x)
-    # Without an error on the validation split, the likelihood only rises with more confidence: it gives no
+    # Without errors on the validation split, the likelihood always rises with confidence: it gives no
     # evidence for a temperature below 1.
     all_correct = bool((logits.argmax(axis=1) == labels).all())
     return max(1.0, temperature) if all_correct else temperature

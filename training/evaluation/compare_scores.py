@@ -1,4 +1,4 @@
-"""Compares probabilities with the figures that a bundle states. Knows no file and no network."""
+"""Compares probabilities with the figures that a bundle states. Does no I/O."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Scores probabilities against labels: accuracy, recall, AUC, top-5, confusion. Knows no network."""
+"""Scores probabilities against labels: accuracy, recall, AUC, top-5, confusion. Independent of networks."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from training.evaluation.calibrate import debiased_calibration_error, expected_c
 from training.evaluation.intervals import balanced_accuracy, roc_auc, wilson_interval
 from training.evaluation.scores import LabelScore, Scores
 
-_MAX_LISTED_LABELS = 100  # with more, only labels that occur are listed
-_MIN_LABELS_FOR_TOP_5 = 10  # with fewer, five guesses say little
+_MAX_LISTED_LABELS = 100  # above this, only labels that occur are listed
+_MIN_LABELS_FOR_TOP_5 = 10  # below this, top-5 accuracy says little
 
 
 def score(
@@ -26,11 +26,11 @@ def score(
     Args:
         probabilities: (N, K), N >= 1.
         truth: (N,) index into labels.
-        labels: K names.
-        groups: N names of what the images show, such as patients, where several show the same.
+        labels: K label names.
+        groups: N group names, such as patients, if several images show the same one.
 
-    Returns: with more than 100 labels, per-label scores and the confusion matrix cover only those that occur
-        or are predicted; AUC exists for two labels, top-5 accuracy from ten labels on.
+    Returns: the scores. With more than 100 labels, per-label scores and the confusion matrix cover only those
+        that occur or are predicted; AUC requires two labels, top-5 accuracy at least ten.
     """
     predicted = probabilities.argmax(axis=1)  # (N,)
     indices = _listed_labels(truth, predicted, len(labels))

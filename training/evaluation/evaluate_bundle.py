@@ -34,17 +34,17 @@ class BundleScores(Strict):
     metrics: Mapping[str, int | float]
     labels: tuple[LabelScore, ...]
     confusion: tuple[tuple[int, ...], ...] = Field(description="[true label][predicted label] -> images")
-    same_as_manifest: bool = Field(description="the same numbers of images and of correct ones")
+    same_as_manifest: bool = Field(description="same number of images, and of correct ones")
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class BundleTestSplit:
-    """The test split of a bundle, with its labels as the bundle numbers them."""
+    """The test split of a bundle, with the bundle's label numbers."""
 
     images: Images  # (N, H, W, C) uint8
     truth: Labels  # (N,) int64, index into the bundle's labels
-    groups: Sequence[str] | None  # of each image, such as its patient; None: images are independent
+    groups: Sequence[str] | None  # group of each image, such as a patient; None: images are independent
 
 
 def evaluate_bundle(
@@ -54,9 +54,9 @@ def evaluate_bundle(
 
     Args:
         bundle_dir: <repository>/<model>/<version>.
-        source: whose test split is used; None: that of the bundle's recipe.
+        source: source of the test split; None: the one in the bundle's recipe.
         data_root: for sources that read files.
-        cache: folder of decoded images; None: they are decoded in memory.
+        cache: folder of decoded images; None: images are decoded in memory.
 
     Raises:
         UsageError: `bundle_dir` is not a version's folder, or the bundle does not record its data source.
@@ -89,7 +89,7 @@ def locate(bundle_dir: Path) -> tuple[Repository, str, int]:
     """Return the repository, model and version of a bundle's directory.
 
     Raises:
-        UsageError: the directory is not named by a version.
+        UsageError: the directory is not that of a version.
     """
     folder = bundle_dir.resolve()
     if not folder.name.isdigit():
@@ -117,11 +117,11 @@ def load_test_split(
 
 
 def data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
-    """The data section of the bundle's recipe, so that the test split is the one that training never saw.
+    """Return the data section of the bundle's recipe, so that the test split was not seen in training.
 
     Args:
-        bundle: with its report.
-        source: a source of the command line, which wins; None: that of the recipe.
+        bundle: a bundle with its report.
+        source: overrides the recipe's source, if not None.
 
     Raises:
         UsageError: the bundle does not record its data, and no source is given.
@@ -141,7 +141,7 @@ def data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
 
 
 def _bundle_label_indices(test: Split, labels: tuple[str, ...], bundle_labels: tuple[str, ...]) -> Labels:
-    """The true labels as indices into the bundle's labels: (N,) int64."""
+    """Return the true labels as indices into the bundle's labels: (N,) int64."""
     unknown = sorted(set(labels) - set(bundle_labels))
     if unknown:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Checks before publishing: each compares a value with its limit, and one that fails stops publishing."""
+"""Checks before publishing: each compares a value with its limit. A failed check prevents publishing."""
 
 from collections.abc import Sequence
 
@@ -15,17 +15,17 @@ class Check(Strict):
 
 
 def at_least(name: str, value: float, limit: float, setting: str) -> Check:
-    """Pass if the value reaches the limit; NaN does not. `setting`: the recipe key of the limit."""
+    """Pass if the value reaches the limit; NaN does not. `setting`: recipe key of the limit."""
     return Check(name=name, passed=value >= limit, detail=f"{value:.4g}, minimum {limit:.4g} ({setting})")
 
 
 def at_most(name: str, value: float, limit: float, setting: str) -> Check:
-    """Pass if the value stays within the limit; NaN does not. `setting`: the recipe key of the limit."""
+    """Pass if the value stays within the limit; NaN does not. `setting`: recipe key of the limit."""
     return Check(name=name, passed=value <= limit, detail=f"{value:.3g}, maximum {limit:.3g} ({setting})")
 
 
 def raise_if_failed(checks: Sequence[Check]) -> None:
-    """Raise if a check failed, naming every one that did.
+    """Raise if any check failed; the message names all failed checks.
 
     Raises:
         GateFailed: at least one check failed.

@@ -13,7 +13,7 @@ from scipy.stats import t as student_t
 from serving.bundle import Estimate
 
 _Z_95 = 1.959963984540054  # standard normal, two-sided 95 %
-MIN_IMAGES_FOR_RECALL = 10  # of each label: with fewer, the interval says nothing
+MIN_IMAGES_FOR_RECALL = 10  # images of each label: with fewer, the interval says nothing
 _DRAWS = 2000
 _DRAWS_AT_ONCE = 100
 
@@ -21,12 +21,12 @@ _Floats = npt.NDArray[np.float64]
 
 
 def wilson_interval(correct: int, images: int) -> Estimate:
-    """`correct / images` with its 95 % interval (Wilson 1927), which is valid near 0 and 1 too."""
+    """Return `correct / images` with its 95 % interval (Wilson 1927), which is also valid near 0 and 1."""
     return _wilson(correct / images, images)
 
 
 def mean_accuracy(correct: npt.NDArray[np.bool_]) -> Estimate:
-    """Mean accuracy of networks on the same images; its 95 % interval is for other networks and other images.
+    """Mean accuracy of networks on the same images. The 95 % interval is for other networks and other images.
 
     The mean varies with the networks and with the images, as in a crossed two-way random-effects model. Its
     variance is at most the variance of the networks' means over D plus that of the images' means over N; the
@@ -36,7 +36,8 @@ def mean_accuracy(correct: npt.NDArray[np.bool_]) -> Estimate:
     two distances from the mean add up as squares (Zou and Donner 2008, doi:10.1002/sim.3095).
 
     Args:
-        correct: (D, N) whether network d is right about image n. With one network the interval is Wilson's.
+        correct: (D, N), whether network d classifies image n correctly. For one network, the interval is
+            Wilson's.
     """
     networks = len(correct)
     value = float(correct.mean())
@@ -51,12 +52,12 @@ def mean_accuracy(correct: npt.NDArray[np.bool_]) -> Estimate:
 
 
 def _effective_images(correct: npt.NDArray[np.bool_], value: float) -> float:
-    """How many independent images would give the mean the variance that these images give it."""
+    """Return the number of independent images that would give the mean the same variance."""
     networks, images = len(correct), correct.shape[1]
     if networks == 1 or images == 1 or value in (0, 1):
         return float(images)
     variance = float(correct.mean(axis=0).var(ddof=1)) / images
-    most = float(images * networks)  # if the networks' mistakes were independent
+    most = float(images * networks)  # if the networks' errors were independent
     return min(most, value * (1 - value) / variance) if variance else most
 
 
@@ -64,7 +65,7 @@ def _wilson(value: float, images: float) -> Estimate:
     denominator = 1 + _Z_95**2 / images
     centre = (value + _Z_95**2 / (2 * images)) / denominator
     half_width = _Z_95 / denominator * math.sqrt(value * (1 - value) / images + _Z_95**2 / (4 * images**2))
-    # Rounding must not carry the bounds past the value, nor past what a fraction can be.
+    # Rounding must not move the bounds past the value, or outside 0..1.
     return _estimate(value, max(0.0, centre - half_width), min(1.0, centre + half_width))
 
 
@@ -140,7 +141,7 @@ def _logit_interval(value: float, variance: float) -> tuple[float, float]:
 
 
 def _newcombe_interval(value: float, positives: int, negatives: int) -> tuple[float, float]:
-    """Solve |AUC - value| = z * standard error(AUC), the error being that of Hanley and McNeil (1982)."""
+    """Solve |AUC - value| = z * standard error(AUC), with the error of Hanley and McNeil (1982)."""
     pairs_per_image = (positives + negatives) / 2 - 1
 
     def distance(area: float) -> float:
@@ -155,7 +156,7 @@ def _newcombe_interval(value: float, positives: int, negatives: int) -> tuple[fl
 def _resample_groups(
     scores: npt.NDArray[np.floating], positive: npt.NDArray[np.bool_], groups: Sequence[str]
 ) -> tuple[float, _Floats]:
-    """AUC, and the AUC of every resample of groups that has both labels."""
+    """Return the AUC, and the AUC of each resample of groups that contains both labels."""
     names, member_of = np.unique(np.asarray(groups), return_inverse=True)  # (G,), (N,)
     order = np.argsort(scores, kind="stable")
     positive, member_of = positive[order], member_of[order]  # (N,)

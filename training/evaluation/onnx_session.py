@@ -1,4 +1,4 @@
-"""Runs an exported file in ONNX Runtime on the CPU, as a server without a GPU does."""
+"""Runs an exported file in ONNX Runtime on the CPU, like a server without a GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def run(session: Any, images: Images, batch_size: int = _BATCH) -> tuple[Floats,
     """Run all images in batches.
 
     Args:
-        session: of a file with a bundle's inputs and outputs.
+        session: session of a file with a bundle's inputs and outputs.
         images: (N, H, W, C) uint8, N >= 1.
         batch_size: the last batch may be smaller.
 

@@ -12,15 +12,15 @@ from training.evaluation.gates import Check, at_most
 from training.evaluation.onnx_session import Floats, run
 from training.export.export import Classifier
 
-BATCH_SIZES = (1, 3, 7, 64)  # single images, odd remainders, and the usual largest batch
+BATCH_SIZES = (1, 3, 7, 64)  # single images, odd sizes, and the usual largest batch
 
 
 def check_parity(classifier: Classifier, session: Any, images: Images, max_gap: float) -> list[Check]:  # noqa: ANN401
     """Compare the outputs of ONNX Runtime with those of torch.
 
     Args:
-        classifier: on the CPU, in evaluation mode.
-        session: of its exported file.
+        classifier: a classifier on the CPU, in evaluation mode.
+        session: session of its exported file.
         images: (N, H, W, C) uint8.
         max_gap: maximum absolute difference of any probability, and of any embedding value relative to the
             largest one.
@@ -56,17 +56,15 @@ def check_parity(classifier: Classifier, session: Any, images: Images, max_gap: 
 
 
 def _changed_labels(expected: Floats, found: Floats, tie: float) -> int:
-    """How many labels differ though torch did not hold the two for nearly equally probable.
+    """Count labels that differ, except near ties.
 
-    Each of two probabilities may move by the allowed gap, so they can change places across twice that gap.
+    Each of two probabilities may move by the allowed gap, so labels within twice that gap may swap.
 
     Args:
-        expected: (N, K) of torch.
-        found: (N, K) of ONNX Runtime.
-        tie: the largest difference of two probabilities that counts as a tie.
+        expected: (N, K) from torch.
+        found: (N, K) from ONNX Runtime.
+        tie: maximum difference between two probabilities that counts as a tie.
     """
     rows = np.arange(len(expected))
-    margin = (
-        expected.max(axis=1) - expected[rows, found.argmax(axis=1)]
-    )  # (N,) 0 where the labels are the same
+    margin = expected.max(axis=1) - expected[rows, found.argmax(axis=1)]  # (N,), 0 if the labels are the same
     return int((margin > tie).sum())

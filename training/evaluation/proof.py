@@ -41,9 +41,9 @@ class Proof:
 
     scores: Scores
     checks: tuple[Check, ...]
-    misclassified: tuple[Misclassification, ...]  # at most 24, the most confident first
-    probabilities: npt.NDArray[np.float32]  # (N, K), of the test split
-    embedding: npt.NDArray[np.float32]  # (N, D), of the test split
+    misclassified: tuple[Misclassification, ...]  # at most 24, most confident first
+    probabilities: npt.NDArray[np.float32]  # (N, K), on the test split
+    embedding: npt.NDArray[np.float32]  # (N, D), on the test split
 
 
 def prove(
@@ -58,12 +58,12 @@ def prove(
     """Run the file on the whole test split through ONNX Runtime.
 
     Args:
-        classifier: the source of the file; on the CPU, in evaluation mode.
+        classifier: the network that was exported, on the CPU, in evaluation mode.
         model_file: the exported file.
-        dataset: its test split and labels are used.
+        dataset: provides the test split and the labels.
         gates: limits of the checks.
-        fitted_labels: (N,) scikit-learn's predictions on the test split, if it fitted the head.
-        groups: N groups of the test images, such as patients; None: every image is independent.
+        fitted_labels: (N,) predictions of scikit-learn on the test split, if it fitted the head.
+        groups: N group names of the test images, such as patients; None: images are independent.
     """
     session = open_session(model_file)
     probabilities, embedding = run(session, dataset.test.images)  # (N, K), (N, D)
@@ -93,8 +93,8 @@ def _scikit_learn_agreement(probabilities: npt.NDArray[np.float32], fitted: Labe
 
 
 def _floors(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
-    """What every network must reach: to be better than one that always names the most frequent label."""
-    counts = [sum(row) for row in scores.confusion]  # test images of each label
+    """Checks for every network: it must be better than always predicting the most frequent label."""
+    counts = [sum(row) for row in scores.confusion]  # number of test images of each label
     total = sum(counts)
     majority = max(counts) / total
     floor = majority + gates.min_skill * (1 - majority)
@@ -120,7 +120,7 @@ def _floors(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
 
 
 def _optional_gates(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
-    """The gates that most recipes leave off."""
+    """Return the gates that are off in most recipes."""
     if gates.min_balanced_accuracy:
         value = scores.balanced_accuracy.value if scores.balanced_accuracy else math.nan
         yield at_least(

@@ -1,4 +1,4 @@
-"""The scores of an evaluation as a value. Knows no network and no scikit-learn."""
+"""The scores of an evaluation as a value. Independent of networks and scikit-learn."""
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ class LabelScore(Strict):
 
 
 class Scores(Strict):
-    """All scores of an evaluation; `evaluation` is the part that goes into the manifest."""
+    """All scores of an evaluation; `evaluation` is the part for the manifest."""
 
     evaluation: Evaluation
     labels: tuple[LabelScore, ...]
@@ -25,12 +25,12 @@ class Scores(Strict):
         description="[true label][predicted label] -> images, in the order of `labels`"
     )
     balanced_accuracy: Estimate | None = Field(
-        description="mean recall of the labels; none with fewer than ten images of a label"
+        description="mean recall of the labels; none if a label has fewer than ten images"
     )
     auc: Estimate | None = Field(description="area under the ROC curve; two labels only")
     ece_debiased: Fraction | None = Field(
         default=None,
-        description="ECE minus what a perfectly calibrated network would show on as many images by chance; "
+        description="ECE minus its expectation for a perfectly calibrated network on as many images; "
         "none: not recorded by older versions",
     )
     negative_log_likelihood: float | None = Field(
@@ -44,7 +44,7 @@ class Scores(Strict):
     )
 
     def headline(self) -> dict[str, int | float]:
-        """The main figures by name, each interval as `_low` and `_high`."""
+        """Return the main figures by name, each interval as `_low` and `_high`."""
         others = {"balanced_accuracy": self.balanced_accuracy, "auc": self.auc, "top5": self.top5}
         return {
             "accuracy": self.evaluation.accuracy.value,

@@ -16,7 +16,7 @@ from training.errors import ExportError
 from training.export.fold_scaling import fold_scaling
 from training.networks import Network
 
-# The default of torch's exporter. Pinned, so that a new torch does not silently raise a server's needs.
+# The default of torch's exporter. Pinned, so that a new torch does not silently require a newer server.
 OPSET = 20
 
 _EXAMPLE_BATCH = 2  # the exporter would treat a batch of 1 as constant
@@ -25,7 +25,7 @@ _OUTPUTS = ("probabilities", "embedding")
 
 
 class Classifier(nn.Module):
-    """The published graph: a network, its temperature and softmax."""
+    """The published graph: a network, temperature and softmax."""
 
     def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
     """Export to ONNX, reproducibly: the same weights give the same bytes on every machine.
 
     Args:
-        classifier: on the CPU, in evaluation mode.
-        geometry: of its images.
-        path: an existing file is replaced.
+        classifier: a classifier on the CPU, in evaluation mode.
+        geometry: geometry of the input images.
+        path: file to write; an existing file is replaced.
 
     Raises:
-        ExportError: the graph is not what a bundle requires.
+        ExportError: the graph does not meet the requirements of a bundle.
     """
     shape = (_EXAMPLE_BATCH, geometry.height, geometry.width, geometry.channels)
     with _quiet():
@@ -73,7 +73,7 @@ def export(classifier: Classifier, geometry: Geometry, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter: its warnings concern its internals and change with every version.
+    """Silence the exporter: its warnings are about internals and change with each version.
 
     Nothing is lost, because the exported file is checked and compared with torch afterwards.
     """
@@ -89,7 +89,7 @@ def _quiet() -> Iterator[None]:
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
-    """Remove source paths of the exporting machine, and operator sets that no node uses."""
+    """Remove source paths of this machine, and operator sets that no node uses."""
     _clear_metadata(model)
     used = {node.domain for node in _all_nodes(model)}
     kept = [entry for entry in model.opset_import if entry.domain in used]
@@ -98,7 +98,7 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of the graph, of its functions, and of subgraphs in attributes."""
+    """Yield the nodes of the graph, of its functions, and of subgraphs in attributes."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
         node = waiting.pop()
@@ -109,7 +109,7 @@ def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _clear_metadata(message: Message) -> None:
-    """Clear metadata and doc strings everywhere: the exporter stores source paths in them."""
+    """Clear all metadata and doc strings: the exporter stores source paths in them."""
     for field in ("metadata_props", "doc_string"):
         if field in message.DESCRIPTOR.fields_by_name:
             message.ClearField(field)
@@ -121,14 +121,14 @@ def _clear_metadata(message: Message) -> None:
 
 
 def check_graph(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
-    """Check inputs, outputs, shapes and operator sets against what a bundle requires.
+    """Check inputs, outputs, shapes and operator sets against the requirements of a bundle.
 
     Args:
-        model: after `strip_metadata`.
-        shape: (N, H, W, C) of its images; N is ignored.
+        model: model after `strip_metadata`.
+        shape: (N, H, W, C) of the input images; N is ignored.
 
     Raises:
-        ExportError: the graph is invalid or differs.
+        ExportError: the graph is invalid or does not meet the requirements.
     """
     try:
         onnx.checker.check_model(model, full_check=True)

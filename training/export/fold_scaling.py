@@ -1,8 +1,8 @@
-"""Folds the scaling of pixels into the first convolution of an exported graph.
+"""Folds pixel scaling into the first convolution of an exported graph.
 
-Before its first convolution a network divides pixels by 255, subtracts a mean and divides by a standard
-deviation: three passes over the largest tensor of the network. Together they are a * (x - shift), so filters
-multiplied by `a` give the same result on x - shift. Zero padding is unchanged.
+Before the first convolution, a network divides pixels by 255, subtracts a mean and divides by a standard
+deviation: three passes over its largest tensor. Together they compute a * (x - shift), so filters multiplied
+by `a` give the same result on x - shift. Zero padding is unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 _Values = npt.NDArray[np.float64]
 _AffineUpdate = Callable[[_Values, _Values, _Values], tuple[_Values, _Values]]
 
-# The new a and b of a * x + b after each operator with a constant.
+# The new a and b of a * x + b, after an operator with a constant.
 _AFFINE_OPS: Mapping[str, _AffineUpdate] = {
     "Div": lambda a, b, constant: (a / constant, b / constant),
     "Mul": lambda a, b, constant: (a * constant, b * constant),
@@ -35,9 +35,9 @@ class _ScalingChain:
 
 
 def fold_scaling(model: ModelProto) -> None:
-    """Fold in place, if the graph begins with a chain of constant operators that only the convolution reads.
+    """Fold in place, if the graph begins with a chain of constant operators that feeds only the convolution.
 
-    Other graphs, such as those that average several views of an image, are not changed.
+    Other graphs, such as those that average several views, are not changed.
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}

@@ -1,4 +1,4 @@
-"""Finds the largest weight or activation of a network, since FP16 ends at 65,504. Knows no recipe."""
+"""Finds the largest weight or activation of a network, because FP16 ends at 65,504."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from serving.bundle.images import Pixels
 
 FP16_MAX = 65504.0  # the largest finite value of IEEE 754 binary16
 
-# Every tensor of every image is computed without fusion and reduced three times, which is slow. A few images
-# are enough to find a range that is far too large; small batches keep memory low.
+# All tensors are computed without fusion and reduced three times, which is slow. A few images are enough to
+# find a range that is far too large; small batches keep memory use low.
 RANGE_IMAGES = 64
 _BATCH = 4
 
@@ -26,15 +26,15 @@ class TensorMagnitude:
     """A tensor and its largest absolute value."""
 
     tensor: str
-    value: float  # inf if any value is NaN or infinite
+    value: float  # infinite if any value is NaN or infinite
 
 
 def largest_magnitude(model_file: Path, images: Iterable[Pixels]) -> TensorMagnitude:
-    """Find the tensor with the largest absolute value: a weight, or an activation on any of the images.
+    """Find the tensor with the largest absolute value: a weight, or an activation for any of the images.
 
     Args:
         model_file: an exported file; it runs in FP32 on the CPU, without fused nodes.
-        images: arrays of (N, H, W, C) uint8, N may differ.
+        images: arrays (N, H, W, C) uint8 of any N.
 
     Raises:
         ValueError: there are no images.
@@ -93,7 +93,7 @@ def _computed_float_tensors(graph: onnx.GraphProto) -> list[str]:
 
 
 def _add_reductions(graph: onnx.GraphProto, names: Iterable[str]) -> None:
-    """Replace the graph's outputs by reductions of each tensor, so that no whole tensor is returned."""
+    """Replace the graph's outputs with reductions of each tensor, so that no whole tensor is returned."""
     del graph.output[:]
     for name in names:
         for reduction in _REDUCTIONS:

@@ -73,7 +73,7 @@ def publish(
 
 
 def class_balanced_indices(labels: Labels, count: int) -> Indices:
-    """Up to `count` indices, balanced over the labels: the first image of each label, then the second."""
+    """Return up to `count` indices, balanced over labels: the first image of each, then the second, ..."""
     rank = np.empty(len(labels), dtype=np.intp)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

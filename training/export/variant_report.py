@@ -1,4 +1,4 @@
-"""The result of making an INT8 or FP16 variant, as a value. Knows no ONNX."""
+"""The result of making an INT8 or FP16 variant, as a value. Independent of ONNX."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -17,14 +17,14 @@ class VariantReport(Strict):
     reason: str
     accuracy: Estimate | None = None
     same_labels: Fraction | None = None
-    variant: Variant | None = Field(default=None, description="for the manifest, if it is kept")
+    variant: Variant | None = Field(default=None, description="manifest entry, if it is kept")
     speedup: Mapping[str, float] = Field(
         default_factory=dict,
-        description="batch -> CPU time of the exported file divided by the variant's, on this machine",
+        description="batch size -> CPU time of the exported file divided by the variant's, on this machine",
     )
 
     def summary_line(self) -> str:
-        """One line for people."""
+        """Return a summary in one line."""
         if self.accuracy is None or self.same_labels is None:
             return f"rejected: {self.reason}"
         cost = ", ".join(

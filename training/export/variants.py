@@ -1,4 +1,4 @@
-"""Makes INT8 and FP16 variants of an exported file, and keeps those whose predictions are nearly the same."""
+"""Creates INT8 and FP16 variants of an exported file, and keeps those with nearly the same predictions."""
 
 import logging
 import time
@@ -27,17 +27,17 @@ from training.recipe.sections import VariantRecipe
 
 Precision = Literal["int8", "fp16"]
 
-# Operators that are quantized: those with weights, and those that pass values on. The others stay in FP32.
+# Operators to quantize: those with weights, and those that pass values through. The others stay in FP32.
 _QUANTIZED_OPS = (
     *("Conv", "Gemm", "MatMul", "Add", "Concat"),
     *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
 )
 _WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _CALIBRATION_BATCH = 16
-# Tolerance of FP16's golden probabilities on a GPU. A CPU computes in FP32 and shows only the rounding of the
-# weights. Rounding every tensor of SqueezeNet 1.1 moves probabilities by 4.4e-3. Random rounding errors
-# grow with the square root of the depth: a network four times as deep moves twice as far. Another factor of
-# two is for accumulation in FP16.
+# Tolerance of FP16's golden probabilities on a GPU. A CPU computes in FP32, which shows only the rounding of
+# the weights. Rounding every tensor of SqueezeNet 1.1 changes probabilities by 4.4e-3. Random rounding errors
+# grow with the square root of the depth: twice as much for a network four times as deep. Another factor of
+# two allows for accumulation in FP16.
 _FP16_TOLERANCE = 2e-2
 _KEPT_REASON = {
     "int8": "as accurate as the exported file",
@@ -45,7 +45,7 @@ _KEPT_REASON = {
 }
 _TIMED_BATCHES = (1, 32)
 _TIMED_RUNS = 7
-_IMAGES_PER_RUN = 32  # so that a run of the smallest network exceeds the clock's resolution
+_IMAGES_PER_RUN = 32  # long enough for the smallest network to exceed the clock's resolution
 
 
 def make_variant(
@@ -58,16 +58,16 @@ def make_variant(
     labels: Sequence[str],
     recipe: VariantRecipe,
 ) -> VariantReport:
-    """Write model.int8.onnx or model.fp16.onnx beside the exported file, and delete it if it fails a limit.
+    """Write model.int8.onnx or model.fp16.onnx next to the exported file, and delete it if it fails a limit.
 
     Args:
-        precision: of weights and activations.
+        precision: precision of weights and activations.
         model_file: the exported file, after its proof.
         calibration: (N, H, W, C) uint8 training images; they and some test images determine value ranges.
-        validation: decides whether the variant is kept; where it is empty, the test split does.
-        test: both files are evaluated on it, for the report.
+        validation: decides whether the variant is kept; if empty, the test split decides.
+        test: both files are evaluated on it for the report.
         labels: K names.
-        recipe: the limits.
+        recipe: limits of the variant.
     """
     path = model_file.with_name(variant_file(precision))
     path.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def make_variant(
                     return VariantReport(precision=precision, kept=False, reason=overflow)
                 _convert_to_fp16(model_file, path)
             exported, variant = open_session(model_file), open_session(path)
-    except Exception as error:  # noqa: BLE001 - the tools raise anything; the exported file is unchanged
+    except Exception as error:  # noqa: BLE001 - the tools raise any error; the exported file is unchanged
         path.unlink(missing_ok=True)
         return VariantReport(
             precision=precision, kept=False, reason=f"conversion failed: {_first_line(error)}"
@@ -135,7 +135,7 @@ def _evaluate(  # noqa: PLR0917 - the comparison needs both splits
 
 
 def _compare(sessions: tuple[Any, Any], split: Split) -> tuple[float, float]:
-    """How much accuracy the variant loses on a split, and the share of images whose label stays the same."""
+    """Return the variant's loss of accuracy on a split, and the share of images that keep their label."""
     exported, variant = (run(session, split.images)[0] for session in sessions)  # (N, K) each
     before, after = (float((found.argmax(axis=1) == split.labels).mean()) for found in (exported, variant))
     return before - after, _share_of_same_labels(exported, variant)
@@ -146,25 +146,25 @@ def _share_of_same_labels(exported: Floats, variant: Floats) -> float:
 
 
 def _golden_tolerance(precision: Precision, exported: Floats, variant: Floats) -> float:
-    """Tolerance of the golden probabilities: 1.5 times the largest difference measured here, plus 2e-3."""
+    """Return the golden tolerance: 1.5 times the largest measured difference, plus 2e-3."""
     farthest = min(1.0, 1.5 * float(np.abs(exported - variant).max()) + 2e-3)
     return max(farthest, _FP16_TOLERANCE) if precision == "fp16" else farthest
 
 
 def _range_images(calibration: Pixels, test: Images) -> tuple[Pixels, Pixels]:
-    """At most RANGE_IMAGES images, up to half of them training images."""
+    """Return at most RANGE_IMAGES images, up to half of them training images."""
     training = _evenly_spaced(calibration, RANGE_IMAGES // 2)
     return training, _evenly_spaced(test, RANGE_IMAGES - len(training))
 
 
 def _evenly_spaced(images: Images, most: int) -> Pixels:
-    """At most this many images, evenly spaced."""
+    """Return at most this many images, evenly spaced."""
     count = min(len(images), most)
     return images[np.linspace(0, len(images) - 1, count).astype(np.intp)]
 
 
 def _fp16_overflow(model_file: Path, images: Iterable[Pixels], recipe: VariantRecipe) -> str:
-    """Why the values of a network are too large for FP16; empty if they are not."""
+    """Return why the values of a network are too large for FP16; empty if they are not."""
     largest = largest_magnitude(model_file, images)
     limit = recipe.max_fp16_range * FP16_MAX
     if largest.value <= limit:
@@ -176,7 +176,7 @@ def _fp16_overflow(model_file: Path, images: Iterable[Pixels], recipe: VariantRe
 
 
 def _speedup(sessions: tuple[Any, Any], images: Images, batch: int) -> float:
-    """CPU time of the first session divided by the second's: medians of alternating runs."""
+    """Return the CPU time of the first session divided by the second's: medians of alternating runs."""
     feed = {"image": np.resize(images[:batch], (batch, *images.shape[1:]))}
     times = np.empty((_TIMED_RUNS + 1, len(sessions)))
     for turn in range(len(times)):
@@ -190,14 +190,14 @@ def _speedup(sessions: tuple[Any, Any], images: Images, batch: int) -> float:
 
 
 class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
-    """Training images in small batches, as ONNX Runtime's quantizer reads them."""
+    """Feeds training images in small batches to ONNX Runtime's quantizer."""
 
     def __init__(self, images: Pixels) -> None:
         starts = range(0, len(images), _CALIBRATION_BATCH)
         self._batches = iter([{"image": images[start : start + _CALIBRATION_BATCH]} for start in starts])
 
     def get_next(self) -> dict[str, Pixels] | None:
-        """The next batch; None at the end."""
+        """Return the next batch; None at the end."""
         return next(self._batches, None)
 
 
@@ -213,7 +213,7 @@ def _quantize(model_file: Path, path: Path, calibration: Pixels) -> None:
             _CalibrationImages(calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTIZED_OPS),
-            # Before the first filters the image is only scaled: quantizing it again would lose precision.
+            # Before the first filters, the image is only scaled: quantizing it again would lose precision.
             nodes_to_exclude=[node.name for node in nodes[:first]],
             per_channel=True,
             activation_type=QuantType.QUInt8,

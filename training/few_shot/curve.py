@@ -1,4 +1,4 @@
-"""Accuracy by number of examples, as a value. Knows no scikit-learn."""
+"""Accuracy by number of examples, as a value. Independent of scikit-learn."""
 
 from pydantic import Field
 

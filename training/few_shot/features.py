@@ -32,12 +32,12 @@ def extract_features(
     """Compute the features of images, or read them from the cache.
 
     Args:
-        extractor: frozen; (N, H, W, C) uint8 -> (N, D) float32.
-        images: (N, H, W, C) uint8 in model geometry.
+        extractor: frozen layers, (N, H, W, C) uint8 -> (N, D) float32.
+        images: (N, H, W, C) uint8 in the network's geometry.
         name: network, layer and pooling, which determine the features together with the weights.
-        device: where to compute.
+        device: device to compute on.
         cache: directory of the cache, created if missing.
-        on_progress: called after every batch; may raise to end the work.
+        on_progress: called after each batch; may raise to stop.
 
     Returns: (N, D) float32.
 
@@ -70,7 +70,7 @@ def _digest(extractor: nn.Module, images: Images, name: str) -> str:
 
 
 def _read(path: Path, count: int) -> Features | None:
-    """Read cached features; None if they are missing or damaged, so that they are computed again."""
+    """Read cached features; None if they are missing or damaged."""
     try:
         with path.open("rb") as file:
             features = np.load(file, allow_pickle=False)

@@ -32,8 +32,8 @@ class FittedHead:
         self._shift = wide.mean(axis=0)  # (D,)
         spread = wide.std(axis=0)
         self._scale = np.where(spread > 0, spread, 1.0)  # (D,)
-        # With one example per label nothing varies within a label, and NearestCentroid warns of zero standard
-        # deviation. It does not use it with equal priors.
+        # With one example per label, NearestCentroid warns of zero standard deviation within labels, which it
+        # does not use with equal priors.
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*within_class_std_dev_", category=UserWarning)
             self._classifier = _classifier(recipe).fit(self._prepared(features), labels)
@@ -73,7 +73,7 @@ def accuracy_curve(
     *,
     seed: int,
 ) -> tuple[CurvePoint, ...]:
-    """Measure test accuracy with 1, 2, 5, ... training images per label, and with all of them.
+    """Measure test accuracy with 1, 2, 5, ... training images per label, and with all training images.
 
     Args:
         recipe: the head, the numbers of images per label (`shots`) and the number of draws for each. Numbers

@@ -1,4 +1,4 @@
-"""The history of a run: one record for each epoch, over all stages of training. Knows no torch."""
+"""The history of a run: one record for each epoch, over all stages of training. Independent of torch."""
 
 from dataclasses import dataclass
 

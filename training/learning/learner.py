@@ -1,4 +1,4 @@
-"""A network with its optimizer and averaged weights, updated step by step. Knows no epochs."""
+"""A network with its optimizer and averaged weights, updated step by step. Independent of epochs."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""Activation functions by the names that recipes use."""
+"""Activation functions by recipe name."""
 
 from torch import nn
 

@@ -15,22 +15,22 @@ from training.networks.weights import State, read_weights
 from training.recipe import NetworkRecipe
 from training.recipe.backbone_names import IMAGENET_CLASSES
 
-# Of ImageNet's training images, RGB, 0..1; torchvision's weights were trained with this normalisation.
+# Mean and deviation of ImageNet's training images, RGB, 0..1, as used to train torchvision's weights.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RANDOM = "random"  # network.weights
-ALL, HEAD = "all", "head"  # network.train_from: train everything, or the head alone
+ALL, HEAD = "all", "head"  # network.train_from: train everything, or only the head
 
-# Auxiliary classifiers, used in training only.
+# Auxiliary classifiers, used only in training.
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
 class Backbone(Network):
     """A torchvision network whose first layers can be frozen.
 
-    Frozen layers stay in evaluation mode while the rest is trained: their batch norm statistics are kept, and
-    their dropout is off.
+    Frozen layers stay in evaluation mode while the rest is trained: their batch norm statistics do not
+    change, and their dropout is off.
     """
 
     mean: Tensor  # (3, 1, 1)
@@ -89,19 +89,19 @@ class Backbone(Network):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: FBT001, FBT002 - torch's own signature
-        """Set the mode of all layers but the frozen ones, which stay in evaluation mode."""
+        """Set the mode of all layers except the frozen ones, which stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def parameter_count(self) -> int:
-        """Count all parameters, frozen ones too."""
+        """Count all parameters, including frozen ones."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 class HeadOnly(Network):
-    """The head of a backbone as a network of its own, which takes the trunk's features as its images."""
+    """The head of a backbone as a separate network, whose images are the trunk's features."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone.embedding_size, 1)
@@ -114,7 +114,7 @@ class HeadOnly(Network):
 
 
 class ConvHeadBackbone(Backbone):
-    """A pretrained SqueezeNet with its own head, a convolution before the global pooling."""
+    """A pretrained SqueezeNet with its original head, a convolution before the global pooling."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, W, C) uint8 -> logits (N, K) and embedding (N, embedding_size), float32."""
@@ -127,7 +127,7 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
     """Build a backbone with a new linear head, frozen up to network.train_from.
 
     Raises:
-        RecipeError: there is no layer network.train_from, or the geometry does not fit the network.
+        RecipeError: the layer network.train_from does not exist, or the geometry does not fit the network.
         WeightsError: the weights cannot be read, or do not fit the network.
     """
     model, pretrained = _model(recipe, geometry, heads_may_differ=True)
@@ -147,12 +147,12 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
 
 
 def build_classifier(recipe: NetworkRecipe, geometry: Geometry, *, weights_follow: bool = False) -> Backbone:
-    """Build a pretrained network with its own head of ImageNet's 1,000 classes.
+    """Build a pretrained network with its original head for ImageNet's 1,000 classes.
 
     Args:
         recipe: the network and its weights.
         geometry: the size and channels of its images.
-        weights_follow: allow random weights, since the caller loads others.
+        weights_follow: allow random weights, because the caller loads others.
 
     Raises:
         RecipeError: network.weights is "random", or the geometry does not fit the network.
@@ -172,7 +172,7 @@ def find_layer(root: nn.Module, name: str) -> nn.Module:
     """Find a layer by its dotted name, with or without the prefix "trunk.".
 
     Raises:
-        RecipeError: there is no such layer; the message suggests similar names.
+        RecipeError: the layer does not exist; the message suggests similar names.
     """
     start: nn.Module = root.trunk if isinstance(root, Network) else root
     layers: dict[str, nn.Module] = {known: module for known, module in start.named_modules() if known}
@@ -184,7 +184,7 @@ def find_layer(root: nn.Module, name: str) -> nn.Module:
 
 
 def global_average_pool(activations: Tensor) -> Tensor:
-    """(N, D, h, w) -> (N, D), the means over positions; other shapes are returned unchanged."""
+    """Average over positions: (N, D, h, w) -> (N, D). Other shapes are returned unchanged."""
     return activations.mean(dim=(2, 3)) if activations.ndim == 4 else activations  # noqa: PLR2004
 
 
@@ -203,7 +203,7 @@ def _model(
 
 def _options(name: str, geometry: Geometry) -> dict[str, Any]:
     if name in ("inception_v3", "googlenet"):
-        # Their weights expect pixels of -1..1; transform_input converts from the normalisation above.
+        # These weights expect pixels in -1..1; transform_input converts from the normalisation above.
         return {"aux_logits": False, "transform_input": True, "init_weights": False}
     if name.startswith("vit_"):
         return {"image_size": geometry.height}
@@ -235,7 +235,7 @@ def _load(model: nn.Module, state: State, name: str, *, heads_may_differ: bool) 
 
 
 def _split_head(model: Any) -> tuple[nn.Module, nn.Module, int]:  # noqa: ANN401 - torchvision ships no types
-    """Split a network into trunk, head, and the size of the embedding between them."""
+    """Split a network into trunk and head; also return the size of the embedding between them."""
     name = _head_name(model)
     head = model.get_submodule(name)
     if isinstance(head, nn.Conv2d):  # SqueezeNet
@@ -277,7 +277,7 @@ def _ancestors(trunk: nn.Module, layer: str) -> Iterator[nn.Module]:
 
 
 def _check_geometry(backbone: Backbone, geometry: Geometry, name: str) -> Backbone:
-    """Set the memory format, and try a forward pass with an image of this geometry."""
+    """Set the memory format, and check that a forward pass with an image of this geometry works."""
     backbone.use_memory_format(torch.channels_last)
     mode = backbone.training
     try:

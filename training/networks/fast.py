@@ -1,8 +1,8 @@
-"""A network that trains in few epochs: fixed whitening filters, then wide blocks with batch norm.
+"""A network that trains in a few epochs: fixed whitening filters, then wide blocks with batch norm.
 
 It follows the CIFAR-10 speed records (Jordan 2024, arXiv:2404.00498): filters computed from the images whiten
-small patches, so that the first trained layer gets decorrelated input; convolutions are initialised near the
-identity; the logits are scaled down, so that early losses stay small.
+small patches, so that the input of the first trained layer is decorrelated; convolutions are initialised near
+the identity; the logits are scaled down, so that early losses stay small.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from training.networks.sequential_builder import SequentialBuilder, layer_sizes
 from training.recipe import NetworkRecipe
 
 _MAPS = (64, 256, 256)
-_PATCH = 2  # pixels, side of a whitened patch
-_IMAGES = 5000  # used to compute the filters
+_PATCH = 2  # side of a whitened patch, in pixels
+_IMAGES = 5000  # number of images to compute the filters from
 _FLOOR = 5e-4  # added to each variance, so that directions without signal are not amplified to noise
-_NORM_MOMENTUM = 0.4  # high, since the running statistics must converge in few steps
+_NORM_MOMENTUM = 0.4  # high, because the running statistics must converge in few steps
 _LOGIT_SCALE = 1 / 9
 
 

@@ -1,7 +1,7 @@
-"""Converts classifiers fitted by scikit-learn to torch modules: features in, logits out, the same labels.
+"""Converts classifiers fitted by scikit-learn to torch modules that give the same labels.
 
-A linear classifier becomes a matrix product, a kernel SVM its kernel and a product, prototypes their
-distances. So the exported file needs no scikit-learn.
+A linear classifier becomes a matrix product, a kernel SVM a kernel and a product, prototypes become
+distances. The exported file needs no scikit-learn.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _Doubles = npt.NDArray[np.float64]
 
 
 class FittedHeadNetwork(Network):
-    """A network of frozen features and a head fitted by scikit-learn."""
+    """A network with frozen features and a head fitted by scikit-learn."""
 
     def __init__(
         self, extractor: LayerFeatures, head: nn.Module, *, embedding_size: int, classes: int
@@ -194,13 +194,13 @@ def to_torch_module(fitted: Any) -> nn.Module:  # noqa: ANN401 - scikit-learn sh
     Returns: a module (N, D) float32 -> (N, K) float32, whose argmax is scikit-learn's label.
 
     Raises:
-        TypeError: the classifier is of another type.
+        TypeError: the type of the classifier is not supported.
     """
     if isinstance(fitted, LogisticRegression):
         rows = Affine(fitted.coef_.T, fitted.intercept_)
         return rows if len(fitted.classes_) > 2 else nn.Sequential(rows, BinaryLogits())  # noqa: PLR2004
     if isinstance(fitted, NearestCentroid):
-        # The negative squared distance, without the features' own square, which is equal for every label.
+        # The negative squared distance, without the square of the features, which is the same for all labels.
         centroids = fitted.centroids_  # (K, D)
         return Affine(2 * centroids.T, -np.square(centroids).sum(axis=1))
     if isinstance(fitted, SVC):
@@ -255,9 +255,9 @@ def _support_vector_machine(fitted: SVC) -> nn.Module:
 
 
 def _pair_weights(fitted: SVC) -> _Doubles:
-    """(S, pairs): the weight of each support vector in the decision between two labels.
+    """Return (S, pairs), the weight of each support vector in the decision between two labels.
 
-    For a vector of label i libsvm stores its weights against all other labels, in order.
+    For a vector of label i, libsvm stores the weights against all other labels, in order.
     """
     ends = np.cumsum(fitted.n_support_)
     owner = np.repeat(np.arange(len(ends)), fitted.n_support_)  # (S,) label of each vector

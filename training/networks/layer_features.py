@@ -13,7 +13,8 @@ Pooling = Literal["mean", "none"]
 class LayerFeatures(nn.Module):
     """A frozen network up to a layer.
 
-    In torch the later layers run too. The exporter drops them from the graph, since nothing depends on them.
+    In torch the later layers also run. The exporter drops them from the graph, because nothing depends on
+    them.
     """
 
     def __init__(self, network: Network, layer: str | None, pooling: Pooling) -> None:
@@ -24,7 +25,7 @@ class LayerFeatures(nn.Module):
         self.pooling = pooling
 
     def train(self, mode: bool = True) -> "LayerFeatures":  # noqa: ARG002, FBT001, FBT002 - torch's own signature
-        """Stay in evaluation mode, since the network is frozen."""
+        """Stay in evaluation mode: the network is frozen."""
         return super().train(mode=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class LayerFeatures(nn.Module):
             self.network(images)
         finally:
             handle.remove()
-        activations = seen[-1]  # (N, D), (N, D, h, w), or (N, tokens, D) of a transformer
+        activations = seen[-1]  # (N, D), (N, D, h, w), or (N, tokens, D) from a transformer
         return (global_average_pool(activations) if self.pooling == "mean" else activations).flatten(
             start_dim=1
         )

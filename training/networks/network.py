@@ -1,4 +1,4 @@
-"""The base class of all networks: uint8 pixels -> features -> logits, with the scaling inside."""
+"""The base class of all networks: uint8 pixels -> features -> logits, including the scaling of pixels."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,9 +14,9 @@ _MIRRORED, _MOVED = 2, 6  # views
 
 
 class Network(nn.Module):
-    """A classifier of a trunk and a head; the embedding between them is published too.
+    """A classifier with a trunk and a head. The embedding between them is also published.
 
-    Training, proof and export share this forward pass, and so scale pixels and average views in the same way.
+    Training, proof and export share this forward pass, so they scale pixels and average views identically.
     """
 
     trunk: nn.Module
@@ -49,7 +49,7 @@ class Network(nn.Module):
         """Initialise weights from training images, before the first step. Does nothing by default.
 
         Args:
-            first: returns up to that many images of the training split, (n, H, W, C) uint8 on the CPU.
+            first: returns up to n images of the training split, (n, H, W, C) uint8 on the CPU.
         """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,10 +72,10 @@ class Network(nn.Module):
         return self.logits(embedding), embedding
 
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Keep filters and activations in this memory format.
+        """Use this memory format for filters and activations.
 
-        Which one is faster depends on network and machine: on a CPU channels_last doubles the time of batch
-        norm, and halves that of wide convolutions.
+        The faster format depends on network and machine: on a CPU, channels_last doubles the time of batch
+        norm and halves that of wide convolutions.
         """
         self.memory_format = memory_format
         self.to(memory_format=memory_format)  # type: ignore[call-overload]

@@ -15,8 +15,7 @@ from training.recipe import NetworkRecipe
 class SequentialBuilder:
     """Adds layers in order, named by kind and number: conv1, relu1, pool1, dense1.
 
-    The arithmetic of convolution shapes is in this class alone. Settings of the recipe override the defaults
-    of a network.
+    Only this class computes convolution shapes. Settings of the recipe override the defaults of a network.
     """
 
     def __init__(self, recipe: NetworkRecipe, geometry: Geometry, *, batch_norm: bool = False) -> None:
@@ -39,7 +38,7 @@ class SequentialBuilder:
         padding = side // 2 if same else 0
         layer = nn.Conv2d(self.channels, maps, side, stride=stride, padding=padding)
         self._add("conv", layer)
-        # Padding makes an even kernel enlarge the image by a pixel, in torch and ONNX alike.
+        # With padding, an even kernel enlarges the image by a pixel, in both torch and ONNX.
         self._resize(lambda length: (length + 2 * padding - side) // stride + 1)
         self.channels = maps
         return self
@@ -92,10 +91,10 @@ class SequentialBuilder:
         """Add any other layer.
 
         Args:
-            kind: its name, without the number.
+            kind: name of the layer, without the number.
             layer: the module.
-            channels: of its output.
-            shrink_px: by how many pixels it reduces height and width.
+            channels: channels of the output.
+            shrink_px: pixels by which it reduces height and width.
         """
         self._add(kind, layer)
         self._resize(lambda length: length - shrink_px)
@@ -121,7 +120,7 @@ class SequentialBuilder:
 
 
 def layer_sizes(key: str, given: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
-    """Return the recipe's layer sizes, or the network's own.
+    """Return the recipe's layer sizes, or the network's defaults.
 
     Raises:
         RecipeError: the number of sizes is not the network's number of layers.

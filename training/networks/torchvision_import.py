@@ -1,22 +1,22 @@
-"""Imports torchvision beside any build of torch, with or without CUDA."""
+"""Imports torchvision with any build of torch, with or without CUDA."""
 
 import importlib
 import sys
 from types import ModuleType
 
-_libraries: list[object] = []  # keeps the declarations alive
+_libraries: list[object] = []  # holds the declarations, which end with it
 
 
 def import_torchvision(name: str) -> ModuleType:
-    """Import a module of torchvision, also beside a CPU build of torch.
+    """Import a module of torchvision, also with a CPU build of torch.
 
-    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and
+    PyPI's torchvision is built for CUDA. With a CPU build of torch, its compiled operators do not load, and
     the import fails with "operator torchvision::nms does not exist", because it registers fake kernels for
-    two of them. Declaring the two schemas is enough, since no operator is called here. If the compiled
-    operators load, declaring them again would abort the process.
+    two of them. Declaring their schemas is enough, because no operator is called here. If the compiled
+    operators do load, declaring them again would abort the process.
 
     Args:
-        name: such as "torchvision.models".
+        name: module name, such as "torchvision.models".
     """
     try:
         return importlib.import_module(name)

@@ -19,9 +19,9 @@ FROM_TORCHVISION = "torchvision"
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes added by data parallelism and torch.compile
 
-# Files of whole models are a common mistake, and PyTorch's own error advises to load them unsafely.
+# Files of whole models are a common mistake, and PyTorch's error message advises to load them unsafely.
 _NOT_WEIGHTS = (
-    "it is not a state dict saved by torch.save or safetensors; whole pickled models are not loaded, since "
+    "it is not a state dict saved by torch.save or safetensors; whole pickled models are not loaded, because "
     "they can run code"
 )
 

@@ -1,4 +1,4 @@
-"""Recipes: everything that determines a run and when its result may be published."""
+"""Recipes: everything that determines a run, including the limits for publishing its result."""
 
 from training.recipe.recipe import (
     Recipe,

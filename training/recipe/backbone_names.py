@@ -1,6 +1,6 @@
-"""The names of torchvision's backbones. Does not import torch, so that a recipe is validated at once."""
+"""The names of torchvision's backbones. Does not import torch, so that validating a recipe is fast."""
 
-IMAGENET_CLASSES = 1000  # of every backbone's own head
+IMAGENET_CLASSES = 1000  # classes of a backbone's original head
 
 # torchvision's classification networks except three. The weights of regnet_y_128gf and vit_h_14 exceed 2 GB,
 # protobuf's limit for one ONNX file; alexnet is a network of our own.

@@ -20,18 +20,18 @@ _RANDOM = "random"
 
 
 class MeasuredResult(Strict):
-    """The result of one run of a shipped recipe. Scores that its evaluation does not have are None."""
+    """The result of one run of a shipped recipe. Missing scores are None."""
 
-    recipe_digest: Sha256 = Field(description="of the shipped recipe, whatever network.weights named")
+    recipe_digest: Sha256 = Field(description="digest of the shipped recipe, without overrides")
     accuracy: Estimate
     balanced_accuracy: Estimate | None = None
     auc: Estimate | None = Field(default=None, description="area under the ROC curve")
     top5: Estimate | None = Field(default=None, description="the true label is among the five most probable")
     validation: Estimate | None = Field(default=None, description="accuracy on the validation split")
     few_shot: tuple[CurvePoint, ...] = ()
-    images: int = Field(ge=1, description="of the test split")
+    images: int = Field(ge=1, description="digest of the test split")
     pretrained: Pretrained | None = None
-    seconds: float = Field(description="of the whole run, publishing included")
+    seconds: float = Field(description="duration of the whole run, including publishing")
     machine: str
     framework: str
     kernels: str | None = Field(default=None, description="fast or reproducible; None: not recorded")
@@ -43,10 +43,10 @@ class _All(RootModel[dict[str, MeasuredResult]]):
 
 
 def shipped_recipe(name: str, overrides: Sequence[str]) -> Recipe:
-    """The shipped recipe whose result `--record` keeps.
+    """Return the shipped recipe whose result `--record` stores.
 
-    The only override that keeps it the shipped recipe is network.weights=FILE, which says where this machine
-    stores pretrained weights; their digest is recorded with the result.
+    The only permitted override is network.weights=FILE, the path of pretrained weights on this machine; their
+    digest is recorded with the result.
 
     Raises:
         UsageError: `name` is not a shipped recipe, or an override changes it.
@@ -66,7 +66,7 @@ def shipped_recipe(name: str, overrides: Sequence[str]) -> Recipe:
 
 
 def read_measured(path: Path = _FILE) -> dict[str, MeasuredResult]:
-    """Recipe name -> result; empty if there is no file."""
+    """Return recipe name -> result; empty if the file is missing."""
     return _All.model_validate_json(path.read_bytes()).root if path.exists() else {}
 
 

@@ -30,10 +30,10 @@ from training.recipe.sections import (
     VariantRecipe,
 )
 
-# Black background: padding and shifts continue what surrounds a handwritten digit.
+# Black background: padding and shifts extend the background of a handwritten digit.
 _GEOMETRY = Geometry(height=28, width=28, channels=1, background=0)
 
-# Height, width, channels of the networks that are not made for digits.
+# Height, width, channels of networks for other images than digits.
 _NATIVE_SHAPES = {
     "alexnet": (32, 32, 3),
     "allconv": (32, 32, 3),
@@ -41,7 +41,7 @@ _NATIVE_SHAPES = {
     "pneumonia": (128, 128, 3),
 }
 
-# Settings that were added after results were recorded, with the defaults that do not change a digest.
+# Settings added after results were recorded, with their defaults, which do not change digests.
 _ADDED_LATER = {"variants.max_fp16_range": 0.25, "gates.min_skill": 0.1}
 
 _FOLDER = resources.files("training.recipe") / "recipes"
@@ -100,14 +100,14 @@ class Recipe(Strict):
         return self.method == "train" and max(epochs, training.head_epochs) > 1
 
     def settings(self) -> dict[str, Any]:
-        """Dotted key -> plain value, of everything that determines the result of a run."""
+        """Return dotted key -> plain value, for everything that determines the result of a run."""
         texts = {"summary": True, "stated": True, "baseline": True, "tuned_on_test": True}
         without_effect = {"data": {"memory_limit_gib"}, "training": {"cuda_graphs"}}
         nested = self.model_dump(mode="json", exclude={**texts, **without_effect})
         return dict(_flatten(nested))
 
     def digest(self) -> str:
-        """SHA-256, in hex, of the settings as canonical JSON.
+        """Return the SHA-256, in hex, of the settings as canonical JSON.
 
         Settings that are off (0) or have the default of `_ADDED_LATER` do not count, so that a new setting
         does not change the digests of existing recipes.
@@ -120,7 +120,7 @@ class Recipe(Strict):
 
 
 def shipped_names() -> list[str]:
-    """The names of the recipes in this package, sorted."""
+    """Return the sorted names of the shipped recipes."""
     return sorted(
         entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml")
     )
@@ -131,7 +131,7 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name_or_path: a shipped recipe's name, or the path of a .toml file.
-        overrides: `section.key=value`, the value as TOML or as a bare word; the last one wins.
+        overrides: `section.key=value`, with the value as TOML or a bare word; the last one wins.
 
     Raises:
         RecipeError: the recipe does not exist or is invalid; names the key, the value and the limit.
@@ -171,7 +171,7 @@ def recipe_from_settings(settings: Mapping[str, Any], where: str) -> Recipe:
 
 
 def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Like `resolve`, but also accepts a network's name, for a recipe with it and its usual image size.
+    """Like `resolve`, but also accept a network's name: a recipe with it and its usual image size.
 
     Raises:
         RecipeError: `name` is neither a recipe nor a network, or an override is invalid.
@@ -193,7 +193,7 @@ def resolve_network(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def known_classes(recipe: Recipe) -> int | None:
-    """The number of labels, if the recipe alone determines it."""
+    """Return the number of labels, if the recipe alone determines it."""
     if recipe.data.source == "imagenet":
         return IMAGENET_CLASSES
     if recipe.network.name == "pneumonia":

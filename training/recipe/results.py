@@ -25,7 +25,7 @@ def is_current(recipe: Recipe, measured: MeasuredResult) -> bool:
 
 
 def figures(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
-    """Each score of a measured recipe with its 95 % interval: "accuracy 99.42% (99.25% to 99.55%)"."""
+    """Return each score of a measured recipe with its 95 % interval: "accuracy 99.42% (99.25% to 99.55%)"."""
     measured = results[recipe.name]
     curve = (
         f"{point.examples()}: {point.mean:.1%} ({point.low:.1%} to {point.high:.1%}){_test_mark(recipe)}"
@@ -36,7 +36,7 @@ def figures(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
 
 
 def result_lines(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[str]:
-    """A recipe's scores, size, duration and machine, one line each; empty if it was not measured."""
+    """Return a recipe's scores, size, duration and machine, one line each; empty if it was not measured."""
     measured = results.get(recipe.name)
     if measured is None:
         return []
@@ -53,7 +53,7 @@ def result_lines(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> list[
 
 
 def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResult]) -> str:
-    """A Markdown table of the recipes that were measured."""
+    """Return a Markdown table of the measured recipes."""
     lines = [
         "| recipe | stated | measured (95 % interval) | test images | whole run | machine |",
         "|---|---|---|---|---|---|",
@@ -78,7 +78,7 @@ def markdown_table(recipes: Sequence[Recipe], results: Mapping[str, MeasuredResu
 
 
 def _footnotes(recipes: Sequence[Recipe], lines: Sequence[str]) -> Iterator[str]:
-    """What the marks in these lines mean."""
+    """Return the meaning of the marks in these lines."""
     text = "".join(lines)
     if TUNED_ON_TEST in text:
         yield f"{TUNED_ON_TEST} Optimistic, because test images chose " + "; ".join(
@@ -127,7 +127,7 @@ def _gains(recipe: Recipe, results: Mapping[str, MeasuredResult]) -> Iterator[st
 
 
 def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
-    """`one - other` with Newcombe's 95 % interval, from the two Wilson intervals: (difference, low, high).
+    """Return `one - other` with Newcombe's 95 % interval, from two Wilson intervals: (difference, low, high).
 
     The method assumes independent samples; for the same test images the interval is too wide. Newcombe 1998,
     method 10, doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I.
@@ -141,6 +141,6 @@ def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
 def _format_estimate(
     name: str, estimate: Estimate | None, form: str = ".2%", mark: str = ""
 ) -> Iterator[str]:
-    """Yields nothing if the evaluation does not have this score."""
+    """Yields nothing if the score is missing."""
     if estimate is not None:
         yield f"{name} {estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}}){mark}"

@@ -20,7 +20,7 @@ Activation = Literal["relu", "leaky-relu", "elu", "gelu", "silu", "mish", "tanh"
 
 
 class DataRecipe(Strict):
-    """The images, and how they are split."""
+    """The images and their splits."""
 
     source: Source
     file: str | None = Field(
@@ -31,14 +31,15 @@ class DataRecipe(Strict):
         default=0.15,
         gt=0,
         le=0.5,
-        description="of the training images, if the source has no validation split; folder: the probability "
-        "of each image, so that adding images moves none",
+        description="fraction of the training images, if the source has no validation split; folder: the "
+        "probability of each image, so that adding images moves none",
     )
     test_fraction: float = Field(
         default=0.2,
         gt=0,
         le=0.5,
-        description="of all images, if the source has no test split; folder: the probability of each image",
+        description="fraction of all images, if the source has no test split; folder: the probability of "
+        "each image",
     )
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="random seed of the splits")
     group_pattern: str | None = Field(
@@ -55,7 +56,7 @@ class DataRecipe(Strict):
         "perceptual hash; remove: remove them from training and validation",
     )
     min_validation_images_per_class: int = Field(
-        default=10, ge=1, description="with fewer, epochs cannot be compared and the run is rejected"
+        default=10, ge=1, description="with fewer, epochs are not comparable and the run is rejected"
     )
     strict: bool = Field(default=False, description="reject undecodable files instead of ignoring them")
     memory_limit_gib: float | None = Field(
@@ -87,23 +88,29 @@ class DataRecipe(Strict):
 
 
 class NetworkRecipe(Strict):
-    """The architecture. Unset values are the network's own."""
+    """The architecture. Unset values default to the network's."""
 
-    name: str = Field(default="lenet5", description="a network of our own, or a torchvision backbone")
+    name: str = Field(default="lenet5", description="one of our networks, or a torchvision backbone")
     weights: str = Field(
         default="random", description="backbones: random, torchvision (its best weights), or a file"
     )
     train_from: str = Field(
         default="all", description="backbones: all, head, or the name of the first trained layer"
     )
-    activation: Activation | None = Field(default=None, description="of every layer that has one")
+    activation: Activation | None = Field(
+        default=None, description="activation function of all layers that have one"
+    )
     maps: tuple[Width, ...] | None = Field(default=None, description="filters of each convolution, in order")
     hidden: tuple[Width, ...] | None = Field(default=None, description="units of each hidden dense layer")
     kernel_size: int | None = Field(
-        default=None, ge=1, le=15, description="side in pixels of every convolution that is not 1x1"
+        default=None, ge=1, le=15, description="side in pixels of all convolutions except 1x1"
     )
-    batch_norm: bool | None = Field(default=None, description="after each convolution and hidden dense layer")
-    dropout: float | None = Field(default=None, ge=0, lt=1, description="after each hidden dense layer")
+    batch_norm: bool | None = Field(
+        default=None, description="batch norm after each convolution and hidden dense layer"
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="dropout probability after each hidden dense layer"
+    )
     residual: bool = Field(default=False, description="alexnet: residual blocks for the last convolutions")
     views: Literal[1, 2, 6] = Field(
         default=1,
@@ -144,23 +151,23 @@ class NetworkRecipe(Strict):
 
 
 class HeadRecipe(Strict):
-    """Method few-shot: the classifier, and the layer whose features it is fitted on."""
+    """Method few-shot: the classifier, and the layer that provides its features."""
 
     kind: Literal["linear-svm", "rbf-svm", "poly-svm", "logistic", "prototype"] = "linear-svm"
     layer: str = Field(
         default=EMBEDDING, description="name of any layer, for example features.12; or embedding"
     )
     pooling: Literal["mean", "none"] = Field(
-        default="mean", description="of feature maps: mean over positions, or none to flatten"
+        default="mean", description="pooling of feature maps: mean over positions, or none to flatten"
     )
     scaling: Literal["none", "standard", "unit"] = Field(
         default="none",
         description="standard: mean 0 and standard deviation 1 per feature; unit: L2 norm 1 per image",
     )
     regularisation: float = Field(default=1.0, gt=0, description="scikit-learn's C: smaller is stronger")
-    degree: int = Field(default=3, ge=2, le=6, description="of poly-svm")
+    degree: int = Field(default=3, ge=2, le=6, description="degree of poly-svm")
     shots: tuple[int, ...] = Field(
-        default=(1, 2, 5, 10, 20), description="training images per label, one point of the curve each"
+        default=(1, 2, 5, 10, 20), description="training images per label, one per point of the curve"
     )
     draws: int = Field(default=50, ge=2, le=10_000, description="random subsets per point of the curve")
 
@@ -169,7 +176,9 @@ class AugmentationRecipe(Strict):
     """Random changes to training images that keep their label; drawn per image and epoch."""
 
     max_shift_px: int = Field(default=0, ge=0, le=64, description="maximum shift along each axis")
-    max_rotation_degrees: float = Field(default=0.0, ge=0, le=180, description="in both directions")
+    max_rotation_degrees: float = Field(
+        default=0.0, ge=0, le=180, description="maximum rotation in both directions"
+    )
     max_zoom: float = Field(default=0.0, ge=0, lt=1, description="0.1: scaled by 0.9 to 1.1")
     min_crop_area: float = Field(
         default=1.0, gt=0, le=1, description="random resized crop of at least this fraction of the area"
@@ -202,7 +211,7 @@ class AugmentationRecipe(Strict):
     trivial: bool = Field(default=False, description="TrivialAugment: one random operation per image")
     mixup: float = Field(default=0.0, ge=0, le=10, description="alpha of the beta distribution; 0: off")
     cutmix: float = Field(
-        default=0.0, ge=0, le=10, description="alpha; 0: off; with mixup, one of both per batch, at random"
+        default=0.0, ge=0, le=10, description="alpha; 0: off; with mixup, one of the two per batch, at random"
     )
 
 
@@ -229,8 +238,10 @@ class TrainingRecipe(Strict):
     head_rate_factor: float = Field(
         default=1.0, gt=0, le=1000, description="learning rate of the head's weights, relative"
     )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd and muon")
-    weight_decay: float = Field(default=0.0, ge=0, le=1, description="not applied to biases and norms")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd and muon")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1, description="weight decay; not applied to biases and norms"
+    )
     schedule: Literal["constant", "cosine", "linear", "one-cycle", "step"] = Field(
         default="cosine", description="decay of the learning rate over all epochs; one-cycle: rises first"
     )
@@ -261,7 +272,7 @@ class TrainingRecipe(Strict):
         description="the epoch whose weights are published; last: validation neither selects nor stops",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of forward and backward passes; weights stay float32"
+        default="float32", description="precision of forward and backward passes; weights stay float32"
     )
     channels_last: bool = Field(default=False, description="memory layout of images and filters")
     cuda_graphs: bool = Field(
@@ -284,7 +295,9 @@ class VariantRecipe(Strict):
     """Other precisions of the exported file, each published with it if it is nearly as good."""
 
     precisions: tuple[Literal["int8", "fp16"], ...] = ("int8", "fp16")
-    max_accuracy_drop: float = Field(default=0.005, ge=0, le=1, description="on the validation split")
+    max_accuracy_drop: float = Field(
+        default=0.005, ge=0, le=1, description="maximum loss of accuracy on the validation split"
+    )
     min_same_labels: float = Field(
         default=0.99,
         ge=0,
@@ -292,7 +305,9 @@ class VariantRecipe(Strict):
         description="fraction of validation images with the label of the exported file",
     )
     min_int8_speedup: float = Field(
-        default=1.05, gt=0, description="in CPU time, at batch 1 and 32: INT8 makes small networks slower"
+        default=1.05,
+        gt=0,
+        description="minimum speedup in CPU time, at batch 1 and 32: INT8 makes small networks slower",
     )
     max_fp16_range: float = Field(
         default=0.25,
@@ -312,24 +327,26 @@ class VariantRecipe(Strict):
 class GateRecipe(Strict):
     """Limits that a version must meet to be published."""
 
-    min_accuracy: float = Field(default=0.0, ge=0, le=1, description="on the test split")
-    min_balanced_accuracy: float = Field(default=0.0, ge=0, le=1, description="mean recall of the labels")
-    min_auc: float = Field(default=0.0, ge=0, le=1, description="area under the ROC curve")
+    min_accuracy: float = Field(default=0.0, ge=0, le=1, description="minimum accuracy on the test split")
+    min_balanced_accuracy: float = Field(
+        default=0.0, ge=0, le=1, description="minimum mean recall of the labels"
+    )
+    min_auc: float = Field(default=0.0, ge=0, le=1, description="minimum area under the ROC curve")
     min_skill: float = Field(
         default=0.1,
         le=1,
-        description="share of the errors of always naming the most frequent test label that the network "
-        "avoids; 0: as good as that, below 0: worse",
+        description="minimum share of the baseline's errors that the network avoids; the baseline always "
+        "predicts the most frequent test label. 0: as good as the baseline, below 0: worse",
     )
     allow_zero_recall: bool = Field(
         default=False,
-        description="whether a label with ten or more test images may never be predicted correctly",
+        description="whether a label with at least ten test images may have no correct prediction",
     )
     max_ece: float = Field(
         default=0.1,
         gt=0,
         le=1,
-        description="calibration error on the test split, beyond what chance alone shows on as many images",
+        description="maximum calibration error on the test split, in excess of chance",
     )
     max_parity_gap: float = Field(
         default=1e-4,

@@ -12,14 +12,14 @@ from training.few_shot.curve import CurvePoint
 from training.learning.history import EpochRecord
 
 _DOTS_PER_INCH = 120
-_MAX_NAMED_LABELS = 60  # the names of more would overlap
-_MAX_LABELS_WITH_COUNTS = 20  # the counts of more would be too small to read
+_MAX_NAMED_LABELS = 60  # the names of more labels would overlap
+_MAX_LABELS_WITH_COUNTS = 20  # the counts of more labels would be too small to read
 
 
 def draw_history(
     history: Sequence[EpochRecord], best_epoch: int, *, validation_chose: bool | None = None
 ) -> Figure:
-    """Training and validation loss, and validation accuracy, by epoch; the published epoch is marked."""
+    """Draw losses and validation accuracy by epoch, with the published epoch marked."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     epochs = [record.epoch for record in history]
@@ -44,7 +44,7 @@ def draw_history(
 
 
 def draw_augmentation(examples: npt.NDArray[np.uint8]) -> Figure:
-    """Training images, each beside its augmented versions of several epochs.
+    """Draw training images, each next to its augmented versions in several epochs.
 
     Args:
         examples: (rows, columns, H, W, C) uint8; the first of each row is the original image.
@@ -65,7 +65,7 @@ def draw_augmentation(examples: npt.NDArray[np.uint8]) -> Figure:
 
 
 def draw_curve(points: Sequence[CurvePoint]) -> Figure:
-    """Mean accuracy by number of examples, with its 95 % interval and the range of the random subsets."""
+    """Draw mean accuracy by number of examples, with its 95 % interval and the range of the subsets."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     places = range(len(points))
@@ -84,7 +84,7 @@ def draw_curve(points: Sequence[CurvePoint]) -> Figure:
 
 
 def draw_confusion(scores: Scores) -> Figure:
-    """Confusion matrix: rows are true labels, columns predicted ones; colour is the fraction of the row."""
+    """Draw the confusion matrix: rows are true labels, columns predictions; colour is the row's fraction."""
     counts = np.array(scores.confusion)  # (K, K)
     # Matplotlib would render text between two dollar signs as mathematics.
     labels = [entry.label.replace("$", r"\$") for entry in scores.labels]
@@ -108,7 +108,7 @@ def draw_confusion(scores: Scores) -> Figure:
 
 def png(figure: Figure) -> bytes:
     """Encode a figure as PNG, at 120 dots per inch."""
-    # Without pyplot: it needs a display, and keeps every figure open.
+    # Without pyplot, which needs a display and keeps all figures open.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
     return buffer.getvalue()

@@ -17,8 +17,8 @@ class Layer:
     name: str  # dotted, as in `--set head.layer=...`
     kind: str  # the module's class, for example Conv2d
     output: tuple[int, ...]  # shape for one image; empty if the module does not return one tensor
-    parameters: int  # trainable, including those of its children
-    frozen: int  # not trainable, including those of its children
+    parameters: int  # trainable parameters, including those of its children
+    frozen: int  # frozen parameters, including those of its children
 
 
 def list_layers(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> list[Layer]:

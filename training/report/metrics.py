@@ -61,7 +61,7 @@ class Metrics(Strict):
     created_at: datetime
 
     def headline(self) -> dict[str, int | float]:
-        """The main figures by name, each interval as `_low` and `_high`, a yes as 1."""
+        """Return the main figures by name, each interval as `_low` and `_high`, true as 1."""
         validation = self.validation
         of_validation = validation and {
             "validation_accuracy": validation.value,
@@ -80,11 +80,11 @@ class Metrics(Strict):
         }
 
     def as_measured(self, shipped: Recipe, seconds: float) -> MeasuredResult:
-        """The result to record for a shipped recipe.
+        """Return the result to record for a shipped recipe.
 
         Args:
-            shipped: the recipe whose digest is recorded, instead of that of the run's settings.
-            seconds: duration of the process that finished the run, publishing included.
+            shipped: recipe whose digest is recorded instead of that of the run's settings.
+            seconds: duration of the process that finished the run, including publishing.
         """
         return MeasuredResult(
             recipe_digest=shipped.digest(),

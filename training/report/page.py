@@ -15,19 +15,18 @@ from training.few_shot.curve import CurvePoint
 from training.recipe.results import CHOSE_EPOCH, TUNED_ON_TEST
 from training.report.metrics import Metrics
 
-_MISTAKE_SIDE = 56  # pixels on the page
+_MISTAKE_SIDE = 56  # size on the page, in pixels
 
 
 def render(
     metrics: Metrics, pictures: Mapping[str, bytes], misclassified: Sequence[Misclassification]
 ) -> str:
-    """Render the page; it links to nothing.
+    """Render the page, without external links.
 
     Args:
-        metrics: of the run.
-        pictures: PNGs by file name: confusion.png, and if the run has them history.png, few-shot.png and
-            augmentation.png.
-        misclassified: the most confident first.
+        metrics: metrics of the run.
+        pictures: PNGs by file name: confusion.png; optionally history.png, few-shot.png and augmentation.png.
+        misclassified: misclassified test images, most confident first.
     """
     evaluation = metrics.test.evaluation
     return _PAGE.substitute(
@@ -76,7 +75,7 @@ def render(
 
 
 def _marks(metrics: Metrics) -> tuple[str, str]:
-    """What follows the names of test scores and of the validation accuracy, where they are optimistic."""
+    """Return the marks of test scores and of the validation accuracy, if they are optimistic."""
     return (
         f" {TUNED_ON_TEST}" if metrics.tuned_on_test else "",
         f" {CHOSE_EPOCH}" if metrics.validation is not None and metrics.validation_chose_epoch else "",
@@ -93,7 +92,7 @@ def _footnotes(metrics: Metrics) -> str:
 
 
 def _other_figures(metrics: Metrics) -> str:
-    """One tile per optional score that the run has."""
+    """Yield one tile per optional score that the run has."""
     tuned, chose = _marks(metrics)
     figures = (
         (f"AUC{tuned}", metrics.test.auc, ".4f"),
@@ -112,7 +111,7 @@ def _tile(name: str, estimate: Estimate, form: str) -> str:
 
 
 def _learning(pictures: Mapping[str, bytes], points: Sequence[CurvePoint]) -> str:
-    """The learning curves and the few-shot curve; empty if the run has neither."""
+    """Return the learning curves and the few-shot curve; empty if the run has neither."""
     parts = []
     if "history.png" in pictures:
         url = _data_url(pictures["history.png"])

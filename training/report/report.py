@@ -29,12 +29,12 @@ def write_report(  # noqa: PLR0917 - one argument per part of a run
     """Write metrics.json, history.json, predictions.csv, the figures, and a self-contained report.html.
 
     Args:
-        folder: created if missing.
-        metrics: of the run.
+        folder: folder to write to, created if missing.
+        metrics: metrics of the run.
         history: one record per epoch.
-        misclassified: the most confident first.
+        misclassified: misclassified test images, most confident first.
         predictions: split -> predictions for its images.
-        model_file: the file that made them.
+        model_file: exported file, which predicted them.
         examples: (rows, columns, H, W, C) uint8; each row is an image and its augmented versions. None: the
             recipe has no augmentation.
     """

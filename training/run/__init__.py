@@ -1,1 +1,1 @@
-"""One run from data to published version: its folder, its display, its loggers."""
+"""A run from data to published version, with its folder, display and loggers."""

@@ -1,4 +1,4 @@
-"""Shows a run on the terminal (stderr). Decides nothing."""
+"""Shows a run on the terminal (stderr)."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ class Display:
         self._console.print(f"[yellow]![/yellow] {escape(text)}")
 
     def phase(self, name: str) -> None:
-        """Print the name of the phase that begins."""
+        """Print the name of the next phase."""
         self._console.print(f"[bold]{name}[/bold]")
 
     def data(self, report: DataReport) -> None:
@@ -62,7 +62,7 @@ class Display:
             self.warning(warning)
 
     def images_done(self, what: str, done: int, images: int) -> None:
-        """Print the progress of a long step; without a terminal only when it is finished."""
+        """Print the progress of a long step; without a terminal, only when it is finished."""
         finished = done == images
         if finished or self._console.is_terminal:
             text = f"{what} {done:,} of {images:,} images"
@@ -90,7 +90,7 @@ class Display:
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        # Without a terminal a bar would leave an empty line.
+        # Without a terminal, a bar would leave an empty line.
         hidden = not self._console.is_terminal
         with Progress(*columns, console=self._console, transient=True, disable=hidden) as self._bar:
             self._bar.add_task("training", total=total_steps, rate="")

@@ -1,4 +1,4 @@
-"""Advice on runs that cannot give a good network. Pure: recipe and scores in, one line out."""
+"""Advice on runs that cannot produce a good network. Pure: recipe and scores in, one line out."""
 
 from training.data import DataReport
 from training.evaluation.scores import Scores
@@ -13,7 +13,7 @@ _TRY_TRANSFER = "try `lenserve-train run transfer`, which starts from pretrained
 
 
 def too_few_photographs(recipe: Recipe, report: DataReport) -> str | None:
-    """Advice if a network is trained from scratch on a small folder of colour images, else None."""
+    """Return advice if a network is trained from scratch on a small folder of colour images, else None."""
     counts = report.counts.get("train", {})
     if not counts or not _is_from_scratch(recipe) or recipe.geometry.channels != _RGB:
         return None
@@ -27,7 +27,7 @@ def too_few_photographs(recipe: Recipe, report: DataReport) -> str | None:
 
 
 def learned_nothing(recipe: Recipe, scores: Scores) -> str | None:
-    """Advice if a network is not clearly better than always predicting one label, else None."""
+    """Return advice if a network is not clearly better than always predicting one label, else None."""
     recalls = [entry.recall for entry in scores.labels if entry.images]
     constant = 1 / len(recalls)
     balanced = scores.balanced_accuracy

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first signal stops the job at a safe point, the second ends it at once."""
+"""SIGTERM and Ctrl-C: the first signal stops the job at a safe point, the second ends it immediately."""
 
 import signal
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupts:
-    """A flag that signals set, and that the job checks where it is safe to stop.
+    """A flag that signals set and the job checks where it is safe to stop.
 
-    The signal handler does not raise: libraries that catch every exception, such as the ONNX exporter, would
+    The signal handler does not raise: libraries that catch all exceptions, such as the ONNX exporter, would
     swallow it.
     """
 
@@ -22,7 +22,7 @@ class Interrupts:
         """Start without a signal.
 
         Args:
-            how_to_continue: the last part of the message, for the user who stopped the job.
+            how_to_continue: last part of the message, for the user who stopped the job.
         """
         self.received: signal.Signals | None = None
         self._how_to_continue = how_to_continue
@@ -41,7 +41,7 @@ class Interrupts:
         """Raise if a signal has been received.
 
         Args:
-            saved: what is kept, for the message.
+            saved: describes what is saved, for the message.
 
         Raises:
             Interrupted: a signal was received.

@@ -47,7 +47,7 @@ from training.run.summary import RunSummary
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a run needs besides its recipe: paths, device, display."""
+    """Everything that a run needs besides its recipe: paths, device, display."""
 
     repository: Repository
     model: str
@@ -69,7 +69,7 @@ class Job:
 def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     """Run a recipe. Resuming a finished run returns its summary again.
 
-    Returns: the summary; a failed gate is a verdict in it, not an error.
+    Returns: the summary; it reports a failed gate, which is not an error.
 
     Raises:
         LenserveError: the run failed; training.errors lists the kinds.
@@ -146,7 +146,9 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
     display.data(data_report)
-    pattern = recipe.data.group_pattern  # read before training: it may not fit the test images
+    pattern = (
+        recipe.data.group_pattern
+    )  # read before training, to fail early if it does not fit the test images
     groups = None if pattern is None else find_groups(dataset.test.names, pattern)
     if hint := too_few_photographs(recipe, data_report):
         display.warning(hint)
@@ -191,7 +193,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
 
 
 def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
-    """The checked data of a run, from the cache if they are in it."""
+    """Return the checked data of a run, from the cache if possible."""
     return data.load(
         recipe.data,
         recipe.geometry,
@@ -209,7 +211,7 @@ def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ())
 def _calibrate(
     trained: LearnResult, dataset: Dataset, device: torch.device
 ) -> tuple[Calibration, Estimate | None]:
-    """The temperature, fitted on the validation split, and the accuracy there.
+    """Return the temperature, fitted on the validation split, and the accuracy on that split.
 
     Without a validation split the temperature is 1, with its calibration error on the test split, and the
     accuracy is None.

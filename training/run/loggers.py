@@ -1,7 +1,7 @@
 """Logs the history of a run to TensorBoard and MLflow, if requested.
 
 A logger that cannot be opened is an error before training. Later failures, such as an unreachable tracking
-server or a full disk, do not stop the run: what was not logged is sent again after the next epoch.
+server or a full disk, do not stop the run: failed entries are sent again after the next epoch.
 """
 
 import os
@@ -30,7 +30,7 @@ class Logger(Protocol):
     """Receives the history of a run while it trains."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """Log an epoch; after a resume only the new ones are logged."""
+        """Log an epoch. After a resume, only new epochs are logged."""
 
     def result(self, metrics: Mapping[str, int | float]) -> None:
         """Log the main scores of the finished run."""
@@ -48,14 +48,14 @@ def open_loggers(
     settings: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> Iterator[tuple[Logger, ...]]:
-    """Open loggers, and close them at the end, also after an error.
+    """Open loggers; close them at the end, also after an error.
 
     Args:
         names: tensorboard, mlflow.
-        folder: of the run; TensorBoard writes to its subfolder tensorboard/, MLflow to MLFLOW_TRACKING_URI or
-            to the file mlflow.db.
-        run: its name.
-        settings: of the recipe, dotted key -> value.
+        folder: folder of the run; TensorBoard writes to its subfolder tensorboard/, MLflow to
+            MLFLOW_TRACKING_URI or to the file mlflow.db.
+        run: name of the run.
+        settings: settings of the recipe, dotted key -> value.
         warn: called when a logger fails, and at the end if entries are missing.
 
     Raises:
@@ -82,14 +82,14 @@ def _open(name: str, folder: Path, run: str, settings: Mapping[str, Any]) -> Log
         raise UsageError(
             f"--log {name} needs the package {name}, which is not installed: pip install {name}"
         ) from error
-    except Exception as error:  # whatever the package raises
+    except Exception as error:  # any error of the package
         raise LoggerUnavailable(
             f"--log {name} cannot be opened: {_first_line(error)}; correct it, or run without --log {name}"
         ) from error
 
 
 class _RetryingLogger:
-    """A logger that keeps what could not be logged, and sends it with the next entry."""
+    """A logger that keeps failed entries, and sends them with the next one."""
 
     def __init__(self, name: str, logger: Logger, warn: Callable[[str], None]) -> None:
         self._name = name
@@ -115,7 +115,7 @@ class _RetryingLogger:
         while self._pending:
             try:
                 self._pending[0]()
-            except Exception as error:  # noqa: BLE001 - whatever the package raises
+            except Exception as error:  # noqa: BLE001 - any error of the package
                 if not self._failing:
                     self._warn(f"{self._name} failed, retrying after the next epoch: {_first_line(error)}")
                 self._failing = True

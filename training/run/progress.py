@@ -6,14 +6,14 @@ from training.run.interrupts import Interrupts
 
 
 def report_progress(what: str, display: Display, interrupts: Interrupts) -> ProgressCallback:
-    """Make a callback that shows the progress and raises `Interrupted` after a signal.
+    """Create a callback that shows progress and raises `Interrupted` after a signal.
 
     Args:
-        what: begins the line, for example "decoded".
+        what: start of the line, for example "decoded".
         display: where progress is shown.
         interrupts: checked at each call.
 
-    Returns: a function of the number of images done and of all images.
+    Returns: a function of the number of processed images and the total.
     """
 
     def on_progress(done: int, images: int) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: its files, its lock, and the rules for starting and resuming in it."""
+"""A run's folder: files, lock, and the rules for starting and resuming."""
 
 import fcntl
 import os
@@ -66,15 +66,15 @@ class RunFolder:
 def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunFolder, str]]:
     """Lock a run's folder, ready to start or to resume.
 
-    1. The folder has files of no run, or another process uses it: error.
+    1. The folder has files that are not from a run, or another process uses it: error.
     2. A finished run, without resume: it is moved to <path>.1, .2, ...
     3. An unfinished run, without resume: error.
     4. With resume: continues if the recipe is the same; starts if there is no checkpoint.
 
-    Yields: the folder, and a line that says what was done; empty if nothing was.
+    Yields: the folder, and a message about what was done; empty if nothing was done.
 
     Raises:
-        RunFolderConflict: says why and what to do.
+        RunFolderConflict: the run cannot start here; the message says why and what to do.
     """
     folder = RunFolder(path)
     _check_foreign_files(folder)

@@ -1,4 +1,4 @@
-"""The outcome of a run, for machines. Does not import torch, so that the command line starts fast."""
+"""The outcome of a run, for programs. Does not import torch, so that the command line starts fast."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -13,8 +13,8 @@ class RunSummary(Strict):
 
     model: str
     version: int | None = Field(description="None if a gate failed")
-    path: str | None = Field(description="of the published version")
+    path: str | None = Field(description="number of the published version")
     verdict: Literal["published", "refused"]
     metrics: Mapping[str, int | float]
-    seconds: float = Field(description="of this process; time before a resume is not included")
+    seconds: float = Field(description="duration of this process; time before a resume is not included")
     refusal: str | None = Field(default=None, description="every failed check with its value and limit")

@@ -50,7 +50,7 @@ def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels
     """--kernels has no effect on a CPU, and the description says so."""
     device = choose("cpu", kernels=kernels)
     assert device.kernels == "reproducible"
-    assert device.describe().endswith("asked for; reproducible kernels (always, on a CPU)")
+    assert device.describe().endswith("requested; reproducible kernels (always, on a CPU)")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_a_cpu_s_kernels_are_reproducible_whatever_is_asked_for(kernels: Kernels
 )
 def test_a_gpu_s_line_says_which_kernels_it_runs(kernels: Kernels, said: str) -> None:
     """The description has the device, its name, the reason and the kernels."""
-    device = Device(torch.device("cuda", 1), "NVIDIA H100", "asked for", kernels)
-    assert device.describe() == f"device: cuda:1 (NVIDIA H100), asked for; {said}"
+    device = Device(torch.device("cuda", 1), "NVIDIA H100", "requested", kernels)
+    assert device.describe() == f"device: cuda:1 (NVIDIA H100), requested; {said}"
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:0", "cuda:7"])
@@ -72,7 +72,7 @@ def test_missing_cuda_is_reported(asked: str) -> None:
     index = int(asked.partition(":")[2] or 0)
     if torch.cuda.device_count() > index:
         pytest.skip(f"this machine has {asked}")
-    with pytest.raises(DeviceUnavailable, match=f"device {asked} was asked for, but PyTorch .* finds"):
+    with pytest.raises(DeviceUnavailable, match=f"device {asked} was requested, but PyTorch .* finds"):
         choose(asked)
 
 

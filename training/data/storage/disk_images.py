@@ -1,4 +1,4 @@
-"""Images on disk, for data sets larger than memory: rows of a file, read on access. Knows no torch.
+"""Images on disk, for data sets larger than memory: rows of a file, read on access. Independent of torch.
 
 The file is read, not memory-mapped: a mapping loads an image page by page, which is ten times slower from
 disk, counts as memory of the process, and kills the process with SIGBUS if the disk fails.
