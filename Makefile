@@ -1,11 +1,11 @@
-# Every target sets .venv up for itself.
+# Every target sets up .venv if necessary.
 .PHONY: demo test check proto bench bench-training gpu results picture clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
 DATA   ?= ../shared/data
 BIN    := .venv/bin
-# setuptools warns at every editable install.
+# setuptools warns about every editable install.
 PIP    := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet \
   --disable-pip-version-check --no-warn-script-location -c constraints.txt
 
@@ -14,7 +14,7 @@ demo: .venv/train.done
 
 test: .venv/dev.done
 	tests/system/fetch_peers.sh
-	@# As in `lenserve-train`: threads that spin while they wait make small steps many times slower on busy cores.
+	@# As in `lenserve-train`: spinning threads make small steps many times slower on busy cores.
 	OMP_WAIT_POLICY=passive LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: .venv/dev.done
@@ -30,19 +30,19 @@ check: .venv/dev.done
 proto: .venv/dev.done
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=serving/pb --pyi_out=serving/pb \
 	  lenserve/v1/classifier.proto inference/grpc_service.proto inference/model_config.proto
-	@# protoc writes absolute imports from its own root; ours is serving.pb.
+	@# protoc writes imports relative to the root proto/; ours is serving.pb.
 	sed -i 's/^from inference import/from serving.pb.inference import/' serving/pb/inference/*_pb2.py serving/pb/inference/*_pb2.pyi
 
 bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
 
-# Rewrites the table of docs/results.md, between its two marks, from what `lenserve-train run --record` recorded.
+# Rewrites the table of docs/results.md, between its two marks, from the records of `lenserve-train run --record`.
 results: .venv/train.done
 	$(BIN)/lenserve-train recipes --markdown > .venv/results.md
 	sed -i -e '/^<!-- results -->$$/,/^<!-- end of results -->$$/{//!d}' -e '/^<!-- results -->$$/r .venv/results.md' docs/results.md
 
-# README's picture, from a real run.
+# Draws the README's picture from a real run.
 picture: .venv/train.done
 	$(BIN)/python -m tests.system.picture docs/demo.svg
 
@@ -52,8 +52,8 @@ bench-training: .venv/dev.done
 gpu: .venv/gpu.done
 	tests/gpu/run.sh $(if $(filter-out file,$(origin DATA)),--data-root $(DATA)) $(GPU_ARGS)
 
-# constraints.txt pins torch. pip installs its CPU build where it finds one (a --find-links directory, PyTorch's CPU
-# index), else the default build. --group needs pip 25.1, which is newer than the pip of Python 3.11's venv.
+# constraints.txt pins torch. pip installs the CPU build if it finds one (a --find-links directory, PyTorch's CPU
+# index), otherwise the default build. --group needs pip 25.1, newer than the pip of Python 3.11's venv.
 .venv/train.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: about 1.5 minutes the first time"

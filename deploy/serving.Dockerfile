@@ -1,4 +1,4 @@
-# The server, without torch and compilers, not as root. Build from the repository's root:
+# The server, without torch and compilers, as an unprivileged user. Build from the root of the repository:
 #   docker build -f deploy/serving.Dockerfile -t lenserve .
 # For an NVIDIA GPU add CUDA and cuDNN as pip packages, and run with --gpus all:
 #   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=serve,cuda -t lenserve:cuda .
@@ -25,7 +25,7 @@ ENV PATH=/opt/lenserve/bin:$PATH \
     LENSERVE_LOG_JSON=true
 VOLUME /models
 EXPOSE 8001 8002
-# Docker's own probe; in Kubernetes, point a readinessProbe at the same address.
+# Probe of Docker; in Kubernetes, use a readinessProbe with the same address.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=10s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8002/readyz', timeout=2)"]
 ENTRYPOINT ["lenserve"]

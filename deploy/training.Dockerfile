@@ -1,4 +1,4 @@
-# The training job. Build from the repository's root:
+# The training job. Build from the root of the repository:
 #   docker build -f deploy/training.Dockerfile -t lenserve-train .
 #   docker run -v $PWD/repository:/models -v $PWD/runs:/runs lenserve-train run lenet5-digits
 FROM python:3.12-slim
