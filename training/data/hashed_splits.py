@@ -1,7 +1,7 @@
 """Assigns images to splits by a hash of their key and the seed, so that adding images moves none.
 
 Each class gets about its fraction, not exactly: taking an exact number would move images whenever it changes.
-Knows no image.
+Independent of images.
 """
 
 import hashlib

@@ -24,7 +24,7 @@ class Split:
     images: Images  # (N, H, W, C) uint8
     labels: Labels  # (N,) int64, index into the data set's labels
     names: tuple[str, ...]  # N, for messages: the path below the data root, or the position in a file
-    digests: tuple[bytes, ...] = ()  # N, SHA-256 of each file; empty if the images are not files of their own
+    digests: tuple[bytes, ...] = ()  # N, SHA-256 of each file; empty if the images are not separate files
 
     def __len__(self) -> int:
         return len(self.labels)
