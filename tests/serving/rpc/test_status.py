@@ -91,7 +91,7 @@ def test_details_are_a_google_rpc_status_with_an_error_info() -> None:
     assert (info.reason, info.domain, info.metadata["request_id"]) == ("UNKNOWN_MODEL", "lenserve", "id-1")
 
 
-# The rows of the table over a real channel. Those of bad images are in test_classifier_service.py.
+# The rows of the table over a real channel. Those of bad images are in services/test_classifier.py.
 
 
 def _request(**fields: Any) -> pb.ClassifyRequest:
