@@ -325,6 +325,8 @@ class Evaluate(_JsonCommand):
         from training.evaluation.evaluate_bundle import evaluate_bundle
 
         result = evaluate_bundle(self.bundle_dir, self.data, self.data_root, self.cache)
+        for note in result.notes:
+            stderr.print(note, markup=False)
         self._end(result.model_dump(mode="json"))
         if not self.as_json:
             print_table(scores_table(result.labels, result.metrics))

@@ -5,7 +5,7 @@ from pathlib import Path
 from serving.bundle import Geometry
 from training.data.checks import DataReport, check
 from training.data.sources import cifar10, digits, fake, folder, imagenet, mnist, npz
-from training.data.splits import Dataset, SourceData, SplitOptions, make_splits
+from training.data.splits import Dataset, EvaluationData, SourceData, SplitOptions, make_splits
 from training.data.storage.decoded_images import DecodeOptions, ProgressCallback, no_progress
 from training.devices.memory import image_limit_bytes
 from training.errors import DataError
@@ -47,6 +47,19 @@ def load_unchecked(
     return _split(_load_source(recipe, geometry, data_root, decode), recipe)
 
 
+def load_for_evaluation(
+    recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
+) -> EvaluationData:
+    """Load what a published version is evaluated on: the test split, or a whole directory of classes."""
+    if recipe.source != "folder":
+        dataset = load_unchecked(recipe, geometry, data_root, cache)
+        return EvaluationData(dataset.labels, dataset.test)
+    if data_root is None:
+        raise _needs_root(recipe)
+    decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib))
+    return folder.load_for_evaluation(geometry, data_root, decode)
+
+
 def _split(source: SourceData, recipe: DataRecipe) -> Dataset:
     options = SplitOptions(
         test_fraction=recipe.test_fraction,
@@ -68,8 +81,12 @@ def _load_source(
     if recipe.source == "fashion-mnist":
         return mnist.load_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
-        raise DataError(f"data source {recipe.source} needs --data-root, the directory with its files")
+        raise _needs_root(recipe)
     return _load_from_root(data_root, recipe, geometry, decode)
+
+
+def _needs_root(recipe: DataRecipe) -> DataError:
+    return DataError(f"data source {recipe.source} needs --data-root, the directory with its files")
 
 
 def _load_from_root(
@@ -85,4 +102,4 @@ def _load_from_root(
     return load_arrays(geometry, data_root, recipe)
 
 
-__all__ = ["DataReport", "Dataset", "load", "load_unchecked"]
+__all__ = ["DataReport", "Dataset", "EvaluationData", "load", "load_for_evaluation", "load_unchecked"]

@@ -79,6 +79,16 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """The images that a published version is evaluated on."""
+
+    labels: tuple[str, ...]
+    images: Split
+    is_test_split: bool = True  # else all images of a directory, which the version may have been trained on
+    undecodable: Mapping[str, str] = field(default_factory=dict)  # name -> reason
+
+
+@dataclass(frozen=True, slots=True)
 class SplitOptions:
     """How splits are made where the source has none."""
 
@@ -151,4 +161,13 @@ def _at_random(split: Split, labels: Sequence[str], name: str, options: SplitOpt
     return {REST: split.take(np.flatnonzero(~chosen)), name: split.take(np.flatnonzero(chosen))}
 
 
-__all__ = ["Dataset", "Indices", "Labels", "SourceData", "Split", "SplitOptions", "make_splits"]
+__all__ = [
+    "Dataset",
+    "EvaluationData",
+    "Indices",
+    "Labels",
+    "SourceData",
+    "Split",
+    "SplitOptions",
+    "make_splits",
+]

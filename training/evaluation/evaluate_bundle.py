@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from serving.bundle import Bundle, Repository
 from serving.bundle.manifest import Strict
 from serving.errors import UsageError
 from training import data
+from training.data.assignment import SPLITS_FILE, read_assignment
+from training.data.checks import MAX_NAMES
 from training.data.groups import find_groups
 from training.data.splits import Labels, Split
 from training.data.storage.disk_images import Images
@@ -35,22 +37,26 @@ class BundleScores(Strict):
     labels: tuple[LabelScore, ...]
     confusion: tuple[tuple[int, ...], ...] = Field(description="[true label][predicted label] -> images")
     same_as_manifest: bool = Field(description="same number of images, and of correct ones")
+    left_out: int = Field(default=0, description="images that the version was trained on")
+    notes: tuple[str, ...] = Field(default=(), description="remarks on these images, one line each")
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class BundleTestSplit:
-    """The test split of a bundle, with the bundle's label numbers."""
+    """The images that a bundle is evaluated on, with the bundle's label numbers."""
 
     images: Images  # (N, H, W, C) uint8
     truth: Labels  # (N,) int64, index into the bundle's labels
     groups: Sequence[str] | None  # group of each image, such as a patient; None: images are independent
+    left_out: int = 0  # images that the bundle was trained on
+    notes: tuple[str, ...] = ()
 
 
 def evaluate_bundle(
     bundle_dir: Path, source: str | None, data_root: Path | None, cache: Path | None = None
 ) -> BundleScores:
-    """Evaluate a bundle.
+    """Evaluate a bundle on a test split, or on all images of class directories that it was not trained on.
 
     Args:
         bundle_dir: <repository>/<model>/<version>.
@@ -67,7 +73,7 @@ def evaluate_bundle(
     repository, model, version = locate(bundle_dir)
     bundle = repository.read(model, version)
     recipe = data_recipe(bundle, source)
-    test = load_test_split(bundle, recipe, data_root, cache)
+    test = load_new_images(bundle, recipe, data_root, cache)
     probabilities, _ = run(open_session(bundle.model_file), test.images)  # (N, K)
     scores = score(probabilities, test.truth, bundle.manifest.labels, test.groups)
     published = bundle.manifest.evaluation
@@ -81,6 +87,8 @@ def evaluate_bundle(
         confusion=scores.confusion,
         same_as_manifest=(scores.evaluation.images, scores.evaluation.correct)
         == (published.images, published.correct),
+        left_out=test.left_out,
+        notes=test.notes,
         seconds=round(time.perf_counter() - began_s, 1),
     )
 
@@ -102,17 +110,68 @@ def locate(bundle_dir: Path) -> tuple[Repository, str, int]:
 def load_test_split(
     bundle: Bundle, recipe: DataRecipe, data_root: Path | None, cache: Path | None
 ) -> BundleTestSplit:
-    """Load the test split in the bundle's geometry.
+    """Load the test split of the bundle's run in the bundle's geometry, without images that were added since.
 
     Raises:
         DataError: the data are missing, or have labels that the bundle does not have.
     """
-    dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
-    test = dataset.test
+    assignment = _assignment(bundle)
+    if not assignment:
+        dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
+        return _test_split(bundle, recipe, dataset.test, dataset.labels)
+    loaded = data.load_for_evaluation(recipe, bundle.manifest.geometry, data_root, cache)
+    tested = [assignment.get(digest) == "test" for digest in loaded.images.digests]
+    if not any(tested):
+        raise DataError(
+            f"none of the {len(tested)} images in {data_root} is in the test split of {bundle.model} "
+            f"{bundle.version}: name the directory that it was trained on with --data-root"
+        )
+    return _test_split(bundle, recipe, loaded.images.take(np.flatnonzero(tested)), loaded.labels)
+
+
+def load_new_images(
+    bundle: Bundle, recipe: DataRecipe, data_root: Path | None, cache: Path | None
+) -> BundleTestSplit:
+    """Load a test split, or all images of class directories, without those that the bundle was trained on.
+
+    Raises:
+        DataError: the data are missing, or have labels that the bundle does not have.
+    """
+    loaded = data.load_for_evaluation(recipe, bundle.manifest.geometry, data_root, cache)
+    images, notes, left_out = loaded.images, [], 0
+    if loaded.undecodable:
+        names = ", ".join(list(loaded.undecodable)[:MAX_NAMES])
+        notes.append(f"{len(loaded.undecodable)} undecodable files skipped: {names}")
+    assignment = _assignment(bundle)
+    if assignment:
+        new = [assignment.get(digest, "test") == "test" for digest in images.digests]
+        if any(new):
+            images, left_out = images.take(np.flatnonzero(new)), len(new) - sum(new)
+            if left_out:
+                notes.append(
+                    f"{left_out} images left out: {bundle.model} {bundle.version} was trained on them"
+                )
+        elif new:
+            notes.append("the version was trained on all of these images, so its scores are too high")
+    elif not loaded.is_test_split:
+        notes.append(
+            "the version does not record its training images: if these are among them, scores are too high"
+        )
+    test = _test_split(bundle, recipe, images, loaded.labels)
+    return replace(test, left_out=left_out, notes=tuple(notes))
+
+
+def _assignment(bundle: Bundle) -> Mapping[bytes, str] | None:
+    return read_assignment(bundle.folder / "report" / SPLITS_FILE)
+
+
+def _test_split(
+    bundle: Bundle, recipe: DataRecipe, images: Split, labels: tuple[str, ...]
+) -> BundleTestSplit:
     return BundleTestSplit(
-        images=test.images,
-        truth=_bundle_label_indices(test, dataset.labels, bundle.manifest.labels),
-        groups=None if recipe.group_pattern is None else find_groups(test.names, recipe.group_pattern),
+        images=images.images,
+        truth=_bundle_label_indices(images, labels, bundle.manifest.labels),
+        groups=None if recipe.group_pattern is None else find_groups(images.names, recipe.group_pattern),
     )
 
 

@@ -39,6 +39,7 @@ from training.report.report import write_report
 from training.run.display import Display
 from training.run.hints import learned_nothing, too_few_photographs
 from training.run.interrupts import Interrupts
+from training.run.keep_splits import keep_splits
 from training.run.loggers import Logger, open_loggers
 from training.run.progress import report_progress
 from training.run.run_folder import RunFolder, open_run
@@ -146,9 +147,9 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
     display.data(data_report)
-    pattern = (
-        recipe.data.group_pattern
-    )  # read before training, to fail early if it does not fit the test images
+    keep_splits(dataset, folder.report, job.repository, job.model, display)
+    # Read before training, to fail early if it does not fit the test images.
+    pattern = recipe.data.group_pattern
     groups = None if pattern is None else find_groups(dataset.test.names, pattern)
     if hint := too_few_photographs(recipe, data_report):
         display.warning(hint)

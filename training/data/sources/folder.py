@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.bundle import Geometry
 from training.data.sources.folder_layout import Layout, directories, files, find_layout, is_image, readable
-from training.data.splits import SourceData, Split
+from training.data.splits import EvaluationData, SourceData, Split
 from training.data.storage.decoded_images import IN_MEMORY, DecodeOptions, content_digests, decode_files
 from training.errors import DataError
 
@@ -57,6 +57,28 @@ def load(geometry: Geometry, root: Path, decode: DecodeOptions = IN_MEMORY) -> S
         unlabelled=layout.unlabelled,
         val_is_test=layout.val_is_test,
     )
+
+
+def load_for_evaluation(geometry: Geometry, root: Path, decode: DecodeOptions = IN_MEMORY) -> EvaluationData:
+    """Decode the images to evaluate on: the test split, or all images below class directories.
+
+    Args:
+        geometry: the size and channels of the decoded images.
+        root: directory of the class directories, or of split directories, of which `test` is enough.
+        decode: where decoded images are kept.
+
+    Raises:
+        DataError: see `load`.
+    """
+    layout = find_layout(root, trains=False)
+    folder = layout.splits.get("test", layout.splits.get("train", root))
+    items = list(_items(folder, root, layout, []))
+    undecodable: dict[str, str] = {}
+    streamed = exceeds(decode.limit_bytes, len(items), geometry)
+    split = decode_split(items, geometry, undecodable, decode, streamed=streamed)
+    if not len(split):
+        raise DataError(f"none of the {len(items)} image files under {readable(folder)} can be decoded")
+    return EvaluationData(layout.labels, split, "test" in layout.splits, undecodable)
 
 
 def exceeds(limit_bytes: int | None, images: int, geometry: Geometry) -> bool:

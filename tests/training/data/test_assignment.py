@@ -1,0 +1,77 @@
+"""splits.csv, and what it says about a later version."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from training.data.assignment import assignment_of, compare, read_assignment, write_assignment
+from training.data.splits import Dataset, Split
+
+
+def digest(name: str) -> bytes:
+    """SHA-256 of a name, as that of a file."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def split(*names: str) -> Split:
+    """Images whose content is their name."""
+    labels = np.zeros(len(names), np.int64)
+    images = np.zeros((len(names), 2, 2, 1), np.uint8)
+    return Split(images, labels, names, tuple(map(digest, names)))
+
+
+def dataset(train: str, validation: str, test: str, removed: str = "") -> Dataset:
+    """A data set of images with one-letter names."""
+    gone = {f"{name}.png": digest(name) for name in removed}
+    return Dataset(("a", "b"), split(*train), split(*validation), split(*test), gone)
+
+
+def test_the_file_has_a_line_for_each_image(tmp_path: Path) -> None:
+    """Names with commas and quotes are read back; an image in two splits counts for the later one."""
+    data = Dataset(
+        ("a",), split("x, y", "both"), split('"'), split("t"), {"r.png": digest("t"), "s": digest("s")}
+    )
+    write_assignment(data, tmp_path / "splits.csv")
+    text = (tmp_path / "splits.csv").read_text()
+    assert text.splitlines()[0] == "split,sha256,path"
+    assert len(text.splitlines()) == 7
+    assert f'train,{digest("x, y").hex()},"x, y"' in text
+    read = read_assignment(tmp_path / "splits.csv")
+    assert read == assignment_of(data)
+    assert read is not None
+    assert (read[digest("t")], read[digest("s")]) == ("test", "removed")
+
+
+def test_a_missing_or_damaged_file_is_no_assignment(tmp_path: Path) -> None:
+    """Versions of earlier releases have none."""
+    assert read_assignment(tmp_path / "splits.csv") is None
+    for content in (b"\xff\xfe", b"split,sha256\ntrain,xyz", b"other\nline"):
+        (tmp_path / "splits.csv").write_bytes(content)
+        assert read_assignment(tmp_path / "splits.csv") is None
+
+
+def test_a_comparison_counts_what_each_split_gained() -> None:
+    """Grown data: no image moved."""
+    earlier, now = dataset("abc", "d", "e"), dataset("abcfg", "d", "eh")
+    found = compare(assignment_of(earlier), assignment_of(now))
+    assert str(found) == "train gained 2 images, validation 0, test 1; none moved"
+    assert str(compare(assignment_of(now), assignment_of(now))) == "the splits are the same"
+
+
+def test_a_comparison_names_what_moved_and_what_is_gone() -> None:
+    """Other splits of the same images: a test image in training is counted by its way."""
+    earlier, now = dataset("abc", "d", "ef"), dataset("bcef", "", "d", removed="a")
+    found = compare(assignment_of(earlier), assignment_of(now))
+    assert found.moved == {("test", "train"): 2, ("validation", "test"): 1}
+    assert found.gone == 1
+    assert str(found) == (
+        "train gained 0 images, validation 0, test 0; "
+        "moved: 2 from test to train, 1 from validation to test, 1 are no longer used"
+    )
+
+
+def test_images_that_are_not_files_have_no_assignment() -> None:
+    """Arrays cannot grow."""
+    bare = Split(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int64), ("train 0",))
+    assert assignment_of(Dataset(("a",), bare, bare, bare)) == {}
