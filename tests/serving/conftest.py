@@ -149,7 +149,7 @@ def open_models(repository: Repository) -> OpenModels:
 
 @pytest.fixture
 def log_events() -> Iterator[LogEvents]:
-    """What the serving core logs during the test."""
+    """Log events of the serving core during the test."""
     events = LogEvents()
     logger = logging.getLogger("serving")
     level = logger.level

@@ -1,4 +1,4 @@
-"""Fakes of `Engine`: one that echoes, and a real network behind a gate."""
+"""Fakes of `Engine`: an echo, and a real network behind a gate."""
 
 import threading
 from collections.abc import Collection
@@ -14,7 +14,7 @@ CPU = Device("cpu", 0, "tests")
 
 
 class FakeEngine:
-    """A fake of `Engine`: returns the first sample of each image, and remembers its runs."""
+    """A fake of `Engine`: returns the first sample of each image, and records its runs."""
 
     max_images_on_loop = 0
 
@@ -26,7 +26,7 @@ class FakeEngine:
         self._poison = frozenset(poison)  # a batch with one of these fails
 
     def run(self, images: Pixels) -> Output:
-        """Answer (N, 1) float32 with the first sample of every image."""
+        """Return (N, 1) float32 with the first sample of each image."""
         samples = images[:, 0, 0, 0]  # (N,)
         self.runs.append(samples.tolist())
         self.entered.set()

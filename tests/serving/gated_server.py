@@ -16,7 +16,7 @@ from tests.serving.engines import GatedEngine
 
 @dataclass
 class GatedServer:
-    """A server whose engines a test holds, in the order in which they were loaded."""
+    """A server and its gated engines, in the order of loading."""
 
     grpc: H2Server
     metrics: Metrics

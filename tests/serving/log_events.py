@@ -1,4 +1,4 @@
-"""What the serving core logs during a test."""
+"""Log events of the serving core during a test."""
 
 import asyncio
 import logging
@@ -6,14 +6,14 @@ from typing import Any, cast
 
 
 class LogEvent(logging.LogRecord):
-    """A record of the log, with the fields of its event as attributes."""
+    """A log record, with the fields of its event as attributes."""
 
     def __getattr__(self, field: str) -> Any:  # noqa: ANN401 - each event has its own fields
         raise AttributeError(f"{self.getMessage()} has no {field}")
 
 
 class LogEvents(logging.Handler):
-    """Events as they are logged, and a way to wait for one."""
+    """All logged events, and a way to wait for one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,16 +21,16 @@ class LogEvents(logging.Handler):
         self._arrived = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it, and wake who waits. All events of the core are logged on the event loop."""
+        """Store the event, and wake waiters. All events of the core are logged on the event loop."""
         self.records.append(cast("LogEvent", record))
         self._arrived.set()
 
     def named(self, event: str) -> list[LogEvent]:
-        """Those of one name so far."""
+        """Return the events of one name so far."""
         return [record for record in self.records if record.getMessage() == event]
 
     async def wait_for(self, event: str, *, times: int = 1) -> LogEvent:
-        """The last of so many of that name, once they are there."""
+        """Wait for a number of events of that name; return the last."""
         async with asyncio.timeout(20):
             while len(self.named(event)) < times:
                 self._arrived.clear()

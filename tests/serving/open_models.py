@@ -1,4 +1,4 @@
-"""How tests open `Models` on their repository."""
+"""Opens `Models` on the repository of a test."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""A client that calls any RPC by its full name, and reads how a call failed."""
+"""A client that calls any RPC by its full name, and decodes failures."""
 
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a call failed, as its caller sees it."""
+    """The failure of a call, as seen by the caller."""
 
     code: str
     message: str
@@ -30,35 +30,35 @@ class Stub:
         self._channel = channel
 
     async def call(self, method: str, request: Message, **options: Any) -> Any:  # noqa: ANN401 - grpc is untyped
-        """Answer of a unary method, such as `lenserve.v1.Classifier/Classify`."""
+        """Return the answer of a unary method, such as `lenserve.v1.Classifier/Classify`."""
         return await self.start(method, request, **options)
 
     def start(self, method: str, request: Message | bytes, **options: Any) -> Any:  # noqa: ANN401 - grpc is untyped
-        """A call that runs. A request of bytes is sent as it is."""
+        """Start a call. A request of bytes is sent unchanged."""
         multicallable = self._channel.unary_unary(f"/{method}", _serialize, _response(method).FromString)
         return multicallable(request, **options)
 
     def stream(self, method: str, request: Message, **options: Any) -> Any:  # noqa: ANN401 - grpc is untyped
-        """The answers to one message."""
+        """Return the answers to one message."""
         multicallable = self._channel.unary_stream(f"/{method}", _serialize, _response(method).FromString)
         return multicallable(request, **options)
 
     def talk(
         self, method: str, requests: AsyncIterable[Message | bytes] | None = None, **options: Any
     ) -> Any:  # noqa: ANN401 - grpc is untyped
-        """A stream in both directions: of these requests, or of what is written to it."""
+        """Start a bidirectional stream, of these requests or of messages that are written to it."""
         multicallable = self._channel.stream_stream(f"/{method}", _serialize, _response(method).FromString)
         return multicallable(requests, **options)
 
     async def refusal(self, method: str, request: Message | bytes, **options: Any) -> Refusal:
-        """How a call failed that has to fail."""
+        """Return the failure of a call that must fail."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await self.start(method, request, **options)
         return refusal_of(caught.value)
 
 
 def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
-    """Read a failed call."""
+    """Decode the failure of a call."""
     info = error_details_pb2.ErrorInfo()
     status = rpc_status.from_call(error)
     if status is not None:

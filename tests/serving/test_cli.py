@@ -1,4 +1,4 @@
-"""The command line in real processes: outputs, exit codes, and one clear line for every mistake."""
+"""The command line in real processes: outputs, exit codes, and one clear line for every error."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def _lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_classify_prints_labels_for_people(
+def test_classify_prints_labels_as_text(
     publish: Publish, start_server: StartServer, lenserve: Run, images: Path
 ) -> None:
     """File, model, version, and a line for each label with its percentage and a bar."""
@@ -98,7 +98,7 @@ def test_classify_json_is_one_object_a_line_in_order(
 def test_a_file_that_is_not_an_image_is_a_line_with_an_error_and_exit_1(
     publish: Publish, start_server: StartServer, lenserve: Run, images: Path
 ) -> None:
-    """The others are still classified; the count of failures goes to stderr."""
+    """The others are classified; the number of failures is written to stderr."""
     publish()
     server = start_server()
     (images / "broken.png").symlink_to(images / "gone.png")
@@ -226,7 +226,7 @@ def test_an_unknown_option_and_an_unknown_key_are_exit_2(lenserve: Run, tmp_path
     assert "Traceback" not in option.stderr + key.stderr
 
 
-def test_help_lists_every_option_and_is_no_failure(lenserve: Run) -> None:
+def test_help_lists_every_option_and_succeeds(lenserve: Run) -> None:
     """--help of the program and of a command exits with 0."""
     program = lenserve("--help")
     command = lenserve("serve", "--help")
@@ -236,7 +236,7 @@ def test_help_lists_every_option_and_is_no_failure(lenserve: Run) -> None:
     assert all(option in command.stdout for option in ("--repository", "--max-queue-delay-s", "--token-file"))
 
 
-def test_what_fails_at_work_is_one_clear_line_and_exit_1(
+def test_a_failed_command_is_one_clear_line_and_exit_1(
     publish: Publish, start_server: StartServer, lenserve: Run, images: Path
 ) -> None:
     """An unknown model, no server at the address, a port in use, a missing device."""
@@ -261,7 +261,7 @@ def test_what_fails_at_work_is_one_clear_line_and_exit_1(
 
 
 def test_models_list_shows_every_version(publish: Publish, repository: Repository, lenserve: Run) -> None:
-    """Newest first, with aliases and what its evaluation found."""
+    """Newest first, with aliases and accuracy."""
     publish()
     publish(rotate=1)
     repository.set_alias("colours", "stable", 1)
@@ -284,7 +284,7 @@ def test_models_list_shows_every_version(publish: Publish, repository: Repositor
 def test_models_list_truncates_nothing_in_a_pipe(
     publish: Publish, repository: Repository, lenserve: Run
 ) -> None:
-    """Each version is one line, however narrow the terminal is that started the program."""
+    """Each version is one line, even if the terminal is narrow."""
     publish()
     aliases = [f"an-alias-of-some-length-{number}" for number in range(9)]
     for alias in aliases:
@@ -351,9 +351,7 @@ def test_serve_logs_its_choices_and_stops_on_sigterm_with_exit_0(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_logs_lines_for_people(
-    publish: Publish, repository: Repository, number: signal.Signals
-) -> None:
+def test_serve_logs_text_by_default(publish: Publish, repository: Repository, number: signal.Signals) -> None:
     """Without --log-json events are text; both signals stop the server."""
     publish()
     command = [sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository.root)]

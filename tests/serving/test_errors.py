@@ -34,7 +34,7 @@ def drawn_tree() -> dict[str, str | None]:
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:
-    """Every class is drawn once, under its only parent, and nothing else is drawn."""
+    """Every class is drawn exactly once, under its parent."""
     real = {
         name: None if error is LenserveError else error.__bases__[0].__name__
         for name, error in CLASSES.items()
@@ -59,17 +59,17 @@ def test_reasons_are_upper_snake_case(name: str) -> None:
 
 
 def test_reasons_are_distinct() -> None:
-    """A machine can tell every kind of error from every other."""
+    """Programs can distinguish all kinds of errors."""
     assert len({error("whatever").reason for error in CLASSES.values()}) == len(CLASSES)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_error_says_when_it_is_raised(name: str) -> None:
-    """Every class has its own docstring, and keeps its message unchanged."""
+    """Every class has a docstring, and keeps its message unchanged."""
     assert CLASSES[name].__dict__.get("__doc__")
     assert str(CLASSES[name]("image is 9.4 MB, limit is 8.0 MB")) == "image is 9.4 MB, limit is 8.0 MB"
 
 
-def test_errors_know_no_status_codes() -> None:
+def test_errors_are_independent_of_status_codes() -> None:
     """Status codes are in one table elsewhere: this module imports no transport."""
     assert [name for name, member in vars(errors).items() if inspect.ismodule(member)] == ["re"]

@@ -1,4 +1,4 @@
-"""Log lines, as a process writes them."""
+"""Log lines of a process."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_as_json_every_line_is_one_event_with_its_fields() -> None:
     assert failed["traceback"].endswith("ZeroDivisionError: division by zero")
 
 
-def test_as_text_an_event_is_one_line_whatever_its_fields_hold() -> None:
+def test_as_text_an_event_is_one_line() -> None:
     """Fields are key=value; a value with spaces, quotes or line breaks is quoted."""
     loaded, refused, failed, *traceback = _stderr(as_json=False).splitlines()
     assert loaded.endswith(" INFO    version_loaded model=digits version=3 path=/models")
@@ -46,8 +46,8 @@ def test_as_text_an_event_is_one_line_whatever_its_fields_hold() -> None:
     assert traceback[0] == "Traceback (most recent call last):"
 
 
-def test_every_line_of_a_worker_carries_its_number() -> None:
-    """It tells which process wrote the line."""
+def test_every_line_of_a_worker_has_its_number() -> None:
+    """It identifies the process that wrote the line."""
     assert {json.loads(text)["worker"] for text in _stderr(as_json=True, worker=3).splitlines()} == {3}
     assert _stderr(as_json=False, worker=3).splitlines()[0].endswith(" path=/models worker=3")
 

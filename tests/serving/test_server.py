@@ -40,7 +40,7 @@ class TestStart:
     """Misconfiguration is reported at start."""
 
     @pytest.mark.parametrize("port", ["grpc_port", "http_port"])
-    async def test_a_port_that_is_taken_is_refused_by_number(self, repository: Repository, port: str) -> None:
+    async def test_a_port_in_use_is_refused_by_number(self, repository: Repository, port: str) -> None:
         """Half of the traffic would go to another process; nothing is left running."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             number = taken.getsockname()[1]
@@ -99,7 +99,7 @@ class TestStart:
 
 
 class TestStop:
-    """Readiness drops first, running calls finish, nothing is left."""
+    """Readiness drops first, running calls finish, nothing is left behind."""
 
     async def test_running_calls_end_new_ones_are_rejected_and_watchers_are_notified(
         self, publish: Publish, serve_gated: ServeGated, connect: Connect
@@ -148,7 +148,7 @@ class TestStop:
             assert not stopping.done()
             stopping.cancel()
 
-    async def test_what_outlasts_the_drain_timeout_is_cut(
+    async def test_calls_beyond_the_drain_timeout_are_cut(
         self, publish: Publish, serve_gated: ServeGated, connect: Connect
     ) -> None:
         """A stop ends even if a network hangs."""
@@ -182,7 +182,7 @@ class TestStop:
 class TestSignals:
     """A real process under load."""
 
-    async def test_sigterm_answers_every_call_that_it_took_and_ends_with_0(
+    async def test_sigterm_answers_every_accepted_call_and_exits_with_0(
         self, publish: Publish, start_server: StartServer
     ) -> None:
         """Sixteen callers never pause: each is answered until its connection announces the stop."""
@@ -229,7 +229,7 @@ class TestSignals:
         assert await asyncio.to_thread(server.stop) == 1
         assert not [event for event in server.log if "text" in event], server.log
 
-    async def test_a_load_that_hangs_holds_up_no_stop(
+    async def test_a_hanging_load_does_not_delay_a_stop(
         self, publish: Publish, start_server: StartServer, hang_load: HangLoad
     ) -> None:
         """Its thread cannot be stopped, but the process exits and served versions stop cleanly."""
@@ -240,10 +240,10 @@ class TestSignals:
         events = [event.get("event") for event in server.log]
         assert events[-3:] == ["stopping", "stopped", "threads_left"]
 
-    async def test_a_load_that_hangs_holds_up_no_second_signal(
+    async def test_a_hanging_load_does_not_delay_a_second_signal(
         self, publish: Publish, start_server: StartServer, hang_load: HangLoad
     ) -> None:
-        """At once means at once."""
+        """The process exits immediately."""
         publish()
         server = await asyncio.to_thread(start_server, "--lame-duck-s", "600")
         await asyncio.to_thread(hang_load)
@@ -283,7 +283,7 @@ def _request() -> pb.ClassifyRequest:
 
 
 def _our_threads() -> list[threading.Thread]:
-    """Threads that still run after they have had time to end."""
+    """Return threads that still run after they have had time to end."""
     ours = ("engine", "decode", "http")
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(ours)]
     for thread in threads:

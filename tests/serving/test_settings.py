@@ -23,14 +23,14 @@ def test_only_the_repository_is_required() -> None:
 
 
 def test_settings_cannot_be_changed() -> None:
-    """They are built once and passed down."""
+    """They are created once and passed down."""
     settings = ServerSettings(repository=HERE)
     with pytest.raises(ValidationError, match="frozen"):
         settings.grpc_port = 1  # type: ignore[misc]
 
 
 def test_an_unknown_key_is_refused_by_name() -> None:
-    """A misspelt option is a mistake, not a default."""
+    """A misspelt option is an error."""
     with pytest.raises(ValidationError, match=r"max_batch_sise\n.*not permitted"):
         ServerSettings.model_validate({"repository": HERE, "max_batch_sise": 8})
 
@@ -106,10 +106,10 @@ def test_a_value_on_its_bound_is_accepted(option: str, value: object) -> None:
 
 @pytest.mark.parametrize("option", [{"model_control": True}, {"shared_memory_pattern": "/demo"}])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_reaches_one_worker_only_is_refused_with_several(
+def test_features_that_reach_only_one_worker_are_refused_with_several(
     option: dict[str, object], workers: int
 ) -> None:
-    """A load or a registration would reach one worker only."""
+    """A load or a registration would reach only one worker."""
     with pytest.raises(ValidationError, match=f"need --workers 1, got {workers}"):
         ServerSettings.model_validate({"repository": HERE, "workers": workers, **option})
 
@@ -133,8 +133,8 @@ def test_zero_decode_threads_means_one_for_each_core() -> None:
     assert ServerSettings(repository=HERE, decode_threads=3).decoders == 3
 
 
-def test_workers_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where 0 means one per core, all workers together take so many, and each at least one."""
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If 0 means one per core, the sum over all workers is the number of cores, and each has at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
 
     def of_worker(**options: int) -> tuple[int, int, int | None]:

@@ -118,7 +118,7 @@ def test_a_message_names_the_key_the_value_and_the_limit(values: dict[str, Any],
 
 
 def test_several_problems_are_joined_and_counted() -> None:
-    """A line stays readable however many keys are wrong."""
+    """A line stays readable even if many keys are wrong."""
     with pytest.raises(ValidationError) as caught:
         Everything.model_validate({"on": 2, "name": "X", "sizes": ["a", "b"], "label": "b"})
     said = describe(caught.value, Everything)
@@ -130,7 +130,7 @@ def test_several_problems_are_joined_and_counted() -> None:
 
 
 def test_problems_are_values() -> None:
-    """A command line words missing and unknown options in its own way."""
+    """The command line has other words for missing and unknown options."""
     with pytest.raises(ValidationError) as caught:
         Everything.model_validate({"lable": "a"})
     assert problems(caught.value, Everything) == [
@@ -146,14 +146,14 @@ def test_problems_are_values() -> None:
         (b"[]", "must be keys with values, got a list"),
     ],
 )
-def test_a_document_that_is_wrong_as_a_whole_has_no_key(text: bytes, said: str) -> None:
+def test_an_error_of_the_whole_document_has_no_key(text: bytes, said: str) -> None:
     """The caller puts the file's name in front."""
     with pytest.raises(ValidationError) as caught:
         Everything.model_validate_json(text)
     assert describe(caught.value, Everything) == said
 
 
-def test_known_keys_are_those_people_write() -> None:
+def test_known_keys_are_those_that_users_write() -> None:
     """Aliases instead of fields, sections before their keys, and nothing of a mapping's root."""
 
     class Aliased(BaseModel):
@@ -236,7 +236,7 @@ def models() -> list[type[BaseModel]]:
 
 
 @pytest.mark.parametrize("model", models(), ids=lambda model: f"{model.__module__}.{model.__name__}")
-def test_every_error_that_a_model_can_raise_has_words(model: type[BaseModel]) -> None:
+def test_every_error_that_a_model_can_raise_has_a_sentence(model: type[BaseModel]) -> None:
     """A new constraint in a model needs its sentence."""
     raised = set(errors_of(model.__pydantic_core_schema__))
     assert raised
@@ -261,8 +261,8 @@ json_values = st.recursive(
     ),
     data=st.data(),
 )
-def test_no_words_of_pydantic_come_through(model: type[BaseModel], data: st.DataObject) -> None:
-    """Whatever is wrong, the text is ours and the value's."""
+def test_messages_have_no_words_of_pydantic(model: type[BaseModel], data: st.DataObject) -> None:
+    """Messages consist of our text and the value."""
     keys = st.sampled_from(list(model.model_fields))
     values = data.draw(st.dictionaries(keys, json_values, max_size=5))
     with pytest.raises(ValidationError) as caught:

@@ -1,4 +1,4 @@
-"""`make demo`: trains LeNet-5 on real digits, publishes and serves it, and classifies digits it never saw.
+"""`make demo`: trains LeNet-5 on real digits, publishes and serves it, and classifies unseen digits.
 
 Everything is written to .demo, which each demo empties first.
 """
@@ -66,13 +66,13 @@ def main() -> None:
 
 
 def make_empty(folder: Path) -> None:
-    """Make a folder, without what was in it."""
+    """Create an empty folder; delete an existing one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
 
 
 def step(title: str) -> None:
-    """Headline of the next part."""
+    """Print the headline of the next part."""
     console.print()
     console.rule(f"[bold]{title}[/]", align="left")
 
@@ -98,7 +98,7 @@ def held_out_digits() -> list[Path]:
 
 
 def draw(path: Path) -> list[str]:
-    """A picture in characters, two for each pixel: characters are twice as high as wide."""
+    """Return a picture in characters, two per pixel: characters are twice as high as wide."""
     small = Image.open(path).resize((14, 14), Image.Resampling.BOX)
     rows = np.asarray(small)  # (H, W) uint8
     return ["".join(SHADES[int(value) * len(SHADES) // 256] * 2 for value in row) for row in rows]
@@ -138,7 +138,7 @@ def wait_until_ready(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def show_event(event: dict[str, object]) -> None:
-    """One line of the server's log."""
+    """Print one line of the server's log."""
     fields = " ".join(
         f"{key}={value}" for key, value in event.items() if key not in ("time", "level", "event")
     )
@@ -146,7 +146,7 @@ def show_event(event: dict[str, object]) -> None:
 
 
 def counters(address: str) -> dict[str, float]:
-    """The server's own counters, by name and labels."""
+    """Return the server's counters, by name and labels."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if line.startswith("lenserve_"))
@@ -154,7 +154,7 @@ def counters(address: str) -> dict[str, float]:
 
 
 def show_moved(before: dict[str, float], after: dict[str, float]) -> None:
-    """One line for each value that changed: names are too long for a table."""
+    """Print one line per changed value: names are too long for a table."""
     for name, value in after.items():
         if value != before.get(name, 0):
             console.print(f"  {before.get(name, 0):.4g} → [bold]{value:<8.4g}[/] {name}", soft_wrap=True)

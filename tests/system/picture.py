@@ -1,4 +1,4 @@
-"""`make picture`: draws README's terminal as SVG, from what the programs really print.
+"""`make picture`: draws the README's terminal as SVG, from the real output of the programs.
 
 Trains the demo's recipe, serves it, and classifies held-out digits. Training is cut to its checks and end.
 """
@@ -48,14 +48,14 @@ def output(program: str, *arguments: object) -> str:
 
 
 def pixels(path: Path, row: int) -> Text:
-    """A row of a grey image: two coloured spaces a pixel look the same in every font."""
+    """Return a row of a grey image, two coloured spaces per pixel, which look the same in every font."""
     image = Image.open(path).resize((SIDE, SIDE), Image.Resampling.BOX)
     greys = (image.getpixel((column, row)) for column in range(SIDE))
     return Text.assemble(*(("  ", f"on rgb({grey},{grey},{grey})") for grey in greys))
 
 
 def show(terminal: Console, command: tuple[str, ...], lines: list[str]) -> None:
-    """A prompt with a command, and the lines that it printed."""
+    """Show a prompt with a command, and the lines that it printed."""
     terminal.print(Text(f"$ {' '.join(command)}", style="bold cyan"), soft_wrap=True)
     for line in lines:
         terminal.print(Text(line.replace(f"{FOLDER}/", "")), overflow="ellipsis", no_wrap=True)

@@ -1,4 +1,4 @@
-"""`make bench --against CHECKOUT` (tests/benchmarks/against.py): its statistics and what it refuses."""
+"""`make bench --against CHECKOUT` (tests/benchmarks/against.py): statistics and refusals."""
 
 import random
 import statistics
@@ -22,7 +22,7 @@ def test_the_interval_has_the_ranks_of_published_tables(count: int, ranks: tuple
     assert 1 - 2 * below >= 0.95
 
 
-def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_median_as_often_as_stated() -> None:
     """In 2,000 samples of 15 skewed values the interval misses the true median in about 3.5 %."""
     generator = random.Random(1)  # noqa: S311 - samples, no secret
     missed = 0

@@ -1,8 +1,8 @@
-"""Every version of a repository, served by one server and asked over gRPC, answers as it was published.
+"""Every version of a repository, served by one server over gRPC, gives its published results.
 
     LENSERVE_REPOSITORY=repository pytest tests/system/test_every_bundle.py
 
-proves a whole repository so, and writes nothing to it. Without the variable a small one is made: LeNet-5,
+checks a whole repository without writing to it. Without the variable, a small one is created: LeNet-5,
 trained on digits for three epochs, and two versions of a network that needs no training.
 """
 
@@ -92,7 +92,7 @@ def check_tensors(channel: grpc.Channel, bundle: Bundle, precision: str) -> None
 
 
 def check_pictures(client: Client, bundle: Bundle, precision: str) -> None:
-    """Our own API takes pictures, and answers as the bundle's geometry and network do."""
+    """Our API accepts encoded images, and answers like the bundle's geometry and network."""
     manifest, pictures = bundle.manifest, list(bundle.golden().images)
     prepared = np.stack([apply_geometry(picture, manifest.geometry) for picture in pictures])  # (G, H, W, C)
     variant = next((each for each in manifest.variants if each == precision), None)

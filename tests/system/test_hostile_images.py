@@ -1,4 +1,4 @@
-"""Hostile and odd images against a server process: right answers or clear refusals, and no growth."""
+"""Hostile and odd images against a server process: right answers or clear errors, and no growth."""
 
 import io
 import struct
@@ -54,7 +54,7 @@ def _animated(form: str) -> bytes:
 
 
 def _png_that_says(width: int, height: int) -> bytes:
-    """A small PNG whose header promises far more pixels than any memory holds."""
+    """A small PNG whose header claims far more pixels than any memory holds."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -164,7 +164,7 @@ def test_odd_images_are_classified_alone_and_among_others(
 
 
 def test_bad_images_are_refused_alone_and_among_others(classify: Classify) -> None:
-    """Alone the call is INVALID_ARGUMENT; among others the image is, in the same words."""
+    """Alone, the call is INVALID_ARGUMENT; among others, the image has the same code and message."""
     neighbour = _file(_plain(GREEN))
     for name, (encoded, message) in BAD.items():
         with pytest.raises(grpc.RpcError) as caught:
@@ -178,7 +178,7 @@ def test_bad_images_are_refused_alone_and_among_others(classify: Classify) -> No
 
 
 def test_all_of_them_together_keep_their_places(classify: Classify) -> None:
-    """One request with every good and every bad image in turn."""
+    """One request with all good and bad images."""
     good = list(GOOD.values())
     bad = list(BAD.values())
     mixed = [each for pair in zip(good, bad, strict=False) for each in pair]

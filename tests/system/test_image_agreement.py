@@ -20,7 +20,7 @@ def _measured(*options: str) -> dict[str, Any]:
 
 
 @pytest.mark.data
-def test_networks_see_the_same_as_through_pillow(data_root: Path) -> None:
+def test_networks_get_the_same_pixels_as_with_pillow(data_root: Path) -> None:
     """Photographs, X-rays, ants and bees: every file decoded to the bit, every prediction the same."""
     agreements = _measured("--only", "agreement", "--data-root", str(data_root))["agreement"]
 

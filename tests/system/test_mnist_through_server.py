@@ -18,7 +18,7 @@ IDX_HEADER_BYTES = {"images": 16, "labels": 8}
 
 @pytest.mark.data
 @pytest.mark.timeout(900)
-def test_mnist_through_the_server_gives_the_labels_that_the_manifest_counted(
+def test_mnist_through_the_server_gives_the_evaluated_labels(
     data_root: Path, repository: Repository, tmp_path: Path, start_server: StartServer
 ) -> None:
     """Four epochs of lenet5-mnist reach 99.0 %, and gRPC gives exactly the evaluated labels."""

@@ -1,4 +1,4 @@
-"""gRPC for Node, whose HTTP/2 is neither gRPC's core nor ours. fetch_peers.sh brings it."""
+"""gRPC for Node, whose HTTP/2 is neither gRPC's core nor ours. fetch_peers.sh installs it."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def node() -> str:
 
 
 @pytest.mark.parametrize("transport", ["h2", "grpc"])
-def test_node_sees_what_our_client_sees(
+def test_node_gets_the_results_of_our_client(
     publish: Publish,
     start_server: StartServer,
     node: str,

@@ -1,4 +1,4 @@
-"""A network is judged on what the server sees: cropped images are classified as the manifest counted them."""
+"""Networks are evaluated on the server's pixels: cropped images get the labels that were evaluated."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def train(tmp_path: Path, repository: Repository, *overrides: str) -> dict[str, 
     return summary
 
 
-def test_border_images_are_refused_or_served_as_judged(
+def test_border_images_are_refused_or_served_as_evaluated(
     tmp_path: Path, repository: Repository, start_server: Callable[..., Any]
 ) -> None:
     """By default a gate refuses the network; without gates, gRPC gives the manifest's accuracy."""

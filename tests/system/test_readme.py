@@ -40,7 +40,7 @@ def test_commands_of_the_readme_train_photographs(
 
 
 def test_commands_of_the_pages_run(tmp_path: Path, free_ports: tuple[int, int]) -> None:
-    """Every shell and Python block below docs/ succeeds, page by page, in the folder that the demo leaves."""
+    """Every shell and Python block below docs/ succeeds, page by page, in the folder of the demo."""
     demo = f".venv/bin/python {ROOT / 'tests/system/demo.py'}\n"
     pages = "".join(PAGES[name] for name in ("api.md", "bundle.md", "configuration.md", "operations.md"))
     printed = run_blocks(f"```sh\n{demo}```\n{pages}", tmp_path, free_ports)
@@ -50,7 +50,7 @@ def test_commands_of_the_pages_run(tmp_path: Path, free_ports: tuple[int, int]) 
 
 
 def run_blocks(page: str, folder: Path, ports: tuple[int, int], **environment: str) -> str:
-    """Run the sh and python blocks of a page in their order, on free ports; return all that they print."""
+    """Run the sh and python blocks of a page in their order, on free ports; return their output."""
     (folder / ".venv").symlink_to(sys.prefix)
     script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"
     script += f'export PATH="{Path(sys.executable).parent}:$PATH"\n'
@@ -83,8 +83,8 @@ def run_blocks(page: str, folder: Path, ports: tuple[int, int], **environment: s
     return done.stdout + done.stderr
 
 
-def test_every_verb_is_a_target_of_the_makefile() -> None:
-    """What the pages tell people to make can be made."""
+def test_every_documented_target_is_in_the_makefile() -> None:
+    """Every `make` command in the pages exists."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name, text in EVERY_PAGE.items():
         assert set(re.findall(r"`make ([\w-]+)|^make ([\w-]+)", text, re.MULTILINE)) <= {
@@ -102,7 +102,7 @@ def test_results_are_those_that_were_recorded() -> None:
 
 
 def test_figures_of_the_readme_are_those_of_the_benchmark() -> None:
-    """Each figure beside a `make bench` stands in the recorded table of docs/performance.md."""
+    """Each figure next to a `make bench` is in the recorded table of docs/performance.md."""
     recorded = PAGES["performance.md"].partition("<!-- table: begin -->")[2]
     facts = [fact for fact in README.split("\n- ") if "make bench ROWS=" in fact]
     assert len(facts) == 3
@@ -112,7 +112,7 @@ def test_figures_of_the_readme_are_those_of_the_benchmark() -> None:
 
 
 def test_results_quoted_in_the_readme_are_recorded() -> None:
-    """Percentages of the README stand in docs/results.md."""
+    """Percentages of the README are in docs/results.md."""
     for figure in re.findall(r"\d\d\.\d\d %", README):
         assert figure.replace(" ", "") in PAGES["results.md"], figure
 
@@ -126,7 +126,7 @@ def test_the_readme_is_short_and_has_a_picture() -> None:
     assert "@import" not in svg
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_are_valid() -> None:
     """Relative links name files, and their anchors headings."""
     for name, text in EVERY_PAGE.items():
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
@@ -139,7 +139,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_tree_names_every_file_with_its_purpose() -> None:
-    """Each committed file stands in the tree, alone or in its group, with one line of purpose."""
+    """Each committed file is in the tree, alone or in its group, with one line of purpose."""
     tree = re.search(r"## Every file in one line\n\n```text\n(.*?)```", PAGES["architecture.md"], re.DOTALL)
     assert tree is not None
     named = _paths(tree[1])

@@ -57,7 +57,7 @@ def test_configuration_lists_every_setting_with_its_default() -> None:
 
 
 def in_words(default: object) -> str:
-    """A default as docs/configuration.md has it."""
+    """Return a default as written in docs/configuration.md."""
     if default is PydanticUndefined:
         return "required"
     if isinstance(default, bool):
@@ -103,7 +103,7 @@ def keys_within(annotation: object, key: str) -> Iterator[str]:
 
 
 def nests(annotation: object) -> bool:
-    """Whether a value of this type has keys of its own."""
+    """Whether a value of this type has keys."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 

@@ -1,4 +1,4 @@
-"""Clients that were written for Triton, unchanged, against a real server. fetch_peers.sh brings them."""
+"""Unchanged clients for Triton against a real server. fetch_peers.sh installs them."""
 
 import csv
 import json
@@ -97,7 +97,7 @@ def _messages(messages: Iterable[Any]) -> Iterator[Any]:
             yield from _messages(message.nested_types)
 
 
-def test_tritons_client_sees_what_ours_sees(
+def test_tritons_client_gets_the_results_of_ours(
     publish: Publish, start_server: StartServer, triton: RunScript
 ) -> None:
     """tritonclient.grpc: probes, metadata, tensors, encoded images, compression, classification."""
@@ -127,7 +127,7 @@ def test_tritons_client_sees_what_ours_sees(
 
 
 def _assert_classes(classes: list[list[Any]], probabilities: list[list[float]]) -> None:
-    """Two classes an image: value with 6 decimals, index, label, the most probable first."""
+    """Two classes per image: value with 6 decimals, index, label, most probable first."""
     best = [
         (row[index], index)
         for row in probabilities
@@ -138,7 +138,7 @@ def _assert_classes(classes: list[list[Any]], probabilities: list[list[float]]) 
     np.testing.assert_allclose([each[0] for each in classes], values, atol=2 * TOLERANCE)
 
 
-def test_tritons_asyncio_client_sees_what_ours_sees(
+def test_tritons_asyncio_client_gets_the_results_of_ours(
     publish: Publish, start_server: StartServer, triton: RunScript
 ) -> None:
     """tritonclient.grpc.aio: the same, and eight requests at once."""
@@ -156,7 +156,7 @@ def test_tritons_asyncio_client_sees_what_ours_sees(
 
 
 def test_tritons_clients_stream(publish: Publish, start_server: StartServer, triton: RunScript) -> None:
-    """Both clients, 200 requests over one stream: every answer in its order, an error in its place."""
+    """Both clients, 200 requests over one stream: answers in order, including an error."""
     publish()
     server = start_server()
 
@@ -176,7 +176,7 @@ def test_tritons_clients_stream(publish: Publish, start_server: StartServer, tri
 def test_tritons_client_loads_and_unloads(
     publish: Publish, start_server: StartServer, triton: RunScript
 ) -> None:
-    """If the operator allows it; meanwhile the model is not ready, but the server is."""
+    """If the operator allows it; while unloaded, the model is not ready, but the server is."""
     publish()
     server = start_server("--model-control")
 
@@ -194,7 +194,7 @@ def test_tritons_client_loads_and_unloads(
 
 
 def test_tritons_client_shares_memory(publish: Publish, start_server: StartServer, triton: RunScript) -> None:
-    """Input and output in regions that the client made: the same probabilities as over the wire."""
+    """Input and output in regions of the client: the same probabilities as over the network."""
     publish()
     server = start_server("--shared-memory-pattern", "lenserve-peer-.*")
 
@@ -220,7 +220,7 @@ def test_perf_analyzer_completes_a_run(
 ) -> None:
     """NVIDIA's load generator reads metadata, configuration and statistics, sends for seconds, and reports.
 
-    What it says of the server it has from ModelStatistics: every request ran, and none failed.
+    Its report about the server comes from ModelStatistics: all requests ran, and none failed.
     """
     if not list(PEERS.glob("perf_analyzer/*.done")):
         pytest.skip("no .peers/perf_analyzer: run tests/system/fetch_peers.sh")

@@ -50,7 +50,7 @@ async def test_probes_answer_200_or_503(*, live: bool, ready: bool, codes: list[
 
 
 async def test_a_failed_probe_gives_the_problem() -> None:
-    """For people who debug it; "no" if there is no description."""
+    """For debugging; "no" without a description."""
     async with _http(ready=False) as plain, _http(ready=False, problem="worker 2 is dead") as described:
         assert await _get(plain.port, "/readyz") == (503, "no\n")
         assert await _get(described.port, "/readyz") == (503, "worker 2 is dead\n")
@@ -71,7 +71,7 @@ async def test_other_paths_are_not_found() -> None:
         assert await _get(http.port, "/") == (404, "not found: try /metrics, /livez or /readyz\n")
 
 
-async def test_a_port_that_is_taken_is_an_error() -> None:
+async def test_a_port_in_use_is_an_error() -> None:
     """The message has the address and the reason."""
     async with _http() as first:
         with pytest.raises(
@@ -89,7 +89,7 @@ async def test_an_idle_connection_blocks_nothing() -> None:
 
 
 async def test_readyz_follows_the_server(publish: Publish, serve: Serve) -> None:
-    """Ready with a model, not ready while draining, live all the time."""
+    """Ready with a model, not ready while draining, always live."""
     publish()
     async with serve() as server:
         assert server.http is not None

@@ -25,7 +25,7 @@ from tests.serving.engines import FakeEngine
 
 @dataclass(frozen=True)
 class Request:
-    """What hypothesis draws for one caller."""
+    """One caller, drawn by Hypothesis."""
 
     size: int
     pause: int  # iterations of the event loop before it arrives
@@ -59,7 +59,7 @@ class TestBatcher:
     def test_every_request_gets_its_own_answer(
         self, requests: list[Request], policy: BatchPolicy, max_images_on_loop: int
     ) -> None:
-        """Under random arrivals, sizes, failures, cancellations and deadlines nothing gets mixed up."""
+        """Under random arrivals, sizes, failures, cancellations and deadlines."""
         samples = _samples(requests)
         poison = {own[0] for own, each in zip(samples, requests, strict=True) if each.poisoned}
         engine = FakeEngine(poison=poison)
@@ -105,7 +105,7 @@ class TestBatcher:
     def test_a_queue_runs_in_order_without_cancelled_and_expired_requests(
         self, requests: list[Request]
     ) -> None:
-        """While the engine is busy a queue forms. Requests that are cancelled or expire in it never run."""
+        """Requests that are cancelled or expire in the queue never run."""
         engine = FakeEngine()
         samples = _samples(requests)
 
@@ -135,7 +135,7 @@ class TestBatcher:
             assert len(run) <= 6 < len(run) + len(first)
 
     async def test_requests_that_arrive_while_the_engine_is_busy_are_one_batch(self) -> None:
-        """When the engine is free it takes all queued requests."""
+        """When the engine is free, it runs all queued requests."""
         engine = FakeEngine()
         async with Batcher(engine.run, BatchPolicy(32)) as batcher:
             async with _busy(engine, batcher):
@@ -145,7 +145,7 @@ class TestBatcher:
         assert engine.runs[1:] == [list(range(20))]
 
     async def test_a_failing_image_fails_only_its_own_request(self) -> None:
-        """A batch that fails is run again one request at a time."""
+        """A failed batch runs again, one request at a time."""
         engine = FakeEngine(poison=[2])
         async with Batcher(engine.run, BatchPolicy(8)) as batcher:
             async with _busy(engine, batcher):
@@ -159,7 +159,7 @@ class TestBatcher:
         assert engine.runs[1:] == [[1, 2, 3], [1], [2], [3]]
 
     async def test_a_request_that_is_cancelled_during_a_failing_run_is_not_run_again(self) -> None:
-        """Only requests whose callers still wait are run again."""
+        """Only requests whose callers still wait run again."""
         engine = FakeEngine(poison=[1])
         engine.gate.clear()
         async with Batcher(engine.run, BatchPolicy(3)) as batcher:
@@ -172,7 +172,7 @@ class TestBatcher:
         assert engine.runs == [[1, 2, 3], [1], [3]]
 
     async def test_an_unexpected_exception_becomes_an_engine_error_with_its_cause(self) -> None:
-        """Callers see one kind of error, whatever the network raises; the log has the cause."""
+        """Callers see one kind of error; the log has the cause."""
 
         def run(images: Pixels) -> Output:
             raise ZeroDivisionError(f"{len(images)} images")
@@ -185,7 +185,7 @@ class TestBatcher:
     async def test_requests_fail_while_no_thread_can_be_started(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """No request waits for a run that never began, and the queue goes on."""
+        """No request waits for a run that has not started, and the queue continues."""
 
         def refuse(_: object) -> None:
             raise RuntimeError("can't start new thread")
@@ -363,7 +363,7 @@ class TestBatcher:
         assert engine.runs == sorted(engine.runs)
 
     async def test_a_single_request_that_runs_at_once_can_fail_or_expire(self) -> None:
-        """Its errors are those of queued requests."""
+        """Its errors are the same as those of queued requests."""
         engine = FakeEngine(poison=[77])
         async with Batcher(engine.run, BatchPolicy(8), max_images_on_loop=8) as batcher:
             for n in range(9):
@@ -389,7 +389,7 @@ class TestBatcher:
         assert threads == ["MainThread", "engine", "MainThread"]
 
     async def test_two_busy_queues_on_one_event_loop_take_turns(self) -> None:
-        """A busy version does not starve another: they run in turn."""
+        """A busy version does not starve another: they alternate."""
         order: list[str] = []
         hot, cold = FakeEngine(), FakeEngine()
 
@@ -410,7 +410,7 @@ class TestBatcher:
 
     @pytest.mark.parametrize("count", [0, 5])
     async def test_a_number_of_images_that_never_fits_is_a_bug_of_the_caller(self, count: int) -> None:
-        """It would block the queue for ever, so it is never queued."""
+        """It would block the queue forever, so it is not queued."""
         async with Batcher(FakeEngine().run, BatchPolicy(4)) as batcher:
             with pytest.raises(ValueError, match=rf"{count} images .* expected 1 to 4\. This is a bug\."):
                 await batcher.submit(_images(*[0] * count))
@@ -438,7 +438,7 @@ def _images(*samples: int) -> Pixels:
 
 
 async def _ask(batcher: Batcher, images: Pixels, deadline_s: float) -> Output:
-    """As callers do: a request that runs at once also fails at once."""
+    """Like a caller: a request that runs at once also fails at once."""
     return await batcher.submit(images, deadline_s)
 
 
@@ -449,7 +449,7 @@ def _samples(requests: list[Request]) -> list[list[int]]:
 
 
 def _engine_threads() -> list[threading.Thread]:
-    """Threads of engines that did not end in time."""
+    """Engine threads that did not end in time."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
     for thread in threads:
         thread.join(timeout=20)
@@ -458,7 +458,7 @@ def _engine_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("max_images_on_loop", [0, 4])
 async def test_an_unreachable_engine_is_unavailable_and_not_broken(max_images_on_loop: int) -> None:
-    """Its device server is gone, which is no fault of the network: a retry may succeed."""
+    """Its device server has died, which is not an error of the network: a retry may succeed."""
 
     def run(_: Pixels) -> Output:
         raise ModelUnavailable("the device server is gone")

@@ -22,7 +22,7 @@ SIZES = st.integers(1, LARGEST)
 
 @dataclass(frozen=True)
 class Entry:
-    """What hypothesis draws for one queued request."""
+    """One queued request, drawn by Hypothesis."""
 
     size: int
     arrived_s: float
@@ -40,7 +40,7 @@ Queue = Callable[..., list[QueuedRequest]]
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[Queue]:
-    """Make a queue of entries."""
+    """Create a queue of entries."""
     loop = asyncio.new_event_loop()
 
     def make(*entries: Entry) -> list[QueuedRequest]:
@@ -95,7 +95,7 @@ def test_a_batch_is_as_large_as_the_order_allows_and_never_too_large(
 def test_without_a_delay_no_request_waits_for_others(
     queue: Queue, entries: list[Entry], now_s: float
 ) -> None:
-    """By default all queued requests run now, however few they are."""
+    """By default all queued requests run now, even if they are few."""
     decision = take_batch(queue(*entries), now_s, BatchPolicy(LARGEST))
     anyone = any(not entry.abandoned and entry.deadline_s > now_s for entry in entries)
     assert bool(decision.batch) == anyone
@@ -172,7 +172,7 @@ def test_a_batch_that_a_large_request_blocks_does_not_wait(queue: Queue) -> None
 
 
 def test_a_deadline_that_is_now_has_expired(queue: Queue) -> None:
-    """A deadline is the first moment at which the answer is useless."""
+    """At its deadline, an answer is already useless."""
     waiting = queue(Entry(1, 0, 5.0, abandoned=False))
     assert take_batch(waiting, 5.0, BatchPolicy(8)).expired == waiting
 

@@ -1,4 +1,4 @@
-"""How tests make the results of a load."""
+"""Creates results of a load for tests."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from serving.bench.server_facts import ServerFacts
 
 
 class MakePoint(Protocol):
-    """Makes a point of one second in which every request took equally long."""
+    """Creates a point of one second in which all requests took equally long."""
 
     def __call__(
         self,

@@ -34,7 +34,7 @@ def test_the_knee_of_a_closed_loop_is_where_the_server_is_just_full(make_point: 
     st.lists(st.tuples(st.integers(1, 50), st.floats(1e-3, 1.0), st.integers(0, 3)), min_size=1, max_size=8),
     st.floats(1e-3, 1.0),
 )
-def test_what_holds_a_p99_really_does(
+def test_the_load_for_a_p99_limit_meets_it(
     make_point: MakePoint, measured: list[tuple[int, float, int]], limit_s: float
 ) -> None:
     """Within the limit, without failures, and the fastest such point."""
@@ -50,7 +50,7 @@ def test_what_holds_a_p99_really_does(
         assert best.requests_per_s == max(each.requests_per_s for each in within)
 
 
-def test_advice_for_a_p99_names_the_load_that_holds_it(make_point: MakePoint) -> None:
+def test_advice_for_a_p99_limit_names_the_load_that_meets_it(make_point: MakePoint) -> None:
     """Both numbers: the limit and what was measured."""
     points = [make_point(ClosedLoop(count), rate=100 + count, latency_s=count / 100) for count in (1, 2, 4)]
     assert "p99 stays within 25 ms up to 2 in flight: 102 requests/s at p99 20" in advise(points, 0.025)[0]
@@ -79,8 +79,8 @@ def test_advice_names_the_stage_where_most_time_goes(make_point: MakePoint) -> N
         assert hint in advice[1]
 
 
-def test_no_good_answer_gives_no_advice_on_speed(make_point: MakePoint) -> None:
-    """Every quantile is NaN, and nothing crashes."""
+def test_without_successful_requests_there_is_no_advice_on_speed(make_point: MakePoint) -> None:
+    """All quantiles are NaN, and nothing crashes."""
     points = [make_point(ClosedLoop(1), rate=0, latency_s=1.0, errors=7)]
     assert find_knee(points) is None
     assert advise(points, 0.1) == ["No request succeeded, so there are no latencies to report."]

@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
     st.lists(st.tuples(st.integers(1, 200), st.floats(1e-5, 100)), min_size=1, max_size=6),
     st.none() | st.floats(1e-4, 10),
 )
-def test_every_point_lies_in_the_frame(
+def test_every_point_is_inside_the_frame(
     make_point: MakePoint, measured: list[tuple[int, float]], p99_s: float | None
 ) -> None:
     """Two circles per point, p50 and p99, and one around the knee."""
@@ -47,7 +47,7 @@ def test_more_throughput_is_further_right_and_more_latency_higher(make_point: Ma
     assert float(first.attrib["cy"]) > float(second.attrib["cy"])  # y grows downwards
 
 
-def test_nothing_answered_cannot_be_drawn(make_point: MakePoint) -> None:
+def test_without_successful_requests_nothing_is_drawn(make_point: MakePoint) -> None:
     """The error has a message."""
     with pytest.raises(ValueError, match="no request succeeded"):
         draw([make_point(ClosedLoop(1), rate=0, latency_s=1.0)], title="t")

@@ -71,7 +71,7 @@ def test_a_sweep_ends_in_one_json_object(server: ServerProcess, tmp_path: Path) 
     assert ET.fromstring(picture.read_text()).tag.endswith("svg")  # noqa: S314 - our own
 
 
-def test_people_get_a_table_and_advice(server: ServerProcess, tmp_path: Path) -> None:
+def test_the_text_output_is_a_table_and_advice(server: ServerProcess, tmp_path: Path) -> None:
     """One row per load, the knee marked; a photograph is sent as a file."""
     photograph = tmp_path / "red.png"
     Image.new("RGB", (20, 20), (255, 0, 0)).save(photograph)
@@ -101,7 +101,7 @@ def test_people_get_a_table_and_advice(server: ServerProcess, tmp_path: Path) ->
         ((), 2, "--model is required"),
     ],
 )
-def test_a_mistake_is_one_clear_line(
+def test_an_error_is_one_clear_line(
     server: ServerProcess, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
     """No traceback, nothing on stdout, and the right exit code."""
@@ -114,7 +114,7 @@ def test_a_mistake_is_one_clear_line(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_clients_end_with_the_command(server: ServerProcess, number: signal.Signals, code: int) -> None:
-    """Ctrl-C goes to the whole group: exit code 130 and no traceback. A kill goes to the command alone."""
+    """Ctrl-C reaches the whole group: exit code 130 and no traceback. A kill reaches only the command."""
     arguments = _command("--server", server.grpc, "--model", "colours", "--seconds", 600, "--processes", 2)
     # Where the tests themselves run in the background Ctrl-C is ignored, and every child inherits that.
     obey_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

@@ -73,7 +73,7 @@ async def test_a_closed_loop_keeps_its_callers_busy_and_no_more() -> None:
 
 
 async def test_a_worker_without_callers_is_not_busy() -> None:
-    """With more workers than callers some have none."""
+    """With more workers than callers, some workers have none."""
     async with _serving(_nothing) as target:
         tally = await _run(target, ClosedLoop(1).share(1, 2))
     assert (tally.busy, tally.outcomes.total()) == (0.0, 0)
@@ -97,7 +97,7 @@ async def test_errors_are_counted_by_code_and_have_no_latency() -> None:
     assert tally.latencies.count == tally.outcomes[OK]
 
 
-async def test_a_stall_of_the_server_is_seen_by_everyone_who_was_due_during_it() -> None:
+async def test_a_stall_of_the_server_delays_all_requests_that_are_due_during_it() -> None:
     """Coordinated omission: a server that stops for half of the window cannot hide it from an open loop.
 
     A closed loop of one caller sees the same stall once; of what is due in the open loop about half waits, a
@@ -126,7 +126,7 @@ async def test_a_stall_of_the_server_is_seen_by_everyone_who_was_due_during_it()
     assert closed.latencies.quantile_s(0.80) < stall_s / 10
 
 
-async def test_an_open_loop_offers_its_rate_however_slow_the_server_is() -> None:
+async def test_an_open_loop_offers_its_rate_to_a_slow_server() -> None:
     """All scheduled requests arrive, although none is answered within the window."""
     release = asyncio.Event()
     arrived = 0

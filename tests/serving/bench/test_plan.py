@@ -8,8 +8,8 @@ from serving.bench.plan import ClosedLoop, OpenLoop, loops
 
 
 @given(st.integers(1, 500), st.integers(1, 32))
-def test_callers_are_shared_out_evenly(concurrency: int, workers: int) -> None:
-    """No caller lost or added, and no worker has two more than another."""
+def test_callers_are_distributed_evenly(concurrency: int, workers: int) -> None:
+    """No caller is lost or added, and no worker has two more than another."""
     shares = [ClosedLoop(concurrency).share(index, workers).concurrency for index in range(workers)]
     assert sum(shares) == concurrency
     assert max(shares) - min(shares) <= 1
@@ -28,12 +28,12 @@ def test_arrivals_come_in_order_at_their_rate(rate: float, workers: int, seed: i
     assert arrivals == list(share.arrivals_s(duration_s, seed))
 
 
-def test_workers_do_not_send_in_step() -> None:
+def test_workers_do_not_send_in_lockstep() -> None:
     """Seeds differ, so two workers' requests do not arrive in pairs."""
     first, second = (set(OpenLoop(100).arrivals_s(10, seed)) for seed in (0, 1))
     assert not first & second
 
 
-def test_a_sweep_begins_with_the_light_loads() -> None:
+def test_a_sweep_starts_with_the_light_loads() -> None:
     """Closed loops first; duplicates are measured once."""
     assert loops([16, 1, 16], [50.0, 5.0]) == [ClosedLoop(1), ClosedLoop(16), OpenLoop(5.0), OpenLoop(50.0)]

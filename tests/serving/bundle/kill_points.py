@@ -3,9 +3,9 @@
     python kill_points.py EMPTY_FOLDER DESCRIPTION_JSON first|next|alias
 
 For N = 1, 2, 3, ... a forked child does the operation on a copy of a repository and kills itself with SIGKILL
-at the N-th line of repository.py (or of the publisher's own `write`), until a child survives. After every
-death the parent looks. Prints one JSON object: how many points there were, and how many deaths left the old
-state and how many the new one.
+at the N-th line of repository.py (or of the publisher's `write`), until a child survives. After each death
+the parent checks the repository. Prints one JSON object: the number of points, and how many deaths left the
+old and the new state.
 """
 
 import json
@@ -30,7 +30,7 @@ State = tuple[list[int], dict[str, int]]
 
 
 def main() -> None:
-    """Kill, look, count."""
+    """Kill, check, count."""
     work, description_file, operation_name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     description = Description.model_validate_json(description_file.read_bytes())
 
@@ -82,7 +82,7 @@ def _copy(repository: Repository, root: Path) -> Repository:
 
 
 def _dies(operation: Operation, repository: Repository, *, at_line: int) -> bool:
-    """Do the operation in a child that kills itself at a line; whether it came to that."""
+    """Do the operation in a child that kills itself at a line; return whether it did."""
     child = os.fork()
     if not child:
         try:
@@ -117,7 +117,7 @@ def _killer(at_line: int) -> Callable[[FrameType, str, Any], Any]:
 
 
 def _state(repository: Repository) -> State:
-    """Everything that a reader sees, verified."""
+    """Verify and return everything that a reader sees."""
     versions = repository.versions(MODEL)
     _check(repository.models() == ([MODEL] if versions else []), f"models: {repository.models()}")
     for version in versions:
@@ -127,7 +127,7 @@ def _state(repository: Repository) -> State:
 
 
 def _check_next_operations(repository: Repository, state: State, publish: Operation, point: int) -> None:
-    """A later publisher works, and clears what the dead one left."""
+    """Check that a later publisher works, and removes leftovers."""
     versions, aliases = state
     publish(repository)
     last = len(versions) + 1

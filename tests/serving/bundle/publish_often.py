@@ -1,8 +1,8 @@
-"""Publish many versions beside other processes that do the same.
+"""Publish many versions concurrently with other processes.
 
 python publish_often.py REPOSITORY DESCRIPTION_JSON COUNT
 
-Says `ready`, waits for a line, publishes, and prints the numbers of its versions as JSON.
+Prints `ready`, waits for a line, publishes, and prints the numbers of its versions as JSON.
 """
 
 import json

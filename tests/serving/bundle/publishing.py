@@ -1,4 +1,4 @@
-"""How tests publish versions of any bytes: the repository does not run networks."""
+"""Publishes versions of arbitrary bytes for tests: the repository does not run networks."""
 
 from collections.abc import Callable
 from pathlib import Path

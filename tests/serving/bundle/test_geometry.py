@@ -1,4 +1,4 @@
-"""Geometry: any pixels become the network's input exactly as the manifest says."""
+"""Geometry: any pixels are converted to the network's input exactly as the manifest says."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def noise(*shape: int) -> Pixels:
 
 @settings(deadline=None, max_examples=300)
 @given(pixels=pictures(), geometry=geometries)
-def test_output_is_as_the_geometry_says(pixels: Pixels, geometry: Geometry) -> None:
+def test_output_has_the_shape_of_the_geometry(pixels: Pixels, geometry: Geometry) -> None:
     """For any size, channels and geometry, shape and dtype are right and the source is not changed."""
     before = pixels.copy()
     fitted = apply_geometry(pixels, geometry)
@@ -143,7 +143,7 @@ def test_crop_of_224_in_256_is_that_of_resizing_first(height: int, width: int) -
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
-def test_what_fits_already_is_unchanged(fit: str, channels: int) -> None:
+def test_an_image_of_the_right_size_is_unchanged(fit: str, channels: int) -> None:
     """Digits of 28 x 28 reach the network bit for bit."""
     pixels = noise(28, 20, channels)
     geometry = Geometry.model_validate({"height": 28, "width": 20, "channels": channels, "fit": fit})
@@ -186,15 +186,15 @@ def test_crop_takes_the_middle(
     np.testing.assert_array_equal(cropped, pixels[slice(*rows), slice(*columns)])
 
 
-def test_crop_fraction_takes_less_of_each_side() -> None:
+def test_crop_fraction_keeps_less_of_each_side() -> None:
     """With 224/256, a 256 x 256 picture gives its middle 224 x 224 unresized."""
     pixels = noise(256, 256, 3)
     geometry = Geometry(height=224, width=224, channels=3, fit="crop", crop_fraction=224 / 256)
     np.testing.assert_array_equal(apply_geometry(pixels, geometry), pixels[16:240, 16:240])
 
 
-def test_crop_fraction_counts_where_the_size_fits_already() -> None:
-    """An image of the network's size is cropped as every other size is."""
+def test_crop_fraction_applies_to_images_of_the_right_size() -> None:
+    """An image of the network's size is cropped like all others."""
     geometry = Geometry(height=8, width=8, channels=1, fit="crop", crop_fraction=0.5, interpolation="nearest")
     pixels = noise(8, 8, 1)
     np.testing.assert_array_equal(
@@ -213,7 +213,7 @@ def test_pad_keeps_the_whole_image_in_the_middle() -> None:
 
 
 def test_pad_grows_small_images() -> None:
-    """The network's input is filled as far as the aspect ratio allows."""
+    """The image fills the input as far as the aspect ratio allows."""
     padded = apply_geometry(
         np.zeros((2, 1, 1), np.uint8), Geometry(height=28, width=28, channels=1, fit="pad")
     )
@@ -271,7 +271,7 @@ def test_grey_becomes_three_equal_channels() -> None:
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize(("height", "width"), [(1, 65_535), (65_535, 1)])
 def test_the_thinnest_images_fit_too(height: int, width: int, fit: str) -> None:
-    """One pixel by the longest allowed side passes every geometry, however thin the crop."""
+    """One pixel by the longest allowed side passes every geometry, even with a thin crop."""
     pixels = np.full((height, width, 1), 255, np.uint8)
     for side in (1, 28, 299):
         geometry = Geometry.model_validate({"height": side, "width": 28, "channels": 1, "fit": fit})

@@ -121,7 +121,7 @@ def test_a_missing_array_is_refused_by_name(tmp_path: Path, manifest: Manifest) 
     assert "probabilities" in refusal(tmp_path, manifest)
 
 
-def test_members_that_are_no_arrays_are_refused(tmp_path: Path, manifest: Manifest) -> None:
+def test_members_that_are_not_arrays_are_refused(tmp_path: Path, manifest: Manifest) -> None:
     """Numpy returns the bytes of a member that is not an .npy file; they are rejected."""
     with zipfile.ZipFile(tmp_path / GOLDEN_FILE, "w") as archive:
         archive.writestr("images", b"pixels")
@@ -129,8 +129,8 @@ def test_members_that_are_no_arrays_are_refused(tmp_path: Path, manifest: Manife
     refusal(tmp_path, manifest)
 
 
-def test_no_file_is_refused(tmp_path: Path, manifest: Manifest) -> None:
-    """So is a folder of that name."""
+def test_a_missing_file_is_refused(tmp_path: Path, manifest: Manifest) -> None:
+    """Also a folder of that name."""
     refusal(tmp_path, manifest)
     (tmp_path / GOLDEN_FILE).mkdir()
     refusal(tmp_path, manifest)
@@ -150,7 +150,7 @@ def test_every_truncation_is_refused(tmp_path: Path, golden: Golden, manifest: M
 def test_a_changed_byte_is_refused_or_harmless(
     position: float, byte: int, tmp_path: Path, golden: Golden, manifest: Manifest
 ) -> None:
-    """Broken archives, deflate streams and headers are BundleErrors, whatever numpy raises."""
+    """Broken archives, deflate streams and headers are BundleErrors."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=golden.images, probabilities=golden.probabilities)
     spoiled = bytearray(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Encoded bytes: every kind of image is decoded upright, everything else is one of our errors."""
+"""Encoded bytes: every kind of image is decoded upright, anything else is one of our errors."""
 
 import io
 import resource
@@ -232,7 +232,7 @@ RGB_COLOURS = [(255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
 @pytest.mark.parametrize(("ink", "colour"), list(zip(CMYK_COLOURS, RGB_COLOURS, strict=True)))
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
-def test_ink_becomes_light(
+def test_cmyk_is_decoded_to_rgb(
     image_format: str, ink: tuple[int, int, int, int], colour: tuple[int, int, int]
 ) -> None:
     """CMYK is decoded as the colour that it prints; Pillow writes it inverted, as Adobe does."""
@@ -253,7 +253,7 @@ def palette_picture() -> Image.Image:
 
 @pytest.mark.parametrize("image_format", ["PNG", "GIF", "BMP", "TIFF"])
 def test_palettes_are_looked_up(image_format: str) -> None:
-    """Indices become colours."""
+    """Indices are replaced by colours."""
     decoded = decode(encode(palette_picture(), image_format))
     assert decoded.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
 
@@ -282,7 +282,7 @@ def test_alpha_is_kept(image_format: str, options: dict[str, object]) -> None:
     np.testing.assert_array_equal(decode(encode(pixels, image_format, **options)), pixels)
 
 
-def test_grey_with_alpha_has_two_channels_of_meaning() -> None:
+def test_grey_with_alpha_has_two_channels() -> None:
     """LA is decoded with alpha last."""
     pixels = noise(9, 11, 2)
     decoded = decode(encode(Image.fromarray(pixels, mode="LA"), "PNG"))
@@ -353,7 +353,7 @@ def as_stored(upright: Pixels, orientation: int) -> Pixels:
         ("JPEG", {"quality": 95, "subsampling": 0}),
     ],
 )
-def test_pictures_come_out_upright(image_format: str, options: dict[str, object], orientation: int) -> None:
+def test_images_are_decoded_upright(image_format: str, options: dict[str, object], orientation: int) -> None:
     """Each of the eight orientations is undone exactly once."""
     upright = blocks(32, 64, 3)
     tags = Image.Exif()
@@ -364,7 +364,7 @@ def test_pictures_come_out_upright(image_format: str, options: dict[str, object]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_every_kind_of_picture_is_turned(mode: str) -> None:
+def test_every_kind_of_image_is_turned(mode: str) -> None:
     """A quarter turn works on each of the modes that Pillow decodes to."""
     tags = Image.Exif()
     tags[0x0112] = 6
@@ -388,7 +388,7 @@ BROKEN_BESIDE_ORIENTATION = {
 @as_in_production
 @pytest.mark.parametrize("broken", BROKEN_BESIDE_ORIENTATION)
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-def test_broken_tags_beside_the_orientation_are_ignored(image_format: str, broken: str) -> None:
+def test_other_broken_tags_are_ignored(image_format: str, broken: str) -> None:
     """A camera's broken metadata affects neither the pixels nor the orientation."""
     block = exif(TURNED, BROKEN_BESIDE_ORIENTATION[broken])
     assert decode(encode(noise(2, 3, 3), image_format, exif=block)).shape == (3, 2, 3)
@@ -452,13 +452,13 @@ def test_decompression_bombs_are_refused_before_they_grow(side: int) -> None:
 
 
 def test_bombs_are_too_large_where_warnings_are_errors() -> None:
-    """Between one and two times its limit Pillow only warns; our error is the same."""
+    """Between one and two times its limit, Pillow only warns; our error is the same."""
     with pytest.raises(ImageTooLarge, match=r"50000000.*90250000"):
         decode(png(9_500, 9_500, bits=8, colour_type=0, rows=[]))
 
 
 @pytest.mark.parametrize(("width", "height"), [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (1, 40_000_000)])
-def test_thin_images_are_refused_by_their_longer_side(width: int, height: int) -> None:
+def test_thin_images_with_a_long_side_are_refused(width: int, height: int) -> None:
     """A thin image of few pixels would cost much memory to resize."""
     with pytest.raises(ImageTooLarge, match=f"{width} x {height} pixels, the limit for a side is {MAX_SIDE}"):
         decode(png(width, height, bits=8, colour_type=0, rows=[]))
@@ -585,7 +585,7 @@ def test_half_a_file_is_undecodable(name: str) -> None:
 @example(encoded=b"GIF89a\0\0\0\0\0\0\0;")
 @example(encoded=b"II*\0\x08\0\0\0")
 def test_random_bytes_are_refused(encoded: bytes) -> None:
-    """Nothing but an ImageError comes out."""
+    """Only an ImageError is raised."""
     with pytest.raises(ImageError):
         decode(encoded)
 

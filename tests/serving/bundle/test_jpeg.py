@@ -74,7 +74,7 @@ def test_a_damaged_file_is_rejected() -> None:
         assert decode_jpeg(damaged, width=WIDTH, height=HEIGHT, channels=3) is None
 
 
-def test_what_pillow_forgives_is_still_a_picture() -> None:
+def test_damage_that_pillow_tolerates_is_tolerated() -> None:
     """Extra bytes before a marker cause a warning here, but Pillow decodes all of the file."""
     whole = encode(restart_marker_rows=1)
     start = whole.index(b"\xff\xd1")  # the second restart marker
@@ -118,12 +118,12 @@ def test_a_second_frame_header_does_not_smuggle_another_size() -> None:
 
 @pytest.mark.parametrize("bits", [12, 16, 0])
 def test_other_depths_are_undecodable(bits: int) -> None:
-    """8 bits a sample is what either decoder reads."""
+    """Both decoders only read 8 bits per sample."""
     with pytest.raises(UndecodableImage):
         decode_image(edited(encode(), 4, bits), ImageLimits())
 
 
-def test_ink_is_left_to_pillow() -> None:
+def test_cmyk_is_left_to_pillow() -> None:
     """Adobe's CMYK and YCCK need an inversion that only Pillow does."""
     encoded = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
     assert np.abs(decode_image(encoded, ImageLimits()).astype(int) - (255, 0, 0)).max() <= 4
@@ -145,7 +145,7 @@ def with_scans(count: int, hidden: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("hidden", [b"", b"\xff\x01", b"\xff\xd3", b"\xff\xff", b"\xff\xfe\x00\x05abc"])
 def test_endless_scans_are_refused(hidden: bytes) -> None:
-    """A scan of 50 million pixels takes 10 ms and 75 bytes. Stray markers and comments hide none."""
+    """A scan of 50 million pixels takes 10 ms and 75 bytes. Stray markers and comments do not hide scans."""
     assert count_scans(with_scans(100, hidden), most=100) == 100
     assert decode_image(with_scans(100), ImageLimits()).shape == (64, 64, 3)
     with pytest.raises(ImageTooLarge, match="more than 100 scans"):

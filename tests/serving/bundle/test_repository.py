@@ -241,7 +241,7 @@ def test_published_versions_can_be_read_by_others(publish: Publish) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), BundleError("a check failed")])
-def test_a_write_that_raises_leaves_nothing(
+def test_a_write_that_raises_leaves_nothing_behind(
     error: BaseException, repository: Repository, write: Write, publish: Publish
 ) -> None:
     """Its exception is raised, and no version, staging folder or file is left."""
@@ -297,7 +297,7 @@ def test_a_writer_does_not_write_the_manifest(repository: Repository, write: Wri
 
 
 def test_abandoned_staging_folders_are_removed(repository: Repository, publish: Publish) -> None:
-    """The next publisher removes what a dead one left."""
+    """The next publisher removes leftovers of a dead one."""
     abandoned = publish().folder.parent / ".staging-dead"
     (abandoned / "report").mkdir(parents=True)
     (abandoned / MODEL_FILE).write_text("half a net")

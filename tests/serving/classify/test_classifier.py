@@ -109,7 +109,7 @@ class TestRank:
     def test_it_is_the_order_of_probability_and_then_of_index(
         self, probabilities: list[float], top_k: int
     ) -> None:
-        """The same as sorting by (-p, index) and taking top_k of them, all where there are fewer."""
+        """The same as sorting by (-p, index) and taking the first top_k, or all if there are fewer."""
         labels = [f"label {index}" for index in range(len(probabilities))]
         expected = sorted(enumerate(probabilities), key=lambda pair: (-pair[1], pair[0]))[:top_k]
         found = rank(np.array(probabilities, np.float32), labels, top_k)
@@ -128,7 +128,7 @@ class TestClassify:
         assert done.stdout.decode() == "green []\n"
 
     async def test_answers_keep_the_order_of_the_images(self, open_classifier: Open) -> None:
-        """Encoded and raw images, more than one batch of them, come back in their places."""
+        """For encoded and raw images, in more than one batch."""
         names = [COLOURS[n % 3] for n in range(23)]
         images = [_png(name) if n % 2 else _pixels(name) for n, name in enumerate(names)]
         async with open_classifier() as (classifier, metrics):
@@ -140,7 +140,7 @@ class TestClassify:
             assert batches >= 6  # 23 images, at most 4 at once
 
     async def test_bad_images_get_errors_and_the_others_labels(self, open_classifier: Open) -> None:
-        """Every kind of bad image between good ones, in one request."""
+        """All kinds of bad images among good ones, in one request."""
         bad: list[tuple[Any, type[ImageError], str]] = [
             (b"", EmptyImage, "the image is empty: 0 bytes"),
             (b"junk", UndecodableImage, "the image cannot be decoded: unknown image format (4 bytes)"),
@@ -169,7 +169,7 @@ class TestClassify:
                 assert metrics.registry.get_sample_value("lenserve_images_total", labels) == count
 
     async def test_a_request_with_only_bad_images_runs_no_network(self, open_classifier: Open) -> None:
-        """There is nothing to run; each image has its error."""
+        """Each image has its error."""
         async with open_classifier() as (classifier, metrics):
             answer = await classifier.classify([b"", b"junk"], model=NAME)
             assert [type(result) for result in answer.results] == [EmptyImage, UndecodableImage]
@@ -189,7 +189,7 @@ class TestClassify:
             )
 
     async def test_ties_go_to_the_lower_index(self, open_classifier: Open) -> None:
-        """A grey image is as red as it is green and blue: the labels keep their own order."""
+        """A grey image is equally red, green and blue: the labels keep their order."""
         async with open_classifier() as (classifier, _):
             answer = await classifier.classify([np.full((8, 8), 99, np.uint8)], model=NAME)
             assert isinstance(answer.results[0], tuple)
@@ -214,7 +214,7 @@ class TestClassify:
             assert _decoded(metrics) == 0
 
     async def test_a_deadline_that_has_passed_decodes_nothing(self, open_classifier: Open) -> None:
-        """No work is done that would be too late."""
+        """No work is done for an answer that would be late."""
         async with open_classifier() as (classifier, metrics):
             with pytest.raises(DeadlineExceeded, match="before the images were decoded"):
                 await classifier.classify([_png("red")], model=NAME, deadline_s=time.monotonic())
@@ -230,8 +230,8 @@ class TestClassify:
             assert _decoded(metrics) == 0
             assert metrics.registry.get_sample_value("lenserve_pending_images") == 2
 
-    async def test_places_are_given_back_whatever_happens(self, open_classifier: Open) -> None:
-        """After an answer, an unknown model and a cancellation nothing is pending and nothing leased."""
+    async def test_places_are_always_released(self, open_classifier: Open) -> None:
+        """After an answer, an unknown model and a cancellation, nothing is pending or leased."""
         async with open_classifier() as (classifier, metrics):
             await classifier.classify([_png("red")], model=NAME)
             with pytest.raises(UnknownModel):
@@ -272,7 +272,7 @@ class TestInfer:
     async def test_a_bad_image_fails_the_request_and_the_message_has_its_place(
         self, open_classifier: Open
     ) -> None:
-        """A tensor has no room for an error: the message names the first bad image."""
+        """A tensor cannot contain errors: the message names the first bad image."""
         async with open_classifier() as (classifier, metrics):
             with pytest.raises(UndecodableImage, match=r"^image 1: the image cannot be decoded"):
                 await classifier.infer([_png("red"), b"junk", b""], model=NAME)
@@ -316,7 +316,7 @@ class TestInfer:
             assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
 
     async def test_describe_names_the_version_that_would_answer(self, open_classifier: Open) -> None:
-        """And its manifest, by number too."""
+        """With its manifest, also by number."""
         async with open_classifier() as (classifier, _):
             for revision in (None, 1):
                 number, manifest = classifier.describe(NAME, revision)
@@ -362,7 +362,7 @@ class TestEngineFailures:
     async def test_a_lack_of_memory_is_not_the_engines_fault(
         self, open_classifier: Open, log_events: LogEvents
     ) -> None:
-        """However often it happens, nothing is proved again, and requests that fit are answered."""
+        """The engine is not proven again, and requests that fit are answered."""
         engine = _Failing(OutOfMemory("the device is out of memory for 1 images"))
         async with open_classifier(load_engine=engine.load) as (classifier, _):
             engine.failures = 3
@@ -377,7 +377,7 @@ class TestEngineFailures:
 
 
 class _Failing:
-    """A real network that fails so many times."""
+    """A real network whose first runs fail."""
 
     max_images_on_loop = 0
 

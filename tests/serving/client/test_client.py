@@ -168,7 +168,7 @@ async def test_a_turned_pil_image_is_classified_upright(client: AsyncClient) -> 
 
 
 @pytest.mark.parametrize("mode", ["HSV", "F"])
-async def test_a_pil_image_without_a_meaning_is_refused(client: AsyncClient, mode: str) -> None:
+async def test_a_pil_image_of_unknown_range_is_refused(client: AsyncClient, mode: str) -> None:
     """Modes that no file has, or without a known range, raise an error with a clear message."""
     with pytest.raises((UndecodableImage, CallFailed), match=mode):
         await client.classify(Image.new(mode, (3, 3)), model="colours")
@@ -183,7 +183,7 @@ async def test_a_pil_image_without_a_meaning_is_refused(client: AsyncClient, mod
         pytest.param("/nowhere/x.png", UndecodableImage, "x.png cannot be read: No such file", id="missing"),
     ],
 )
-async def test_something_that_is_not_an_image_is_refused_before_it_is_sent(
+async def test_an_object_that_is_not_an_image_is_refused_before_it_is_sent(
     client: AsyncClient, image: ClientImage, kind: type[Exception], message: str
 ) -> None:
     """A caller's mistake raises an exception with a clear message, without a call."""
@@ -232,15 +232,15 @@ async def test_bad_images_of_many_are_results_in_their_places(
     ]
 
 
-async def test_many_images_travel_in_chunks_by_count(server: Server, client: AsyncClient) -> None:
+async def test_many_images_are_sent_in_chunks_by_count(server: Server, client: AsyncClient) -> None:
     """7 images, 3 per request: 3 requests."""
     await client.classify_all([RGBA] * 7, model="colours", images_per_request=3)
 
     assert _requests(server) == 3
 
 
-async def test_large_images_travel_in_chunks_by_bytes(publish: Publish, serve: Serve) -> None:
-    """Requests stay below the server's default limit of 64 MiB, however many images are allowed."""
+async def test_large_images_are_sent_in_chunks_by_bytes(publish: Publish, serve: Serve) -> None:
+    """Requests stay below the server's default limit of 64 MiB, even if more images are allowed."""
     publish()
     large = np.zeros((4000, 4000), np.uint8)  # (H, W): 16 MB raw
     async with serve() as server, AsyncClient(_address(server)) as client:
@@ -250,7 +250,7 @@ async def test_large_images_travel_in_chunks_by_bytes(publish: Publish, serve: S
     assert all(isinstance(result, Prediction) for result in results)
 
 
-async def test_a_generator_is_read_as_results_are_taken(server: Server) -> None:
+async def test_a_generator_is_read_as_results_are_consumed(server: Server) -> None:
     """The sync client holds one chunk of images at a time, so the source may be endless."""
     taken: list[int] = []
 
@@ -316,7 +316,7 @@ async def test_a_refused_call_has_code_cause_message_and_request_id(
 
 
 @pytest.mark.parametrize("name", ["colours@1", "colours@stable"])
-async def test_a_version_or_an_alias_stands_behind_an_at(
+async def test_a_version_or_an_alias_follows_an_at_sign(
     publish: Publish, serve: Serve, repository: Repository, name: str
 ) -> None:
     """MODEL@VERSION and MODEL@ALIAS."""
@@ -426,7 +426,7 @@ async def test_a_large_image_is_retried_too(serve_flaky: ServeFlaky) -> None:
     assert flaky.calls == 2
 
 
-async def test_a_full_server_is_asked_again(publish: Publish, serve_gated: ServeGated) -> None:
+async def test_a_call_to_a_full_server_is_retried(publish: Publish, serve_gated: ServeGated) -> None:
     """A real server that is full rejects a call, and answers its retry."""
     publish()
     async with serve_gated(max_pending_images=1) as server, AsyncClient(_address(server)) as client:
@@ -493,7 +493,7 @@ def _classify(address: str) -> Prediction:
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.2])
 async def test_a_deadline_is_kept(publish: Publish, serve_gated: ServeGated, timeout_s: float) -> None:
-    """A server that does not answer in time is DEADLINE_EXCEEDED, retries included; 0 is a deadline too."""
+    """Without an answer in time, retries included, the call is DEADLINE_EXCEEDED; 0 is a deadline too."""
     publish()
     async with serve_gated() as server, AsyncClient(_address(server)) as client:
         server.engine.close()

@@ -48,10 +48,10 @@ async def test_a_client_with_its_certificate_is_answered(serve_tls: Serve, certi
             assert (await client.classify(RED, model="colours")).top.label == "red"
 
 
-async def test_a_client_with_a_certificate_of_another_authority_is_not(
+async def test_a_client_with_a_certificate_of_another_authority_is_rejected(
     serve_tls: Serve, certificates: Path
 ) -> None:
-    """Nor is a client without TLS."""
+    """Also a client without TLS."""
     async with serve_tls() as server:
         for files in (_shown(certificates, "other-client"), {}):
             shown: dict[str, Any] = files

@@ -164,7 +164,7 @@ async def test_an_error_of_the_source_comes_after_the_results_before_it(
 
 
 @both
-async def test_something_that_is_not_an_image_is_an_error(
+async def test_an_object_that_is_not_an_image_is_an_error(
     server: Server, kind: type[Client | AsyncClient]
 ) -> None:
     """A caller's mistake, as in classify_all."""
@@ -173,7 +173,7 @@ async def test_something_that_is_not_an_image_is_an_error(
 
 
 @both
-async def test_an_endless_source_is_read_as_far_as_the_server_takes_it(
+async def test_an_endless_source_is_read_only_as_far_as_the_server_accepts(
     server: Server, kind: type[Client | AsyncClient]
 ) -> None:
     """Closing the generator ends the call; the source was read only a little ahead of the results."""
@@ -204,7 +204,7 @@ async def test_an_endless_source_is_read_as_far_as_the_server_takes_it(
     assert next(taken) < 10_000
 
 
-async def test_images_may_come_asynchronously(server: Server) -> None:
+async def test_images_may_arrive_asynchronously(server: Server) -> None:
     """Each image is sent when it arrives; earlier results do not wait for it."""
     sending: asyncio.Queue[bytes | None] = asyncio.Queue()
 
@@ -225,7 +225,7 @@ async def test_images_may_come_asynchronously(server: Server) -> None:
 
 
 @both
-async def test_a_full_server_is_asked_again_image_by_image(
+async def test_a_full_server_gets_rejected_images_again(
     publish: Publish, serve_gated: ServeGated, kind: type[Client | AsyncClient]
 ) -> None:
     """With a limit of one pending image, a stream of five gets all results, in order, by retried calls."""

@@ -1,4 +1,4 @@
-"""What is said where an extra is missing, or two builds of ONNX Runtime are installed."""
+"""Messages about a missing extra, or two builds of ONNX Runtime."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path, distributions: Sequence[str]) -> None:
-    """Add the metadata of distributions to the path, and nothing else of them."""
+    """Add only the metadata of distributions to the path."""
     for name in distributions:
         information = folder / f"{name.replace('-', '_')}-1.31.1.dist-info"
         information.mkdir()
@@ -53,7 +53,7 @@ def test_a_missing_server_names_both_of_its_extras(
 
 
 def test_two_builds_of_onnx_runtime_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Both packages own the same files: both have to go before one is installed."""
+    """Both packages own the same files: both must be removed before one is installed."""
     install(monkeypatch, tmp_path, ["onnxruntime", "onnxruntime-gpu"])
     with pytest.raises(UsageError) as refused:
         require_server()

@@ -61,7 +61,7 @@ COMMANDS: Commands = {"greet": Greet, "more": {"greet": Greet, "fail": Fail}, "f
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No LENSERVE_ variable of the person who runs the tests."""
+    """Remove LENSERVE_ variables of the developer."""
     for name in [name for name in os.environ if name.startswith("LENSERVE_")]:
         monkeypatch.delenv(name)
 
@@ -72,7 +72,7 @@ def run(*argv: str) -> int:
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a refused command leaves on stderr, with nothing on stdout."""
+    """Return the one line on stderr of a refused command, whose stdout is empty."""
     output, errors = capsys.readouterr()
     assert output == ""
     assert TRACEBACK not in errors
@@ -91,7 +91,7 @@ def config(folder: Path, text: str) -> str:
 # Precedence
 
 
-def test_the_command_line_wins_over_all(
+def test_the_command_line_takes_precedence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Command line, environment, TOML, default: each option comes from the first that has it."""
@@ -147,7 +147,7 @@ def test_renamed_options_have_the_same_sources(
     assert said == ["True", "True", "False", "True"]
 
 
-def test_other_variables_of_ours_are_not_in_the_way(
+def test_variables_of_other_commands_are_ignored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Several commands share one environment: a variable of another command is not an error."""
@@ -236,7 +236,7 @@ def test_an_unreadable_config_file_is_named(
     assert f"--config {path}" in refusal(capsys)
 
 
-def test_several_mistakes_are_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_errors_are_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """Each has its own line, so that all can be corrected at once."""
     assert run("greet", "--max-count", "0") == WRONG_USAGE
     lines = capsys.readouterr().err.splitlines()
@@ -377,7 +377,7 @@ def test_a_real_process_fails_in_one_line(argv: list[str], code: int) -> None:
 
 
 def test_results_and_progress_use_different_streams() -> None:
-    """Stdout holds results and nothing else."""
+    """Stdout has only results."""
     process = start("count")
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "progress\n")

@@ -52,7 +52,7 @@ def test_the_cuda_provider_needs_cuda() -> None:
 def test_a_library_in_the_packages_is_found(
     install: Callable[[str, str], Path], tmp_path: Path, folder: str
 ) -> None:
-    """In the layout of CUDA 13 (nvidia/cu13) as in that of CUDA 12 (nvidia/cublas)."""
+    """In the layouts of CUDA 13 (nvidia/cu13) and CUDA 12 (nvidia/cublas)."""
     name = f"liblenserve-{folder}.so.1"
     assert cuda.missing_libraries([name], [tmp_path / "nvidia"]) == [name]
     install(folder, name)
@@ -73,10 +73,10 @@ def test_packages_come_before_the_system(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked == [str(tmp_path / "cu13/lib"), str(tmp_path / "cudnn/lib"), "system"]
 
 
-def test_packages_are_looked_for_on_all_of_pythons_path(
+def test_packages_are_searched_on_all_of_pythons_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime itself looks only beside its own package."""
+    """ONNX Runtime only looks next to its package."""
     folders = [tmp_path / name / "nvidia" for name in ("first", "second")]
     for folder in folders:
         folder.mkdir(parents=True)

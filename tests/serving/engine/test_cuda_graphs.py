@@ -29,7 +29,7 @@ def _nothing() -> None:
 
 
 class Recorded:
-    """A real session on the CPU. It runs what CUDA would replay, and remembers threads and graphs."""
+    """A real session on the CPU. It runs instead of replaying, and records threads and graphs."""
 
     def __init__(self, file: Path) -> None:
         self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -38,11 +38,11 @@ class Recorded:
         self.stale = False  # whether graphs keep what they gave first
 
     def get_inputs(self) -> list[onnxruntime.NodeArg]:
-        """As the session."""
+        """Like the session."""
         return self._session.get_inputs()
 
     def io_binding(self) -> onnxruntime.IOBinding:
-        """As the session."""
+        """Like the session."""
         return self._session.io_binding()
 
     def run(
@@ -60,7 +60,7 @@ class Recorded:
             self._session.run_with_iobinding(binding, options)
 
     def graph_ids(self) -> list[str]:
-        """Of every run so far, in their order."""
+        """Graph ids of all runs so far, in order."""
         return [graph for graph, _ in self.runs]
 
     def _note(self, options: onnxruntime.RunOptions) -> None:
@@ -69,13 +69,13 @@ class Recorded:
 
 @pytest.fixture
 def session(publish: Publish) -> Recorded:
-    """Of the small network."""
+    """A session of the small network."""
     return Recorded(publish().model_file)
 
 
 @pytest.fixture
 def graphs(session: Recorded) -> CudaGraphs:
-    """None captured yet."""
+    """Graphs of which none is captured yet."""
     return CudaGraphs(session, SIZES, ("cpu", 0))
 
 
@@ -93,7 +93,7 @@ def test_a_batch_size_is_captured_once_and_then_replayed(session: Recorded, grap
 def test_each_batch_size_has_its_own_graph_and_all_are_checked_at_the_end(
     session: Recorded, graphs: CudaGraphs
 ) -> None:
-    """Damage that the last capture does to the first graph is found before anything is served."""
+    """Damage to the first graph by the last capture is detected before anything is served."""
     for count in SIZES:
         graphs.prepare(count)
     assert session.graph_ids()[-3:] == ["1", "2", "3"]
@@ -157,7 +157,7 @@ def test_images_of_another_shape_or_type_are_rejected(graphs: CudaGraphs, images
 
 
 def test_a_graph_that_ignores_its_images_is_detected(session: Recorded, graphs: CudaGraphs) -> None:
-    """It would give every request the answer of the first."""
+    """Every request would get the answer to the first."""
 
     def grow_stale() -> None:
         session.stale = session.graph_ids().count("1") == 4  # the check
@@ -227,7 +227,7 @@ class TestEngine:
     def test_a_failed_capture_drops_only_the_graphs(
         self, session: Recorded, publish: Publish, log_events: LogEvents
     ) -> None:
-        """For all later batches."""
+        """All later batches run without graphs."""
         session.on_graph = _fail
         engine = _engine(session, publish().model_file, Optimizations(nhwc=True, cuda_graphs=True))
         for count in (3, 4):
@@ -283,7 +283,7 @@ class TestEngine:
         assert len(engine.run(_noise(3)).probabilities) == 3
 
     def test_an_engine_leaves_no_thread_and_no_session(self, publish: Publish) -> None:
-        """A server loads and unloads versions for as long as it runs."""
+        """A server loads and unloads versions again and again."""
         before = set(threading.enumerate())
         engine = _engine(Recorded(publish().model_file), publish().model_file)
         engine.run(_noise(3))

@@ -91,7 +91,7 @@ def test_a_gpu_without_its_libraries_is_not_used_and_the_log_warns(
         find_device("cuda")
 
 
-def test_cuda_devices_are_not_looked_for_if_the_cpu_was_requested() -> None:
+def test_cuda_devices_are_not_searched_if_the_cpu_was_requested() -> None:
     """That would load the driver."""
     device = find_device("cpu", find=lambda: pytest.fail("it looked"))
     assert (device.name, device.reason) == ("cpu", "requested")

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions, what they are opened with, and batch buckets."""
+"""ONNX Runtime sessions, their options, and batch buckets."""
 
 import os
 import subprocess
@@ -208,7 +208,7 @@ class TestOnnxEngine:
             _load(_changed(publish(), widen))
 
     def test_a_failing_run_is_an_engine_error_with_the_number_of_images(self, publish: Publish) -> None:
-        """Whatever ONNX Runtime raises becomes one kind of error."""
+        """All errors of ONNX Runtime become one kind of error."""
         with pytest.raises(EngineError, match="the network failed on 2 images"):
             _load(publish().model_file).run(np.zeros((2, 5, 5, 1), np.uint8))
 
@@ -240,7 +240,7 @@ class TestOnnxEngine:
 
 
 class TestOutOfMemory:
-    """The memory of a device is shared: the next run may find enough."""
+    """The memory of a device is shared: the next run may succeed."""
 
     @pytest.mark.parametrize(
         "message",
@@ -271,7 +271,7 @@ class TestOutOfMemory:
         "message", ["CUDA failure 209: no kernel image is available", "Invalid rank for input: image", ""]
     )
     def test_other_failures_are_not_out_of_memory(self, message: str) -> None:
-        """They are failures of the network, which has to be proven again."""
+        """They are failures of the network, which must be proven again."""
         assert not is_out_of_memory(RuntimeError(message))
 
     def test_numpy_s_memory_error_is_out_of_memory(self) -> None:
@@ -309,7 +309,7 @@ class TestOutOfMemory:
 
 @pytest.mark.gpu
 class TestOnCuda:
-    """The same on a GPU."""
+    """The engine on a GPU."""
 
     @pytest.fixture(autouse=True)
     def _gpu(self) -> None:

@@ -55,7 +55,7 @@ def test_another_number_of_classes_is_refused_with_both_shapes(classes: int) -> 
 
 
 class _Scripted:
-    """Returns given rows in turn, and remembers the batch sizes."""
+    """Returns given rows one after another, and records the batch sizes."""
 
     max_images_on_loop = 0
 
@@ -70,7 +70,7 @@ class _Scripted:
 
 
 def _golden(count: int) -> Golden:
-    """Images whose first sample is their place, each 0.5 : 0.5."""
+    """Images whose first sample is their index, each with probabilities 0.5 and 0.5."""
     images = np.zeros((count, 2, 2, 1), np.uint8)
     images[:, 0, 0, 0] = range(count)
     return Golden(images, np.full((count, 2), 0.5, np.float32))

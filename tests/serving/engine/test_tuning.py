@@ -1,4 +1,4 @@
-"""On how many threads a network runs, and whether on the event loop, as measured."""
+"""Measured tuning: number of threads, and runs on the event loop."""
 
 import time
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_cheap_networks_stay_on_the_event_loop(cost: RunCost, images: int) -> No
 
 @given(one_s=SECONDS, more_s=SECONDS, largest=st.integers(1, 64))
 def test_the_loop_is_never_blocked_for_long(one_s: float, more_s: float, largest: int) -> None:
-    """Whatever was measured, a run on the loop takes at most 2 ms."""
+    """A run on the loop takes at most 2 ms."""
     cost = RunCost(one_s, largest, one_s + more_s * (largest > 1))
     images = images_on_loop(cost)
     assert 0 <= images <= largest
@@ -73,10 +73,10 @@ def test_a_given_number_of_threads_is_kept(publish: Publish, threads: int) -> No
 
 
 @pytest.mark.parametrize(("speedup", "threads"), [(1.9, 2), (1.61, 2), (1.5, 1), (0.7, 1)])
-def test_all_cores_are_used_if_they_pay_off(
+def test_all_cores_are_used_if_they_help(
     monkeypatch: pytest.MonkeyPatch, speedup: float, threads: int
 ) -> None:
-    """Two threads have to be 1.6 times as fast as one."""
+    """Two threads must be 1.6 times as fast as one."""
     loaded: list[_Timed] = []
 
     def load(_file: Path, _device: Device, *, threads: int, max_batch_size: int) -> "_Timed":
@@ -124,7 +124,7 @@ class _SlowAtFirst(OnnxEngine):
 
 
 def test_a_network_in_another_process_never_blocks_the_event_loop(tmp_path: Path) -> None:
-    """However cheap it is there, the event loop would have to wait for that process."""
+    """Even if it is cheap there, the event loop would have to wait for that process."""
     assert RemoteEngine(tmp_path / "socket", tmp_path / "model.onnx").max_images_on_loop == 0
 
 
@@ -132,7 +132,7 @@ def test_a_network_in_another_process_never_blocks_the_event_loop(tmp_path: Path
 def test_only_networks_on_this_process_s_cpu_run_on_the_event_loop(
     monkeypatch: pytest.MonkeyPatch, kind: str, largest: int
 ) -> None:
-    """On CUDA even the cheapest waits for captures of others, so nothing is measured."""
+    """On CUDA, even a cheap network waits for captures of others, so nothing is measured."""
     clock = SimpleNamespace(now_s=0.0)
     timed = _Timed(1, 60e-6)
     monkeypatch.setattr(OnnxEngine, "load", lambda *_, **__: timed)

@@ -85,8 +85,8 @@ def test_a_series_has_its_time_of_creation() -> None:
     assert [(sample.name, sample.value) for sample in merged.collect().samples] == [("c_total", 3)]
 
 
-def test_a_removed_series_is_gone() -> None:
-    """The past state of a version, for example."""
+def test_a_removed_series_is_not_shown() -> None:
+    """For example, the past state of a version."""
     states = GaugeFamily("g", "g", LABELS, across=max)
     states.labels("loading").set(1)
     states.labels("ready").set(1)
@@ -101,7 +101,7 @@ def test_the_number_of_labels_is_checked() -> None:
 
 
 def test_a_scrape_in_another_thread_loses_nothing() -> None:
-    """It reads in the middle of updates, again and again."""
+    """It reads repeatedly during updates."""
     family = HistogramFamily("h", "h", LABELS, bounds=BOUNDS)
     done = threading.Event()
 

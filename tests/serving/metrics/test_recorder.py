@@ -1,4 +1,4 @@
-"""The metrics as a scrape shows them."""
+"""Metrics in a scrape."""
 
 import re
 import subprocess
@@ -43,7 +43,7 @@ def test_the_largest_batch_has_its_own_bucket() -> None:
 
 
 def test_a_scrape_has_the_metrics_of_the_process() -> None:
-    """Memory and CPU, beside our own metrics."""
+    """Memory and CPU, in addition to our metrics."""
     text = generate_latest(Metrics().registry).decode()
     assert "process_resident_memory_bytes" in text
     assert "python_info" in text
@@ -176,7 +176,7 @@ print(generate_latest(metrics.registry).decode())
 """
 
 
-def test_processes_count_together(tmp_path: Path) -> None:
+def test_counts_of_processes_are_summed(tmp_path: Path) -> None:
     """A scrape of any process shows the sum of all, Triton's metrics too."""
     for worker in ("1", "2"):
         done = subprocess.run(

@@ -49,7 +49,7 @@ def test_counters_add_up_and_gauges_are_combined(tmp_path: Path) -> None:
 
 
 def test_every_process_sees_the_sum(tmp_path: Path) -> None:
-    """Its own counters and what others have flushed, in a scrape and in the statistics."""
+    """Its counters and those that others have flushed, in a scrape and in the statistics."""
     first, second = _worker(tmp_path, 1), _worker(tmp_path, 2)
     _count(first, pending=0)
     _count(second, pending=0)

@@ -1,4 +1,4 @@
-"""Which versions are served, whatever happens to the repository, a load or an engine."""
+"""Which versions are served, through changes of the repository, failed loads and broken engines."""
 
 import asyncio
 import gc
@@ -167,7 +167,7 @@ class TestFirstLook:
     async def test_a_server_without_a_working_version_is_not_ready(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """It must get no requests, since it cannot answer any."""
+        """It must not get requests, because it cannot answer any."""
         publish(lie=True)
         async with open_models() as models:
             assert not models.ready
@@ -441,7 +441,7 @@ class TestBadVersions:
     async def test_an_unexpected_error_while_loading_refuses_only_that_version(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """The watch goes on, and the next version is served."""
+        """The watch continues, and the next version is served."""
         publish()
         failing = Loader()
 
@@ -461,7 +461,7 @@ class TestBadVersions:
     async def test_a_refused_version_is_not_loaded_again_until_it_changes(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """A bad version is loaded once, not at every refresh, and again once its manifest is written anew."""
+        """A bad version is loaded once, not at every refresh, and again after its manifest was rewritten."""
         publish()
         load = Loader()
         async with open_models(load_engine=load) as models:
@@ -547,7 +547,7 @@ class TestAliases:
             await models.refresh()
             assert _default(models) == 2
 
-    async def test_other_aliases_are_served_beside_the_default(
+    async def test_other_aliases_are_served_too(
         self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
         """They are unloaded when the alias moves."""
@@ -826,7 +826,7 @@ class TestLoadAndUnload:
 
 
 async def _runs(version: Version) -> bool:
-    """Whether a leased version still answers."""
+    """Return whether a leased version still answers."""
     output = await version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
     return output.probabilities.shape == (1, 3)
 
@@ -866,7 +866,7 @@ class TestEnd:
     async def test_leaving_while_an_old_version_is_leased_closes_it_too(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
-        """Requests that still hold it get ModelUnavailable instead of waiting for ever."""
+        """Requests that still hold it get ModelUnavailable instead of waiting forever."""
         publish()
         async with open_models() as models:
             lease = models.lease(NAME)
@@ -932,7 +932,7 @@ class TestCheckEngine:
                 one_check = load.engines[0].runs - before
             assert one_check == 4  # one size to warm, three golden examples one by one
 
-    async def test_an_engine_is_not_broken_because_files_are_gone(
+    async def test_an_engine_is_not_broken_because_files_are_missing(
         self, publish: Publish, open_models: OpenModels, log_events: LogEvents
     ) -> None:
         """Without its golden examples a version cannot be checked, which proves nothing against it."""
@@ -1029,7 +1029,7 @@ async def test_all_processes_refresh_at_the_same_times(
 
 
 class _Noted(OnnxEngine):
-    """Remembers where it was closed."""
+    """Records where it was closed."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

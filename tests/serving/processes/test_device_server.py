@@ -66,7 +66,7 @@ async def test_a_device_server_whose_serving_fails_ends(tmp_path: Path) -> None:
     assert b"nobody foresaw this" in why
 
 
-async def test_a_stranger_is_left_and_the_device_server_takes_the_next(
+async def test_an_invalid_client_is_dropped_and_the_next_is_served(
     tmp_path: Path, log_events: LogEvents
 ) -> None:
     """An invalid opening loads nothing, and its shared memory is closed."""
@@ -88,7 +88,7 @@ async def test_a_stranger_is_left_and_the_device_server_takes_the_next(
     assert len(log_events.named("connection_failed")) == 2
 
 
-async def test_a_worker_that_says_nothing_is_watched_no_longer_than_the_device_server_serves(
+async def test_a_silent_worker_is_watched_only_while_the_device_server_serves(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     """The event loop stops watching its descriptor, which another connection may reuse."""
@@ -99,7 +99,7 @@ async def test_a_worker_that_says_nothing_is_watched_no_longer_than_the_device_s
     assert not asyncio.get_running_loop().remove_reader(ends[0])
 
 
-async def test_the_memory_of_a_worker_that_stops_in_the_middle_goes_with_the_device_server(
+async def test_the_memory_of_an_incomplete_connection_is_closed_with_the_device_server(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     """The worker has not sent the file name yet."""

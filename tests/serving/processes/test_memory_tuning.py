@@ -14,7 +14,7 @@ print(json.dumps([gc.get_freeze_count(), len(gc.get_objects()), before, gc.get_t
 """
 
 
-def test_what_was_imported_is_never_searched_again() -> None:
+def test_imported_objects_are_never_collected() -> None:
     """Imported objects are frozen, and the others are collected less often."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
     frozen, searched, before, after = json.loads(done.stdout)

@@ -22,7 +22,7 @@ metrics.flush()
 """
 
 
-def test_a_successor_counts_on_in_the_files_of_the_dead(tmp_path: Path) -> None:
+def test_a_successor_continues_the_counters_of_the_dead_worker(tmp_path: Path) -> None:
     """Deaths add no files; gauges of a dead worker are dropped."""
     workers = WorkerMetrics(tmp_path, dict)
 

@@ -109,7 +109,7 @@ class TestTogether:
 
 
 class TestDeath:
-    """One worker dies, the others carry on."""
+    """One worker dies, the others continue."""
 
     async def test_a_killed_worker_is_replaced_and_no_client_notices(
         self, publish: Publish, start_workers: StartWorkers
@@ -181,7 +181,7 @@ class TestStart:
     """Misconfiguration is reported at start."""
 
     @pytest.mark.parametrize("option", ["--grpc-port", "--http-port"])
-    async def test_a_port_that_is_taken_is_one_line_and_exit_1(
+    async def test_a_port_in_use_is_one_line_and_exit_1(
         self, publish: Publish, run_workers: RunWorkers, option: str
     ) -> None:
         """As with one worker."""
@@ -193,7 +193,7 @@ class TestStart:
         assert len(lines) == 1
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in lines[0]
 
-    async def test_what_no_worker_can_start_with_is_said_once(
+    async def test_an_invalid_configuration_is_reported_once(
         self, publish: Publish, run_workers: RunWorkers, tmp_path: Path
     ) -> None:
         """The start is not repeated."""
@@ -205,9 +205,9 @@ class TestStart:
 
 
 class TestStop:
-    """All workers stop together and leave nothing."""
+    """All workers stop together and leave nothing behind."""
 
-    async def test_sigterm_answers_every_call_that_was_taken_and_ends_with_0(
+    async def test_sigterm_answers_every_accepted_call_and_exits_with_0(
         self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """Callers on connections to both workers are answered until their connection announces the stop."""
@@ -256,7 +256,7 @@ class TestStop:
         assert await asyncio.to_thread(server.stop) == 0
         assert [event["worker"] for event in server.events("worker_killed")] == [1]
 
-    async def test_a_load_that_hangs_holds_up_no_stop(
+    async def test_a_hanging_load_does_not_delay_a_stop(
         self, publish: Publish, start_workers: StartWorkers, hang_load: HangLoad
     ) -> None:
         """A worker exits after its calls; a hanging load does not need a kill."""
@@ -315,7 +315,7 @@ class TestDeviceServer:
             assert min(await asyncio.wait_for(asyncio.gather(*callers), 30)) > 0
         assert len(list(server.events("worker_died"))) == 1
 
-    async def test_a_worker_that_is_killed_leaves_nothing_with_the_device_server(
+    async def test_a_killed_worker_leaves_nothing_in_the_device_server(
         self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """Its socket and shared memory are closed, and its successor opens new ones."""
@@ -332,7 +332,7 @@ class TestDeviceServer:
                 pass
         assert len(list(server.events("network_loaded"))) == 1
 
-    async def test_all_stop_together_and_answer_what_they_took(
+    async def test_all_stop_together_and_answer_accepted_calls(
         self, publish: Publish, start_workers: StartWorkers
     ) -> None:
         """The device server exits last, after SIGTERM and after the supervisor's death."""
@@ -382,7 +382,7 @@ def run_workers(repository: Repository) -> RunWorkers:
 async def _connections(
     server: str, trust: grpc.ChannelCredentials | None = None
 ) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Channels that share no connection."""
+    """Channels without shared connections."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     open_channel = grpc.aio.insecure_channel if trust is None else partial(_secure_channel, trust)
     channels = [open_channel(server, options=options) for _ in range(CONNECTIONS)]

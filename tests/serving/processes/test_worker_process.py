@@ -1,4 +1,4 @@
-"""A worker as its supervisor sees it: one process after another."""
+"""A worker from the supervisor's side: one process after another."""
 
 import asyncio
 import sys
@@ -95,7 +95,7 @@ async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_ev
     ]
 
 
-async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
+async def test_a_worker_that_is_killed_during_a_report_is_replaced(
     tmp_path: Path, log_events: LogEvents
 ) -> None:
     """An incomplete report is ignored."""
@@ -110,7 +110,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_a_word_is_replaced(
 
 
 async def test_starting_a_worker_is_retried(tmp_path: Path, log_events: LogEvents) -> None:
-    """A machine without free processes or memory may recover; the other workers carry on."""
+    """A machine without free processes or memory may recover; the other workers continue."""
     place = Place(GOOD, tmp_path, python=str(tmp_path / "no-python"))
     running = asyncio.create_task(place.worker.keep_running())
     await place.until(lambda: len(place.deaths) == 2)
@@ -135,7 +135,7 @@ async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_eve
     assert place.breaks == 1
 
 
-async def test_what_keeps_a_first_worker_from_starting_is_raised(tmp_path: Path) -> None:
+async def test_the_reason_why_the_first_process_cannot_start_is_raised(tmp_path: Path) -> None:
     """A misconfiguration is not retried."""
     place = Place(REFUSING, tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
@@ -145,5 +145,5 @@ async def test_what_keeps_a_first_worker_from_starting_is_raised(tmp_path: Path)
 
 @pytest.mark.parametrize(("deaths", "expected_s"), [(1, 0.1), (2, 0.2), (7, 6.4), (8, 10.0), (2000, 10.0)])
 def test_pauses_grow_from_a_tenth_of_a_second_to_ten(deaths: int, expected_s: float) -> None:
-    """A worker that never starts costs next to nothing."""
+    """A worker that never starts costs almost nothing."""
     assert pause_s(deaths) == pytest.approx(expected_s)

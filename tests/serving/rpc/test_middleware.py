@@ -127,7 +127,7 @@ async def test_the_request_id_goes_back_over_the_channel(
 
 
 async def test_calls_are_counted_by_method_and_code() -> None:
-    """Every call is counted in one counter and one histogram, however it ends."""
+    """Every call is counted in one counter and one histogram, whatever its status."""
     metrics = Metrics()
     middleware = Middleware(metrics)
 

@@ -1,4 +1,4 @@
-"""What the middleware does for every message of a pipeline: errors in order, tokens, counting, draining."""
+"""Middleware for each message of a pipeline: errors in order, tokens, counting, draining."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -48,7 +48,7 @@ async def _values(row: StreamHandler, messages: AsyncIterator[bytes], call: Call
     return [StringValue.FromString(answer).value async for group in groups for answer in group]
 
 
-async def test_a_message_that_fails_is_answered_and_the_stream_goes_on() -> None:
+async def test_a_failed_message_is_answered_and_the_stream_continues() -> None:
     """Rejected, failed or not a message: each has its status in its place, and is counted."""
     metrics = Metrics()
 

@@ -18,7 +18,7 @@ from serving.rpc.ordered_stream import answer_in_order
 
 @dataclass(frozen=True)
 class Request:
-    """One request, drawn by Hypothesis. Times are turns of the event loop."""
+    """One request, drawn by Hypothesis. Times are iterations of the event loop."""
 
     pause: int  # before it arrives
     work: int
@@ -88,7 +88,7 @@ LIMITS = st.integers(1, 5)
 async def test_every_request_gets_its_own_answer_in_order(
     requests: list[Request], max_in_flight: int
 ) -> None:
-    """None is lost or doubled; never more than allowed run, or wait to be taken."""
+    """None is lost or repeated, and no more than allowed run or wait for the consumer."""
     work = Work()
     read: list[int] = []
     taken: list[int] = []
@@ -109,7 +109,7 @@ async def test_every_request_gets_its_own_answer_in_order(
 async def test_closing_early_cancels_running_work(
     requests: list[Request], max_in_flight: int, taken: int
 ) -> None:
-    """After aclose nothing runs and nothing more is read, whenever it comes."""
+    """After aclose, at any moment, nothing runs and nothing more is read."""
     work = Work()
     read: list[int] = []
     answers = _pipelined(_arrivals(requests, read), work.answer, max_in_flight=max_in_flight)
@@ -127,7 +127,7 @@ async def test_closing_early_cancels_running_work(
 async def test_a_cancelled_consumer_cancels_running_work(
     requests: list[Request], max_in_flight: int, after: int
 ) -> None:
-    """The same if the task that takes the answers is cancelled, at any moment."""
+    """The same if the consuming task is cancelled, at any moment."""
     work = Work()
     read: list[int] = []
 
@@ -213,7 +213,7 @@ async def _numbers(end: int | None = None) -> AsyncIterator[int]:
         yield number
 
 
-async def test_answers_that_are_ready_together_come_together() -> None:
+async def test_answers_that_are_ready_together_are_yielded_together() -> None:
     """While the first runs, those behind it wait; then all are one group."""
     may_end = asyncio.Event()
 
@@ -231,8 +231,8 @@ async def test_answers_that_are_ready_together_come_together() -> None:
     assert [group async for group in groups] == [[4]]
 
 
-async def test_reading_stops_while_answers_are_not_taken() -> None:
-    """An endless sender is not read beyond the limit, however fast the answers are."""
+async def test_reading_stops_while_answers_are_not_consumed() -> None:
+    """An endless sender is not read beyond the limit, even if answers are fast."""
     read: list[int] = []
 
     async def answer(number: int) -> int:
@@ -249,7 +249,7 @@ async def test_reading_stops_while_answers_are_not_taken() -> None:
         assert read == [0, 1, 2, 3]
 
 
-async def test_an_error_of_reading_comes_after_the_answers() -> None:
+async def test_a_read_error_is_raised_after_the_answers() -> None:
     """Requests that were read before it are answered."""
 
     async def broken() -> AsyncIterator[int]:

@@ -1,4 +1,4 @@
-"""The table of RPCs: complete, and free of any transport's types."""
+"""The table of RPCs: complete, and without types of a transport."""
 
 from google.protobuf import descriptor_pool
 

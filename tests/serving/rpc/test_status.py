@@ -58,7 +58,7 @@ EVERY_ERROR = [
 
 @pytest.mark.parametrize("kind", EVERY_ERROR, ids=lambda kind: kind.__name__)
 def test_every_error_has_the_code_of_the_table(kind: type[errors.LenserveError]) -> None:
-    """An error has the code of its row; one that no request should cause is INTERNAL."""
+    """An error has the code of its row; one that requests cannot cause is INTERNAL."""
     assert code_of(kind("why")).name == CODES.get(kind.__name__, "INTERNAL")
 
 
@@ -302,10 +302,10 @@ async def test_calls_without_the_right_token_are_rejected(
     assert (refusal.code, refusal.message) == (code, message)
 
 
-async def test_an_unexpected_failure_stays_in_the_log(
+async def test_an_unexpected_failure_is_only_logged(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets INTERNAL, a fixed message and the request id, with which the log has the traceback."""
+    """The client gets INTERNAL, a fixed message and the request id, under which the log has the traceback."""
 
     async def fail(_request: empty_pb2.Empty, _call: Call) -> empty_pb2.Empty:
         raise ZeroDivisionError(SECRET)
@@ -336,7 +336,7 @@ async def test_a_network_that_fails_is_internal_without_details(
     connect: Connect,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Errors of the engine on valid input are for the log alone."""
+    """Errors of the engine on valid input are only logged."""
     publish()
     async with serve_gated() as server:
         server.engine.error = errors.EngineError(SECRET)

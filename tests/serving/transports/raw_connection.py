@@ -25,7 +25,7 @@ _GOAWAY = 7
 
 @dataclass
 class Reply:
-    """Everything that came back on one stream."""
+    """Everything received on one stream."""
 
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""

@@ -1,4 +1,4 @@
-"""Connections reach the worker with fewest, whatever happens to workers and connections."""
+"""Connections reach the worker with the fewest, also after workers and connections have ended."""
 
 import asyncio
 import socket
@@ -30,7 +30,7 @@ class Worker:
         )
 
     def close(self) -> None:
-        """End as a process does: its sockets close."""
+        """Exit like a process: its sockets close."""
         if self.ended:
             return
         self.ended = True
@@ -71,7 +71,7 @@ class Client:
         return cls(*await asyncio.open_connection(HOST, distributor.port))
 
     async def greeting(self) -> str:
-        """The name of its worker; empty if the connection is closed."""
+        """Return the name of its worker; empty if the connection is closed."""
         async with asyncio.timeout(20):
             try:
                 return (await self.reader.read(1)).decode()
@@ -134,7 +134,7 @@ async def test_all_workers_get_equally_many() -> None:
 
 
 async def test_a_worker_whose_connections_closed_gets_the_next() -> None:
-    """And so does a worker that starts later."""
+    """Also a worker that starts later."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         first = start("a")
         start("b")
@@ -161,8 +161,8 @@ async def test_a_worker_that_is_not_ready_gets_none_and_clients_wait() -> None:
                 starting.recv(1, socket.MSG_DONTWAIT)
 
 
-async def test_a_worker_that_ends_gets_no_more() -> None:
-    """Its end does not affect the others, nor do the connections that it left unread."""
+async def test_a_worker_that_exits_gets_no_more_connections() -> None:
+    """Its exit does not affect the others, nor do connections that it left unread."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         start("a").close()
         start("b")
@@ -188,7 +188,7 @@ async def test_a_connection_that_no_worker_takes_is_closed() -> None:
 
 
 async def test_a_failed_handshake_counts_as_closed(certificates: Path) -> None:
-    """Clients without TLS do not count as open connections for ever."""
+    """Clients without TLS do not count as open connections forever."""
     tls = TlsFiles(certificates / "server.pem", certificates / "server.key").context()
     async with a_distributor() as (distributor, start):
         first = start("a", tls)
@@ -220,7 +220,7 @@ async def test_listening_ends_with_the_last_worker() -> None:
             await refused(distributor)
 
 
-async def test_accepting_goes_on_once_there_are_descriptors_again(
+async def test_accepting_continues_once_there_are_descriptors_again(
     refuse_accepts: Callable[[], list[OSError]], log_events: LogEvents
 ) -> None:
     """The log says so once, and the connection is served."""

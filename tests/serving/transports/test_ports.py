@@ -41,7 +41,7 @@ def test_several_listen_on_a_reserved_port_and_get_all_connections() -> None:
 
 @pytest.mark.parametrize("take", [listen, reserve_port])
 def test_a_port_in_use_is_an_error_with_its_number(take: Callable[[str, int], socket.socket]) -> None:
-    """Otherwise the two would share its traffic."""
+    """Otherwise two servers would share its traffic."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(AddressUnavailable, match=f"gRPC cannot listen on 127.0.0.1:{port}: Address"):

@@ -38,7 +38,7 @@ def test_a_key_of_another_certificate_is_an_error(certificates: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
 def test_an_invalid_certificate_is_an_error(certificates: Path, tmp_path: Path, content: bytes) -> None:
-    """Of the server, and of the CA."""
+    """For the server and for the CA."""
     bad = tmp_path / "bad.pem"
     bad.write_bytes(content)
     with pytest.raises(UsageError, match=r"bad\.pem"):
@@ -47,9 +47,7 @@ def test_an_invalid_certificate_is_an_error(certificates: Path, tmp_path: Path, 
         TlsFiles(certificates / "server.pem", certificates / "server.key", bad).check()
 
 
-def test_an_encrypted_key_is_an_error_and_no_password_is_asked_for(
-    certificates: Path, tmp_path: Path
-) -> None:
+def test_an_encrypted_key_is_an_error_without_a_password_prompt(certificates: Path, tmp_path: Path) -> None:
     """A server has no terminal."""
     key = load_pem_private_key((certificates / "server.key").read_bytes(), None)
     locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))

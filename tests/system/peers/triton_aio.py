@@ -1,4 +1,4 @@
-"""NVIDIA's asyncio client against a server: prints what it learnt as JSON. Runs inside .peers/triton."""
+"""NVIDIA's asyncio client against a server: prints the results as JSON. Runs inside .peers/triton."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import tritonclient.grpc.aio as triton
 
 
 async def main(address: str, image_file: str, pixels_file: str) -> None:
-    """Ask, and print."""
+    """Call, and print."""
     pixels = np.load(pixels_file)  # (N, H, W, C) uint8
     encoded = np.array([open(image_file, "rb").read()], dtype=np.object_)  # noqa: ASYNC230, PTH123, SIM115
 

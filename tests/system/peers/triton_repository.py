@@ -1,4 +1,4 @@
-"""NVIDIA's client loads and unloads a model: prints what it learnt as JSON. Runs inside .peers/triton."""
+"""NVIDIA's client loads and unloads a model: prints the results as JSON. Runs inside .peers/triton."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ client = triton.InferenceServerClient(address)
 
 
 def index() -> list[dict[str, str]]:
-    """Every known version."""
+    """Return all known versions."""
     return client.get_model_repository_index(as_json=True).get("models", [])
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's client with tensors in shared memory: prints what it learnt as JSON. Runs inside .peers/triton."""
+"""NVIDIA's client with tensors in shared memory: prints the results as JSON. Runs inside .peers/triton."""
 
 import json
 import os
@@ -16,7 +16,7 @@ client = triton.InferenceServerClient(address)
 
 
 def refusal(name: str, foreign_key: str) -> str:
-    """How a registration fails that has to fail."""
+    """Return the failure of a registration that must fail."""
     try:
         client.register_system_shared_memory(name, foreign_key, 1)
     except triton.InferenceServerException as error:

@@ -1,4 +1,4 @@
-"""NVIDIA's clients over one stream each: prints what came back as JSON. Runs inside .peers/triton."""
+"""NVIDIA's clients over one stream each: prints the results as JSON. Runs inside .peers/triton."""
 
 import asyncio
 import json
@@ -23,8 +23,8 @@ def tensor(number: int) -> triton.InferInput:
     return given
 
 
-def told(result: triton.InferResult | None, error: triton.InferenceServerException | None) -> list[object]:
-    """Id and probabilities, or the error's message."""
+def summary(result: triton.InferResult | None, error: triton.InferenceServerException | None) -> list[object]:
+    """Return id and probabilities, or the error message."""
     if error is not None:
         return ["", error.message()]
     assert result is not None
@@ -34,10 +34,10 @@ def told(result: triton.InferResult | None, error: triton.InferenceServerExcepti
 
 
 def stream() -> list[list[object]]:
-    """start_stream and async_stream_infer, with a model that is not there in between."""
+    """start_stream and async_stream_infer, with an unknown model in between."""
     answers: queue.Queue[list[object]] = queue.Queue()
     with triton.InferenceServerClient(address) as client:
-        client.start_stream(lambda result, error: answers.put(told(result, error)))
+        client.start_stream(lambda result, error: answers.put(summary(result, error)))
         for number in range(IMAGES):
             model = "shapes" if number == IMAGES // 2 else "colours"
             client.async_stream_infer(model, [tensor(number)], request_id=str(number))
@@ -53,7 +53,7 @@ async def stream_aio() -> list[list[object]]:
             yield {"model_name": "colours", "inputs": [tensor(number)], "request_id": str(number)}
 
     async with triton_aio.InferenceServerClient(address) as client:
-        return [told(*answer) async for answer in client.stream_infer(requests())]
+        return [summary(*answer) async for answer in client.stream_infer(requests())]
 
 
 json.dump({"sync": stream(), "aio": asyncio.run(stream_aio())}, sys.stdout)

@@ -1,4 +1,4 @@
-"""NVIDIA's synchronous client against a server: prints what it learnt as JSON. Runs inside .peers/triton."""
+"""NVIDIA's synchronous client against a server: prints the results as JSON. Runs inside .peers/triton."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ encoded = np.array([open(image_file, "rb").read()], dtype=np.object_)  # noqa: P
 def infer(
     values: np.ndarray, datatype: str, output: triton.InferRequestedOutput, **options: object
 ) -> np.ndarray:
-    """One request; its one output."""
+    """Return the only output of a request."""
     tensor = triton.InferInput("image", list(values.shape), datatype)
     tensor.set_data_from_numpy(values)
     result = client.infer("colours", [tensor], outputs=[output], **options)
@@ -23,7 +23,7 @@ def infer(
 
 
 def classes(values: np.ndarray) -> list[list[object]]:
-    """Elements of the classification extension, taken apart as the stock image_client.py does."""
+    """Parse elements of the classification extension like the stock image_client.py."""
     parts = [element.decode("utf-8").split(":") for element in values.flatten()]
     return [[float(each[0]), int(each[1]), each[2]] for each in parts]
 

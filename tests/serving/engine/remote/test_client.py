@@ -122,7 +122,7 @@ async def test_every_run_of_every_worker_gets_its_own_answer(rig: Rig) -> None:
 async def test_a_network_that_no_worker_uses_is_closed_in_a_thread(
     rig: Rig, publish: Publish, log_events: LogEvents
 ) -> None:
-    """On CUDA that waits for captures. Other workers are answered meanwhile, and a stop waits for its end."""
+    """On CUDA, closing waits for captures. Other workers are answered during it, and a stop waits for it."""
     threads = list[threading.Thread]()
 
     class Noted(OnnxEngine):
@@ -191,7 +191,7 @@ async def test_a_reason_that_is_too_long_is_cut(rig: Rig, folder: str) -> None:
     assert len(str(refused.value)) < MAX_TEXT_BYTES
 
 
-async def test_a_file_s_name_may_be_any_bytes(rig: Rig) -> None:
+async def test_a_file_name_may_be_any_bytes(rig: Rig) -> None:
     """Linux allows it: the file is loaded, or the reason names it."""
     file = rig.file.with_name(os.fsdecode(b"caf\xe9.onnx"))
     async with rig.serving():

@@ -16,7 +16,7 @@ SIZES = st.integers(1, 9)
 def test_both_sides_see_the_same_images_and_outputs(
     exchanges: list[tuple[int, int, int, int, int, int]],
 ) -> None:
-    """In turn, in the same memory, larger and smaller than before."""
+    """Alternately, in the same memory, larger and smaller than before."""
     worker = SharedMemory.create()
     device_server = SharedMemory(os.dup(worker.descriptor))
     random = np.random.default_rng(len(exchanges))
@@ -40,7 +40,7 @@ def test_both_sides_see_the_same_images_and_outputs(
 
 
 def test_memory_has_no_name() -> None:
-    """Nothing stays in /dev/shm, however its processes end."""
+    """Nothing stays in /dev/shm, even if the processes are killed."""
     before = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108 - names alone
     memory = SharedMemory.create()
     memory.write_images(np.zeros((1, 64, 64, 3), np.uint8))

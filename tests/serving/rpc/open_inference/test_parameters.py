@@ -88,5 +88,5 @@ def test_sequences_are_rejected(name: str, value: dict[str, Any]) -> None:
     ],
 )
 def test_other_parameters_are_ignored(name: str, value: dict[str, Any]) -> None:
-    """Also a sequence id of 0, which means no sequence: some clients always send it."""
+    """Including a sequence id of 0, which means no sequence: some clients always send it."""
     assert decode_scheduling(_request(**{name: value}), 1.0) == (1.0, 0)

@@ -1,4 +1,4 @@
-"""A request with a known prefix decodes to the same value, only faster."""
+"""A request with a known prefix decodes to the same value."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def _request(pixels: Pixels = PIXELS, *, model: str = "colours", **fields: Any) 
 
 
 def _read(reader: RequestReader, data: bytes) -> tuple[bool, Any]:
-    """Whether the prefix was known, and what was decoded."""
+    """Return whether the prefix was known, and the decoded request."""
     is_known = reader._find(data) is not None
     return is_known, reader.read(data).decode(NO_REGIONS)
 
@@ -55,7 +55,7 @@ def _decoded(reader: RequestReader, data: bytes) -> object:
 
 
 def test_a_known_prefix_has_new_pixels() -> None:
-    """The second request is not parsed, but its pixels are its own."""
+    """The second request is not parsed, but has its own pixels."""
     reader = RequestReader()
     others = 255 - PIXELS
 
@@ -151,7 +151,7 @@ def test_an_id_after_fewer_pixels_is_not_read_as_pixels() -> None:
 
 
 def test_outputs_are_part_of_the_prefix() -> None:
-    """The number of classes too."""
+    """Including the number of classes."""
     reader = RequestReader()
     parameters = {"classification": pb.InferParameter(int64_param=2)}
     output = pb.ModelInferRequest.InferRequestedOutputTensor(name="probabilities", parameters=parameters)
@@ -165,7 +165,7 @@ def test_outputs_are_part_of_the_prefix() -> None:
 
 
 def test_memory_is_bounded_and_the_newest_prefixes_stay() -> None:
-    """Whatever the number of different requests, of one size or of many: the oldest prefixes go first."""
+    """For many requests of one size or of many sizes: the oldest prefixes are removed first."""
     reader = RequestReader()
     for number in range(1000):
         _read(reader, _request(model=f"{number:04}"))

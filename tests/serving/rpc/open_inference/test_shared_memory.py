@@ -187,7 +187,7 @@ def test_a_short_write_is_an_error(regions: Regions, share: Share, monkeypatch: 
 
 
 def test_a_tensor_is_limited_like_a_message(regions: Regions, share: Share) -> None:
-    """Memory is copied: clients that share gigabytes must not make the server allocate as much."""
+    """Memory is copied: the server must not allocate gigabytes because clients share that much."""
     regions.register("r", share("a", bytes(2000)), 0, 2000)
 
     with pytest.raises(InvalidTensor, match="has 1001 bytes, the limit is 1000"):

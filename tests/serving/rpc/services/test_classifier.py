@@ -185,7 +185,7 @@ async def test_an_invalid_image_alone_fails_the_call(
     assert (error.code, error.reason, error.message) == (3, reason, refusal.message)
 
 
-async def test_a_version_and_an_alias_can_be_asked_for(
+async def test_a_version_and_an_alias_can_be_requested(
     publish: Publish,
     serve: Serve,
     connect: Connect,

@@ -45,7 +45,7 @@ async def test_the_server_its_services_and_its_models_are_serving(
 
 
 async def test_an_unknown_name_is_not_found(serve: Serve, connect: Connect) -> None:
-    """As the protocol says."""
+    """As the protocol specifies."""
     async with serve() as server:
         refusal = await connect(server.grpc.port).refusal(CHECK, _request("shapes"))
 

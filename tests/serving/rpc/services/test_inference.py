@@ -65,7 +65,7 @@ async def stub(publish: Publish, serve: Serve, connect: Connect) -> AsyncIterato
 
 
 async def test_the_server_is_live_and_ready(stub: Stub) -> None:
-    """Both probes answer true."""
+    """Both probes return true."""
     live = await stub.call(f"{SERVICE}/ServerLive", pb.ServerLiveRequest())
     ready = await stub.call(f"{SERVICE}/ServerReady", pb.ServerReadyRequest())
 
@@ -143,8 +143,8 @@ async def test_model_metadata_names_versions_and_tensors(stub: Stub) -> None:
     }
 
 
-async def test_model_config_has_what_tritons_clients_read(stub: Stub) -> None:
-    """Dimensions without the batch, and as the largest batch the limit on images in a request."""
+async def test_model_config_has_the_fields_that_tritons_clients_read(stub: Stub) -> None:
+    """Dimensions without the batch; max_batch_size is the limit on images in a request."""
     answer = await stub.call(f"{SERVICE}/ModelConfig", pb.ModelConfigRequest(name="colours", version="1"))
 
     actual = json_format.MessageToDict(answer.config, preserving_proto_field_name=True)
@@ -410,7 +410,7 @@ async def test_urgent_requests_run_first(publish: Publish, serve_gated: ServeGat
     assert answered == [7, 0, 0, 9]
 
 
-async def test_metadata_lists_all_served_versions_or_the_one_asked_for(
+async def test_metadata_lists_all_served_versions_or_the_requested_one(
     publish: Publish,
     serve: Serve,
     connect: Connect,

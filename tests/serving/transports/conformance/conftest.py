@@ -31,7 +31,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def differences(transport: str) -> Differences:
-    """Where this transport differs."""
+    """Differences of this transport."""
     return DIFFERENCES[transport]
 
 

@@ -1,4 +1,4 @@
-"""The methods that tests of transports call, and records of the calls."""
+"""Methods for tests of transports, and records of the calls."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ def _no_place() -> None:
 
 @dataclass
 class Echo:
-    """The methods that tests call, and records of the calls."""
+    """Test methods, and records of the calls."""
 
     calls: Counter[str] = field(default_factory=Counter)
     deadlines_s: list[float] = field(default_factory=list)  # of Say, on the clock of time.monotonic()
@@ -57,7 +57,7 @@ class Echo:
         return request
 
     async def fail(self, request: StringValue, _call: Call) -> StringValue:
-        """Raise the error of the first word, with the rest as its message."""
+        """Raise the error that the first word names, with the rest as its message."""
         kind, _, message = request.value.partition(" ")
         raise getattr(errors, kind)(message)
 
@@ -100,7 +100,7 @@ class Echo:
         yield Int64Value(value=total)
 
     async def count(self, requests: AsyncIterator[StringValue], _call: Call) -> AsyncIterator[BytesValue]:
-        """For every "MESSAGES BYTES" yield so many messages of so many bytes; the first four are a number."""
+        """For each "MESSAGES BYTES", yield that many messages of that size, each with its number first."""
         async for request in requests:
             messages, size = map(int, request.value.split())
             for number in range(messages):
@@ -127,7 +127,7 @@ class Echo:
     async def fail_after_one(
         self, requests: AsyncIterator[StringValue], call: Call
     ) -> AsyncIterator[StringValue]:
-        """Return the first message, then fail as it says."""
+        """Return the first message, then fail as it requests."""
         async for request in requests:
             yield request
             await self.fail(request, call)

@@ -1,4 +1,4 @@
-"""Clients of the test methods, and how their calls fail."""
+"""Clients of the test methods, and failures of their calls."""
 
 from typing import Any, Protocol
 

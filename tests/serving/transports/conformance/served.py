@@ -1,4 +1,4 @@
-"""Both transports, where they differ, and how tests run a server over one of them."""
+"""Both transports, their differences, and servers over them for tests."""
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MAX_MESSAGE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Differences:
-    """Where the two transports differ on the wire. In everything else they are the same."""
+    """The only differences between the two transports on the wire."""
 
     # Invalid messages that are not detected: gRPC's core ignores or accepts them, or waits for ever.
     unnoticed: frozenset[str] = frozenset()
@@ -45,7 +45,7 @@ SERVERS = {"h2": H2Server, "grpc": GrpcServer}
 
 @dataclass
 class Served:
-    """A running server and what it serves."""
+    """A running server and its methods."""
 
     server: H2Server | GrpcServer
     middleware: Middleware
@@ -64,4 +64,4 @@ class Serve(Protocol):
     def __call__(
         self, *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: TlsFiles | None = None
     ) -> AbstractAsyncContextManager[Served]:
-        """With `tls` it speaks TLS alone."""
+        """With `tls`, only TLS is accepted."""

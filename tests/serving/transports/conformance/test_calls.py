@@ -1,4 +1,4 @@
-"""Where a transport listens, and what functions know of a call."""
+"""Addresses of a transport, and the context of a call."""
 
 import time
 
@@ -26,7 +26,7 @@ async def test_a_port_in_use_is_an_error(served: Served) -> None:
 
 @pytest.mark.parametrize("host", ["256.1.1.1", "nobody.invalid"])
 async def test_an_invalid_host_is_an_error(served: Served, host: str) -> None:
-    """With its name."""
+    """The message names it."""
     server = type(served.server)([], host=host, port=0, max_message_bytes=2**20)
     with pytest.raises(AddressUnavailable, match=f"gRPC cannot listen on {host}:0"):
         await server.__aenter__()

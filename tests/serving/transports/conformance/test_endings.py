@@ -23,7 +23,7 @@ def _frame(message: bytes) -> bytes:
 
 @pytest.mark.parametrize("given", ["1n", "50m"])
 @pytest.mark.parametrize("method", ["Wait", "WaitStream"])
-async def test_the_server_keeps_the_deadline_itself(served: Served, method: str, given: str) -> None:
+async def test_the_server_enforces_the_deadline(served: Served, method: str, given: str) -> None:
     """A client that only waits gets the status, and the function is cancelled."""
     async with RawConnection(served.server.port) as connection:
         reply = await connection.call(method, _frame(b""), ("grpc-timeout", given))
@@ -97,7 +97,7 @@ async def test_a_client_that_resets_its_calls(served: Served) -> None:
 
 
 async def test_a_stream_that_is_rejected_at_once_gets_the_reason(methods: Methods) -> None:
-    """Every time, also while the client is about to send its first message."""
+    """Always, even if the client is about to send its first message."""
     unknown = methods.channel.stream_stream("/tests.Nobody/Each")
     for _ in range(50):
         error = await failure_of(unknown(iter([b"1"])))
@@ -109,7 +109,7 @@ async def test_a_stream_that_is_rejected_at_once_gets_the_reason(methods: Method
 
 @pytest.mark.parametrize("size", [10, 50_000, 900_000])
 async def test_a_full_server_says_so_for_every_call_of_a_connection(methods: Methods, size: int) -> None:
-    """However much of the request is unread: no call ends in another way, and the connection stays."""
+    """Even if most of the request is unread, no call ends in another way, and the connection stays."""
     for _ in range(30):
         errors = await asyncio.gather(
             *(failure_of(methods.unary("Full")(BytesValue(value=bytes(size)))) for _ in range(10))
@@ -150,7 +150,7 @@ class TestStop:
             await stopping
         assert connection.goaways[0] == NO_ERROR
 
-    async def test_new_calls_are_rejected_so_that_clients_turn_elsewhere(
+    async def test_new_calls_are_rejected_so_that_clients_use_another_server(
         self, serve: Serve, channels: Channels, differences: Differences
     ) -> None:
         """Two servers and a client with our retries: one stops under load, and no call fails."""
@@ -216,8 +216,8 @@ class TestStop:
         assert time.monotonic() - started_s < 10
         assert (await call.code()).name == "UNAVAILABLE"
 
-    async def test_a_stopped_server_accepts_no_connection(self, served: Served) -> None:
-        """Its port is free."""
+    async def test_a_stopped_server_accepts_no_connections(self, served: Served) -> None:
+        """Its port is released."""
         await served.server.stop(until=served.middleware.drain, timeout_s=20)
         with pytest.raises(ConnectionRefusedError):
             async with RawConnection(served.server.port):

@@ -91,7 +91,7 @@ async def test_cancel_after_first_response(served: Served, methods: Methods) -> 
 
 
 async def test_cancelled_unary(served: Served, methods: Methods) -> None:
-    """The function of a cancelled call is cancelled, and counted so."""
+    """The function of a cancelled call is cancelled, and the call is counted as cancelled."""
     call = methods.unary("Wait")(BytesValue(value=b"1"))
     await asyncio.wait_for(served.echo.begun.acquire(), 10)
     call.cancel()
@@ -128,7 +128,7 @@ async def test_custom_metadata(methods: Methods) -> None:
 
 
 async def test_status_code_and_message(methods: Methods) -> None:
-    """Of a unary call, of a stream before its first answer, and of a stream after it."""
+    """For a unary call, and for a stream before and after its first answer."""
     message = "UnknownModel there is no model 'x': 100% sure"
     for call in (
         methods.unary("Fail", StringValue)(StringValue(value=message)),

@@ -22,7 +22,7 @@ async def test_a_client_that_trusts_the_authority_is_served(serve: Serve, certif
         assert [answer async for answer in each(iter([HELLO] * 3))] == [HELLO] * 3
 
 
-async def test_a_client_that_trusts_another_authority_is_not(serve: Serve, certificates: Path) -> None:
+async def test_a_client_that_trusts_another_authority_fails(serve: Serve, certificates: Path) -> None:
     """It rejects the server's certificate."""
     async with (
         serve(tls=_files(certificates)) as served,
@@ -31,7 +31,7 @@ async def test_a_client_that_trusts_another_authority_is_not(serve: Serve, certi
         assert await _code(channel) is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_client_without_tls_is_not(serve: Serve, channels: Channels, certificates: Path) -> None:
+async def test_a_client_without_tls_fails(serve: Serve, channels: Channels, certificates: Path) -> None:
     """TLS cannot be bypassed."""
     async with serve(tls=_files(certificates)) as served:
         assert await _code(channels(served).channel) is grpc.StatusCode.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""When an event loop polls for the next request, and when it sleeps."""
+"""An event loop polls for the next request, or sleeps."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class Loop:
         self.busy_poll = BusyPoll(self.due.append, lambda: self.now_s)
 
     def turn(self) -> bool:
-        """Run one turn; returns whether anything ran."""
+        """Run one iteration; return whether anything ran."""
         due, self.due[:] = list(self.due), []
         for call in due:
             call()
@@ -35,7 +35,7 @@ class Loop:
         self.now_s = end_s
 
 
-def test_it_polls_while_the_next_request_comes_at_once() -> None:
+def test_it_polls_while_the_next_request_arrives_at_once() -> None:
     """From the second request of a client that does not pause: the first could be the only one."""
     loop = Loop()
     loop.serve(after_s=1)
@@ -45,7 +45,7 @@ def test_it_polls_while_the_next_request_comes_at_once() -> None:
         assert len(loop.due) == 1
 
 
-def test_it_sleeps_after_a_pause_until_requests_come_quickly_again() -> None:
+def test_it_sleeps_after_a_pause_until_requests_arrive_quickly_again() -> None:
     """Rare requests cost no polling."""
     loop = Loop()
     loop.serve(after_s=1)
@@ -60,7 +60,7 @@ def test_it_sleeps_after_a_pause_until_requests_come_quickly_again() -> None:
 
 
 def test_it_does_not_poll_while_requests_run() -> None:
-    """They need the CPU; and with several in flight the next event comes anyway."""
+    """They need the CPU, and with several in flight the next event arrives soon anyway."""
     loop = Loop()
     loop.serve(after_s=1)
     loop.serve(after_s=LIMIT_S / 2)

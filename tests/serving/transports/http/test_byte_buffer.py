@@ -9,8 +9,8 @@ from serving.transports.http.byte_buffer import ByteBuffer
 
 
 @given(st.lists(st.one_of(st.binary(max_size=3), st.binary(min_size=500, max_size=600)), max_size=30))
-def test_all_bytes_come_out_in_order(pieces: list[bytes]) -> None:
-    """Whatever the sizes of the pieces; `take` empties the buffer."""
+def test_all_bytes_are_returned_in_order(pieces: list[bytes]) -> None:
+    """For pieces of any size; `take` empties the buffer."""
     chunks = ByteBuffer()
     for piece in pieces:
         chunks.append(piece)

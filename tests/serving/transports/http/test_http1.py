@@ -1,4 +1,4 @@
-"""HTTP/1.1 over real sockets, and over a fake one if bytes have to come in one turn of the event loop."""
+"""HTTP/1.1 over real sockets, or a fake one if bytes must arrive in one iteration of the event loop."""
 
 import asyncio
 import socket
@@ -215,7 +215,7 @@ async def test_a_client_that_disconnects_cancels_its_application() -> None:
 
 
 async def test_a_client_that_shuts_down_its_side_gets_its_answer() -> None:
-    """As `nc` does."""
+    """Like `nc`."""
     held = Held()
     async with _connected(held) as client:
         client.writer.write(GET % b"")
@@ -310,7 +310,7 @@ class FakeTransport(asyncio.Transport):
         return self.closed
 
     def close(self) -> None:
-        """The connection learns of it in the next turn."""
+        """The connection is notified in the next iteration."""
         if self.closed:
             return
         self.closed = True
@@ -335,7 +335,7 @@ class FakeTransport(asyncio.Transport):
 
 
 async def test_a_large_unread_body_stays_in_the_socket() -> None:
-    """Until the application receives what came before."""
+    """Until the application receives the part before it."""
     may_read = asyncio.Event()
 
     async def app(scope: Event, receive: Receive, send: Send) -> None:
@@ -357,7 +357,7 @@ async def test_a_large_unread_body_stays_in_the_socket() -> None:
 
 
 async def test_pipelined_requests_take_little_memory() -> None:
-    """However many are answered meanwhile."""
+    """Even if many are answered."""
     waits: list[asyncio.Future[None]] = []
 
     async def app(_scope: Event, _receive: Receive, send: Send) -> None:
@@ -382,7 +382,7 @@ async def test_pipelined_requests_take_little_memory() -> None:
 
 
 async def test_no_request_starts_on_a_closed_connection() -> None:
-    """Also if the client disconnects in the turn in which it is answered."""
+    """Even if the client disconnects in the iteration in which it is answered."""
     paths: list[str] = []
 
     async def app(scope: Event, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The right protocol gets all bytes of a connection, however the first ones are split."""
+"""The right protocol gets all bytes of a connection, even if the first ones are split."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -77,7 +77,7 @@ def _detector(made: list[Recorder]) -> ProtocolDetector:
 
 @given(st.data())
 async def test_detection_does_not_depend_on_how_the_bytes_are_split(data: st.DataObject) -> None:
-    """HTTP/2 gets the bytes after its preface, HTTP/1.1 all of them; the other protocol is never made."""
+    """HTTP/2 gets the bytes after its preface, HTTP/1.1 all of them; the other protocol is never created."""
     is_http2 = data.draw(st.booleans())
     rest = data.draw(st.binary(max_size=30))
     first = PREFACE if is_http2 else data.draw(st.sampled_from(FIRST_OF_HTTP1))
@@ -140,7 +140,7 @@ async def test_a_real_socket_is_handed_over() -> None:
 async def test_a_client_that_sends_too_little_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    """After a time, and no protocol is made."""
+    """After a time limit, without creating a protocol."""
     monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.05)
     made: list[Recorder] = []
     async with _listening(made) as (reader, writer):
@@ -149,8 +149,8 @@ async def test_a_client_that_sends_too_little_is_disconnected(
     assert made == []
 
 
-async def test_a_client_whose_protocol_is_clear_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time limit is for the first bytes alone."""
+async def test_a_client_whose_protocol_is_detected_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limit applies only to the first bytes."""
     monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     transport, passed = FakeTransport(), asyncio.Event()
     detector = _detector([])
@@ -162,7 +162,7 @@ async def test_a_client_whose_protocol_is_clear_may_be_silent(monkeypatch: pytes
 
 
 async def test_a_client_that_disconnects_first_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No protocol is made, and no timer is left."""
+    """No protocol is created, and no timer is left."""
     monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     made: list[Recorder] = []
     transport, passed = FakeTransport(), asyncio.Event()

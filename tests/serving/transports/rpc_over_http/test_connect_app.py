@@ -151,7 +151,7 @@ class TestConnect:
             assert f"'{content_type}'".encode() in body
 
     async def test_curl_over_http_2(self, port: int) -> None:
-        """The command of the documentation."""
+        """The command in the documentation."""
         curl = shutil.which("curl")
         if curl is None:
             pytest.skip("no curl on this machine")
@@ -176,7 +176,7 @@ def _frames(body: bytes) -> list[tuple[int, bytes]]:
 
 
 class TestGrpcWeb:
-    """Trailers come as the last frame of the body."""
+    """Trailers are the last frame of the body."""
 
     @pytest.mark.parametrize("content_type", ["application/grpc-web", "application/grpc-web+proto"])
     async def test_a_unary_call(self, ask: Ask, content_type: str) -> None:

@@ -1,4 +1,4 @@
-"""One call as an ASGI server sees it, over a fake server: for what real clients cannot be made to do."""
+"""One call over a fake ASGI server: for cases that real clients cannot produce."""
 
 import logging
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> 
 
 @pytest.mark.parametrize(("first", "received"), [(b"", 1), (frame(b"hello")[:7], 1), (frame(b"hello"), 0)])
 async def test_a_full_server_does_not_receive_the_rest_of_a_message(first: bytes, received: int) -> None:
-    """A message that is complete goes to the function, which knows more about it."""
+    """A complete message is passed to the function, which gives more details."""
     refused: list[Call] = []
 
     def admit(call: Call) -> None:
@@ -83,7 +83,7 @@ async def test_a_full_server_does_not_receive_the_rest_of_a_message(first: bytes
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])
-async def test_a_client_that_has_gone_is_not_an_error(caplog: pytest.LogCaptureFixture, path: str) -> None:
+async def test_a_disconnected_client_is_not_an_error(caplog: pytest.LogCaptureFixture, path: str) -> None:
     """Nothing is sent or logged."""
     await _call(FakeServer(_request(frame(b"hello")), send_fails=BrokenPipeError()), path=path)
     assert not caplog.records

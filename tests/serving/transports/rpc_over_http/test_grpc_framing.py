@@ -41,7 +41,7 @@ def cut(draw: st.DrawFn, body: bytes) -> list[bytes]:
 
 @given(st.data())
 def test_messages_do_not_depend_on_how_the_body_is_split(data: st.DataObject) -> None:
-    """Plain and compressed ones, in order, each as soon as its last byte has come."""
+    """Plain and compressed ones, in order, each as soon as its last byte has arrived."""
     sent = data.draw(messages)
     body = b"".join(frame(message, compressed=compressed) for message, compressed in sent)
     frames = MessageReader(b"gzip", LIMIT)
@@ -52,7 +52,7 @@ def test_messages_do_not_depend_on_how_the_body_is_split(data: st.DataObject) ->
 
 @given(st.data())
 def test_a_body_that_ends_inside_a_message_is_an_error(data: st.DataObject) -> None:
-    """Wherever it is cut off; complete messages are returned before."""
+    """At any position; complete messages are returned first."""
     sent = data.draw(messages.filter(bool))
     bodies = [frame(message, compressed=compressed) for message, compressed in sent]
     missing = data.draw(st.integers(1, len(bodies[-1]) - 1))
@@ -78,7 +78,7 @@ def test_random_bytes_raise_failures_only(chunks: list[bytes], encoding: bytes) 
 
 
 def test_the_limit_is_exact_for_sent_and_decompressed_bytes() -> None:
-    """The error has both numbers, and comes before the message does."""
+    """The error has both numbers, and is raised before the message arrives."""
     assert MessageReader(b"identity", LIMIT).feed(frame(bytes(LIMIT))) == [bytes(LIMIT)]
     assert decompress(gzip.compress(bytes(LIMIT)), b"gzip", LIMIT) == bytes(LIMIT)
     with pytest.raises(Failure, match=f"a message has {LIMIT + 1} bytes, limit is {LIMIT} bytes"):
@@ -90,7 +90,7 @@ def test_the_limit_is_exact_for_sent_and_decompressed_bytes() -> None:
 
 @pytest.mark.parametrize("encoding", [b"identity", b"br"])
 def test_a_compressed_message_needs_an_encoding(encoding: bytes) -> None:
-    """Whether none was named or an unknown one."""
+    """Whether it is missing or unknown."""
     message = (
         f"a message is marked as compressed, but its encoding is '{encoding.decode()}': use gzip or deflate"
     )

@@ -1,4 +1,4 @@
-"""What only this transport does. Tests of both transports are in conformance/."""
+"""Behaviour of only this transport. Tests of both transports are in conformance/."""
 
 import asyncio
 import socket
@@ -57,7 +57,7 @@ async def test_it_listens_on_ipv6_too() -> None:
 
 @pytest.mark.skipif(not _SOCKETS.exists(), reason=f"this system has no {_SOCKETS}")
 async def test_dead_clients_are_detected() -> None:
-    """Keepalive is on: a connection whose client has lost power does not stay for ever."""
+    """Keepalive is on: a connection whose client has lost power does not stay forever."""
     async with _server() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5))  # and empty SETTINGS

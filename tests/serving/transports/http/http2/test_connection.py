@@ -179,7 +179,7 @@ async def test_settings_come_first() -> None:
     _case("no body, but content-length", PROTOCOL, (HEADERS, 5, 7, HEAD + CONTENT_LENGTH_4)),
 ])  # fmt: skip
 async def test_a_stream_error_ends_only_its_stream(sent: bytes, code: ErrorCode) -> None:
-    """RST_STREAM has the error code of RFC 9113; other streams go on."""
+    """RST_STREAM has the error code of RFC 9113; other streams continue."""
     under_test = await Wire(echo).begun()
     under_test.feed(frame(HEADERS, frames.END_HEADERS, 1, HEAD + CONTENT_LENGTH_4))
     under_test.feed(under_test.head(5, ends=False))
@@ -239,7 +239,7 @@ async def test_a_reset_stream_counts_until_its_task_has_ended() -> None:
     assert (under_test.of(1), under_test.goaways) == ([], [])
 
 
-async def test_a_graceful_close_lets_open_streams_end_and_takes_no_new_ones() -> None:
+async def test_a_graceful_close_lets_open_streams_end_and_accepts_no_new_ones() -> None:
     """GOAWAY is sent once and at once; frames that the client sent before it read that are not errors."""
     held = Held()
     under_test = await Wire(held).begun()

@@ -81,7 +81,7 @@ def test_a_long_header_block_continues_in_continuation(length: int, stream: int,
     )
 )
 def test_all_valid_settings_are_read(values: dict[int, int]) -> None:
-    """Unknown settings too: they have to be ignored."""
+    """Including unknown settings, which must be ignored."""
     assert frames.read_settings(SettingsFrame(0, values).serialize_body()) == values
 
 
@@ -115,7 +115,7 @@ def test_a_number_has_four_bytes(number: int, other: bytes) -> None:
 
 @given(payload=st.binary(max_size=300), padding=st.none() | st.integers(0, 255), has_priority=st.booleans())
 def test_padding_and_priority_are_removed(payload: bytes, padding: int | None, *, has_priority: bool) -> None:
-    """Whatever hyperframe adds."""
+    """For all padding and priority that hyperframe writes."""
     written = HeadersFrame(1, payload, stream_weight=7)
     if padding is not None:
         written.flags.add("PADDED")
@@ -138,6 +138,6 @@ def test_padding_of_the_whole_frame_or_more_is_a_connection_error(length: int, m
 
 @pytest.mark.parametrize("flags", [frames.PADDED, frames.HAS_PRIORITY, frames.PADDED | frames.HAS_PRIORITY])
 def test_a_frame_without_its_padding_length_is_a_connection_error(flags: int) -> None:
-    """It is not taken for an empty frame."""
+    """It is not treated as an empty frame."""
     with pytest.raises(ConnectionBroken):
         frames.unpadded(b"", flags)

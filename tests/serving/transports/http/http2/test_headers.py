@@ -101,7 +101,7 @@ def test_a_request_becomes_a_scope_of_asgi() -> None:
 
 @pytest.mark.parametrize("lengths", [[], [b"0"], [b"12"], [b"12", b"12"]])
 def test_a_valid_content_length_is_one_number(lengths: list[bytes]) -> None:
-    """It may come twice with the same value."""
+    """It may be repeated with the same value."""
     head = HeaderReader(MAX_BYTES).read(
         _literals([*PSEUDO, *((b"content-length", each) for each in lengths)])
     )

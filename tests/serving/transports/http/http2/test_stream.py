@@ -140,7 +140,7 @@ async def test_more_than_the_window_of_the_connection_ends_it() -> None:
 @pytest.mark.parametrize("body", [b"", b"hello"])
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_full_socket_delays_answers(form: str, body: bytes) -> None:
-    """No answer is complete before it has room again."""
+    """No answer is complete before the socket has room again."""
     under_test = await Wire(FORMS[form](body)).begun()
     under_test.connection.pause_writing()
     under_test.feed(under_test.head(1))
@@ -172,7 +172,7 @@ async def test_a_flood_of_unread_replies_closes_the_connection(
 
 
 async def test_closing_ends_even_if_the_client_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the client could keep the socket and its memory for ever."""
+    """Otherwise the client could keep the socket and its memory forever."""
     monkeypatch.setattr("serving.transports.http.http2.output._CLOSING_S", 0.0)
     under_test = await Wire(echo).begun()
     under_test.transport.is_stuck = True
@@ -184,7 +184,7 @@ async def test_closing_ends_even_if_the_client_does_not_read(monkeypatch: pytest
 
 
 async def test_a_client_that_reads_nothing_for_long_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The application gets the OSError of a client that has gone."""
+    """The application gets the OSError of a disconnected client."""
     monkeypatch.setattr("serving.transports.http.http2.stream._STALL_S", 0.0)
     raised: list[OSError] = []
 
@@ -212,7 +212,7 @@ async def test_a_client_that_reads_nothing_for_long_is_disconnected(monkeypatch:
         "is reset",
     ],
 )
-async def test_room_that_the_first_waiting_stream_leaves_goes_to_the_next(first: str) -> None:
+async def test_room_that_the_first_waiting_stream_does_not_use_goes_to_the_next(first: str) -> None:
     """Whatever happens to the first: one WINDOW_UPDATE of the connection is enough for both."""
     under_test = await Wire(answers(START, body_event(bytes(2**17)))).begun()
     more = {"has no window": 0, "has a small window": 9}.get(first, 2**17)

@@ -46,7 +46,7 @@ class FakeTransport(asyncio.Transport):
         return self.closed
 
     def close(self) -> None:
-        """As in asyncio: the protocol learns of it in the next turn, but not before everything is sent."""
+        """As in asyncio: the protocol is notified in the next iteration, after everything is sent."""
         if not self.closed and not self.is_stuck:
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
         self.closed = True
