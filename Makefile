@@ -66,7 +66,7 @@ gpu: .venv/gpu.done
 	touch $@
 
 .venv/gpu.done: .venv/dev.done
-	$(PIP) -e '.[serve,train,cuda]'
+	$(PIP) -e '.[train,cuda]'
 	touch $@
 
 clean:

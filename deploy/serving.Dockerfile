@@ -1,7 +1,7 @@
 # The server, without torch and compilers, as an unprivileged user. Build from the root of the repository:
 #   docker build -f deploy/serving.Dockerfile -t lenserve .
 # For an NVIDIA GPU add CUDA and cuDNN as pip packages, and run with --gpus all:
-#   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=serve,cuda -t lenserve:cuda .
+#   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=cuda -t lenserve:cuda .
 # For a smaller image that runs on CPUs only:
 #   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=serve-cpu -t lenserve:cpu .
 FROM python:3.12-slim AS build
