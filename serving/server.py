@@ -128,13 +128,13 @@ def build_table(
 ) -> Sequence[Rpc]:
     """Return all RPCs of the server."""
     regions = regions or Regions()
-    ours = (classifier_service.SERVICE, inference_service.SERVICE)
+    our_services = (classifier_service.SERVICE, inference_service.SERVICE)
     rows = (
         *ClassifierService(classifier).rpcs(),
         *InferenceService(classifier, models, metrics, regions).rpcs(),
         *RepositoryService(models, model_control=model_control).rpcs(),
         *SharedMemoryService(regions).rpcs(),
-        *HealthService(models, ours).rpcs(),
+        *HealthService(models, our_services).rpcs(),
     )
     return (*rows, *reflection_rpcs(services(rows)))
 

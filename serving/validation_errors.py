@@ -156,9 +156,9 @@ def _problem(error: Details, known: list[str]) -> Problem:
         return Problem(_dotted(location), "missing", SENTENCES[kind])
     if kind == "extra_forbidden":
         key = _dotted(location)
-        meant = nearest(key, known)
-        hint = f"did you mean {meant!r}?" if meant else "remove it"
-        return Problem(key, "unknown", f"unknown key {_shown(key)}; {hint}", meant)
+        suggestion = nearest(key, known)
+        hint = f"did you mean {suggestion!r}?" if suggestion else "remove it"
+        return Problem(key, "unknown", f"unknown key {_shown(key)}; {hint}", suggestion)
     subject = ""
     if location and location[-1] == _KEY_OF_MAPPING:
         location.pop()

@@ -64,7 +64,7 @@ class _Worker:
 
     async def _call_again(self) -> None:
         while (sent_s := time.monotonic()) < self._closes_at_s:
-            code = await self._ask(self._target.timeout_s)
+            code = await self._classify(self._target.timeout_s)
             ended_s = time.monotonic()
             if self._opens_at_s <= ended_s < self._closes_at_s:
                 self.result.count(code, ended_s - sent_s)
@@ -91,14 +91,14 @@ class _Worker:
         if self._opens_at_s <= due_s:
             self.result.send_delays.add(sent_s - due_s)
         # The deadline counts from the due time: a request sent late has less time left.
-        code = await self._ask(max(self._target.timeout_s - (sent_s - due_s), 0.0))
+        code = await self._classify(max(self._target.timeout_s - (sent_s - due_s), 0.0))
         self._count_due(due_s, code, time.monotonic() - due_s)
 
     def _count_due(self, due_s: float, code: str, latency_s: float) -> None:
         if self._opens_at_s <= due_s:
             self.result.count(code, latency_s)
 
-    async def _ask(self, timeout_s: float) -> str:
+    async def _classify(self, timeout_s: float) -> str:
         try:
             await self._call(next(self._requests), timeout=timeout_s, metadata=self._target.metadata)
         except grpc.aio.AioRpcError as error:

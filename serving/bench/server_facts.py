@@ -58,8 +58,8 @@ def facts_between(
     def total(name: str, **labels: str) -> float:
         return sum(
             value
-            for (each, has), value in moved.items()
-            if each == name and labels.items() <= dict(has).items()
+            for (sample_name, sample_labels), value in moved.items()
+            if sample_name == name and labels.items() <= dict(sample_labels).items()
         )
 
     stage_name = "lenserve_stage_duration_seconds"

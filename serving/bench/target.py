@@ -53,7 +53,7 @@ def prepare(
             contents = [encode_image(_noise(_input_shape(channel, target, model)))]
         messages = [encode_request([each], model, _TOP_K) for each in contents]
         for message in messages:
-            answer = _ask(channel, METHOD, target, message, pb.ClassifyResponse)
+            answer = _call(channel, METHOD, target, message, pb.ClassifyResponse)
     requests = tuple(message.SerializeToString() for message in messages)
     return Target(server, requests, timeout_s, token), answer
 
@@ -67,12 +67,12 @@ def _noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
 def _input_shape(channel: grpc.Channel, target: Target, model: str) -> tuple[int, int, int]:
     name, _, revision = model.partition("@")
     message = inference_pb.ModelMetadataRequest(name=name, version=revision)
-    answer = _ask(channel, _METADATA_METHOD, target, message, inference_pb.ModelMetadataResponse)
+    answer = _call(channel, _METADATA_METHOD, target, message, inference_pb.ModelMetadataResponse)
     _, height, width, channels = answer.inputs[0].shape
     return height, width, channels
 
 
-def _ask(channel: grpc.Channel, method: str, target: Target, message: Any, answer: Any) -> Any:  # noqa: ANN401 - a response of any type
+def _call(channel: grpc.Channel, method: str, target: Target, message: Any, answer: Any) -> Any:  # noqa: ANN401 - a response of any type
     call = channel.unary_unary(method, type(message).SerializeToString, answer.FromString)
     try:
         return call(message, timeout=_FIRST_TIMEOUT_S, metadata=target.metadata)

@@ -65,12 +65,12 @@ def start_workers(count: int, target: Target) -> Iterator[Workers]:
     connections, processes = [], []
     try:
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, target), daemon=True)
+            parent_end, worker_end = context.Pipe()
+            process = context.Process(target=_work, args=(worker_end, target), daemon=True)
             with _sigint_blocked():
                 process.start()
-            theirs.close()
-            connections.append(ours)
+            worker_end.close()
+            connections.append(parent_end)
             processes.append(process)
         with _worker_lost():
             for connection in connections:

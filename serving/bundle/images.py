@@ -131,7 +131,7 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _check_scans(encoded: bytes) -> None:
-    if count_scans(encoded, most=MAX_SCANS) > MAX_SCANS:
+    if count_scans(encoded, limit=MAX_SCANS) > MAX_SCANS:
         raise ImageTooLarge(f"the image has more than {MAX_SCANS} scans")
 
 

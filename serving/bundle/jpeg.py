@@ -41,21 +41,21 @@ def decode_jpeg(encoded: bytes, *, width: int, height: int, channels: int) -> np
     return pixels
 
 
-def count_scans(encoded: bytes, *, most: int) -> int:
-    """Count the scans; stop counting above `most`. In each scan the decoder passes over the whole image.
+def count_scans(encoded: bytes, *, limit: int) -> int:
+    """Count the scans; stop counting above `limit`. In each scan the decoder passes over the whole image.
 
     A progressive file has about ten scans. A scan of 75 bytes takes 10 ms on an image of 50 million pixels:
     half a megabyte could keep a core busy for a minute.
     """
     looks_like_scans = encoded.count(b"\xff" + _START_OF_SCAN)
-    if looks_like_scans <= most:
+    if looks_like_scans <= limit:
         return looks_like_scans  # includes embedded previews and appended data
     scans, position = 0, 2
     for _ in range(_MOST_SEGMENTS):
         marker = _MARKER_WITH_SEGMENT.search(encoded, position)
-        if marker is None or marker[1] == _END_OF_IMAGE or scans > most:
+        if marker is None or marker[1] == _END_OF_IMAGE or scans > limit:
             return scans
         scans += marker[1] == _START_OF_SCAN
         length = int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
         position = marker.end() + max(length, 2)  # libjpeg rejects a length below 2
-    return most + 1  # a file that consists of markers: counting all would take seconds
+    return limit + 1  # a file that consists of markers: counting all would take seconds

@@ -110,10 +110,10 @@ class Chunk:
         self._entries: list[pb.Image | ImageFailure] = []
         self._bytes = 0
 
-    def add(self, image: pb.Image | ImageFailure, most: int) -> bool:
-        """Add an image and return True, or return False if the chunk would exceed `most` images or 32 MiB."""
+    def add(self, image: pb.Image | ImageFailure, max_images: int) -> bool:
+        """Add an image and return True, or return False if that would exceed `max_images` or 32 MiB."""
         size = image.ByteSize() if isinstance(image, pb.Image) else 0
-        if self._entries and (len(self._entries) == most or self._bytes + size > MAX_REQUEST_BYTES):
+        if self._entries and (len(self._entries) == max_images or self._bytes + size > MAX_REQUEST_BYTES):
             return False
         self._entries.append(image)
         self._bytes += size
@@ -148,16 +148,16 @@ class Chunk:
         return [each if isinstance(each, ImageFailure) else next(rest) for each in self._entries]
 
 
-def chunks(images: Iterable[ClientImage], most: int) -> Iterator[Chunk]:
+def chunks(images: Iterable[ClientImage], max_images: int) -> Iterator[Chunk]:
     """Divide images into requests. Reads ahead no further than the next request needs."""
     chunk: Chunk | None = None
     for image in images:
         encoded = _encode_or_fail(image)
-        if chunk is None or not chunk.add(encoded, most):
+        if chunk is None or not chunk.add(encoded, max_images):
             if chunk is not None:
                 yield chunk
             chunk = Chunk()
-            chunk.add(encoded, most)
+            chunk.add(encoded, max_images)
     if chunk is not None:
         yield chunk
 

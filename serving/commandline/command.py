@@ -78,6 +78,6 @@ class _ConfigFile(PydanticBaseSettingsSource):
         known = list(known_keys(self.settings_cls))
         for key in values:
             if key not in known:
-                meant = nearest(key, known)
-                hint = f"did you mean {meant!r}?" if meant else "remove it"
+                suggestion = nearest(key, known)
+                hint = f"did you mean {suggestion!r}?" if suggestion else "remove it"
                 raise UsageError(f"--config {path}: unknown key {key!r}; {hint}")

@@ -86,10 +86,10 @@ def _describe_no_command(rest: Sequence[str], commands: Commands) -> str:
         return "a command is missing"
     if rest[0].startswith("-"):
         return f"unknown option {rest[0]}"
-    return f"unknown command {rest[0]!r}{_meant(nearest(rest[0], list(commands)))}"
+    return f"unknown command {rest[0]!r}{_did_you_mean(nearest(rest[0], list(commands)))}"
 
 
-def _meant(near: str) -> str:
+def _did_you_mean(near: str) -> str:
     return f": did you mean {near}?" if near else ""
 
 
@@ -98,7 +98,7 @@ def _describe_usage(message: str, command: type[Command]) -> str:
     message = message.removeprefix("error parsing CLI: ")
     if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", message):
         near = nearest(unknown[1].replace("-", "_"), list(known_keys(command)))
-        return f"unknown option --{unknown[1]}{_meant(_option(near) if near else '')}"
+        return f"unknown option --{unknown[1]}{_did_you_mean(_option(near) if near else '')}"
     if missing := re.match(r"the following arguments are required: (.+)", message):
         return f"{missing[1]} is required"
     if no_value := re.match(r"argument (--\S+): expected (?:one|at least one) argument", message):

@@ -72,12 +72,12 @@ class ConnectionDistributor:
 
     def worker_socket(self) -> socket.socket:
         """Return a socket for a new worker to inherit. It delivers connections once the worker is ready."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)  # noqa: FBT003 - its only parameter
-        worker = _Worker(ours)
+        supervisor_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        supervisor_end.setblocking(False)  # noqa: FBT003 - its only parameter
+        worker = _Worker(supervisor_end)
         self._workers.append(worker)
-        asyncio.get_running_loop().add_reader(ours, self._read_report, worker)
-        return theirs
+        asyncio.get_running_loop().add_reader(supervisor_end, self._read_report, worker)
+        return worker_end
 
     def close_with_last_worker(self) -> None:
         """Stop listening as soon as no worker is ready."""

@@ -26,7 +26,7 @@ class ByteBuffer:
     def take(self) -> bytes:
         """Return all bytes and empty the buffer."""
         pieces = self._pieces
-        taken = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        content = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self.size = 0
-        return taken
+        return content

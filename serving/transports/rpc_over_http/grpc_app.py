@@ -20,13 +20,13 @@ from serving.transports.rpc_over_http.grpc_framing import (
     PREFIX,
     MessageReader,
     RawHeaders,
+    accepts_gzip,
     encoding_of,
     failure_trailers,
     frame,
     is_grpc,
     malformed,
     open_call,
-    takes_gzip,
     unknown_method,
 )
 
@@ -85,7 +85,7 @@ class GrpcApp:
                 message = self._whole_message(event.get("body", b""))
                 if message is None:
                     message = await self._only_message(headers, receive, event, call, handler.admit)
-                body = frame(await handler.answer(message, call), compressed=takes_gzip(headers))
+                body = frame(await handler.answer(message, call), compressed=accepts_gzip(headers))
                 fields = _HEADERS_GZIP if body[0] else _HEADERS
                 trailers = (_OK, (_REQUEST_ID, call.request_id.encode()))
                 await send({"type": ANSWER, "headers": fields, "body": body, "trailers": trailers})
@@ -101,7 +101,7 @@ class GrpcApp:
             try:
                 call = open_call(headers)
                 messages = self._messages(headers, receive)
-                compressed = takes_gzip(headers)
+                compressed = accepts_gzip(headers)
                 answers = handler.answer(messages, call)
                 async with _deadline(call), aclosing(messages), aclosing(answers):
                     async for group in answers:

@@ -152,7 +152,7 @@ def encoding_of(headers: RawHeaders) -> bytes:
     return encoding
 
 
-def takes_gzip(headers: RawHeaders) -> bool:
+def accepts_gzip(headers: RawHeaders) -> bool:
     """Whether answers may use gzip: the client both sends and accepts it."""
     if headers.get(b"grpc-encoding") != b"gzip":
         return False

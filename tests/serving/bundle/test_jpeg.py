@@ -146,7 +146,7 @@ def with_scans(count: int, hidden: bytes = b"") -> bytes:
 @pytest.mark.parametrize("hidden", [b"", b"\xff\x01", b"\xff\xd3", b"\xff\xff", b"\xff\xfe\x00\x05abc"])
 def test_endless_scans_are_refused(hidden: bytes) -> None:
     """A scan of 50 million pixels takes 10 ms and 75 bytes. Stray markers and comments do not hide scans."""
-    assert count_scans(with_scans(100, hidden), most=100) == 100
+    assert count_scans(with_scans(100, hidden), limit=100) == 100
     assert decode_image(with_scans(100), ImageLimits()).shape == (64, 64, 3)
     with pytest.raises(ImageTooLarge, match="more than 100 scans"):
         decode_image(with_scans(101, hidden), ImageLimits())
@@ -157,7 +157,7 @@ def test_bytes_that_look_like_scans_are_not_counted() -> None:
     comment = b"\xff\xfe" + (2 + 1000).to_bytes(2, "big") + b"\xff\xda" * 500
     whole = encode()
     crowded = whole[:2] + comment + whole[2:] + b"\xff\xda" * 500
-    assert count_scans(crowded, most=100) == 1
+    assert count_scans(crowded, limit=100) == 1
     np.testing.assert_array_equal(decode_image(crowded, ImageLimits()), by_pillow(whole))
 
 
