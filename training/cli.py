@@ -37,7 +37,9 @@ from training.recipe import Recipe, known_classes, resolve, resolve_network, shi
 from training.recipe.measured import read_measured, record, shipped_recipe
 from training.recipe.results import markdown_table
 from training.recipe.sections import Source
+from training.run.extension import is_shorter
 from training.run.interrupts import Interrupts
+from training.run.run_folder import RunFolder
 from training.run.summary import RunSummary
 from training.terminal_tables import (
     describe_recipe,
@@ -121,7 +123,10 @@ class Run(_RecipeCommand):
     run_dir: Path | None = Field(
         default=None, description="directory of this run's checkpoints and report; default: runs/<recipe>"
     )
-    resume: bool = Field(default=False, description="continue an interrupted run")
+    resume: bool = Field(
+        default=False,
+        description="continue an interrupted run; with a larger training.epochs, extend a finished one",
+    )
     device: str = Field(default="auto", description=_DEVICE)
     kernels: _Kernels | None = Field(default=None, description=_KERNELS)
     log: list[Literal["tensorboard", "mlflow"]] = Field(
@@ -136,6 +141,8 @@ class Run(_RecipeCommand):
         """Run the command and return its exit code."""
         recipe = resolve(self.recipe, self.overrides)
         recorded = shipped_recipe(self.recipe, self.overrides) if self.record else None
+        if self.record and self.resume:
+            self._check_whole(recipe)
         require_training()
         interrupts = Interrupts()
         with interrupts.catching_signals():
@@ -181,6 +188,14 @@ class Run(_RecipeCommand):
         if summary.path is not None:
             display.published(Path(summary.path), self.repository, summary.metrics, summary.seconds)
         return summary
+
+    def _check_whole(self, recipe: Recipe) -> None:
+        folder = RunFolder(self._run_dir(recipe))
+        if folder.extension.exists() or is_shorter(folder, recipe):
+            raise UsageError(
+                f"--record keeps results of whole runs, and the run in {folder.path} continues a shorter "
+                "one: run without --resume"
+            )
 
     def _record(self, shipped: Recipe, seconds: float) -> None:
         from training.report.metrics import METRICS_FILE, Metrics

@@ -5,9 +5,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from serving.errors import InvalidManifest
 from serving.validation_errors import describe, matching
@@ -116,6 +125,18 @@ class Provenance(Strict):
     framework: str = Field(description="such as torch 2.13.0")
     parameters: int = Field(ge=0)
     pretrained: Pretrained | None = Field(default=None, description="null: trained from random weights")
+    continued_from: Sha256 | None = Field(
+        default=None,
+        description="recipe digest of the shorter run that was continued; null: trained from its first step",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_null_continuation(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a null `continued_from`: servers that are older than the key reject it."""
+        values: dict[str, Any] = serialize(self)
+        if self.continued_from is None:
+            del values["continued_from"]
+        return values
 
 
 class FileDigest(Strict):

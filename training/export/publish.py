@@ -66,6 +66,7 @@ def publish(
                 framework=metrics.framework,
                 parameters=metrics.parameters,
                 pretrained=metrics.pretrained,
+                continued_from=metrics.continued_from and metrics.continued_from.recipe_digest,
             ),
         )
 

@@ -25,6 +25,7 @@ class Progress:
     best_loss: float = float("inf")
     best_epoch: int = 0
     finished: bool = False
+    extended_at: int = 0  # epochs of a shorter run that this one continues; patience begins there
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def read(path: Path, *, recipe_digest: str, data_digest: str, processes: int) -> Checkpoint | None:
+def read(
+    path: Path, *, recipe_digest: str, data_digest: str, processes: int, extends: str | None = None
+) -> Checkpoint | None:
     """Read the checkpoint of this run; None if the file does not exist.
 
     Args:
@@ -57,6 +60,7 @@ def read(path: Path, *, recipe_digest: str, data_digest: str, processes: int) ->
         recipe_digest: of this run's recipe.
         data_digest: of this run's data.
         processes: number of processes of this run.
+        extends: digest of another recipe whose checkpoint is valid too.
 
     Raises:
         CheckpointError: the file cannot be read, or belongs to another recipe, data set or number of
@@ -74,7 +78,7 @@ def read(path: Path, *, recipe_digest: str, data_digest: str, processes: int) ->
         ("recipe", checkpoint.recipe_digest, recipe_digest),
         ("data set", checkpoint.data_digest, data_digest),
     ):
-        if found != expected:
+        if found != expected and not (what == "recipe" and found == extends):
             raise CheckpointError(
                 f"checkpoint {path} belongs to another {what}: digest {found[:12]}, this run's is "
                 f"{expected[:12]}. Choose another --run-dir"

@@ -39,6 +39,7 @@ class LearnContext:
     interrupts: Interrupts
     group: ProcessGroup = SINGLE_PROCESS
     loggers: tuple[Logger, ...] = ()
+    extends: str | None = None  # digest of the shorter recipe whose finished run this one continues
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ def _train(  # noqa: PLR0917 - the arguments of `train`
         group=context.group,
         loggers=context.loggers,
         stage=stage,
+        extends=context.extends,
     )
     return LearnResult(
         trained.network,

@@ -58,6 +58,7 @@ def train(
     group: ProcessGroup = SINGLE_PROCESS,
     loggers: tuple[Logger, ...] = (),
     stage: Stage = Stage(),  # noqa: B008 - frozen
+    extends: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
     """Train to the end, from the checkpoint if there is one.
@@ -73,6 +74,7 @@ def train(
         group: the processes that train together.
         loggers: get the record of each epoch.
         stage: what the run trains before and after.
+        extends: digest of a shorter recipe; its finished checkpoint is continued too.
         clock: a monotonic clock in seconds, which times the steps.
 
     Raises:
@@ -86,7 +88,7 @@ def train(
     """
     with explaining_out_of_memory("training", device, training_advice(recipe, device)):
         loop = _Loop(recipe, dataset, network, device, checkpoint_path, group, stage, clock)
-        loop.restore()
+        loop.restore(extends)
         earlier_seconds = loop.seconds()
         epochs = loop.first_epoch + recipe.training.epochs + stage.later_epochs
         with display.training(epochs * loop.batches.steps, recipe.training.batch_size):
@@ -228,7 +230,8 @@ class _Loop:
             self.best_weights = copy.deepcopy(self.learner.eval_network.state_dict())
         progress.step, progress.epoch_seconds = 0, 0.0
         self.losses.zero_()
-        patience_exhausted = progress.epoch - progress.best_epoch >= recipe.patience
+        waited = progress.epoch - max(progress.best_epoch, progress.extended_at)
+        patience_exhausted = waited >= recipe.patience
         progress.finished = patience_exhausted or progress.epoch == recipe.epochs
         return record
 
@@ -261,17 +264,23 @@ class _Loop:
             checkpoint.save(state, self.path)
         self._clock_s = self._clock()
 
-    def restore(self) -> None:
-        """Resume from the checkpoint, if there is one."""
+    def restore(self, extends: str | None = None) -> None:
+        """Resume from the checkpoint, if there is one.
+
+        The finished checkpoint of the shorter recipe with digest `extends` goes on from its last epoch.
+        """
         self.group.barrier()  # no process reads while another still writes
         found = checkpoint.read(
             self.path,
             recipe_digest=self.recipe.digest(),
             data_digest=self.data_digest,
             processes=self.group.size,
+            extends=extends,
         )
         if found is not None:
             self.progress = Progress(**found.progress)
+            if found.recipe_digest != self.recipe.digest():
+                self.progress.finished, self.progress.extended_at = False, self.progress.epoch
             # Older checkpoints count the epochs of each stage from 1.
             self.history = [
                 EpochRecord(**{**record, "epoch": number, "head_only": self.stage.head_only})

@@ -15,6 +15,7 @@ from training.export.variant_report import VariantReport
 from training.few_shot.curve import CurvePoint
 from training.recipe import Recipe
 from training.recipe.measured import MeasuredResult
+from training.run.extension import Extension
 
 METRICS_FILE = "metrics.json"
 
@@ -39,6 +40,9 @@ class Metrics(Strict):
     framework: str
     kernels: str | None = Field(
         default=None, description="fast or reproducible; None: not recorded by older versions"
+    )
+    continued_from: Extension | None = Field(
+        default=None, description="the finished run whose last weights this one began with"
     )
     parameters: int
     pretrained: Pretrained | None = None

@@ -68,10 +68,15 @@ def render(
             f"{metrics.framework} on {metrics.machine}"
             f"{f', {metrics.kernels} kernels' if metrics.kernels else ''}; {metrics.epochs} epochs"
             f"{f', {metrics.head_epochs} of them of the head only' if metrics.head_epochs else ''}, in "
-            f"{metrics.training_seconds:.0f} s, best epoch {metrics.best_epoch}; "
+            f"{metrics.training_seconds:.0f} s{_continued(metrics)}, best epoch {metrics.best_epoch}; "
             f"data digest {metrics.data_digest[:12]}"
         ),
     )
+
+
+def _continued(metrics: Metrics) -> str:
+    earlier = metrics.continued_from
+    return f" (the first {earlier.epochs} in {earlier.run})" if earlier is not None else ""
 
 
 def _marks(metrics: Metrics) -> tuple[str, str]:

@@ -37,6 +37,7 @@ from training.report.metrics import Metrics
 from training.report.predictions import predict_splits
 from training.report.report import write_report
 from training.run.display import Display
+from training.run.extension import Extension, extend_finished, read_extension
 from training.run.hints import learned_nothing, too_few_photographs
 from training.run.interrupts import Interrupts
 from training.run.keep_splits import keep_splits
@@ -68,15 +69,16 @@ class Job:
 
 
 def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
-    """Run a recipe. Resuming a finished run returns its summary again.
+    """Run a recipe. Resuming a finished run returns its summary again, or extends it by further epochs.
 
     Returns: the summary; it reports a failed gate, which is not an error.
 
     Raises:
         LenserveError: the run failed; training.errors lists the kinds.
     """
+    extended = extend_finished(job.run_dir, recipe) if job.resume else ""
     with open_run(job.run_dir, recipe, resume=job.resume) as (folder, message):
-        if message:
+        if message := extended or message:
             job.display.note(message)
         if job.resume and not folder.summary.exists():
             _recover_summary(recipe, job, folder)
@@ -181,7 +183,10 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
 
     variants = _variants(recipe, folder, dataset, job)
-    metrics = _metrics(recipe, job, trained, calibration, validation, data_report, proof, variants)
+    continued_from = read_extension(folder)
+    metrics = _metrics(
+        recipe, job, trained, calibration, validation, data_report, proof, variants, continued_from
+    )
     examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
     predictions = predict_splits(dataset, proof.probabilities, folder.model, pattern)
     write_report(
@@ -206,7 +211,17 @@ def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
 
 
 def _surroundings(job: Job, folder: RunFolder, loggers: tuple[Logger, ...] = ()) -> LearnContext:
-    return LearnContext(folder, job.cache, job.device, job.display, job.interrupts, job.group, loggers)
+    extension = read_extension(folder)
+    return LearnContext(
+        folder=folder,
+        cache=job.cache,
+        device=job.device,
+        display=job.display,
+        interrupts=job.interrupts,
+        group=job.group,
+        loggers=loggers,
+        extends=None if extension is None else extension.recipe_digest,
+    )
 
 
 def _calibrate(
@@ -255,6 +270,7 @@ def _metrics(  # noqa: PLR0917 - one argument per measured value
     data_report: DataReport,
     proof: Proof,
     variants: tuple[VariantReport, ...],
+    continued_from: Extension | None,
 ) -> Metrics:
     return Metrics(
         model=job.model,
@@ -270,6 +286,7 @@ def _metrics(  # noqa: PLR0917 - one argument per measured value
         machine=job.device.machine,
         framework=f"torch {torch.__version__}",
         kernels=job.device.kernels,
+        continued_from=continued_from,
         parameters=trained.network.parameter_count(),
         pretrained=trained.network.pretrained,
         tuned_on_test=recipe.tuned_on_test,

@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "report"
 
     @property
+    def extension(self) -> Path:
+        """Which finished run this one continues; the file exists only if it does."""
+        return self.path / "continued.json"
+
+    @property
     def intent(self) -> Path:
         """What the run is about to publish, written before it publishes."""
         return self.path / "publishing.json"
@@ -80,10 +85,10 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
     _check_foreign_files(folder)
     message = ""
     if folder.summary.exists() and not resume:
-        with _locked(path):
-            message = f"the finished run in {path} was moved to {_move_aside(path)}"
+        with locked(path):
+            message = f"the finished run in {path} was moved to {path.rename(free_name(path))}"
     path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with locked(path):
         if resume:
             message = _check_resumable(folder, recipe)
         elif folder.has_checkpoint:
@@ -104,23 +109,18 @@ def _check_foreign_files(folder: RunFolder) -> None:
         raise RunFolderConflict(f"{folder.path} has files that are not from a run: choose another --run-dir")
 
 
-def _move_aside(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """The first of <path>.1, <path>.2, ... that does not exist, for a run that is moved aside."""
     number = 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
-    return path.rename(aside)
+    return aside
 
 
 def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
     if not (folder.has_checkpoint or folder.intent.exists() or folder.summary.exists()):
         return f"{folder.path} has no checkpoint yet: the run starts from the beginning"
-    try:
-        earlier = Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8")).settings()
-    except OSError as error:
-        raise RunFolderConflict(f"{folder.recipe} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise RunFolderConflict(f"{folder.recipe} is invalid: {describe(error, Recipe)}") from error
-    current = recipe.settings()
+    earlier, current = read_recipe(folder).settings(), recipe.settings()
     changed = [
         f"{key} was {earlier.get(key)!r}, is {current.get(key)!r}"
         for key in sorted(earlier.keys() | current.keys())
@@ -129,13 +129,32 @@ def _check_resumable(folder: RunFolder, recipe: Recipe) -> str:
     if changed:
         raise RunFolderConflict(
             f"{folder.path} has a run of another recipe, which --resume cannot continue: {'; '.join(changed)}"
+            " (a finished run can be extended, by a larger training.epochs alone)"
         )
     return f"continuing the run in {folder.path}"
 
 
+def read_recipe(folder: RunFolder) -> Recipe:
+    """Read the recipe of a run.
+
+    Raises:
+        RunFolderConflict: the file is missing or invalid.
+    """
+    try:
+        return Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderConflict(f"{folder.recipe} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise RunFolderConflict(f"{folder.recipe} is invalid: {describe(error, Recipe)}") from error
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel releases when the process dies."""
+def locked(path: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel releases when the process dies.
+
+    Raises:
+        RunFolderConflict: another process holds it.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _lock(descriptor, path)
