@@ -1,5 +1,7 @@
 """Images of one patient stay in one split."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -121,3 +123,18 @@ def test_the_setting_changes_no_digest() -> None:
     """Recipes that were measured before it existed keep their digest."""
     assert "data.allow_groups_across_splits" in resolve("lenet5-digits").settings()
     assert resolve("lenet5-digits").digest().startswith("59211c2c50707d7d")
+
+
+@pytest.mark.parametrize("name", ["pneumonia-cnn", "pneumonia-transfer"])
+def test_real_splits_by_patient_pass(name: str, data_root: Path) -> None:
+    """The chest X-rays as published: patients are numbered apart by cause, and each is in one split."""
+    pattern = resolve(name).data.group_pattern
+    assert pattern is not None
+    root = data_root / "chest_xray"
+    names = {
+        split: [path.relative_to(root).as_posix() for path in sorted((root / split).rglob("*.jpeg"))]
+        for split in ("train", "val", "test")
+    }
+    assert sum(map(len, names.values())) == 5503
+    assert groups_across(names, pattern) == {}
+    assert len(groups_across(names, r"person\d+")) > 100
