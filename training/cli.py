@@ -32,6 +32,7 @@ from serving.commandline import (
 )
 from serving.errors import UsageError
 from serving.validation_errors import matching
+from training.atomic_files import require_utf8, writing
 from training.errors import GateFailed
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
 from training.recipe.measured import read_measured, record, shipped_recipe
@@ -141,6 +142,8 @@ class Run(_RecipeCommand):
         """Run the command and return its exit code."""
         recipe = resolve(self.recipe, self.overrides)
         recorded = shipped_recipe(self.recipe, self.overrides) if self.record else None
+        require_utf8(self.repository, "--repository")
+        require_utf8(self._run_dir(recipe), "--run-dir")
         if self.record and self.resume:
             self._check_whole(recipe)
         require_training()
@@ -198,10 +201,11 @@ class Run(_RecipeCommand):
             )
 
     def _record(self, shipped: Recipe, seconds: float) -> None:
+        from training.recorded_files import read_recorded
         from training.report.metrics import METRICS_FILE, Metrics
 
         written = self._run_dir(shipped) / "report" / METRICS_FILE
-        metrics = Metrics.model_validate_json(written.read_text(encoding="utf-8"))
+        metrics = read_recorded(written, Metrics, "the result was not recorded; run the recipe again")
         record(shipped.name, metrics.as_measured(shipped, seconds))
 
     def _run_dir(self, recipe: Recipe) -> Path:
@@ -313,7 +317,8 @@ class FindRate(_RecipeCommand):
                 steps=self.steps,
             )
         current = recipe.training.learning_rate
-        find_rate.draw_range_test(result, current).savefig(self.picture, dpi=120)
+        with writing(self.picture, "choose another --picture"):
+            find_rate.draw_range_test(result, current).savefig(self.picture, dpi=120)
         self._end({"suggestion": result.suggestion, "rates": result.rates, "losses": result.losses})
         display.note(
             f"the loss falls fastest at rate {result.suggestion:.2g}, the recipe has {current:.2g}; "

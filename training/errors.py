@@ -7,6 +7,8 @@ LenserveError                    (serving.errors)
     DeviceUnavailable            the requested device does not exist or cannot be used
     TrainingError                the run itself failed
         CompilerMissing              torch.compile needs a compiler that is not installed
+        WriteError                   a file cannot be written: no room, no permission
+        DamagedFile                  a file of an earlier run or of a bundle's report is damaged
         LoggerUnavailable            TensorBoard or MLflow could not be opened
         DataError                    the data are missing, invalid, or too few
         WeightsError                 pretrained weights cannot be read, or do not fit the network
@@ -38,6 +40,14 @@ class TrainingError(LenserveError):
 
 class CompilerMissing(TrainingError):
     """`training.compile` is set, and the compiler that torch.compile needs is not installed."""
+
+
+class WriteError(TrainingError):
+    """A file cannot be written: the disk is full, or the permission is missing."""
+
+
+class DamagedFile(TrainingError):
+    """A file that an earlier run wrote cannot be read, or does not hold what it should."""
 
 
 class LoggerUnavailable(TrainingError):

@@ -1,5 +1,6 @@
 """golden.npz: images in the network's geometry, and the probabilities that the version must reproduce."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,10 @@ class Golden:
 
 def write_golden(golden: Golden, folder: Path) -> None:
     """Write golden.npz to the folder of a version."""
-    np.savez_compressed(folder / GOLDEN_FILE, images=golden.images, probabilities=golden.probabilities)
+    # In memory first: on a full disk, numpy's archive writer reports a second error when it is collected.
+    content = io.BytesIO()
+    np.savez_compressed(content, images=golden.images, probabilities=golden.probabilities)
+    (folder / GOLDEN_FILE).write_bytes(content.getvalue())
 
 
 def read_golden(folder: Path, manifest: Manifest) -> Golden:

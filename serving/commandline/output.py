@@ -1,5 +1,7 @@
 """Output to stdout and stderr."""
 
+import io
+import os
 import sys
 
 from rich.console import Console, RenderableType
@@ -10,10 +12,29 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _UNLIMITED = 100_000  # characters: wider than any row
 
 
+class OutputFailed(Exception):
+    """A result cannot be written to stdout, for example because it is a file on a full disk."""
+
+
 def print_line(text: str) -> None:
-    """Write one line of a result to stdout, and flush it."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Write one line of a result to stdout, and flush it.
+
+    Raises:
+        OutputFailed: it cannot be written.
+        BrokenPipeError: the reader has closed it.
+    """
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(f"the result cannot be written to stdout: {error.strerror}") from error
+
+
+def discard_output() -> None:
+    """Send the buffered rest of stdout nowhere, since Python would fail to flush it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_table(table: RenderableType) -> None:
@@ -21,7 +42,6 @@ def print_table(table: RenderableType) -> None:
     if sys.stdout.isatty():
         Console().print(table)
         return
-    console = Console(width=_UNLIMITED)
-    with console.capture() as captured:
-        console.print(table)
-    print_line("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    text = io.StringIO()
+    Console(file=text, width=_UNLIMITED).print(table)
+    print_line("\n".join(line.rstrip() for line in text.getvalue().splitlines()))

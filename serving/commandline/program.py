@@ -3,9 +3,7 @@
 Independent of particular commands.
 """
 
-import os
 import re
-import sys
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +16,7 @@ from rich.table import Table
 
 from serving import __version__
 from serving.commandline.command import ENV_PREFIX, Command
-from serving.commandline.output import print_line, stderr
+from serving.commandline.output import OutputFailed, discard_output, print_line, stderr
 from serving.errors import LenserveError, UsageError
 from serving.validation_errors import Problem, known_keys, nearest, problems
 
@@ -72,11 +70,11 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
     except LenserveError as error:
         stderr.print(f"{name}: {error}", markup=False)
         return FAILED
-    except BrokenPipeError:  # the reader has closed stdout
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # flushing buffered lines at exit would fail
-        return FAILED
+    except (BrokenPipeError, OutputFailed) as error:
+        discard_output()
+        if isinstance(error, OutputFailed):
+            stderr.print(f"{name}: {error}", markup=False)
+        return FAILED  # silently if the reader has closed stdout
     except KeyboardInterrupt:
         return 128 + 2
 

@@ -13,6 +13,7 @@ from serving.bundle import Bundle, Repository
 from serving.bundle.manifest import Strict
 from serving.errors import UsageError
 from training import data
+from training.atomic_files import require_utf8
 from training.data.assignment import SPLITS_FILE, read_assignment
 from training.data.checks import MAX_NAMES
 from training.data.groups import find_groups
@@ -99,7 +100,7 @@ def locate(bundle_dir: Path) -> tuple[Repository, str, int]:
     Raises:
         UsageError: the directory is not that of a version.
     """
-    folder = bundle_dir.resolve()
+    folder = require_utf8(bundle_dir.resolve(), "the bundle's directory")
     if not folder.name.isdigit():
         raise UsageError(
             f"{bundle_dir} is not a bundle: name the folder of one version, <repository>/<model>/<version>"

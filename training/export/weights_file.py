@@ -7,7 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
-from training.errors import WeightsError
+from training.atomic_files import RESUME
+from training.errors import WeightsError, WriteError
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -18,14 +19,26 @@ def write_weights(folder: Path, network: nn.Module) -> bool:
     """Write the state of a network, if it is smaller than 200 MB.
 
     Returns: whether the file was written.
+
+    Raises:
+        WriteError: the file cannot be written.
     """
     path = folder / WEIGHTS_FILE
     if state_bytes(network) > MAX_BYTES:
         path.unlink(missing_ok=True)  # of an earlier run in the same folder
         return False
-    with torch.no_grad():
-        save_model(network, str(path))  # stores tensors that modules share once
+    try:
+        with torch.no_grad():
+            save_model(network, str(path))  # stores tensors that modules share once
+    except SafetensorError as error:  # its own I/O errors are no OSError
+        path.unlink(missing_ok=True)
+        raise WriteError(f"{path} cannot be written: {_reason(error)}; {RESUME}") from error
     return True
+
+
+def _reason(error: SafetensorError) -> str:
+    """`No space left on device (os error 28)`, without the names of safetensors' error kinds."""
+    return str(error).rpartition("I/O error: ")[2]
 
 
 def read_weights_file(folder: Path) -> dict[str, Tensor]:

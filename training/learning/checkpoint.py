@@ -1,7 +1,6 @@
 """Checkpoints: the complete state of a run, written atomically and read without unpickling code."""
 
 import io
-import pickle
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.atomic_files import replace_file
+from training.atomic_files import RESUME, replace_file
 from training.errors import CheckpointError
 
 State = dict[str, Any]  # plain values and tensors, as from torch's state_dict()
@@ -47,7 +46,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write the checkpoint atomically: a kill at any moment leaves the old or the new file."""
     buffer = io.BytesIO()
     torch.save({field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}, buffer)
-    replace_file(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue(), RESUME)
 
 
 def read(
@@ -71,8 +70,8 @@ def read(
         checkpoint = Checkpoint(**content)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
-        reason = error if isinstance(error, OSError) else "the file is damaged"
+    except Exception as error:  # a damaged file makes torch raise anything
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the file is damaged"
         raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error
     for what, found, expected in (
         ("recipe", checkpoint.recipe_digest, recipe_digest),

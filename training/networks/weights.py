@@ -1,7 +1,6 @@
 """Reads pretrained weights from torchvision or from a file, without unpickling code."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,10 @@ def read_weights(weights: str, network: str) -> tuple[State, Pretrained]:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         content = _read(path)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = error if isinstance(error, OSError) else _NOT_WEIGHTS
-        raise WeightsError(f"weights {path} cannot be read: {reason}") from error
+    except OSError as error:
+        raise WeightsError(f"weights {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file makes torch raise anything
+        raise WeightsError(f"weights {path} cannot be read: {_NOT_WEIGHTS}") from error
     return _state(content, path), Pretrained(network=network, file=path.name, sha256=digest)
 
 

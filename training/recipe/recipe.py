@@ -231,6 +231,11 @@ def _apply_override(override: str, values: dict[str, Any]) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise RecipeError(f"invalid override {override!r}: use section.key=value")
+    try:
+        override.encode()
+    except UnicodeEncodeError as error:
+        shown = override.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise RecipeError(f"the override {shown} is not UTF-8: rename the file that it names") from error
     *sections, last = key.strip().split(".")
     target = values
     for section in sections:

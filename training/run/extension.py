@@ -12,6 +12,7 @@ from pydantic import Field
 from serving.bundle.manifest import Sha256, Strict
 from training.atomic_files import replace_file, sync_directory
 from training.recipe import Recipe
+from training.recorded_files import read_recorded
 from training.run.run_folder import RunFolder, free_name, locked, read_recipe
 from training.run.summary import RunSummary
 
@@ -27,10 +28,9 @@ class Extension(Strict):
 
 def read_extension(folder: RunFolder) -> Extension | None:
     """Read which run this one continues; None if it began from its first step."""
-    try:
-        return Extension.model_validate_json(folder.extension.read_bytes())
-    except FileNotFoundError:
+    if not folder.extension.exists():
         return None
+    return read_recorded(folder.extension, Extension, "move the run folder away, and train without --resume")
 
 
 def extend_finished(path: Path, recipe: Recipe) -> str:
@@ -61,7 +61,7 @@ def is_shorter(folder: RunFolder, recipe: Recipe) -> bool:
 
 def _extend(folder: RunFolder, recipe: Recipe) -> str:
     aside = free_name(folder.path)
-    summary = RunSummary.model_validate_json(folder.summary.read_bytes())
+    summary = read_recorded(folder.summary, RunSummary, "move the run folder away, and train without --resume")
     extension = Extension(
         run=str(aside),
         recipe_digest=read_recipe(folder).digest(),

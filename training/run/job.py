@@ -10,7 +10,7 @@ import torch
 
 from serving.bundle import Calibration, Estimate, Repository
 from training import data
-from training.atomic_files import replace_file
+from training.atomic_files import RESUME, replace_file, writing
 from training.data import DataReport, Dataset
 from training.data.augmentation.examples import augmented_examples
 from training.data.groups import find_groups
@@ -33,6 +33,7 @@ from training.export.weights_file import write_weights
 from training.learning.learn import LearnContext, LearnResult, learn
 from training.learning.steps import predict
 from training.recipe import Recipe
+from training.recorded_files import read_recorded
 from training.report.metrics import Metrics
 from training.report.predictions import predict_splits
 from training.report.report import write_report
@@ -42,9 +43,12 @@ from training.run.hints import learned_nothing, too_few_photographs
 from training.run.interrupts import Interrupts
 from training.run.keep_splits import keep_splits
 from training.run.loggers import Logger, open_loggers
+from training.run.preflight import preflight
 from training.run.progress import report_progress
 from training.run.run_folder import RunFolder, open_run
 from training.run.summary import RunSummary
+
+_REMEDY = "move the run folder away, and start without --resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
             _recover_summary(recipe, job, folder)
         job.group.barrier()  # now the other processes may read the folder
         if folder.summary.exists():
-            return RunSummary.model_validate_json(folder.summary.read_text(encoding="utf-8"))
+            return read_recorded(folder.summary, RunSummary, _REMEDY)
         summary = _run(recipe, job, folder)
         _write_summary(folder, summary)
         return summary
@@ -102,7 +106,7 @@ def _recover_summary(recipe: Recipe, job: Job, folder: RunFolder) -> None:
 
 
 def _write_summary(folder: RunFolder, summary: RunSummary) -> None:
-    replace_file(folder.summary, summary.model_dump_json(indent=2).encode() + b"\n")
+    replace_file(folder.summary, summary.model_dump_json(indent=2).encode() + b"\n", RESUME)
 
 
 def _open_loggers(recipe: Recipe, job: Job, folder: RunFolder) -> AbstractContextManager[tuple[Logger, ...]]:
@@ -145,11 +149,13 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
     display.note(job.device.describe())
+    preflight(recipe, folder.path, job.repository.root)
 
     display.phase("data")
     dataset, data_report = load_data(recipe, job)
     display.data(data_report)
-    keep_splits(dataset, folder.report, job.repository, job.model, display)
+    with writing(folder.report, RESUME):
+        keep_splits(dataset, folder.report, job.repository, job.model, display)
     # Read before training, to fail early if it does not fit the test images.
     pattern = recipe.data.group_pattern
     groups = None if pattern is None else find_groups(dataset.test.names, pattern)
@@ -166,7 +172,8 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     with explaining_out_of_memory("calibration", job.device.torch_device, inference_advice(recipe)):
         calibration, validation = _calibrate(trained, dataset, job.device.torch_device)
     classifier = Classifier(trained.network.cpu(), calibration.temperature).eval()
-    export(classifier, recipe.geometry, folder.model)
+    with writing(folder.model, RESUME):
+        export(classifier, recipe.geometry, folder.model)
     interrupts.raise_if_stopped("training is finished and saved, the exported model is not proven yet")
     proof = prove(
         classifier,
@@ -182,16 +189,18 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
         display.warning(hint)
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
 
-    variants = _variants(recipe, folder, dataset, job)
+    with writing(folder.path, RESUME):
+        variants = _variants(recipe, folder, dataset, job)
     continued_from = read_extension(folder)
     metrics = _metrics(
         recipe, job, trained, calibration, validation, data_report, proof, variants, continued_from
     )
     examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
     predictions = predict_splits(dataset, proof.probabilities, folder.model, pattern)
-    write_report(
-        folder.report, metrics, trained.history, proof.misclassified, predictions, folder.model, examples
-    )
+    with writing(folder.report, RESUME):
+        write_report(
+            folder.report, metrics, trained.history, proof.misclassified, predictions, folder.model, examples
+        )
     if not write_weights(folder.report, trained.network):
         display.note("the weights are larger than 200 MB and are not kept: no pictures that need gradients")
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
@@ -307,14 +316,15 @@ def _publish(  # noqa: PLR0917 - the last step needs the results of all others
     version, path, refusal = None, None, None
     write_intent(folder, job.repository, job.model, round(time.perf_counter() - began_s, 1))
     try:
-        bundle = publish(
-            job.repository,
-            recipe=recipe,
-            folder=folder,
-            metrics=metrics,
-            test=dataset.test,
-            labels=dataset.labels,
-        )
+        with writing(job.repository.root, RESUME):
+            bundle = publish(
+                job.repository,
+                recipe=recipe,
+                folder=folder,
+                metrics=metrics,
+                test=dataset.test,
+                labels=dataset.labels,
+            )
         version, path = bundle.version, str(bundle.folder)
     except GateFailed as error:
         refusal = str(error)

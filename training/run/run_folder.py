@@ -82,12 +82,17 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
         RunFolderConflict: the run cannot start here; the message says why and what to do.
     """
     folder = RunFolder(path)
-    _check_foreign_files(folder)
     message = ""
-    if folder.summary.exists() and not resume:
-        with locked(path):
-            message = f"the finished run in {path} was moved to {path.rename(free_name(path))}"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        _check_foreign_files(folder)
+        if folder.summary.exists() and not resume:
+            with locked(path):
+                message = f"the finished run in {path} was moved to {path.rename(free_name(path))}"
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderConflict(
+            f"{path} cannot be written: {error.strerror}: choose another --run-dir"
+        ) from error
     with locked(path):
         if resume:
             message = _check_resumable(folder, recipe)
@@ -95,7 +100,8 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> Iterator[tuple[RunF
             raise RunFolderConflict(
                 f"{path} has an unfinished run: continue it with --resume, or choose another --run-dir"
             )
-        replace_file(folder.recipe, recipe.model_dump_json(indent=2).encode() + b"\n")
+        content = recipe.model_dump_json(indent=2).encode() + b"\n"
+        replace_file(folder.recipe, content, "choose another --run-dir")
         yield folder, message
 
 
@@ -141,7 +147,7 @@ def read_recipe(folder: RunFolder) -> Recipe:
         RunFolderConflict: the file is missing or invalid.
     """
     try:
-        return Recipe.model_validate_json(folder.recipe.read_text(encoding="utf-8"))
+        return Recipe.model_validate_json(folder.recipe.read_bytes())
     except OSError as error:
         raise RunFolderConflict(f"{folder.recipe} cannot be read: {error.strerror}") from error
     except ValidationError as error:
