@@ -61,7 +61,9 @@ def is_shorter(folder: RunFolder, recipe: Recipe) -> bool:
 
 def _extend(folder: RunFolder, recipe: Recipe) -> str:
     aside = free_name(folder.path)
-    summary = read_recorded(folder.summary, RunSummary, "move the run folder away, and train without --resume")
+    summary = read_recorded(
+        folder.summary, RunSummary, "move the run folder away, and train without --resume"
+    )
     extension = Extension(
         run=str(aside),
         recipe_digest=read_recipe(folder).digest(),
