@@ -83,7 +83,7 @@ def make_variant(
                     return VariantReport(precision=precision, kept=False, reason=overflow)
                 _convert_to_fp16(model_file, path)
             exported, variant = open_session(model_file), open_session(path)
-    except OSError:  # a full disk is no property of the variant
+    except OSError:  # a full disk says nothing about the variant
         path.unlink(missing_ok=True)
         raise
     except Exception as error:  # noqa: BLE001 - the tools raise any error; the exported file is unchanged
