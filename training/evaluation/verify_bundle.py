@@ -12,16 +12,21 @@ from serving.bundle import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Bundle, Evalu
 from serving.bundle.manifest import Strict
 from serving.errors import BundleError, DigestMismatch, LenserveError, UsageError
 from serving.validation_errors import describe
+from training.errors import RecipeError, TwinUnavailable
 from training.evaluation.compare_scores import compare_labels, compare_scores
 from training.evaluation.evaluate import score
 from training.evaluation.evaluate_bundle import BundleTestSplit, data_recipe, load_test_split, locate
 from training.evaluation.gates import Check
 from training.evaluation.onnx_session import open_session, run
+from training.evaluation.parity import check_parity
 from training.evaluation.proof import score_checks
+from training.explain.twin import read_recipe, read_twin
+from training.export.weights_file import WEIGHTS_FILE
 from training.recipe import GateRecipe
 from training.report.metrics import METRICS_FILE, Metrics
 
 _REPORT = f"report/{METRICS_FILE}"
+_WEIGHTS = f"report/{WEIGHTS_FILE}"
 _WITHOUT_FILES = ("digits", "fake", "fashion-mnist")  # sources that need no --data-root
 _ROUNDING = 1e-6  # of probabilities, between two runs of a file on one machine
 _MARGIN = 10  # the largest difference on a test split, over the largest on 32 golden examples
@@ -92,10 +97,8 @@ def verify_bundle(bundle_dir: Path, data_root: Path | None, cache: Path | None =
         findings.not_checked.append(f"test split: {_REPORT}, which names it, is not the published file")
     elif test := _load_test(bundle, data_root, cache, findings):
         _verify_test_split(bundle, golden, reproduced, test, metrics, findings)
+        _verify_parity(bundle, reproduced, test, intact, findings)
         findings.complete = True
-    findings.not_checked.append(
-        "agreement with torch: bundles hold no torch weights; see the report's checks"
-    )
     return Verification(
         model=bundle.model,
         version=bundle.version,
@@ -254,6 +257,29 @@ def _verify_test_split(  # noqa: PLR0917 - it compares all parts of the bundle
     if metrics is not None:
         scores = score(exported, test.truth, bundle.manifest.labels, test.groups)
         findings.checks += score_checks(scores, _gates(metrics))
+
+
+def _verify_parity(
+    bundle: Bundle,
+    reproduced: list[_Reproduced],
+    test: BundleTestSplit,
+    intact: set[str],
+    findings: _Findings,
+) -> None:
+    """Compare model.onnx with the network in torch, if the report has its weights."""
+    exported = next((each for each in reproduced if each.name == MODEL_FILE), None)
+    if exported is None or _WEIGHTS not in intact:
+        findings.not_checked.append(f"agreement with torch: {MODEL_FILE} or {_WEIGHTS} is missing or damaged")
+        return
+    try:
+        max_gap = read_recipe(bundle).gates.max_parity_gap
+        twin = read_twin(bundle)
+    except RecipeError as error:
+        findings.not_checked.append(f"agreement with torch: {error}")
+    except TwinUnavailable as error:
+        findings.add("agreement with torch", str(error), passed=False)
+    else:
+        findings.checks += check_parity(twin, exported.session, test.images, max_gap)
 
 
 def _gates(metrics: Metrics) -> GateRecipe:
