@@ -91,7 +91,9 @@ async def run_server(
         AddressUnavailable: a port is taken.
     """
     if not settings.repository.is_dir():
-        raise UsageError(f"the repository {settings.repository} is not a directory")
+        raise UsageError(
+            f"the repository {settings.repository} is not a directory: create it, or set another --repository"
+        )
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics(counts)
     metrics.device.labels(device.name, device.provider).set(1)

@@ -51,7 +51,8 @@ class HttpServer:
             server = make_server(self.host, self.port, self._answer, _Server, _QuietHandler)
         except OSError as error:
             raise AddressUnavailable(
-                f"HTTP cannot listen on {self.host}:{self.port}: {error.strerror}"
+                f"HTTP cannot listen on {self.host}:{self.port}: {error.strerror}; "
+                "set another --http-port or --host"
             ) from error
         self._server = server
         self.port = server.server_port

@@ -34,4 +34,4 @@ async def _log_ready(server: Server) -> None:
     if not server.models.ready:
         _log.error("not_ready", extra={"reason": "no model in the repository can be served"})
     else:
-        _log.info("ready", extra={"models": models or "none yet: the repository is empty"})
+        _log.info("ready", extra={"models": models or "none yet: the repository has no <model>/<version>"})

@@ -221,4 +221,7 @@ class Supervisor:
             models = sorted(
                 {model for worker in self.workers if worker.report for model in worker.report.models}
             )
-            _log.info("ready", extra={"models": ", ".join(models) or "none yet: the repository is empty"})
+            _log.info(
+                "ready",
+                extra={"models": ", ".join(models) or "none yet: the repository has no <model>/<version>"},
+            )

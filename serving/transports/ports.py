@@ -98,4 +98,6 @@ def _socket(host: str, port: int) -> tuple[socket.socket, tuple[Any, ...]]:
 
 
 def _unavailable(host: str, port: int, error: OSError) -> AddressUnavailable:
-    return AddressUnavailable(f"gRPC cannot listen on {host}:{port}: {error.strerror}")
+    return AddressUnavailable(
+        f"gRPC cannot listen on {host}:{port}: {error.strerror}; set another --grpc-port or --host"
+    )

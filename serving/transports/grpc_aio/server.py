@@ -68,7 +68,9 @@ class GrpcServer:
         try:
             self.port = self._bind(f"{self.host}:{self.port}")
         except RuntimeError as error:
-            raise AddressUnavailable(f"gRPC cannot listen on {self.host}:{self.port}") from error
+            raise AddressUnavailable(
+                f"gRPC cannot listen on {self.host}:{self.port}; set another --grpc-port or --host"
+            ) from error
         await self._server.start()
         return self
 
