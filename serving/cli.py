@@ -64,12 +64,12 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
 
 class Classify(Command):
-    """Classify image files, or all images in directories, with a running server."""
+    """Classify image files, or all images below directories, with a running server."""
 
     example: ClassVar[str] = "lenserve classify --model digits --top-k 3 photo.png photos/"
 
     images: CliPositionalArg[list[Path]] = Field(
-        description="image files or directories of images", min_length=1
+        description="image files, or directories to search for images", min_length=1
     )
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
     server: str = Field(default="127.0.0.1:8001", description="HOST:PORT of the server's gRPC port")
@@ -123,7 +123,7 @@ class ListModels(Command):
     def run(self) -> int:
         """List; return 1 if the files of a version do not match their digests."""
         if not self.repository.is_dir():
-            raise UsageError(f"the repository {self.repository} is not a directory")
+            raise UsageError(f"the repository {self.repository} is not a directory: set another --repository")
         rows = list(_rows(Repository(self.repository)))
         if self.as_json:
             print_line(json.dumps({"models": rows}))
@@ -219,7 +219,7 @@ def _description(bundle: Bundle) -> dict[str, object]:
 
 def _print_rows(rows: Sequence[dict[str, object]], repository: Path) -> None:
     if not rows:
-        stderr.print(f"{repository} has no models yet")
+        stderr.print(f"{repository} has no models yet: it holds no <model>/<version> directories")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("model", "version", "aliases", "classes", "accuracy", "recipe", "created", "digest"):

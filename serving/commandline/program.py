@@ -3,6 +3,7 @@
 Independent of particular commands.
 """
 
+import os
 import re
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
     while isinstance(command, Mapping):
         if rest and rest[0] in command:
             name, command = f"{name} {rest[0]}", command[rest.pop(0)]
+            summary = ""  # the program's, not a group's
             continue
         if rest[:1] in (["-h"], ["--help"]):
             _print_commands(Console(highlight=False, soft_wrap=True), name, summary, command)
@@ -62,7 +64,7 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
         return CliApp.run(command, cli_args=argv, cli_settings_source=source).run()
     except ValidationError as error:
         for problem in problems(error, command):
-            stderr.print(f"{name}: {_describe(problem)}", markup=False)
+            stderr.print(f"{name}: {_describe(problem, argv)}", markup=False)
         return WRONG_USAGE
     except (UsageError, SettingsError) as error:
         stderr.print(f"{name}: {_describe_usage(str(error), command)}", markup=False)
@@ -106,7 +108,7 @@ def _describe_usage(message: str, command: type[Command]) -> str:
     return message.replace("unrecognized arguments:", "unexpected argument")
 
 
-def _describe(problem: Problem) -> str:
+def _describe(problem: Problem, argv: Sequence[str]) -> str:
     if not problem.key:  # options contradict each other
         return problem.text
     name = problem.key.partition("[")[0]
@@ -114,7 +116,9 @@ def _describe(problem: Problem) -> str:
         return f"{_option(name)} is required (or {_variable(name)})"
     if problem.kind == "unknown":
         return f"unknown option {_option(name)}"
-    return f"{_option(name)}: {problem.text}"
+    given = any(word.partition("=")[0] == _option(name) for word in argv)
+    where = _variable(name) if _variable(name) in os.environ and not given else _option(name)
+    return f"{where}: {problem.text}"
 
 
 def _option(key: str) -> str:
@@ -130,7 +134,9 @@ def _print_commands(console: Console, name: str, summary: str, commands: Command
     table = Table(box=None, show_header=False, padding=(0, 2))
     for command_name, command in described.items():
         table.add_row(command_name, escape((command.__doc__ or "").splitlines()[0]))
-    console.print(f"usage: {name} COMMAND [OPTIONS]\n\n{summary}\n", markup=False)
+    console.print(f"usage: {name} COMMAND [OPTIONS]\n", markup=False)
+    if summary:
+        console.print(f"{summary}\n", markup=False)
     console.print(table)
     if example := next(iter(described.values())).example:
         console.print(f"\nexample:\n  {example}", markup=False)

@@ -157,7 +157,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param(
             ["serve", "--repository", "none"],
             {},
-            "lenserve serve: the repository none is not a directory",
+            "lenserve serve: the repository none is not a directory: create it, or set another --repository",
             id="repository",
         ),
         pytest.param(
@@ -169,7 +169,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param(
             ["serve", "--repository", "."],
             {"LENSERVE_DEVICE": "tpu"},
-            "lenserve serve: --device: must be auto, cpu, cuda or cuda:N, got 'tpu'",
+            "lenserve serve: LENSERVE_DEVICE: must be auto, cpu, cuda or cuda:N, got 'tpu'",
             id="device",
         ),
         pytest.param(
@@ -194,7 +194,7 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param(
             ["models", "list", "--repository", "none"],
             {},
-            "lenserve models list: the repository none is not a directory",
+            "lenserve models list: the repository none is not a directory: set another --repository",
             id="list",
         ),
     ],

@@ -190,10 +190,12 @@ def test_wrong_usage_is_one_clear_line(
 def test_a_wrong_variable_is_wrong_usage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The environment is validated like the command line."""
+    """The environment is validated like the command line, and the message names the one that was read."""
     monkeypatch.setenv("LENSERVE_MAX_COUNT", "many")
     assert run("greet", "--name", "x") == WRONG_USAGE
-    assert "--max-count: must be a whole number, got 'many'" in refusal(capsys)
+    assert "LENSERVE_MAX_COUNT: must be a whole number, got 'many'" in refusal(capsys)
+    assert run("greet", "--name", "x", "--max-count=few") == WRONG_USAGE
+    assert "--max-count: must be a whole number, got 'few'" in refusal(capsys)
 
 
 def test_a_variable_that_holds_a_list_says_how_to_write_it(
