@@ -34,14 +34,14 @@ def require_server() -> None:
     if missing := _missing(_SERVER_MODULES):
         raise UsageError(
             f"the server is not installed ({missing}): "
-            "pip install 'lenserve[serve]', or 'lenserve[serve-cpu]' for CPUs only"
+            "in a checkout, pip install '.[serve]', or '.[serve-cpu]' for CPUs only"
         )
     if all(map(_is_installed, _ONNX_RUNTIME_BUILDS)):
         both = " and ".join(_ONNX_RUNTIME_BUILDS)
         raise UsageError(
             f"{both} are both installed and overwrite each other's files: "
-            f"pip uninstall {' '.join(_ONNX_RUNTIME_BUILDS)}, then pip install 'lenserve[serve]' "
-            "(GPU and CPU) or 'lenserve[serve-cpu]'"
+            f"pip uninstall {' '.join(_ONNX_RUNTIME_BUILDS)}, then in a checkout pip install '.[serve]' "
+            "(GPU and CPU) or '.[serve-cpu]'"
         )
 
 
@@ -52,7 +52,9 @@ def require_training() -> None:
         UsageError: a package is missing; names the `pip` command to run.
     """
     if missing := _missing(_TRAINING_MODULES):
-        raise UsageError(f"the training job is not installed ({missing}): pip install 'lenserve[train]'")
+        raise UsageError(
+            f"the training job is not installed ({missing}): in a checkout, pip install '.[serve,train]'"
+        )
 
 
 def _missing(modules: Sequence[str]) -> str:

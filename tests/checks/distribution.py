@@ -162,13 +162,13 @@ def check_base_install(base: Path) -> None:
         ("lenserve models list --repository .", 0, "has no models yet"),
         ("lenserve classify --model m --server 127.0.0.1:1 gone.png", 2, "gone.png"),
         ("lenserve bench --model m --server 127.0.0.1:1", 1, "lenserve bench: "),
-        ("lenserve serve --repository .", 2, "pip install 'lenserve[serve]'"),
+        ("lenserve serve --repository .", 2, "pip install '.[serve]'"),
         ("lenserve-train --help", 0, "usage: lenserve-train COMMAND"),
         ("lenserve-train recipes --json", 0, "lenet5-digits"),
-        ("lenserve-train run lenet5-digits", 2, "pip install 'lenserve[train]'"),
-        ("lenserve-train layers lenet5", 2, "pip install 'lenserve[train]'"),
-        ("lenserve-train find-rate lenet5-digits", 2, "pip install 'lenserve[train]'"),
-        ("lenserve-train evaluate .", 2, "pip install 'lenserve[train]'"),
+        ("lenserve-train run lenet5-digits", 2, "pip install '.[serve,train]'"),
+        ("lenserve-train layers lenet5", 2, "pip install '.[serve,train]'"),
+        ("lenserve-train find-rate lenet5-digits", 2, "pip install '.[serve,train]'"),
+        ("lenserve-train evaluate .", 2, "pip install '.[serve,train]'"),
     ):
         program, *arguments = command.split()
         done = in_base(

@@ -48,7 +48,7 @@ def test_a_missing_server_names_both_of_its_extras(
         require_server()
     assert str(refused.value) == (
         f"the server is not installed ({missing}): "
-        "pip install 'lenserve[serve]', or 'lenserve[serve-cpu]' for CPUs only"
+        "in a checkout, pip install '.[serve]', or '.[serve-cpu]' for CPUs only"
     )
 
 
@@ -60,7 +60,7 @@ def test_two_builds_of_onnx_runtime_are_refused(monkeypatch: pytest.MonkeyPatch,
     assert str(refused.value) == (
         "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
         "pip uninstall onnxruntime onnxruntime-gpu, "
-        "then pip install 'lenserve[serve]' (GPU and CPU) or 'lenserve[serve-cpu]'"
+        "then in a checkout pip install '.[serve]' (GPU and CPU) or '.[serve-cpu]'"
     )
 
 
@@ -70,5 +70,6 @@ def test_missing_training_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UsageError) as refused:
         require_training()
     assert str(refused.value) == (
-        "the training job is not installed (missing: torch and 1 more): pip install 'lenserve[train]'"
+        "the training job is not installed (missing: torch and 1 more): "
+        "in a checkout, pip install '.[serve,train]'"
     )

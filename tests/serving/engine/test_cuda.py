@@ -102,7 +102,7 @@ def test_a_broken_library_is_missing(install: Callable[[str, str], Path], tmp_pa
 def test_the_message_names_the_libraries_and_what_to_do() -> None:
     """It has both ways to install them."""
     words = cuda.describe_missing(["libcublasLt.so.13", "libcudnn.so.9"])
-    assert "cannot load libcublasLt.so.13, libcudnn.so.9: pip install 'lenserve[cuda]'" in words
+    assert "cannot load libcublasLt.so.13, libcudnn.so.9: in a checkout, pip install '.[serve,cuda]'" in words
     assert "cuDNN 9 on the linker's path" in words
     assert not cuda.describe_missing([])
 
@@ -111,7 +111,7 @@ def test_a_missing_driver_is_not_installed_by_pip() -> None:
     """It comes with the system, so its message is separate from that of the libraries."""
     assert cuda.describe_missing(["libcuda.so.1"]) == "no NVIDIA driver was found (libcuda.so.1)"
     words = cuda.describe_missing(["libcudnn.so.9", "libcuda.so.1"])
-    assert "cannot load libcudnn.so.9: pip install" in words
+    assert "cannot load libcudnn.so.9: in a checkout, pip install" in words
     assert words.endswith("; no NVIDIA driver was found (libcuda.so.1)")
 
 
