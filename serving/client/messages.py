@@ -100,7 +100,10 @@ def decode_error(error: Any) -> CallFailed:  # noqa: ANN401 - grpc ships no type
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             cause, request_id = info.reason, info.metadata.get("request_id", "")
-    return CallFailed(error.code().name, error.details() or "no details", cause=cause, request_id=request_id)
+    details = error.details() or "no details"
+    if details.startswith("failed to connect"):
+        details += "; is this the server's address, and do both sides use TLS, or neither?"
+    return CallFailed(error.code().name, details, cause=cause, request_id=request_id)
 
 
 class Chunk:
