@@ -46,7 +46,7 @@ def check_parity(classifier: Classifier, session: Any, images: Images, max_gap: 
             name="same labels as torch",
             passed=differing == 0,
             detail=f"{compared - differing:,} of {compared:,}: {len(images):,} images at batch sizes {sizes} "
-            f"(ties within 2 x gates.max_parity_gap = {2 * max_gap:.2g} aside)",
+            f"(without ties within 2 x gates.max_parity_gap = {2 * max_gap:.2g})",
         ),
         at_most("largest probability gap to torch", float(gap), max_gap, "gates.max_parity_gap"),
         at_most(

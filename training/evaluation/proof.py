@@ -82,7 +82,9 @@ def score_checks(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
     yield at_least("test accuracy", accuracy, gates.min_accuracy, "gates.min_accuracy")
     yield from _floors(scores, gates)
     yield from _optional_gates(scores, gates)
-    yield at_most("test calibration error", scores.ece_debiased or 0.0, gates.max_ece, "gates.max_ece")
+    yield at_most(
+        "test calibration error beyond chance", scores.ece_debiased or 0.0, gates.max_ece, "gates.max_ece"
+    )
 
 
 def _scikit_learn_agreement(probabilities: npt.NDArray[np.float32], fitted: Labels | None) -> Iterator[Check]:
@@ -113,7 +115,8 @@ def _floors(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
             ", ..." if len(missed) > _MAX_NAMED_LABELS else ""
         )
         yield Check(
-            name=f"every label with {MIN_IMAGES_FOR_RECALL} or more test images is predicted correctly once",
+            name=f"every label with {MIN_IMAGES_FOR_RECALL} or more test images "
+            "is predicted correctly at least once",
             passed=not missed,
             detail=f"never: {named} (gates.allow_zero_recall)" if missed else "all",
         )

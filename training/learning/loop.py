@@ -96,6 +96,9 @@ def train(
                 loop.run_epoch(display, interrupts)
                 for logger in loggers:
                     logger.epoch(loop.history[-1])
+    if loop.progress.epoch < recipe.training.epochs:
+        waited = f"{recipe.training.patience} epochs without a lower validation loss"
+        display.note(f"stopped early: {waited} (training.patience)")
     network = loop.learner.eval_network
     network.load_state_dict(loop.best_weights)
     network.use_memory_format(torch.contiguous_format)  # as in the exported file

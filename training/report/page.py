@@ -199,7 +199,8 @@ _PAGE = Template("""\
     <span class="soft">95 % interval $interval</span></div>
   <div class="tile"><b>$counted</b>test images correct, in ONNX Runtime</div>
   $others
-  <div class="tile"><b>$ece</b>calibration error<br><span class="soft">temperature $temperature</span></div>
+  <div class="tile"><b>$ece</b>test calibration error<br>
+    <span class="soft">temperature $temperature</span></div>
   <div class="tile"><b>$parameters</b>parameters</div>
 </div>
 $footnotes

@@ -117,7 +117,7 @@ def test_a_failed_gate_publishes_nothing_and_keeps_the_report(job: Job, fake_rec
     summary = train_and_evaluate(recipe, job)
     assert (summary.verdict, summary.version, summary.path) == ("refused", None, None)
     assert summary.refusal is not None
-    assert "test calibration error: " in summary.refusal
+    assert "test calibration error beyond chance: " in summary.refusal
     assert "maximum 1e-09 (gates.max_ece)" in summary.refusal
     assert "largest probability gap to torch" in summary.refusal
     assert not job.repository.root.exists()
