@@ -10,7 +10,7 @@ PIP    := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip ins
   --disable-pip-version-check --no-warn-script-location -c constraints.txt
 
 demo: .venv/train.done
-	$(BIN)/python tests/system/demo.py
+	@$(BIN)/python tests/system/demo.py
 
 test: .venv/dev.done
 	tests/system/fetch_peers.sh
@@ -55,11 +55,11 @@ gpu: .venv/gpu.done
 # constraints.txt pins torch. pip installs the CPU build if it finds one (a --find-links directory, PyTorch's CPU
 # index), otherwise the default build. --group needs pip 25.1, newer than the pip of Python 3.11's venv.
 .venv/train.done: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: about 1.5 minutes the first time"
-	$(PIP) --upgrade pip
-	$(PIP) -e '.[serve,train]'
-	touch $@
+	@$(PIP) --upgrade pip
+	@$(PIP) -e '.[serve,train]'
+	@touch $@
 
 .venv/dev.done: .venv/train.done
 	$(PIP) --group dev

@@ -40,10 +40,10 @@ def main() -> None:
     step("Train LeNet-5 on scikit-learn's digits, and publish it")
     run("lenserve-train", "run", RECIPE, "--repository", REPOSITORY, "--run-dir", FOLDER / "run")
 
-    step("Three test images, which it never saw")
+    step("Three test images that it never saw")
     images = held_out_digits()
     for lines in zip(*map(draw, images), strict=True):
-        console.print("   ".join(lines))
+        console.print("   ".join(lines).rstrip(), soft_wrap=True)
 
     step("Serve it, and classify them over gRPC")
     with server() as (grpc_address, http_address):
