@@ -88,7 +88,7 @@ def describe_missing(missing: Sequence[str]) -> str:
         cuda = onnxruntime.cuda_version.partition(".")[0]
         parts.append(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {', '.join(packaged)}: "
-            f"in a checkout, pip install '.[serve,cuda]', or put CUDA {cuda} and cuDNN 9 on the linker's path"
+            f"in a checkout, pip install '.[cuda]', or put CUDA {cuda} and cuDNN 9 on the linker's path"
         )
     if _DRIVER in missing:
         parts.append(f"no NVIDIA driver was found ({_DRIVER})")

@@ -102,7 +102,7 @@ def test_a_broken_library_is_missing(install: Callable[[str, str], Path], tmp_pa
 def test_the_message_names_the_libraries_and_what_to_do() -> None:
     """It has both ways to install them."""
     words = cuda.describe_missing(["libcublasLt.so.13", "libcudnn.so.9"])
-    assert "cannot load libcublasLt.so.13, libcudnn.so.9: in a checkout, pip install '.[serve,cuda]'" in words
+    assert "cannot load libcublasLt.so.13, libcudnn.so.9: in a checkout, pip install '.[cuda]'" in words
     assert "cuDNN 9 on the linker's path" in words
     assert not cuda.describe_missing([])
 
