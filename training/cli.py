@@ -1,4 +1,4 @@
-"""`lenserve-train`: run, recipes, layers, find-rate, evaluate, verify. Imports torch only where needed.
+"""`lenserve-train`: run, recipes, layers, find-rate, evaluate, verify, report. Imports torch where needed.
 
 One file, because a command is its options and the few lines that call the rest.
 """
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "find-rate": FindRate,
         "evaluate": Evaluate,
         "verify": Verify,
+        "report": Report,
     }
     summary = "Train image classifiers and publish them as bundles."
     return run_commands("lenserve-train", summary, commands, sys.argv[1:] if argv is None else argv)
@@ -375,3 +376,41 @@ class Verify(_JsonCommand):
             if not check.passed:
                 stderr.print(f"lenserve-train verify: {check.name}: {check.detail}", markup=False)
         return DONE if result.holds else FAILED
+
+
+class Report(_JsonCommand):
+    """Make the report of a published bundle again; with its data, also the pictures of images."""
+
+    example: ClassVar[str] = "lenserve-train report repository/transfer/1 --data-root photos"
+
+    bundle_dir: CliPositionalArg[Path] = Field(description="<repository>/<model>/<version>")
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)
+    cache: Path | None = Field(default=None, description=_CACHE)
+    output: Path | None = Field(
+        default=None, description="directory to write to; default: report-<model>-<version>"
+    )
+
+    def run(self) -> int:
+        """Run the command and return its exit code."""
+        require_training()
+        from training.atomic_files import writing
+        from training.devices import device
+        from training.report.gather import evidence_of_bundle
+        from training.report.report import PAGE_FILE, write_report
+
+        evidence, network = evidence_of_bundle(
+            self.bundle_dir, self.data_root, self.cache, machine=device.choose("cpu").machine
+        )
+        folder = self.output or Path(f"report-{evidence.metrics.model}-{evidence.version}")
+        if folder.resolve().is_relative_to(self.bundle_dir.resolve()):
+            raise UsageError(
+                f"--output {folder} is in the bundle, which must not change: name another directory"
+            )
+        with writing(folder):
+            write_report(folder, evidence, network=network)
+        self._end(
+            {"path": str(folder / PAGE_FILE), "model": evidence.metrics.model, "version": evidence.version}
+        )
+        if not self.as_json:
+            print_line(str(folder / PAGE_FILE))
+        return DONE

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundle.images import Pixels
 from training.data import Dataset
 from training.data.splits import Labels
 from training.evaluation.evaluate import score
@@ -20,19 +19,7 @@ from training.evaluation.scores import Scores
 from training.export.export import Classifier
 from training.recipe import GateRecipe
 
-_MAX_MISCLASSIFIED = 24
 _MAX_NAMED_LABELS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Misclassification:
-    """A test image with a wrong prediction."""
-
-    name: str
-    truth: str
-    predicted: str
-    probability: float
-    pixels: Pixels  # (H, W, C) uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +28,6 @@ class Proof:
 
     scores: Scores
     checks: tuple[Check, ...]
-    misclassified: tuple[Misclassification, ...]  # at most 24, most confident first
     probabilities: npt.NDArray[np.float32]  # (N, K), on the test split
     embedding: npt.NDArray[np.float32]  # (N, D), on the test split
 
@@ -73,7 +59,7 @@ def prove(
         *_scikit_learn_agreement(probabilities, fitted_labels),
         *check_parity(classifier, session, dataset.test.images, gates.max_parity_gap),
     )
-    return Proof(scores, checks, _misclassified(dataset, probabilities), probabilities, embedding)
+    return Proof(scores, checks, probabilities, embedding)
 
 
 def score_checks(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
@@ -132,20 +118,3 @@ def _optional_gates(scores: Scores, gates: GateRecipe) -> Iterator[Check]:
     if gates.min_auc:
         value = scores.auc.value if scores.auc else math.nan
         yield at_least("test AUC", value, gates.min_auc, "gates.min_auc")
-
-
-def _misclassified(dataset: Dataset, probabilities: npt.NDArray[np.float32]) -> tuple[Misclassification, ...]:
-    test, labels = dataset.test, dataset.labels
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (N,)
-    wrong = np.flatnonzero(predicted != test.labels)
-    most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISCLASSIFIED]
-    return tuple(
-        Misclassification(
-            name=test.names[index],
-            truth=labels[test.labels[index]],
-            predicted=labels[predicted[index]],
-            probability=float(confidence[index]),
-            pixels=test.images[index],
-        )
-        for index in most_confident
-    )

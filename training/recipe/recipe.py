@@ -26,6 +26,7 @@ from training.recipe.sections import (
     HeadRecipe,
     NetworkRecipe,
     OwnNetwork,
+    ReportRecipe,
     TrainingRecipe,
     VariantRecipe,
 )
@@ -43,6 +44,7 @@ _NATIVE_SHAPES = {
 
 # Settings added after results were recorded, with their defaults, which do not change digests.
 _ADDED_LATER = {"variants.max_fp16_range": 0.25, "gates.min_skill": 0.1}
+_ABOUT_REPORT = "report."  # settings of this section never change a digest
 
 _FOLDER = resources.files("training.recipe") / "recipes"
 
@@ -72,6 +74,7 @@ class Recipe(Strict):
     training: TrainingRecipe = TrainingRecipe()
     gates: GateRecipe = GateRecipe()
     variants: VariantRecipe = VariantRecipe()
+    report: ReportRecipe = ReportRecipe()
 
     @model_validator(mode="after")
     def _views_need_training(self) -> Self:
@@ -113,7 +116,9 @@ class Recipe(Strict):
         does not change the digests of existing recipes.
         """
         counted = {
-            key: value for key, value in self.settings().items() if value not in (0, _ADDED_LATER.get(key, 0))
+            key: value
+            for key, value in self.settings().items()
+            if value not in (0, _ADDED_LATER.get(key, 0)) and not key.startswith(_ABOUT_REPORT)
         }
         canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

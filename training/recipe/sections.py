@@ -324,6 +324,16 @@ class VariantRecipe(Strict):
     )
 
 
+class ReportRecipe(Strict):
+    """The report of a run. Does not change its result."""
+
+    images: Literal["all", "none"] = Field(
+        default="all",
+        description="images of the data in the report; none: for pictures of people or patients. File names "
+        "are kept",
+    )
+
+
 class GateRecipe(Strict):
     """Limits that a version must meet to be published."""
 

@@ -12,7 +12,6 @@ from serving.bundle import Calibration, Estimate, Repository
 from training import data
 from training.atomic_files import RESUME, replace_file, writing
 from training.data import DataReport, Dataset
-from training.data.augmentation.examples import augmented_examples
 from training.data.groups import find_groups
 from training.data.storage.device_images import DeviceImages
 from training.devices.compilers import check_compiler
@@ -34,8 +33,8 @@ from training.learning.learn import LearnContext, LearnResult, learn
 from training.learning.steps import predict
 from training.recipe import Recipe
 from training.recorded_files import read_recorded
+from training.report.gather import evidence_of_run
 from training.report.metrics import Metrics
-from training.report.predictions import predict_splits
 from training.report.report import write_report
 from training.run.display import Display
 from training.run.extension import Extension, extend_finished, read_extension
@@ -195,12 +194,19 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
     metrics = _metrics(
         recipe, job, trained, calibration, validation, data_report, proof, variants, continued_from
     )
-    examples = augmented_examples(recipe, dataset.train) if len(trained.history) else None
-    predictions = predict_splits(dataset, proof.probabilities, folder.model, pattern)
+    evidence = evidence_of_run(
+        recipe,
+        metrics,
+        history=trained.history,
+        dataset=dataset,
+        proof=proof,
+        model_file=folder.model,
+        repository=job.repository,
+    )
     with writing(folder.report, RESUME):
-        write_report(
-            folder.report, metrics, trained.history, proof.misclassified, predictions, folder.model, examples
-        )
+        pictures = write_report(folder.report, evidence, network=trained.network)
+    for logger in loggers:
+        logger.pictures(pictures, trained.network, recipe.geometry)
     if not write_weights(folder.report, trained.network):
         display.note("the weights are larger than 200 MB and are not kept: no pictures that need gradients")
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")

@@ -4,18 +4,26 @@ A logger that cannot be opened is an error before training. Later failures, such
 server or a full disk, do not stop the run: failed entries are sent again after the next epoch.
 """
 
+import io
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+from PIL import Image
+
+from serving.bundle import Geometry
 from serving.errors import UsageError
 from training.errors import LoggerUnavailable
 from training.learning.history import EpochRecord
+from training.networks import Network
 
 _SCALARS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
@@ -31,6 +39,9 @@ class Logger(Protocol):
 
     def epoch(self, record: EpochRecord) -> None:
         """Log an epoch. After a resume, only new epochs are logged."""
+
+    def pictures(self, pictures: Mapping[str, bytes], network: Network, geometry: Geometry) -> None:
+        """Log the report's pictures by file name, and the network."""
 
     def result(self, metrics: Mapping[str, int | float]) -> None:
         """Log the main scores of the finished run."""
@@ -101,6 +112,9 @@ class _RetryingLogger:
     def epoch(self, record: EpochRecord) -> None:
         self._send(partial(self._logger.epoch, record))
 
+    def pictures(self, pictures: Mapping[str, bytes], network: Network, geometry: Geometry) -> None:
+        self._send(partial(self._logger.pictures, pictures, network, geometry))
+
     def result(self, metrics: Mapping[str, int | float]) -> None:
         self._send(partial(self._logger.result, metrics))
 
@@ -139,6 +153,18 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, record.epoch)
         self._writer.flush()
 
+    def pictures(self, pictures: Mapping[str, bytes], network: Network, geometry: Geometry) -> None:
+        for name, content in pictures.items():
+            if name.endswith(".png"):
+                with Image.open(io.BytesIO(content)) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                self._writer.add_image(name.removesuffix(".png"), pixels, 0, dataformats="HWC")
+        image = torch.zeros((1, *geometry.shape), dtype=torch.uint8)
+        # TensorBoard traces the network with torch.jit, which is deprecated and warns of constant shapes.
+        with warnings.catch_warnings(), suppress(Exception):
+            warnings.simplefilter("ignore")
+            self._writer.add_graph(network, image)
+
     def result(self, metrics: Mapping[str, int | float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(f"test/{name}", value, 0)
@@ -165,6 +191,9 @@ class _Mlflow:
 
     def epoch(self, record: EpochRecord) -> None:
         self._mlflow.log_metrics(_scalars(record), step=record.epoch)
+
+    def pictures(self, pictures: Mapping[str, bytes], network: Network, geometry: Geometry) -> None:
+        """Do nothing: the report has them."""
 
     def result(self, metrics: Mapping[str, int | float]) -> None:
         self._mlflow.log_metrics({f"test.{name}": float(value) for name, value in metrics.items()})

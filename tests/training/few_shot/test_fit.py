@@ -69,7 +69,7 @@ def test_a_run_publishes_a_bundle_that_agrees_with_scikit_learn(kind: str, job: 
     summary = train_and_evaluate(recipe, job)
     assert summary.verdict == "published", summary.refusal
     bundle = job.repository.read("few", 1)
-    assert {"report/few-shot.png", "report/report.html"} <= set(bundle.manifest.files)
+    assert {"report/few-shot.svg", "report/report.html"} <= set(bundle.manifest.files)
     metrics = Metrics.model_validate_json((bundle.folder / "report" / "metrics.json").read_text())
     assert [point.per_label for point in metrics.few_shot] == [1, 10, None]
     agreement = next(check for check in metrics.checks if check.name == "same labels as scikit-learn")

@@ -10,12 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from serving.bundle import Geometry
 from training import data
 from training.data import Dataset
 from training.errors import Interrupted
 from training.learning.history import EpochRecord
 from training.learning.learn import LearnContext, learn
-from training.networks import build
+from training.networks import Network, build
 from training.recipe import Recipe, resolve
 from training.run.display import Display
 from training.run.interrupts import Interrupts
@@ -138,6 +139,9 @@ class Epochs:
         self.numbers.append(record.epoch)
         if record.epoch == self._stop_at:
             self._interrupts.received = signal.SIGTERM
+
+    def pictures(self, pictures: Mapping[str, bytes], network: Network, geometry: Geometry) -> None:
+        """Ignored."""
 
     def result(self, metrics: Mapping[str, int | float]) -> None:
         """Ignored."""

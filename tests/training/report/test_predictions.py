@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import softmax
 
+from tests.training.report.random_predictions import random_predictions
 from training.errors import DataError
 from training.report.predictions import (
-    Predictions,
     predictions_of,
     read_predictions,
     readable,
@@ -18,21 +17,6 @@ from training.report.predictions import (
 )
 
 DIGEST = "0123456789abcdef" * 4
-
-
-def random_predictions(images: int, labels: tuple[str, ...], *, groups: bool = False) -> Predictions:
-    """Predictions of a network that is often right."""
-    random = np.random.default_rng(0)
-    truth = random.integers(0, len(labels), images)
-    logits = random.normal(size=(images, len(labels))) + 2 * np.eye(len(labels))[truth]
-    names = [f"images/{number}.png" for number in range(images)]
-    return predictions_of(
-        softmax(logits, axis=1).astype(np.float32),
-        truth,
-        labels,
-        names,
-        [f"patient {number // 2}" for number in range(images)] if groups else None,
-    )
 
 
 @pytest.mark.parametrize("count", [2, 20])
