@@ -58,20 +58,20 @@ def draw_embedding_map(test: Predictions, embedding: Floats) -> Picture | None:
     chosen = np.sort(np.random.default_rng(0).permutation(len(test))[:MOST_IMAGES])
     positions = map_positions(embedding[chosen])
     truth, wrong = test.truth[chosen], ~test.correct[chosen]
-    figure, axes = chart(6.4, 5.4)
+    figure, axes = chart(4.8, 4.6)
     few = len(np.unique(truth)) <= _MOST_LABELS
     if few:
         for place, label in enumerate(np.unique(truth)):
             across, up = positions[truth == label].T
             colour = CATEGORIES[place % len(CATEGORIES)]
-            axes.scatter(across, up, s=9, color=colour, linewidths=0, label=_short(test.labels[label]))
+            axes.scatter(across, up, s=8, color=colour, linewidths=0, label=_short(test.labels[label]))
     else:
-        axes.scatter(positions[~wrong, 0], positions[~wrong, 1], s=9, color=PALE, linewidths=0, label="right")
+        axes.scatter(positions[~wrong, 0], positions[~wrong, 1], s=8, color=PALE, linewidths=0, label="right")
     if wrong.any():
         axes.scatter(
             positions[wrong, 0],
             positions[wrong, 1],
-            s=26,
+            s=22,
             facecolors="none",
             edgecolors=INK if few else RED,
             linewidths=0.9,

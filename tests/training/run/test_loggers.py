@@ -184,8 +184,13 @@ def test_mlflow_reads_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_a_run_logs_every_epoch(job: Job, fake_recipe: FakeRecipe) -> None:
-    """A run writes event files into its folder."""
+    """A run writes event files into its folder, with the report's pictures and the network."""
     pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
+
     recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9")
     train_and_evaluate(recipe, replace(job, loggers=("tensorboard",)))
-    assert list((job.run_dir / "tensorboard").glob("events.*"))
+    events = EventAccumulator(str(job.run_dir / "tensorboard")).Reload()
+    assert {"confusion", "predictions", "training-images"} <= set(events.Tags()["images"])
+    assert events.Tags()["graph"]
+    assert len(events.Scalars("train_accuracy")) == 1
