@@ -86,7 +86,7 @@ def draw_embedding_map(test: Predictions, embedding: Floats) -> Picture | None:
         ncols=5,
         frameon=False,
         labelcolor=INK,
-        fontsize=8,
+        fontsize=9,
         markerscale=1.6,
         handletextpad=0.2,
         columnspacing=1.2,

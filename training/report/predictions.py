@@ -1,9 +1,11 @@
 """predictions.csv: what the exported file predicted for every image of the test and validation splits."""
 
 import csv
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ MAX_COLUMNS = 20  # labels; with more, only the most probable ones are written
 TOP = 5
 
 _CHUNK = 4096  # rows sorted at once
+_BUDGET_S = 60  # for the validation split
+_TIMED_IMAGES = 16
 _DIGEST_DIGITS = 16
 _FIXED = ("path", "split", "group", "true", "predicted", "correct", "confidence", "true_probability")
 
@@ -102,6 +106,8 @@ def predict_splits(
 ) -> dict[str, Predictions]:
     """Predict the validation split, and join it with the predictions for the test split.
 
+    A validation split that would take more than a minute is left out: the scores do not need it.
+
     Args:
         dataset: the splits.
         test_probabilities: (N, K) of the file for the test split.
@@ -109,8 +115,9 @@ def predict_splits(
         group_pattern: finds the group of an image in its name.
     """
     probabilities = {"test": test_probabilities}
-    if len(dataset.validation):
-        probabilities["validation"], _ = run(open_session(model_file), dataset.validation.images)
+    session = open_session(model_file)
+    if len(dataset.validation) and _estimate_s(session, dataset.validation) <= _BUDGET_S:
+        probabilities["validation"], _ = run(session, dataset.validation.images)
     splits = dataset.splits()
     return {
         name: predictions_of(
@@ -122,6 +129,15 @@ def predict_splits(
         )
         for name, found in probabilities.items()
     }
+
+
+def _estimate_s(session: Any, split: Split) -> float:  # noqa: ANN401 - ONNX Runtime ships no types
+    """How long a split takes, from two batches; the first one allocates memory."""
+    first = split.images[:_TIMED_IMAGES]
+    run(session, first)
+    began_s = time.perf_counter()
+    run(session, first)
+    return (time.perf_counter() - began_s) / len(first) * len(split)
 
 
 def _groups(split: Split, pattern: str | None) -> list[str] | None:

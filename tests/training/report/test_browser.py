@@ -54,6 +54,19 @@ def test_the_page_fits_and_asks_for_nothing(
     assert not [event for event in browser.events if event["method"] in logged]
 
 
+def test_on_paper_the_page_is_light(digits_bundle: Bundle, browser: Browser) -> None:
+    """Also for those who read in the dark."""
+    browser.show(digits_bundle.folder / "report" / "report.html", 794, "dark")
+    browser.call(
+        "Emulation.setEmulatedMedia",
+        media="print",
+        features=[{"name": "prefers-color-scheme", "value": "dark"}],
+    )
+    ink = browser.evaluate("getComputedStyle(document.body).color")
+    assert ink == "rgb(28, 39, 51)"
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
 def test_the_test_finds_what_it_looks_for(tmp_path: Path, browser: Browser) -> None:
     """A wide element, a request and an error."""
     page = tmp_path / "page.html"

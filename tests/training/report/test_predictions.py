@@ -7,9 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.bundle import Bundle
 from tests.training.report.random_predictions import random_predictions
+from training.data import load_unchecked
 from training.errors import DataError
+from training.recipe import resolve
+from training.report import predictions as predictions_module
 from training.report.predictions import (
+    predict_splits,
     predictions_of,
     read_predictions,
     readable,
@@ -88,3 +93,14 @@ def test_a_damaged_file_is_one_error(tmp_path: Path) -> None:
     write_predictions(path, {"test": random_predictions(3, ("a", "b"))}, DIGEST)
     with pytest.raises(DataError, match="columns and labels"):
         read_predictions(path, ("c", "d"))
+
+
+def test_a_slow_validation_split_is_left_out(digits_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores do not need it."""
+    recipe = resolve("lenet5-digits")
+    dataset = load_unchecked(recipe.data, recipe.geometry, None)
+    probabilities = np.full((len(dataset.test), 10), 0.1, np.float32)
+    model = digits_bundle.model_file
+    assert set(predict_splits(dataset, probabilities, model, None)) == {"test", "validation"}
+    monkeypatch.setattr(predictions_module, "_BUDGET_S", 0)
+    assert set(predict_splits(dataset, probabilities, model, None)) == {"test"}
