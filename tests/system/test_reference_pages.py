@@ -31,6 +31,7 @@ TRAINING_COMMANDS = {
     "find-rate": training_cli.FindRate,
     "evaluate": training_cli.Evaluate,
     "verify": training_cli.Verify,
+    "report": training_cli.Report,
 }
 
 
