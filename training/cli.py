@@ -1,4 +1,4 @@
-"""`lenserve-train`: run, recipes, layers, find-rate, evaluate, verify, report. Imports torch where needed.
+"""`lenserve-train`: run, recipes, layers, ..., report, visualize. Imports torch only where needed.
 
 One file, because a command is its options and the few lines that call the rest.
 """
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import CliPositionalArg, NoDecode
 from rich.console import Console
 
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": Evaluate,
         "verify": Verify,
         "report": Report,
+        "visualize": Visualize,
     }
     summary = "Train image classifiers and publish them as bundles."
     return run_commands("lenserve-train", summary, commands, sys.argv[1:] if argv is None else argv)
@@ -397,6 +398,7 @@ class Report(_JsonCommand):
         from training.devices import device
         from training.report.gather import evidence_of_bundle
         from training.report.report import PAGE_FILE, write_report
+        from training.report.why_section import twin_or_reason, why_section
 
         evidence, network = evidence_of_bundle(
             self.bundle_dir, self.data_root, self.cache, machine=device.choose("cpu").machine
@@ -407,10 +409,78 @@ class Report(_JsonCommand):
                 f"--output {folder} is in the bundle, which must not change: name another directory"
             )
         with writing(folder):
-            write_report(folder, evidence, network=network)
+            why = why_section(evidence, *twin_or_reason(self.bundle_dir))
+            write_report(folder, evidence, network=network, why=[why])
         self._end(
             {"path": str(folder / PAGE_FILE), "model": evidence.metrics.model, "version": evidence.version}
         )
         if not self.as_json:
             print_line(str(folder / PAGE_FILE))
+        return DONE
+
+
+class Visualize(_JsonCommand):
+    """Draw one picture of a published bundle: what it predicts, what it looks at, what it has learned."""
+
+    example: ClassVar[str] = "lenserve-train visualize occlusion repository/transfer/1 --image photo.jpg"
+
+    kind: CliPositionalArg[
+        Literal["predictions", "quadrants", "occlusion", "activations", "filters", "features", "kernels"]
+    ] = Field(
+        description="predictions, quadrants, occlusion, activations, filters, features, or kernels, which "
+        "needs no bundle"
+    )
+    bundle_dir: CliPositionalArg[Path | None] = Field(
+        default=None, description="<repository>/<model>/<version>"
+    )
+    output: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("output", "o"),
+        description="file for the picture; default: <kind>.png",
+    )
+    layer: str | None = Field(
+        default=None,
+        description="occlusion (Grad-CAM), activations, filters, features: name of a layer, as `layers` "
+        "prints it; default: an overview",
+    )
+    image: Path | None = Field(
+        default=None,
+        description="occlusion, features, kernels: an image file; default: test images, a golden example, a "
+        "photograph of a flower",
+    )
+    data: Source | None = Field(
+        default=None, description="source of the test split; default: the source of the bundle's recipe"
+    )
+    data_root: Path | None = Field(default=None, description=_DATA_ROOT)
+    cache: Path | None = Field(default=None, description=_CACHE)
+    padding: int = Field(default=1, ge=0, le=64, description="kernels: pixels of zeros on every side")
+    stride: int = Field(default=1, ge=1, le=64, description="kernels: pixels between two positions")
+
+    def run(self) -> int:
+        """Run the command and return its exit code."""
+        require_training()
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from training.explain.kernels import Window
+        from training.explain.visualize import Wanted, visualize
+
+        picture = visualize(
+            Wanted(
+                kind=self.kind,
+                bundle_dir=self.bundle_dir,
+                layer=self.layer,
+                image=self.image,
+                source=self.data,
+                data_root=self.data_root,
+                cache=self.cache,
+                window=Window(self.padding, self.stride),
+            )
+        )
+        path = self.output or Path(f"{self.kind}.png")
+        try:
+            path.write_bytes(picture.png)
+        except OSError as error:
+            raise UsageError(f"--output {path} cannot be written: {error.strerror}") from error
+        self._end({"picture": str(path), "caption": picture.caption, "alt": picture.alt})
+        if not self.as_json:
+            print_line(f"{path}: {picture.caption}")
         return DONE

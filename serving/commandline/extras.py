@@ -20,6 +20,7 @@ _TRAINING_MODULES = (
     "scipy",
     "sklearn",
     "matplotlib",
+    "captum",
     "safetensors",
 )
 _ONNX_RUNTIME_BUILDS = ("onnxruntime", "onnxruntime-gpu")

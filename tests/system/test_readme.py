@@ -49,7 +49,19 @@ def test_commands_of_the_pages_run(tmp_path: Path, free_ports: tuple[int, int]) 
     assert "lenserve_images_total" in printed
 
 
-def run_blocks(page: str, folder: Path, ports: tuple[int, int], **environment: str) -> str:
+def test_commands_of_look_inside_run(tmp_path: Path, free_ports: tuple[int, int]) -> None:
+    """A version of the digits, and every picture of it."""
+    printed = run_blocks(PAGES["look-inside.md"], tmp_path, free_ports, stop_server=False)
+    assert "published repository/lenet5-digits/1" in printed
+    named = re.findall(r"-o (\S+\.png)", PAGES["look-inside.md"].partition("## What needs")[0])
+    pictures = [name for name in named if name != "FILE.png"]
+    assert len(pictures) == 11
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
+def run_blocks(
+    page: str, folder: Path, ports: tuple[int, int], *, stop_server: bool = True, **environment: str
+) -> str:
     """Run the sh and python blocks of a page in their order, on free ports; return their output."""
     (folder / ".venv").symlink_to(sys.prefix)
     script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"
@@ -63,7 +75,7 @@ def run_blocks(page: str, folder: Path, ports: tuple[int, int], **environment: s
             script += f".venv/bin/python block{number}.py\n"
         else:
             script += re.sub(r"^make .*\n", "", block, flags=re.MULTILINE)
-    script += "kill %1\nwait %1\n"
+    script += "kill %1\nwait %1\n" if stop_server else ""
     settings = {
         "LENSERVE_GRPC_PORT": str(ports[0]),
         "LENSERVE_HTTP_PORT": str(ports[1]),

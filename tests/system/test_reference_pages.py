@@ -32,6 +32,7 @@ TRAINING_COMMANDS = {
     "evaluate": training_cli.Evaluate,
     "verify": training_cli.Verify,
     "report": training_cli.Report,
+    "visualize": training_cli.Visualize,
 }
 
 

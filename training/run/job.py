@@ -36,6 +36,7 @@ from training.recorded_files import read_recorded
 from training.report.gather import evidence_of_run
 from training.report.metrics import Metrics
 from training.report.report import write_report
+from training.report.why_section import why_section
 from training.run.display import Display
 from training.run.extension import Extension, extend_finished, read_extension
 from training.run.hints import learned_nothing, too_few_photographs
@@ -203,8 +204,15 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
         model_file=folder.model,
         repository=job.repository,
     )
+    why = why_section(
+        evidence,
+        trained.network,
+        before_each=lambda: interrupts.raise_if_stopped(
+            "training is finished and saved, nothing is published yet"
+        ),
+    )
     with writing(folder.report, RESUME):
-        pictures = write_report(folder.report, evidence, network=trained.network)
+        pictures = write_report(folder.report, evidence, network=trained.network, why=[why])
     for logger in loggers:
         logger.pictures(pictures, trained.network, recipe.geometry)
     if not write_weights(folder.report, trained.network):

@@ -23,6 +23,14 @@ from training.run.summary import RunSummary
 PICTURES = (
     *("augmentation.png", "confusion.png", "embedding-map.svg", "mistakes.png", "predictions.png"),
     *("history-accuracy.svg", "history-loss.svg", "history-rate.svg", "reliability.svg", "risk-coverage.svg"),
+    *(
+        "occlusion-right.png",
+        "occlusion-wrong.png",
+        "activations-classes.png",
+        "activations-filters.png",
+        "features.png",
+        "filters.png",
+    ),
     *("quadrant-right-sure.png", "quadrant-right-unsure.png", "quadrant-wrong-sure.png"),
     *("quadrant-wrong-unsure.png", "training-images.png", "labels-to-check.png"),
 )
