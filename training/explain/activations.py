@@ -67,7 +67,7 @@ def draw_filter_inputs(network: Network, geometry: Geometry, real: Images | None
     rows = [_filter_tiles(network, geometry, layer, real, _FILTERS) for _, layer in layers]
     names = [name.replace(".", ".\n", name.count(".") - 1) for name, _ in layers]
     caption = (
-        f"The inputs that filters respond to most, mean over all positions: a row for each of {len(rows)} "
+        f"The inputs that filters respond to most: a row for each of {len(rows)} "
         f"convolutions, from the first to the last, with its strongest filters. {_METHOD}"
     )
     alt = f"Optimised inputs of filters of the layers {', '.join(name for name, _ in layers)}"

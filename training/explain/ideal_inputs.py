@@ -20,6 +20,8 @@ from training.networks.network import Network
 _RATE = 0.05
 _DECAY = 1.0  # power of the frequency by which amplitudes fall: as in photographs
 _COLOURS = 3
+_SILENT = 1e-3
+_NOISE = 0.03  # amplitude of the first image
 _MAX_ROTATION = 0.12  # radians
 _MAX_ZOOM = 0.08
 _MAX_SHIFT = 0.08  # of the side
@@ -97,7 +99,11 @@ def class_score(logits: Callable[[Tensor], Tensor], labels: Sequence[int]) -> Ca
 def filter_score(
     logits: Callable[[Tensor], Tensor], layer: nn.Module, filters: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
-    """Score images by the mean output of one filter, or unit, each."""
+    """Score images by one filter, or unit, each: the mean square of its positive outputs.
+
+    The mean output itself would give plain colours for edge detectors: its gradient is the same everywhere.
+    The output still counts a little, so that a filter that is silent at first has a gradient.
+    """
     rows, columns = torch.arange(len(filters)), torch.tensor(list(filters))
 
     def score(images: Tensor) -> Tensor:
@@ -107,8 +113,8 @@ def filter_score(
             logits(images)
         finally:
             handle.remove()
-        own = seen[-1][rows, columns]  # (N, h, w) or (N,)
-        return own.flatten(start_dim=1).mean(dim=1) if own.ndim > 1 else own
+        own = seen[-1][rows, columns].reshape(len(filters), -1)  # (N, h * w) or (N, 1)
+        return (own.clamp(min=0).square() + _SILENT * own).mean(dim=1)
 
     return score
 
@@ -121,7 +127,7 @@ def _spectrum(count: int, geometry: Geometry, generator: torch.Generator) -> tup
     frequency = torch.sqrt(down**2 + across**2).clamp(min=1 / max(height, width))  # (H, W // 2 + 1)
     scale = frequency**-_DECAY * math.sqrt(height * width) / max(height, width)
     shape = count, geometry.channels, height, width // 2 + 1, 2
-    return (0.01 * torch.randn(shape, generator=generator)).requires_grad_(), scale[..., None]
+    return (_NOISE * torch.randn(shape, generator=generator)).requires_grad_(), scale[..., None]
 
 
 def _decode(spectrum: Tensor, scale: Tensor, geometry: Geometry, mean: Sequence[float]) -> Tensor:

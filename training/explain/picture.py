@@ -182,5 +182,5 @@ def _text_width(texts: Sequence[str]) -> int:
 
 def _cut(text: str, width: int) -> str:
     """Shorten lines that are wider than a tile."""
-    most = max(4, int(width / _CHARACTER) + 1)
+    most = max(4, int((width + _GAP) / _CHARACTER) + 2)
     return "\n".join(line if len(line) <= most else line[: most - 1] + "…" for line in text.split("\n"))

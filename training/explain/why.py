@@ -78,7 +78,8 @@ def _row(
     if two and len(heat) == 1:
         tiles.append(None)
     if cam is not None:
-        tiles.append(Tile(overlay(example.image, cam, float(cam.max()) or 1.0)))
+        nothing = "" if cam.any() else "no evidence"
+        tiles.append(Tile(overlay(example.image, cam, float(cam.max()) or 1.0), nothing))
     return tiles
 
 
