@@ -236,7 +236,7 @@ class Recipes(_JsonCommand):
 
 
 class Layers(_RecipeCommand):
-    """List the layers of a recipe's network: name, output shape, parameters."""
+    """List the layers of a recipe's network: shapes, parameters, receptive fields, and their arithmetic."""
 
     example: ClassVar[str] = "lenserve-train layers resnet50"
 

@@ -28,6 +28,10 @@ class LayerRow(Protocol):
     def parameters(self) -> int: ...  # noqa: D102
     @property
     def frozen(self) -> int: ...  # noqa: D102
+    @property
+    def receptive_field(self) -> str: ...  # noqa: D102
+    @property
+    def arithmetic(self) -> str: ...  # noqa: D102
 
 
 def describe_recipe(recipe: Recipe, measured: MeasuredResult | None) -> dict[str, Any]:
@@ -60,6 +64,8 @@ def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Gro
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "kind", "output", "parameters"):
         table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
+    table.add_column("sees (pixels)")
+    table.add_column("output height; parameters", overflow="fold")
     for layer in layers:
         frozen = f" (+ {layer.frozen:,} frozen)" if layer.frozen else ""
         table.add_row(
@@ -67,6 +73,8 @@ def layers_tree(recipe: Recipe, classes: int, layers: Sequence[LayerRow]) -> Gro
             layer.kind,
             " x ".join(map(str, layer.output)),
             f"{layer.parameters:,}{frozen}" if layer.parameters or layer.frozen else "",
+            layer.receptive_field,
+            layer.arithmetic,
         )
     total = sum(layer.parameters for layer in layers if "." not in layer.name)
     height, width, channels = recipe.geometry.shape

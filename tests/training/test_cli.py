@@ -197,7 +197,9 @@ def test_layers_of_a_recipe_as_json_and_for_people(capsys: pytest.CaptureFixture
     assert main(["layers", "alexnet-cifar10", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert (listed["network"], listed["classes"], listed["parameters"]) == ("alexnet", 10, 2_023_370)
-    assert {"name", "kind", "output", "parameters", "frozen"} == set(listed["layers"][0])
+    assert {"name", "kind", "output", "parameters", "frozen", "receptive_field", "arithmetic"} == set(
+        listed["layers"][0]
+    )
     assert main(["layers", "conv2", "--set", "network.hidden=[7]", "--classes", "3"]) == 0
     shown = capsys.readouterr().out
     assert "trunk.dense1" in shown
