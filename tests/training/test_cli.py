@@ -116,7 +116,7 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
             "no --set except network.weights=FILE",
         ),
         (["evaluate", "."], "is not a bundle"),
-        (["layers", "lenet"], "networks are lenet5, conv2, alexnet, allconv, pneumonia, fast"),
+        (["layers", "lenet"], "networks are lenet5, conv2, mlp, alexnet, allconv, pneumonia, fast"),
         (
             ["layers", "lenet5", "--set", "network.maps=[1]"],
             "network.maps has 1 sizes, but the network has 2",

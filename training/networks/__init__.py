@@ -7,6 +7,7 @@ from training.networks.backbones import build_backbone
 from training.networks.conv2 import Conv2
 from training.networks.fast import Fast
 from training.networks.lenet5 import LeNet5
+from training.networks.mlp import Mlp
 from training.networks.network import Network
 from training.networks.pneumonia import Pneumonia
 from training.recipe import NetworkRecipe
@@ -15,6 +16,7 @@ from training.recipe.backbone_names import BACKBONES
 _NETWORKS = {
     "lenet5": LeNet5,
     "conv2": Conv2,
+    "mlp": Mlp,
     "alexnet": AlexNet,
     "allconv": AllConv,
     "pneumonia": Pneumonia,

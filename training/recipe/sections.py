@@ -13,7 +13,7 @@ from serving.bundle.manifest import Strict
 from training.recipe.backbone_names import BACKBONES
 
 Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "npz", "folder", "imagenet", "fake"]
-OwnNetwork = Literal["lenet5", "conv2", "alexnet", "allconv", "pneumonia", "fast"]
+OwnNetwork = Literal["lenet5", "conv2", "mlp", "alexnet", "allconv", "pneumonia", "fast"]
 EMBEDDING = "embedding"  # head.layer: the features before the network's head
 Width = Annotated[int, Field(ge=1, le=8192)]
 Activation = Literal["relu", "leaky-relu", "elu", "gelu", "silu", "mish", "tanh", "sigmoid"]
@@ -143,6 +143,8 @@ class NetworkRecipe(Strict):
                 raise ValueError(f"{key} has no effect on {self.name}, a torchvision backbone: remove it")
         if self.residual and self.name != "alexnet":
             raise ValueError(f"residual applies to alexnet only, not to {self.name}: remove it")
+        if self.name == "mlp" and self.kernel_size is not None:
+            raise ValueError("kernel_size has no effect on mlp, which has no convolution: remove it")
         if self.hidden is not None and self.name in ("allconv", "fast"):
             raise ValueError(
                 f"hidden has no effect on {self.name}, which has no hidden dense layer: remove it"

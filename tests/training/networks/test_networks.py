@@ -30,6 +30,8 @@ def made(geometry: Geometry, classes: int = 10, **recipe: object) -> Network:
 @pytest.mark.parametrize(
     ("recipe", "geometry", "classes", "parameters", "embedding"),
     [
+        ({"name": "mlp"}, DIGITS, 10, 401_920 + 262_656 + 5_130, 512),
+        ({"name": "mlp", "hidden": (32,), "dropout": 0.0}, OBJECTS, 10, 98_336 + 330, 32),
         ({"name": "conv2"}, DIGITS, 10, 832 + 51_264 + 401_536 + 1_290, 128),
         ({"name": "alexnet"}, OBJECTS, 10, 831_424 + 1_191_946, 1024),
         ({"name": "alexnet", "batch_norm": True}, OBJECTS, 10, 2_023_370 + 1_376, 1024),
@@ -69,7 +71,7 @@ def test_allconv_has_no_pooling() -> None:
     assert not any("Pool" in kind or "Linear" in kind for kind in kinds)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "conv2", "alexnet", "allconv", "fast"])
+@pytest.mark.parametrize("name", ["lenet5", "conv2", "mlp", "alexnet", "allconv", "fast"])
 @pytest.mark.parametrize("activation", ["tanh", "leaky-relu"])
 def test_every_network_uses_the_recipe_s_activation(name: str, activation: str) -> None:
     """The layers are named after it, and no default layers remain."""
