@@ -188,7 +188,7 @@ def test_a_run_logs_every_epoch(job: Job, fake_recipe: FakeRecipe) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
 
-    recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9")
+    recipe = fake_recipe("training.epochs=1", "gates.max_ece=1e-9", "report.images=all")
     train_and_evaluate(recipe, replace(job, loggers=("tensorboard",)))
     events = EventAccumulator(str(job.run_dir / "tensorboard")).Reload()
     assert {"confusion", "predictions", "training-images"} <= set(events.Tags()["images"])
