@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -38,6 +39,7 @@ from serving.rpc.services.repository import RepositoryService
 from serving.rpc.services.shared_memory import SharedMemoryService
 from serving.settings import ServerSettings
 from serving.transports.grpc_aio.server import GrpcServer
+from serving.transports.http.limits import Limits
 from serving.transports.rpc_over_http.server import H2Server
 from serving.transports.tls import TlsFiles
 
@@ -205,7 +207,19 @@ def _grpc(
         host=settings.host,
         port=settings.grpc_port,
         max_message_bytes=settings.max_message_bytes,
+        limits=limits_of(settings),
         tls=_tls(settings),
+    )
+
+
+def limits_of(settings: ServerSettings) -> Limits:
+    """Return the limits on the clients of one process."""
+    return Limits(
+        max_pending_bytes=settings.max_pending_bytes,
+        max_connections=settings.max_connections,
+        idle_timeout_s=settings.idle_timeout_s,
+        max_connection_age_s=settings.max_connection_age_s or math.inf,
+        max_connection_age_grace_s=settings.max_connection_age_grace_s,
     )
 
 

@@ -96,6 +96,38 @@ class ServerSettings(Strict):
         ge=1,
         description="maximum images admitted and not yet answered, per worker; more are rejected at once",
     )
+    max_pending_bytes: int = Field(
+        default=256 * 2**20,
+        ge=2**16,
+        description="maximum bytes of requests received and not yet answered, per worker; one connection "
+        "may hold as much as is free",
+    )
+    max_connections: int = Field(
+        default=8192,
+        ge=1,
+        le=2**20,
+        description="maximum open connections; the newest are refused. Fewer where the limit on open files "
+        "is lower",
+    )
+    idle_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="seconds without a call after which an HTTP/2 connection is closed",
+    )
+    max_connection_age_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=31_536_000,
+        description="seconds, +-10 %, after which a connection is closed gracefully, so that clients behind "
+        "a load balancer find new servers; 0: never",
+    )
+    max_connection_age_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=86_400,
+        description="seconds for running calls of a connection that is too old; then they are cut",
+    )
     default_top_k: int = Field(default=5, ge=1, description="labels per image where the request asks for 0")
     decode_threads: int = Field(
         default=0,
@@ -143,6 +175,12 @@ class ServerSettings(Strict):
             raise ValueError(
                 f"--max-images {self.max_images} exceeds --max-pending-images {self.max_pending_images}: "
                 "lower the first or raise the second"
+            )
+        if 2 * self.max_message_bytes > self.max_pending_bytes:
+            raise ValueError(
+                f"--max-pending-bytes {self.max_pending_bytes} is less than twice --max-message-bytes "
+                f"{self.max_message_bytes}, and one connection may hold half of it: raise the first or lower "
+                "the second"
             )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("--tls-cert-file and --tls-key-file belong together: set both")

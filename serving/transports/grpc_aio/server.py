@@ -1,6 +1,7 @@
 """Serves RPCs over grpc.aio, the reference server, with generic handlers. Independent of messages."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
@@ -12,6 +13,7 @@ from serving.errors import AddressUnavailable
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.tls import TlsFiles
 
 # When grpc.aio stops, calls that it has received but not yet handed over end as CANCELLED, which clients do
@@ -36,6 +38,7 @@ class GrpcServer:
         host: str,
         port: int,
         max_message_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
         tls: TlsFiles | None = None,
         shares_port: bool = False,
     ) -> None:
@@ -46,6 +49,7 @@ class GrpcServer:
             host: address to listen on.
             port: port to listen on; 0 chooses a free one.
             max_message_bytes: maximum size of a request.
+            limits: on clients; grpc.aio keeps those in time.
             tls: without it calls are not encrypted.
             shares_port: whether other processes may listen on the same port.
         """
@@ -59,6 +63,7 @@ class GrpcServer:
             ("grpc.so_reuseport", int(shares_port)),  # otherwise a port in use is an error
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            *_time_limits(limits),
         )
         self._server: Any = None
 
@@ -99,6 +104,23 @@ class GrpcServer:
             await self._server.stop(None)
         else:
             await self._server.stop(_CLOSING_S)
+
+
+def _time_limits(limits: Limits) -> Sequence[tuple[str, int]]:
+    """Return the options of gRPC's core for limits in time. It changes the age by 10 % itself."""
+    seconds = {
+        "grpc.server_handshake_timeout_ms": limits.tls_handshake_s,
+        "grpc.max_connection_idle_ms": limits.idle_timeout_s,
+        "grpc.max_connection_age_ms": limits.max_connection_age_s,
+        "grpc.max_connection_age_grace_ms": limits.max_connection_age_grace_s,
+        "grpc.keepalive_time_ms": limits.ping_after_s,
+        "grpc.keepalive_timeout_ms": limits.ping_timeout_s,
+    }
+    return [
+        (option, min(int(each_s * 1000), 2**31 - 1))
+        for option, each_s in seconds.items()
+        if each_s < math.inf
+    ]
 
 
 def _credentials(tls: TlsFiles) -> Any:  # noqa: ANN401

@@ -7,14 +7,17 @@ from typing import Any, cast
 
 import h11
 
-from serving.transports.http.asgi import App, Event
+from serving.transports.http.asgi import BODY, App, Event, Receive
+from serving.transports.http.byte_budget import ByteBudget, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 
 _MAX_HEADER_BYTES = 2**16
 _MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application has not received yet
 _STALL_S = 600.0  # time for the client to read a part of an answer
 _CLOSING_S = 5.0  # time for the client to read the last bytes
 _BAD_REQUEST = 400
+_EXTENSIONS: dict[str, dict[str, Any]] = {BODY: {}}
 
 _log = logging.getLogger(__name__)
 
@@ -22,19 +25,31 @@ _log = logging.getLogger(__name__)
 class Http1Connection(asyncio.Protocol):
     """An asyncio protocol. Requests are answered one after the other."""
 
-    def __init__(self, app: App, on_closed: Callable[["Http1Connection"], object]) -> None:
+    def __init__(
+        self,
+        app: App,
+        on_closed: Callable[["Http1Connection"], object],
+        *,
+        budget: ByteBudget | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         """Serve an application.
 
         Args:
             app: answers requests.
             on_closed: called when the connection is closed.
+            budget: of all connections; default: a separate one.
+            limits: on the client.
         """
         self._app = app
+        self._limits = limits
+        self._share = ConnectionShare(budget or ByteBudget(limits.max_pending_bytes))
         self._on_closed = on_closed
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADER_BYTES)
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
         self._is_tls = False
+        self._bytes = _RequestBytes(self._share, self._receive)  # of the running request, or the last one
         self._request = ByteBuffer()
         self._request_is_over = False
         self._request_is_received = False
@@ -119,12 +134,17 @@ class Http1Connection(asyncio.Protocol):
     def _handle_event(self, event: h11.Event) -> None:
         if isinstance(event, h11.Request):
             self._request_is_over = self._request_is_received = False
+            self._bytes = _RequestBytes(self._share, self._receive)
+            self._bytes.open_charge()
             self._task = asyncio.get_running_loop().create_task(
-                self._app(_scope(event), self._receive, self._send)
+                self._app(_scope(event), self._bytes, self._send)
             )
             self._task.add_done_callback(self._on_done)
         elif isinstance(event, h11.Data):
-            self._request.append(bytes(event.data))
+            if self._bytes.count_body(len(event.data)):
+                self._request.append(bytes(event.data))
+            else:
+                self._request.take()
             self._arrival.set()
         elif isinstance(event, h11.EndOfMessage):
             self._request_is_over = True
@@ -143,6 +163,7 @@ class Http1Connection(asyncio.Protocol):
         if not task.cancelled() and not isinstance(error := task.exception(), OSError | None):
             _log.error("application_failed", exc_info=error)
         self._request.take()
+        self._bytes.close_charge()
         is_closing = self._is_closing or self._transport.is_closing()
         if is_closing or (self._http.our_state, self._http.their_state) != (h11.DONE, h11.DONE):
             self.close()
@@ -153,9 +174,15 @@ class Http1Connection(asyncio.Protocol):
     async def _receive(self) -> Event:
         if self._http.they_are_waiting_for_100_continue:
             self._write(h11.InformationalResponse(status_code=100, headers=[]))
-        while not self._request.size and (self._request_is_received or not self._request_is_over):
+        while (
+            not self._request.size
+            and (self._request_is_received or not self._request_is_over)
+            and self._bytes.refusal is None
+        ):
             self._arrival.clear()
             await self._arrival.wait()
+        if self._bytes.refusal is not None:
+            raise self._bytes.refusal
         body = self._request.take()
         self._request_is_received = self._request_is_over
         self._limit_reading()
@@ -194,5 +221,18 @@ def _scope(request: h11.Request) -> Event:
         "path": path.decode("latin-1"),
         "query_string": query,
         "headers": list(request.headers),
-        "extensions": {},
+        "extensions": _EXTENSIONS,
     }
+
+
+class _RequestBytes(RequestBytes):
+    """`receive` of one request."""
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, share: ConnectionShare, receive: Receive) -> None:
+        super().__init__(share)
+        self._receive = receive
+
+    async def __call__(self) -> Event:
+        return await self._receive()

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import cast
 
 from serving.transports.http.http2.frames import PREFACE
-
-_FIRST_BYTES_S = 60.0  # time for the client to send enough to detect its protocol
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 
 
 class ProtocolDetector(asyncio.Protocol):
@@ -18,6 +17,8 @@ class ProtocolDetector(asyncio.Protocol):
         http1: Callable[[], asyncio.Protocol],
         on_connected: Callable[["ProtocolDetector"], object] = lambda _: None,
         on_closed: Callable[["ProtocolDetector"], object] = lambda _: None,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """Wait for a client.
 
@@ -26,11 +27,13 @@ class ProtocolDetector(asyncio.Protocol):
             http1: creates the protocol for all other clients.
             on_connected: called when the connection is made; with TLS, after the handshake.
             on_closed: called when another protocol has taken over, or the client has disconnected.
+            limits: `first_bytes_s` is the time for the client to send enough to detect its protocol.
         """
         self._http1 = http1
         self._http2 = http2
         self._on_connected = on_connected
         self._on_closed = on_closed
+        self._limits = limits
         self._received = b""
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
@@ -40,7 +43,7 @@ class ProtocolDetector(asyncio.Protocol):
         # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._on_connected(self)
-        self._timer = asyncio.get_running_loop().call_later(_FIRST_BYTES_S, self._transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(self._limits.first_bytes_s, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """Hand over as soon as the protocol is detected."""

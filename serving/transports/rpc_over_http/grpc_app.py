@@ -14,7 +14,7 @@ from typing import Any
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
-from serving.transports.http.asgi import ANSWER, TRAILERS, App, Event, Receive, Send
+from serving.transports.http.asgi import ANSWER, TRAILERS, App, Event, Receive, RequestRefused, Send
 from serving.transports.rpc_over_http.grpc_framing import (
     CONTENT_TYPE,
     PREFIX,
@@ -27,6 +27,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     is_grpc,
     malformed,
     open_call,
+    refused,
     unknown_method,
 )
 
@@ -153,7 +154,11 @@ class GrpcApp:
         reader = MessageReader(encoding_of(headers), self._max_message_bytes)
         more = True
         while more:
-            event = await receive() if event is None else event
+            if event is None:
+                try:
+                    event = await receive()
+                except RequestRefused as refusal:
+                    raise refused(refusal) from refusal
             if event["type"] == "http.disconnect":
                 raise asyncio.CancelledError
             for message in reader.feed(event.get("body", b"")):
@@ -207,6 +212,8 @@ def status_of_failure(error: Exception) -> Status | None:
     """Return the status of a failed call; None if the client has disconnected."""
     if isinstance(error, Failure):
         return error.status
+    if isinstance(error, RequestRefused):
+        return refused(error).status
     if isinstance(error, TimeoutError):
         return _LATE
     if isinstance(error, OSError):  # raised by `send`: the client has disconnected

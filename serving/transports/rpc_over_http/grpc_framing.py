@@ -14,6 +14,7 @@ from urllib.parse import quote
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure
 from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY, Code, Status
+from serving.transports.http.asgi import OverBudget, RequestRefused
 from serving.transports.http.byte_buffer import ByteBuffer
 
 CONTENT_TYPE = b"application/grpc"
@@ -241,6 +242,13 @@ def too_long(length: str, max_message_bytes: int) -> Failure:
             f"a message has {length}, limit is {max_message_bytes} bytes",
         )
     )
+
+
+def refused(refusal: RequestRefused) -> Failure:
+    """Return the failure of a call of which the HTTP server receives no more."""
+    if isinstance(refusal, OverBudget):
+        return Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", str(refusal)))
+    return Failure(Status(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", str(refusal)))
 
 
 def _is_text_metadata(key: str) -> bool:

@@ -13,8 +13,10 @@ from typing import Self
 from serving.rpc.handlers import Handler
 from serving.transports.connection_passing import ConnectionReceiver
 from serving.transports.http.busy_poll import BusyPoll
+from serving.transports.http.byte_budget import ByteBudget
 from serving.transports.http.http1 import Http1Connection
 from serving.transports.http.http2 import Http2Connection
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.http.protocol_detection import ProtocolDetector
 from serving.transports.ports import BACKLOG, listen
 from serving.transports.rpc_over_http.connect_app import ConnectApp
@@ -39,6 +41,7 @@ class H2Server:
         host: str,
         port: int,
         max_message_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
         tls: TlsFiles | None = None,
         worker_socket: socket.socket | None = None,
     ) -> None:
@@ -49,11 +52,14 @@ class H2Server:
             host: address to listen on.
             port: port to listen on; 0 chooses a free one.
             max_message_bytes: maximum size of a request.
+            limits: on clients.
             tls: without it calls are not encrypted.
             worker_socket: delivers connections from another process, which listens instead of this one.
         """
         self.host = host
         self.port = port
+        self._limits = limits
+        self._budget = ByteBudget(limits.max_pending_bytes)
         self._worker_socket = worker_socket
         web = ConnectApp(handlers, max_message_bytes=max_message_bytes)
         self._app = GrpcApp(handlers, max_message_bytes=max_message_bytes, other=web)
@@ -79,13 +85,21 @@ class H2Server:
         return self
 
     def _detector(self) -> ProtocolDetector:
-        return ProtocolDetector(self._http2, self._http1, self._connections.add, self._on_closed)
+        return ProtocolDetector(
+            self._http2, self._http1, self._connections.add, self._on_closed, limits=self._limits
+        )
 
     def _http2(self) -> asyncio.Protocol:
-        return self._add(Http2Connection(self._app, self._on_closed, self._busy_poll))
+        return self._add(
+            Http2Connection(
+                self._app, self._on_closed, self._busy_poll, budget=self._budget, limits=self._limits
+            )
+        )
 
     def _http1(self) -> asyncio.Protocol:
-        return self._add(Http1Connection(self._app, self._on_closed))
+        return self._add(
+            Http1Connection(self._app, self._on_closed, budget=self._budget, limits=self._limits)
+        )
 
     def _add(self, connection: _Connection) -> _Connection:
         self._connections.add(connection)

@@ -10,6 +10,7 @@ from typing import cast
 
 from serving.transports.http.asgi import App
 from serving.transports.http.busy_poll import BusyPoll
+from serving.transports.http.byte_budget import ByteBudget, ConnectionShare
 from serving.transports.http.http2 import frames, stream
 from serving.transports.http.http2.frame_reader import FrameReader
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, Setting, StreamBroken
@@ -17,6 +18,7 @@ from serving.transports.http.http2.headers import MAX_HEADER_BYTES, HeaderReader
 from serving.transports.http.http2.output import Output
 from serving.transports.http.http2.receive_window import ReceiveWindow
 from serving.transports.http.http2.stream import Http2Stream
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 
 WINDOW_BYTES = 2**24  # buffered bytes of all requests that applications have not received yet
 
@@ -43,7 +45,13 @@ class Http2Connection(asyncio.Protocol):
     """An asyncio protocol for a client that has sent its preface."""
 
     def __init__(
-        self, app: App, on_closed: Callable[["Http2Connection"], object], busy_poll: BusyPoll
+        self,
+        app: App,
+        on_closed: Callable[["Http2Connection"], object],
+        busy_poll: BusyPoll,
+        *,
+        budget: ByteBudget | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """Serve an application.
 
@@ -51,8 +59,12 @@ class Http2Connection(asyncio.Protocol):
             app: answers requests.
             on_closed: called when the connection is closed.
             busy_poll: counts the requests of all connections.
+            budget: of all connections; default: a separate one.
+            limits: on the client.
         """
         self._app = app
+        self._limits = limits
+        self._share = ConnectionShare(budget or ByteBudget(limits.max_pending_bytes))
         self._on_closed = on_closed
         self._busy_poll = busy_poll
         self._streams: dict[int, Http2Stream] = {}  # open, or with a running task
@@ -141,13 +153,19 @@ class Http2Connection(asyncio.Protocol):
         if len(self._streams) >= _MAX_STREAMS:
             raise StreamBroken(ErrorCode.REFUSED_STREAM, f"{_MAX_STREAMS} streams are open, the limit")
         opened = Http2Stream(
-            number, head.content_length, self._output, self._window, self._stream_send_window_bytes
+            number,
+            head.content_length,
+            self._output,
+            self._window,
+            self._stream_send_window_bytes,
+            share=self._share,
         )
+        opened.open_charge()
         if ends:
             opened.end_request()
         self._streams[number] = opened
         self._busy_poll.begin()
-        opened.start(self._app(head.scope, opened.receive, opened.send), self._on_done)
+        opened.start(self._app(head.scope, opened, opened.send), self._on_done)
 
     def _on_trailers(self, number: int, block: bytes, *, ends: bool) -> None:
         """Trailers of a request: not passed to applications, but they can change HPACK's table."""
@@ -275,6 +293,7 @@ class Http2Connection(asyncio.Protocol):
     def _on_done(self, ended: Http2Stream, task: asyncio.Task[None]) -> None:
         del self._streams[ended.number]
         self._busy_poll.end()
+        ended.close_charge()
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(
             error, OSError

@@ -5,7 +5,8 @@ from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from typing import Any
 
-from serving.transports.http.asgi import ANSWER, TRAILERS, Event
+from serving.transports.http.asgi import ANSWER, TRAILERS, Event, RequestRefused
+from serving.transports.http.byte_budget import ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
@@ -19,7 +20,7 @@ _STALL_S = 600.0  # time for the client to read a part of an answer
 _DISCONNECT = {"type": "http.disconnect"}
 
 
-class Http2Stream:
+class Http2Stream(RequestBytes):
     """A request, its answer, and the application's task."""
 
     __slots__ = (
@@ -47,6 +48,8 @@ class Http2Stream:
         output: Output,
         connection_window: ReceiveWindow,
         send_window_bytes: int,
+        *,
+        share: ConnectionShare,
     ) -> None:
         """Open a stream.
 
@@ -56,7 +59,9 @@ class Http2Stream:
             output: sends the frames of the answer.
             connection_window: counts the request, together with those of all other streams.
             send_window_bytes: initial send window.
+            share: of the connection in the budget of bytes.
         """
+        super().__init__(share)
         self.number = number
         self.send_window_bytes = send_window_bytes
         self.request_is_over = False
@@ -97,7 +102,10 @@ class Http2Stream:
             StreamBroken: the window or content-length is exceeded.
         """
         if body:
-            self._request.append(body)
+            if self.count_body(len(body)):
+                self._request.append(body)
+            else:
+                self._connection_window.consume(len(body))
         window = self._window
         if window is None and not ends:
             window = self._window = ReceiveWindow(self._output, self.number, WINDOW_BYTES)
@@ -125,6 +133,14 @@ class Http2Stream:
         if self._missing_bytes:
             raise StreamBroken(ErrorCode.PROTOCOL_ERROR, "the body is shorter than content-length")
         self.request_is_over = True
+        _wake(self._arrival)
+
+    def refuse(self, refusal: RequestRefused) -> None:
+        """See `RequestBytes`. The connection's window gets the room back, the stream's does not."""
+        super().refuse(refusal)
+        left_bytes = len(self._request.take())
+        self._connection_window.consume(left_bytes)
+        self.release(left_bytes)
         _wake(self._arrival)
 
     def end(self) -> int:
@@ -165,16 +181,23 @@ class Http2Stream:
     # Called by the application.
 
     async def receive(self) -> Event:
-        """Return all received bytes of the request; wait if there are none."""
+        """Return all received bytes of the request; wait if there are none.
+
+        Raises:
+            RequestRefused: the request is over the budget, or arrives too slowly.
+        """
         while not (
             self._request.size
             or self.answer_is_over
+            or self.refusal is not None
             or (self.request_is_over and not self._request_is_received)
         ):
             self._arrival = self._output.loop.create_future()
             await self._arrival
         if self.answer_is_over:
             return _DISCONNECT
+        if self.refusal is not None:
+            raise self.refusal
         body = self._request.take()
         self._connection_window.consume(len(body))
         if self.request_is_over:
@@ -183,6 +206,8 @@ class Http2Stream:
         if self._window is not None:
             self._window.consume(len(body))
         return {"type": "http.request", "body": body, "more_body": True}
+
+    __call__ = receive  # what applications get as `receive` is this object: see `asgi.RequestBody`
 
     async def send(self, event: Event) -> None:
         """Send a part of the answer; wait until the client has room for it.

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.transports.http.http2.frames import PREFACE
+from serving.transports.http.limits import Limits
 from serving.transports.http.protocol_detection import ProtocolDetector
 
 FIRST_OF_HTTP1 = [
@@ -64,7 +65,7 @@ class FakeTransport(asyncio.Transport):
         self.protocol = protocol
 
 
-def _detector(made: list[Recorder]) -> ProtocolDetector:
+def _detector(made: list[Recorder], first_bytes_s: float = 60.0) -> ProtocolDetector:
     def make(name: str) -> Callable[[], Recorder]:
         def protocol() -> Recorder:
             made.append(Recorder(name))
@@ -72,7 +73,7 @@ def _detector(made: list[Recorder]) -> ProtocolDetector:
 
         return protocol
 
-    return ProtocolDetector(make("2"), make("1"))
+    return ProtocolDetector(make("2"), make("1"), limits=Limits(first_bytes_s=first_bytes_s))
 
 
 @given(st.data())
@@ -109,10 +110,12 @@ async def test_bytes_that_differ_late_from_the_preface_are_not_http2(length: int
 
 @asynccontextmanager
 async def _listening(
-    made: list[Recorder],
+    made: list[Recorder], first_bytes_s: float = 60.0
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A client of a real socket."""
-    server = await asyncio.get_running_loop().create_server(lambda: _detector(made), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _detector(made, first_bytes_s), "127.0.0.1", 0
+    )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
         async with asyncio.timeout(10):
@@ -138,22 +141,20 @@ async def test_a_real_socket_is_handed_over() -> None:
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:-1]])
 async def test_a_client_that_sends_too_little_is_disconnected(
-    monkeypatch: pytest.MonkeyPatch, said: bytes
+    said: bytes,
 ) -> None:
     """After a time limit, without creating a protocol."""
-    monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.05)
     made: list[Recorder] = []
-    async with _listening(made) as (reader, writer):
+    async with _listening(made, first_bytes_s=0.05) as (reader, writer):
         writer.write(said)
         assert await reader.read() == b""
     assert made == []
 
 
-async def test_a_client_whose_protocol_is_detected_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_whose_protocol_is_detected_may_be_silent() -> None:
     """The time limit applies only to the first bytes."""
-    monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     transport, passed = FakeTransport(), asyncio.Event()
-    detector = _detector([])
+    detector = _detector([], first_bytes_s=0.0)
     detector.connection_made(transport)
     detector.data_received(PREFACE)
     asyncio.get_running_loop().call_later(0.01, passed.set)  # after the time limit
@@ -161,12 +162,11 @@ async def test_a_client_whose_protocol_is_detected_may_be_silent(monkeypatch: py
     assert not transport.aborted
 
 
-async def test_a_client_that_disconnects_first_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_disconnects_first_leaves_nothing_behind() -> None:
     """No protocol is created, and no timer is left."""
-    monkeypatch.setattr("serving.transports.http.protocol_detection._FIRST_BYTES_S", 0.0)
     made: list[Recorder] = []
     transport, passed = FakeTransport(), asyncio.Event()
-    detector = _detector(made)
+    detector = _detector(made, first_bytes_s=0.0)
     detector.connection_made(transport)
     detector.connection_lost(None)
     asyncio.get_running_loop().call_later(0.01, passed.set)  # after the time limit

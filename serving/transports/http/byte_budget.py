@@ -1,0 +1,120 @@
+"""Bytes of requests that have arrived and are not yet answered, of a process and of each connection.
+
+A request is charged when its bytes arrive, until its answer is complete: bytes that the application has
+received still count. A connection may hold as much as is free: one can fill half of the budget, two a third
+each, n of them n / (n + 1) together. So there is always room for a newcomer, and no request has to be evicted
+(A. Choudhury and E. Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998).
+"""
+
+from collections.abc import Callable
+
+from serving.transports.http.asgi import OverBudget, RequestRefused
+
+REQUEST_BYTES = 4096  # of an open request: its task and its headers, and as much of its body
+
+
+class ByteBudget:
+    """The budget of a process."""
+
+    __slots__ = ("limit_bytes", "on_refused", "pending_bytes")
+
+    def __init__(self, limit_bytes: int, on_refused: Callable[[], object] = lambda: None) -> None:
+        """Start without requests.
+
+        Args:
+            limit_bytes: of all connections.
+            on_refused: called when a request is refused.
+        """
+        self.limit_bytes = limit_bytes
+        self.on_refused = on_refused
+        self.pending_bytes = 0
+
+
+class ConnectionShare:
+    """The share of one connection in the budget of its process."""
+
+    __slots__ = ("budget", "pending_bytes")
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self.budget = budget
+        self.pending_bytes = 0
+
+    def charge(self, size: int) -> None:
+        """Count received bytes.
+
+        Raises:
+            OverBudget: this connection would hold more than is free. Nothing is charged.
+        """
+        budget = self.budget
+        pending_bytes = self.pending_bytes + size
+        if pending_bytes + budget.pending_bytes + size > budget.limit_bytes:
+            budget.on_refused()
+            raise OverBudget(
+                f"a request needs {size} more bytes, but its connection holds {self.pending_bytes} and all "
+                f"connections hold {budget.pending_bytes} of {budget.limit_bytes} (--max-pending-bytes): "
+                "retry later, or send fewer requests at a time"
+            )
+        self.pending_bytes = pending_bytes
+        budget.pending_bytes += size
+
+    def release(self, size: int) -> None:
+        """Stop counting bytes that were charged."""
+        self.pending_bytes -= size
+        self.budget.pending_bytes -= size
+
+
+class RequestBytes:
+    """The bytes of one request in the budget. `asgi.RequestBody` is what applications see of it."""
+
+    __slots__ = ("_share", "charged_bytes", "may_pause", "received_bytes", "refusal")
+
+    def __init__(self, share: ConnectionShare) -> None:
+        self._share = share
+        self.refusal: RequestRefused | None = None  # what `receive` raises
+        self.charged_bytes = 0
+        self.received_bytes = 0  # of the body
+        self.may_pause = False
+
+    def open_charge(self) -> None:
+        """Charge an open request, or refuse it."""
+        try:
+            self._share.charge(REQUEST_BYTES)
+        except OverBudget as error:
+            self.refusal = error
+        else:
+            self.charged_bytes = REQUEST_BYTES
+
+    def count_body(self, size: int) -> bool:
+        """Count received bytes of the body; return whether to keep them: not those of a refused request."""
+        self.received_bytes += size
+        if self.received_bytes > REQUEST_BYTES and self.refusal is None:
+            try:
+                self.charge(min(size, self.received_bytes - REQUEST_BYTES))
+            except OverBudget as error:
+                self.refuse(error)
+        return self.refusal is None
+
+    def refuse(self, refusal: RequestRefused) -> None:
+        """Receive no more of this request, and forget what the application has not received."""
+        self.refusal = refusal
+
+    def close_charge(self) -> None:
+        """Release the whole charge: the request has ended."""
+        self._share.release(self.charged_bytes)
+        self.charged_bytes = 0
+
+    def charge(self, size: int) -> None:
+        """Charge more bytes: see `asgi.RequestBody`.
+
+        Raises:
+            OverBudget: as in `ConnectionShare.charge`.
+        """
+        self._share.charge(size)
+        self.charged_bytes += size
+
+    def release(self, size: int) -> None:
+        """Release bytes before the request ends, except those of the request itself."""
+        size = min(size, self.charged_bytes - REQUEST_BYTES)
+        if size > 0:
+            self.charged_bytes -= size
+            self._share.release(size)
