@@ -17,9 +17,8 @@ from training.export.weights_file import WEIGHTS_FILE, read_weights_file
 from training.networks import Network, build
 from training.networks.backbones import RANDOM, build_classifier
 from training.networks.heads import FittedHeadNetwork, empty_head
-from training.networks.layer_features import LayerFeatures
+from training.networks.layer_features import build_extractor
 from training.recipe import Recipe, recipe_from_settings
-from training.recipe.sections import EMBEDDING
 from training.report.metrics import METRICS_FILE
 
 _REPORT = "report"
@@ -67,14 +66,11 @@ def _network(recipe: Recipe, state: dict[str, Tensor], classes: int) -> Network:
     shape_alone = recipe.network.model_copy(update={"weights": RANDOM})
     if recipe.method == "as-is":
         return build_classifier(shape_alone, recipe.geometry, weights_follow=True)
-    network = build(shape_alone, recipe.geometry, classes)
     if recipe.method == "train":
-        return network
-    layer = None if recipe.head.layer == EMBEDDING else recipe.head.layer
+        return build(shape_alone, recipe.geometry, classes)
+    extractor = build_extractor(shape_alone, recipe.head, recipe.geometry, classes, weights_follow=True)
     head = empty_head(recipe.head, classes, state)
-    return FittedHeadNetwork(
-        LayerFeatures(network, layer, recipe.head.pooling), head, embedding_size=1, classes=classes
-    )
+    return FittedHeadNetwork(extractor, head, embedding_size=1, classes=classes)
 
 
 def _compare(twin: Classifier, bundle: Bundle, max_gap: float) -> None:

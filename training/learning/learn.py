@@ -18,9 +18,9 @@ from training.learning.loop import train
 from training.networks import Network, build
 from training.networks.backbones import HEAD, Backbone, HeadOnly, build_classifier
 from training.networks.heads import FittedHeadNetwork
-from training.networks.layer_features import LayerFeatures
+from training.networks.layer_features import LayerFeatures, build_extractor
 from training.recipe import Recipe
-from training.recipe.sections import EMBEDDING, AugmentationRecipe
+from training.recipe.sections import AugmentationRecipe
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 from training.run.loggers import Logger
@@ -155,8 +155,7 @@ def _train_head(
 
 def _fit_head(recipe: Recipe, dataset: Dataset, context: LearnContext) -> LearnResult:
     head, classes = recipe.head, len(dataset.labels)
-    layer = None if head.layer == EMBEDDING else head.layer
-    extractor = LayerFeatures(build(recipe.network, recipe.geometry, classes), layer, head.pooling)
+    extractor = build_extractor(recipe.network, head, recipe.geometry, classes)
     train, test = (_features(recipe, extractor, split, context) for split in (dataset.train, dataset.test))
     points = accuracy_curve(
         head, (train, dataset.train.labels), (test, dataset.test.labels), seed=recipe.training.seed

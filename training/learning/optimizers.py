@@ -66,8 +66,9 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 def _groups(network: Network, recipe: TrainingRecipe) -> list[dict[str, Any]]:
     """Split the parameters into weights, biases with norms, and the head's weights; only weights decay."""
     trained = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
-    head = [value for name, value in trained if name == "head.weight"]
-    weights = [value for name, value in trained if value.dim() > 1 and name != "head.weight"]
+    matrices = [(name, value) for name, value in trained if value.dim() > 1]
+    head = [value for name, value in matrices if name.startswith("head.")]
+    weights = [value for name, value in matrices if not name.startswith("head.")]
     biases = [value for _, value in trained if value.dim() <= 1]
     decay = recipe.weight_decay
     return [

@@ -1,6 +1,7 @@
 """torchvision's networks as backbones: a trunk, which may be pretrained and frozen, and a head."""
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,7 +125,7 @@ class ConvHeadBackbone(Backbone):
 
 
 def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> Backbone:
-    """Build a backbone with a new linear head, frozen up to network.train_from.
+    """Build a backbone with a new head, frozen up to network.train_from.
 
     Raises:
         RecipeError: the layer network.train_from does not exist, or the geometry does not fit the network.
@@ -132,7 +133,7 @@ def build_backbone(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> B
     """
     model, pretrained = _model(recipe, geometry, heads_may_differ=True)
     trunk, _, size = _split_head(model)
-    head = nn.Linear(size, classes)
+    head = _new_head(recipe, size, classes)
     backbone = Backbone(
         trunk,
         head,
@@ -174,6 +175,8 @@ def find_layer(root: nn.Module, name: str) -> nn.Module:
     Raises:
         RecipeError: the layer does not exist; the message suggests similar names.
     """
+    if isinstance(root, Network) and name.startswith("head."):
+        root, name = root.head, name.removeprefix("head.")
     start: nn.Module = root.trunk if isinstance(root, Network) else root
     layers: dict[str, nn.Module] = {known: module for known, module in start.named_modules() if known}
     short = name.removeprefix("trunk.")
@@ -186,6 +189,19 @@ def find_layer(root: nn.Module, name: str) -> nn.Module:
 def global_average_pool(activations: Tensor) -> Tensor:
     """Average over positions: (N, D, h, w) -> (N, D). Other shapes are returned unchanged."""
     return activations.mean(dim=(2, 3)) if activations.ndim == 4 else activations  # noqa: PLR2004
+
+
+def _new_head(recipe: NetworkRecipe, size: int, classes: int) -> nn.Module:
+    """A linear layer, after as many hidden dense layers as network.head_hidden has sizes."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, units in enumerate(recipe.head_hidden, start=1):
+        layers[f"dense{number}"] = nn.Linear(size, units)
+        layers[f"relu{number}"] = nn.ReLU()
+        if recipe.dropout:
+            layers[f"dropout{number}"] = nn.Dropout(recipe.dropout)
+        size = units
+    output = nn.Linear(size, classes)
+    return nn.Sequential(OrderedDict([*layers.items(), ("output", output)])) if layers else output
 
 
 def _model(

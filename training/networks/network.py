@@ -41,7 +41,7 @@ class Network(nn.Module):
         return embedding
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """(N, embedding_size) -> (N, K); linear, so the mean embedding of views gives their mean logits."""
+        """(N, embedding_size) -> (N, K). A linear head gives views' mean logits from their mean embedding."""
         logits: Tensor = self.head(embedding)  # (N, K)
         return logits
 

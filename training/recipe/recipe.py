@@ -20,6 +20,7 @@ from serving.validation_errors import describe, matching
 from training.errors import RecipeError
 from training.recipe.backbone_names import BACKBONES, IMAGENET_CLASSES
 from training.recipe.sections import (
+    LOGITS,
     AugmentationRecipe,
     DataRecipe,
     GateRecipe,
@@ -43,7 +44,11 @@ _NATIVE_SHAPES = {
 }
 
 # Settings added after results were recorded, with their defaults, which do not change digests.
-_ADDED_LATER = {"variants.max_fp16_range": 0.25, "gates.min_skill": 0.1}
+_ADDED_LATER: dict[str, object] = {
+    "variants.max_fp16_range": 0.25,
+    "gates.min_skill": 0.1,
+    "network.head_hidden": [],
+}
 _ABOUT_REPORT = "report."  # settings of this section never change a digest
 
 _FOLDER = resources.files("training.recipe") / "recipes"
@@ -82,6 +87,23 @@ class Recipe(Strict):
             raise ValueError(
                 f"network.views must be 1 with method {self.method}, got {self.network.views}: "
                 "remove it, or set method to train"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_layers_need_training(self) -> Self:
+        if self.network.head_hidden and self.method != "train":
+            raise ValueError(
+                f"network.head_hidden applies to method train only, the method is {self.method}: remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _logits_need_a_backbone(self) -> Self:
+        if self.head.layer == LOGITS and self.network.name not in BACKBONES:
+            raise ValueError(
+                f"head.layer=logits needs a torchvision backbone, {self.network.name} is not one: "
+                "use embedding"
             )
         return self
 

@@ -15,6 +15,7 @@ from training.recipe.backbone_names import BACKBONES
 Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "npz", "folder", "imagenet", "fake"]
 OwnNetwork = Literal["lenet5", "conv2", "mlp", "alexnet", "allconv", "pneumonia", "fast"]
 EMBEDDING = "embedding"  # head.layer: the features before the network's head
+LOGITS = "logits"  # head.layer: the 1,000 outputs of a pretrained backbone
 Width = Annotated[int, Field(ge=1, le=8192)]
 Activation = Literal["relu", "leaky-relu", "elu", "gelu", "silu", "mish", "tanh", "sigmoid"]
 
@@ -102,6 +103,12 @@ class NetworkRecipe(Strict):
     )
     maps: tuple[Width, ...] | None = Field(default=None, description="filters of each convolution, in order")
     hidden: tuple[Width, ...] | None = Field(default=None, description="units of each hidden dense layer")
+    head_hidden: tuple[Width, ...] = Field(
+        default=(),
+        max_length=4,
+        description="backbones: units of each hidden dense layer between the features and the output, each "
+        "with ReLU; empty: a linear head",
+    )
     kernel_size: int | None = Field(
         default=None, ge=1, le=15, description="side in pixels of all convolutions except 1x1"
     )
@@ -109,7 +116,11 @@ class NetworkRecipe(Strict):
         default=None, description="batch norm after each convolution and hidden dense layer"
     )
     dropout: float | None = Field(
-        default=None, ge=0, lt=1, description="dropout probability after each hidden dense layer"
+        default=None,
+        ge=0,
+        lt=1,
+        description="dropout probability after each hidden dense layer; backbones: before each dense layer "
+        "of the head",
     )
     residual: bool = Field(default=False, description="alexnet: residual blocks for the last convolutions")
     views: Literal[1, 2, 6] = Field(
@@ -141,6 +152,10 @@ class NetworkRecipe(Strict):
         for key in ("activation", "hidden", "kernel_size"):
             if self.name in BACKBONES and getattr(self, key) is not None:
                 raise ValueError(f"{key} has no effect on {self.name}, a torchvision backbone: remove it")
+        if self.head_hidden and self.name not in BACKBONES:
+            raise ValueError(
+                f"head_hidden needs a torchvision backbone, {self.name} is not one: use network.hidden"
+            )
         if self.residual and self.name != "alexnet":
             raise ValueError(f"residual applies to alexnet only, not to {self.name}: remove it")
         if self.name == "mlp" and self.kernel_size is not None:
@@ -157,7 +172,9 @@ class HeadRecipe(Strict):
 
     kind: Literal["linear-svm", "rbf-svm", "poly-svm", "logistic", "prototype"] = "linear-svm"
     layer: str = Field(
-        default=EMBEDDING, description="name of any layer, for example features.12; or embedding"
+        default=EMBEDDING,
+        description="embedding: the features before the network's head; logits: the 1,000 outputs of a "
+        "pretrained backbone; or the name of any layer, for example features.12",
     )
     pooling: Literal["mean", "none"] = Field(
         default="mean", description="pooling of feature maps: mean over positions, or none to flatten"

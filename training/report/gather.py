@@ -23,6 +23,7 @@ from training.evaluation.proof import Proof
 from training.learning.history import EpochRecord
 from training.networks import Network, build
 from training.networks.backbones import RANDOM, build_classifier
+from training.networks.layer_features import build_extractor
 from training.recipe import DataRecipe, Recipe, recipe_from_settings
 from training.report.evidence import Evidence
 from training.report.metrics import METRICS_FILE, Metrics
@@ -147,6 +148,9 @@ def _network(recipe: Recipe | None, classes: int) -> Network | None:
     try:
         if recipe.method == "as-is":
             return build_classifier(shape_alone, recipe.geometry, weights_follow=True)
+        if recipe.method == "few-shot":
+            settings = (shape_alone, recipe.head, recipe.geometry, classes)
+            return build_extractor(*settings, weights_follow=True).network
         return build(shape_alone, recipe.geometry, classes)
     except RecipeError:
         return None

@@ -36,9 +36,10 @@ def list_layers(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> list
     network = build(recipe, geometry, classes).eval()
     shapes = _shapes(network, geometry)
     fields = {f"{_TRUNK}{name}": field for name, field in receptive_fields(network.trunk).items()}
-    fields["head"] = WHOLE if fields else ""
-    named = [(name, module) for name, module in network.named_modules() if name]
-    named.sort(key=lambda entry: entry[0] == "head")  # constructed first, but runs last
+    modules = [(name, module) for name, module in network.named_modules() if name]
+    named = sorted(modules, key=lambda entry: _is_head(entry[0]))  # constructed first, but runs last
+    if fields:
+        fields |= {name: WHOLE for name, _ in named if _is_head(name)}
     return [
         Layer(
             name=name,
@@ -51,6 +52,10 @@ def list_layers(recipe: NetworkRecipe, geometry: Geometry, classes: int) -> list
         )
         for name, module in named
     ]
+
+
+def _is_head(name: str) -> bool:
+    return name.partition(".")[0] == "head"
 
 
 def _shapes(network: Network, geometry: Geometry) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -8,6 +8,7 @@ from serving.bundle import Geometry
 from training.errors import WriteError
 from training.networks import Network, build
 from training.networks.backbones import build_classifier
+from training.networks.layer_features import build_extractor
 from training.recipe import Recipe, known_classes
 
 _MIB = 2**20
@@ -74,7 +75,10 @@ def check_space(needed_bytes: dict[Path, int]) -> None:
 def _build(recipe: Recipe, geometry: Geometry) -> Network:
     if recipe.method == "as-is":
         return build_classifier(recipe.network, geometry)
-    return build(recipe.network, geometry, known_classes(recipe) or _ANY_CLASSES)
+    classes = known_classes(recipe) or _ANY_CLASSES
+    if recipe.method == "few-shot":
+        return build_extractor(recipe.network, recipe.head, geometry, classes).network
+    return build(recipe.network, geometry, classes)
 
 
 def _nearest_existing(folder: Path) -> Path:

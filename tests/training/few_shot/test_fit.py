@@ -5,13 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
+from training import data
 from training.evaluation.onnx_session import open_session, run
 from training.few_shot.fit import FittedHead, accuracy_curve
+from training.learning.learn import LearnContext, learn
+from training.networks.backbones import IMAGENET_MEAN, IMAGENET_STD
+from training.networks.heads import FittedHeadNetwork, empty_head
+from training.networks.layer_features import build_extractor
+from training.networks.torchvision_import import import_torchvision
 from training.recipe import HeadRecipe, resolve
 from training.report.metrics import Metrics
 from training.run.job import Job, train_and_evaluate
+from training.run.run_folder import RunFolder
 
 
 def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -81,6 +89,42 @@ def test_a_run_publishes_a_bundle_that_agrees_with_scikit_learn(kind: str, job: 
     probabilities, embedding = run(open_session(bundle.model_file), bundle.golden().images)
     assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-5
     assert embedding.shape[1] == bundle.manifest.embedding_size == 16 * 10 * 10
+
+
+def test_the_thousand_outputs_of_a_backbone_are_features_too(job: Job) -> None:
+    """head.layer=logits: the embedding is the output of the pretrained network, which has a twin."""
+    torch.manual_seed(0)
+    reference = import_torchvision("torchvision.models").squeezenet1_1().eval()
+    weights = job.run_dir.with_suffix(".pth")
+    torch.save(reference.state_dict(), weights)
+    backbone = ("network.name=squeezenet1_1", f"network.weights={weights}", "head.layer=logits")
+    shape = ("geometry.height=32", "geometry.width=32", "geometry.channels=3", "method=few-shot")
+    fitting = ("head.kind=prototype", "head.shots=[1]", "head.draws=2")
+    recipe = resolve("lenet5-fake", [*backbone, *shape, *fitting])
+    dataset, _ = data.load(recipe.data, recipe.geometry, None)
+    job.run_dir.mkdir()
+    context = LearnContext(RunFolder(job.run_dir), job.cache, job.device, job.display, job.interrupts)
+    network = learn(recipe, dataset, context).network
+    images = torch.from_numpy(np.asarray(dataset.test.images[:9]))
+    pixels = images.permute(0, 3, 1, 2) / 255  # (9, 3, H, W)
+    mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    with torch.no_grad():
+        expected = reference((pixels - mean[:, None, None]) / deviation[:, None, None])
+        logits, embedding = network(images)
+    assert embedding.shape == (9, 1000)
+    torch.testing.assert_close(embedding, expected, atol=1e-4, rtol=1e-4)
+
+    random = recipe.network.model_copy(update={"weights": "random"})
+    state = network.state_dict()
+    twin = FittedHeadNetwork(
+        build_extractor(random, recipe.head, recipe.geometry, 4, weights_follow=True),
+        empty_head(recipe.head, 4, state),
+        embedding_size=1000,
+        classes=4,
+    )
+    twin.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(twin.eval()(images)[0], logits)
 
 
 def test_predictions_of_a_fit_are_scikit_learn_s_own() -> None:

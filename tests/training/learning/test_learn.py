@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,15 @@ from serving.bundle import Geometry
 from training import data
 from training.data import Dataset
 from training.errors import Interrupted
+from training.explain.onnx_layers import read_layers
+from training.explain.torch_layers import layer_named
+from training.export.export import Classifier, export
 from training.learning.history import EpochRecord
 from training.learning.learn import LearnContext, learn
+from training.learning.optimizers import make_optimizer
 from training.networks import Network, build
 from training.recipe import Recipe, resolve
+from training.report.layer_summary import list_layers
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 from training.run.job import Job, train_and_evaluate
@@ -76,6 +82,32 @@ def test_with_a_frozen_trunk_only_the_head_learns_and_features_are_cached(
     again = learn(recipe, digits, context)
     assert [path.stat().st_mtime_ns for path in sorted(context.cache.glob("features-*.npy"))] == ages
     assert torch.equal(again.network.state_dict()["head.weight"], learned.network.state_dict()["head.weight"])
+
+
+def test_a_head_with_hidden_layers_learns_and_is_exported(
+    digits: Dataset, context: LearnContext, tmp_path: Path
+) -> None:
+    """On cached features of a frozen trunk; its layers have names, and take the head's learning rate."""
+    recipe = recipe_with("network.train_from=head", "network.head_hidden=[24, 12]", "network.dropout=0.1")
+    network = learn(recipe, digits, context).network
+    torch.manual_seed(recipe.training.seed)
+    fresh = build(recipe.network, recipe.geometry, 10).state_dict()
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, fresh[name])}
+    names = ("dense1", "dense2", "output")
+    assert changed == {f"head.{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    *_, head = make_optimizer(network, recipe.training).param_groups
+    assert [tuple(value.shape) for value in head["params"]] == [(24, 512), (12, 24), (10, 12)]
+    export(Classifier(network, temperature=1.0), recipe.geometry, tmp_path / "model.onnx")
+    layers = {layer.name: layer.weights.shape for layer in read_layers(tmp_path / "model.onnx")}
+    assert list(layers.items())[-3:] == [
+        ("head.dense1", (24, 512)),
+        ("head.dense2", (12, 24)),
+        ("head.output", (10, 12)),
+    ]
+    assert isinstance(layer_named(network, "head.dense2"), torch.nn.Linear)
+    shapes = {layer.name: layer.output for layer in list_layers(recipe.network, recipe.geometry, 10)}
+    assert list(shapes)[-3:] == ["head.relu2", "head.dropout2", "head.output"]
+    assert shapes["head.dropout1"] == (24,)
 
 
 def test_a_damaged_cache_is_computed_again(digits: Dataset, context: LearnContext) -> None:

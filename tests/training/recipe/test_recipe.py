@@ -43,6 +43,10 @@ def test_shipped_recipes_all_resolve() -> None:
         ),
         ("network.residual=true", "network: residual applies to alexnet only, not to lenet5: remove it"),
         ("head.kind=rbf-svm", "head.kind applies to method few-shot only, the method is train: remove it"),
+        (
+            "network.head_hidden=[64]",
+            "network: head_hidden needs a torchvision backbone, lenet5 is not one: use network.hidden",
+        ),
         ("summary.more.less=1", "'summary' is not a section"),
         ("training.epochs", "invalid override 'training.epochs': use section.key=value"),
     ],
@@ -63,6 +67,11 @@ def test_invalid_override_is_rejected_with_key_value_and_limit(override: str, sa
             "network: activation has no effect on squeezenet1_1, a torchvision backbone",
         ),
         (
+            "few-shot",
+            "network.head_hidden=[64]",
+            "network.head_hidden applies to method train only, the method is few-shot",
+        ),
+        (
             "allconv-cifar10",
             "network.hidden=[64]",
             "network: hidden has no effect on allconv, which has no hidden dense layer",
@@ -73,6 +82,15 @@ def test_settings_without_effect_on_a_network_are_rejected(name: str, override: 
     """A setting is never ignored silently."""
     with pytest.raises(RecipeError, match=re.escape(said)):
         resolve(name, [override])
+
+
+def test_the_logits_of_our_own_networks_are_no_features() -> None:
+    """Their head is not trained when features are computed."""
+    own = ["network.name=lenet5", "network.weights=random", "head.layer=logits"]
+    with pytest.raises(
+        RecipeError, match=r"head\.layer=logits needs a torchvision backbone, lenet5 is not one"
+    ):
+        resolve("few-shot", own)
 
 
 @pytest.mark.parametrize("name", ["few-shot", "imagenet"])
@@ -120,15 +138,19 @@ def test_digest_depends_on_what_determines_the_result() -> None:
 
 
 def test_digest_does_not_change_when_a_setting_is_added_at_its_default() -> None:
-    """`variants.max_fp16_range` and `gates.min_skill` were added after results were recorded."""
+    """`variants.max_fp16_range` and others were added after results were recorded."""
     plain = resolve("lenet5-digits")
     counted = {key: value for key, value in plain.settings().items() if value != 0}
     assert counted.pop("variants.max_fp16_range") == 0.25
     assert counted.pop("gates.min_skill") == 0.1
+    assert counted.pop("network.head_hidden") == []
     assert counted.pop("report.images") == "all"  # never counts
     canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
     assert plain.digest() == hashlib.sha256(canonical.encode()).hexdigest()
     assert plain.digest() != resolve("lenet5-digits", ["variants.max_fp16_range=0.5"]).digest()
+    transfer = resolve("transfer")
+    assert transfer.digest() == resolve("transfer", ["network.head_hidden=[]"]).digest()
+    assert transfer.digest() != resolve("transfer", ["network.head_hidden=[64]"]).digest()
 
 
 def test_digest_does_not_change_when_a_setting_is_added_and_off() -> None:
