@@ -41,16 +41,14 @@ class Tokens:
                 f'token file {path} has the wrong form: use [tokens] with lines such as "TOKEN" = ["MODEL"]'
             ) from error
 
-    def check(self, authorization: str, model: str) -> None:
-        """Check that a call is allowed.
+    def models(self, authorization: str) -> frozenset[str]:
+        """Return the models that a call may name; `EVERY_MODEL` among them allows all.
 
         Args:
             authorization: the metadata `authorization`, `Bearer TOKEN`; empty if missing.
-            model: the model that the call names; empty if it names no model.
 
         Raises:
             Unauthenticated: the token is missing or unknown.
-            PermissionDenied: the token does not allow this model.
         """
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -60,8 +58,17 @@ class Tokens:
         models = self._models.get(_digest(token.strip()))
         if models is None:
             raise Unauthenticated("the bearer token is unknown")
-        if model and model not in models and EVERY_MODEL not in models:
-            raise PermissionDenied(f"the bearer token does not allow model {model!r}")
+        return models
+
+
+def check_model(models: frozenset[str], model: str) -> None:
+    """Check that a call may name a model; the empty name stands for none.
+
+    Raises:
+        PermissionDenied: the token does not allow this model.
+    """
+    if model and model not in models and EVERY_MODEL not in models:
+        raise PermissionDenied(f"the bearer token does not allow model {model!r}")
 
 
 def _digest(token: str) -> bytes:

@@ -17,15 +17,16 @@ class Failure(Exception):
         self.status = status
 
 
+# Receives the whole message of a request, and decompresses or converts it. Raises Failure.
+Read = Callable[[], Awaitable[bytes]]
+
+
 @dataclass(frozen=True, slots=True)
 class UnaryHandler:
-    """One message in, one out."""
+    """One message in, one out. The message is read only if the call is admitted."""
 
     method: str  # /package.Service/Method
-    answer: Callable[[bytes, Call], Awaitable[bytes]]  # raises Failure
-    # Raises Failure if a request would be rejected now. Transports call it before they receive the rest of a
-    # long message.
-    admit: Callable[[Call], None] = lambda _call: None
+    answer: Callable[[Read, Call], Awaitable[bytes]]  # raises Failure
 
 
 AnswerGroups = AsyncGenerator[Sequence[bytes], None]

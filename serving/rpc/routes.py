@@ -20,6 +20,8 @@ class Call:
     metadata: Mapping[str, str]
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     request_id: str = ""
+    models: frozenset[str] | None = None  # the models that the call's token allows; None: tokens are off
+    received_s: float = 0.0  # when a unary call's message was complete, on the clock of time.perf_counter()
 
 
 # Returns the request that is passed to the function; it has the attribute `model_field`. Raises DecodeError,
@@ -40,7 +42,7 @@ class Unary:
     model_field: str = ""  # the request's field with the model's name, for tokens
     parse: Parse | None = None
     is_probe: bool = False  # answered without a token, even while the server is stopping
-    admit: Callable[[], None] | None = None  # raises if a request would be rejected now
+    admit: Callable[[], None] | None = None  # raises if there is no room: called before the message is read
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,9 @@ def _lines(  # noqa: PLR0917 - every stage of the path
     instant = InferenceService(_Instant(ready), models, metrics, regions)  # type: ignore[arg-type]
     answer = pb.ModelInferResponse()
 
+    async def arrived() -> bytes:
+        return message
+
     async def nothing(_request: bytes, _call: Call) -> pb.ModelInferResponse:
         return answer
 
@@ -87,7 +90,7 @@ def _lines(  # noqa: PLR0917 - every stage of the path
 
     def wrapped(row: Unary) -> Work:
         wire = Middleware(Metrics()).wrap(row)
-        return lambda: wire.answer(message, Call({}))
+        return lambda: wire.answer(arrived, Call({}))
 
     def infer_row(of: InferenceService) -> Unary:
         return next(row for row in of.rpcs() if isinstance(row, Unary) and row.method == METHOD)

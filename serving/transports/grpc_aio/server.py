@@ -147,8 +147,12 @@ def _grpc_handler(handler: Handler) -> Any:  # noqa: ANN401
 def _unary(handler: UnaryHandler) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(message: bytes, context: Any) -> bytes:  # noqa: ANN401
         call = _call(context)
+
+        async def read() -> bytes:  # gRPC's core has received it already
+            return message
+
         try:
-            answer = await handler.answer(message, call)
+            answer = await handler.answer(read, call)
         except Failure as failure:
             await _abort(context, failure, call)
             raise

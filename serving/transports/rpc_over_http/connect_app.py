@@ -27,6 +27,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     unknown_method,
 )
 from serving.transports.rpc_over_http.grpc_web import GrpcWebApp, is_grpc_web, media_type_of
+from serving.transports.rpc_over_http.lingering_body import LingeringBody
 
 _JSON, _PROTO = b"application/json", b"application/proto"
 _MAX_TIMEOUT_DIGITS = 10
@@ -61,6 +62,11 @@ class ConnectApp:
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        body = LingeringBody(receive, max_bytes=self._max_message_bytes)
+        await self._answer(scope, body.receive, send)
+        await body.discard()
+
+    async def _answer(self, scope: Event, receive: Receive, send: Send) -> None:
         headers: RawHeaders = dict(scope["headers"])
         media_type = media_type_of(headers)
         if scope["method"] != "POST":
@@ -81,10 +87,14 @@ class ConnectApp:
         self, handler: UnaryHandler, headers: RawHeaders, receive: Receive, send: Send, *, is_json: bool
     ) -> None:
         call = Call(Metadata(headers))
+
+        async def read() -> bytes:
+            body = await self._body(headers, receive)
+            return _from_json(handler.method, body) if is_json else body
+
         try:
             call.deadline_s = _deadline_s(headers)
-            body = await self._body(headers, receive)
-            answer = await handler.answer(_from_json(handler.method, body) if is_json else body, call)
+            answer = await handler.answer(read, call)
             if is_json:
                 answer = _to_json(handler.method, answer)
         except Exception as error:  # noqa: BLE001 - the client always gets a status

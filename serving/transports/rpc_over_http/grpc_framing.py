@@ -233,6 +233,12 @@ def malformed(message: str) -> Failure:
     return Failure(Status(Code.INTERNAL, "MALFORMED", message))
 
 
+def wrong_count(messages: str) -> Failure:
+    """Return the failure of a unary call that does not have exactly one message."""
+    text = f"the request has {messages}, but the method takes exactly 1"
+    return Failure(Status(Code.UNIMPLEMENTED, "WRONG_MESSAGE_COUNT", text))
+
+
 def too_long(length: str, max_message_bytes: int) -> Failure:
     """Return the failure of a call whose message exceeds the limit."""
     return Failure(

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 from serving.errors import PermissionDenied, Unauthenticated, UsageError
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.bearer_tokens import Tokens
+from serving.rpc.bearer_tokens import Tokens, check_model
 from tests.colours import Publish
 from tests.servers import Serve
 from tests.serving.stub import Connect
@@ -28,7 +28,7 @@ TOKENS = Tokens({"everything": ["*"], "colours-only": ["colours", "shades"], "no
 )
 def test_a_good_token_passes(authorization: str, model: str) -> None:
     """Case of the scheme and spaces do not matter; calls without a model need any known token."""
-    TOKENS.check(authorization, model)
+    check_model(TOKENS.models(authorization), model)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,14 @@ def test_a_good_token_passes(authorization: str, model: str) -> None:
 def test_a_missing_or_wrong_token_is_unauthenticated(authorization: str) -> None:
     """No header, another scheme, no token, an unknown token."""
     with pytest.raises(Unauthenticated):
-        TOKENS.check(authorization, "colours")
+        TOKENS.models(authorization)
 
 
 @pytest.mark.parametrize("token", ["colours-only", "nothing"])
 def test_a_token_for_other_models_is_denied_by_name(token: str) -> None:
     """The message names the model and does not repeat the token."""
     with pytest.raises(PermissionDenied, match=r"^the bearer token does not allow model 'shapes'$"):
-        TOKENS.check(f"Bearer {token}", "shapes")
+        check_model(TOKENS.models(f"Bearer {token}"), "shapes")
 
 
 def test_a_token_file_is_read(tmp_path: Path) -> None:
@@ -54,9 +54,10 @@ def test_a_token_file_is_read(tmp_path: Path) -> None:
 
     tokens = Tokens.read(file)
 
-    tokens.check("Bearer abc", "colours")
+    models = tokens.models("Bearer abc")
+    check_model(models, "colours")
     with pytest.raises(PermissionDenied):
-        tokens.check("Bearer abc", "shapes")
+        check_model(models, "shapes")
 
 
 @pytest.mark.parametrize(

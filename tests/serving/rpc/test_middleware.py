@@ -17,7 +17,7 @@ from serving.metrics.recorder import Metrics
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.bearer_tokens import Tokens
-from serving.rpc.handlers import Failure, UnaryHandler
+from serving.rpc.handlers import Failure, Read, UnaryHandler
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Stream, Unary
 from serving.rpc.status import Code
@@ -25,12 +25,13 @@ from serving.server import build_table
 from tests.colours import Publish
 from tests.servers import Serve
 from tests.serving.gated_server import ServeGated
+from tests.serving.rpc.reading import sent
 from tests.serving.stub import Connect
 
 CLASSIFY = "lenserve.v1.Classifier/Classify"
 METHOD = "/tests.Echo/Say"
 
-Answer = Callable[[bytes, Call], Awaitable[bytes]]
+Answer = Callable[[Read, Call], Awaitable[bytes]]
 
 
 def _count(registry: CollectorRegistry, method: str, code: str) -> float:
@@ -70,19 +71,19 @@ async def test_an_rpc_can_have_its_own_parser_and_answer_in_bytes() -> None:
 
     row = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, answer, parse=parse))
 
-    assert await row.answer(StringValue(value="a").SerializeToString(), Call({})) == b"['a']"
+    assert await row.answer(sent(StringValue(value="a").SerializeToString()), Call({})) == b"['a']"
     with pytest.raises(
         Failure, match=r"cannot parse the request \(1 bytes\) as google\.protobuf\.StringValue"
     ):
-        await row.answer(b"\xff", Call({}))
+        await row.answer(sent(b"\xff"), Call({}))
 
 
 async def test_a_given_request_id_is_kept_and_a_missing_one_is_made() -> None:
     """The function sees the id of its client; without one, 16 hex digits that are new for every call."""
     echo = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo))
 
-    given_one = await echo.answer(b"", Call({"x-request-id": "order-7"}))
-    made = [await echo.answer(b"", Call({})) for _ in range(2)]
+    given_one = await echo.answer(sent(), Call({"x-request-id": "order-7"}))
+    made = [await echo.answer(sent(), Call({})) for _ in range(2)]
 
     assert StringValue.FromString(given_one).value == " order-7"
     ids = [StringValue.FromString(answer).value.strip() for answer in made]
@@ -95,7 +96,7 @@ async def test_a_request_id_that_could_forge_a_log_line_is_replaced(given_id: st
     """Only short ids of plain characters are kept."""
     call = Call({"x-request-id": given_id})
 
-    await Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo)).answer(b"", call)
+    await Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo)).answer(sent(), call)
 
     assert re.fullmatch("[0-9a-f]{16}", call.request_id)
 
@@ -143,9 +144,9 @@ async def test_calls_are_counted_by_method_and_code() -> None:
         message = StringValue(value=value).SerializeToString()
         if value:
             with pytest.raises(Failure):
-                await row.answer(message, Call({}))
+                await row.answer(sent(message), Call({}))
         else:
-            await row.answer(message, Call({}))
+            await row.answer(sent(message), Call({}))
 
     codes = {
         code: _count(metrics.registry, METHOD, code) for code in ("OK", "RESOURCE_EXHAUSTED", "INTERNAL")
@@ -192,7 +193,7 @@ async def test_idle_waits_for_running_calls() -> None:
 
     row = middleware.wrap(Unary(METHOD, StringValue, slow))
     await middleware.idle()
-    calls = [asyncio.ensure_future(row.answer(b"", Call({}))) for _ in range(2)]
+    calls = [asyncio.ensure_future(row.answer(sent(), Call({}))) for _ in range(2)]
     await asyncio.sleep(0)  # both start
     idle = asyncio.create_task(middleware.idle())
     await asyncio.sleep(0)
@@ -211,10 +212,10 @@ async def test_while_draining_new_calls_are_rejected_and_probes_answered() -> No
     await middleware.drain()
 
     with pytest.raises(Failure) as refused:
-        await call.answer(b"", Call({}))
+        await call.answer(sent(), Call({}))
     with pytest.raises(Failure) as stream_refused:
         await anext(stream.answer(_messages("a"), Call({})))
-    answered = await probe.answer(b"", Call({"x-request-id": "p"}))
+    answered = await probe.answer(sent(), Call({"x-request-id": "p"}))
 
     assert refused.value.status.code is stream_refused.value.status.code is Code.UNAVAILABLE
     assert refused.value.status.message == "the server is stopping and accepts no new calls: try again"
@@ -227,6 +228,9 @@ async def test_a_call_that_is_rejected_early_has_an_id_and_is_counted() -> None:
     def full() -> None:
         raise Overloaded("full")
 
+    async def unread() -> bytes:
+        raise AssertionError("a rejected call was read")
+
     metrics = Metrics()
     tokens = Tokens({"secret": ["*"]})
     row = Middleware(metrics, tokens).wrap(Unary(METHOD, StringValue, _echo, admit=full))
@@ -234,7 +238,7 @@ async def test_a_call_that_is_rejected_early_has_an_id_and_is_counted() -> None:
     for metadata in ({}, {"authorization": "Bearer secret"}):
         call = Call(metadata)
         with pytest.raises(Failure) as refused:
-            row.admit(call)
+            await row.answer(unread, call)
         assert call.request_id
         codes.append(refused.value.status.code)
     assert codes == [Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED]
@@ -254,7 +258,7 @@ async def test_a_deadline_ends_the_work() -> None:
 
     row = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, never))
     with pytest.raises(Failure) as caught:
-        await row.answer(b"", Call({}, deadline_s=time.monotonic() + 0.01))
+        await row.answer(sent(), Call({}, deadline_s=time.monotonic() + 0.01))
 
     assert caught.value.status.code is Code.DEADLINE_EXCEEDED
     assert caught.value.status.message == "the deadline passed before the answer was ready"
@@ -311,7 +315,7 @@ async def test_random_bytes_never_give_internal(wired: dict[str, Answer], messag
     """Random bytes for any method are answered, or are the client's error."""
     for method, answer in wired.items():
         try:
-            await answer(message, Call({}))
+            await answer(sent(message), Call({}))
             code = Code.OK
         except Failure as failure:
             code = failure.status.code

@@ -20,6 +20,10 @@ class Differences:
 
     # Invalid messages that are not detected: gRPC's core ignores or accepts them, or waits for ever.
     unnoticed: frozenset[str] = frozenset()
+    # A unary call with no message or with several is an error.
+    counts_messages: bool = True
+    # A unary call is rejected by its header alone. gRPC's core hands calls over when they are complete.
+    admits_before_reading: bool = True
     # The status for an unknown grpc-encoding; and whether the answer names known ones: doc/compression.md.
     unknown_compression: str = "UNIMPLEMENTED"
     names_compressions: bool = True
@@ -32,7 +36,9 @@ class Differences:
 DIFFERENCES = {
     "h2": Differences(),
     "grpc": Differences(
-        unnoticed=frozenset({"an invalid flag", "cut off in its length", "cut off inside", "no message"}),
+        unnoticed=frozenset({"an invalid flag", "cut off in its length", "cut off inside"}),
+        counts_messages=False,
+        admits_before_reading=False,
         unknown_compression="INTERNAL",
         names_compressions=False,
         checks_content_type=False,

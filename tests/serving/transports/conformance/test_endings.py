@@ -31,6 +31,15 @@ async def test_the_server_enforces_the_deadline(served: Served, method: str, giv
     await asyncio.wait_for(served.middleware.idle(), 10)
 
 
+@pytest.mark.parametrize("method", ["Say", "Each", "Sum"])
+async def test_a_deadline_counts_from_the_header_on(served: Served, method: str) -> None:
+    """A client that sends nothing more does not keep the call open, and the call is counted."""
+    async with RawConnection(served.server.port) as connection:
+        stream = await connection.open(method, ("grpc-timeout", "50m"))
+        assert (await connection.reply(stream)).code == "DEADLINE_EXCEEDED"
+    assert served.echo.calls["say"] == 0
+
+
 async def test_a_deadline_in_the_middle_of_a_message_ends_the_call(served: Served) -> None:
     """A client that never sends the rest does not keep the call open."""
     async with RawConnection(served.server.port) as connection:
@@ -46,7 +55,7 @@ async def test_a_lost_connection_cancels_its_calls(served: Served, method: str) 
     """Without GOAWAY and RST_STREAM."""
     async with RawConnection(served.server.port) as connection:
         stream = await connection.open(method)
-        await connection.send(stream, _frame(b""))
+        await connection.send(stream, _frame(b""), end=method == "Wait")
         await asyncio.wait_for(served.echo.begun.acquire(), 10)
         connection.drop()
         await asyncio.wait_for(served.echo.cancelled.acquire(), 10)
@@ -119,10 +128,17 @@ async def test_a_full_server_says_so_for_every_call_of_a_connection(methods: Met
         }
 
 
-async def test_a_client_that_sends_nothing_is_rejected_too(served: Served) -> None:
+async def test_a_client_that_sends_nothing_is_rejected_too(served: Served, differences: Differences) -> None:
     """The status does not wait for its first message."""
     async with RawConnection(served.server.port) as connection:
-        for method, code in (("Refuse", "UNAUTHENTICATED"), ("Nowhere", "UNIMPLEMENTED")):
+        rejected = {
+            "Refuse": "UNAUTHENTICATED",
+            "Nowhere": "UNIMPLEMENTED",
+            "Full": "RESOURCE_EXHAUSTED",
+        }
+        for method, code in rejected.items():
+            if method == "Full" and not differences.admits_before_reading:
+                continue
             assert (await connection.reply(await connection.open(method))).code == code
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.rpc.handlers import Failure, UnaryHandler
+from serving.rpc.handlers import Failure, Read, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import EXTENSIONS, Event, Receive, Send
@@ -36,14 +36,19 @@ class FakeServer:
         self.sent.append(dict(event))
 
     @property
+    def left(self) -> int:
+        """The number of events that the application has not received."""
+        return len(self._events)
+
+    @property
     def types(self) -> Sequence[str]:
         """The types of the sent events, without their prefix."""
         return [event["type"].rpartition(".")[2] for event in self.sent]
 
 
-async def _echo(message: bytes, call: Call) -> bytes:
+async def _echo(read: Read, call: Call) -> bytes:
     call.request_id = "id-7"
-    return message
+    return await read()
 
 
 async def _call(server: FakeServer, app: GrpcApp | None = None, **scope: Any) -> None:
@@ -57,29 +62,43 @@ def _request(body: bytes, *, more: bool = False) -> Event:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-async def test_a_message_in_one_chunk_is_answered_without_waiting_for_more() -> None:
-    """Most clients end their request with a separate frame; the answer does not wait for it."""
-    server = FakeServer(_request(frame(b"hello"), more=True))
+def _requests(chunks: list[bytes]) -> list[Event]:
+    return [_request(chunk, more=True) for chunk in chunks[:-1]] + [_request(chunks[-1])]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [[frame(b"hello")], [frame(b"hello"), b""], [b"", frame(b"hello")], [frame(b"hello")[:7], b"llo"]],
+)
+async def test_a_message_may_come_in_any_chunks(chunks: list[bytes]) -> None:
+    """Many clients end their request with a separate, empty one."""
+    server = FakeServer(*_requests(chunks))
     await _call(server)
     assert server.types == ["answer"]
     assert server.sent[0]["body"] == frame(b"hello")
     assert dict(server.sent[0]["trailers"]) == {b"grpc-status": b"0", b"x-request-id": b"id-7"}
 
 
-@pytest.mark.parametrize(("first", "received"), [(b"", 1), (frame(b"hello")[:7], 1), (frame(b"hello"), 0)])
-async def test_a_full_server_does_not_receive_the_rest_of_a_message(first: bytes, received: int) -> None:
-    """A complete message is passed to the function, which gives more details."""
-    refused: list[Call] = []
+@pytest.mark.parametrize("chunks", [[b""], [frame(b"1") * 2], [frame(b"1"), frame(b"2")]])
+async def test_a_unary_call_has_exactly_one_message(chunks: list[bytes]) -> None:
+    """Others are UNIMPLEMENTED, as gRPC's doc/statuscodes.md says of a violated cardinality."""
+    server = FakeServer(*_requests(chunks))
+    await _call(server)
+    ending = dict(server.sent[0]["headers"])
+    assert ending[b"grpc-status"] == b"12"
+    assert b"exactly 1" in ending[b"grpc-message"]
 
-    def admit(call: Call) -> None:
-        refused.append(call)
+
+async def test_a_call_is_admitted_before_its_message_is_read() -> None:
+    """What has arrived is received before the answer, for clients that would not read it otherwise."""
+
+    async def refuse(_read: Read, _call: Call) -> bytes:
         raise Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "full"))
 
-    server = FakeServer(_request(first, more=True))
-    await _call(server, GrpcApp([UnaryHandler(METHOD, _echo, admit)], max_message_bytes=100))
-    assert len(refused) == received
-    ending = dict(server.sent[0]["headers" if received else "trailers"])
-    assert ending[b"grpc-status"] == (b"8" if received else b"0")
+    server = FakeServer(_request(frame(b"hello")[:7], more=True), _request(b"never received"))
+    await _call(server, GrpcApp([UnaryHandler(METHOD, refuse)], max_message_bytes=100))
+    assert dict(server.sent[0]["headers"])[b"grpc-status"] == b"8"
+    assert server.left == 1
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])
@@ -118,7 +137,7 @@ async def test_a_bug_of_the_transport_is_internal_and_its_traceback_is_in_the_lo
 ) -> None:
     """The client gets a fixed message."""
 
-    async def answer(_message: bytes, _call: Call) -> bytes:
+    async def answer(_read: Read, _call: Call) -> bytes:
         raise ZeroDivisionError("secret")
 
     server = FakeServer(_request(frame(b"hello")))
