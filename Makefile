@@ -1,5 +1,5 @@
 # Every target sets up .venv if necessary.
-.PHONY: demo test check proto bench bench-training gpu results picture clean
+.PHONY: demo test check proto bench chaos bench-training gpu results picture clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -36,6 +36,11 @@ proto: .venv/dev.done
 bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
+
+# Attacks servers for about 18 minutes. TRANSPORT=grpc measures the reference transport.
+TRANSPORT ?= h2
+chaos: .venv/dev.done
+	$(BIN)/python -m tests.chaos --transport $(TRANSPORT) --write docs/reliability.md $(CHAOS_ARGS)
 
 # Rewrites the table of docs/results.md, between its two marks, from the records of `lenserve-train run --record`.
 results: .venv/train.done

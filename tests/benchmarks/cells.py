@@ -30,10 +30,11 @@ def has_table(file: Path) -> bool:
     return file.is_file() and _END in file.read_text().partition(_BEGIN)[2]
 
 
-def replace_table(file: Path, text: str) -> None:
-    """Put the table between the two marks of a Markdown file."""
-    before, _, rest = file.read_text().partition(_BEGIN)
-    _, found, after = rest.partition(_END)
+def replace_table(file: Path, text: str, *, name: str = "table") -> None:
+    """Put the table between the two marks with its name in a Markdown file."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = file.read_text().partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"{file} has no {_BEGIN} and {_END}")
-    file.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}")
+        raise SystemExit(f"{file} has no {begin} and {end}")
+    file.write_text(f"{before}{begin}\n{text}{end}{after}")

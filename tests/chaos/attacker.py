@@ -1,0 +1,63 @@
+"""The attacker's process: makes the attacks named on its standard input, each for a number of seconds.
+
+`python -m tests.chaos.attacker TARGET`, where TARGET is the JSON of the fields of `Target`, reads lines such
+as `resets 10`. After each attack it prints one line of JSON: what it sent.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+
+from tests.chaos.attack import Attack, Target, all_attacks
+
+_NICENESS = 19  # the good client, on the same core, comes first
+_NEXT_ALARM_S = 0.2
+
+
+class Over(BaseException):
+    """The time of an attack is over. Not an Exception, so that no attack continues after it."""
+
+
+def main() -> None:
+    """Attack until standard input ends."""
+    os.nice(_NICENESS)
+    raise_descriptors()
+    fields = json.loads(sys.argv[1])
+    signal.signal(signal.SIGALRM, _end)
+    attacks = all_attacks()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        name, seconds = line.split()
+        target = Target(**fields)
+        if not attacks[name].has_token:
+            target.token = ""
+        make(attacks[name], target, float(seconds))
+        print(json.dumps({"sent_bytes": target.sent_bytes, "connected": target.connected}), flush=True)
+
+
+def make(attack: Attack, target: Target, seconds: float) -> None:
+    """Attack for some seconds, then close all connections."""
+    # Python drops an exception that is raised in the callback of a weak reference: hence more than one alarm.
+    signal.setitimer(signal.ITIMER_REAL, seconds, _NEXT_ALARM_S)
+    with suppress(Over):
+        attack.run(target)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    target.close()
+
+
+def raise_descriptors() -> None:
+    """Allow this process, and the children it starts, as many open files as the system lets it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    raise Over
+
+
+if __name__ == "__main__":
+    main()

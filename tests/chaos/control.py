@@ -1,0 +1,10 @@
+"""No attack: shows what a busy attacker costs the good client, with which it shares a core."""
+
+from tests.chaos.attack import Target, attack
+
+
+@attack("no-attack", does="nothing; only keeps its core busy", stands_for="control")
+def no_attack(target: Target) -> None:
+    """Spin. What the good client's p99 gains here is not the server's."""
+    while True:
+        pass

@@ -1,0 +1,116 @@
+"""The server that is attacked: a separate process on the first core, with a small model and a token."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from serving.bundle import Repository
+from serving.pb.inference import grpc_service_pb2 as pb
+from tests.benchmarks.processes import Process
+from tests.colours import SIDE, write_colours
+
+MODEL = "colours"
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+TOKEN = "a-token-of-the-good-client"  # noqa: S105 - of a test
+_STARTING_S = 60.0
+_POLL_S = 0.01
+_ANSWER_S = 10.0
+
+
+def small_request() -> bytes:
+    """A message of METHOD: one red image."""
+    pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)  # (N, H, W, C)
+    pixels[..., 0] = 255
+    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=pixels.shape)
+    message = pb.ModelInferRequest(model_name=MODEL, inputs=[tensor], raw_input_contents=[pixels.tobytes()])
+    serialized: bytes = message.SerializeToString()
+    return serialized
+
+
+class Victim:
+    """A running server: its port, its memory, and whether it still answers."""
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.port = port
+        self._process = process
+        self._folder = Path(f"/proc/{process.pid}")
+
+    def resident_mib(self) -> float:
+        """Resident memory now."""
+        return self._status_mib("VmRSS")
+
+    def peak_mib(self) -> float:
+        """The largest resident memory since `reset_peak`."""
+        return self._status_mib("VmHWM")
+
+    def reset_peak(self) -> None:
+        """Forget the peak so far: proc(5), clear_refs."""
+        (self._folder / "clear_refs").write_text("5")
+
+    def cpu_s(self) -> float:
+        """User and system time so far."""
+        return self._process.cpu_s()
+
+    def answers(self) -> bool:
+        """Whether a new client gets an answer."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            try:
+                channel.unary_unary(METHOD)(
+                    small_request(), timeout=_ANSWER_S, metadata=(("authorization", f"Bearer {TOKEN}"),)
+                )
+            except grpc.RpcError:
+                return False
+        return True
+
+    def _status_mib(self, key: str) -> float:
+        try:
+            text = (self._folder / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0.0  # it has ended
+        return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith(key)), 0.0)
+
+
+@contextmanager
+def running(folder: Path, options: Sequence[str] = ()) -> Iterator[Victim]:
+    """Run `lenserve serve` with a token file, until the end of the block.
+
+    Args:
+        folder: where its repository, its tokens and its log are.
+        options: of the command.
+    """
+    repository = Repository(folder / "repository")
+    if not repository.root.exists():
+        repository.root.mkdir(parents=True)
+        repository.publish(MODEL, lambda files: write_colours(files, rotate=0, lie=False))
+        (folder / "tokens.toml").write_text(f'[tokens]\n"{TOKEN}" = ["*"]\n')
+    log = folder / "server.log"
+    command = [sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository.root)]
+    command += ["--grpc-port", "0", "--http-port", "0", "--log-json", "--drain-timeout-s", "0"]
+    process = Process([*command, "--token-file", str(folder / "tokens.toml"), *options], log=log)
+    try:
+        yield Victim(process, _port(process, log))
+    finally:
+        process.stop()
+
+
+def _port(process: Process, log: Path) -> int:
+    """The port of gRPC, when the server is ready."""
+    late_s = time.monotonic() + _STARTING_S
+    while time.monotonic() < late_s:
+        process.check_running()
+        lines = [
+            line
+            for line in log.read_text().splitlines(keepends=True)
+            if line.startswith("{") and line.endswith("\n")
+        ]
+        events = {event["event"]: event for event in map(json.loads, lines)}
+        if "ready" in events:
+            return int(events["listening"]["grpc"].rpartition(":")[2])
+        time.sleep(_POLL_S)
+    raise SystemExit(f"the server was not ready after {_STARTING_S} s: see {log}")
