@@ -1,7 +1,9 @@
 """Bodies of requests: compression bombs, lies about lengths, halves, and millions of empty elements."""
 
 import gzip
+import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache, partial
 
 from tests.chaos.attack import MIB, Target, attack
@@ -17,11 +19,11 @@ from tests.chaos.http2 import (
     framed,
     new_streams,
 )
-from tests.chaos.sending import flood, repeatedly
+from tests.chaos.sending import flood
 
+_CALLS_AT_ONCE = 4
 _HALVES_AT_ONCE = 500
 _HALF_CONNECTIONS = 50
-_WINDOWS_S = 0.05  # to wait for windows to open
 _JSON, _PROTO = b"application/json", b"application/proto"
 _GZIP = (b"grpc-encoding", b"gzip")
 
@@ -48,16 +50,19 @@ def _model(target: Target) -> bytes:
     return _field(1, target.model.encode())
 
 
-def _calls(target: Target, path: bytes, body: bytes, *fields: tuple[bytes, bytes]) -> None:
-    """Make the same gRPC call again and again, one after the other on one connection."""
+def _calls(
+    target: Target,
+    path: bytes,
+    body: bytes,
+    *fields: tuple[bytes, bytes],
+    at_once: int = _CALLS_AT_ONCE,
+    end: bool = True,
+) -> None:
+    """Make the same gRPC call again and again on one connection; open another one if it is closed."""
     head = call_head(target, path, *fields)
-
-    def use_connection(target: Target) -> None:
-        client = Http2Client(target)
-        while True:
-            client.call(head, body)
-
-    repeatedly(target, use_connection)
+    while True:
+        with suppress(OSError):
+            Http2Client(target).make_calls(head, body, at_once=at_once, end=end)
 
 
 def _post_head(
@@ -70,18 +75,8 @@ def _post_head(
 
 
 def _posts(target: Target, head: bytes, body: bytes) -> None:
-    """Make the same HTTP/1.1 request again and again, one after the other."""
-
-    def use_connection(target: Target) -> None:
-        with target.connect() as connection:
-            while True:
-                for part in (head, body):
-                    connection.sendall(part)
-                    target.sent_bytes += len(part)
-                if not connection.recv(2**16):
-                    return
-
-    repeatedly(target, use_connection)
+    """Send the same HTTP/1.1 request again and again, without waiting for answers."""
+    flood(target, lambda: itertools.cycle((head, body)), connections=_CALLS_AT_ONCE)
 
 
 @cache
@@ -166,21 +161,8 @@ def content_lengths_http1(target: Target) -> None:
 )
 def half_messages(target: Target) -> None:
     """Each claims 63 MiB, and gets what the windows allow."""
-    head, claimed = call_head(target), memoryview(framed(b"", length=63 * MIB))
-    body = memoryview(bytes(2**18))
-
-    def use_connection(target: Target) -> None:
-        client = Http2Client(target)
-        streams: list[int] = []
-        while True:
-            while len(streams) < _HALVES_AT_ONCE:
-                streams.append(client.open(head))
-                client.send_some(streams[-1], claimed)
-            sent = sum([client.send_some(stream, body) for stream in streams])
-            client.receive(0.0001 if sent else _WINDOWS_S)
-            streams = [stream for stream in streams if client.is_open(stream)]
-
-    repeatedly(target, use_connection)
+    body = framed(bytes(62 * MIB), length=63 * MIB)
+    _calls(target, CLASSIFY, body, at_once=_HALVES_AT_ONCE, end=False)
 
 
 @attack(

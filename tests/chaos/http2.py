@@ -1,6 +1,7 @@
 """Bytes of HTTP/2 for attackers, prepared in advance, and a client that respects windows and nothing else."""
 
 import itertools
+import select
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +18,7 @@ FRAME_HEAD_BYTES = 9
 MAX_FRAME_BYTES = 2**14
 MAX_WINDOW_BYTES = 2**31 - 1
 _DEFAULT_WINDOW_BYTES = 2**16 - 1
+_MOST_AT_A_TIME_BYTES = 2**18  # of one body, before the next call has its turn
 _LAST_STREAM = 2**31 - 1
 _INITIAL_WINDOW_SIZE = 4
 
@@ -138,52 +140,47 @@ class Http2Client:
         self.socket.sendall(data)
         self._target.sent_bytes += len(data)
 
-    def open(self, head: bytes) -> int:
-        """Send the HEADERS frame of stream 1 on a new stream, whose number is returned."""
+    def make_calls(self, head: bytes, body: bytes, *, at_once: int, end: bool = True) -> None:
+        """Make the same call again and again, `at_once` at the same time, until the connection is closed.
+
+        Args:
+            head: HEADERS frame of stream 1.
+            body: sent as far as the windows allow, to each call in turn.
+            at_once: number of calls.
+            end: whether a call ends after its body. If not, it stays open until the server ends it.
+        """
+        left: dict[int, memoryview] = {}  # of each call: the rest of its body
+        while True:
+            while len(self._stream_bytes) < at_once:
+                left[self._open(head)] = memoryview(body)
+            sent_bytes = 0
+            for stream in list(self._stream_bytes):
+                sent_bytes += (sent := self._send_some(stream, left[stream]))
+                if sent and len(left[stream]) == sent and end:
+                    self.send(frame(DATA, END_STREAM, stream))
+                left[stream] = left[stream][sent:]
+            self._receive(0 if sent_bytes else None)
+            left = {stream: left[stream] for stream in self._stream_bytes}
+
+    def _open(self, head: bytes) -> int:
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self._stream_bytes[stream] = self._initial_bytes
         self.send(on_streams(head, [stream]))
         return stream
 
-    def call(self, head: bytes, body: bytes) -> None:
-        """Send a whole call, and wait until the server has ended it."""
-        stream = self.open(head)
-        view = memoryview(body)
-        while view and self.is_open(stream):
-            sent = self.send_some(stream, view)
-            view = view[sent:]
-            if not sent:
-                self._receive()
-        if self.is_open(stream):
-            self.send(frame(DATA, END_STREAM, stream))
-        while self.is_open(stream):
-            self._receive()
-
-    def send_some(self, stream: int, body: memoryview) -> int:
+    def _send_some(self, stream: int, body: memoryview) -> int:
         """Send as much of a body as the windows have room for; return the number of bytes."""
-        room = min(self._connection_bytes, self._stream_bytes.get(stream, 0), len(body))
+        room = min(self._connection_bytes, self._stream_bytes[stream], len(body), _MOST_AT_A_TIME_BYTES)
         for start in range(0, room, MAX_FRAME_BYTES):
             self.send(frame(DATA, 0, stream, bytes(body[start : min(start + MAX_FRAME_BYTES, room)])))
         self._connection_bytes -= room
-        if stream in self._stream_bytes:
-            self._stream_bytes[stream] -= room
+        self._stream_bytes[stream] -= room
         return room
 
-    def is_open(self, stream: int) -> bool:
-        """Whether the server has not ended the stream."""
-        return stream in self._stream_bytes
-
-    def receive(self, timeout_s: float) -> None:
-        """Take what arrives within a time."""
-        self.socket.settimeout(timeout_s)
-        try:
-            self._receive()
-        except TimeoutError:
-            pass
-        finally:
-            self.socket.settimeout(None)
-
-    def _receive(self) -> None:
+    def _receive(self, timeout_s: float | None = None) -> None:
+        """Take what has arrived within a time; None waits for something."""
+        if not select.select([self.socket], [], [], timeout_s)[0]:
+            return
         data = self.socket.recv(2**16)
         if not data:
             raise ConnectionResetError("the server has closed the connection")

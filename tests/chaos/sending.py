@@ -44,13 +44,6 @@ def flood(target: Target, chunks: Chunks, *, connections: int = 1, reads: bool =
                     sender.socket.close()
 
 
-def repeatedly(target: Target, attack_once: Callable[[Target], object]) -> None:
-    """Do something over and over; OSError ends one turn."""
-    while True:
-        with suppress(OSError):
-            attack_once(target)
-
-
 class _Sender:
     def __init__(self, target: Target, chunks: Iterator[bytes]) -> None:
         self.socket = target.connect()
