@@ -98,7 +98,7 @@ class ServerSettings(Strict):
     )
     max_pending_bytes: int = Field(
         default=256 * 2**20,
-        ge=2**16,
+        ge=2**22,  # four times the window of a stream: a client that keeps to it is not refused
         description="maximum bytes of requests received and not yet answered, per worker; one connection "
         "may hold as much as is free",
     )

@@ -39,6 +39,8 @@ class StreamHandler:
 
     method: str  # /package.Service/Method
     answer: AnswerStream  # raises Failure
+    # Whether each message has one answer, in order. Otherwise a message is done when the next one is taken.
+    answers_each: bool = False
 
 
 Handler = UnaryHandler | StreamHandler

@@ -77,7 +77,7 @@ class Middleware:
         if isinstance(rpc, Stream):
             return StreamHandler(rpc.method, self._stream(rpc))
         if isinstance(rpc, Pipeline):
-            return StreamHandler(rpc.method, self._pipeline(rpc))
+            return StreamHandler(rpc.method, self._pipeline(rpc), answers_each=True)
         return UnaryHandler(rpc.method, self._unary(rpc))
 
     def _unary(self, rpc: Unary) -> Callable[[Read, Call], Awaitable[bytes]]:

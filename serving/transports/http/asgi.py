@@ -3,7 +3,7 @@
 A whole answer with status 200 can be one event, `ANSWER`, if the server supports it. Three events take 2 us
 longer; a LeNet-5 request takes 34 us.
 
-If the scope's extensions name `BODY`, `receive` is a `RequestBody`: it counts the bytes that a request holds.
+Our server's `receive` is a `RequestBody`: it counts the bytes that a request holds.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
@@ -13,10 +13,8 @@ from typing import Any, Protocol, cast
 ANSWER = "lenserve.http.answer"
 TRAILERS = "http.response.trailers"
 
-BODY = "lenserve.http.body"
-
-# The scope's extensions if the server supports all of them.
-EXTENSIONS: dict[str, dict[str, Any]] = {TRAILERS: {}, ANSWER: {}, BODY: {}}
+# The scope's extensions if the server supports both.
+EXTENSIONS: dict[str, dict[str, Any]] = {TRAILERS: {}, ANSWER: {}}
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -50,7 +48,8 @@ class RequestBody(Protocol):
         """Return the next part of the request.
 
         Raises:
-            RequestRefused: the request holds too many bytes, or arrives too slowly.
+            RequestRefused: the request holds too many bytes, or arrives too slowly. Once: then there is only
+                its end to wait for, without bytes.
         """
 
     def charge(self, size: int) -> None:
@@ -64,9 +63,9 @@ class RequestBody(Protocol):
         """Release bytes that the application no longer holds, before the request ends."""
 
 
-def request_body(scope: Event, receive: Receive) -> RequestBody:
-    """Return `receive` with its charge; without one, an object that allows everything."""
-    return cast("RequestBody", receive) if BODY in scope["extensions"] else _Uncharged(receive)
+def request_body(receive: Receive) -> RequestBody:
+    """Return `receive` with its charge; other servers count nothing: with one that does nothing."""
+    return cast("RequestBody", receive) if hasattr(receive, "charge") else _Uncharged(receive)
 
 
 class _Uncharged:

@@ -66,11 +66,12 @@ class ConnectionShare:
 class RequestBytes:
     """The bytes of one request in the budget. `asgi.RequestBody` is what applications see of it."""
 
-    __slots__ = ("_share", "charged_bytes", "may_pause", "received_bytes", "refusal")
+    __slots__ = ("_share", "charged_bytes", "is_refused", "may_pause", "received_bytes", "refusal")
 
     def __init__(self, share: ConnectionShare) -> None:
         self._share = share
-        self.refusal: RequestRefused | None = None  # what `receive` raises
+        self.is_refused = False
+        self.refusal: RequestRefused | None = None  # what `receive` raises next, once
         self.charged_bytes = 0
         self.received_bytes = 0  # of the body
         self.may_pause = False
@@ -80,23 +81,28 @@ class RequestBytes:
         try:
             self._share.charge(REQUEST_BYTES)
         except OverBudget as error:
-            self.refusal = error
+            self.refuse(error)
         else:
             self.charged_bytes = REQUEST_BYTES
 
-    def count_body(self, size: int) -> bool:
-        """Count received bytes of the body; return whether to keep them: not those of a refused request."""
-        self.received_bytes += size
-        if self.received_bytes > REQUEST_BYTES and self.refusal is None:
+    def charge_body(self, size: int) -> bool:
+        """Charge counted bytes of the body; return whether to keep them: not those of a refused request."""
+        if self.received_bytes > REQUEST_BYTES and not self.is_refused:
             try:
                 self.charge(min(size, self.received_bytes - REQUEST_BYTES))
             except OverBudget as error:
                 self.refuse(error)
-        return self.refusal is None
+        return not self.is_refused
 
     def refuse(self, refusal: RequestRefused) -> None:
         """Receive no more of this request, and forget what the application has not received."""
-        self.refusal = refusal
+        self.is_refused, self.refusal = True, refusal
+
+    def raise_refusal(self) -> None:
+        """Raise the refusal, once: then the application can wait for the end of the request."""
+        refusal, self.refusal = self.refusal, None
+        if refusal is not None:
+            raise refusal
 
     def close_charge(self) -> None:
         """Release the whole charge: the request has ended."""

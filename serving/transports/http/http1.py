@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import h11
 
-from serving.transports.http.asgi import BODY, App, Event, Receive
+from serving.transports.http.asgi import App, Event, Receive
 from serving.transports.http.byte_budget import ByteBudget, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
@@ -17,7 +17,6 @@ _MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application 
 _STALL_S = 600.0  # time for the client to read a part of an answer
 _CLOSING_S = 5.0  # time for the client to read the last bytes
 _BAD_REQUEST = 400
-_EXTENSIONS: dict[str, dict[str, Any]] = {BODY: {}}
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +140,8 @@ class Http1Connection(asyncio.Protocol):
             )
             self._task.add_done_callback(self._on_done)
         elif isinstance(event, h11.Data):
-            if self._bytes.count_body(len(event.data)):
+            self._bytes.received_bytes += len(event.data)
+            if self._bytes.charge_body(len(event.data)):
                 self._request.append(bytes(event.data))
             else:
                 self._request.take()
@@ -181,8 +181,7 @@ class Http1Connection(asyncio.Protocol):
         ):
             self._arrival.clear()
             await self._arrival.wait()
-        if self._bytes.refusal is not None:
-            raise self._bytes.refusal
+        self._bytes.raise_refusal()
         body = self._request.take()
         self._request_is_received = self._request_is_over
         self._limit_reading()
@@ -221,7 +220,7 @@ def _scope(request: h11.Request) -> Event:
         "path": path.decode("latin-1"),
         "query_string": query,
         "headers": list(request.headers),
-        "extensions": _EXTENSIONS,
+        "extensions": {},
     }
 
 

@@ -16,13 +16,14 @@ from google.rpc import status_pb2
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
-from serving.transports.http.asgi import Event, Receive, Send
+from serving.transports.http.asgi import Event, Receive, RequestRefused, Send
 from serving.transports.rpc_over_http.grpc_app import GrpcApp, status_of_failure
 from serving.transports.rpc_over_http.grpc_framing import (
     Metadata,
     Pairs,
     RawHeaders,
     decompress,
+    refused,
     too_long,
     unknown_method,
 )
@@ -63,7 +64,7 @@ class ConnectApp:
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answer a request."""
         body = LingeringBody(receive, max_bytes=self._max_message_bytes)
-        await self._answer(scope, body.receive, send)
+        await self._answer(scope, body, send)
         await body.discard()
 
     async def _answer(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -89,7 +90,10 @@ class ConnectApp:
         call = Call(Metadata(headers))
 
         async def read() -> bytes:
-            body = await self._body(headers, receive)
+            try:
+                body = await self._body(headers, receive)
+            except RequestRefused as refusal:
+                raise refused(refusal) from refusal
             return _from_json(handler.method, body) if is_json else body
 
         try:

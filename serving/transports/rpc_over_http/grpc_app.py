@@ -7,6 +7,7 @@ disconnects; grpc_framing.py defines the format of the bytes.
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -14,7 +15,17 @@ from typing import Any
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
-from serving.transports.http.asgi import ANSWER, TRAILERS, App, Event, Receive, RequestRefused, Send
+from serving.transports.http.asgi import (
+    ANSWER,
+    TRAILERS,
+    App,
+    Event,
+    Receive,
+    RequestBody,
+    RequestRefused,
+    Send,
+    request_body,
+)
 from serving.transports.rpc_over_http.grpc_framing import (
     CONTENT_TYPE,
     PREFIX,
@@ -85,7 +96,10 @@ class GrpcApp:
             async def read() -> bytes:
                 nonlocal is_reading
                 is_reading = True
-                event = await receive()
+                try:
+                    event = await receive()
+                except RequestRefused as refusal:
+                    raise refused(refusal) from refusal
                 message = self._whole_message(event)
                 return message if message is not None else await self._only_message(headers, receive, event)
 
@@ -106,9 +120,11 @@ class GrpcApp:
         async def serve_call(headers: RawHeaders, receive: Receive, send: Send) -> None:
             call = None
             is_started = False
+            body = request_body(receive)
+            unanswered = _Unanswered(body, self._max_message_bytes // 2, answers_each=handler.answers_each)
             try:
                 call = open_call(headers)
-                messages = self._messages(headers, receive)
+                messages = self._messages(headers, body, unanswered=unanswered)
                 compressed = accepts_gzip(headers)
                 answers = handler.answer(messages, call)
                 async with _deadline(call), aclosing(messages), aclosing(answers):
@@ -116,8 +132,9 @@ class GrpcApp:
                         if not is_started:
                             await send(_START_GZIP if compressed else _START)
                             is_started = True
-                        body = b"".join([frame(answer, compressed=compressed) for answer in group])
-                        await send({"type": _BODY, "body": body, "more_body": True})
+                        data = b"".join([frame(answer, compressed=compressed) for answer in group])
+                        await send({"type": _BODY, "body": data, "more_body": True})
+                        unanswered.answered(len(group))
                 if not is_started:
                     await send(_START)
                 await send(_NO_BODY)
@@ -156,24 +173,96 @@ class GrpcApp:
         return only
 
     async def _messages(
-        self, headers: RawHeaders, receive: Receive, event: Event | None = None
+        self,
+        headers: RawHeaders,
+        receive: Receive,
+        event: Event | None = None,
+        *,
+        unanswered: "_Unanswered | None" = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield each message of a request when it is complete; `event` is the first event."""
         reader = MessageReader(encoding_of(headers), self._max_message_bytes)
         more = True
         while more:
-            if event is None:
-                try:
-                    event = await receive()
-                except RequestRefused as refusal:
-                    raise refused(refusal) from refusal
+            if unanswered is not None:
+                unanswered.body.may_pause = not reader.is_inside_message
+                if unanswered.is_full:
+                    await unanswered.room()
+            event = await _received(receive) if event is None else event
             if event["type"] == "http.disconnect":
                 raise asyncio.CancelledError
             for message in reader.feed(event.get("body", b"")):
+                if unanswered is not None:
+                    if unanswered.is_full:
+                        await unanswered.room()
+                    unanswered.add(PREFIX.size + len(message))
                 yield message
+                if unanswered is not None:
+                    unanswered.taken()
             more = event.get("more_body", False)
             event = None
         reader.close()
+
+
+async def _received(receive: Receive) -> Event:
+    """Receive the next part of a stream. The middleware knows failures, but no refusals of an HTTP server."""
+    try:
+        return await receive()
+    except RequestRefused as refusal:
+        raise refused(refusal) from refusal
+
+
+class _Unanswered:
+    """The messages of a stream that the handler holds. The others are released, as streams may be long."""
+
+    def __init__(self, body: RequestBody, max_bytes: int, *, answers_each: bool) -> None:
+        """Start without messages.
+
+        Args:
+            body: the request that is charged.
+            max_bytes: while more are unanswered, no further message is received.
+            answers_each: whether every message has one answer, in order; otherwise the handler holds a
+                message until it takes the next one.
+        """
+        self.body = body
+        self._answers_each = answers_each
+        self._max_bytes = max_bytes
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+        self._answered = asyncio.Event()
+        body.may_pause = True
+
+    def add(self, size: int) -> None:
+        """Add a message."""
+        self._sizes.append(size)
+        self._bytes += size
+
+    def taken(self) -> None:
+        """The handler takes the next message."""
+        if not self._answers_each:
+            self._release(1)
+
+    def answered(self, count: int) -> None:
+        """That many answers have been sent."""
+        if self._answers_each:
+            self._release(count)
+
+    def _release(self, count: int) -> None:
+        size = sum(self._sizes.popleft() for _ in range(min(count, len(self._sizes))))
+        self._bytes -= size
+        self.body.release(size)
+        self._answered.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be received now."""
+        return self._bytes > self._max_bytes
+
+    async def room(self) -> None:
+        """Wait while it is full."""
+        while self.is_full:
+            self._answered.clear()
+            await self._answered.wait()
 
 
 def _deadline(call: Call) -> asyncio.Timeout:
@@ -196,7 +285,7 @@ async def _await_first_message(receive: Receive) -> None:
     A client that writes to a closed stream may not read the status: grpc.aio reported INTERNAL every other
     time.
     """
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, RequestRefused):
         async with asyncio.timeout(_FIRST_MESSAGE_S):
             await receive()
 

@@ -91,6 +91,11 @@ class MessageReader:
         self._keep(body[offset:])
         return messages
 
+    @property
+    def is_inside_message(self) -> bool:
+        """Whether a message is incomplete."""
+        return self._buffer.size > 0
+
     def close(self) -> None:
         """Check that the body may end here.
 

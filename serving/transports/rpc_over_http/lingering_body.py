@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import suppress
 
-from serving.transports.http.asgi import Event, Receive
+from serving.transports.http.asgi import Event, Receive, RequestRefused, request_body
 
 # A server that closes a connection while its client still writes makes most clients lose the answer: TCP
 # resets the connection. nginx's lingering_timeout is 5 s.
@@ -11,7 +11,7 @@ _LINGER_S = 2.0
 
 
 class LingeringBody:
-    """Receives a body."""
+    """Receives a body. See `asgi.RequestBody` for its charge."""
 
     def __init__(self, receive: Receive, *, max_bytes: int, linger_s: float = _LINGER_S) -> None:
         """Store the options.
@@ -21,21 +21,40 @@ class LingeringBody:
             max_bytes: maximum bytes to discard.
             linger_s: maximum time to discard.
         """
-        self._receive = receive
+        self._body = request_body(receive)
         self._max_bytes = max_bytes
         self._linger_s = linger_s
         self._is_over = False
 
     async def receive(self) -> Event:
         """Return the next event."""
-        event = await self._receive()
+        event = await self._body()
         self._is_over = not event.get("more_body", False)
         return event
+
+    __call__ = receive
+
+    @property
+    def may_pause(self) -> bool:
+        """See `asgi.RequestBody`."""
+        return self._body.may_pause
+
+    @may_pause.setter
+    def may_pause(self, may_pause: bool) -> None:
+        self._body.may_pause = may_pause
+
+    def charge(self, size: int) -> None:
+        """See `asgi.RequestBody`."""
+        self._body.charge(size)
+
+    def release(self, size: int) -> None:
+        """See `asgi.RequestBody`."""
+        self._body.release(size)
 
     async def discard(self) -> None:
         """Receive what is left, within limits, so that a client that is still sending reads its answer."""
         size = 0
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, RequestRefused):
             async with asyncio.timeout(self._linger_s):
                 while not self._is_over and size <= self._max_bytes:
                     size += len((await self.receive()).get("body", b""))

@@ -69,6 +69,11 @@ class H2Server:
         self._closed = asyncio.Event()  # exactly one of them is set
         self._busy_poll: BusyPoll
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of requests that are received and not yet answered."""
+        return self._budget.pending_bytes
+
     async def __aenter__(self) -> Self:
         self._busy_poll = BusyPoll()
         tls = None if self._tls is None else self._tls.context()

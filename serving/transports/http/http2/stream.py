@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from serving.transports.http.asgi import ANSWER, TRAILERS, Event, RequestRefused
-from serving.transports.http.byte_budget import ConnectionShare, RequestBytes
+from serving.transports.http.byte_budget import REQUEST_BYTES, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
@@ -61,7 +61,11 @@ class Http2Stream(RequestBytes):
             send_window_bytes: initial send window.
             share: of the connection in the budget of bytes.
         """
-        super().__init__(share)
+        # As in RequestBytes.__init__. A call would take 0.15 us of the 34 us of a LeNet-5 request.
+        self._share = share
+        self.is_refused, self.refusal = False, None
+        self.charged_bytes = self.received_bytes = 0
+        self.may_pause = False
         self.number = number
         self.send_window_bytes = send_window_bytes
         self.request_is_over = False
@@ -102,7 +106,8 @@ class Http2Stream(RequestBytes):
             StreamBroken: the window or content-length is exceeded.
         """
         if body:
-            if self.count_body(len(body)):
+            received_bytes = self.received_bytes = self.received_bytes + len(body)
+            if received_bytes <= REQUEST_BYTES or self.charge_body(len(body)):
                 self._request.append(body)
             else:
                 self._connection_window.consume(len(body))
@@ -197,7 +202,7 @@ class Http2Stream(RequestBytes):
         if self.answer_is_over:
             return _DISCONNECT
         if self.refusal is not None:
-            raise self.refusal
+            self.raise_refusal()
         body = self._request.take()
         self._connection_window.consume(len(body))
         if self.request_is_over:

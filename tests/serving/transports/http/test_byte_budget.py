@@ -1,0 +1,67 @@
+"""The budget of bytes: what one connection and all of them may hold."""
+
+import pytest
+
+from serving.transports.http.asgi import OverBudget
+from serving.transports.http.byte_budget import REQUEST_BYTES, ByteBudget, ConnectionShare, RequestBytes
+
+LIMIT_BYTES = 1000
+
+
+def _fill(share: ConnectionShare) -> int:
+    """Charge byte by byte until it is refused; return what the connection holds."""
+    while _grows(share):
+        pass
+    return share.pending_bytes
+
+
+def _grows(share: ConnectionShare) -> bool:
+    try:
+        share.charge(1)
+    except OverBudget:
+        return False
+    return True
+
+
+def test_one_connection_fills_half_of_the_budget() -> None:
+    """The other half is for newcomers."""
+    assert _fill(ConnectionShare(ByteBudget(LIMIT_BYTES))) == LIMIT_BYTES // 2
+
+
+@pytest.mark.parametrize("connections", [2, 3, 9, 99])
+def test_equal_connections_leave_room_for_one_more(connections: int) -> None:
+    """Each of n that grow together holds 1 / (n + 1); the next one can hold half of what is left."""
+    budget = ByteBudget(LIMIT_BYTES)
+    shares = [ConnectionShare(budget) for _ in range(connections)]
+    while all(_grows(share) for share in shares):
+        pass
+    each = LIMIT_BYTES // (connections + 1)
+    assert {share.pending_bytes for share in shares} <= {each - 1, each, each + 1}
+    assert _fill(ConnectionShare(budget)) >= each // 2 - 1
+    assert budget.pending_bytes <= LIMIT_BYTES
+
+
+def test_a_refused_charge_counts_nothing_and_names_the_numbers() -> None:
+    """The message has the size, what is held, the limit and its option; the refusal is reported."""
+    refused: list[None] = []
+    budget = ByteBudget(LIMIT_BYTES, lambda: refused.append(None))
+    share = ConnectionShare(budget)
+    share.charge(300)
+    expected = r"300 more bytes.* holds 300 and all .* hold 300 of 1000 \(--max-pending-bytes\): retry"
+    with pytest.raises(OverBudget, match=expected):
+        share.charge(300)
+    assert (share.pending_bytes, budget.pending_bytes, len(refused)) == (300, 300, 1)
+
+
+def test_a_request_is_released_as_a_whole_and_never_below_its_own_cost() -> None:
+    """An application that releases too much does not make requests free."""
+    budget = ByteBudget(2**20)
+    request = RequestBytes(ConnectionShare(budget))
+    request.open_charge()
+    request.charge(1000)
+    request.release(700)
+    assert budget.pending_bytes == REQUEST_BYTES + 300
+    request.release(10**9)
+    assert budget.pending_bytes == REQUEST_BYTES
+    request.close_charge()
+    assert budget.pending_bytes == 0

@@ -1,0 +1,227 @@
+"""Requests that hold too many bytes are refused with a status; their connection and other calls live."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+from google.protobuf.wrappers_pb2 import BytesValue
+
+from serving.metrics.recorder import Metrics
+from serving.rpc.middleware import Middleware
+from serving.rpc.routes import Call, Pipeline, Stream, Unary
+from serving.rpc.status import Status
+from serving.transports.http.byte_budget import REQUEST_BYTES
+from serving.transports.http.limits import Limits
+from serving.transports.rpc_over_http.server import H2Server
+from tests.serving.transports.raw_connection import RawConnection
+
+BUDGET_BYTES = 2**18
+MESSAGE_BYTES = 2**17
+PART_BYTES = 2**15
+
+Answer = Callable[[BytesValue, Call], Awaitable[BytesValue]]
+
+
+async def _echo(request: BytesValue, _call: Call) -> BytesValue:
+    return request
+
+
+async def _each(requests: AsyncIterator[BytesValue], _call: Call) -> AsyncIterator[BytesValue]:
+    async for request in requests:
+        yield request
+
+
+def _server(answer: Answer = _echo, budget_bytes: int = BUDGET_BYTES) -> H2Server:
+    middleware = Middleware(Metrics())
+
+    def refuse(_request: BytesValue, status: Status) -> BytesValue:
+        return BytesValue(value=status.message.encode())
+
+    rows = (
+        Unary("/tests.Echo/Say", BytesValue, answer),
+        Stream("/tests.Echo/Each", BytesValue, _each),
+        Pipeline("/tests.Echo/InOrder", BytesValue, answer, refuse, "value"),
+    )
+    return H2Server(
+        [middleware.wrap(row) for row in rows],
+        host="127.0.0.1",
+        port=0,
+        max_message_bytes=MESSAGE_BYTES,
+        limits=Limits(max_pending_bytes=budget_bytes),
+    )
+
+
+@asynccontextmanager
+async def _client(server: H2Server) -> AsyncIterator[RawConnection]:
+    """A client that knows the server's windows."""
+    async with RawConnection(server.port) as client:
+        await client.read_until(
+            lambda: (
+                min(client.h2.outbound_flow_control_window, client.h2.remote_settings.initial_window_size)
+                > 2**16
+            )
+        )
+        yield client
+
+
+def _message(size: int, *, announced: int | None = None) -> bytes:
+    """A message of gRPC with that many bytes in its only field."""
+    data = BytesValue(value=bytes(size)).SerializeToString()
+    return struct.pack(">BI", 0, announced or len(data)) + data
+
+
+def _half(size: int = PART_BYTES) -> bytes:
+    """A part of a message whose rest never comes."""
+    return _message(size, announced=MESSAGE_BYTES)
+
+
+async def _is_free(server: H2Server) -> None:
+    async with asyncio.timeout(10):
+        while server.pending_bytes:  # noqa: ASYNC110 - no event is set
+            await asyncio.sleep(0)
+
+
+async def test_half_sent_bodies_on_many_streams_are_refused_and_others_live() -> None:
+    """One connection could hold 64 MiB on each of 1024 streams. The rest of it and other clients go on."""
+    async with _server() as server:
+        async with _client(server) as attacker, _client(server) as other:
+            streams = [await attacker.open("Say") for _ in range(6)]
+            for stream in streams:
+                await attacker.send(stream, _half())
+            reply = await attacker.reply(streams[-1])
+            assert reply.code == "RESOURCE_EXHAUSTED"
+            assert f"of {BUDGET_BYTES} (--max-pending-bytes)" in reply.headers["grpc-message"]
+            assert not attacker.replies[streams[0]].has_ended
+            assert server.pending_bytes < BUDGET_BYTES
+            assert (await other.call("Say", _message(PART_BYTES))).code == "OK"
+            assert (await attacker.call("Say", _message(100))).code == "OK"
+        await _is_free(server)
+
+
+async def test_many_connections_leave_room_for_one_more() -> None:
+    """Each holds less than its share; a small call of a newcomer is answered all the same."""
+    async with AsyncExitStack() as stack, _server() as server:
+        for _ in range(20):
+            attacker = await stack.enter_async_context(_client(server))
+            stream = await attacker.open("Say")
+            for _ in range(MESSAGE_BYTES // 2**12):
+                if attacker.replies[stream].has_ended:
+                    break
+                await attacker.send(stream, _half(2**11))
+                await asyncio.sleep(0)
+        assert server.pending_bytes <= BUDGET_BYTES
+        newcomer = await stack.enter_async_context(_client(server))
+        assert (await newcomer.call("Say", _message(1000))).code == "OK"
+
+
+async def test_bytes_that_the_application_has_received_count_until_the_answer() -> None:
+    """Whole messages that wait for their answers are bytes in flight too."""
+    may_end = asyncio.Event()
+
+    async def wait(request: BytesValue, _call: Call) -> BytesValue:
+        await may_end.wait()
+        return request
+
+    async with _server(wait) as server, _client(server) as client:
+        streams = [await client.open("Say") for _ in range(5)]
+        for stream in streams:
+            await client.send(stream, _message(PART_BYTES), end=True)
+        refused = await client.reply(streams[-1])
+        assert refused.code == "RESOURCE_EXHAUSTED"
+        may_end.set()
+        assert [(await client.reply(each)).code for each in streams[:3]] == ["OK"] * 3
+        await client.reply(streams[3])
+        await _is_free(server)
+        assert (await client.call("Say", _message(PART_BYTES))).code == "OK"
+
+
+@pytest.mark.parametrize("how", ["reset", "disconnect"])
+async def test_a_call_that_the_client_gives_up_is_released(how: str) -> None:
+    """RST_STREAM, or the end of the connection."""
+    async with _server() as server, _client(server) as client:
+        stream = await client.open("Say")
+        await client.send(stream, _half())
+        async with asyncio.timeout(10):
+            while server.pending_bytes < PART_BYTES:  # noqa: ASYNC110 - no event is set
+                await asyncio.sleep(0)
+        if how == "reset":
+            client.h2.reset_stream(stream)
+            await client.flush()
+        else:
+            client.drop()
+        await _is_free(server)
+
+
+@pytest.mark.parametrize("method", ["Each", "InOrder"])
+async def test_a_long_stream_may_carry_more_than_the_budget(method: str) -> None:
+    """What is answered is released: eight times the budget passes through one call."""
+    async with _server() as server, _client(server) as client:
+        stream = await client.open(method)
+        message = _message(PART_BYTES)
+        reply = client.replies[stream]
+        for count in range(1, 8 * BUDGET_BYTES // PART_BYTES + 1):
+            await client.send(stream, message)
+            await client.read_until(lambda count=count: len(reply.body) >= count * len(message))  # type: ignore[misc]
+        assert server.pending_bytes < 3 * PART_BYTES
+        client.h2.end_stream(stream)
+        await client.flush()
+        assert (await client.reply(stream)).code == "OK"
+
+
+async def test_a_stream_whose_messages_wait_is_not_read_further() -> None:
+    """A client that sends all its messages at once is slowed down, not refused."""
+    begun: list[BytesValue] = []
+    may_end = asyncio.Event()
+
+    async def wait(request: BytesValue, _call: Call) -> BytesValue:
+        begun.append(request)
+        await may_end.wait()
+        return BytesValue(value=b"1")
+
+    async with _server(wait, 16 * BUDGET_BYTES) as server, _client(server) as client:
+        stream = await client.open("InOrder")
+        left = [_message(PART_BYTES)] * 64
+        while left and client.h2.local_flow_control_window(stream) > len(left[-1]):
+            await client.send(stream, left.pop())
+        async with asyncio.timeout(10):
+            while len(begun) < 2:  # noqa: ASYNC110 - no event is set
+                await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(begun) == 2  # more than half of the longest message
+        may_end.set()
+        while left:
+            await client.read_until(lambda: client.h2.local_flow_control_window(stream) > len(left[-1]))
+            await client.send(stream, left.pop())
+        client.h2.end_stream(stream)
+        await client.flush()
+        assert (await client.reply(stream)).code == "OK"
+        assert len(begun) == 64
+
+
+@pytest.mark.parametrize("framing", ["content-length: 100000", "transfer-encoding: chunked"])
+async def test_connect_answers_429_over_http1(framing: str) -> None:
+    """With the numbers in Connect's error."""
+    head = f"POST /tests.Echo/Say HTTP/1.1\r\nhost: x\r\ncontent-type: application/proto\r\n{framing}\r\n\r\n"
+    part = bytes(2**12) if framing.startswith("content") else b"1000\r\n" + bytes(2**12) + b"\r\n"
+    async with AsyncExitStack() as stack, _server() as server:
+        # Two connections that hold a third each: the last one finds less room.
+        for _ in range(2):
+            holder = await stack.enter_async_context(_client(server))
+            for _ in range(2):
+                await holder.send(await holder.open("Say"), _half(37_500))
+        async with asyncio.timeout(10):
+            while server.pending_bytes < 150_000:  # noqa: ASYNC110 - no event is set
+                await asyncio.sleep(0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head.encode() + part * 16)
+        answer = await reader.readuntil(b"}")
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b'"code": "resource_exhausted"' in answer
+        assert b"--max-pending-bytes" in answer
+        async with asyncio.timeout(10):
+            while server.pending_bytes > 155_000 + 4 * REQUEST_BYTES:  # noqa: ASYNC110 - no event is set
+                await asyncio.sleep(0)
