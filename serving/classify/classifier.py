@@ -69,6 +69,15 @@ class Classifier:
     ) -> None:
         self._preprocessor.close()
 
+    def check_count(self, count: int) -> None:
+        """Check the number of images of a request. It is cheapest to reject a request before it is decoded.
+
+        Raises:
+            InvalidRequest: there are none, or too many.
+        """
+        if not 1 <= count <= self.max_images:
+            raise InvalidRequest(f"the request has {count} images, expected 1 to {self.max_images}")
+
     async def classify(
         self,
         images: Sequence[Image],
@@ -91,7 +100,7 @@ class Classifier:
             InvalidRequest: no image, too many, or a negative top_k. An error of a single image is its result.
             UnknownModel, ModelUnavailable, Overloaded, DeadlineExceeded, EngineError: see serving/errors.py.
         """
-        self._check_count(len(images))
+        self.check_count(len(images))
         if top_k < 0:
             raise InvalidRequest(f"top_k is {top_k}, expected at least 0")
         version = self._models.lease(model, revision)
@@ -134,7 +143,7 @@ class Classifier:
             ImageError: an image is invalid; names the first one.
             Others as `classify`.
         """
-        self._check_count(len(images))
+        self.check_count(len(images))
         version = self._models.lease(model, revision)
         with _AdmittedRequest(self.admission, version, len(images)):
             preprocessed = await self._preprocess(images, version, deadline_s)
@@ -172,7 +181,7 @@ class Classifier:
                 f"unexpected shape for input 'image' for model {model!r}. "
                 f"Expected {[-1, *version.input_shape]}, got {list(tensor.shape)}"
             )
-        self._check_count(len(tensor))
+        self.check_count(len(tensor))
         with _AdmittedRequest(self.admission, version, len(tensor)):
             return _inference(version, await self._run(tensor, version, deadline_s, priority))
 
@@ -180,10 +189,6 @@ class Classifier:
         """The version that would answer a request now, and its manifest."""
         with self._models.lease(model, revision) as version:
             return version.number, version.bundle.manifest
-
-    def _check_count(self, count: int) -> None:
-        if not 1 <= count <= self.max_images:
-            raise InvalidRequest(f"the request has {count} images, expected 1 to {self.max_images}")
 
     async def _preprocess(
         self, images: Sequence[Image], version: Version, deadline_s: float

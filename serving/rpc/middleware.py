@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable
 from serving.metrics.recorder import Metrics
 from serving.rpc.bearer_tokens import Tokens, check_model
+from serving.rpc.field_limit import limited_parser
 from serving.rpc.handlers import (
     REQUEST_ID_KEY,
     AnswerGroups,
@@ -245,7 +246,7 @@ def _authenticate(tokens: Tokens, call: Call) -> None:
 
 
 def _parser(rpc: Rpc) -> Callable[[bytes], Any]:
-    from_bytes = rpc.parse or rpc.request.FromString
+    from_bytes = rpc.parse or limited_parser(rpc.request)
 
     def parse(message: bytes) -> Any:  # noqa: ANN401 - each RPC has its own type of message
         try:

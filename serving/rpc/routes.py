@@ -24,8 +24,8 @@ class Call:
     received_s: float = 0.0  # when a unary call's message was complete, on the clock of time.perf_counter()
 
 
-# Returns the request that is passed to the function; it has the attribute `model_field`. Raises DecodeError,
-# but never for an empty message.
+# Returns the request that is passed to the function; it has the attribute `model_field`. Raises DecodeError
+# or InvalidRequest, but never for an empty message.
 Parse = Callable[[bytes], Any]
 Reply = Message | bytes  # bytes: already serialized
 Answer = Callable[[Any, Call], Awaitable[Reply]]

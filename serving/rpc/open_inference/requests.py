@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from serving.bundle.images import Pixels
 from serving.pb.inference import grpc_service_pb2 as pb
+from serving.rpc.field_limit import limited_parser, max_fields_of
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.open_inference.tensors import RequestedOutput, decode_input, decode_outputs
 from serving.rpc.open_inference.wire import tag_and_length
@@ -61,7 +62,14 @@ class _Prefix:
 class RequestReader:
     """Reads requests, and caches the prefixes of decoded ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_images: int = 128) -> None:
+        """Start without prefixes.
+
+        Args:
+            max_images: maximum number of images in one request.
+        """
+        self._max_images = max_images
+        self._parse = limited_parser(pb.ModelInferRequest, max_fields_of(max_images))
         self._prefixes: dict[int, list[_Prefix]] = {}  # keyed by the size of the whole request
 
     def read(self, data: bytes) -> InferRequest:
@@ -69,13 +77,14 @@ class RequestReader:
 
         Raises:
             DecodeError: the bytes are not a ModelInferRequest.
+            InvalidRequest: it has too many fields.
         """
         prefix = self._find(data)
         if prefix is not None:
             return InferRequest(
                 prefix.model_name, prefix.model_version, "", prefix.parameters, partial(prefix.decode, data)
             )
-        message = pb.ModelInferRequest.FromString(data)
+        message = self._parse(data)
         return InferRequest(
             message.model_name,
             message.model_version,
@@ -92,7 +101,7 @@ class RequestReader:
 
     def _decode(self, data: bytes, message: pb.ModelInferRequest, regions: Regions) -> Contents:
         outputs = decode_outputs(message)
-        images = decode_input(message, regions)
+        images = decode_input(message, regions, self._max_images)
         if isinstance(images, np.ndarray):
             self._keep_prefix(data, message, images, outputs)
         return images, outputs

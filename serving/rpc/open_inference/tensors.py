@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -24,6 +25,7 @@ EMBEDDING = "embedding"
 
 _LENGTH_BYTES = 4  # size of the little-endian length before each element of raw BYTES
 _BATCH_AND_PIXELS = 4  # dimensions: N, height, width, channels
+_MAX_OUTPUTS = 4  # two names, as tensors and as classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,23 @@ def decode_outputs(request: pb.ModelInferRequest) -> list[RequestedOutput]:
     """Return the outputs that the request names, or the probabilities.
 
     Raises:
-        InvalidTensor: the model does not have the output, or its parameters are invalid.
+        InvalidTensor: the model does not have the output, its parameters are invalid, or there are too many.
     """
     outputs = request.outputs
+    if len(outputs) > _MAX_OUTPUTS:  # each is another copy in the response
+        raise InvalidTensor(f"the request names {len(outputs)} outputs, expected at most {_MAX_OUTPUTS}")
     return [_decode_output(output, request.model_name) for output in outputs] if outputs else _DEFAULT_OUTPUTS
 
 
-def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | list[bytes]:
+def decode_input(
+    request: pb.ModelInferRequest, regions: Regions, max_images: int = 128
+) -> Pixels | list[bytes]:
     """Decode the one input of a request.
+
+    Args:
+        request: the request.
+        regions: registered shared memory.
+        max_images: maximum number of encoded images; they are counted before they are copied.
 
     Returns: (N, H, W, C) uint8, or N encoded images.
 
@@ -70,7 +81,7 @@ def decode_input(request: pb.ModelInferRequest, regions: Regions) -> Pixels | li
     raw = _raw_content(request, tensor, regions)
     datatype = tensor.datatype
     if datatype == "BYTES":
-        return _decode_encoded_images(tensor, raw)
+        return _decode_encoded_images(tensor, raw, max_images)
     if datatype == "UINT8":
         return _decode_pixels(tensor, raw, request.model_name)
     raise InvalidTensor(
@@ -214,7 +225,7 @@ def _size(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
 
 
 def _decode_pixels(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, model: str) -> Pixels:
-    shape = tuple(tensor.shape[:])
+    shape = _shape(tensor)
     if len(shape) != _BATCH_AND_PIXELS or min(shape) < 1:
         raise InvalidTensor(
             f"unexpected shape for input {INPUT!r} for model {model!r}. "
@@ -238,9 +249,25 @@ def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> Pixels:
     return wide.astype(np.uint8)
 
 
-def _decode_encoded_images(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> list[bytes]:
-    images = list(tensor.contents.bytes_contents) if raw is None else list(_split(raw))
-    shape = list(tensor.shape)
+def _shape(tensor: pb.ModelInferRequest.InferInputTensor) -> tuple[int, ...]:
+    shape = tensor.shape
+    if len(shape) > _BATCH_AND_PIXELS:
+        raise InvalidTensor(
+            f"input {INPUT!r} has {len(shape)} dimensions, expected at most {_BATCH_AND_PIXELS}"
+        )
+    return tuple(shape)
+
+
+def _decode_encoded_images(
+    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, max_images: int
+) -> list[bytes]:
+    shape = list(_shape(tensor))
+    elements = tensor.contents.bytes_contents if raw is None else _split(raw)
+    images = list(islice(elements, max_images + 1))
+    if len(images) > max_images:
+        raise InvalidTensor(
+            f"input {INPUT!r} has more than {max_images} BYTES elements, the limit of images in one request"
+        )
     if shape not in ([len(images)], [len(images), 1]):
         raise InvalidTensor(f"input {INPUT!r} has shape {shape} but {len(images)} BYTES elements")
     return images

@@ -11,6 +11,7 @@ from serving.classify.results import Ranking
 from serving.errors import EmptyImage, ImageError, InvalidPixels
 from serving.models.versions import Revision
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.field_limit import limited_parser, max_fields_of
 from serving.rpc.routes import Call, Pipeline, Rpc, Unary
 from serving.rpc.status import Status, code_of
 
@@ -22,6 +23,7 @@ class ClassifierService:
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
+        self._parse = limited_parser(pb.ClassifyRequest, max_fields_of(classifier.max_images))
 
     def rpcs(self) -> Sequence[Rpc]:
         """The RPCs of this service."""
@@ -31,6 +33,7 @@ class ClassifierService:
                 pb.ClassifyRequest,
                 self.classify,
                 model_field="model",
+                parse=self._parse,
                 admit=self._classifier.admission.check,
             ),
             Pipeline(
@@ -39,6 +42,7 @@ class ClassifierService:
                 self.classify_in_stream,
                 _refuse,
                 model_field="model",
+                parse=self._parse,
             ),
         )
 
@@ -55,6 +59,7 @@ class ClassifierService:
         return response
 
     async def _classify(self, request: pb.ClassifyRequest, call: Call, response: pb.ClassifyResponse) -> None:
+        self._classifier.check_count(len(request.images))  # before they are decoded
         images = [_decode_image(image) for image in request.images]
         answer = await self._classifier.classify(
             images,

@@ -52,7 +52,7 @@ class InferenceService:
         self._models = models
         self._metrics = metrics
         self._regions = regions
-        self._requests = RequestReader()
+        self._requests = RequestReader(classifier.max_images)
 
     def rpcs(self) -> Sequence[Rpc]:
         """The RPCs of this service."""

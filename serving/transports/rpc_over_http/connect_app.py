@@ -8,15 +8,15 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import status_pb2
 
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import Event, Receive, RequestRefused, Send
+from serving.transports.http.byte_buffer import ByteBuffer
+from serving.transports.rpc_over_http.connect_json import MAX_JSON_BYTES, JsonConverter
 from serving.transports.rpc_over_http.grpc_app import GrpcApp, status_of_failure
 from serving.transports.rpc_over_http.grpc_framing import (
     Metadata,
@@ -58,6 +58,8 @@ class ConnectApp:
 
     def __init__(self, handlers: Sequence[Handler], *, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
+        self._max_json_bytes = min(max_message_bytes, MAX_JSON_BYTES)
+        self._json = JsonConverter()
         self._grpc_web = GrpcWebApp(GrpcApp(handlers, max_message_bytes=max_message_bytes))
         self._unary = {each.method: each for each in handlers if isinstance(each, UnaryHandler)}
 
@@ -90,17 +92,18 @@ class ConnectApp:
         call = Call(Metadata(headers))
 
         async def read() -> bytes:
+            max_bytes = self._max_json_bytes if is_json else self._max_message_bytes
             try:
-                body = await self._body(headers, receive)
+                body = await self._body(headers, receive, max_bytes)
             except RequestRefused as refusal:
                 raise refused(refusal) from refusal
-            return _from_json(handler.method, body) if is_json else body
+            return await self._json.to_request(handler.method, body) if is_json else body
 
         try:
             call.deadline_s = _deadline_s(headers)
             answer = await handler.answer(read, call)
             if is_json:
-                answer = _to_json(handler.method, answer)
+                answer = await self._json.to_answer(handler.method, answer)
         except Exception as error:  # noqa: BLE001 - the client always gets a status
             status = status_of_failure(error)
             if status is not None:
@@ -109,18 +112,19 @@ class ConnectApp:
             return
         await _reply(send, 200, _JSON if is_json else _PROTO, answer, _request_id(call))
 
-    async def _body(self, headers: RawHeaders, receive: Receive) -> bytes:
-        chunks, length, more = [], 0, True
+    async def _body(self, headers: RawHeaders, receive: Receive, max_bytes: int) -> bytes:
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > max_bytes:
+            raise too_long(f"{int(length)} bytes", max_bytes)
+        body, more = ByteBuffer(), True
         while more:
             event = await receive()
-            chunks.append(event.get("body", b""))
-            length += len(chunks[-1])
-            if length > self._max_message_bytes:
-                raise too_long(f"more than {self._max_message_bytes} bytes", self._max_message_bytes)
+            body.append(event.get("body", b""))
+            if body.size > max_bytes:
+                raise too_long(f"more than {max_bytes} bytes", max_bytes)
             more = event.get("more_body", False)
         encoding = headers.get(b"content-encoding", b"identity")
-        body = b"".join(chunks)
-        return body if encoding == b"identity" else decompress(body, encoding, self._max_message_bytes)
+        return body.take() if encoding == b"identity" else decompress(body.take(), encoding, max_bytes)
 
 
 def _deadline_s(headers: RawHeaders) -> float:
@@ -133,28 +137,6 @@ def _deadline_s(headers: RawHeaders) -> float:
             f"use 1 to {_MAX_TIMEOUT_DIGITS} digits"
         )
     return time.monotonic() + int(timeout) / 1000
-
-
-def _from_json(method: str, text: bytes) -> bytes:
-    request = message_factory.GetMessageClass(_method(method).input_type)()
-    try:
-        json_format.Parse(text, request)
-    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        raise _invalid(
-            f"cannot parse the request as {request.DESCRIPTOR.full_name} in JSON: {error}"
-        ) from error
-    serialized: bytes = request.SerializeToString()
-    return serialized
-
-
-def _to_json(method: str, answer: bytes) -> bytes:
-    message = message_factory.GetMessageClass(_method(method).output_type).FromString(answer)
-    return json_format.MessageToJson(message, indent=None).encode()
-
-
-def _method(name: str) -> Any:  # noqa: ANN401 - a descriptor
-    service, _, method = name[1:].partition("/")
-    return descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
 
 
 def _error(status: Status, request_id: str) -> bytes:

@@ -1,6 +1,7 @@
 """Tensors of the Open Inference Protocol: any message is decoded, or rejected with a LenserveError."""
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -201,6 +202,38 @@ def test_invalid_inputs_are_rejected_in_tritons_words(request_: pb.ModelInferReq
         decode_input(request_)
 
     assert str(caught.value) == message
+
+
+def test_encoded_images_are_counted_before_they_are_copied() -> None:
+    """Four million empty elements are an error after the first too many, raw or typed."""
+    raw = _request(_input("BYTES", [4 * 2**20]), raw=(bytes(16 * 2**20),))
+    typed = _request(_input("BYTES", [2**20], contents=Contents(bytes_contents=[b""] * 2**20)))
+    for request in (raw, typed):
+        tracemalloc.start()
+        try:
+            with pytest.raises(InvalidTensor, match="has more than 3 BYTES elements"):
+                tensors.decode_input(request, NO_REGIONS, max_images=3)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 17 * 2**20  # one copy of the raw contents
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "BYTES"])
+def test_a_shape_has_few_dimensions(datatype: str) -> None:
+    """A million of them are neither copied nor repeated in the message."""
+    with pytest.raises(InvalidTensor, match="has 1048576 dimensions, expected at most 4"):
+        decode_input(_request(_input(datatype, [1] * 2**20), raw=(b"",)))
+
+
+def test_outputs_cannot_be_repeated_without_end() -> None:
+    """Each is another copy in the response: 60 kB of names would become gigabytes."""
+    names = ["probabilities", "embedding"]
+    request = pb.ModelInferRequest(outputs=[{"name": name} for name in names * 2])
+    assert len(decode_outputs(request)) == 4
+    request.outputs.add(name="probabilities")
+    with pytest.raises(InvalidTensor, match="names 5 outputs, expected at most 4"):
+        decode_outputs(request)
 
 
 def _wanted(name: str = "probabilities", **parameter: Any) -> OutputTensor:

@@ -206,3 +206,28 @@ async def test_a_version_and_an_alias_can_be_requested(
 
     actual = [(each.version, each.predictions[0].ranking.labels[0].label) for each in answers]
     assert actual == [(1, "red"), (2, "green"), (2, "green"), (1, "red")]
+
+
+@pytest.mark.parametrize("count", [0, 129, 30_000])
+async def test_images_are_counted_before_they_are_decoded(stub: Stub, count: int) -> None:
+    """In a message that is small enough to be parsed at once."""
+    refusal = await stub.refusal(CLASSIFY, _request(*[pb.Image()] * count))
+
+    assert refusal.message == f"the request has {count} images, expected 1 to 128"
+
+
+async def test_images_are_counted_before_a_large_message_is_parsed(stub: Stub) -> None:
+    """Two million empty ones in 4 MiB. In a stream, the next request is answered."""
+    bomb = _request().SerializeToString() + b"\x22\x00" * (2 * 2**20)
+
+    refusal = await stub.refusal(CLASSIFY, bomb)
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    assert "more than 2048 fields" in refusal.message
+
+    async def requests() -> AsyncIterator[pb.ClassifyRequest | bytes]:
+        yield bomb
+        yield _request(pb.Image(encoded=_png()))
+
+    answers = [each async for each in stub.talk("lenserve.v1.Classifier/ClassifyStream", requests())]
+    assert answers[0].error.reason == "INVALID_REQUEST"
+    assert answers[1].response.predictions[0].ranking.labels[0].label == "green"

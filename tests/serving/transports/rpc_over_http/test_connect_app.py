@@ -41,21 +41,22 @@ async def port(publish: Publish, serve: Serve) -> AsyncIterator[int]:
         yield server.grpc.port
 
 
+def _post(port: int, path: str, body: bytes, headers: dict[str, str], method: str = "POST") -> Response:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response, response.read()
+    finally:
+        connection.close()
+
+
 @pytest.fixture
 def ask(port: int) -> Ask:
     """A function that sends a request over HTTP/1.1, and returns the response with its body."""
 
-    def post(path: str, body: bytes, headers: dict[str, str], method: str) -> Response:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            return response, response.read()
-        finally:
-            connection.close()
-
     async def asked(path: str, body: bytes, headers: dict[str, str], method: str = "POST") -> Response:
-        return await asyncio.to_thread(post, path, body, headers, method)
+        return await asyncio.to_thread(_post, port, path, body, headers, method)
 
     return asked
 
@@ -111,7 +112,7 @@ class TestConnect:
         assert set(connect_app._HTTP_STATUS) == set(Code) - {Code.OK}
 
     @pytest.mark.parametrize(
-        "body", [b"", b"{", b"7", b'{"model": 7}', b'{"modle": "x"}', b"\xff", b"[" * 9999]
+        "body", [b"", b"{", b"7", b'{"model": 7}', b'{"modle": "x"}', b"\xff", b"[" * 4000]
     )
     async def test_an_invalid_request_is_rejected(self, ask: Ask, body: bytes) -> None:
         """Also one with an unknown field."""
@@ -119,6 +120,29 @@ class TestConnect:
         error = json.loads(text)
         assert (response.status, error["code"]) == (400, "invalid_argument")
         assert "lenserve.v1.ClassifyRequest" in error["message"]
+
+    @pytest.mark.parametrize("elements", [4096, 350_000])
+    async def test_elements_are_counted_before_they_are_parsed(
+        self, publish: Publish, serve: Serve, elements: int
+    ) -> None:
+        """The message has both numbers, and what to do."""
+        publish()
+        body = b'{"images":[' + b",".join([b"{}"] * (elements // 2)) + b"]}"
+        async with serve() as server:
+            response, text = await asyncio.to_thread(_post, server.grpc.port, CLASSIFY, body, JSON)
+        error = json.loads(text)
+        assert (response.status, error["code"]) == (400, "invalid_argument")
+        assert f"has {elements + 1} elements, limit is 4096" in error["message"]
+
+    async def test_a_length_over_the_limit_is_rejected_before_the_body_arrives(self, port: int) -> None:
+        """JSON has a lower limit than other messages."""
+        for content_type, length in (("application/json", 10_001), ("application/proto", 10_001)):
+            head = f"POST {CLASSIFY} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n"
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"{head}content-length: {length}\r\n\r\n".encode())
+            status = await asyncio.wait_for(reader.readline(), 10)
+            assert status.startswith(b"HTTP/1.1 429")
+            writer.close()
 
     async def test_a_request_over_the_limit_is_rejected(self, ask: Ask) -> None:
         """As in gRPC; the limit is for the bytes that are sent."""

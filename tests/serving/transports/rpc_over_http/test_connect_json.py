@@ -1,0 +1,72 @@
+"""Messages from and to JSON, whatever their size."""
+
+import base64
+import json
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.pb.inference import grpc_service_pb2 as oip
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.handlers import Failure
+from serving.transports.rpc_over_http.connect_json import MAX_JSON_ELEMENTS, JsonConverter
+
+CLASSIFY = "/lenserve.v1.Classifier/Classify"
+OIP = "/inference.GRPCInferenceService/"
+
+
+def _labels(count: int) -> pb.ClassifyResponse:
+    labels = [{"label": f'"{each}"', "index": each, "probability": 0.5} for each in range(count)]
+    return pb.ClassifyResponse(model="m", version=7, predictions=[{"ranking": {"labels": labels}}] * 3)
+
+
+ANSWERS: dict[str, tuple[str, Message]] = {
+    "nothing": (CLASSIFY, pb.ClassifyResponse()),
+    "few labels": (CLASSIFY, _labels(1)),
+    "many labels": (CLASSIFY, _labels(1000)),
+    "only a list": (CLASSIFY, pb.ClassifyResponse(predictions=[{}, {}])),
+    "a map and lists of text": (
+        f"{OIP}ModelMetadata",
+        oip.ModelMetadataResponse(
+            name="m", versions=["1", "2"], properties={"a": "b"}, inputs=[{"shape": [1]}]
+        ),
+    ),
+    "a map of messages": (
+        f"{OIP}SystemSharedMemoryStatus",
+        oip.SystemSharedMemoryStatusResponse(
+            regions={"a": oip.SystemSharedMemoryStatusResponse.RegionStatus(key="k")}
+        ),
+    ),
+    "bytes": (
+        f"{OIP}ModelInfer",
+        oip.ModelInferResponse(raw_output_contents=[b"abc"], outputs=[{"name": "x"}]),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+async def test_an_answer_is_converted_as_a_whole_message_is(case: str) -> None:
+    """Element by element, in a thread or not: the JSON means the same."""
+    method, answer = ANSWERS[case]
+    text = await JsonConverter().to_answer(method, answer.SerializeToString())
+    assert json.loads(text) == json_format.MessageToDict(answer)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 10**6])
+async def test_a_request_of_any_size_is_converted(size: int) -> None:
+    """In a thread or not."""
+    request = pb.ClassifyRequest(model="m", images=[pb.Image(encoded=bytes(size))])
+    encoded = base64.b64encode(bytes(size)).decode()
+    text = json.dumps({"model": "m", "images": [{"encoded": encoded}]}).encode()
+    assert pb.ClassifyRequest.FromString(await JsonConverter().to_request(CLASSIFY, text)) == request
+
+
+@given(st.sampled_from([b"{", b"[", b",", b"{}", b"[[", b'{"a":']), st.integers(0, 3))
+async def test_too_many_elements_of_any_kind_are_an_error(piece: bytes, more: int) -> None:
+    """They are counted, not parsed."""
+    text = piece * (MAX_JSON_ELEMENTS + 1) + b"]" * more
+    with pytest.raises(Failure, match="elements, limit is 4096"):
+        await JsonConverter().to_request(CLASSIFY, text)
