@@ -31,6 +31,20 @@ LenserveError
 import re
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of its causes, once they are logged or known to be needless.
+
+    A traceback holds its frames, and those hold the request. If a frame also leads to the error, for example
+    through the future that holds it, that is a reference cycle, which only the garbage collector frees.
+    """
+    chain: list[BaseException | None] = [error]
+    while chain:
+        each = chain.pop()
+        if each is not None:
+            chain += (each.__cause__, each.__context__)
+            each.__traceback__ = each.__cause__ = each.__context__ = None
+
+
 class LenserveError(Exception):
     """Base class of all errors that this project raises deliberately. Abstract."""
 

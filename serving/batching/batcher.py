@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import time
+import traceback
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from serving.batching.policy import BatchPolicy, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
-from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
+from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable, forget_frames
 
 NO_DEADLINE_S = math.inf
 
@@ -82,6 +83,7 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop
         self._single_runs = 0  # consecutive batches of one request
         self._decision_due = False  # whether a decision is scheduled on the event loop
+        self._drop_due = False  # whether `_drop_abandoned` is scheduled
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -133,6 +135,17 @@ class Batcher:
         if not self._is_held_back():
             self._schedule_decision()
         return result
+
+    def drop_abandoned(self) -> None:
+        """Free the images of cancelled requests, at the end of this iteration of the event loop."""
+        if not self._drop_due:
+            self._drop_due = True
+            self._loop.call_soon(self._drop_abandoned)
+
+    def _drop_abandoned(self) -> None:
+        self._drop_due = False
+        self._queue = [request for request in self._queue if not request.abandoned]
+        self._retries = deque(request for request in self._retries if not request.abandoned)
 
     def _may_run_now(self, images: int) -> bool:
         """Whether to run without queueing: the queue is empty, and recent requests came one at a time."""
@@ -217,7 +230,7 @@ class Batcher:
             run = self._loop.run_in_executor(self._thread, self._run_joined, batch)
         except RuntimeError as error:  # no thread can be started
             for request in batch:
-                _fail(request, _engine_error(error))
+                _fail(request, _without_frames(_engine_error(error)))
             self._decide_next()
             return
         self._running = batch
@@ -250,7 +263,7 @@ class Batcher:
 
     def _fail_or_retry(self, batch: list[QueuedRequest], error: Exception) -> None:
         if len(batch) == 1:
-            _fail(batch[0], _engine_error(error))
+            _fail(batch[0], _without_frames(_engine_error(error)))
         else:
             self._retries.extend(batch)
 
@@ -283,6 +296,13 @@ def _engine_error(error: Exception) -> EngineError | ModelUnavailable:
     wrapped = EngineError(f"the network failed: {error}")
     wrapped.__cause__ = error
     return wrapped
+
+
+def _without_frames(error: Exception) -> Exception:
+    """Keep the traceback as text: its frames lead to the request, and that leads to this error."""
+    error.add_note("".join(traceback.format_exception(error)))
+    forget_frames(error)
+    return error
 
 
 def _fail(request: QueuedRequest, error: Exception) -> None:

@@ -195,7 +195,9 @@ class Classifier:
     ) -> Sequence[Pixels | ImageError]:
         if time.monotonic() >= deadline_s:
             raise DeadlineExceeded("the deadline passed before the images were decoded")
-        preprocessed = await self._preprocessor.preprocess(images, version.bundle.manifest.geometry)
+        preprocessed = await self._preprocessor.preprocess(
+            images, version.bundle.manifest.geometry, deadline_s
+        )
         for each in preprocessed:
             version.metrics.record_decode(each.duration_s)
             if isinstance(each.pixels, ImageError):
@@ -214,6 +216,9 @@ class Classifier:
                 output = await _concatenated(
                     [submit(images[at : at + size], deadline_s, priority) for at in starts]
                 )
+        except asyncio.CancelledError:
+            version.batcher.drop_abandoned()
+            raise
         except OutOfMemory as error:  # the engine works: proving it again would need even more memory
             _log.warning("out_of_memory", extra=version.log_fields(reason=str(error)))
             raise

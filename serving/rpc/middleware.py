@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from google.protobuf.message import DecodeError
 
-from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable
+from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, forget_frames
 from serving.metrics.recorder import Metrics
 from serving.rpc.bearer_tokens import Tokens, check_model
 from serving.rpc.field_limit import limited_parser
@@ -52,6 +52,11 @@ class Middleware:
         self._idle = asyncio.Event()
         self._draining = False
         self._ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no unary call and no pipeline message is running."""
+        return not self._running
 
     async def idle(self) -> None:
         """Wait until all unary calls and pipeline messages have ended. Transports end streams."""
@@ -105,10 +110,10 @@ class Middleware:
             except (asyncio.CancelledError, GeneratorExit):
                 code = Code.CANCELLED.name
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - becomes the status of the call
                 status = self._status(rpc, call, error)
                 code = status.code.name
-                raise Failure(status) from error
+                raise Failure(status) from None
             finally:
                 record_call(code, time.perf_counter() - call.received_s if call.received_s else 0.0)
 
@@ -180,10 +185,10 @@ class Middleware:
                 is_late = time.monotonic() >= call.deadline_s  # and the transport cancelled the call for it
                 code = Code.DEADLINE_EXCEEDED if is_late else Code.CANCELLED
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - becomes the status of the call
                 status = self._status(rpc, call, error)
                 code = status.code
-                raise Failure(status) from error
+                raise Failure(status) from None
             finally:
                 record_call(code.name, time.perf_counter() - started_s)
 
@@ -232,12 +237,13 @@ class Middleware:
     def _status(self, rpc: Rpc, call: Call, error: Exception) -> Status:
         """Return the status for the client. An unexpected error is logged with its traceback."""
         if isinstance(error, Failure):  # raised by the transport while reading messages
-            return error.status
-        status = status_of(error, call.request_id)
-        if status.code is Code.INTERNAL:
-            _log.error(
-                "call_failed", exc_info=error, extra={"method": rpc.method, "request_id": call.request_id}
-            )
+            status = error.status
+        else:
+            status = status_of(error, call.request_id)
+            if status.code is Code.INTERNAL:
+                fields = {"method": rpc.method, "request_id": call.request_id}
+                _log.error("call_failed", exc_info=error, extra=fields)
+        forget_frames(error)  # the failed request is no longer needed
         return status
 
 

@@ -78,7 +78,11 @@ class _AnswerQueue(Generic[Response]):
 
     async def take(self) -> list[Response]:
         """Wait for the first answer; return it and all finished ones after it. Raises its exception."""
-        answers = [await self.answers[0]]
+        try:
+            answers = [await self.answers[0]]
+        except Exception:
+            self.answers.popleft()  # the exception's frames lead to this queue: a reference cycle
+            raise
         self.answers.popleft()
         while self.answers and _succeeded(self.answers[0]):
             answers.append(self.answers.popleft().result())

@@ -8,7 +8,7 @@ from serving.bundle.images import Pixels
 from serving.classify.classifier import Classifier
 from serving.classify.preprocessing import Image
 from serving.classify.results import Ranking
-from serving.errors import EmptyImage, ImageError, InvalidPixels
+from serving.errors import EmptyImage, ImageError, InvalidPixels, forget_frames
 from serving.models.versions import Revision
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.field_limit import limited_parser, max_fields_of
@@ -87,6 +87,7 @@ def _decode_image(image: pb.Image) -> Image:
         try:
             return _decode_pixels(image.pixels)
         except ImageError as error:
+            forget_frames(error)  # a result, not a failure
             return error
     return image.encoded if kind else EmptyImage("the image is empty: neither encoded bytes nor pixels")
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import grpc
 
-from serving.errors import AddressUnavailable
+from serving.errors import AddressUnavailable, forget_frames
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY
@@ -155,7 +155,7 @@ def _unary(handler: UnaryHandler) -> Callable[[bytes, Any], Awaitable[bytes]]:
             answer = await handler.answer(read, call)
         except Failure as failure:
             await _abort(context, failure, call)
-            raise
+            return b""  # grpc.aio raises the stored AbortError
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return answer
 
@@ -197,4 +197,7 @@ def _call(context: Any) -> Call:  # noqa: ANN401
 async def _abort(context: Any, failure: Failure, call: Call) -> None:  # noqa: ANN401
     status = failure.status.shortened()
     trailers = ((REQUEST_ID_KEY, call.request_id), (DETAILS_KEY, status.details(call.request_id)))
-    await context.abort(_CODES[status.code], status.message, trailers)
+    try:
+        await context.abort(_CODES[status.code], status.message, trailers)
+    except grpc.aio.AbortError as error:
+        forget_frames(error)  # grpc.aio stores it, and its frames hold the request: a reference cycle

@@ -96,13 +96,17 @@ class RequestBytes:
 
     def refuse(self, refusal: RequestRefused) -> None:
         """Receive no more of this request, and forget what the application has not received."""
-        self.is_refused, self.refusal = True, refusal
+        # Frames lead to this request: a reference cycle.
+        self.is_refused, self.refusal = True, refusal.with_traceback(None)
 
     def raise_refusal(self) -> None:
         """Raise the refusal, once: then the application can wait for the end of the request."""
         refusal, self.refusal = self.refusal, None
-        if refusal is not None:
-            raise refusal
+        try:
+            if refusal is not None:
+                raise refusal
+        finally:
+            del refusal  # its frames would hold it: a reference cycle
 
     def close_charge(self) -> None:
         """Release the whole charge: the request has ended."""

@@ -83,6 +83,8 @@ class Http1Connection(asyncio.Protocol):
             self._abort_timer.cancel()
         if self._task is not None:
             self._task.cancel()
+        else:
+            self._bytes.close_charge()
         self._on_closed(self)
 
     def pause_writing(self) -> None:
@@ -119,6 +121,7 @@ class Http1Connection(asyncio.Protocol):
                 self._handle_event(event)
         except h11.RemoteProtocolError as error:
             self._reject(error)
+            error.__traceback__ = None  # h11's frames hold the error: a reference cycle
         self._limit_reading()
 
     def _limit_reading(self) -> None:
@@ -233,5 +236,13 @@ class _RequestBytes(RequestBytes):
         super().__init__(share)
         self._receive = receive
 
+    def close_charge(self) -> None:
+        super().close_charge()
+        self._receive = _disconnected  # a method of the connection would be a reference cycle
+
     async def __call__(self) -> Event:
         return await self._receive()
+
+
+async def _disconnected() -> Event:
+    return {"type": "http.disconnect"}

@@ -1,7 +1,10 @@
 """Which images are decoded on the event loop and which in a thread, with the same result."""
 
+import asyncio
 import io
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +15,8 @@ from serving.bundle import Geometry, ImageLimits, decode_image
 from serving.bundle.images import Pixels
 from serving.classify import preprocessing
 from serving.classify.preprocessing import Image, Preprocessed, Preprocessor
-from serving.errors import EmptyImage, ImageError, ImageTooLarge, UndecodableImage
+from serving.errors import DeadlineExceeded, EmptyImage, ImageError, ImageTooLarge, UndecodableImage
+from tests.serving.until import until
 
 GREY = Geometry(height=28, width=28, channels=1)
 LARGE = Geometry(height=224, width=224, channels=3)
@@ -102,3 +106,68 @@ async def test_pixels_in_their_geometry_take_no_thread(preprocessor: Preprocesso
     pixels = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28, 1)
     (preprocessed,) = await preprocessor.preprocess([pixels], GREY)
     assert preprocessed.pixels is pixels
+
+
+@pytest.fixture
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[bytes]]]:
+    """A gate before the decoder, and the images that have arrived at it."""
+    gate, arrived = threading.Event(), []
+    decode = decode_image
+
+    def wait_and_decode(encoded: bytes, limits: ImageLimits) -> Pixels:
+        arrived.append(encoded)
+        assert gate.wait(timeout=30)
+        return decode(encoded, limits)
+
+    monkeypatch.setattr(preprocessing, "decode_image", wait_and_decode)
+    yield gate, arrived
+    gate.set()
+
+
+async def test_images_that_wait_for_a_thread_are_freed_when_their_call_ends(
+    held_up: tuple[threading.Event, list[bytes]],
+) -> None:
+    """At once, and not when a thread is free; nobody decodes them, and what is decoded is not resized."""
+    gate, arrived = held_up
+    resized: list[object] = []
+    preprocessor = Preprocessor(ImageLimits(), 1)
+    pixels = np.zeros((500, 500, 3), np.uint8)
+    running = asyncio.create_task(preprocessor.preprocess([_png(300)], LARGE))
+    await until(lambda: len(arrived) == 1)
+    waiting = asyncio.create_task(preprocessor.preprocess([pixels, _png(301)], LARGE))
+    await asyncio.sleep(0)  # it starts
+    freed = weakref.ref(pixels)
+    del pixels
+
+    for task in (waiting, running):
+        task.cancel()
+        await asyncio.wait([task])
+    del task, waiting, running
+    assert freed() is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocessing, "apply_geometry", lambda *given: resized.append(given))
+        gate.set()
+        preprocessor.close()
+        await asyncio.to_thread(preprocessor._threads.shutdown)
+
+    assert len(arrived) == 1
+    assert not resized
+
+
+async def test_images_whose_deadline_passes_before_a_thread_is_free_are_not_decoded(
+    held_up: tuple[threading.Event, list[bytes]],
+) -> None:
+    """A request parameter can set an earlier deadline than the call's, which nothing else enforces here."""
+    gate, arrived = held_up
+    preprocessor = Preprocessor(ImageLimits(), 1)
+    running = asyncio.create_task(preprocessor.preprocess([_png(300)], LARGE))
+    await until(lambda: len(arrived) == 1)
+    late = asyncio.create_task(preprocessor.preprocess([_png(301)], LARGE, deadline_s=time.monotonic()))
+    await asyncio.sleep(0)
+    gate.set()
+
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await running
+    preprocessor.close()
+    assert len(arrived) == 1

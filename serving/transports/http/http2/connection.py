@@ -292,6 +292,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _on_done(self, ended: Http2Stream, task: asyncio.Task[None]) -> None:
         del self._streams[ended.number]
+        ended.forget_task()
         self._busy_poll.end()
         ended.close_charge()
         error = None if task.cancelled() else task.exception()

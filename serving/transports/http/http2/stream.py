@@ -153,6 +153,10 @@ class Http2Stream(RequestBytes):
         self.request_is_over = self.answer_is_over = True
         return len(self._request.take()) if self._request.size else 0
 
+    def forget_task(self) -> None:
+        """Break the reference cycle of a cancelled task: its error's frames hold the stream."""
+        self._task = None
+
     def cancel(self) -> int:
         """`end`, and cancel the application."""
         if self._task is not None:
