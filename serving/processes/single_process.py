@@ -6,6 +6,7 @@ import os
 import signal
 
 from serving.processes.exit import exit_soon
+from serving.processes.memory_tuning import return_memory
 from serving.server import Server, run_server
 from serving.settings import ServerSettings
 
@@ -21,9 +22,13 @@ async def serve(settings: ServerSettings) -> None:
         # written.
         loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else os._exit(1))
     async with run_server(settings) as server:
-        ready = asyncio.create_task(_log_ready(server))
+        background = [
+            asyncio.create_task(_log_ready(server)),
+            asyncio.create_task(return_memory(lambda: server.middleware.is_idle)),
+        ]
         await stop.wait()
-        ready.cancel()
+        for task in background:
+            task.cancel()
         await server.stop()
     exit_soon()
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from serving.metrics.shared_counts import SHARED_FOLDER, SharedCounts
+from serving.processes.memory_tuning import return_memory
 from serving.processes.messages import WorkerReport
 from serving.processes.supervisor_channel import SupervisorChannel, run_supervised
 from serving.server import Server, run_server
@@ -41,6 +42,7 @@ async def _serve(control: SupervisorChannel) -> None:
         background = [
             tasks.create_task(_report_changes(server, control)),
             tasks.create_task(_flush_counters(server)),
+            tasks.create_task(return_memory(lambda: server.middleware.is_idle)),
         ]
         orphaned = await control.wait_for_stop()
         await server.stop(lame_duck=not orphaned)

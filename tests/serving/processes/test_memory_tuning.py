@@ -15,9 +15,10 @@ print(json.dumps([gc.get_freeze_count(), len(gc.get_objects()), before, gc.get_t
 
 
 def test_imported_objects_are_never_collected() -> None:
-    """Imported objects are frozen, and the others are collected less often."""
+    """Imported objects are frozen, and young ones are collected less often; old ones as often as usual."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
     frozen, searched, before, after = json.loads(done.stdout)
     assert frozen > 10_000
     assert searched < frozen / 100
-    assert all(a > b for a, b in zip(after, before, strict=True))
+    assert after[0] > before[0]
+    assert after[1:] == before[1:]
