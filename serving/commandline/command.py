@@ -70,6 +70,8 @@ class _ConfigFile(PydanticBaseSettingsSource):
             raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path} is not TOML: {error}") from error
+        except RecursionError as error:
+            raise UsageError(f"--config {path} is nested too deeply: remove brackets") from error
         values = {key.replace("-", "_"): value for key, value in keys.items()}  # max-count is max_count
         self._check_keys(values, path)
         return values

@@ -36,6 +36,8 @@ class Tokens:
             raise UsageError(f"token file {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"token file {path} is not valid TOML: {error}") from error
+        except RecursionError as error:
+            raise UsageError(f"token file {path} is nested too deeply: remove brackets") from error
         except ValidationError as error:
             raise UsageError(
                 f'token file {path} has the wrong form: use [tokens] with lines such as "TOKEN" = ["MODEL"]'

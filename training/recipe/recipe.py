@@ -246,6 +246,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name_or_path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"recipe {name_or_path} is nested too deeply: remove brackets") from error
 
 
 def _unknown_recipe(name: str) -> str:
@@ -275,7 +277,7 @@ def _apply_override(override: str, values: dict[str, Any]) -> None:
 def _parse_value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text  # a bare word: data.source=digits
 
 

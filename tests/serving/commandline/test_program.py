@@ -217,6 +217,7 @@ def test_a_variable_that_holds_a_list_says_how_to_write_it(
         ('name = "x"\nmax_count = 10\n', "--max-count: must be at most 9, got 10"),
         ("name = \n", "is not TOML"),
         ("name = 'x'\nname = 'y'\n", "is not TOML"),
+        ("name = " + "[" * 5000, "is nested too deeply"),
     ],
 )
 def test_a_wrong_config_file_is_wrong_usage(

@@ -68,6 +68,7 @@ def test_a_token_file_is_read(tmp_path: Path) -> None:
         (b"[tokens]\n[others]\n", "has the wrong form: use .tokens."),
         (b"[tokens", "is not valid TOML"),
         (b"\xff\xfe", "is not valid TOML"),
+        (b"tokens = " + b"[" * 5000, "is nested too deeply"),
     ],
 )
 def test_a_wrong_token_file_is_a_usage_error(tmp_path: Path, text: bytes, message: str) -> None:
