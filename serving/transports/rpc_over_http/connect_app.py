@@ -124,7 +124,17 @@ class ConnectApp:
                 raise too_long(f"more than {max_bytes} bytes", max_bytes)
             more = event.get("more_body", False)
         encoding = headers.get(b"content-encoding", b"identity")
-        return body.take() if encoding == b"identity" else decompress(body.take(), encoding, max_bytes)
+        return body.take() if encoding == b"identity" else _decompressed(body.take(), encoding, max_bytes)
+
+
+def _decompressed(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
+    """Decompress a body. What gRPC calls INTERNAL is the client's error in Connect."""
+    try:
+        return decompress(body, encoding, max_bytes)
+    except Failure as failure:
+        if failure.status.code is Code.INTERNAL:
+            raise _invalid(failure.status.message) from failure
+        raise
 
 
 def _deadline_s(headers: RawHeaders) -> float:

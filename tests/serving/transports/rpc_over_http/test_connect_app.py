@@ -94,6 +94,16 @@ class TestConnect:
         response, body = await ask(CLASSIFY, gzip.compress(bytes(1_000_000)), headers)
         assert (response.status, json.loads(body)["code"]) == (429, "resource_exhausted")
 
+    @pytest.mark.parametrize(
+        ("encoding", "body"), [("gzip", b"{}"), ("gzip", gzip.compress(b"{}")[:-9]), ("br", b"{}")]
+    )
+    async def test_a_request_that_cannot_be_decompressed_is_the_clients_error(
+        self, ask: Ask, encoding: str, body: bytes
+    ) -> None:
+        """Not 500, which tells of a failure of the server; gRPC's specification calls it INTERNAL."""
+        response, text = await ask(CLASSIFY, body, {**JSON, "content-encoding": encoding})
+        assert (response.status, json.loads(text)["code"]) == (400, "invalid_argument")
+
     async def test_an_error_has_code_message_and_details(self, ask: Ask) -> None:
         """As Connect specifies."""
         request = pb.ClassifyRequest(model="shapes", images=[RED])
