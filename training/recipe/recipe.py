@@ -174,22 +174,26 @@ def resolve(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {name_or_path}: {describe(error, Recipe)}") from error
 
 
-def recipe_from_settings(settings: Mapping[str, Any], where: str) -> Recipe:
+def recipe_from_settings(settings: object, where: str) -> Recipe:
     """The recipe of a run, from its `settings`.
 
     Args:
-        settings: dotted key -> plain value.
+        settings: dotted key -> plain value, as read from a file.
         where: the file that has them, for messages.
 
     Raises:
         RecipeError: a key or a value is not of this version of Lenserve.
     """
+    if not isinstance(settings, Mapping):
+        raise RecipeError(f"recipe in {where}: must be keys with values, got {type(settings).__name__}")
     values: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, last = key.split(".")
         target = values
         for section in sections:
             target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"recipe in {where}: {section!r} has both a value and keys")
         target[last] = value
     try:
         return Recipe.model_validate(values)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from training.errors import RecipeError
-from training.recipe import Recipe, resolve, shipped_names
+from training.recipe import Recipe, recipe_from_settings, resolve, shipped_names
 from training.recipe.sections import AugmentationRecipe
 
 
@@ -117,7 +117,7 @@ def test_recipe_file_contains_only_what_differs(tmp_path: Path) -> None:
     assert (recipe.name, recipe.geometry.channels, recipe.geometry.height) == ("mine", 3, 28)
 
 
-@pytest.mark.parametrize("content", [b"[data", b"\xff\xfe", None])
+@pytest.mark.parametrize("content", [b"[data", b"\xff\xfe", b"data = " + b"[" * 5000, None])
 def test_unreadable_recipe_file_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     """A missing file, or one that is not UTF-8 or not TOML, is a RecipeError that names it."""
     path = tmp_path / "broken.toml"
@@ -125,6 +125,19 @@ def test_unreadable_recipe_file_is_rejected(tmp_path: Path, content: bytes | Non
         path.write_bytes(content)
     with pytest.raises(RecipeError, match=r"broken\.toml"):
         resolve(str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("x", "recipe in metrics.json: must be keys with values, got str"),
+        ({"data": 1, "data.source": "fake"}, "recipe in metrics.json: 'data' has both a value and keys"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_rejected(settings: object, said: str) -> None:
+    """A report's file can be damaged: a RecipeError names it."""
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        recipe_from_settings(settings, "metrics.json")
 
 
 def test_digest_depends_on_what_determines_the_result() -> None:
