@@ -13,6 +13,7 @@ from pathlib import Path
 from serving.admin.http_server import HttpServer
 from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
+from serving.bundle.decoder_messages import silence_decoders
 from serving.classify.classifier import Classifier
 from serving.engine.base import Device, batch_buckets
 from serving.engine.devices import find_device
@@ -96,6 +97,7 @@ async def run_server(
         raise UsageError(
             f"the repository {settings.repository} is not a directory: create it, or set another --repository"
         )
+    silence_decoders()
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics(counts)
     metrics.device.labels(device.name, device.provider).set(1)
