@@ -37,10 +37,12 @@ bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
 
-# Attacks servers for about 18 minutes. TRANSPORT=grpc measures the reference transport.
+# Attacks servers for about 18 minutes, then feeds a million inputs to everything that reads requests or files, which
+# takes 10 more. TRANSPORT=grpc measures the reference transport.
 TRANSPORT ?= h2
 chaos: .venv/dev.done
 	$(BIN)/python -m tests.chaos --transport $(TRANSPORT) --write docs/reliability.md $(CHAOS_ARGS)
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 # Rewrites the table of docs/results.md, between its two marks, from the records of `lenserve-train run --record`.
 results: .venv/train.done
