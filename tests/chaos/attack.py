@@ -2,7 +2,6 @@
 
 import socket
 import struct
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,20 +23,24 @@ class Target:
     body_bytes: int  # of one large request
     sent_bytes: int = 0
     connected: int = 0
-    _open: weakref.WeakSet[socket.socket] = field(default_factory=weakref.WeakSet)
+    _sockets: list[socket.socket] = field(default_factory=list)  # open ones, and some that are closed
+    _forget_at: int = 1000  # sockets: closed ones are forgotten then
 
     def connect(self) -> socket.socket:
         """Open a connection, which `close` closes."""
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._open.add(connection)
         self.connected += 1
+        self._sockets.append(connection)
+        if len(self._sockets) > self._forget_at:
+            self._sockets = [each for each in self._sockets if each.fileno() >= 0]
+            self._forget_at = 2 * len(self._sockets) + 1000
         return connection
 
     def close(self) -> None:
         """Close every connection that is still open."""
-        for each in list(self._open):
+        for each in self._sockets:
             each.close()
 
 

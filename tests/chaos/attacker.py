@@ -41,7 +41,7 @@ def main() -> None:
 
 def make(attack: Attack, target: Target, seconds: float) -> None:
     """Attack for some seconds, then close all connections."""
-    # Python drops an exception that is raised in the callback of a weak reference: hence more than one alarm.
+    # Python drops an exception that is raised in the middle of garbage collection: hence more than one alarm.
     signal.setitimer(signal.ITIMER_REAL, seconds, _NEXT_ALARM_S)
     with suppress(Over):
         attack.run(target)
