@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from serving.bundle import variant_file
 from serving.bundle.images import Pixels
+from serving.engine.arena import SHRINK, ArenaTimer
 from serving.engine.base import CPU_PROVIDER, CUDA_PROVIDER, Device, Engine, Floats, Output, batch_buckets
 from serving.engine.cuda import QuietFirstRuns, quiet_logger, why_unusable
 from serving.engine.cuda_graphs import CUDA_CALLS, OUTPUT_NAMES, CudaGraphs
@@ -18,6 +20,8 @@ from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMem
 
 # How long to wait for the current run: a longer one hangs, and must not prevent the server from stopping.
 _CLOSE_TIMEOUT_S = 5.0
+
+_SHRINK_AFTER_S = 5.0  # seconds after the last batch of several images
 
 _OUTPUTS = dict.fromkeys(OUTPUT_NAMES, "tensor(float)")
 
@@ -33,6 +37,7 @@ class OnnxEngine:
         buckets: tuple[int, ...] = (),
         graphs: CudaGraphs | None = None,
         factory: SessionFactory | None = None,
+        shrink_after_s: float = _SHRINK_AFTER_S,
     ) -> None:
         """Store a session.
 
@@ -42,6 +47,8 @@ class OnnxEngine:
             buckets: batch sizes to pad to, on CUDA.
             graphs: CUDA graphs of the session.
             factory: opens sessions with fewer optimizations.
+            shrink_after_s: on a CPU, seconds after the last batch of several images until its memory is
+                returned to the system.
         """
         self.threads = threads
         self.max_images_on_loop = 0  # `load_tuned` increases it for cheap networks
@@ -49,6 +56,7 @@ class OnnxEngine:
         self._buckets = buckets
         self._graphs = graphs
         self._factory = factory
+        self._arena_timer = ArenaTimer(shrink_after_s)
         self._first_runs = QuietFirstRuns()
         self._run_lock = threading.Lock()  # held by a run on CUDA, so that the session outlives it
 
@@ -133,12 +141,22 @@ class OnnxEngine:
         self._session = self._factory.open()
         return True
 
+    def release_memory(self) -> None:
+        """On a CPU, return the memory of earlier batches to the system; takes a run of one image.
+
+        Raises:
+            EngineError: the network was unloaded.
+        """
+        if not self._buckets:
+            _run(self._session, np.zeros((1, *self.image_shape), np.uint8), SHRINK)
+
     def close(self) -> None:
         """Free the session after the current run; later runs raise EngineError.
 
         Must not be called on the event loop: it waits while another network's graph is captured, because CUDA
         memory must not be freed during a capture.
         """
+        self._arena_timer.close()
         ended = self._run_lock.acquire(timeout=_CLOSE_TIMEOUT_S)
         with CUDA_CALLS.shared():
             self._session = self._graphs = self._factory = None
@@ -147,7 +165,10 @@ class OnnxEngine:
 
     def _outputs(self, images: Pixels) -> Sequence[Floats]:
         if not self._buckets:  # on a CPU
-            return _run(self._session, images)
+            found = _run(self._session, images)
+            if len(images) > 1:
+                self._arena_timer.start(self.release_memory)
+            return found
         with self._run_lock:
             return self._outputs_on_cuda(images)
 
@@ -187,10 +208,10 @@ def close(engine: Engine) -> None:
         engine.close()
 
 
-def _run(session: Any, images: Pixels) -> Sequence[Floats]:  # noqa: ANN401 - untyped library
+def _run(session: Any, images: Pixels, options: onnxruntime.RunOptions | None = None) -> Sequence[Floats]:  # noqa: ANN401 - untyped library
     if session is None:
         raise EngineError("the network was unloaded")
-    found: Sequence[Floats] = session.run(OUTPUT_NAMES, {"image": images})
+    found: Sequence[Floats] = session.run(OUTPUT_NAMES, {"image": images}, options)
     return found
 
 

@@ -4,14 +4,17 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
+from serving.engine.base import CPU_PROVIDER
 from serving.errors import BundleError, OutOfMemory
 
 _ORT_ERRORS = 3
+_AS_REQUESTED = 1  # arena_extend_strategy
 # ONNX Runtime has no exception class for this. The messages are, in order, from its arena (bfc_arena.cc),
 # CUDA (2 is cudaErrorMemoryAllocation), cuBLAS and cuDNN, and C++.
 _OUT_OF_MEMORY = re.compile(
@@ -109,6 +112,9 @@ def open_onnx(model_file: Path, providers: list[Any], *, threads: int, device: s
     options.log_severity_level = _ORT_ERRORS
     # Spinning threads would keep a core busy between requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if providers == [CPU_PROVIDER]:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         # With fallback, ONNX Runtime prints the failure to stdout and starts again on the CPU.
         return onnxruntime.InferenceSession(
@@ -120,6 +126,25 @@ def open_onnx(model_file: Path, providers: list[Any], *, threads: int, device: s
                 f"{device} is out of memory for {model_file}: serve fewer models, or use another GPU"
             ) from error
         raise BundleError(f"{model_file} cannot be loaded: {error}") from error
+
+
+@cache
+def _share_arena() -> None:
+    """Create one arena for all sessions on the CPU. It grows by what is needed, not by powers of two.
+
+    With one arena per session, each keeps its first 1 MiB for good, and a LeNet-5 takes 2.8 MB, not 0.5 MB.
+    """
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    default = -1
+    growth = {
+        "max_mem": 0,
+        "arena_extend_strategy": _AS_REQUESTED,
+        "initial_chunk_size_bytes": default,
+        "max_dead_bytes_per_chunk": default,
+    }
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(growth))
 
 
 def is_out_of_memory(error: Exception) -> bool:

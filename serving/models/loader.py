@@ -191,6 +191,7 @@ def _load_precision(
         if isinstance(engine, OnnxEngine):
             while reason := _why_unfit(engine, golden, tolerance, sizes):
                 engine.drop_optimization(reason)
+            engine.release_memory()
         else:
             warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
     except BaseException:

@@ -37,6 +37,40 @@ from tests.serving.log_events import LogEvents
 CUDA = Device("cuda", 0, "tests")
 
 
+GROWING = """
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from serving.engine.base import Device
+from serving.engine.onnx import OnnxEngine
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+def timers():
+    return [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+
+engine = OnnxEngine.load(Path(sys.argv[1]), Device("cpu", 0, "tests"), threads=1, max_batch_size=8)
+engine = OnnxEngine(engine._session, threads=1, shrink_after_s=float(sys.argv[2]))
+engine.run(np.zeros((1, 8, 8, 3), np.uint8))
+before_mib = resident_mib()
+for _ in range(3):
+    engine.run(np.zeros((100_000, 8, 8, 3), np.uint8))
+grown_mib = resident_mib()
+if float(sys.argv[2]) < 60:
+    while waiting := timers():
+        waiting[0].join()
+else:
+    engine.release_memory()
+print(grown_mib - before_mib, resident_mib() - before_mib)
+"""
+
+
 EXHAUSTING = """
 import resource
 import sys
@@ -171,6 +205,23 @@ class TestOnnxEngine:
         """The error is the same kind."""
         with pytest.raises(BundleError, match="cannot be loaded"):
             _load(tmp_path / "model.onnx")
+
+    @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+    @pytest.mark.parametrize("shrink_after_s", [0.05, 3600])
+    def test_the_memory_of_large_batches_is_returned(self, publish: Publish, shrink_after_s: float) -> None:
+        """Some time after the last one, or when `release_memory` is called."""
+        done = subprocess.run(
+            [sys.executable, "-c", GROWING, str(publish().model_file), str(shrink_after_s)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        grown_mib, kept_mib = map(float, done.stdout.split())
+        assert grown_mib > 60
+        assert kept_mib < grown_mib / 2
 
     def test_a_network_with_another_input_type_is_refused(self, publish: Publish) -> None:
         """The message has the type."""
