@@ -171,7 +171,7 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, device_s
         metrics=metrics,
         precision=choose_precision(settings.precision, device, read_cpu_flags()),
     )
-    return Models(loader, poll_interval_s=settings.poll_interval_s)
+    return Models(loader, poll_interval_s=settings.poll_interval_s, parallel_loads=settings.cores)
 
 
 def _classifier(settings: ServerSettings, models: Models, metrics: Metrics) -> Classifier:

@@ -169,6 +169,14 @@ class Family(ABC, Generic[V]):
         with self._changing:
             del self._values[labels]
 
+    def remove_all(self, names: Labels, values: Labels) -> None:
+        """Remove all series whose first labels have these names and values."""
+        if self._label_names[: len(names)] != names:
+            return
+        with self._changing:
+            for labels in [each for each in self._values if each[: len(values)] == values]:
+                del self._values[labels]
+
     def items(self) -> list[tuple[Labels, V]]:
         """Return all series, in the order of creation."""
         with self._changing:
@@ -278,15 +286,33 @@ class HistogramFamily(Family[HistogramValue]):
     """A histogram metric."""
 
     def __init__(
-        self, name: str, meaning: str, label_names: Sequence[str] = (), *, bounds: Sequence[float]
+        self,
+        name: str,
+        meaning: str,
+        label_names: Sequence[str] = (),
+        *,
+        bounds: Sequence[float],
+        shows_unused: bool = True,
     ) -> None:
+        """Create the family.
+
+        Args:
+            name: metric name.
+            meaning: help text.
+            label_names: the labels of each series.
+            bounds: upper bounds of the buckets, ascending, without infinity.
+            shows_unused: whether scrapes show histograms without observations.
+        """
         super().__init__(name, meaning, label_names, partial(HistogramValue, bounds))
+        self._shows_unused = shows_unused
         self._bounds = [*(str(float(bound)) for bound in bounds), "+Inf"]
 
     def collect(self) -> Metric:
         """See `Family`."""
         metric = HistogramMetricFamily(self.name, self._meaning, labels=self._label_names)
         for labels, each in self.items():
+            if not (self._shows_unused or any(each.buckets)):
+                continue
             buckets = list(zip(self._bounds, accumulate(each.buckets), strict=True))
             metric.add_metric(labels, buckets, each.total)
             self._add_created(metric, labels, each)

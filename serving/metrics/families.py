@@ -65,12 +65,14 @@ class MetricFamilies:
             "Time of an image (decode, with geometry), a request (queue, rank, total) or a run (infer)",
             (*SERVED, "stage"),
             bounds=_DURATION_BUCKETS_S,
+            shows_unused=False,  # a thousand idle models would export 100,000 series
         )
         self.batch_size = HistogramFamily(
             "lenserve_batch_size",
             "Images in one engine run",
             SERVED,
             bounds=_BATCH_BUCKETS,
+            shows_unused=False,
         )
         self.run_duration = SummaryFamily(
             "lenserve_run_duration_seconds",

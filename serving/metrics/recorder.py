@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Metric, PlatformCollector, Proc
 from prometheus_client.registry import Collector
 
 from serving.metrics.counters import CounterValue, SummaryValue
-from serving.metrics.families import MetricFamilies
+from serving.metrics.families import SERVED, MetricFamilies
 from serving.metrics.shared_counts import SharedCounts
 from serving.metrics.triton_statistics import VersionStatistics, compute_statistics, triton_families
 
@@ -41,6 +41,16 @@ class Metrics(MetricFamilies):
         if served not in self._versions:
             self._versions[served] = VersionMetrics(self, *served)
         return self._versions[served]
+
+    def forget(self, model: str, version: int) -> None:
+        """Remove all series of a version that is not loaded. Its recorder must not be used any more."""
+        served = (model, str(version))
+        self._versions.pop(served, None)
+        for family in self.all():
+            if family is not self.version_state:  # which follows the repository: see StateMetrics
+                family.remove_all(SERVED, served)
+        if not any(other == model for other, _ in self._versions):
+            self.load_duration.remove_all(SERVED[:1], served[:1])
 
     def rpc(self, method: str) -> "RpcMetrics":
         """Return the recorder of a method. Call this once, when its RPC is wrapped."""

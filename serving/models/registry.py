@@ -21,21 +21,42 @@ from serving.models.state_metrics import StateMetrics
 from serving.models.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
 from serving.models.watch import watch
 
+# Long enough for the last scrapes of a version, and for rates over five minutes.
+KEEP_METRICS_S = 900.0
+
 _log = logging.getLogger(__name__)
 
 
 class Models:
     """The served versions. `async with` starts watching the repository, and unloads everything at the end."""
 
-    def __init__(self, loader: VersionLoader, *, poll_interval_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        loader: VersionLoader,
+        *,
+        poll_interval_s: float = 1.0,
+        parallel_loads: int = 1,
+        keep_metrics_s: float = KEEP_METRICS_S,
+    ) -> None:
+        """Store the options.
+
+        Args:
+            loader: loads versions from a repository.
+            poll_interval_s: seconds between two scans of the repository.
+            parallel_loads: versions that may load at the same time.
+            keep_metrics_s: seconds after which the metrics of an unloaded version are removed.
+        """
         self._loader = loader
         self._repository = loader.repository
         self._state_metrics = StateMetrics(loader.metrics)
+        loader.metrics.ready.labels().set_function(lambda: self.ready)
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be served, or still leased
         self._unloaded: set[str] = set()  # models that were unloaded on request
-        self._loading: tuple[str, int] | None = None
+        self._loading: set[tuple[str, int]] = set()
+        self._keep_metrics_s = keep_metrics_s
+        self._load_slots = asyncio.Semaphore(parallel_loads)
         self._scanned = asyncio.Event()
         self._draining = False
         self._refresh_lock = asyncio.Lock()
@@ -82,7 +103,7 @@ class Models:
             return model
         if not self._scanned.is_set():
             raise ModelUnavailable(f"model {name!r} is not loaded yet: the server is starting")
-        if self._loading is not None and self._loading[0] == name:
+        if any(loading == name for loading, _ in self._loading):
             raise ModelUnavailable(f"model {name!r} is loading")
         raise UnknownModel(
             f"there is no model {name!r}; known models: {', '.join(sorted(self._models)) or 'none'}"
@@ -94,15 +115,17 @@ class Models:
 
     def statuses(self) -> list[VersionStatus]:
         """Return the status of each known version, sorted by model and number."""
-        statuses = [
-            status
-            for model in self._models.values()
-            for status in model.statuses()
-            if (status.model, status.version) != self._loading  # refused earlier, loading again
-        ]
-        if self._loading is not None:
-            statuses.append(VersionStatus(*self._loading, State.LOADING))
-        return sorted(statuses, key=lambda status: (status.model, status.version))
+        known = [status for name in self._models for status in self._statuses(name)]
+        first = [(name, number) for name, number in self._loading if name not in self._models]
+        loading = [VersionStatus(name, number, State.LOADING) for name, number in first]
+        return sorted(known + loading, key=lambda status: (status.model, status.version))
+
+    def _statuses(self, name: str) -> list[VersionStatus]:
+        """Return the status of each known version of one model."""
+        loading = [each for each in self._loading if each[0] == name]
+        model = self._models.get(name, Model(name))
+        known = [each for each in model.statuses() if (name, each.version) not in loading]
+        return known + [VersionStatus(name, number, State.LOADING) for _, number in loading]
 
     @property
     def ready(self) -> bool:
@@ -160,7 +183,7 @@ class Models:
         if reason and not version.broken:
             version.broken = reason
             _log.error("version_broken", extra=version.log_fields(reason=reason))
-            self._announce()
+            self._announce(version.bundle.model)
 
     async def load(self, name: str) -> None:
         """Refresh one model now, even if it is unloaded or its versions are refused.
@@ -205,7 +228,7 @@ class Models:
             model = self.get(name)
             self._unloaded.add(name)
             self._models[name] = Model(name, problem="it was unloaded on request")
-            self._announce()
+            self._announce(name)
             self._retire(model.versions.values())
 
     async def refresh(self) -> None:
@@ -218,14 +241,15 @@ class Models:
             names = await asyncio.to_thread(self._repository.models)
             if not await asyncio.to_thread(self._repository.root.is_dir):
                 raise FileNotFoundError(f"the repository {self._repository.root} is not a directory")
-            for name in names:
-                if name not in self._unloaded:
-                    await self._refresh_or_keep(name)
+            refreshes = (self._refresh_or_keep(name) for name in names if name not in self._unloaded)
+            results = await asyncio.gather(*refreshes, return_exceptions=True)
             for name in set(self._models) - set(names):
                 gone = self._models.pop(name)
                 self._unloaded.discard(name)
-                self._announce()
+                self._announce(name)
                 self._retire(gone.versions.values())
+            for error in filter(None, results):
+                raise error
 
     async def _refresh_or_keep(self, name: str) -> None:
         """Refresh a model; if it cannot be read, keep its versions and continue with the other models."""
@@ -236,7 +260,7 @@ class Models:
             if model != self._models.get(name):
                 self._models[name] = model
                 _log.error("model_unreadable", extra={"model": name, "reason": str(error)})
-                self._announce()
+                self._announce(name)
 
     def _after_refresh(self) -> None:
         if not self._scanned.is_set():
@@ -256,7 +280,7 @@ class Models:
         self._models[name] = new
         if default != old.default and default is not None:
             _log.info("version_serving", extra=wanted[default].log_fields())
-        self._announce()
+        self._announce(name)
         self._retire(version for number, version in old.versions.items() if wanted.get(number) is not version)
 
     async def _choose(
@@ -285,13 +309,14 @@ class Models:
     async def _load(self, name: str, number: int) -> Version | None:
         if not self._loader.may_load(name, number):
             return None
-        self._loading = (name, number)
-        self._announce()
-        try:
-            version = await self._loader.load(name, number)
-        finally:
-            self._loading = None
-            self._announce()
+        async with self._load_slots:
+            self._loading.add((name, number))
+            self._announce(name)
+            try:
+                version = await self._loader.load(name, number)
+            finally:
+                self._loading.discard((name, number))
+                self._announce(name)
         if version is not None:
             self._loaded.add(version)
         return version
@@ -305,6 +330,16 @@ class Models:
         await version.stack.aclose()
         self._loaded.discard(version)
         _log.info("version_unloaded", extra=version.log_fields())
+        bundle = version.bundle
+        asyncio.get_running_loop().call_later(
+            self._keep_metrics_s, self._forget, bundle.model, bundle.version
+        )
+
+    def _forget(self, name: str, number: int) -> None:
+        """Remove the metrics of an unloaded version unless it has been loaded again."""
+        loaded = any((each.bundle.model, each.number) == (name, number) for each in self._loaded)
+        if not loaded and (name, number) not in self._loading:
+            self._loader.metrics.forget(name, number)
 
     def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -312,8 +347,10 @@ class Models:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _announce(self) -> None:
-        self._state_metrics.show(self.statuses(), ready=self.ready)
+    def _announce(self, name: str | None = None) -> None:
+        """Report a change of one model, or of readiness only."""
+        if name is not None:
+            self._state_metrics.show(name, self._statuses(name))
         change, self._change = self._change, asyncio.Event()
         change.set()
 

@@ -1,4 +1,4 @@
-"""Exports the state of every version and the readiness of the server as metrics."""
+"""Exports the state of every version as a metric."""
 
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ class StateMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._shown: set[tuple[str, str, str]] = set()  # labels of metrics.version_state
+        self._shown: dict[str, set[tuple[str, str, str]]] = {}  # model -> labels of metrics.version_state
 
-    def show(self, statuses: Iterable[VersionStatus], *, ready: bool) -> None:
-        """Replace the exported states."""
-        shown = {(status.model, str(status.version), str(status.state)) for status in statuses}
-        for labels in shown:
+    def show(self, model: str, statuses: Iterable[VersionStatus]) -> None:
+        """Replace the exported states of one model."""
+        states = {(model, str(status.version), str(status.state)) for status in statuses}
+        for labels in states:
             self._metrics.version_state.labels(*labels).set(1)
-        for labels in self._shown - shown:  # not clear(): a concurrent scrape would see no states
+        for labels in self._shown.pop(model, set()) - states:  # last: a concurrent scrape would see no states
             self._metrics.version_state.remove(*labels)
-        self._shown = shown
-        self._metrics.ready.labels().set(ready)
+        if states:
+            self._shown[model] = states

@@ -1,7 +1,7 @@
 """Models and their versions, as values that `Models` creates and the rest of the server reads."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -107,12 +107,12 @@ class Model:
         """Whether the default version can answer."""
         return self.default is not None and not self.versions[self.default].broken
 
-    def find(self, revision: Revision, *, loading: tuple[str, int] | None = None) -> Version:
+    def find(self, revision: Revision, *, loading: Collection[tuple[str, int]] = ()) -> Version:
         """Return a version by number or alias, or the default.
 
         Args:
             revision: revision of the request.
-            loading: the model and version that are loading now.
+            loading: the models and versions that are loading now.
 
         Raises:
             UnknownModel: there is no such version or alias.
@@ -133,7 +133,7 @@ class Model:
         if number in self.refused:
             reason = self.refused[number]
             raise ModelUnavailable(f"version {number} of model {self.name!r} was refused: {reason}")
-        if (self.name, number) == loading:
+        if (self.name, number) in loading:
             raise ModelUnavailable(f"version {number} of model {self.name!r} is loading")
         served = ", ".join(str(v) for v in sorted(self.versions)) or "none"
         raise UnknownModel(

@@ -20,7 +20,7 @@ from serving.classify.classifier import Classifier
 from serving.engine.onnx import OnnxEngine
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
-from serving.models.registry import Models
+from serving.models.registry import KEEP_METRICS_S, Models
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.middleware import Middleware
 from serving.server import build_table
@@ -130,6 +130,8 @@ def open_models(repository: Repository) -> OpenModels:
         max_batch_size: int = 4,
         warm_sizes: tuple[int, ...] = (1,),
         poll_interval_s: float = 3600,
+        parallel_loads: int = 1,
+        keep_metrics_s: float = KEEP_METRICS_S,
         **options: Any,
     ) -> AsyncIterator[Models]:
         arguments = {
@@ -139,7 +141,12 @@ def open_models(repository: Repository) -> OpenModels:
             **options,
         }
         loader = VersionLoader(repository, warm_sizes=warm_sizes, **arguments)
-        async with Models(loader, poll_interval_s=poll_interval_s) as models:
+        async with Models(
+            loader,
+            poll_interval_s=poll_interval_s,
+            parallel_loads=parallel_loads,
+            keep_metrics_s=keep_metrics_s,
+        ) as models:
             if scanned:
                 await models.scanned()
             yield models

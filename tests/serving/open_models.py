@@ -3,7 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from serving.models.registry import Models
+from serving.models.registry import KEEP_METRICS_S, Models
 
 
 class OpenModels(Protocol):
@@ -16,6 +16,8 @@ class OpenModels(Protocol):
         max_batch_size: int = 4,
         warm_sizes: tuple[int, ...] = (1,),
         poll_interval_s: float = 3600,
+        parallel_loads: int = 1,
+        keep_metrics_s: float = KEEP_METRICS_S,
         **options: Any,
     ) -> AbstractAsyncContextManager[Models]:
         """Further options are those of `VersionLoader`."""

@@ -94,6 +94,31 @@ def test_a_version_records_stages_runs_and_images() -> None:
     assert _scraped(metrics, "lenserve_request_failures_total", reason="OVERLOADED") == 1
 
 
+def test_an_idle_version_has_few_series() -> None:
+    """Histograms appear with their first observation: a thousand idle models must not slow scrapes."""
+    metrics = Metrics()
+    metrics.version("digits", 1)
+    metrics.version_state.labels("digits", "1", "ready").set(1)
+    metrics.load_duration.labels("digits").observe(0.5)
+    assert generate_latest(metrics.registry).decode().count('{model="digits"') <= 70
+    _use(metrics)
+    assert _scraped(metrics, "lenserve_stage_duration_seconds_count", stage="decode") == 1
+
+
+def test_a_forgotten_version_leaves_no_series() -> None:
+    """The time to load belongs to a model: it goes with the last version."""
+    metrics = Metrics()
+    for number in (1, 2):
+        metrics.version("digits", number)
+    metrics.load_duration.labels("digits").observe(0.5)
+    _use(metrics)
+    metrics.forget("digits", 1)
+    assert 'version="1"' not in generate_latest(metrics.registry).decode()
+    assert "lenserve_version_load_duration_seconds_sum{" in generate_latest(metrics.registry).decode()
+    metrics.forget("digits", 2)
+    assert 'model="digits"' not in generate_latest(metrics.registry).decode()
+
+
 def test_a_recorder_is_created_once() -> None:
     """After a reload, for example, the counters continue."""
     metrics = Metrics()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 
 from serving.bundle import (
     GOLDEN_FILE,
@@ -50,9 +51,30 @@ class Loader:
             self.gate.set()
         self.entered = threading.Event()
         self.engines: list[Probed] = []
+        self.most = 0  # loads at the same time
+        self._running = 0
+        self._change = threading.Condition()
 
     def __call__(self, file: Path) -> "Probed":
         """Load an ONNX file."""
+        self._count(1)
+        try:
+            return self._load(file)
+        finally:
+            self._count(-1)
+
+    def wait_for(self, loads: int) -> None:
+        """Wait until this many loads run."""
+        with self._change:
+            assert self._change.wait_for(lambda: self._running >= loads, timeout=20)
+
+    def _count(self, change: int) -> None:
+        with self._change:
+            self._running += change
+            self.most = max(self.most, self._running)
+            self._change.notify_all()
+
+    def _load(self, file: Path) -> "Probed":
         if self._gated in (None, file.parent.name):
             self.entered.set()
             assert self.gate.wait(timeout=30)
@@ -101,6 +123,24 @@ class TestFirstLook:
             assert models.ready
             with models.lease("digits") as version:
                 assert version.number == 2
+
+    @pytest.mark.parametrize("parallel_loads", [1, 2])
+    async def test_as_many_versions_load_at_the_same_time_as_allowed(
+        self, publish: Publish, open_models: OpenModels, parallel_loads: int
+    ) -> None:
+        """The others wait; all are served in the end."""
+        names = ["digits", "faces", "flowers"]
+        for name in names:
+            publish(name)
+        load = Loader()
+        load.gate.clear()
+        async with open_models(load_engine=load, scanned=False, parallel_loads=parallel_loads) as models:
+            await asyncio.to_thread(load.wait_for, parallel_loads)
+            assert len([each for each in models.statuses() if each.state is State.LOADING]) == parallel_loads
+            load.gate.set()
+            await asyncio.wait_for(models.scanned(), 20)
+            assert [each.model for each in models.statuses() if each.state is State.READY] == names
+        assert load.most == parallel_loads
 
     async def test_before_the_first_refresh_models_are_unavailable_and_not_unknown(
         self, publish: Publish, open_models: OpenModels
@@ -396,6 +436,42 @@ class TestNewVersions:
             assert len(asyncio.all_tasks()) == tasks
             assert len(_engine_threads(most=1)) == 1
         assert not _engine_threads()
+
+    async def test_metrics_of_an_unloaded_version_are_removed_some_time_later(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Those of the version that replaced it stay."""
+        publish()
+        metrics = Metrics()
+        async with open_models(metrics=metrics, keep_metrics_s=0.0) as models:
+            publish()
+            await models.refresh()
+            async with asyncio.timeout(20):
+                while metrics.images.find(NAME, "1", "OK") is not None:  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(0)
+            scrape = generate_latest(metrics.registry).decode()
+            assert f'model="{NAME}",version="2"' in scrape
+            assert f'model="{NAME}",version="1"' not in scrape
+
+    async def test_metrics_of_a_version_that_is_loaded_again_continue(
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """Although the time after which they would have been removed has passed."""
+        publish()
+        metrics = Metrics()
+        async with open_models(metrics=metrics, keep_metrics_s=0.05) as models:
+            with models.lease(NAME) as version:
+                version.metrics.record_success(3, 0.5)
+            await models.unload(NAME)
+            await log_events.wait_for("version_unloaded")
+            unloaded_s = asyncio.get_running_loop().time()
+            await models.load(NAME)
+            passed = asyncio.Event()
+            asyncio.get_running_loop().call_at(unloaded_s + 0.1, passed.set)
+            await passed.wait()
+            images = metrics.images.find(NAME, "1", "OK")
+            assert images is not None
+            assert images.value == 3
 
 
 class TestBadVersions:
