@@ -14,15 +14,15 @@ from google.rpc import status_pb2
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
-from serving.transports.http.asgi import Event, Receive, RequestRefused, Send
+from serving.transports.http.asgi import Event, Receive, RequestRefused, Send, request_body
 from serving.transports.http.byte_buffer import ByteBuffer
+from serving.transports.rpc_over_http.compression import decompress
 from serving.transports.rpc_over_http.connect_json import MAX_JSON_BYTES, JsonConverter
 from serving.transports.rpc_over_http.grpc_app import GrpcApp, status_of_failure
 from serving.transports.rpc_over_http.grpc_framing import (
     Metadata,
     Pairs,
     RawHeaders,
-    decompress,
     refused,
     too_long,
     unknown_method,
@@ -124,17 +124,16 @@ class ConnectApp:
                 raise too_long(f"more than {max_bytes} bytes", max_bytes)
             more = event.get("more_body", False)
         encoding = headers.get(b"content-encoding", b"identity")
-        return body.take() if encoding == b"identity" else _decompressed(body.take(), encoding, max_bytes)
-
-
-def _decompressed(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
-    """Decompress a body. What gRPC calls INTERNAL is the client's error in Connect."""
-    try:
-        return decompress(body, encoding, max_bytes)
-    except Failure as failure:
-        if failure.status.code is Code.INTERNAL:
-            raise _invalid(failure.status.message) from failure
-        raise
+        if encoding == b"identity":
+            return body.take()
+        try:
+            return await decompress(body.take(), encoding, max_bytes, request_body(receive).charge)
+        except Failure as failure:
+            if (
+                failure.status.code is Code.INTERNAL
+            ):  # gRPC's specification calls it so; it is the client's error
+                raise _invalid(failure.status.message) from failure
+            raise
 
 
 def _deadline_s(headers: RawHeaders) -> float:

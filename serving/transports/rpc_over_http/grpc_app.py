@@ -26,9 +26,11 @@ from serving.transports.http.asgi import (
     Send,
     request_body,
 )
+from serving.transports.rpc_over_http.compression import decompress, framed
 from serving.transports.rpc_over_http.grpc_framing import (
     CONTENT_TYPE,
     PREFIX,
+    Framed,
     MessageReader,
     RawHeaders,
     accepts_gzip,
@@ -105,7 +107,8 @@ class GrpcApp:
 
             try:
                 call = open_call(headers)
-                body = frame(await handler.answer(read, call), compressed=accepts_gzip(headers))
+                answer = await handler.answer(read, call)
+                body = await framed(answer, compressed=True) if accepts_gzip(headers) else frame(answer)
                 fields = _HEADERS_GZIP if body[0] else _HEADERS
                 trailers = (_OK, (_REQUEST_ID, call.request_id.encode()))
                 await send({"type": ANSWER, "headers": fields, "body": body, "trailers": trailers})
@@ -124,7 +127,7 @@ class GrpcApp:
             unanswered = _Unanswered(body, self._max_message_bytes // 2, answers_each=handler.answers_each)
             try:
                 call = open_call(headers)
-                messages = self._messages(headers, body, unanswered=unanswered)
+                messages = self._messages(headers, unanswered)
                 compressed = accepts_gzip(headers)
                 answers = handler.answer(messages, call)
                 async with _deadline(call), aclosing(messages), aclosing(answers):
@@ -132,7 +135,7 @@ class GrpcApp:
                         if not is_started:
                             await send(_START_GZIP if compressed else _START)
                             is_started = True
-                        data = b"".join([frame(answer, compressed=compressed) for answer in group])
+                        data = b"".join([await framed(answer, compressed=compressed) for answer in group])
                         await send({"type": _BODY, "body": data, "more_body": True})
                         unanswered.answered(len(group))
                 if not is_started:
@@ -163,25 +166,40 @@ class GrpcApp:
             Failure: the request has no message, or several (UNIMPLEMENTED: gRPC's doc/statuscodes.md).
         """
         only = None
-        async with aclosing(self._messages(headers, receive, event)) as messages:
+        encoding = encoding_of(headers)
+        async with aclosing(self._framed(receive, event)) as messages:
             async for message in messages:
                 if only is not None:
                     raise wrong_count("several messages")
                 only = message
         if only is None:
             raise wrong_count("no message")
-        return only
+        if not only.is_compressed:
+            return only.data
+        return await decompress(only.data, encoding, self._max_message_bytes, request_body(receive).charge)
 
-    async def _messages(
-        self,
-        headers: RawHeaders,
-        receive: Receive,
-        event: Event | None = None,
-        *,
-        unanswered: "_Unanswered | None" = None,
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield each message of a request when it is complete; `event` is the first event."""
-        reader = MessageReader(encoding_of(headers), self._max_message_bytes)
+    async def _messages(self, headers: RawHeaders, unanswered: "_Unanswered") -> AsyncGenerator[bytes, None]:
+        """Yield each message of a stream when it is complete, and when the one before it is taken."""
+        encoding = encoding_of(headers)
+        async with aclosing(self._framed(unanswered.body, unanswered=unanswered)) as messages:
+            async for is_compressed, data in messages:
+                if unanswered.is_full:
+                    await unanswered.room()
+                if is_compressed:
+                    charged = unanswered.body.charge
+                    message = await decompress(data, encoding, self._max_message_bytes, charged)
+                    unanswered.add(PREFIX.size + len(data) + len(message))
+                else:
+                    message = data
+                    unanswered.add(PREFIX.size + len(data))
+                yield message
+                unanswered.taken()
+
+    async def _framed(
+        self, receive: Receive, event: Event | None = None, unanswered: "_Unanswered | None" = None
+    ) -> AsyncGenerator[Framed, None]:
+        """Yield each message of a request as it was sent; `event` is the first event."""
+        reader = MessageReader(self._max_message_bytes)
         more = True
         while more:
             if unanswered is not None:
@@ -192,13 +210,7 @@ class GrpcApp:
             if event["type"] == "http.disconnect":
                 raise asyncio.CancelledError
             for message in reader.feed(event.get("body", b"")):
-                if unanswered is not None:
-                    if unanswered.is_full:
-                        await unanswered.room()
-                    unanswered.add(PREFIX.size + len(message))
                 yield message
-                if unanswered is not None:
-                    unanswered.taken()
             more = event.get("more_body", False)
             event = None
         reader.close()

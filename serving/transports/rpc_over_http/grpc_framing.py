@@ -9,6 +9,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 from urllib.parse import quote
 
 from serving.rpc.handlers import REQUEST_ID_KEY, Failure
@@ -21,7 +22,7 @@ CONTENT_TYPE = b"application/grpc"
 PREFIX = struct.Struct(">BI")  # 1 if the message is compressed, else 0; then its length
 
 _PLAIN, _COMPRESSED = 0, 1
-_WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _IDENTITY = b"identity"
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _MAX_TIMEOUT_DIGITS = 8
@@ -60,41 +61,49 @@ class Metadata(Mapping[str, str]):
         return sum(1 for _ in self)
 
 
+class Framed(NamedTuple):
+    """A message as it was sent."""
+
+    is_compressed: bool
+    data: bytes
+
+
 class MessageReader:
     """Divides the body of a request into messages, independently of its chunks."""
 
-    def __init__(self, encoding: bytes, max_message_bytes: int) -> None:
-        self._encoding = encoding
+    def __init__(self, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
-        self._buffer = ByteBuffer()
-        self._wanted_bytes = PREFIX.size
+        self._buffer = (
+            ByteBuffer()
+        )  # never has a whole prefix: that is taken off, so that a message is not copied
+        self._flag: int | None = None  # of the message whose prefix has arrived
+        self._wanted_bytes = PREFIX.size  # of the buffer
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Add a chunk; return the messages that it completes.
+    def feed(self, chunk: bytes) -> Iterator[Framed]:
+        """Add a chunk; yield the messages that it completes. Must be exhausted.
 
         Raises:
             Failure: a message is too long, which is checked before it arrives, or is not framed as gRPC.
         """
         self._buffer.append(chunk)
         if self._buffer.size < self._wanted_bytes:
-            return []
-        body, offset, messages = self._buffer.take(), 0, []
-        while len(body) - offset >= PREFIX.size:
-            flag, length = PREFIX.unpack_from(body, offset)
-            self._check(flag, length)
-            end = offset + PREFIX.size + length
-            if end > len(body):
-                break
-            message = body[offset + PREFIX.size : end]
-            messages.append(decompress(message, self._encoding, self._max_message_bytes) if flag else message)
-            offset = end
-        self._keep(body[offset:])
-        return messages
+            return
+        body, at = self._buffer.take(), 0
+        while at + self._wanted_bytes <= len(body):
+            end = at + self._wanted_bytes
+            if self._flag is None:
+                self._flag, self._wanted_bytes = self._checked(*PREFIX.unpack_from(body, at))
+            else:
+                message = Framed(self._flag == _COMPRESSED, body[at:end])
+                self._flag, self._wanted_bytes = None, PREFIX.size
+                yield message
+            at = end
+        self._buffer.append(body[at:])
 
     @property
     def is_inside_message(self) -> bool:
         """Whether a message is incomplete."""
-        return self._buffer.size > 0
+        return self._flag is not None or self._buffer.size > 0
 
     def close(self) -> None:
         """Check that the body may end here.
@@ -102,20 +111,16 @@ class MessageReader:
         Raises:
             Failure: it ends inside a message.
         """
-        if self._buffer.size:
-            raise malformed(f"the request ends inside a message, after {self._buffer.size} bytes of it")
+        if self.is_inside_message:
+            size = self._buffer.size + (0 if self._flag is None else PREFIX.size)
+            raise malformed(f"the request ends inside a message, after {size} bytes of it")
 
-    def _keep(self, rest: bytes) -> None:
-        self._buffer.append(rest)
-        self._wanted_bytes = PREFIX.size
-        if len(rest) >= PREFIX.size:
-            self._wanted_bytes += PREFIX.unpack_from(rest)[1]
-
-    def _check(self, flag: int, length: int) -> None:
+    def _checked(self, flag: int, length: int) -> tuple[int, int]:
         if flag not in (_PLAIN, _COMPRESSED):
             raise malformed(f"a message begins with {flag}, expected 0 (plain) or 1 (compressed)")
         if length > self._max_message_bytes:
             raise too_long(f"{length} bytes", self._max_message_bytes)
+        return flag, length
 
 
 def frame(message: bytes, *, compressed: bool = False) -> bytes:
@@ -126,25 +131,6 @@ def frame(message: bytes, *, compressed: bool = False) -> bytes:
     return PREFIX.pack(_PLAIN, len(message)) + message
 
 
-def decompress(message: bytes, encoding: bytes, max_message_bytes: int) -> bytes:
-    """Decompress gzip or deflate. Stops at the limit, against decompression bombs."""
-    bits = _WINDOW_BITS.get(encoding)
-    if bits is None:
-        raise malformed(
-            f"a message is marked as compressed, but its encoding is {_text(encoding)!r}: use gzip or deflate"
-        )
-    stream = zlib.decompressobj(bits)
-    try:
-        plain = stream.decompress(message, max_message_bytes + 1)
-    except zlib.error as error:
-        raise malformed(f"cannot decompress a message as {encoding.decode()}") from error
-    if len(plain) > max_message_bytes:
-        raise too_long(f"more than {max_message_bytes} bytes when decompressed", max_message_bytes)
-    if not stream.eof:
-        raise malformed(f"a message ends inside its {encoding.decode()} data")
-    return plain
-
-
 def encoding_of(headers: RawHeaders) -> bytes:
     """Return the compression of a request's messages.
 
@@ -152,7 +138,7 @@ def encoding_of(headers: RawHeaders) -> bytes:
         Failure: the compression is unknown (UNIMPLEMENTED).
     """
     encoding = headers.get(b"grpc-encoding", _IDENTITY)
-    if encoding != _IDENTITY and encoding not in _WINDOW_BITS:
+    if encoding != _IDENTITY and encoding not in WINDOW_BITS:
         message = f"unknown grpc-encoding {_text(encoding)!r}: use gzip or deflate"
         raise Failure(Status(Code.UNIMPLEMENTED, "UNKNOWN_ENCODING", message))
     return encoding

@@ -1,6 +1,7 @@
 """Requests that hold too many bytes are refused with a status; their connection and other calls live."""
 
 import asyncio
+import gzip
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -168,6 +169,42 @@ async def test_a_long_stream_may_carry_more_than_the_budget(method: str) -> None
         client.h2.end_stream(stream)
         await client.flush()
         assert (await client.reply(stream)).code == "OK"
+
+
+@pytest.mark.parametrize("method", ["Each", "InOrder"])
+async def test_compressed_messages_count_with_their_decompressed_size(method: str) -> None:
+    """Eight times the budget passes through one stream, message by message; each is released."""
+    zipped = gzip.compress(BytesValue(value=bytes(PART_BYTES)).SerializeToString())
+    framed = struct.pack(">BI", 1, len(zipped)) + zipped
+    count = 8 * BUDGET_BYTES // PART_BYTES
+    async with _server() as server, _client(server) as client:
+        reply = await client.call(method, framed * count, ("grpc-encoding", "gzip"))
+        assert reply.code == "OK"
+        assert len(reply.body) == count * len(_message(PART_BYTES))
+        await _is_free(server)
+
+
+async def test_compressed_messages_that_grow_over_the_budget_are_refused() -> None:
+    """Four calls of 100 bytes become 64 KiB each: one has room, the others are refused."""
+    may_end = asyncio.Event()
+
+    async def wait(request: BytesValue, _call: Call) -> BytesValue:
+        await may_end.wait()
+        return request
+
+    zipped = gzip.compress(BytesValue(value=bytes(MESSAGE_BYTES // 2)).SerializeToString())
+    framed = struct.pack(">BI", 1, len(zipped)) + zipped
+    async with _server(wait) as server, _client(server) as client:
+        streams = [await client.open("Say", ("grpc-encoding", "gzip")) for _ in range(4)]
+        for stream in streams:
+            await client.send(stream, framed, end=True)
+        replies = [client.replies[stream] for stream in streams]
+        await client.read_until(lambda: sum(reply.has_ended for reply in replies) >= 3)
+        may_end.set()
+        for stream in streams:
+            await client.reply(stream)
+        assert sorted(reply.code for reply in replies) == ["OK", *["RESOURCE_EXHAUSTED"] * 3]
+        await _is_free(server)
 
 
 async def test_a_stream_whose_messages_wait_is_not_read_further() -> None:
