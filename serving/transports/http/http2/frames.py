@@ -24,8 +24,9 @@ PADDED = 0x8
 HAS_PRIORITY = 0x20
 
 PING_BYTES = 8
+PRIORITY_BYTES = 5
+GOAWAY_BYTES = 8  # before its message
 
-_PRIORITY_BYTES = 5
 _SETTING = struct.Struct(">HL")
 _NUMBER = struct.Struct(">L")
 _GOAWAY = struct.Struct(">LL")
@@ -73,6 +74,13 @@ class StreamBroken(Exception):
         self.code = code
 
 
+class HeadTooLarge(StreamBroken):
+    """A header has too many fields or bytes. The request is answered with status 431."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.ENHANCE_YOUR_CALM, message)
+
+
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """Return one frame. The payload has at most MAX_FRAME_BYTES."""
     length = len(payload)
@@ -118,6 +126,11 @@ def reset(stream: int, code: ErrorCode) -> bytes:
 def window_update(stream: int, more_bytes: int) -> bytes:
     """Return WINDOW_UPDATE. Stream 0 is the connection."""
     return frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(more_bytes))
+
+
+def ping(payload: bytes, flags: int = 0) -> bytes:
+    """PING."""
+    return frame(PING, flags, 0, payload)
 
 
 def goaway(last_stream: int, code: ErrorCode, message: str = "") -> bytes:
@@ -176,7 +189,7 @@ def unpadded(payload: bytes, flags: int) -> bytes:
         start = 1
         end -= payload[0] if payload else 1
     if flags & HAS_PRIORITY:
-        start += _PRIORITY_BYTES
+        start += PRIORITY_BYTES
     if start > end:
         raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "the padding is longer than the frame")
     return payload[start:end]

@@ -6,6 +6,10 @@ from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
 
 _CLOSING_S = 5.0  # time for the client to read the last bytes
+_MAX_UNREAD_REPLIES = 10_000  # for clients that cause work but read no replies
+# Time between two PINGs to a client that has sent its last byte: the first two, then all others.
+_FIRST_PROBE_S, _PROBE_S = 0.05, 1.0
+_PROBE = frames.ping(b"anybody?")
 # RFC 7541, section 4.2: our HPACK table has size 0. Sent once, for clients that set a smaller limit.
 _TABLE_SIZE_0 = b"\x20"
 
@@ -15,13 +19,16 @@ class Output:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.loop = asyncio.get_running_loop()
+        self.open_streams = 0  # streams whose END_STREAM or reset has not been sent
         self.is_full = False  # the socket's buffer is over its limit
         self.window_bytes = frames.DEFAULT_WINDOW_BYTES  # the connection's send window
         self._transport = transport
         self._buffer: list[bytes] = []
         self._waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
         self._block_prefix = _TABLE_SIZE_0
+        self._unread_replies = 0
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
 
     # Frames.
 
@@ -52,6 +59,21 @@ class Output:
             self.loop.call_soon(self.flush)
         self._buffer.append(data)
 
+    def reply(self, data: bytes) -> None:
+        """Write the reply to a frame.
+
+        Raises:
+            ConnectionBroken: too many replies wait because the client does not read.
+        """
+        self.write(data)
+        if self.is_full:
+            self._unread_replies += 1
+            if self._unread_replies > _MAX_UNREAD_REPLIES:
+                raise ConnectionBroken(
+                    ErrorCode.ENHANCE_YOUR_CALM,
+                    f"the client has not read {_MAX_UNREAD_REPLIES} replies, the limit",
+                )
+
     def flush(self) -> None:
         """Write the buffer now, not at the end of the iteration."""
         if self._buffer and not self._transport.is_closing():
@@ -69,10 +91,24 @@ class Output:
         """Close the connection at once."""
         self._transport.abort()
 
+    def probe(self) -> None:
+        """Write PING now and then, to find out whether a client that has sent its last byte still reads.
+
+        TCP does not tell a client that has closed its socket from one that has only stopped writing. But the
+        former's system rejects what we write, and the next write fails.
+        """
+        if self._probe_timer is None:
+            self._probe(_FIRST_PROBE_S)
+
+    def _probe(self, pause_s: float = _PROBE_S) -> None:
+        self.write(_PROBE)
+        self._probe_timer = self.loop.call_later(pause_s, self._probe)
+
     def connection_lost(self) -> None:
-        """Stop the timer: the connection is closed."""
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
+        """Stop the timers: the connection is closed."""
+        for timer in (self._abort_timer, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
 
     # Flow control: the socket and the connection's send window.
 
@@ -88,6 +124,7 @@ class Output:
     def resume(self) -> None:
         """The socket has room again."""
         self.is_full = False
+        self._unread_replies = 0
         self.wake_next()
 
     def grow_window(self, more_bytes: int) -> None:

@@ -10,7 +10,8 @@ from serving.transports.http.byte_budget import REQUEST_BYTES, ConnectionShare, 
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
-from serving.transports.http.http2.headers import Fields, write_fields, write_head
+from serving.transports.http.http2.headers import write_fields, write_head
+from serving.transports.http.http2.hpack_decoder import Fields
 from serving.transports.http.http2.output import Output
 from serving.transports.http.http2.receive_window import ReceiveWindow
 
@@ -150,6 +151,8 @@ class Http2Stream(RequestBytes):
 
     def end(self) -> int:
         """Stop receiving and sending; return the number of bytes that the application has not received."""
+        if not self.answer_is_over:
+            self._output.open_streams -= 1
         self.request_is_over = self.answer_is_over = True
         return len(self._request.take()) if self._request.size else 0
 
@@ -310,6 +313,7 @@ class Http2Stream(RequestBytes):
 
     def _end_answer(self, last: bytes) -> None:
         self.answer_is_over = True
+        self._output.open_streams -= 1
         self._output.write(last)
 
 

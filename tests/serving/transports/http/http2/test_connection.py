@@ -46,10 +46,11 @@ async def test_answers_do_not_depend_on_how_the_bytes_are_split(data: st.DataObj
     """Requests with and without bodies, padding, trailers and long headers, split anywhere."""
     client = H2Connection(H2Configuration(header_encoding=None))
     client.initiate_connection()
+    client.max_outbound_frame_size = 4096  # longer headers continue in CONTINUATION
     bodies = data.draw(st.lists(st.binary(max_size=40), min_size=1, max_size=4))
     for number, body in zip(range(1, 9, 2), bodies, strict=False):
         head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "here")]
-        client.send_headers(number, [*head, ("long", "x" * data.draw(st.sampled_from([0, 0, 0, 17_000])))])
+        client.send_headers(number, [*head, ("long", "x" * data.draw(st.sampled_from([0, 0, 0, 12_000])))])
         client.send_data(number, body, pad_length=data.draw(st.none() | st.integers(0, 9)))
         trailers = data.draw(st.booleans())
         client.send_headers(number, [("a", "b")], end_stream=True) if trailers else client.end_stream(number)
@@ -218,54 +219,121 @@ class Held:
         await send(body_event(b"held"))
 
 
-async def test_a_reset_stream_counts_until_its_task_has_ended() -> None:
-    """Rapid resets do not get a client more tasks than MAX_CONCURRENT_STREAMS; more streams are refused."""
+async def test_a_stream_counts_until_it_is_reset_and_further_input_waits_for_its_task() -> None:
+    """A client may open a stream for each one that it has reset; but tasks that do not end are bounded."""
     held = Held(is_stubborn=True)
     under_test = Wire(held)
     await under_test.settle()
     most = under_test.frames[0].settings[SettingsFrame.MAX_CONCURRENT_STREAMS]
     await under_test.begun()
-    under_test.feed(*(under_test.head(number) for number in range(1, 2 * most, 2)))
+    under_test.is_held = True
+    for first in range(1, 8 * most, 32):
+        numbers = range(first, first + 32, 2)
+        under_test.feed(*map(under_test.head, numbers))
+        await under_test.settle()
+        under_test.feed(*(frames.reset(number, ErrorCode.CANCEL) for number in numbers))
+        if not under_test.transport.reads:
+            break
     await under_test.settle()
-    under_test.feed(frames.reset(1, ErrorCode.CANCEL), under_test.head(2 * most + 1))
+    assert most <= held.cancelled <= held.begun <= 2 * most
+    under_test.feed(under_test.head(first + 32))
     await under_test.settle()
-    assert (held.begun, held.cancelled) == (most, 1)
+    assert not under_test.is_over(first + 32)
+    held.may_end.set()
+    under_test.is_held = False
+    await under_test.settle()
+    assert under_test.is_over(first + 32)
+    assert [each for each in under_test.frames if each.type == RST_STREAM] == under_test.goaways == []
+
+
+async def test_more_streams_than_settings_allow_are_refused() -> None:
+    """REFUSED_STREAM; a stream that is reset makes room at once."""
+    held = Held()
+    under_test = Wire(held)
+    await under_test.settle()
+    most = under_test.frames[0].settings[SettingsFrame.MAX_CONCURRENT_STREAMS]
+    await under_test.begun()
+    under_test.feed(*(under_test.head(number) for number in range(1, 2 * most + 2, 2)))
+    under_test.feed(frames.reset(1, ErrorCode.CANCEL), under_test.head(2 * most + 3))
+    await under_test.settle()
     assert under_test.resets(2 * most + 1) == [ErrorCode.REFUSED_STREAM]
     held.may_end.set()
-    await under_test.settle()
-    under_test.feed(under_test.head(2 * most + 3))
     await under_test.settle()
     assert under_test.is_over(2 * most + 3)
     assert (under_test.of(1), under_test.goaways) == ([], [])
 
 
+async def test_a_stream_counts_until_its_answer_is_sent_although_its_task_runs() -> None:
+    """grpc-go opens the next stream as soon as it has an answer; the task may still be returning."""
+    held = Held()
+
+    async def answer_then_wait(scope: Event, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            await send(START)
+            await send(body_event(b"done"))
+        await held(scope, receive, send)
+
+    under_test = Wire(answer_then_wait)
+    await under_test.settle()
+    most = under_test.frames[0].settings[SettingsFrame.MAX_CONCURRENT_STREAMS]
+    await under_test.begun()
+    answered, open_ones = range(1, most, 2), range(most + 1, 3 * most, 2)
+    under_test.feed(*(frame(HEADERS, 5, number, b"\x83" + HEAD[1:]) for number in answered))
+    await under_test.settle()
+    assert all(under_test.is_over(number) for number in answered)
+    under_test.feed(*map(under_test.head, open_ones))
+    await under_test.settle()
+    assert len(open_ones) == most
+    assert held.begun == len(answered) + most
+    under_test.transport.abort()
+    await under_test.settle()
+
+
+GRACEFUL = (2**31 - 1, ErrorCode.NO_ERROR)
+
+
 async def test_a_graceful_close_lets_open_streams_end_and_accepts_no_new_ones() -> None:
-    """GOAWAY is sent once and at once; frames that the client sent before it read that are not errors."""
+    """The first GOAWAY is sent at once, the second when PING is answered: streams in between are handled."""
     held = Held()
     under_test = await Wire(held).begun()
     under_test.feed(under_test.head(1, ends=False))
     await under_test.settle()
     under_test.connection.close_when_idle()
     under_test.connection.close_when_idle()
-    under_test.feed(under_test.head(3, ends=False), frame(DATA, 0, 3, b"1"), under_test.head(3))
-    under_test.feed(frames.reset(3, ErrorCode.CANCEL), frames.window_update(3, 1), frame(DATA, 1, 1, b"1"))
+    under_test.feed(under_test.head(3))
     await under_test.settle()
-    assert under_test.goaways == [(1, ErrorCode.NO_ERROR)]
-    assert (held.begun, under_test.transport.closed) == (1, False)
+    assert under_test.goaways == [GRACEFUL]
+    (ping,) = (each for each in under_test.frames if each.type == PING)
+    for _ in range(2):
+        under_test.feed(frames.ping(ping.opaque_data, frames.ACK))
+    under_test.feed(under_test.head(5, ends=False), frame(DATA, 0, 5, b"1"), under_test.head(5))
+    under_test.feed(frames.reset(5, ErrorCode.CANCEL), frames.window_update(5, 1), frame(DATA, 1, 1, b"1"))
+    await under_test.settle()
+    assert under_test.goaways == [GRACEFUL, (3, ErrorCode.NO_ERROR)]
+    assert (held.begun, under_test.transport.closed) == (2, False)
     held.may_end.set()
     await under_test.settle()
-    assert (under_test.body(1), under_test.is_over(1)) == (b"held", True)
-    assert (under_test.goaways, under_test.of(3)) == ([(1, ErrorCode.NO_ERROR)], [])
+    assert [(under_test.body(number), under_test.is_over(number)) for number in (1, 3)] == [
+        (b"held", True)
+    ] * 2
+    assert (len(under_test.goaways), under_test.of(5)) == (2, [])
     assert under_test.ended == [under_test.connection]
 
 
-async def test_a_graceful_close_without_streams_closes_at_once() -> None:
-    """After GOAWAY."""
-    under_test = await Wire(echo).begun()
-    under_test.connection.close_when_idle()
-    await under_test.settle()
-    assert under_test.goaways == [(0, ErrorCode.NO_ERROR)]
-    assert under_test.ended == [under_test.connection]
+async def test_a_graceful_close_without_streams_closes_when_ping_is_answered_or_after_a_moment() -> None:
+    """After the second GOAWAY."""
+    for answers_ping in (True, False):
+        under_test = await Wire(echo).begun()
+        under_test.connection.close_when_idle()
+        await under_test.settle()
+        (ping,) = (each for each in under_test.frames if each.type == PING)
+        if answers_ping:
+            under_test.feed(frames.ping(ping.opaque_data, frames.ACK))
+            await under_test.settle()
+        async with asyncio.timeout(10):
+            await under_test.closed.wait()
+        await under_test.settle()
+        assert under_test.goaways == [GRACEFUL, (0, ErrorCode.NO_ERROR)]
 
 
 @pytest.mark.parametrize("how", ["reset", "lost"])

@@ -1,5 +1,6 @@
 """Headers of requests and answers: compatible with hpack, and checked as RFC 9113 demands."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 import hpack
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
+from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, HeadTooLarge, StreamBroken
 from serving.transports.http.http2.headers import HeaderReader, write_fields, write_head
 
 Pairs = list[tuple[bytes, bytes]]
@@ -31,7 +32,7 @@ def _literals(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def _read(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, object]:
-    return HeaderReader(MAX_BYTES).read(_literals(fields)).scope
+    return HeaderReader(max_bytes=MAX_BYTES).read(_literals(fields)).scope
 
 
 @given(st.integers(100, 999), st.lists(st.tuples(names, values | st.binary(max_size=50)), max_size=6))
@@ -63,7 +64,7 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
 @settings(max_examples=200)
 def test_a_cached_header_block_is_never_stale(blocks: Sequence[bytes]) -> None:
     """Every block decodes as in a decoder without a cache."""
-    reader, decoder = HeaderReader(MAX_BYTES), hpack.Decoder()
+    reader, decoder = HeaderReader(max_bytes=MAX_BYTES), hpack.Decoder()
     for block in blocks:
         _, _, _, (_, host), *fields = decoder.decode(block, raw=True)
         assert reader.read(block).scope["headers"] == [(b"host", host), *fields]
@@ -71,15 +72,15 @@ def test_a_cached_header_block_is_never_stale(blocks: Sequence[bytes]) -> None:
 
 def test_a_change_of_the_table_changes_the_meaning_of_a_block() -> None:
     """The same byte refers to the newest entry: the cached request must not be returned."""
-    reader = HeaderReader(MAX_BYTES)
+    reader = HeaderReader(max_bytes=MAX_BYTES)
     usual = _literals(PSEUDO)
     add, newest = b"\x40\x01%b\x01%b", b"\xbe"
     heads = [reader.read(usual + add % (letter, letter)) for letter in (b"a", b"b")]
     assert [head.scope["headers"][-1][0] for head in heads] == [b"a", b"b"]
     assert reader.read(usual + newest).scope["headers"][-1] == (b"b", b"b")
-    reader.decode(add % (b"c", b"c"))  # as trailers
+    reader.read_trailers(add % (b"c", b"c"))
     assert reader.read(usual + newest).scope["headers"][-1] == (b"c", b"c")
-    reader.decode(b"\x20")  # resizes the table to 0
+    reader.skip(b"\x20")  # resizes the table to 0
     with pytest.raises(ConnectionBroken):
         reader.read(usual + newest)
 
@@ -102,7 +103,7 @@ def test_a_request_becomes_a_scope_of_asgi() -> None:
 @pytest.mark.parametrize("lengths", [[], [b"0"], [b"12"], [b"12", b"12"]])
 def test_a_valid_content_length_is_one_number(lengths: list[bytes]) -> None:
     """It may be repeated with the same value."""
-    head = HeaderReader(MAX_BYTES).read(
+    head = HeaderReader(max_bytes=MAX_BYTES).read(
         _literals([*PSEUDO, *((b"content-length", each) for each in lengths)])
     )
     assert head.content_length == (int(lengths[0]) if lengths else None)
@@ -143,7 +144,7 @@ MALFORMED: dict[str, Pairs] = {
 @pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_request_is_a_stream_error(fields: Pairs) -> None:
     """PROTOCOL_ERROR, each time; the next request is read. RFC 9113, section 8.1.1."""
-    reader = HeaderReader(MAX_BYTES)
+    reader = HeaderReader(max_bytes=MAX_BYTES)
     for _ in range(2):
         with pytest.raises(StreamBroken) as caught:
             reader.read(_literals(fields))
@@ -151,22 +152,87 @@ def test_a_malformed_request_is_a_stream_error(fields: Pairs) -> None:
     assert reader.read(_literals(PSEUDO)).scope["path"] == "/a"
 
 
+EXTRA = {
+    "fields of one byte": b"\x90" * 900,
+    "references to one long field": b"\xbe" * 17,
+    "literals": _literals([(b"a", b"b" * 200)] * 101),
+    "a literal in Huffman code": hpack.Encoder().encode([(b"a", b"1" * 17_000, True)]),
+    "empty names": b"\0\0\0" * 101,
+}
+ADD = b"\x40\x01%b\x01%b"
+NEWEST = b"\xbe"
+
+
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
 @pytest.mark.parametrize("is_trailers", [True, False])
-def test_fields_that_decode_to_more_than_the_limit_end_the_connection(*, is_trailers: bool) -> None:
-    """A few bytes can refer to one long entry many times: ENHANCE_YOUR_CALM."""
-    reader = HeaderReader(MAX_BYTES)
-    reader.decode(b"\x40\x01a" + b"\x7f\x81\x1e" + b"x" * 3968)
-    read = reader.decode if is_trailers else reader.read
+def test_a_head_over_a_limit_is_refused_and_later_blocks_are_decoded(
+    extra: bytes, *, is_trailers: bool
+) -> None:
+    """Fields before and after the limit add to the table: the next block refers to them."""
+    reader = HeaderReader(max_fields=100, max_bytes=2**14)
+    reader.skip(b"\x40\x01a" + b"\x7f\x81\x1e" + b"x" * 3968)
+    read = reader.read_trailers if is_trailers else reader.read
+    block = b"" if is_trailers else _literals(PSEUDO)
+    with pytest.raises(HeadTooLarge):
+        read(block + extra + ADD % (b"b", b"c") + b"\x90" + ADD % (b"d", b"e") + b"\x90")
+    assert reader.read(_literals(PSEUDO) + b"\xbe\xbf").scope["headers"][1:] == [(b"d", b"e"), (b"b", b"c")]
+
+
+def test_a_head_within_the_limits_is_read() -> None:
+    """Exactly 100 fields."""
+    fields = [*PSEUDO, *((b"a", b"%d" % number) for number in range(96))]
+    assert len(HeaderReader().read(_literals(fields)).scope["headers"]) == 97
+    with pytest.raises(HeadTooLarge, match="more than 100 fields or 16384 bytes"):
+        HeaderReader().read(_literals([*fields, (b"b", b"")]))
+
+
+def test_refusing_a_head_of_one_byte_references_costs_little() -> None:
+    """2,000 heads of 900 references take less than a second; hpack needs 3."""
+    reader, block = HeaderReader(), _literals(PSEUDO) + b"\x90" * 900
+    started_s = time.process_time()
+    for _ in range(2000):
+        with pytest.raises(HeadTooLarge):
+            reader.read(block)
+    assert time.process_time() - started_s < 1
+
+
+BROKEN_BLOCKS = {
+    "an index of 0": b"\x80",
+    "an index beyond the table": b"\xbf",
+    "a name beyond the table": b"\x7f\x00\x01a",
+    "a large integer": b"\xff" + b"\x80" * 9,
+    "no value": b"\x00\x01a",
+    "a value cut off": b"\x00\x01a\x02b",
+    "a name cut off": b"\x40\x05a",
+    "invalid Huffman code": b"\x40\x01a\x81\x00",
+    "a resize in the middle": b"\x90\x20",
+}
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+@pytest.mark.parametrize("broken", BROKEN_BLOCKS.values(), ids=BROKEN_BLOCKS)
+def test_invalid_hpack_is_an_error_of_the_connection(broken: bytes, *, is_over: bool) -> None:
+    """COMPRESSION_ERROR, also behind the limit of fields."""
     with pytest.raises(ConnectionBroken) as caught:
-        read(_literals(PSEUDO) + b"\xbe" * 17)
-    assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
+        HeaderReader().read(_literals(PSEUDO) + b"\x90" * 200 * is_over + broken)
+    assert caught.value.code is ErrorCode.COMPRESSION_ERROR
+
+
+@pytest.mark.parametrize("name", [b":path", b"Upper", b"", b"a b", b"connection"])
+def test_malformed_trailers_are_a_stream_error(name: bytes) -> None:
+    """The same rules as for requests, and no pseudo-header fields: RFC 9113, section 8.1."""
+    reader = HeaderReader()
+    with pytest.raises(StreamBroken) as caught:
+        reader.read_trailers(_literals([(name, b"/")]))
+    assert caught.value.code is ErrorCode.PROTOCOL_ERROR
+    reader.read_trailers(_literals([(b"grpc-status", b"0")]))
 
 
 @given(st.lists(st.binary(max_size=60) | st.binary(max_size=20).map((_literals(PSEUDO)).__add__), max_size=6))
 @settings(max_examples=300)
 def test_random_bytes_raise_documented_errors_only(blocks: Sequence[bytes]) -> None:
     """A stream error, or a connection error of compression or size."""
-    reader = HeaderReader(MAX_BYTES)
+    reader = HeaderReader(max_bytes=MAX_BYTES)
     for block in blocks:
         try:
             reader.read(block)

@@ -108,8 +108,9 @@ async def test_data_beyond_the_window_of_a_stream_returns_to_the_connection(
 ) -> None:
     """More than the connection's window is sent on streams that accept nothing: the connection stays open."""
     monkeypatch.setattr("serving.transports.http.http2.stream.WINDOW_BYTES", 0)
+    monkeypatch.setattr("serving.transports.http.http2.connection.WINDOW_BYTES", 2**20)
     under_test = await Wire(echo).begun()
-    for number in range(1, 4 * connection.WINDOW_BYTES // 2**14, 2):
+    for number in range(1, 4 * 2**20 // 2**14, 2):
         under_test.feed(under_test.head(number, ends=False), frame(DATA, 0, number, bytes(2**14)))
         await under_test.settle()
     assert under_test.resets(1) == [ErrorCode.FLOW_CONTROL_ERROR]

@@ -35,6 +35,7 @@ class FakeTransport(asyncio.Transport):
         self.written = bytearray()
         self.closed = False
         self.is_stuck = False  # the client reads nothing: what was written is never sent
+        self.reads = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Record the bytes."""
@@ -44,6 +45,14 @@ class FakeTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         """Whether `close` or `abort` was called."""
         return self.closed
+
+    def pause_reading(self) -> None:
+        """Record that nothing more is to be delivered."""
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        """The opposite."""
+        self.reads = True
 
     def close(self) -> None:
         """As in asyncio: the protocol is notified in the next iteration, after everything is sent."""
@@ -63,10 +72,16 @@ class Wire:
 
     def __init__(self, app: App) -> None:
         self.ended: list[Http2Connection] = []
-        self.connection = Http2Connection(app, self.ended.append, BusyPoll())
+        self.closed = asyncio.Event()
+        self.connection = Http2Connection(app, self._on_closed, BusyPoll())
         self.transport = FakeTransport(self.connection)
         self.frames: list[Any] = []
+        self.is_held = False  # the test expects that reading stays paused
         self.connection.connection_made(self.transport)
+
+    def _on_closed(self, connection: Http2Connection) -> None:
+        self.ended.append(connection)
+        self.closed.set()
 
     def feed(self, *pieces: bytes) -> None:
         """Deliver bytes in one piece."""
@@ -78,6 +93,10 @@ class Wire:
 
     async def settle(self) -> None:
         """Run the event loop until it is idle, and parse what was written."""
+        async with asyncio.timeout(10):
+            # There is no event for it.
+            while not (self.transport.reads or self.transport.closed or self.is_held):  # noqa: ASYNC110
+                await asyncio.sleep(0)
         for _ in range(TURNS):
             await asyncio.sleep(0)
         self.frames += parse_frames(bytes(self.transport.written))
