@@ -14,12 +14,13 @@ import numpy as np
 from pydantic import Field
 
 from serving.bundle.manifest import Strict
-from training.data.groups import groups_across
+from training.data.groups import count_ungrouped, groups_across
 from training.data.near_duplicates import find_near_duplicates
 from training.data.splits import Dataset, SourceData, Split
 from training.errors import DataError
 from training.recipe import DataRecipe
 
+MIN_CLASSES = 2  # one class needs no classifier
 MAX_NAMES = 20  # listed in a message; the count beside them is always complete
 
 
@@ -57,12 +58,22 @@ class DataReport(Strict):
     groups_across: tuple[str, ...] = Field(
         default=(), description="groups in several splits, each with its splits; allowed by the recipe"
     )
+    ungrouped: int = Field(default=0, description="images that data.group_pattern does not match")
 
     def notes(self) -> list[str]:
         """Describe in one line each what was decided about the splits."""
-        if not self.val_is_test:
-            return []
-        return ["there is no test directory: val is the test split, and validation is split off train"]
+        lines = []
+        if self.val_is_test:
+            lines.append(
+                "there is no test directory: val is the test split, and validation is split off train"
+            )
+        if self.ungrouped:
+            images = sum(sum(counts.values()) for counts in self.counts.values())
+            lines.append(
+                f"data.group_pattern does not match {self.ungrouped} of {images} names: these images are "
+                "independent"
+            )
+        return lines
 
     def warnings(self) -> list[str]:
         """Describe each finding in one line."""
@@ -166,8 +177,10 @@ def check(
         near_leaks=near_leaks,
         near_leaks_removed=removes,
         groups_across=across,
+        ungrouped=_ungrouped(kept, recipe),
     )
     if not only_judges:
+        _require_two_classes(dataset.labels)
         _require_every_class(report, recipe.min_validation_images_per_class)
     return kept, report
 
@@ -195,7 +208,7 @@ def _without_leaks(
 def _groups_across(dataset: Dataset, recipe: DataRecipe) -> tuple[str, ...]:
     if recipe.group_pattern is None:
         return ()
-    names = {name: split.names for name, split in dataset.splits().items()}
+    names = {name: split.names_in_split for name, split in dataset.splits().items()}
     across = groups_across(names, recipe.group_pattern)
     found = tuple(f"{group} ({', '.join(splits)})" for group, splits in across.items())
     if found and not recipe.allow_groups_across_splits:
@@ -204,6 +217,13 @@ def _groups_across(dataset: Dataset, recipe: DataRecipe) -> tuple[str, ...]:
             "into one split, or set data.allow_groups_across_splits=true"
         )
     return found
+
+
+def _ungrouped(dataset: Dataset, recipe: DataRecipe) -> int:
+    if recipe.group_pattern is None:
+        return 0
+    names = [name for split in dataset.splits().values() for name in split.names_in_split]
+    return count_ungrouped(names, recipe.group_pattern)
 
 
 def _near_duplicates(
@@ -281,6 +301,7 @@ def _require_every_class(report: DataReport, min_validation_images_per_class: in
         if missing:
             raise DataError(
                 f"the {split} split has 0 images of {_listed(missing)}, at least 1 of each is needed"
+                f"{_why_missing(report, split)}"
             )
     label, count = min(report.counts["validation"].items(), key=lambda item: item[1])
     if count < min_validation_images_per_class:
@@ -289,6 +310,25 @@ def _require_every_class(report: DataReport, min_validation_images_per_class: in
             f"data.min_validation_images_per_class is {min_validation_images_per_class}: "
             "too few to choose the best epoch by. Add images, raise data.validation_fraction or lower this"
         )
+
+
+def _require_two_classes(labels: tuple[str, ...]) -> None:
+    if len(labels) < MIN_CLASSES:
+        raise DataError(
+            f"the data have {len(labels)} class ({_listed(labels)}), at least {MIN_CLASSES} are needed: add "
+            "images of another"
+        )
+
+
+def _why_missing(report: DataReport, split: str) -> str:
+    """Images that were there, and are not used."""
+    reasons = []
+    if removed := report.removed.get(split, ()):
+        reasons.append(f"{len(removed)} images of {split} are also in a later split, as {removed[0]} is")
+    if report.undecodable:
+        name, why = next(iter(report.undecodable.items()))
+        reasons.append(f"{len(report.undecodable)} files cannot be decoded, such as {name} ({why})")
+    return f": {'; '.join(reasons)}" if reasons else ""
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:

@@ -1,22 +1,34 @@
 """Groups of images that must stay in one split, such as all images of one patient, found by file name."""
 
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import numpy as np
 
 from training.data.labels import Indices, Labels
 from training.errors import DataError, RecipeError
 
+_MOST_SECONDS = 30.0  # of a search; a million names take three
 
-def find_groups(names: Sequence[str], pattern: str) -> list[str]:
+
+def find_groups(names: Sequence[str], pattern: str, most_seconds: float = _MOST_SECONDS) -> list[str]:
     """Find the group of each image by its name.
 
     A group's key is the first capturing group of the pattern, or else its whole match. An image whose name
-    does not match forms a separate group.
+    does not match, or only with nothing, forms a separate group, whose key is its name.
+
+    Args:
+        names: of the images, without the directory of their split, which would keep a group's images apart.
+        pattern: a regular expression, searched in each name.
+        most_seconds: limit of the search.
 
     Raises:
-        RecipeError: the pattern is not a valid regular expression.
+        RecipeError: the pattern is not a valid regular expression, or takes too long.
         DataError: the pattern matches none of the names.
     """
     try:
@@ -25,25 +37,52 @@ def find_groups(names: Sequence[str], pattern: str) -> list[str]:
         raise RecipeError(
             f"data.group_pattern {pattern!r} is not a valid regular expression: {error}"
         ) from error
-    matches = [compiled.search(name) for name in names]
-    if names and not any(matches):
+    with _limited(most_seconds, pattern):
+        keys = [_key(compiled.search(name)) for name in names]
+    if names and not any(keys):
         raise DataError(
             f"data.group_pattern {pattern!r} matches none of {len(names)} names, such as {names[0]!r}"
         )
-    return [
-        name if match is None else match[1] if compiled.groups and match[1] is not None else match[0]
-        for name, match in zip(names, matches, strict=True)
-    ]
+    return [key or name for key, name in zip(keys, names, strict=True)]
+
+
+def _key(match: re.Match[str] | None) -> str:
+    if match is None:
+        return ""
+    return match[1] if match.re.groups and match[1] is not None else match[0]
+
+
+@contextmanager
+def _limited(seconds: float, pattern: str) -> Iterator[None]:
+    """Interrupt a search that takes too long: some patterns need time exponential in a name's length."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets signals
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        del number, frame
+        raise RecipeError(
+            f"data.group_pattern {pattern!r} takes more than {seconds:g} s: avoid nested repetition, as in "
+            "(a+)+"
+        )
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    waiting, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, waiting, interval)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def groups_across(names: Mapping[str, Sequence[str]], pattern: str) -> dict[str, tuple[str, ...]]:
     """Find the groups that are in several splits.
 
     Args:
-        names: split -> the names of its images.
+        names: split -> the names of its images, without the directory of the split.
         pattern: as for `find_groups`.
 
-    Returns: group -> its splits; empty if each group is in one split.
+    Returns: group -> its splits; empty if each group is in one split. Images that do not match stand alone.
 
     Raises:
         RecipeError, DataError: as for `find_groups`.
@@ -51,9 +90,15 @@ def groups_across(names: Mapping[str, Sequence[str]], pattern: str) -> dict[str,
     groups = iter(find_groups([name for some in names.values() for name in some], pattern))
     splits: dict[str, dict[str, None]] = {}  # the inner keys are an ordered set
     for split, some in names.items():
-        for _ in some:
-            splits.setdefault(next(groups), {})[split] = None
+        for name in some:
+            if (group := next(groups)) != name:
+                splits.setdefault(group, {})[split] = None
     return {group: tuple(found) for group, found in splits.items() if len(found) > 1}
+
+
+def count_ungrouped(names: Sequence[str], pattern: str) -> int:
+    """Number of names that the pattern does not match, or matches as a whole. Raises as `find_groups`."""
+    return sum(group == name for group, name in zip(find_groups(names, pattern), names, strict=True))
 
 
 def choose_groups(

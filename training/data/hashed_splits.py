@@ -63,9 +63,15 @@ class HashedSplits:
             return
         split, column = short[0].tolist()
         name, total = (*self.fractions, REST)[split], int(counts[:, column].sum())
+        needed = int(self._needed.sum())
+        if total < needed:  # no fraction and no seed helps
+            lower = ", or lower data.min_validation_images_per_class" if self.min_validation > 1 else ""
+            advice = f", {needed} are needed){lower}"
+        else:
+            advice = f"){self._advice(keys, labels, name)}"
         raise DataError(
             f"the {name} split has {counts[split, column]} images of {names[present[column]]}, "
-            f"{self._limit(name)}: add images (there are {total}){self._advice(keys, labels, name)}"
+            f"{self._limit(name)}: add images (there are {total}{advice}"
         )
 
     @property

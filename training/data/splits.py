@@ -25,6 +25,12 @@ class Split:
     labels: Labels  # (N,) int64, index into the data set's labels
     names: tuple[str, ...]  # N, for messages: the path below the data root, or the position in a file
     digests: tuple[bytes, ...] = ()  # N, SHA-256 of each file; empty if the images are not separate files
+    directory: str = ""  # of the split, such as `train/`: the begin of each name
+
+    @property
+    def names_in_split(self) -> tuple[str, ...]:
+        """Names without the split's directory, in which groups are searched."""
+        return tuple(name.removeprefix(self.directory) for name in self.names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,6 +43,7 @@ class Split:
             self.labels[indices],
             tuple(self.names[i] for i in positions),
             tuple(self.digests[i] for i in positions) if self.digests else (),
+            self.directory,
         )
 
 
@@ -129,16 +136,28 @@ def _by_content(
     """Divide a split by a hash; each part keeps the order of the images."""
     keys: Sequence[bytes] = split.digests
     if options.group_pattern is not None:
-        groups = find_groups(split.names, options.group_pattern)
+        names = split.names_in_split
+        groups = find_groups(names, options.group_pattern)
+        _require_several(groups, len(missing) + 1, options.group_pattern)
         # An image that is in no group has its name for a group, which changes when the file is moved.
         keys = [
             digest if group == name else group.encode()
-            for group, name, digest in zip(groups, split.names, split.digests, strict=True)
+            for group, name, digest in zip(groups, names, split.digests, strict=True)
         ]
     fractions = {name: options.fraction(name) for name in missing}
     HashedSplits(fractions, options.seed, options.min_validation).require_enough(keys, split.labels, labels)
     assigned = assign(keys, fractions, options.seed)
     return {name: split.take(np.flatnonzero(assigned == i)) for i, name in enumerate((*fractions, REST))}
+
+
+def _require_several(groups: Sequence[str], splits: int, pattern: str) -> None:
+    found = sorted(set(groups))
+    if len(found) < splits:
+        raise DataError(
+            f"data.group_pattern {pattern!r} puts {len(groups)} images into {len(found)} "
+            f"{'group' if len(found) == 1 else 'groups'} ({', '.join(found)}), at least {splits} are needed "
+            f"for {splits} splits: let it match what differs from group to group, such as a patient's number"
+        )
 
 
 def _at_random(split: Split, labels: Sequence[str], name: str, options: SplitOptions) -> dict[str, Split]:
@@ -147,7 +166,9 @@ def _at_random(split: Split, labels: Sequence[str], name: str, options: SplitOpt
     random = np.random.default_rng(options.seed)
     chosen = np.zeros(len(split), dtype=bool)
     if pattern is not None:
-        chosen[choose_groups(split.labels, find_groups(split.names, pattern), fraction, random)] = True
+        chosen[choose_groups(split.labels, find_groups(split.names_in_split, pattern), fraction, random)] = (
+            True
+        )
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
         count = round(len(members) * fraction) if pattern is None else int(chosen[members].sum())

@@ -142,7 +142,7 @@ def _estimate_s(session: Any, split: Split) -> float:  # noqa: ANN401 - ONNX Run
 
 def _groups(split: Split, pattern: str | None) -> list[str] | None:
     try:
-        return None if pattern is None else find_groups(split.names, pattern)
+        return None if pattern is None else find_groups(split.names_in_split, pattern)
     except (DataError, RecipeError):  # no name of this split has a group
         return None
 

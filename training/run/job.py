@@ -158,7 +158,7 @@ def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logg
         keep_splits(dataset, folder.report, job.repository, job.model, display)
     # Read before training, to fail early if it does not fit the test images.
     pattern = recipe.data.group_pattern
-    groups = None if pattern is None else find_groups(dataset.test.names, pattern)
+    groups = None if pattern is None else find_groups(dataset.test.names_in_split, pattern)
     if hint := too_few_photographs(recipe, data_report):
         display.warning(hint)
     interrupts.raise_if_stopped("nothing has been trained yet")

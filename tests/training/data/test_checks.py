@@ -1,5 +1,7 @@
 """Checks of the data before training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,27 @@ def test_near_duplicates_can_be_ignored() -> None:
     )
     _, report = check(data, source, RECIPE.model_copy(update={"near_duplicates": "ignore"}))
     assert report.near_duplicates == ()
+
+
+def test_a_class_that_lost_its_images_says_to_what() -> None:
+    """To a later split, or to damage: `0 images` alone would be a riddle."""
+    data, source = dataset(split("train", (20, 0), (21, 1)), VALIDATION, TEST)
+    with pytest.raises(
+        DataError, match=r"0 images of cat, dog.*: 2 images of train are also in a later split"
+    ):
+        check(data, source, RECIPE)
+    damaged = replace(source, undecodable={"train/dog/a.png": "it is empty"})
+    data, _ = dataset(split("train", (1, 0)), VALIDATION, TEST)
+    with pytest.raises(
+        DataError, match=r"1 files cannot be decoded, such as train/dog/a\.png \(it is empty\)"
+    ):
+        check(data, damaged, RECIPE)
+
+
+def test_one_class_is_refused() -> None:
+    """Whatever the source: it would be published with an accuracy of 100 %."""
+    only = split("train", (1, 0), (2, 0))
+    data = Dataset(("cat",), only, split("validation", (3, 0), (4, 0)), split("test", (5, 0)))
+    source = SourceData(("cat",), only)
+    with pytest.raises(DataError, match=r"have 1 class \(cat\), at least 2 are needed"):
+        check(data, source, RECIPE)

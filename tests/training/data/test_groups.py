@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from serving.bundle import Geometry
+from training.data import load
 from training.data.checks import check
 from training.data.groups import choose_groups, find_groups, groups_across
 from training.data.splits import SourceData, Split, SplitOptions, make_splits
@@ -25,6 +28,52 @@ def test_a_wrong_pattern_is_refused() -> None:
         find_groups(["a"], "(")
     with pytest.raises(DataError, match=r"matches none of 2 names, such as 'a\.png'"):
         find_groups(["a.png", "b.png"], "person")
+
+
+@pytest.mark.parametrize("pattern", ["", "x*", "()person"])
+def test_a_pattern_that_matches_nothing_of_a_name_matches_none(pattern: str) -> None:
+    """It would put every image into one group without a name."""
+    with pytest.raises(DataError, match="matches none of 2 names"):
+        find_groups(["person1.png", "person2.png"], pattern)
+
+
+def test_a_pattern_that_takes_for_ever_is_refused() -> None:
+    """Nested repetition needs time exponential in a name's length."""
+    with pytest.raises(RecipeError, match=r"takes more than 0\.05 s: avoid nested repetition"):
+        find_groups(["a" * 40 + "!"], "(a+)+$", most_seconds=0.05)
+
+
+def test_a_pattern_with_too_few_groups_for_the_splits_is_refused(tmp_path: Path) -> None:
+    """No fraction and no seed would help, so none is advised."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"person{number}.png")
+    recipe = DataRecipe(source="folder", group_pattern="person")
+    with pytest.raises(DataError, match=r"puts 40 images into 1 group \(person\), at least 3 are needed"):
+        load(recipe, Geometry(height=8, width=8, channels=1), tmp_path)
+
+
+def test_the_directory_of_a_split_is_no_part_of_a_group(tmp_path: Path) -> None:
+    """A pattern that takes all before the number finds a patient in two splits."""
+    random = np.random.default_rng(0)
+    for split, patients in (("train", (1, 2)), ("val", (3, 4)), ("test", (2, 5))):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for patient in patients:
+                for number in range(2):
+                    pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+                    Image.fromarray(pixels).save(tmp_path / split / label / f"p{patient}_{number}.png")
+            Image.fromarray(pixels + 1).save(tmp_path / split / label / "other.png")
+    recipe = DataRecipe(source="folder", group_pattern=r"^(.+)_\d", min_validation_images_per_class=1)
+    geometry = Geometry(height=8, width=8, channels=1)
+    with pytest.raises(DataError, match=r"2 groups .* a/p2 \(train, test\), b/p2 \(train, test\)\. Move"):
+        load(recipe, geometry, tmp_path)
+    allowed = recipe.model_copy(update={"allow_groups_across_splits": True})
+    _, report = load(allowed, geometry, tmp_path)
+    assert report.notes() == ["data.group_pattern does not match 6 of 30 names: these images are independent"]
 
 
 def test_groups_are_chosen_whole_and_in_proportion() -> None:

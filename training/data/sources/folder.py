@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from serving.bundle import Geometry
+from training.data.labels import label_named
 from training.data.sources.folder_layout import Layout, directories, files, find_layout, is_image, readable
 from training.data.splits import EvaluationData, SourceData, Split
 from training.data.storage.decoded_images import IN_MEMORY, DecodeOptions, content_digests, decode_files
@@ -42,7 +43,10 @@ def load(geometry: Geometry, root: Path, decode: DecodeOptions = IN_MEMORY) -> S
     undecodable: dict[str, str] = {}
     streamed = exceeds(decode.limit_bytes, sum(map(len, items.values())), geometry)
     splits = {
-        name: decode_split(some, geometry, undecodable, decode, streamed=streamed)
+        name: replace(
+            decode_split(some, geometry, undecodable, decode, streamed=streamed),
+            directory=_prefix(layout.splits[name], root),
+        )
         for name, some in items.items()
     }
     if not any(len(split) for split in splits.values()):
@@ -76,6 +80,7 @@ def load_for_evaluation(geometry: Geometry, root: Path, decode: DecodeOptions = 
     undecodable: dict[str, str] = {}
     streamed = exceeds(decode.limit_bytes, len(items), geometry)
     split = decode_split(items, geometry, undecodable, decode, streamed=streamed)
+    split = replace(split, directory=_prefix(folder, root))
     if not len(split):
         raise DataError(f"none of the {len(items)} image files under {readable(folder)} can be decoded")
     return EvaluationData(layout.labels, split, "test" in layout.splits, undecodable)
@@ -112,12 +117,16 @@ def decode_split(
     return whole.take(np.array([index for index in range(len(items)) if index not in reasons], np.intp))
 
 
+def _prefix(folder: Path, root: Path) -> str:
+    return "" if folder == root else f"{readable(folder.relative_to(root))}/"
+
+
 def _items(folder: Path, root: Path, layout: Layout, ignored: list[str]) -> Iterator[ImageFile]:
     for class_folder in directories(folder):
         for path in files(class_folder):
             name = readable(path.relative_to(root))
             if is_image(path):
-                yield ImageFile(path, name, layout.labels.index(class_folder.name))
+                yield ImageFile(path, name, layout.labels.index(label_named(class_folder.name)))
             else:
                 ignored.append(name)
 
@@ -128,7 +137,7 @@ def _require_images(
     for split, folder in layout.splits.items():
         filled = {item.label for item in items[split]}
         for path in directories(folder):
-            if layout.labels.index(path.name) not in filled:
+            if layout.labels.index(label_named(path.name)) not in filled:
                 name = readable(path.relative_to(root))
                 others = sorted({Path(file).suffix for file in ignored if file.startswith(f"{name}/")})
                 only = f", only files of other types ({', '.join(others)})" if others else ""

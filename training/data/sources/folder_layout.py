@@ -1,7 +1,8 @@
 """Which directories below a data root are splits and which are classes, and their files. Decodes nothing."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from serving.bundle.images import FORMATS
+from training.data.labels import is_label, label_named
 from training.errors import DataError
 
 # Names of split directories, in any capitals.
@@ -26,8 +28,14 @@ _ALLOWED = "train (or training), val (valid, validation, dev) and test (testing)
 
 MIN_CLASSES = 2  # one class needs no classifier
 
-# Left by macOS archives and Synology's thumbnails; names that begin with a dot are skipped too.
-_SYSTEM_DIRECTORIES = ("__MACOSX", "@eaDir")
+# Left by macOS archives, Synology's thumbnails, Windows and Linux; names that begin with a dot are skipped.
+_SYSTEM_DIRECTORIES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
+# Parts of names such as train_set or seg_test, which are splits if they hold the same classes.
+_LIKE_SPLITS = ("train", "val", "test")
+_SHARED_CLASSES = 2  # directories of the same name in two others: classes in splits
+
+_NOT_IN_A_LINE = ("Cc", "Zl", "Zp")  # categories of characters: control, line and paragraph separators
 
 # Pillow's list has these formats under their own names, but its JPEG plugin opens them.
 _ALSO_JPEG = (".mpo",)
@@ -64,6 +72,8 @@ def find_layout(root: Path, *, trains: bool) -> Layout:
     if not root.is_dir():
         raise DataError(f"the data root {readable(root)} is not a directory")
     splits = _split_directories(root)
+    if splits == {"train": root}:
+        _refuse_hidden_splits(root)
     unlabelled = {readable(path.name): _count_images(path) for path in splits.values() if path != root}
     unlabelled[readable(root)] = _count_images(root)
     with_classes = {name: path for name, path in splits.items() if name == "train" or directories(path)}
@@ -105,7 +115,17 @@ def is_image(path: Path) -> bool:
 def readable(path: Path | str) -> str:
     r"""A path as one line of valid text: bytes that are not UTF-8 and control characters as `\xe9`."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c >= " " and c != "\x7f" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(_escaped(c) if unicodedata.category(c) in _NOT_IN_A_LINE else c for c in text)
+
+
+def _quoted(path: Path) -> str:
+    """A path with its spaces and invisible characters to be seen."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(path))
+    return f"'{''.join(shown)}'"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode() if character > "\x7f" else f"\\x{ord(character):02x}"
 
 
 def _split_directories(root: Path) -> dict[str, Path]:
@@ -144,12 +164,37 @@ def _are_classes(root: Path, named: list[Path], others: list[Path]) -> bool:
     return all(_SPLITS[path.name.casefold()] == "train" for path in named)
 
 
+def _refuse_hidden_splits(root: Path) -> None:
+    """Refuse class directories that hold splits, and splits under other names that would become classes."""
+    inner = {path: directories(path) for path in directories(root)}
+    for path, below in inner.items():
+        splits = [each for each in below if each.name.casefold() in _SPLITS]
+        if len({_SPLITS[each.name.casefold()] for each in splits}) > 1:
+            raise DataError(
+                f"class directory {readable(path.name)} in {readable(root)} has {_listed(splits)}: splits "
+                f"are the outer directories. Move the images to {splits[0].name}/{readable(path.name)}, and "
+                "so on"
+            )
+    for path, below in inner.items():
+        names = {each.name for each in below}
+        alike = [
+            other for other in inner if len(names & {each.name for each in inner[other]}) >= _SHARED_CLASSES
+        ]
+        if len(alike) > 1 and any(part in path.name.casefold() for part in _LIKE_SPLITS):
+            raise DataError(
+                f"{readable(root)} has {_listed(alike)} with the same directories in each: they would become "
+                f"classes. If they are splits, rename them: splits are {_ALLOWED}"
+            )
+
+
 def _require_classes(folders: list[Path], needed: int) -> None:
     classes = [path for folder in folders for path in directories(folder)]
     if len(classes) < needed:
         # An archive often holds one directory with everything in it.
         inner = len(classes) == 1 and directories(classes[0])
         hint = f"; did you mean --data-root {readable(classes[0])}?" if inner else ""
+        if images := _count_images(folders[0]):
+            hint = f"; its {images} images have no label: move them into a directory for each class"
         raise DataError(
             f"{readable(folders[0])} has {len(classes)} class directories, at least {needed} "
             f"{'is' if needed == 1 else 'are'} needed{hint}"
@@ -159,17 +204,17 @@ def _require_classes(folders: list[Path], needed: int) -> None:
 def _labels(folders: Iterable[Path], root: Path) -> tuple[str, ...]:
     classes = [path for folder in folders for path in directories(folder)]
     for path in classes:
-        if readable(path.name) != path.name:
+        if not is_label(path.name):
             raise DataError(
-                f"class directory {readable(path.relative_to(root))} in {readable(root)} cannot be a label: "
-                "its name is not UTF-8 or has control characters. Rename it"
+                f"class directory {_quoted(path.relative_to(root))} in {readable(root)} cannot be a label: "
+                "its name is not UTF-8, has invisible characters, or a space at an end. Rename it"
             )
-    return tuple(sorted({path.name for path in classes}))
+    return tuple(sorted({label_named(path.name) for path in classes}))
 
 
 def _count_images(folder: Path) -> int:
     """Images directly in a directory."""
-    return sum(is_image(Path(entry)) and not entry.is_dir() for entry in _entries(folder))
+    return sum(is_image(Path(entry)) and not _follow(entry.is_dir) for entry in _entries(folder))
 
 
 def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
@@ -180,7 +225,7 @@ def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path]:
             if identity not in entered:
                 entered.add(identity)
                 yield from _walk(path, entered)
-        elif entry.is_file() or (entry.is_symlink() and not path.exists()):
+        elif _is_file(entry) or (entry.is_symlink() and not path.exists()):
             yield path
 
 
@@ -194,7 +239,19 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 def _is_directory(entry: "os.DirEntry[str]") -> bool:
-    return entry.name not in _SYSTEM_DIRECTORIES and entry.is_dir()
+    return entry.name not in _SYSTEM_DIRECTORIES and _follow(entry.is_dir)
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    return _follow(entry.is_file)
+
+
+def _follow(is_kind: Callable[[], bool]) -> bool:
+    """False for a link that leads to itself, which is an error."""
+    try:
+        return is_kind()
+    except OSError:
+        return False
 
 
 def _identity(path: Path) -> tuple[int, int]:

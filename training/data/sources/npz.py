@@ -1,15 +1,17 @@
 """A .npz file with MedMNIST's keys, {train,val,test}_{images,labels}. Nothing is unpickled."""
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import Geometry
+from training.data.labels import is_label, label_named
 from training.data.splits import SourceData, Split
 from training.data.storage.arrays import apply_geometry_to_all
-from training.errors import DataError
+from training.errors import DataError, RecipeError
 from training.recipe import DataRecipe
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -41,12 +43,14 @@ def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> SourceData:
 
     Raises:
         DataError: the file cannot be read, or its arrays have the wrong type or shape.
+        RecipeError: two classes have the same name, or a name cannot be seen.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    _require_known_splits(arrays, path)
     splits = {
         name: _split(arrays, key, geometry, path)
         for key, name in _SPLITS.items()
@@ -55,14 +59,32 @@ def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> SourceData:
     if "train" not in splits:
         raise DataError(f"{path} has no train_images, only {', '.join(sorted(arrays)) or 'no arrays'}")
     classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    images = sum(map(len, splits.values()))
+    if classes > images:  # also keeps a damaged number from filling the memory with names
+        raise DataError(f"{path} has label {classes - 1}, but only {images} images: labels count from 0")
     if labels and len(labels) < classes:
         raise DataError(f"{path} has label {classes - 1}, but data.labels names only {len(labels)} classes")
+    names = tuple(map(label_named, labels))
+    unclear = [name for name in names if not is_label(name) or names.count(name) > 1]
+    if unclear:
+        raise RecipeError(f"data.labels must be different, visible names, got {unclear[0]!r} in {path}")
     return SourceData(
-        labels=labels or tuple(map(str, range(classes))),
+        labels=names or tuple(map(str, range(classes))),
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits.get("test"),
     )
+
+
+def _require_known_splits(arrays: Iterable[str], path: Path) -> None:
+    unknown = [
+        key for key in arrays if key.endswith("_images") and key.removesuffix("_images") not in _SPLITS
+    ]
+    if unknown:
+        raise DataError(
+            f"{path} has {', '.join(unknown)}, which is not a split: rename it to train_images, val_images "
+            "or test_images, or remove it"
+        )
 
 
 def _find(data_root: Path, file: str | None) -> Path:
@@ -92,16 +114,19 @@ def _split(arrays: dict[str, npt.NDArray[np.generic]], key: str, geometry: Geome
         raise DataError(
             f"{path}: {key}_images is {images.dtype} {images.shape}, expected uint8 (N, H, W) or (N, H, W, 3)"
         )
-    truth = labels.reshape(len(labels), -1)  # (N, 1): MedMNIST stores a column
-    if truth.shape[1] != 1 or truth.dtype.kind not in "iu":
+    if not images.size:
+        raise DataError(f"{path}: {key}_images is empty, {images.shape}: add images, or remove it")
+    # (N,), or MedMNIST's column (N, 1)
+    if labels.ndim not in (1, 2) or labels.size != len(labels) or labels.dtype.kind not in "iu":
         raise DataError(
             f"{path}: {key}_labels is {labels.dtype} {labels.shape}, expected one integer per image"
         )
-    if len(truth) != len(images) or not len(images):
-        raise DataError(f"{path} has {len(images)} {key}_images, but {len(truth)} {key}_labels")
+    if len(labels) != len(images):
+        raise DataError(f"{path} has {len(images)} {key}_images, but {len(labels)} {key}_labels")
+    truth = labels.reshape(-1)  # (N,)
     if truth.min() < 0:
         raise DataError(f"{path}: {key}_labels has {truth.min()}, the lowest valid label is 0")
+    if truth.max() >= np.iinfo(np.int64).max:
+        raise DataError(f"{path}: {key}_labels has {truth.max()}: labels count from 0")
     names = tuple(f"{key} {number}" for number in range(len(images)))
-    return Split(
-        apply_geometry_to_all(images.astype(np.uint8), geometry), truth[:, 0].astype(np.int64), names
-    )
+    return Split(apply_geometry_to_all(images.astype(np.uint8), geometry), truth.astype(np.int64), names)

@@ -191,15 +191,89 @@ def test_a_directory_with_everything_in_one_directory_is_named(tmp_path: Path) -
         folder.load(GEOMETRY, tmp_path)
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
+INVISIBLE = ("ants\u200b", "\u202eants", "an\u2028ts", "an\x85ts", "ants ", "   ")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", *map(os.fsencode, INVISIBLE)])
 def test_class_names_that_are_no_text_are_refused(tmp_path: Path, name: bytes) -> None:
-    """In one line of UTF-8, before an image is decoded."""
+    """In one line of UTF-8, before an image is decoded; so are names that look like another."""
     classes(tmp_path)
     (tmp_path / os.fsdecode(name)).mkdir()
     with pytest.raises(DataError, match="cannot be a label: its name is not UTF-8") as caught:
         folder.load(GEOMETRY, tmp_path)
     assert str(caught.value).encode().isascii()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_both_forms_of_an_accent_are_one_class(tmp_path: Path, *, splits: bool) -> None:
+    """MacOS writes it as two characters, in a split or beside the class as Linux writes it."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert composed != decomposed
+    train, test = (tmp_path / "train", tmp_path / "test") if splits else (tmp_path, tmp_path)
+    add(train / composed, test / decomposed, train / "tea", test / "tea")
+    source = folder.load(GEOMETRY, tmp_path)
+    assert source.labels == (composed, "tea")
+    assert counted(source) == ({"train": 6, "test": 6} if splits else {"train": 9})
+    counts = [int((source.train.labels == label).sum()) for label in (0, 1)]
+    assert counts == ([3, 3] if splits else [6, 3])
+
+
+def test_a_class_may_have_joiners(tmp_path: Path) -> None:
+    """They are part of words in Persian."""
+    name = "\u0645\u06cc\u200c\u062e"
+    add(tmp_path / name, tmp_path / "bee")
+    assert set(folder.load(GEOMETRY, tmp_path).labels) == {name, "bee"}
+
+
+@pytest.mark.parametrize("names", [("train_set", "test_set"), ("seg_train", "seg_test"), ("trn", "val2")])
+def test_splits_under_other_names_do_not_become_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Directories with the same classes in each, one of them called almost like a split, are named."""
+    classes(*(tmp_path / name for name in names))
+    with pytest.raises(DataError, match=f"{min(names)} and {max(names)} with the same directories in each"):
+        folder.load(GEOMETRY, tmp_path)
+
+
+def test_classes_may_have_the_same_directories(tmp_path: Path) -> None:
+    """As pictures by year, or of a train from two sides: their names are not those of splits."""
+    add(*(tmp_path / name / year for name in ("cat", "dog") for year in ("2024", "2025")))
+    assert counted(folder.load(GEOMETRY, tmp_path)) == {"train": 12}
+    add(tmp_path / "train station")
+    assert folder.load(GEOMETRY, tmp_path).labels == ("cat", "dog", "train station")
+
+
+def test_splits_inside_of_classes_are_refused(tmp_path: Path) -> None:
+    """They would be mixed, and test images trained on."""
+    add(*(tmp_path / name / split for name in ("cat", "dog") for split in ("train", "test")))
+    with pytest.raises(
+        DataError, match=r"class directory cat in .* has test and train: splits are the outer"
+    ):
+        folder.load(GEOMETRY, tmp_path)
+
+
+@pytest.mark.parametrize("beside", ["$RECYCLE.BIN", "System Volume Information", "lost+found"])
+def test_directories_of_the_system_are_neither_splits_nor_classes(tmp_path: Path, beside: str) -> None:
+    """On the root of a disk."""
+    (tmp_path / beside).mkdir()
+    add(tmp_path / "ant", tmp_path / "bee")
+    assert folder.load(GEOMETRY, tmp_path).labels == ("ant", "bee")
+
+
+def test_links_to_themselves_are_named_and_left_out(tmp_path: Path) -> None:
+    """A link that leads nowhere is a damaged file, not the end of the run."""
+    add(tmp_path / "ant", tmp_path / "bee")
+    for link in (tmp_path / "ant" / "loop", tmp_path / "ant" / "loop.png", tmp_path / "loop"):
+        link.symlink_to(link.name)
+    source = folder.load(GEOMETRY, tmp_path)
+    assert counted(source) == {"train": 6}
+    assert list(source.undecodable) == ["ant/loop.png"]
+
+
+def test_a_directory_of_images_without_classes_says_what_is_missing(tmp_path: Path) -> None:
+    """The images are counted."""
+    add(tmp_path, count=4)
+    with pytest.raises(DataError, match="its 4 images have no label: move them into a directory"):
+        folder.load_for_evaluation(GEOMETRY, tmp_path)
 
 
 def test_file_names_that_are_no_text_are_written_as_text(tmp_path: Path) -> None:

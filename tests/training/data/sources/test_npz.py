@@ -8,7 +8,7 @@ import pytest
 from serving.bundle import Geometry
 from training.data import load
 from training.data.sources import npz
-from training.errors import DataError
+from training.errors import DataError, RecipeError
 from training.recipe import DataRecipe
 
 GREY = Geometry(height=28, width=28, channels=1)
@@ -63,6 +63,14 @@ def test_images_of_another_size_are_brought_into_geometry(tmp_path: Path) -> Non
         ({"val_labels": np.zeros((23, 1), np.uint8)}, "has 24 val_images, but 23 val_labels"),
         ({"test_labels": np.full((10, 1), -1)}, "test_labels has -1, the lowest valid label is 0"),
         ({"test_labels": np.array([[None]] * 10)}, "cannot be read"),
+        ({"test_labels": np.array(3)}, "test_labels is int64 (), expected one integer per image"),
+        (
+            {"test_images": np.zeros((0, 28, 28), np.uint8), "test_labels": np.zeros(0, np.uint8)},
+            "test_images is empty, (0, 28, 28, 1)",
+        ),
+        ({"train_images": np.zeros((40, 0, 28), np.uint8)}, "train_images is empty, (40, 0, 28, 1)"),
+        ({"test_labels": np.full(10, 2**40)}, "has label 1099511627776, but only 74 images"),
+        ({"valid_images": np.zeros((4, 28, 28), np.uint8)}, "has valid_images, which is not a split"),
     ],
 )
 def test_wrong_arrays_are_refused_with_both_numbers(
@@ -73,6 +81,14 @@ def test_wrong_arrays_are_refused_with_both_numbers(
     with pytest.raises(DataError) as caught:
         npz.load(GREY, tmp_path, RECIPE)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [("a", "a"), ("caf\u00e9", "cafe\u0301"), ("", "b"), ("a", "b\u200b")])
+def test_names_of_classes_must_differ_to_the_eye(tmp_path: Path, labels: tuple[str, str]) -> None:
+    """Two classes of one name would be counted as one."""
+    write(tmp_path / "some.npz", arrays())
+    with pytest.raises(RecipeError, match=r"data\.labels must be different, visible names"):
+        npz.load(GREY, tmp_path, RECIPE.model_copy(update={"labels": labels}))
 
 
 def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
