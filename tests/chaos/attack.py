@@ -21,6 +21,7 @@ class Target:
     token: str  # empty: the attacker has none
     connections: int  # for attacks that need many
     body_bytes: int  # of one large request
+    begin: Callable[[], object] = int  # called before the first connection: what was prepared takes no time
     sent_bytes: int = 0
     connected: int = 0
     _sockets: list[socket.socket] = field(default_factory=list)  # open ones, and some that are closed
@@ -28,6 +29,8 @@ class Target:
 
     def connect(self) -> socket.socket:
         """Open a connection, which `close` closes."""
+        if not self.connected:
+            self.begin()
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -161,7 +161,7 @@ def content_lengths_http1(target: Target) -> None:
 )
 def half_messages(target: Target) -> None:
     """Each claims 63 MiB, and gets what the windows allow."""
-    body = framed(bytes(62 * MIB), length=63 * MIB)
+    body = framed(bytes(4 * target.body_bytes - 2 * MIB), length=4 * target.body_bytes - MIB)
     _calls(target, CLASSIFY, body, at_once=_HALVES_AT_ONCE, end=False)
 
 
@@ -174,7 +174,8 @@ def half_messages(target: Target) -> None:
 )
 def half_messages_http1(target: Target) -> None:
     """A MiB on each connection in turn; one that is full is never finished."""
-    chunks = [_post_head(target, 63 * MIB), *[b" " * MIB] * 62, b""]
+    size_mib = 4 * target.body_bytes // MIB - 1
+    chunks = [_post_head(target, size_mib * MIB), *[b" " * MIB] * (size_mib - 1), b""]
     flood(target, lambda: iter(chunks), connections=_HALF_CONNECTIONS)
 
 

@@ -81,9 +81,8 @@ def measure(attack: Attack, folder: Path, *, seconds: float, options: Sequence[s
         time.sleep(seconds * _CALM_SHARE)
         before_mib, cpu_s = victim.resident_mib(), victim.cpu_s()
         victim.reset_peak()
-        start_s = time.monotonic()
-        sent = json.loads(_ask(attacker, f"{attack.name} {seconds}"))
-        end_s = time.monotonic()
+        made = json.loads(_ask(attacker, f"{attack.name} {seconds}"))
+        start_s, end_s = made["started_s"], made["ended_s"]
         cpu_s = victim.cpu_s() - cpu_s
         attacker.kill()
         after_mib = _wait_for_memory(victim, before_mib + MOST_LEFT_MIB)
@@ -104,8 +103,8 @@ def measure(attack: Attack, folder: Path, *, seconds: float, options: Sequence[s
         after_mib=after_mib,
         after_s=after_s,
         cpu_share=cpu_s / (end_s - start_s),
-        sent_mib=sent["sent_bytes"] / MIB,
-        connected=sent["connected"],
+        sent_mib=made["sent_bytes"] / MIB,
+        connected=made["connected"],
         answers=answers,
     )
 
