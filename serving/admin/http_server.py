@@ -44,6 +44,8 @@ class HttpServer:
         self._metrics = make_wsgi_app(registry)
         self._probes = {"/livez": live, "/readyz": ready}
         self._problem = problem
+        # A scrape of 1,000 models takes 0.5 s. Several at once would take the interpreter from requests.
+        self._one_scrape = threading.Lock()
         self._server: _Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -69,7 +71,8 @@ class HttpServer:
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            return self._metrics(environ, start_response)  # type: ignore[no-any-return]
+            with self._one_scrape:
+                return self._metrics(environ, start_response)  # type: ignore[no-any-return]
         probe = self._probes.get(path)
         if probe is None:
             return _text(start_response, "404 Not Found", "not found: try /metrics, /livez or /readyz")

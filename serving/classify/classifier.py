@@ -21,7 +21,14 @@ from serving.bundle import ImageLimits, Manifest
 from serving.bundle.images import Pixels
 from serving.classify.admission import Admission
 from serving.classify.preprocessing import Image, Preprocessor
-from serving.classify.results import Classification, Inference, rank
+from serving.classify.results import (
+    LABELS_PER_SLICE,
+    Classification,
+    Inference,
+    Ranking,
+    rank,
+    row_slices,
+)
 from serving.engine.base import Output
 from serving.errors import (
     DeadlineExceeded,
@@ -35,6 +42,7 @@ from serving.errors import (
 from serving.metrics.recorder import Metrics
 from serving.models.registry import Models
 from serving.models.versions import Revision, Version
+from serving.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +65,7 @@ class Classifier:
         self.max_images = max_images
         self.default_top_k = default_top_k
         self.admission = Admission(max_pending_images)
+        self.turns = Turns()
         self._models = models
         self._preprocessor = Preprocessor(self.limits, decode_threads)
         metrics.pending_images.labels().set_function(lambda: self.admission.pending)
@@ -110,13 +119,10 @@ class Classifier:
             request.failed_images = len(images) - len(good)
             output = await self._run(np.stack(good), version, deadline_s) if good else None
             started_s = time.perf_counter()
-            labels = version.bundle.manifest.labels
-            rows = iter(output.probabilities if output else ())
+            rankings = await self._rank(output, version, top_k or self.default_top_k) if output else ()
+            ranked = iter(rankings)
             results = tuple(
-                pixels
-                if isinstance(pixels, ImageError)
-                else rank(next(rows), labels, top_k or self.default_top_k)
-                for pixels in preprocessed
+                pixels if isinstance(pixels, ImageError) else next(ranked) for pixels in preprocessed
             )
             version.metrics.record_ranking(time.perf_counter() - started_s)
             return Classification(model, version.number, results)
@@ -203,6 +209,17 @@ class Classifier:
             if isinstance(each.pixels, ImageError):
                 version.metrics.count_images(each.pixels.reason)
         return [each.pixels for each in preprocessed]
+
+    async def _rank(self, output: Output, version: Version, top_k: int) -> list[Ranking]:
+        rows, labels = output.probabilities, version.bundle.manifest.labels
+        count = min(top_k, len(labels))  # of each image
+        if len(rows) * count <= LABELS_PER_SLICE:
+            return [rank(row, labels, top_k) for row in rows]
+        rankings: list[Ranking] = []
+        for part in row_slices(len(rows), count):
+            await self.turns.take(len(rows[part]) * count)
+            rankings.extend(rank(row, labels, top_k) for row in rows[part])
+        return rankings
 
     async def _run(self, images: Pixels, version: Version, deadline_s: float, priority: int = 0) -> Output:
         """Run (n, H, W, C) uint8, split into parts of at most the largest batch."""

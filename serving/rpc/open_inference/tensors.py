@@ -12,12 +12,14 @@ from itertools import islice
 import numpy as np
 
 from serving.bundle.images import Pixels
-from serving.classify.results import Inference, rank
+from serving.classify.results import LABELS_PER_SLICE, Inference, rank, row_slices
+from serving.engine.base import Floats
 from serving.errors import InvalidTensor
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference.grpc_service_pb2 import ModelInferResponse as Response
 from serving.rpc.open_inference.shared_memory import Regions, TensorLocation
 from serving.rpc.open_inference.wire import field
+from serving.turns import Turns
 
 INPUT = "image"
 PROBABILITIES = "probabilities"
@@ -90,8 +92,12 @@ def decode_input(
     )
 
 
-def encode_response(
-    inference: Inference, requested: Sequence[RequestedOutput], request_id: str, regions: Regions
+async def encode_response(
+    inference: Inference,
+    requested: Sequence[RequestedOutput],
+    request_id: str,
+    regions: Regions,
+    turns: Turns,
 ) -> bytes:
     """Serialize a ModelInferResponse, with the outputs in the order of the request.
 
@@ -105,17 +111,35 @@ def encode_response(
     if request_id:
         fields.append(field(Response.ID_FIELD_NUMBER, request_id.encode()))
     for output in requested:
-        fields.extend(_encode_output(inference, output, regions))
+        fields.extend(
+            await _encode_classes(inference, output, turns)
+            if output.top_k
+            else _encode_tensor(inference, output, regions)
+        )
     return b"".join(fields)
 
 
-def _encode_output(inference: Inference, requested: RequestedOutput, regions: Regions) -> tuple[bytes, bytes]:
+async def _encode_classes(
+    inference: Inference, requested: RequestedOutput, turns: Turns
+) -> tuple[bytes, bytes]:
+    """Return the metadata and the raw contents of an output as its `top_k` classes."""
+    probabilities = inference.output.probabilities
+    count, classes = probabilities.shape
+    top_k = min(requested.top_k, classes)
+    labels = _plain_labels(inference.labels)
+    elements: list[bytes] = []
+    for part in row_slices(count, top_k):
+        rows = probabilities[part]
+        if count * top_k > LABELS_PER_SLICE:
+            await turns.take(len(rows) * top_k)
+        elements.extend(_class_elements(rows, labels, top_k))
+    metadata = _output_metadata(requested.name, "BYTES", (count, top_k))
+    return metadata, _raw_contents(b"".join(elements))
+
+
+def _encode_tensor(inference: Inference, requested: RequestedOutput, regions: Regions) -> tuple[bytes, bytes]:
     """Return the metadata and the raw contents of an output, which clients match by position."""
     output = inference.output
-    if requested.top_k:
-        count, classes = output.probabilities.shape
-        metadata = _output_metadata(requested.name, "BYTES", (count, min(requested.top_k, classes)))
-        return metadata, _raw_contents(b"".join(_encode_classes(inference, requested.top_k)))
     values = output.probabilities if requested.name == PROBABILITIES else output.embedding
     raw = values.tobytes()  # little-endian, like x86-64 and ARM
     if requested.location is None:
@@ -286,14 +310,15 @@ def _split(raw: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _encode_classes(inference: Inference, top_k: int) -> Iterator[bytes]:
+def _class_elements(rows: Floats, labels: Sequence[str], top_k: int) -> Iterator[bytes]:
     """Yield length-prefixed `probability:index:label` elements, image by image."""
-    for row in inference.output.probabilities:
-        for each in rank(row, _plain_labels(inference.labels), top_k):
+    for row in rows:
+        for each in rank(row, labels, top_k):
             element = f"{each.probability:f}:{each.index}:{each.label}".encode()
             yield len(element).to_bytes(_LENGTH_BYTES, "little") + element
 
 
-def _plain_labels(labels: Sequence[str]) -> Sequence[str]:
+@lru_cache(maxsize=16)
+def _plain_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
     """Return labels without colons: Triton's clients split elements at colons."""
-    return [label.replace(":", " ") for label in labels]
+    return tuple(label.replace(":", " ") for label in labels)

@@ -7,7 +7,7 @@ import numpy as np
 from serving.bundle.images import Pixels
 from serving.classify.classifier import Classifier
 from serving.classify.preprocessing import Image
-from serving.classify.results import Ranking
+from serving.classify.results import LABELS_PER_SLICE, Ranking, row_slices
 from serving.errors import EmptyImage, ImageError, InvalidPixels, forget_frames
 from serving.models.versions import Revision
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
@@ -72,8 +72,13 @@ class ClassifierService:
             raise answer.results[0]
         response.model = answer.model
         response.version = answer.version
-        for result in answer.results:
-            _encode_result(result, response.predictions.add())
+        labels = max(map(_labels_of, answer.results))
+        if len(answer.results) * labels <= LABELS_PER_SLICE:
+            _encode_results(answer.results, response)
+            return
+        for part in row_slices(len(answer.results), labels):
+            await self._classifier.turns.take(len(answer.results[part]) * labels)
+            _encode_results(answer.results[part], response)
 
 
 def _revision(request: pb.ClassifyRequest) -> Revision:
@@ -102,6 +107,15 @@ def _decode_pixels(pixels: pb.Pixels) -> Pixels:
             f"pixels have {len(pixels.data)} bytes, expected {expected} for the shape {list(shape)}"
         )
     return np.frombuffer(pixels.data, np.uint8).reshape(shape)  # (H, W, C)
+
+
+def _labels_of(result: Ranking | ImageError) -> int:
+    return 1 if isinstance(result, ImageError) else len(result)
+
+
+def _encode_results(results: Sequence[Ranking | ImageError], response: pb.ClassifyResponse) -> None:
+    for result in results:
+        _encode_result(result, response.predictions.add())
 
 
 def _encode_result(result: Ranking | ImageError, prediction: pb.Prediction) -> None:

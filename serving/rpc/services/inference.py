@@ -37,6 +37,7 @@ EXTENSIONS = (
     "statistics",
 )
 
+_STATISTICS_US = 20  # of one model, about: at least 6 us to compute and 11 us to encode
 _INFER_RESPONSE = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 # Clients of streams wait for the response that is marked as the final one of a request.
 _LAST: bytes = pb.ModelInferResponse(
@@ -168,6 +169,8 @@ class InferenceService:
         self, request: pb.ModelStatisticsRequest, _call: Call
     ) -> pb.ModelStatisticsResponse:
         """Return counts and durations of one model, or of all models."""
+        turns = self._classifier.turns
+        await turns.take(_STATISTICS_US * (1 if request.name else len(self._models.names())))
         statistics = model_statistics(
             self._models, self._metrics, name=request.name, revision=_revision(request.version)
         )
@@ -187,7 +190,9 @@ class InferenceService:
                 images, model=model, revision=revision, deadline_s=deadline_s, priority=priority
             )
         inference = await infer
-        return tensors.encode_response(inference, outputs, request.id, self._regions)
+        return await tensors.encode_response(
+            inference, outputs, request.id, self._regions, self._classifier.turns
+        )
 
     async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
         """Answer one request of a stream."""

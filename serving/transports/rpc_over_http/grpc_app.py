@@ -44,6 +44,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     unknown_method,
     wrong_count,
 )
+from serving.turns import Turns
 
 _BODY = "http.response.body"
 _REQUEST_ID = REQUEST_ID_KEY.encode()
@@ -56,6 +57,9 @@ _NO_BODY = {"type": _BODY}
 _OK = (b"grpc-status", b"0")
 
 _FIRST_MESSAGE_S = 0.1
+# A chunk of a stream can hold 200,000 messages. Beyond the first, they share the turns of the event loop.
+_MESSAGES_AT_ONCE = 16
+_MESSAGE_US = 30  # to parse and answer one, about
 _UNSUPPORTED_MEDIA_TYPE = 415
 _LATE = Status(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the answer was ready")
 _NO_TRAILERS = malformed("gRPC needs HTTP/2 with trailers: use gRPC-Web or Connect over HTTP/1.1")
@@ -73,6 +77,7 @@ class GrpcApp:
     ) -> None:
         self._other = other or _reject
         self._max_message_bytes = max_message_bytes
+        self._turns = Turns()
         self._calls = {handler.method: self._serve(handler) for handler in handlers}
 
     def __call__(self, scope: Event, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
@@ -209,7 +214,9 @@ class GrpcApp:
             event = await _received(receive) if event is None else event
             if event["type"] == "http.disconnect":
                 raise asyncio.CancelledError
-            for message in reader.feed(event.get("body", b"")):
+            for count, message in enumerate(reader.feed(event.get("body", b""))):
+                if count >= _MESSAGES_AT_ONCE:
+                    await self._turns.take(_MESSAGE_US)
                 yield message
             more = event.get("more_body", False)
             event = None

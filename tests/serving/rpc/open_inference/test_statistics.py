@@ -9,6 +9,7 @@ from serving.pb.inference import grpc_service_pb2 as pb
 from serving.server import Server
 from tests.colours import Publish
 from tests.servers import Serve
+from tests.serving.counting_turns import CountingTurns
 from tests.serving.stub import Connect
 
 STATISTICS = "inference.GRPCInferenceService/ModelStatistics"
@@ -58,6 +59,16 @@ async def test_statistics_are_the_metrics_in_nanoseconds(server: Server, connect
             {"batch_size": "3", "compute_infer": {"count": "2", "ns": "500000000"}},
         ],
     }
+
+
+@pytest.mark.parametrize(("name", "models"), [("colours", 1), ("", 2)])
+async def test_the_work_is_proportional_to_the_models(
+    server: Server, connect: Connect, name: str, models: int
+) -> None:
+    """Statistics of 1,000 models take 17 ms: of several calls, one runs in a turn of the event loop."""
+    server.classifier.turns = turns = CountingTurns()
+    await connect(server.grpc.port).call(STATISTICS, pb.ModelStatisticsRequest(name=name))
+    assert turns.costs_us == [20 * models]
 
 
 async def test_stages_count_requests_that_ended(server: Server, connect: Connect) -> None:

@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol: any message is decoded, or rejected with a LenserveError."""
 
+import asyncio
 import math
 import tracemalloc
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.open_inference import tensors
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.open_inference.tensors import RequestedOutput, decode_outputs
+from serving.turns import Turns
+from tests.serving.counting_turns import CountingTurns
 
 InputTensor = pb.ModelInferRequest.InferInputTensor
 Contents = pb.InferTensorContents
@@ -43,11 +46,11 @@ def _framed(elements: list[bytes]) -> bytes:
 
 
 def _unframed(raw: bytes) -> list[bytes]:
-    elements = []
-    while raw:
-        end = 4 + int.from_bytes(raw[:4], "little")
-        elements.append(raw[4:end])
-        raw = raw[end:]
+    elements, at = [], 0
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        elements.append(raw[at + 4 : end])
+        at = end
     return elements
 
 
@@ -61,11 +64,18 @@ def decode_input(request: pb.ModelInferRequest) -> list[bytes] | Pixels:
     return tensors.decode_input(request, NO_REGIONS)
 
 
+def _response(
+    inference: Inference, wanted: list[RequestedOutput], request_id: str = "", turns: Turns | None = None
+) -> pb.ModelInferResponse:
+    encoding = tensors.encode_response(inference, wanted, request_id, NO_REGIONS, turns or Turns())
+    return pb.ModelInferResponse.FromString(asyncio.run(encoding))
+
+
 def _encoded(
     inference: Inference, wanted: RequestedOutput
 ) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
     """The one output of a response, and its raw contents."""
-    response = pb.ModelInferResponse.FromString(tensors.encode_response(inference, [wanted], "", NO_REGIONS))
+    response = _response(inference, [wanted])
     (tensor,), (raw,) = response.outputs, response.raw_output_contents
     return tensor, raw
 
@@ -313,9 +323,7 @@ def test_a_response_has_its_model_and_outputs_in_order() -> None:
         RequestedOutput("probabilities"),
     ]
 
-    response = pb.ModelInferResponse.FromString(
-        tensors.encode_response(inference, wanted, "request 7", NO_REGIONS)
-    )
+    response = _response(inference, wanted, "request 7")
 
     assert (response.model_name, response.model_version, response.id) == ("colours", "1", "request 7")
     assert [each.name for each in response.outputs] == ["embedding", "probabilities", "probabilities"]
@@ -351,6 +359,19 @@ def test_a_colon_in_a_label_does_not_break_the_clients_split() -> None:
     inference = _probabilities([0.9, 0.1], labels=("cat: tabby", "dog"))
 
     assert [each.split(":") for each in _classes(inference, 1)] == [["0.900000", "0", "cat  tabby"]]
+
+
+def test_many_classes_are_encoded_in_slices() -> None:
+    """128 images with 1,000 classes took 23 ms in one turn of the event loop."""
+    values = np.random.default_rng(7).random((128, 1000), np.float32)
+    inference = Inference("colours", 1, tuple(map(str, range(1000))), Output(values, values[:, :1]))
+    turns = CountingTurns()
+    response = _response(inference, [RequestedOutput("probabilities", 1000)], turns=turns)
+    assert turns.costs_us == [1000] * 128
+    elements = [each.decode() for each in _unframed(response.raw_output_contents[0])]
+    for row, start in ((0, 0), (127, 127_000)):
+        order = np.argsort(-values[row], kind="stable")
+        assert elements[start : start + 1000] == [f"{values[row][each]:f}:{each}:{each}" for each in order]
 
 
 def test_labels_are_utf_8() -> None:

@@ -12,6 +12,7 @@ from serving.bundle import Repository
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from tests.colours import Publish
 from tests.servers import Serve
+from tests.serving.counting_turns import CountingTurns
 from tests.serving.stub import Connect, Stub
 
 CLASSIFY = "lenserve.v1.Classifier/Classify"
@@ -231,3 +232,21 @@ async def test_images_are_counted_before_a_large_message_is_parsed(stub: Stub) -
     answers = [each async for each in stub.talk("lenserve.v1.Classifier/ClassifyStream", requests())]
     assert answers[0].error.reason == "INVALID_REQUEST"
     assert answers[1].response.predictions[0].ranking.labels[0].label == "green"
+
+
+@pytest.mark.parametrize(("count", "slices"), [(85, 0), (1000, 24)])
+async def test_many_labels_are_ranked_and_encoded_in_slices(
+    publish: Publish, serve: Serve, connect: Connect, count: int, slices: int
+) -> None:
+    """No turn of the event loop has thousands of them. Few need no turn of their own."""
+    publish()
+    async with serve(max_images=1000) as server:
+        server.classifier.turns = turns = CountingTurns()
+        stub = connect(server.grpc.port)
+        images = [_pixels(8, 8, 3, bytes([0, 255, 0] * 64)), _pixels(8, 8, 3, b"")] * count
+        answer = await stub.call(CLASSIFY, _request(*images[:count], top_k=3))
+    kinds = [prediction.WhichOneof("outcome") for prediction in answer.predictions]
+    assert kinds == (["ranking", "error"] * count)[:count]
+    assert {each.ranking.labels[0].label for each in answer.predictions[::2]} == {"green"}
+    assert len(turns.costs_us) in (slices, slices - 6)
+    assert max(turns.costs_us, default=0) <= 256

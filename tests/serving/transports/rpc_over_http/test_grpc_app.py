@@ -1,17 +1,18 @@
 """One call over a fake ASGI server: for cases that real clients cannot produce."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
-from serving.rpc.handlers import Failure, Read, UnaryHandler
+from serving.rpc.handlers import AnswerGroups, Failure, Read, StreamHandler, UnaryHandler
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import EXTENSIONS, Event, Receive, Send
 from serving.transports.rpc_over_http.grpc_app import GrpcApp
 from serving.transports.rpc_over_http.grpc_framing import frame
+from tests.serving.counting_turns import Loop
 
 METHOD = "/tests.Echo/Say"
 HEADERS = {"content-type": "application/grpc", "te": "trailers"}
@@ -99,6 +100,24 @@ async def test_a_call_is_admitted_before_its_message_is_read() -> None:
     await _call(server, GrpcApp([UnaryHandler(METHOD, refuse)], max_message_bytes=100))
     assert dict(server.sent[0]["headers"])[b"grpc-status"] == b"8"
     assert server.left == 1
+
+
+@pytest.mark.parametrize(("count", "least_turns"), [(10, 0), (1000, 10)])
+async def test_a_chunk_of_many_messages_takes_many_turns(count: int, least_turns: int) -> None:
+    """A megabyte holds 200,000 of them: other calls go on in between, though nothing in this one waits."""
+    received: list[bytes] = []
+
+    async def answer(messages: AsyncIterator[bytes], _call: Call) -> AnswerGroups:
+        async for message in messages:
+            received.append(message)
+            yield (message,)
+
+    server = FakeServer(_request(frame(b"1") * count))
+    loop = Loop()
+    await _call(server, GrpcApp([StreamHandler(METHOD, answer)], max_message_bytes=100))
+    loop.stop()
+    assert len(received) == count
+    assert least_turns <= loop.turn <= 2 * least_turns + 1
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])

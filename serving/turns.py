@@ -1,0 +1,58 @@
+"""Divides long work into slices, so that no turn of the event loop takes long. Independent of the work."""
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+TURN_US = 2000
+
+
+class _Slice(NamedTuple):
+    cost_us: int
+    admitted: asyncio.Future[None]
+
+
+class Turns:
+    """Limits the work of a turn. If tasks only yielded after each slice, hundreds could run in one turn."""
+
+    def __init__(self, turn_us: int = TURN_US) -> None:
+        """Start without work.
+
+        Args:
+            turn_us: microseconds of work in one turn of the event loop. A longer slice has a turn for itself.
+        """
+        self._turn_us = turn_us
+        self._taken_us = 0  # of this turn
+        self._waiting: deque[_Slice] = deque()
+        self._ends = False  # whether the end of this turn is scheduled
+
+    async def take(self, cost_us: int) -> None:
+        """Wait for a turn with room for a slice, which is usually this one. First come, first served.
+
+        Args:
+            cost_us: an estimate of the work that follows, in microseconds.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._ends:
+            self._ends = True
+            loop.call_soon(self._end)
+        if not self._waiting and self._has_room(cost_us):
+            self._taken_us += cost_us
+            return
+        admitted = loop.create_future()
+        self._waiting.append(_Slice(cost_us, admitted))
+        await admitted
+
+    def _has_room(self, cost_us: int) -> bool:
+        return not self._taken_us or self._taken_us + cost_us <= self._turn_us
+
+    def _end(self) -> None:
+        self._taken_us = 0
+        while self._waiting and self._has_room(self._waiting[0].cost_us):
+            cost_us, admitted = self._waiting.popleft()
+            if not admitted.done():  # cancelled
+                admitted.set_result(None)
+                self._taken_us += cost_us
+        self._ends = self._taken_us > 0
+        if self._ends:
+            asyncio.get_running_loop().call_soon(self._end)
