@@ -10,7 +10,6 @@ connections have closed; its first report means that it is ready.
 
 import asyncio
 import socket
-import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from serving.transports.connection_accepting import ConnectionStarter, Handshakes, RefusedConnections
 from serving.transports.ports import accept, listen
 
 _REPORT = struct.Struct("=Q")  # number of closed connections
@@ -41,9 +41,17 @@ class _Worker:
 class ConnectionDistributor:
     """The supervisor's side: listens, and passes connections to workers. `async with` binds and starts it."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Store the address. Port 0 chooses a free port."""
+    def __init__(self, host: str, port: int, *, max_connections: int = 2**31) -> None:
+        """Store the options.
+
+        Args:
+            host: address to listen on.
+            port: port to listen on; 0 chooses a free one.
+            max_connections: open connections of all workers; the newest are refused.
+        """
         self.port = port
+        self.refused = RefusedConnections()
+        self._max_connections = max_connections
         self._host = host
         self._workers: list[_Worker] = []
         self._ready = asyncio.Event()  # at least one worker
@@ -114,7 +122,10 @@ class ConnectionDistributor:
         while True:
             with await accept(self._listener) as connection:
                 await self._ready.wait()
-                self._pass(connection)
+                if sum(each.connections for each in self._workers) >= self._max_connections:
+                    self.refused.refuse(connection, self._max_connections)
+                else:
+                    self._pass(connection)
 
     def _pass(self, connection: socket.socket) -> None:
         """Pass a connection to the worker with the fewest. If no worker accepts it, it is closed."""
@@ -134,7 +145,7 @@ class ConnectionReceiver:
         worker_socket: socket.socket,
         protocol: Callable[[], asyncio.Protocol],
         *,
-        tls: ssl.SSLContext | None,
+        handshakes: Handshakes,
         connections: Callable[[], int],
     ) -> None:
         """Accept connections until `close`.
@@ -142,23 +153,21 @@ class ConnectionReceiver:
         Args:
             worker_socket: inherited from the supervisor.
             protocol: creates the protocol of a connection.
-            tls: without it connections are not encrypted.
+            handshakes: options of TLS.
             connections: returns the number of open connections.
         """
         self._socket = worker_socket
-        self._protocol = protocol
-        self._tls = tls
+        self._starter = ConnectionStarter(protocol, handshakes, on_started=self.report)
         self._connections = connections
         self._received = 0
         self._reported = -1  # number in the last report
-        self._starting: set[asyncio.Task[None]] = set()
         worker_socket.setblocking(False)  # noqa: FBT003 - its only parameter
         asyncio.get_running_loop().add_reader(worker_socket, self._receive)
         self.report()
 
     def report(self) -> None:
         """Report how many connections have closed, if the number has changed."""
-        closed = self._received - len(self._starting) - self._connections()
+        closed = self._received - self._starter.starting - self._connections()
         if closed <= self._reported:  # a connection that is starting counts twice for a moment
             return
         with suppress(OSError):  # the supervisor has exited, or will read the next report
@@ -169,8 +178,7 @@ class ConnectionReceiver:
         """Stop accepting connections, and drop those whose TLS handshake is incomplete."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        for task in self._starting:
-            task.cancel()
+        self._starter.close()
 
     def _receive(self) -> None:
         try:
@@ -184,17 +192,4 @@ class ConnectionReceiver:
         if not descriptors:  # too many open files: the kernel has closed the connection
             self.report()
             return
-        task = asyncio.create_task(self._start(socket.socket(fileno=descriptors[0])))
-        self._starting.add(task)
-        task.add_done_callback(self._on_started)
-
-    async def _start(self, connection: socket.socket) -> None:
-        connection.setblocking(False)  # noqa: FBT003 - its only parameter
-        with suppress(OSError):  # the TLS handshake failed
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, connection, ssl=self._tls
-            )
-
-    def _on_started(self, task: asyncio.Task[None]) -> None:
-        self._starting.discard(task)
-        self.report()
+        self._starter.start(socket.socket(fileno=descriptors[0]))

@@ -11,6 +11,12 @@ from types import TracebackType
 from typing import Self
 
 from serving.rpc.handlers import Handler
+from serving.transports.connection_accepting import (
+    ConnectionAcceptor,
+    ConnectionStarter,
+    Handshakes,
+    RefusedConnections,
+)
 from serving.transports.connection_passing import ConnectionReceiver
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.byte_budget import ByteBudget
@@ -18,7 +24,7 @@ from serving.transports.http.http1 import Http1Connection
 from serving.transports.http.http2 import Http2Connection
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.http.protocol_detection import ProtocolDetector
-from serving.transports.ports import BACKLOG, listen
+from serving.transports.ports import listen
 from serving.transports.rpc_over_http.connect_app import ConnectApp
 from serving.transports.rpc_over_http.grpc_app import GrpcApp
 from serving.transports.tls import TlsFiles
@@ -44,6 +50,8 @@ class H2Server:
         limits: Limits = DEFAULT_LIMITS,
         tls: TlsFiles | None = None,
         worker_socket: socket.socket | None = None,
+        on_refused_connection: Callable[[], object] = lambda: None,
+        on_refused_request: Callable[[], object] = lambda: None,
     ) -> None:
         """Store the options.
 
@@ -55,19 +63,27 @@ class H2Server:
             limits: on clients.
             tls: without it calls are not encrypted.
             worker_socket: delivers connections from another process, which listens instead of this one.
+            on_refused_connection: called when a connection is over the limit.
+            on_refused_request: called when a request is over the budget of bytes.
         """
         self.host = host
         self.port = port
         self._limits = limits
-        self._budget = ByteBudget(limits.max_pending_bytes)
+        self._budget = ByteBudget(limits.max_pending_bytes, on_refused_request)
         self._worker_socket = worker_socket
+        self._on_refused_connection = on_refused_connection
         web = ConnectApp(handlers, max_message_bytes=max_message_bytes)
         self._app = GrpcApp(handlers, max_message_bytes=max_message_bytes, other=web)
         self._tls = tls
-        self._listening: asyncio.Server | ConnectionReceiver | None = None
+        self._listening: ConnectionAcceptor | ConnectionReceiver | None = None
         self._connections: set[_Connection] = set()
         self._closed = asyncio.Event()  # exactly one of them is set
         self._busy_poll: BusyPoll
+
+    @property
+    def open_connections(self) -> int:
+        """Open connections, without those in their TLS handshake."""
+        return len(self._connections)
 
     @property
     def pending_bytes(self) -> int:
@@ -76,18 +92,27 @@ class H2Server:
 
     async def __aenter__(self) -> Self:
         self._busy_poll = BusyPoll()
+        limits = self._limits
         tls = None if self._tls is None else self._tls.context()
+        handshakes = Handshakes(tls, limits.tls_handshake_s, limits.closing_s)
         if self._worker_socket is not None:
             self._listening = ConnectionReceiver(
-                self._worker_socket, self._detector, tls=tls, connections=lambda: len(self._connections)
+                self._worker_socket, self._detector, handshakes=handshakes, connections=self._count
             )
             return self
         listener = listen(self.host, self.port)
         self.port = listener.getsockname()[1]
-        self._listening = await asyncio.get_running_loop().create_server(
-            self._detector, sock=listener, backlog=BACKLOG, ssl=tls
+        self._listening = ConnectionAcceptor(
+            listener,
+            ConnectionStarter(self._detector, handshakes),
+            max_connections=limits.max_connections,
+            connections=self._count,
+            refused=RefusedConnections(self._on_refused_connection),
         )
         return self
+
+    def _count(self) -> int:
+        return len(self._connections)
 
     def _detector(self) -> ProtocolDetector:
         return ProtocolDetector(
@@ -135,10 +160,13 @@ class H2Server:
         await self._close()
 
     async def _close(self) -> None:
-        if self._listening is None:
+        listening, self._listening = self._listening, None
+        if listening is None:
             return
-        self._listening.close()
-        self._listening = None
+        if isinstance(listening, ConnectionAcceptor):
+            await listening.close()
+        else:
+            listening.close()
         for close in ("close_when_idle", "close", "abort"):  # in order of urgency
             for connection in tuple(self._connections):
                 getattr(connection, close)()

@@ -10,6 +10,7 @@ from typing import Self
 
 import pytest
 
+from serving.transports.connection_accepting import Handshakes
 from serving.transports.connection_passing import ConnectionDistributor, ConnectionReceiver
 from serving.transports.tls import TlsFiles
 from tests.serving.log_events import LogEvents
@@ -26,7 +27,10 @@ class Worker:
         self.taken = 0
         self.ended = False
         self.receiver = ConnectionReceiver(
-            worker_socket, lambda: Greeting(self), tls=tls, connections=lambda: len(self.open)
+            worker_socket,
+            lambda: Greeting(self),
+            handshakes=Handshakes(tls, 10.0, 5.0),
+            connections=lambda: len(self.open),
         )
 
     def close(self) -> None:
