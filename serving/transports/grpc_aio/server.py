@@ -25,6 +25,8 @@ _CLOSING_S = 0.5
 # If a call is cancelled, its messages end first. The cancellation follows within this time.
 _CANCELLATION_S = 0.005
 
+_MAX_STREAMS = 1024  # of one connection; clients keep the rest waiting
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -63,6 +65,7 @@ class GrpcServer:
             ("grpc.so_reuseport", int(shares_port)),  # otherwise a port in use is an error
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_concurrent_streams", _MAX_STREAMS),
             *_time_limits(limits),
         )
         self._server: Any = None

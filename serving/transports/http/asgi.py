@@ -48,8 +48,8 @@ class RequestBody(Protocol):
         """Return the next part of the request.
 
         Raises:
-            RequestRefused: the request holds too many bytes, or arrives too slowly. Once: then there is only
-                its end to wait for, without bytes.
+            OverBudget: the request holds too many bytes. Raised once; the rest is discarded.
+            RequestTooSlow: nothing more is received.
         """
 
     def charge(self, size: int) -> None:

@@ -71,7 +71,7 @@ class RequestBytes:
     def __init__(self, share: ConnectionShare) -> None:
         self._share = share
         self.is_refused = False
-        self.refusal: RequestRefused | None = None  # what `receive` raises next, once
+        self.refusal: RequestRefused | None = None  # what `receive` raises next
         self.charged_bytes = 0
         self.received_bytes = 0  # of the body
         self.may_pause = False
@@ -100,11 +100,13 @@ class RequestBytes:
         self.is_refused, self.refusal = True, refusal.with_traceback(None)
 
     def raise_refusal(self) -> None:
-        """Raise the refusal, once: then the application can wait for the end of the request."""
-        refusal, self.refusal = self.refusal, None
+        """Raise the refusal, if any. OverBudget only once: then the application can wait for the rest."""
+        refusal = self.refusal
+        if isinstance(refusal, OverBudget):
+            self.refusal = None
         try:
             if refusal is not None:
-                raise refusal
+                raise refusal.with_traceback(None)
         finally:
             del refusal  # its frames would hold it: a reference cycle
 

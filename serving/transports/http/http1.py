@@ -7,16 +7,16 @@ from typing import Any, cast
 
 import h11
 
-from serving.transports.http.asgi import App, Event, Receive
+from serving.transports.http.asgi import App, Event, Receive, RequestRefused
 from serving.transports.http.byte_budget import ByteBudget, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
+from serving.transports.http.time_limits import Age, BodyRates, Duration, PeriodicCheck
 
 _MAX_HEADER_BYTES = 2**16
 _MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application has not received yet
-_STALL_S = 600.0  # time for the client to read a part of an answer
-_CLOSING_S = 5.0  # time for the client to read the last bytes
-_BAD_REQUEST = 400
+_MAX_PIPELINED_BYTES = 2**16  # bytes of the next requests
+_BAD_REQUEST, _REQUEST_TIMEOUT = 400, 408
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Http1Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
         self._is_tls = False
-        self._bytes = _RequestBytes(self._share, self._receive)  # of the running request, or the last one
+        # Of the running request, or the last one.
+        self._bytes = _RequestBytes(self._share, self._receive, self._on_refused)
         self._request = ByteBuffer()
         self._request_is_over = False
         self._request_is_received = False
@@ -56,6 +57,11 @@ class Http1Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._is_closing = False
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._requests = 0  # begun so far
+        self._is_receiving = False  # whether the application waits for more of the request
+        self._head, self._idle, self._rates = Duration(), Duration(), BodyRates(limits)
+        self._age: Age
+        self._timer: PeriodicCheck
 
     # Called by asyncio.
 
@@ -65,6 +71,8 @@ class Http1Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._is_tls = transport.get_extra_info("sslcontext") is not None
         self._writable.set()
+        self._age = Age(self._limits, asyncio.get_running_loop().time())
+        self._timer = PeriodicCheck(self._check_times, self._limits.check_interval_s)
 
     def data_received(self, data: bytes) -> None:
         """Handle received bytes."""
@@ -79,6 +87,8 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Cancel the running request."""
+        self._timer.stop()
+        del self._timer  # it leads to this connection: a reference cycle
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         if self._task is not None:
@@ -106,12 +116,28 @@ class Http1Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close the connection when all output is written, or when the client does not read it in time."""
         if not self._transport.is_closing():
-            self._abort_timer = asyncio.get_running_loop().call_later(_CLOSING_S, self._transport.abort)
+            self._abort_timer = asyncio.get_running_loop().call_later(
+                self._limits.closing_s, self._transport.abort
+            )
             self._transport.close()
 
     def abort(self) -> None:
         """Close the connection at once."""
         self._transport.abort()
+
+    # Times.
+
+    def _check_times(self, now_s: float) -> None:
+        limits = self._limits
+        is_idle = self._task is None
+        has_begun = is_idle and bool(self._http.trailing_data[0])  # a part of a head
+        if self._head.of(self._requests if has_begun else None, now_s) > limits.head_s:
+            self._reject(_REQUEST_TIMEOUT)
+        elif self._idle.of(self._requests if is_idle else None, now_s) > limits.keep_alive_s:
+            self.close()
+        waits = self._is_receiving and not (self._bytes.may_pause or self._bytes.is_refused)
+        self._rates.check(((self._requests, self._bytes),) if waits else (), now_s)
+        self._age.check(now_s, close_when_idle=self.close_when_idle, close=self.close)
 
     # Requests.
 
@@ -120,7 +146,7 @@ class Http1Connection(asyncio.Protocol):
             while isinstance(event := self._http.next_event(), h11.Event):
                 self._handle_event(event)
         except h11.RemoteProtocolError as error:
-            self._reject(error)
+            self._reject(error.error_status_hint or _BAD_REQUEST)
             error.__traceback__ = None  # h11's frames hold the error: a reference cycle
         self._limit_reading()
 
@@ -128,15 +154,17 @@ class Http1Connection(asyncio.Protocol):
         """Pause reading while too many bytes of this request or the next ones are buffered."""
         if self._transport.is_closing():
             return
-        if self._request.size + len(self._http.trailing_data[0]) > _MAX_BUFFERED_BYTES:
+        limit = _MAX_PIPELINED_BYTES if self._request_is_over else _MAX_BUFFERED_BYTES
+        if self._request.size + len(self._http.trailing_data[0]) > limit:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
 
     def _handle_event(self, event: h11.Event) -> None:
         if isinstance(event, h11.Request):
-            self._request_is_over = self._request_is_received = False
-            self._bytes = _RequestBytes(self._share, self._receive)
+            self._requests += 1
+            self._request_is_over = self._request_is_received = self._is_receiving = False
+            self._bytes = _RequestBytes(self._share, self._receive, self._on_refused)
             self._bytes.open_charge()
             self._task = asyncio.get_running_loop().create_task(
                 self._app(_scope(event), self._bytes, self._send)
@@ -146,16 +174,13 @@ class Http1Connection(asyncio.Protocol):
             self._bytes.received_bytes += len(event.data)
             if self._bytes.charge_body(len(event.data)):
                 self._request.append(bytes(event.data))
-            else:
-                self._request.take()
             self._arrival.set()
         elif isinstance(event, h11.EndOfMessage):
             self._request_is_over = True
             self._arrival.set()
 
-    def _reject(self, error: h11.RemoteProtocolError) -> None:
-        if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            status = error.error_status_hint or _BAD_REQUEST
+    def _reject(self, status: int) -> None:
+        if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE} and not self._transport.is_closing():
             self._write(h11.Response(status_code=status, headers=[("connection", "close")]))
             self._write(h11.EndOfMessage())
         self.close()
@@ -174,6 +199,10 @@ class Http1Connection(asyncio.Protocol):
         self._http.start_next_cycle()
         self._handle_events()
 
+    def _on_refused(self) -> None:
+        self._request.take()
+        self._arrival.set()
+
     async def _receive(self) -> Event:
         if self._http.they_are_waiting_for_100_continue:
             self._write(h11.InformationalResponse(status_code=100, headers=[]))
@@ -183,7 +212,9 @@ class Http1Connection(asyncio.Protocol):
             and self._bytes.refusal is None
         ):
             self._arrival.clear()
+            self._is_receiving = True
             await self._arrival.wait()
+            self._is_receiving = False
         self._bytes.raise_refusal()
         body = self._request.take()
         self._request_is_received = self._request_is_over
@@ -200,11 +231,16 @@ class Http1Connection(asyncio.Protocol):
         if not event.get("more_body", False):
             self._write(h11.EndOfMessage())
         try:
-            async with asyncio.timeout(_STALL_S):
+            async with asyncio.timeout(self._read_s(event)):
                 await self._writable.wait()
         except TimeoutError:
             self.abort()
             raise ConnectionResetError("the client does not read its answers") from None
+
+    def _read_s(self, event: Event) -> float:
+        """Return the time for the client to read a part of an answer."""
+        size = len(event.get("body", b""))
+        return self._limits.unread_answer_s + size / self._limits.min_answer_bytes_per_s
 
     def _write(self, event: Any) -> None:  # noqa: ANN401 - any event of h11
         data = self._http.send(event)
@@ -230,18 +266,29 @@ def _scope(request: h11.Request) -> Event:
 class _RequestBytes(RequestBytes):
     """`receive` of one request."""
 
-    __slots__ = ("_receive",)
+    __slots__ = ("_on_refused", "_receive")
 
-    def __init__(self, share: ConnectionShare, receive: Receive) -> None:
+    def __init__(self, share: ConnectionShare, receive: Receive, on_refused: Callable[[], object]) -> None:
         super().__init__(share)
         self._receive = receive
+        self._on_refused = on_refused
+
+    def refuse(self, refusal: RequestRefused) -> None:
+        """See `RequestBytes`."""
+        super().refuse(refusal)
+        self._on_refused()
 
     def close_charge(self) -> None:
         super().close_charge()
+        self._on_refused = _nothing
         self._receive = _disconnected  # a method of the connection would be a reference cycle
 
     async def __call__(self) -> Event:
         return await self._receive()
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _disconnected() -> Event:

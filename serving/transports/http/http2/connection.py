@@ -18,6 +18,7 @@ from serving.transports.http.http2.output import Output
 from serving.transports.http.http2.rate_limits import RateLimits
 from serving.transports.http.http2.receive_window import ReceiveWindow
 from serving.transports.http.http2.streams import MAX_STREAMS, Streams
+from serving.transports.http.http2.time_limits import TimeLimits
 from serving.transports.http.http2.turns import FRAME_WORK, WORK_PER_TURN, Turns
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 
@@ -71,6 +72,7 @@ class Http2Connection(asyncio.Protocol):
         self._rates: RateLimits
         self._window: ReceiveWindow
         self._streams: Streams
+        self._times: TimeLimits
         self._is_broken = False  # GOAWAY with an error was sent
         self._has_ended = False  # the client has sent its last byte
         self._goodbye_timer: asyncio.TimerHandle | None = None
@@ -82,7 +84,7 @@ class Http2Connection(asyncio.Protocol):
         """Send our settings."""
         # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
-        self._output = Output(self._transport)
+        self._output = Output(self._transport, self._limits)
         self._turns = Turns(self._output.loop, self._transport, self._read)
         self._rates = RateLimits(self._output.loop.time)
         self._window = ReceiveWindow(self._output, 0, WINDOW_BYTES)
@@ -98,9 +100,20 @@ class Http2Connection(asyncio.Protocol):
             on_broken=self._break,
         )
         self._output.write(_SERVER_PREFACE)
+        self._times = TimeLimits(
+            self._limits,
+            reader=self._frames,
+            turns=self._turns,
+            streams=self._streams,
+            window=self._window,
+            output=self._output,
+            close_when_idle=self.close_when_idle,
+            on_broken=self._break,
+        )
 
     def data_received(self, data: bytes) -> None:
         """Handle complete frames, as many as fit into a turn."""
+        self._times.is_heard = True
         if self._turns.is_waiting:  # TLS delivers what it has decrypted, although reading pauses
             self._frames.keep(data)
         else:
@@ -109,7 +122,7 @@ class Http2Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client has sent its last byte; it may still read. Return whether to keep the connection."""
-        self._has_ended = True
+        self._has_ended = self._times.has_ended = True
         if not self._turns.is_waiting:
             self._on_end()
         return self._transport.get_extra_info("ssl_object") is None  # TLS closes both directions
@@ -120,6 +133,8 @@ class Http2Connection(asyncio.Protocol):
         if self._goodbye_timer is not None:
             self._goodbye_timer.cancel()
         self._output.connection_lost()
+        self._times.stop()
+        del self._times  # it leads to this connection: a reference cycle
         self._streams.cancel_all()
         self._on_closed(self)
 

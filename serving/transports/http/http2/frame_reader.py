@@ -18,10 +18,21 @@ class FrameReader:
     def __init__(self, max_block_bytes: int = MAX_BLOCK_BYTES) -> None:
         self._max_block_bytes = max_block_bytes
         self._unread = b""
+        self._unread_frames = 0  # that were begun and not complete at the end of a `read`
         self._expected: int | None = frames.SETTINGS  # the only type allowed next
         self._block: list[bytes] = []  # the header block that the next frame continues
         self._block_stream = 0
         self._block_flags = 0
+
+    @property
+    def unfinished_block(self) -> tuple[int, int] | None:
+        """What is missing: the first SETTINGS, or the rest of the header block of a stream; else None."""
+        return None if self._expected is None else (self._expected, self._block_stream)
+
+    @property
+    def unfinished_frame(self) -> int | None:
+        """A number for the frame that is incomplete; else None."""
+        return self._unread_frames if self._unread else None
 
     def keep(self, data: bytes) -> None:
         """Keep bytes for the next `read`."""
@@ -35,8 +46,9 @@ class FrameReader:
         Raises:
             ConnectionBroken: a frame is too long, or its type is not allowed here.
         """
-        if self._unread:
-            data = self._unread + data
+        is_continued = self._unread
+        if is_continued:
+            data = is_continued + data
         offset, end = 0, len(data)
         size, unpack = frames.HEAD.size, frames.HEAD.unpack_from
         try:
@@ -64,6 +76,8 @@ class FrameReader:
                 yield kind, stream, flags, payload
         finally:  # the end of the data, or the caller reads no more frames
             self._unread = data[offset:]
+            if self._unread and (offset or not is_continued):
+                self._unread_frames += 1
 
     def _check_expected(self, kind: int, flags: int) -> None:
         if kind != self._expected:

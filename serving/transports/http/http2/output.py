@@ -4,8 +4,8 @@ import asyncio
 
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 
-_CLOSING_S = 5.0  # time for the client to read the last bytes
 _MAX_UNREAD_REPLIES = 10_000  # for clients that cause work but read no replies
 # Time between two PINGs to a client that has sent its last byte: the first two, then all others.
 _FIRST_PROBE_S, _PROBE_S = 0.05, 1.0
@@ -17,11 +17,14 @@ _TABLE_SIZE_0 = b"\x20"
 class Output:
     """Writes the frames of all streams. Streams that wait for room continue in order of arrival."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, limits: Limits = DEFAULT_LIMITS) -> None:
         self.loop = asyncio.get_running_loop()
         self.open_streams = 0  # streams whose END_STREAM or reset has not been sent
         self.is_full = False  # the socket's buffer is over its limit
+        self.resumes = 0  # how often it had room again
+        self.limits = limits
         self.window_bytes = frames.DEFAULT_WINDOW_BYTES  # the connection's send window
+        self._granted_bytes = self.window_bytes  # in all; minus what is left, it is what was sent
         self._transport = transport
         self._buffer: list[bytes] = []
         self._waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
@@ -84,7 +87,7 @@ class Output:
         """Close the connection when all output is written, or when the client does not read it in time."""
         self.flush()
         if not self._transport.is_closing():
-            self._abort_timer = self.loop.call_later(_CLOSING_S, self._transport.abort)
+            self._abort_timer = self.loop.call_later(self.limits.closing_s, self._transport.abort)
             self._transport.close()
 
     def abort(self) -> None:
@@ -125,6 +128,7 @@ class Output:
         """The socket has room again."""
         self.is_full = False
         self._unread_replies = 0
+        self.resumes += 1
         self.wake_next()
 
     def grow_window(self, more_bytes: int) -> None:
@@ -136,6 +140,7 @@ class Output:
         if not more_bytes:
             raise ConnectionBroken(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE has increment 0")
         self.window_bytes += more_bytes
+        self._granted_bytes += more_bytes
         if self.window_bytes > frames.MAX_WINDOW_BYTES:
             raise ConnectionBroken(ErrorCode.FLOW_CONTROL_ERROR, "a window is over 2^31 - 1")
         self.wake_next()
@@ -148,24 +153,37 @@ class Output:
             until_s: on the event loop's clock.
 
         Raises:
-            ConnectionResetError: the client has not read for too long.
+            ConnectionResetError: the client has read too little for too long.
         """
+        began_s, sent_bytes = self.loop.time(), self._sent_bytes
         if self.is_blocked:
             self._waiting[room] = None
         else:
             self.wake_next()  # this stream only waits for its own window
         try:
-            async with asyncio.timeout_at(until_s):
-                await room
-        except BaseException as error:
+            while not room.done():
+                await asyncio.wait((room,), timeout=max(0.0, until_s - self.loop.time()))
+                if not room.done():
+                    self._check_progress(self._sent_bytes - sent_bytes, self.loop.time() - began_s)
+                    until_s += self.limits.unread_answer_s
+        except BaseException:
             self._waiting.pop(room, None)
             self.wake_next()
-            if not isinstance(error, TimeoutError):
-                raise
-            if self.is_blocked:
-                self.abort()
-            raise ConnectionResetError("the client does not read its answers") from None
+            raise
         self._waiting.pop(room, None)
+
+    def _check_progress(self, sent_bytes: int, waited_s: float) -> None:
+        """Let a stream wait longer for its turn while the client reads the answers of others."""
+        if self.is_blocked and sent_bytes >= self.limits.min_answer_bytes_per_s * waited_s:
+            return
+        if self.is_blocked:
+            self.abort()
+        raise ConnectionResetError("the client does not read its answers")
+
+    @property
+    def _sent_bytes(self) -> int:
+        """Bytes of bodies so far."""
+        return self._granted_bytes - self.window_bytes
 
     def wake_next(self) -> None:
         """Wake the stream that has waited longest, if there is room. After sending, it wakes the next."""

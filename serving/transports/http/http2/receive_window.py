@@ -23,6 +23,11 @@ class ReceiveWindow:
         self._batch_bytes = size_bytes // 2  # consumed bytes per WINDOW_UPDATE
         self._consumed_bytes = 0  # consumed since the last WINDOW_UPDATE
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the client may send nothing."""
+        return self._left_bytes <= 0
+
     def receive(self, size: int) -> bool:
         """Count received bytes; return whether the client was allowed to send them."""
         left_bytes = self._left_bytes = self._left_bytes - size

@@ -17,7 +17,6 @@ from serving.transports.http.http2.receive_window import ReceiveWindow
 
 WINDOW_BYTES = 2**20  # bytes of a request that the application has not received yet
 
-_STALL_S = 600.0  # time for the client to read a part of an answer
 _DISCONNECT = {"type": "http.disconnect"}
 
 
@@ -94,6 +93,13 @@ class Http2Stream(RequestBytes):
         """Run the application in a task."""
         self._task = self._output.loop.create_task(application)
         self._task.add_done_callback(partial(on_done, self))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the application waits for more of the request, which the client should send."""
+        return self._arrival is not None and not (
+            self._arrival.done() or self.request_is_over or self.may_pause or self.is_refused
+        )
 
     def receive_data(self, body: bytes, size: int, *, ends: bool) -> None:
         """Receive a part of the request.
@@ -229,7 +235,7 @@ class Http2Stream(RequestBytes):
         """
         output = self._output
         while output.is_full and not self.answer_is_over:
-            await self._wait(output.loop.time() + _STALL_S)
+            await self._wait(self._read_until_s(0))
             output.wake_next()
         if self.answer_is_over:
             raise ConnectionResetError("the client has disconnected")
@@ -291,7 +297,7 @@ class Http2Stream(RequestBytes):
     async def _send_all_but_the_last(self, body: bytes) -> bytes:
         """Send a body frame by frame as room permits; return the last part, which fits into one frame."""
         output, start = self._output, 0
-        until_s = output.loop.time() + _STALL_S
+        until_s = self._read_until_s(len(body))
         while output.is_full or not self._fits(len(body) - start):
             room_bytes = min(output.window_bytes, self.send_window_bytes, frames.MAX_FRAME_BYTES)
             if room_bytes <= 0 or output.is_full:
@@ -300,8 +306,12 @@ class Http2Stream(RequestBytes):
             output.write(self._data(body[start : start + room_bytes], 0))
             output.flush()  # sets `is_full` if the socket is full
             start += room_bytes
-            until_s = output.loop.time() + _STALL_S
         return body[start:]
+
+    def _read_until_s(self, size: int) -> float:
+        """Return when the client must have read this number of bytes, however small its windows are."""
+        limits, loop = self._output.limits, self._output.loop
+        return loop.time() + limits.unread_answer_s + size / limits.min_answer_bytes_per_s
 
     async def _wait(self, until_s: float) -> None:
         self._room = self._output.loop.create_future()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from serving.transports.http.asgi import App
 from serving.transports.http.busy_poll import BusyPoll
@@ -74,6 +74,12 @@ class Streams:
     def __bool__(self) -> bool:
         """Whether a stream is open or a task has not ended."""
         return bool(self._streams)
+
+    def waiting(self) -> Iterator[tuple[int, Http2Stream]]:
+        """Yield the streams, by number, whose applications wait for more of the request."""
+        for number, each in self._streams.items():
+            if each.is_waiting:
+                yield number, each
 
     # Frames of the client.
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from serving.transports.http.asgi import Event, Receive, Send
 from serving.transports.http.http2 import connection, frames, stream
 from serving.transports.http.http2.frames import DATA, HEADERS, PING, SETTINGS, ErrorCode, Setting, frame
+from serving.transports.http.limits import Limits
 from tests.serving.transports.http.http2.applications import (
     FORMS,
     HEAD,
@@ -172,10 +173,9 @@ async def test_a_flood_of_unread_replies_closes_the_connection(
     await under_test.settle()
 
 
-async def test_closing_ends_even_if_the_client_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_ends_even_if_the_client_does_not_read() -> None:
     """Otherwise the client could keep the socket and its memory forever."""
-    monkeypatch.setattr("serving.transports.http.http2.output._CLOSING_S", 0.0)
-    under_test = await Wire(echo).begun()
+    under_test = await Wire(echo, Limits(closing_s=0.0)).begun()
     under_test.transport.is_stuck = True
     under_test.connection.pause_writing()
     under_test.feed(frame(PING, 0, 0, bytes(8)) * 20_000)
@@ -184,9 +184,8 @@ async def test_closing_ends_even_if_the_client_does_not_read(monkeypatch: pytest
             await under_test.settle()
 
 
-async def test_a_client_that_reads_nothing_for_long_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_for_long_is_disconnected() -> None:
     """The application gets the OSError of a disconnected client."""
-    monkeypatch.setattr("serving.transports.http.http2.stream._STALL_S", 0.0)
     raised: list[OSError] = []
 
     async def app(_scope: Event, _receive: Receive, send: Send) -> None:
@@ -196,7 +195,7 @@ async def test_a_client_that_reads_nothing_for_long_is_disconnected(monkeypatch:
         except OSError as error:
             raised.append(error)
 
-    under_test = await Wire(app).begun()
+    under_test = await Wire(app, Limits(unread_answer_s=0.0, min_answer_bytes_per_s=2**40)).begun()
     under_test.feed(under_test.head(1))
     async with asyncio.timeout(10):
         while not under_test.ended:
