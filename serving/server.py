@@ -26,7 +26,7 @@ from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.registry import Models
 from serving.rpc.bearer_tokens import Tokens
-from serving.rpc.handlers import Handler
+from serving.rpc.handlers import Handler, Reject
 from serving.rpc.middleware import Middleware
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.routes import Rpc, services
@@ -118,7 +118,7 @@ async def run_server(
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
         handlers = [middleware.wrap(rpc) for rpc in table]
-        grpc = _grpc(settings, handlers, worker_socket)
+        grpc = _grpc(settings, handlers, worker_socket, middleware.reject_unknown)
         await stack.enter_async_context(grpc)
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, middleware, grpc, http)
@@ -197,7 +197,10 @@ def _http(settings: ServerSettings, models: Models, metrics: Metrics) -> HttpSer
 
 
 def _grpc(
-    settings: ServerSettings, handlers: Sequence[Handler], worker_socket: socket.socket | None
+    settings: ServerSettings,
+    handlers: Sequence[Handler],
+    worker_socket: socket.socket | None,
+    reject_unknown: Reject,
 ) -> GrpcServer | H2Server:
     build: Callable[..., GrpcServer | H2Server] = (
         partial(H2Server, worker_socket=worker_socket)
@@ -211,6 +214,7 @@ def _grpc(
         max_message_bytes=settings.max_message_bytes,
         limits=limits_of(settings),
         tls=_tls(settings),
+        reject_unknown=reject_unknown,
     )
 
 

@@ -20,6 +20,7 @@ from serving.batching.batcher import NO_DEADLINE_S
 from serving.bundle import ImageLimits, Manifest
 from serving.bundle.images import Pixels
 from serving.classify.admission import Admission
+from serving.classify.deadlines import is_late
 from serving.classify.preprocessing import Image, Preprocessor
 from serving.classify.results import (
     LABELS_PER_SLICE,
@@ -38,6 +39,7 @@ from serving.errors import (
     InvalidTensor,
     LenserveError,
     OutOfMemory,
+    Overloaded,
 )
 from serving.metrics.recorder import Metrics
 from serving.models.registry import Models
@@ -113,7 +115,7 @@ class Classifier:
         if top_k < 0:
             raise InvalidRequest(f"top_k is {top_k}, expected at least 0")
         version = self._models.lease(model, revision)
-        with _AdmittedRequest(self.admission, version, len(images)) as request:
+        with _AdmittedRequest(self.admission, version, len(images), deadline_s) as request:
             preprocessed = await self._preprocess(images, version, deadline_s)
             good = [pixels for pixels in preprocessed if not isinstance(pixels, ImageError)]
             request.failed_images = len(images) - len(good)
@@ -151,7 +153,7 @@ class Classifier:
         """
         self.check_count(len(images))
         version = self._models.lease(model, revision)
-        with _AdmittedRequest(self.admission, version, len(images)):
+        with _AdmittedRequest(self.admission, version, len(images), deadline_s):
             preprocessed = await self._preprocess(images, version, deadline_s)
             for place, pixels in enumerate(preprocessed):
                 if isinstance(pixels, ImageError):
@@ -188,7 +190,7 @@ class Classifier:
                 f"Expected {[-1, *version.input_shape]}, got {list(tensor.shape)}"
             )
         self.check_count(len(tensor))
-        with _AdmittedRequest(self.admission, version, len(tensor)):
+        with _AdmittedRequest(self.admission, version, len(tensor), deadline_s):
             return _inference(version, await self._run(tensor, version, deadline_s, priority))
 
     def describe(self, model: str, revision: Revision = None) -> tuple[int, Manifest]:
@@ -248,9 +250,10 @@ class Classifier:
 class _AdmittedRequest:
     """Holds the places and the version of one request, and records its outcome."""
 
-    __slots__ = ("_admission", "_images", "_started_s", "_version", "failed_images")
+    __slots__ = ("_admission", "_deadline_s", "_images", "_started_s", "_version", "failed_images")
 
-    def __init__(self, admission: Admission, version: Version, images: int) -> None:
+    def __init__(self, admission: Admission, version: Version, images: int, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
         self._version = version
         self.failed_images = 0
         self._admission = admission
@@ -258,7 +261,11 @@ class _AdmittedRequest:
 
     def __enter__(self) -> Self:
         self._started_s = time.perf_counter()
-        self._admission.enter(self._images)
+        try:
+            self._admission.enter(self._images)
+        except Overloaded as error:
+            self._version.metrics.record_failure(error.reason, 0.0)
+            raise
         try:
             self._version.__enter__()
         except BaseException:
@@ -275,13 +282,14 @@ class _AdmittedRequest:
         if error is None:
             self._version.metrics.record_success(self._images - self.failed_images, duration_s)
         else:
-            self._version.metrics.record_failure(_reason(error), duration_s)
+            self._version.metrics.record_failure(self._reason(error, duration_s), duration_s)
 
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, LenserveError):
-        return error.reason
-    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
+    def _reason(self, error: BaseException, duration_s: float) -> str:
+        if isinstance(error, LenserveError):
+            return error.reason
+        if not isinstance(error, asyncio.CancelledError):
+            return "INTERNAL"
+        return "DEADLINE_EXCEEDED" if is_late(self._deadline_s, duration_s) else "CANCELLED"
 
 
 async def _concatenated(parts: Sequence[asyncio.Future[Output]]) -> Output:

@@ -21,12 +21,21 @@ class Failure(Exception):
 Read = Callable[[], Awaitable[bytes]]
 
 
+# Counts a call that ends with a status before `answer` is called, and gives it a request id.
+Reject = Callable[[Call, Status], None]
+
+
+def uncounted(_call: Call, _status: Status) -> None:
+    """Do nothing, as a `Reject`."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnaryHandler:
     """One message in, one out. The message is read only if the call is admitted."""
 
     method: str  # /package.Service/Method
-    answer: Callable[[Read, Call], Awaitable[bytes]]  # raises Failure
+    answer: Callable[[Read, Call], Awaitable[bytes]]  # raises Failure; counts the call
+    reject: Reject = uncounted
 
 
 AnswerGroups = AsyncGenerator[Sequence[bytes], None]
@@ -38,7 +47,8 @@ class StreamHandler:
     """Messages in, messages out. Answers that are ready at the same time are yielded as one group."""
 
     method: str  # /package.Service/Method
-    answer: AnswerStream  # raises Failure
+    answer: AnswerStream  # raises Failure; counts the call
+    reject: Reject = uncounted
     # Whether each message has one answer, in order. Otherwise a message is done when the next one is taken.
     answers_each: bool = False
 

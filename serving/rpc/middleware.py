@@ -13,6 +13,7 @@ from typing import Any, overload
 
 from google.protobuf.message import DecodeError
 
+from serving.classify.deadlines import is_late
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, forget_frames
 from serving.metrics.recorder import Metrics
 from serving.rpc.bearer_tokens import Tokens, check_model
@@ -24,6 +25,7 @@ from serving.rpc.handlers import (
     Failure,
     Handler,
     Read,
+    Reject,
     StreamHandler,
     UnaryHandler,
 )
@@ -33,6 +35,7 @@ from serving.rpc.status import Code, Status, status_of
 
 DEFAULT_MAX_IN_FLIGHT = 64
 
+_UNKNOWN = "unknown"  # one label for all methods that do not exist: clients must not create series
 _OK = Code.OK.name  # reading `name` of an enum member takes 0.2 us
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -51,6 +54,7 @@ class Middleware:
         self._running = 0
         self._idle = asyncio.Event()
         self._draining = False
+        self.reject_unknown = self._rejecting(_UNKNOWN)  # calls of methods that do not exist
         self._ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())
 
     @property
@@ -81,10 +85,21 @@ class Middleware:
     def wrap(self, rpc: Rpc) -> Handler:
         """Return the handler of an RPC, for transports."""
         if isinstance(rpc, Stream):
-            return StreamHandler(rpc.method, self._stream(rpc))
+            return StreamHandler(rpc.method, self._stream(rpc), self._rejecting(rpc.method))
         if isinstance(rpc, Pipeline):
-            return StreamHandler(rpc.method, self._pipeline(rpc), answers_each=True)
-        return UnaryHandler(rpc.method, self._unary(rpc))
+            return StreamHandler(
+                rpc.method, self._pipeline(rpc), self._rejecting(rpc.method), answers_each=True
+            )
+        return UnaryHandler(rpc.method, self._unary(rpc), self._rejecting(rpc.method))
+
+    def _rejecting(self, method: str) -> Reject:
+        record_call = self._metrics.rpc(method).record_call
+
+        def reject(call: Call, status: Status) -> None:
+            self._set_request_id(call)
+            record_call(status.code.name, 0.0)
+
+        return reject
 
     def _unary(self, rpc: Unary) -> Callable[[Read, Call], Awaitable[bytes]]:
         # No context managers: each would cost 0.9 us of the 34 us of a LeNet-5 request.
@@ -108,7 +123,7 @@ class Middleware:
                 response = await (work if call.deadline_s == math.inf else _in_time(work, call.deadline_s))
                 return response if isinstance(response, bytes) else response.SerializeToString()
             except (asyncio.CancelledError, GeneratorExit):
-                code = Code.CANCELLED.name
+                code = _code_of_cancelled(call, call.received_s)
                 raise
             except Exception as error:  # noqa: BLE001 - becomes the status of the call
                 status = self._status(rpc, call, error)
@@ -173,7 +188,7 @@ class Middleware:
         async def answer(messages: AsyncIterator[bytes], call: Call) -> AnswerGroups:
             started_s = time.perf_counter()
             self._set_request_id(call)
-            code = Code.OK
+            code = _OK
             try:
                 self._check_not_stopping(rpc)
                 if self._tokens is not None and not rpc.is_probe:
@@ -182,15 +197,14 @@ class Middleware:
                     async for group in groups:
                         yield group
             except (asyncio.CancelledError, GeneratorExit):
-                is_late = time.monotonic() >= call.deadline_s  # and the transport cancelled the call for it
-                code = Code.DEADLINE_EXCEEDED if is_late else Code.CANCELLED
+                code = _code_of_cancelled(call, started_s)
                 raise
             except Exception as error:  # noqa: BLE001 - becomes the status of the call
                 status = self._status(rpc, call, error)
-                code = status.code
+                code = status.code.name
                 raise Failure(status) from None
             finally:
-                record_call(code.name, time.perf_counter() - started_s)
+                record_call(code, time.perf_counter() - started_s)
 
         return answer
 
@@ -247,6 +261,12 @@ class Middleware:
         return status
 
 
+def _code_of_cancelled(call: Call, started_s: float) -> str:
+    """Transports cancel late calls, and so do their clients."""
+    waited_s = time.perf_counter() - started_s if started_s else 0.0
+    return (Code.DEADLINE_EXCEEDED if is_late(call.deadline_s, waited_s) else Code.CANCELLED).name
+
+
 def _authenticate(tokens: Tokens, call: Call) -> None:
     call.models = tokens.models(call.metadata.get("authorization", ""))
 
@@ -266,8 +286,13 @@ def _parser(rpc: Rpc) -> Callable[[bytes], Any]:
 
 
 async def _in_time(work: Awaitable[Reply], deadline_s: float) -> Reply:
+    deadline = asyncio.timeout_at(deadline_s)
     try:
-        async with asyncio.timeout_at(deadline_s):
+        async with deadline:
             return await work
     except TimeoutError as timeout:
+        if not deadline.expired():  # raised by the work: a slow disk, for example
+            raise
         raise DeadlineExceeded("the deadline passed before the answer was ready") from timeout
+    finally:
+        del deadline  # it holds the task: a reference cycle

@@ -10,9 +10,17 @@ from typing import Any, Self
 import grpc
 
 from serving.errors import AddressUnavailable, forget_frames
-from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
+from serving.rpc.handlers import (
+    REQUEST_ID_KEY,
+    Failure,
+    Handler,
+    Reject,
+    StreamHandler,
+    UnaryHandler,
+    uncounted,
+)
 from serving.rpc.routes import Call
-from serving.rpc.status import DETAILS_KEY
+from serving.rpc.status import DETAILS_KEY, Code, Status
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.tls import TlsFiles
 
@@ -43,6 +51,7 @@ class GrpcServer:
         limits: Limits = DEFAULT_LIMITS,
         tls: TlsFiles | None = None,
         shares_port: bool = False,
+        reject_unknown: Reject = uncounted,
     ) -> None:
         """Store the options.
 
@@ -54,10 +63,11 @@ class GrpcServer:
             limits: on clients; grpc.aio keeps those in time.
             tls: without it calls are not encrypted.
             shares_port: whether other processes may listen on the same port.
+            reject_unknown: counts calls of unknown methods.
         """
         self.host = host
         self.port = port
-        self._handlers = handlers
+        self._handlers = _GrpcHandlers(handlers, reject_unknown)
         self._tls = tls
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -72,7 +82,7 @@ class GrpcServer:
 
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server(options=self._options)
-        self._server.add_generic_rpc_handlers((_GrpcHandlers(self._handlers),))
+        self._server.add_generic_rpc_handlers((self._handlers,))
         try:
             self.port = self._bind(f"{self.host}:{self.port}")
         except RuntimeError as error:
@@ -133,12 +143,24 @@ def _credentials(tls: TlsFiles) -> Any:  # noqa: ANN401
 
 
 class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
-    def __init__(self, handlers: Sequence[Handler]) -> None:
+    def __init__(self, handlers: Sequence[Handler], reject_unknown: Reject) -> None:
         self._handlers = {each.method: _grpc_handler(each) for each in handlers}
+        self._reject_unknown = reject_unknown
 
     def service(self, details: Any) -> Any:  # noqa: ANN401
-        """Return the handler of a method; for None gRPC answers UNIMPLEMENTED."""
-        return self._handlers.get(details.method)
+        """Return the handler of a method."""
+        return self._handlers.get(details.method) or self._unknown(details.method)
+
+    def _unknown(self, method: str) -> Any:  # noqa: ANN401
+        async def handle(_messages: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401
+            call, status = (
+                _call(context),
+                Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", f"unknown method {method!r}"),
+            )
+            self._reject_unknown(call, status)
+            await _abort(context, Failure(status), call)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
 
 
 def _grpc_handler(handler: Handler) -> Any:  # noqa: ANN401

@@ -92,7 +92,7 @@ class Http1Connection(asyncio.Protocol):
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         if self._task is not None:
-            self._task.cancel()
+            asyncio.get_running_loop().call_soon(self._task.cancel)  # after its first step
         else:
             self._bytes.close_charge()
         self._on_closed(self)

@@ -3,6 +3,7 @@
 Over HTTP/1.1 and HTTP/2. Connect is specified at https://connectrpc.com/docs/protocol.
 """
 
+import asyncio
 import base64
 import json
 import math
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from google.rpc import status_pb2
 
-from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, UnaryHandler
+from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, Reject, UnaryHandler, uncounted
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import Event, Receive, RequestRefused, Send, request_body
@@ -37,6 +38,11 @@ _UNSUPPORTED = (
     b"application/json or application/proto\n"
 )
 
+# Counts requests of another HTTP method or media type, which get an HTTP status.
+_NOT_SUPPORTED = Status(
+    Code.UNIMPLEMENTED, "UNSUPPORTED", "the HTTP method or the media type is not supported"
+)
+
 # The table of Connect's specification, for the codes that this server uses.
 _HTTP_STATUS = {
     Code.CANCELLED: 499,
@@ -56,11 +62,17 @@ _HTTP_STATUS = {
 class ConnectApp:
     """An ASGI application for all requests that are not gRPC."""
 
-    def __init__(self, handlers: Sequence[Handler], *, max_message_bytes: int) -> None:
+    def __init__(
+        self, handlers: Sequence[Handler], *, max_message_bytes: int, reject_unknown: Reject = uncounted
+    ) -> None:
         self._max_message_bytes = max_message_bytes
         self._max_json_bytes = min(max_message_bytes, MAX_JSON_BYTES)
         self._json = JsonConverter()
-        self._grpc_web = GrpcWebApp(GrpcApp(handlers, max_message_bytes=max_message_bytes))
+        self._grpc_web = GrpcWebApp(
+            GrpcApp(handlers, max_message_bytes=max_message_bytes, reject_unknown=reject_unknown)
+        )
+        self._reject_unknown = reject_unknown
+        self._rejects = {each.method: each.reject for each in handlers}
         self._unary = {each.method: each for each in handlers if isinstance(each, UnaryHandler)}
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -74,17 +86,27 @@ class ConnectApp:
         media_type = media_type_of(headers)
         if scope["method"] != "POST":
             text = b"" if scope["method"] == "HEAD" else b"the method is not allowed: use POST\n"
-            await _reply(send, 405, b"text/plain", text, [(b"allow", b"POST")])
+            call = self._rejected(scope, _NOT_SUPPORTED)
+            await _reply(send, 405, b"text/plain", text, [(b"allow", b"POST"), *_request_id(call)])
         elif is_grpc_web(media_type):
             await self._grpc_web(scope, receive, send)
         elif media_type not in (_JSON, _PROTO):
-            await _reply(send, 415, b"text/plain", _UNSUPPORTED % media_type)
+            call = self._rejected(scope, _NOT_SUPPORTED)
+            await _reply(send, 415, b"text/plain", _UNSUPPORTED % media_type, _request_id(call))
         elif scope["path"] not in self._unary:
-            await _reply(send, 404, _JSON, _error(unknown_method(scope["path"]).status, ""))
+            status = unknown_method(scope["path"]).status
+            call = self._rejected(scope, status)
+            await _reply(send, 404, _JSON, _error(status, call.request_id), _request_id(call))
         else:
             await self._connect(
                 self._unary[scope["path"]], headers, receive, send, is_json=media_type == _JSON
             )
+
+    def _rejected(self, scope: Event, status: Status) -> Call:
+        """Count a request that no handler sees, and return its call, which has a request id."""
+        call = Call(Metadata(dict(scope["headers"])))
+        self._rejects.get(scope["path"], self._reject_unknown)(call, status)
+        return call
 
     async def _connect(
         self, handler: UnaryHandler, headers: RawHeaders, receive: Receive, send: Send, *, is_json: bool
@@ -107,6 +129,8 @@ class ConnectApp:
         except Exception as error:  # noqa: BLE001 - the client always gets a status
             status = status_of_failure(error)
             if status is not None:
+                if not call.request_id:  # the handler has not seen the call
+                    handler.reject(call, status)
                 text = _error(status, call.request_id)
                 await _reply(send, _HTTP_STATUS[status.code], _JSON, text, _request_id(call))
             return
@@ -119,6 +143,8 @@ class ConnectApp:
         body, more = ByteBuffer(), True
         while more:
             event = await receive()
+            if event["type"] == "http.disconnect":
+                raise asyncio.CancelledError
             body.append(event.get("body", b""))
             if body.size > max_bytes:
                 raise too_long(f"more than {max_bytes} bytes", max_bytes)

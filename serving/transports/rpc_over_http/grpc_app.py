@@ -12,7 +12,15 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
-from serving.rpc.handlers import REQUEST_ID_KEY, Failure, Handler, StreamHandler, UnaryHandler
+from serving.rpc.handlers import (
+    REQUEST_ID_KEY,
+    Failure,
+    Handler,
+    Reject,
+    StreamHandler,
+    UnaryHandler,
+    uncounted,
+)
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import (
@@ -32,6 +40,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     PREFIX,
     Framed,
     MessageReader,
+    Metadata,
     RawHeaders,
     accepts_gzip,
     encoding_of,
@@ -39,7 +48,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     frame,
     is_grpc,
     malformed,
-    open_call,
+    read_timeout,
     refused,
     unknown_method,
     wrong_count,
@@ -73,9 +82,16 @@ class GrpcApp:
     """An ASGI application for gRPC. Other requests are passed to another application, or rejected."""
 
     def __init__(
-        self, handlers: Sequence[Handler], *, max_message_bytes: int, other: App | None = None
+        self,
+        handlers: Sequence[Handler],
+        *,
+        max_message_bytes: int,
+        other: App | None = None,
+        reject_unknown: Reject = uncounted,
     ) -> None:
         self._other = other or _reject
+        self._reject_unknown = reject_unknown
+        self._rejects = {handler.method: handler.reject for handler in handlers}
         self._max_message_bytes = max_message_bytes
         self._turns = Turns()
         self._calls = {handler.method: self._serve(handler) for handler in handlers}
@@ -87,18 +103,27 @@ class GrpcApp:
         if content_type != CONTENT_TYPE and not is_grpc(content_type):
             return self._other(scope, receive, send)
         if TRAILERS not in scope["extensions"]:
-            return _fail(send, _NO_TRAILERS)
+            return self._refuse(scope["path"], headers, receive, send, _NO_TRAILERS)
         serve_call = self._calls.get(scope["path"])
         if serve_call is None:
-            return _unknown_method(scope["path"], receive, send)
+            return self._refuse(scope["path"], headers, receive, send, unknown_method(scope["path"]))
         return serve_call(headers, receive, send)
+
+    async def _refuse(
+        self, path: str, headers: RawHeaders, receive: Receive, send: Send, failure: Failure
+    ) -> None:
+        """End a call without a handler, or one that cannot be answered."""
+        call = Call(Metadata(headers))
+        self._rejects.get(path, self._reject_unknown)(call, failure.status)
+        await _await_first_message(receive)
+        await _fail(send, failure, call)
 
     def _serve(self, handler: Handler) -> _ServeCall:
         return self._stream(handler) if isinstance(handler, StreamHandler) else self._unary(handler)
 
     def _unary(self, handler: UnaryHandler) -> _ServeCall:
         async def serve_call(headers: RawHeaders, receive: Receive, send: Send) -> None:
-            call, is_reading = None, False
+            call, is_reading = Call(Metadata(headers)), False
 
             async def read() -> bytes:
                 nonlocal is_reading
@@ -111,7 +136,7 @@ class GrpcApp:
                 return message if message is not None else await self._only_message(headers, receive, event)
 
             try:
-                call = open_call(headers)
+                read_timeout(headers, call)
                 answer = await handler.answer(read, call)
                 body = await framed(answer, compressed=True) if accepts_gzip(headers) else frame(answer)
                 fields = _HEADERS_GZIP if body[0] else _HEADERS
@@ -119,6 +144,7 @@ class GrpcApp:
                 await send({"type": ANSWER, "headers": fields, "body": body, "trailers": trailers})
             except Exception as error:  # noqa: BLE001 - the client always gets a status
                 if isinstance(error, Failure) and not is_reading:
+                    _count_rejected(handler, call, error)
                     await _await_first_message(receive)
                 await _fail(send, error, call)
 
@@ -126,16 +152,18 @@ class GrpcApp:
 
     def _stream(self, handler: StreamHandler) -> _ServeCall:
         async def serve_call(headers: RawHeaders, receive: Receive, send: Send) -> None:
-            call = None
+            call = Call(Metadata(headers))
             is_started = False
+            deadline = asyncio.timeout(None)
             body = request_body(receive)
             unanswered = _Unanswered(body, self._max_message_bytes // 2, answers_each=handler.answers_each)
             try:
-                call = open_call(headers)
+                read_timeout(headers, call)
+                deadline = _deadline(call)
                 messages = self._messages(headers, unanswered)
                 compressed = accepts_gzip(headers)
                 answers = handler.answer(messages, call)
-                async with _deadline(call), aclosing(messages), aclosing(answers):
+                async with deadline, aclosing(messages), aclosing(answers):
                     async for group in answers:
                         if not is_started:
                             await send(_START_GZIP if compressed else _START)
@@ -148,9 +176,13 @@ class GrpcApp:
                 await send(_NO_BODY)
                 await send(_success(call))
             except Exception as error:  # noqa: BLE001 - the client always gets a status
+                failure = Failure(_LATE) if deadline.expired() else error
                 if isinstance(error, Failure) and not is_started:
+                    _count_rejected(handler, call, error)
                     await _await_first_message(receive)
-                await _fail(send, error, call, is_started=is_started)
+                await _fail(send, failure, call, is_started=is_started)
+            finally:
+                del deadline  # it holds the task: a reference cycle
 
         return serve_call
 
@@ -293,9 +325,10 @@ def _success(call: Call) -> Event:
     return {"type": TRAILERS, "headers": [_OK, (_REQUEST_ID, call.request_id.encode())]}
 
 
-async def _unknown_method(path: str, receive: Receive, send: Send) -> None:
-    await _await_first_message(receive)
-    await _fail(send, unknown_method(path))
+def _count_rejected(handler: Handler, call: Call, failure: Failure) -> None:
+    """Count a call that the handler has not seen: it gives a request id to all others."""
+    if not call.request_id:
+        handler.reject(call, failure.status)
 
 
 async def _await_first_message(receive: Receive) -> None:
@@ -309,12 +342,12 @@ async def _await_first_message(receive: Receive) -> None:
             await receive()
 
 
-async def _fail(send: Send, error: Exception, call: Call | None = None, *, is_started: bool = False) -> None:
+async def _fail(send: Send, error: Exception, call: Call, *, is_started: bool = False) -> None:
     """End a call with a status: in trailers, or in headers if nothing has been sent yet."""
     status = status_of_failure(error)
     if status is None:
         return
-    pairs = failure_trailers(status, call.request_id if call else "")
+    pairs = failure_trailers(status, call.request_id)
     with suppress(OSError):  # the client has disconnected
         if is_started:
             await send(_NO_BODY)
@@ -330,9 +363,9 @@ def status_of_failure(error: Exception) -> Status | None:
         return error.status
     if isinstance(error, RequestRefused):
         return refused(error).status
-    if isinstance(error, TimeoutError):
-        return _LATE
-    if isinstance(error, OSError):  # raised by `send`: the client has disconnected
+    if isinstance(error, OSError) and not isinstance(
+        error, TimeoutError
+    ):  # raised by `send`: the client has disconnected
         return None
     _log.error("transport_failed", exc_info=error)
     return Status(Code.INTERNAL, "INTERNAL", "the server failed; its log has the reason")

@@ -159,17 +159,15 @@ def is_grpc(content_type: bytes) -> bool:
     )
 
 
-def open_call(headers: RawHeaders) -> Call:
-    """Return the metadata and the deadline of a call.
+def read_timeout(headers: RawHeaders, call: Call) -> None:
+    """Set the deadline of a call.
 
     Raises:
         Failure: the timeout is invalid.
     """
-    call = Call(Metadata(headers))
     timeout = headers.get(b"grpc-timeout")
     if timeout is not None:
         call.deadline_s = time.monotonic() + parse_timeout_s(timeout)
-    return call
 
 
 def parse_timeout_s(timeout: bytes) -> float:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from serving.rpc.handlers import Handler
+from serving.rpc.handlers import Handler, Reject, uncounted
 from serving.transports.connection_accepting import (
     ConnectionAcceptor,
     ConnectionStarter,
@@ -52,6 +52,7 @@ class H2Server:
         worker_socket: socket.socket | None = None,
         on_refused_connection: Callable[[], object] = lambda: None,
         on_refused_request: Callable[[], object] = lambda: None,
+        reject_unknown: Reject = uncounted,
     ) -> None:
         """Store the options.
 
@@ -65,6 +66,7 @@ class H2Server:
             worker_socket: delivers connections from another process, which listens instead of this one.
             on_refused_connection: called when a connection is over the limit.
             on_refused_request: called when a request is over the budget of bytes.
+            reject_unknown: counts calls of unknown methods.
         """
         self.host = host
         self.port = port
@@ -72,8 +74,10 @@ class H2Server:
         self._budget = ByteBudget(limits.max_pending_bytes, on_refused_request)
         self._worker_socket = worker_socket
         self._on_refused_connection = on_refused_connection
-        web = ConnectApp(handlers, max_message_bytes=max_message_bytes)
-        self._app = GrpcApp(handlers, max_message_bytes=max_message_bytes, other=web)
+        web = ConnectApp(handlers, max_message_bytes=max_message_bytes, reject_unknown=reject_unknown)
+        self._app = GrpcApp(
+            handlers, max_message_bytes=max_message_bytes, other=web, reject_unknown=reject_unknown
+        )
         self._tls = tls
         self._listening: ConnectionAcceptor | ConnectionReceiver | None = None
         self._connections: set[_Connection] = set()

@@ -136,6 +136,7 @@ class Http2Connection(asyncio.Protocol):
         self._times.stop()
         del self._times  # it leads to this connection: a reference cycle
         self._streams.cancel_all()
+        self._turns.stop()
         self._on_closed(self)
 
     def pause_writing(self) -> None:

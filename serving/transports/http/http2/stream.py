@@ -167,9 +167,9 @@ class Http2Stream(RequestBytes):
         self._task = None
 
     def cancel(self) -> int:
-        """`end`, and cancel the application."""
+        """`end`, and cancel the application, after its first step: it counts every call."""
         if self._task is not None:
-            self._task.cancel()
+            self._output.loop.call_soon(self._task.cancel)
         return self.end()
 
     def grow_send_window(self, more_bytes: int) -> None:

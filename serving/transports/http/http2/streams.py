@@ -252,9 +252,10 @@ class Streams:
     # The ends of streams.
 
     def cancel_all(self) -> None:
-        """Cancel all requests."""
+        """Cancel all requests: the connection is closing, and needs no more callbacks."""
         for each in self._streams.values():
             self._cancel(each)
+        self._on_ended = self._on_broken = _ignore  # the connection's methods: a reference cycle
 
     def cancel_incomplete(self) -> None:
         """Reset the streams whose request the client can no longer complete."""
@@ -319,3 +320,7 @@ class Streams:
 
 def _protocol_error(message: str) -> ConnectionBroken:
     return ConnectionBroken(ErrorCode.PROTOCOL_ERROR, message)
+
+
+def _ignore(*_arguments: object) -> None:
+    pass

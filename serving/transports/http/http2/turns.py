@@ -68,6 +68,10 @@ class Turns:
             if self.is_waiting:
                 self._loop.call_soon(self._next)
 
+    def stop(self) -> None:
+        """Take no more turns: the connection is closed."""
+        self._take_turn = _nothing  # a method of the connection: a reference cycle
+
     def _next(self) -> None:
         if self.is_held or not self.is_waiting:
             return
@@ -81,3 +85,7 @@ class Turns:
 def head_work(block_bytes: int) -> int:
     """Return the work of decoding a header block that is not cached."""
     return _HEAD_WORK + block_bytes // _HEAD_BYTES_PER_WORK
+
+
+def _nothing() -> None:
+    pass

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.rpc.handlers import Failure
+from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.rpc_over_http.grpc_framing import (
     PREFIX,
@@ -22,8 +23,8 @@ from serving.transports.rpc_over_http.grpc_framing import (
     failure_trailers,
     frame,
     is_grpc,
-    open_call,
     parse_timeout_s,
+    read_timeout,
 )
 
 LIMIT = 1000
@@ -121,9 +122,12 @@ def test_any_timeout_is_seconds_or_a_failure(text: bytes) -> None:
 def test_the_deadline_of_a_call_is_its_timeout(timeout: bytes, seconds: float) -> None:
     """On the clock of time.monotonic(); infinite without a timeout."""
     before_s = time.monotonic()
-    deadline_s = open_call({b"grpc-timeout": timeout}).deadline_s
+    call = Call({})
+    read_timeout({}, call)
+    assert call.deadline_s == math.inf
+    read_timeout({b"grpc-timeout": timeout}, call)
+    deadline_s = call.deadline_s
     assert before_s <= deadline_s - seconds + 1e-6 <= time.monotonic() + 1e-6
-    assert open_call({}).deadline_s == math.inf
 
 
 def test_metadata_is_the_text_of_the_client() -> None:
