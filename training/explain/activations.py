@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from serving.bundle import Geometry
 from training.data.storage.disk_images import Images
 from training.errors import RecipeError
-from training.explain.examples import MAX_CLASSES
+from training.explain.examples import MAX_CLASSES, Floats
 from training.explain.filters import strengths
 from training.explain.ideal_inputs import Ascent, class_score, filter_score, ideal_inputs
 from training.explain.picture import Picture, Tile, draw_grid, evenly
@@ -23,10 +23,9 @@ _MOST_FILTERS = 15  # of one layer
 _SMALL = 64  # pixels of a side: below it steps are cheap
 _STEPS_SMALL, _STEPS_LARGE = 192, 96
 
-_METHOD = (
-    "Found by gradient ascent from an even image in the mean colour of real ones. It exaggerates "
-    "what raises this value, and is not what the class looks like."
-)
+_RESPONSES = 16  # real images on which filters are ranked
+
+_METHOD = "Found by gradient ascent from an even image in the mean colour of real ones."
 
 
 def draw_classes(network: Network, geometry: Geometry, labels: Sequence[str], real: Images | None) -> Picture:
@@ -48,8 +47,9 @@ def draw_classes(network: Network, geometry: Geometry, labels: Sequence[str], re
     tiles = [Tile(image, labels[label]) for image, label in zip(images, shown, strict=True)]
     recognised = int((probabilities.argmax(axis=1) == np.array(shown)).sum())
     caption = (
-        f"The input that each class responds to most. {_METHOD} The network recognises {recognised} of "
-        f"{len(shown)} of them as their class."
+        f"The input that each class responds to most. {_METHOD} It exaggerates what raises the "
+        "class, and is not what the class looks like. The network recognises "
+        f"{recognised} of {len(shown)} of them as their class."
     )
     alt = f"Optimised inputs of the classes {', '.join(labels[label] for label in shown)}"
     return Picture("activations-classes", caption, alt, draw_grid(_rows(tiles)))
@@ -68,7 +68,7 @@ def draw_filter_inputs(network: Network, geometry: Geometry, real: Images | None
     names = [name.replace(".", ".\n", name.count(".") - 1) for name, _ in layers]
     caption = (
         f"The inputs that filters respond to most: a row for each of {len(rows)} "
-        f"convolutions, from the first to the last, with its strongest filters. {_METHOD}"
+        f"convolutions, from the first to the last, with {_chosen(real)}. {_METHOD}"
     )
     alt = f"Optimised inputs of filters of the layers {', '.join(name for name, _ in layers)}"
     return Picture("activations-filters", caption, alt, draw_grid(rows, names=names))
@@ -87,7 +87,7 @@ def draw_layer_inputs(network: Network, geometry: Geometry, name: str, real: Ima
             "dense layer"
         )
     tiles = _filter_tiles(network, geometry, layer, real, _MOST_FILTERS)
-    caption = f"The inputs that the {len(tiles)} strongest filters of {name} respond to most. {_METHOD}"
+    caption = f"The inputs that {len(tiles)} filters of {name} respond to most: {_chosen(real)}. {_METHOD}"
     return Picture(
         "activations-filters", caption, f"Optimised inputs of layer {name}", draw_grid(_rows(tiles))
     )
@@ -99,11 +99,30 @@ def _filter_tiles(
     weight = layer.weight
     if not isinstance(weight, Tensor):
         raise TypeError("a layer without weights was chosen. This is a bug.")
-    strongest = np.argsort(-strengths(weight.detach().numpy()), kind="stable")[:most].tolist()
+    rank = strengths(weight.detach().numpy()) if real is None else filter_responses(network, layer, real)
+    strongest = np.argsort(-rank, kind="stable")[:most].tolist()
     with single_view(network) as logits:
         score = filter_score(logits, layer, strongest)
         images = ideal_inputs(network, geometry, score, len(strongest), _ascent(geometry, real))
     return [Tile(image, f"filter {place}") for image, place in zip(images, strongest, strict=True)]
+
+
+def _chosen(real: Images | None) -> str:
+    return "its strongest filters" if real is None else "the filters that respond most to real images"
+
+
+@torch.no_grad()
+def filter_responses(network: Network, layer: nn.Module, real: Images) -> Floats:
+    """(M,): the mean positive output of each filter on real images. Silent filters would stay grey."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        with single_view(network) as logits:
+            logits(torch.from_numpy(np.asarray(real[:_RESPONSES])))
+    finally:
+        handle.remove()
+    by_filter = seen[-1].clamp(min=0).mean(dim=0)  # (M, h, w) or (M,)
+    return np.asarray(by_filter.reshape(len(by_filter), -1).mean(dim=1).numpy(), np.float32)
 
 
 def _ascent(geometry: Geometry, real: Images | None) -> Ascent:

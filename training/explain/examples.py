@@ -54,7 +54,7 @@ def choose_examples(
         probabilities: (N, K).
 
     Returns: of each class the first right examples, and the most confident mistakes; several if the classes
-        are few. Both are sorted by class.
+        are few. Right examples of other classes follow if there are fewer than ten.
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (N,)
     is_right = predicted == truth
@@ -69,6 +69,10 @@ def choose_examples(
         right += map(int, np.flatnonzero(own & is_right)[:per_class])
         missed = np.flatnonzero(own & ~is_right)
         wrong += map(int, missed[np.argsort(-confidence[missed], kind="stable")][:per_class])
+
+    others = np.flatnonzero(is_right & ~np.isin(truth, classes))
+    firsts = others[np.unique(truth[others], return_index=True)[1]]  # one of each other class
+    right += map(int, firsts[: max(0, MAX_CLASSES - len(right))])
 
     def example(index: int) -> Example:
         return Example(

@@ -63,10 +63,16 @@ def explain(
         if convolutions(network):
             drawings["activations-filters"] = partial(draw_filter_inputs, network.eval(), geometry, real)
     if layers and test is not None:
-        drawings["features"] = partial(draw_features, model_file, layers, np.asarray(test[0][0]))
+        clear = 0 if probabilities is None else int(_rightness(probabilities, test[1]).argmax())
+        drawings["features"] = partial(draw_features, model_file, layers, np.asarray(test[0][clear]))
     if layers:
         drawings["filters"] = partial(draw_filters, layers, geometry)
     return drawings
+
+
+def _rightness(probabilities: Floats, truth: Labels) -> Floats:
+    """(N,): the probability of the true label."""
+    return np.asarray(probabilities[np.arange(len(truth)), truth], np.float32)
 
 
 def predictor(model_file: Path) -> Predict:

@@ -29,7 +29,7 @@ def draw_features(model_file: Path, layers: Sequence[WeightedLayer], image: Pixe
     caption = (
         "What each layer makes of one image, after its activation: the strongest feature maps with their "
         "numbers. Bright is high; each map has its own scale. The units of a dense layer are laid out as one "
-        f"block.{some}"
+        f"block, row by row.{some}"
     )
     alt = f"The outputs of the layers {', '.join(layer.name for layer in shown)} for one image"
     return Picture("features", caption, alt, draw_grid(rows, names=names, side=_SIDE))

@@ -31,20 +31,14 @@ def draw_filters(layers: Sequence[WeightedLayer], geometry: Geometry) -> Picture
     rows, names = [], []
     for layer in shown:
         strength = strengths(layer.weights)
-        rows.append(
-            [
-                Tile(
-                    _filter(layer.weights[place], geometry), f"filter {place}\n{100 * strength[place]:.0f} %"
-                )
-                for place in np.argsort(-strength, kind="stable")[:_ACROSS]
-            ]
-        )
+        order = np.argsort(-strength, kind="stable")[:_ACROSS]
+        rows.append(_tiles(layer, geometry, strength, order))
         names.append(f"{layer.name}\n{_shape(layer)}")
     some = "" if len(shown) == len(layers) else f" {len(shown)} of {len(layers)} layers are shown."
     caption = (
-        f"The strongest filters of each layer, with their numbers. {_LEGEND} Of a filter with many inputs "
-        "the kernel of the strongest input is shown; weights without positions (1 x 1 filters, dense "
-        f"layers) are laid out as a block, one square per input.{some}"
+        f"The strongest filters or units of each layer, with their numbers. {_LEGEND} Of a filter with "
+        "many inputs the kernel of the strongest input is shown; weights without positions (1 x 1 filters, "
+        f"dense layers) are laid out as a block, one square per input.{some}"
     )
     alt = f"Filters of the layers {', '.join(layer.name for layer in shown)}"
     return Picture("filters", caption, alt, draw_grid(rows, names=names, side=_SIDE))
@@ -57,13 +51,21 @@ def draw_layer_filters(layer: WeightedLayer, geometry: Geometry) -> Picture:
     shape = layer.weights.shape
     if layer.is_convolution and shape[1] not in (1, _COLOURS) and max(shape[2:]) > 1:
         return _draw_kernels(layer, strength, order)
-    tiles = [
-        Tile(_filter(layer.weights[place], geometry), f"filter {place}\n{100 * strength[place]:.0f} %")
-        for place in order[:_MOST_FILTERS]
-    ]
+    tiles = _tiles(layer, geometry, strength, order[:_MOST_FILTERS])
     rows = [tiles[start : start + _ACROSS] for start in range(0, len(tiles), _ACROSS)]
-    caption = f"The {len(tiles)} strongest of {shape[0]} filters of {layer.name}. {_LEGEND}"
+    kind = "filters" if layer.is_convolution else "units"
+    caption = f"The {len(tiles)} strongest of {shape[0]} {kind} of {layer.name}. {_LEGEND}"
     return Picture("filters", caption, f"Filters of layer {layer.name}", draw_grid(rows, side=_SIDE))
+
+
+def _tiles(
+    layer: WeightedLayer, geometry: Geometry, strength: Floats, order: npt.NDArray[np.intp]
+) -> list[Tile]:
+    kind = "filter" if layer.is_convolution else "unit"
+    return [
+        Tile(_filter(layer.weights[place], geometry), f"{kind} {place}\n{100 * strength[place]:.0f} %")
+        for place in order
+    ]
 
 
 def _draw_kernels(layer: WeightedLayer, strength: Floats, order: npt.NDArray[np.intp]) -> Picture:

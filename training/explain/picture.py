@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,9 +18,14 @@ Floats = npt.NDArray[np.float32]
 
 _DPI = 100
 _GAP = 8  # pixels between tiles, as all sizes below
-_LINE = 15  # height of a line of text
-_CHARACTER = 6.6  # mean width of a character
-_SMALL_SIDE, _LARGE_SIDE = 112, 160  # of a tile: of images below 64 pixels, and of photographs
+_LINE = 15  # height of a line of text of a narrow picture
+_CHARACTER = 6.6  # mean width of a character of a narrow picture
+_POINTS = 8  # size of its text
+
+# A wide picture is scaled down to the width of a column or a phone, so its text is larger.
+_NARROW = 480
+_LARGEST_TEXT = 1.6  # relative to that of a narrow picture
+_SMALL_SIDE, _LARGE_SIDE = 112, 144  # of a tile: of images below 64 pixels, and of photographs
 _PHOTOGRAPH = 64
 _POSITIVE = np.array([178, 24, 43], np.float32)  # red
 _NEGATIVE = np.array([33, 102, 172], np.float32)  # blue
@@ -56,35 +62,38 @@ def draw_grid(
         rows: of tiles; rows may differ in length.
         columns: headings.
         names: of the rows, on the left; a name may have several lines.
-        side: pixels of the longer side of a tile; default: 112, or 160 if the images are photographs.
+        side: pixels of the longer side of a tile; default: 112, or 144 if the images are photographs.
     """
     tiles = [tile for row in rows for tile in row if tile is not None]
     side = side or (
         _LARGE_SIDE if max(max(tile.pixels.shape[:2]) for tile in tiles) > _PHOTOGRAPH else _SMALL_SIDE
     )
     width = max(side * tile.pixels.shape[1] // max(tile.pixels.shape[:2]) for tile in tiles)
-    heights = [_row_height(row, side) for row in rows]
-    left = _text_width(names) + _GAP if any(names) else 0
-    top = _LINE * max(map(_lines, columns), default=0) + _GAP
     across = max(map(len, rows))
+    text = min(max(1.0, across * (width + _GAP) / _NARROW), _LARGEST_TEXT)
+    line = round(_LINE * text)  # pixels
+    heights = [_row_height(row, side, line) for row in rows]
+    left = round(_text_width(names) * text) + _GAP if any(names) else 0
+    top = line * max(map(_lines, columns), default=0) + _GAP
     size = left + _GAP + across * (width + _GAP), top + sum(heights)
     figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI, facecolor="white")
+    write = partial(_write, figure, size, points=_POINTS * text)
     canvas = np.full((size[1], size[0], 3), 255, np.uint8)
     y = top
     for row, height, name in zip(rows, heights, [*names, *[""] * (len(rows) - len(names))], strict=True):
-        _write(figure, size, name, 2, y + min(side, height) / 2, bold=True, centred=False)
+        write(name, 2, y + min(side, height) / 2, bold=True, centred=False)
         for column, tile in enumerate(row):
             if tile is None:
                 continue
             x = left + _GAP + column * (width + _GAP)
             shown = _resized(tile.pixels, side)
             canvas[y : y + shown.shape[0], x : x + shown.shape[1]] = shown
-            below = y + shown.shape[0] + 2 + _LINE * _lines(tile.text) / 2
-            _write(figure, size, _cut(tile.text, width), x + shown.shape[1] / 2, below)
+            below = y + shown.shape[0] + 2 + line * _lines(tile.text) / 2
+            write(_cut(tile.text, round(width / text)), x + shown.shape[1] / 2, below)
         y += height
     for column, heading in enumerate(columns):
         x = left + _GAP + column * (width + _GAP) + width / 2
-        _write(figure, size, heading, x, _LINE * _lines(heading) / 2 + 2, bold=True)
+        write(heading, x, top - _GAP / 2 - line * _lines(heading) / 2, bold=True)
     figure.figimage(canvas, 0, 0, origin="upper", zorder=-1)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
@@ -131,11 +140,11 @@ def evenly(entries: Sequence[_T], most: int) -> list[_T]:
     return [entries[round(place)] for place in np.linspace(0, len(entries) - 1, most)]
 
 
-def _row_height(row: Sequence[Tile | None], side: int) -> int:
+def _row_height(row: Sequence[Tile | None], side: int, line: int) -> int:
     """Height of a row of tiles with their texts."""
     present = [tile for tile in row if tile is not None]
     image: int = max(side * tile.pixels.shape[0] // max(tile.pixels.shape[:2]) for tile in present)
-    return image + _LINE * max(_lines(tile.text) for tile in present) + _GAP
+    return image + line * max(_lines(tile.text) for tile in present) + _GAP
 
 
 def _resized(pixels: Pixels, side: int) -> Pixels:
@@ -154,6 +163,7 @@ def _write(
     x: float,
     y: float,
     *,
+    points: float,
     bold: bool = False,
     centred: bool = True,
 ) -> None:
@@ -165,7 +175,7 @@ def _write(
             text,
             ha="center" if centred else "left",
             va="center",
-            fontsize=8,
+            fontsize=points,
             fontweight="bold" if bold else "normal",
             parse_math=False,  # a label may contain dollar signs
             linespacing=1.15,

@@ -11,6 +11,7 @@ from training.report.blocks import Block, Cell, Fold, Matrix, Table
 
 MAX_LABELS = 24  # of a matrix that is shown whole
 _BLOCK = 15  # labels of the block
+_LEAST_FULL_SHARE = 0.01  # of a row: the least share of errors in full colour
 _MOST_ROWS = 25  # of the table of labels before the rest is folded
 
 
@@ -25,7 +26,7 @@ def confusion_matrix(scores: Scores) -> Matrix:
             counts,
             range(len(labels)),
             "Rows are true labels, columns are predictions. Each cell has the number of test images and "
-            "its share of the row.",
+            "its share of the row. Blue is right; the redder, the larger the share of errors.",
         )
     chosen = confused_block(counts)
     errors = counts.sum() - np.trace(counts)
@@ -38,7 +39,8 @@ def confusion_matrix(scores: Scores) -> Matrix:
         chosen,
         f"The part of the matrix of {len(labels):,} labels with the most frequent errors: {share:.0%} of all "
         "errors. Rows are true labels, columns are predictions. Each cell has the number of test images and "
-        "its share of all images of the row's label.",
+        "its share of all images of the row's label. Blue is right; the redder, the larger the share of "
+        "errors.",
     )
 
 
@@ -110,12 +112,13 @@ def _matrix(
     caption: str,
 ) -> Matrix:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (K, K)
+    most = max(_LEAST_FULL_SHARE, float((shares * (1 - np.eye(len(shares))))[np.ix_(chosen, chosen)].max()))
 
     def cell(row: int, column: int) -> Cell:
         count, share = int(counts[row, column]), float(shares[row, column])
         return Cell(
             f"{count:,}\n{share:.1%}" if count else "",
-            share if row == column else share**0.5,  # rare errors would have no colour
+            share if row == column else (share / most) ** 0.5,  # rare errors would have no colour
             "good" if row == column else "bad",
             f"true {labels[row]}, predicted {labels[column]}: {count:,} images, {share:.1%} of the row",
         )

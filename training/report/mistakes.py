@@ -150,12 +150,15 @@ def _illustrated(evidence: Evidence, test: Predictions, dataset: Dataset, album:
 
 
 def _pairs(test: Predictions, dataset: Dataset, album: Album) -> Iterator[Block]:
-    """The most confused pairs of labels: mistakes of both directions, and a correct image of each label."""
+    """The most confused pairs of labels: mistakes of both directions, and a correct image of each label.
+
+    Pairs with a single mistake are left out: the gallery of mistakes has it.
+    """
     total: dict[tuple[int, int], int] = defaultdict(int)
     for true, other, count in confusions(test):
         total[min(true, other), max(true, other)] += count
     ranked = sorted(total, key=lambda pair: -total[pair])[:_MOST_PAIRS]
-    for one, other in ranked:
+    for one, other in (pair for pair in ranked if total[pair] > 1):
         names = test.labels[one], test.labels[other]
         photos: list[Photo] = []
         for true, predicted in ((one, other), (other, one)):

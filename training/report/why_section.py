@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +19,12 @@ from training.report.evidence import Evidence
 
 _LARGEST_PNG = 400_000  # bytes; larger pictures show photographs
 _JPEG_QUALITY = 88
+_WIDEST_OF_ROW = 680  # pixels; wider pictures do not stand side by side
 
 _TITLES = {
     "occlusion-right": "What it looked at: right predictions",
     "occlusion-wrong": "What it looked at: mistakes",
-    "activations-classes": "What each class looks like to it",
+    "activations-classes": "The ideal image of each class",
     "activations-filters": "What its filters look for",
     "features": "One image on its way through the layers",
     "filters": "The filters of every layer",
@@ -48,10 +50,14 @@ def why_section(
     rows: list[Block] = []
     for names in (("occlusion-right", "occlusion-wrong"), ("activations-classes", "activations-filters")):
         found = tuple(pictures[name] for name in names if name in pictures)
-        if found:
-            rows.append(Row(found) if len(found) > 1 else found[0])
+        if len(found) > 1 and all(_width(picture) <= _WIDEST_OF_ROW for picture in found):
+            rows.append(Row(found))
+        else:
+            rows += found
     rows += [
-        Fold(pictures[name].title, (pictures[name],)) for name in ("features", "filters") if name in pictures
+        Fold(pictures[name].title, (replace(pictures[name], title=""),))
+        for name in ("features", "filters")
+        if name in pictures
     ]
     notes = [*([f"{reason}."] if reason else []), *failed]
     return Section(
@@ -107,6 +113,11 @@ def _block(drawn: Drawn) -> Picture:
     if len(content) > _LARGEST_PNG:
         content, form = _jpeg(content), "jpeg"
     return Picture(drawn.name, drawn.alt, content, form, caption=drawn.caption, title=_TITLES[drawn.name])
+
+
+def _width(picture: Picture) -> int:
+    with Image.open(io.BytesIO(picture.content)) as image:
+        return image.width
 
 
 def _jpeg(png: bytes) -> bytes:
