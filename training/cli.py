@@ -425,10 +425,23 @@ class Visualize(_JsonCommand):
     example: ClassVar[str] = "lenserve-train visualize occlusion repository/transfer/1 --image photo.jpg"
 
     kind: CliPositionalArg[
-        Literal["predictions", "quadrants", "occlusion", "activations", "filters", "features", "kernels"]
+        Literal[
+            "images",
+            "predictions",
+            "quadrants",
+            "mistakes",
+            "breakdown",
+            "confusion",
+            "curves",
+            "occlusion",
+            "activations",
+            "filters",
+            "features",
+            "kernels",
+        ]
     ] = Field(
-        description="predictions, quadrants, occlusion, activations, filters, features, or kernels, which "
-        "needs no bundle"
+        description="images, predictions, quadrants, mistakes, breakdown, confusion, curves, occlusion, "
+        "activations, filters, features, or kernels, which needs no bundle"
     )
     bundle_dir: CliPositionalArg[Path | None] = Field(
         default=None, description="<repository>/<model>/<version>"

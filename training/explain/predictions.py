@@ -20,7 +20,7 @@ def draw_predictions(images: Images, predictions: Predictions) -> Picture:
         predictions: for these N images.
     """
     chosen = np.random.default_rng(0).permutation(len(predictions))[: _SIDE**2]
-    tiles = [_tile(images, predictions, int(index)) for index in chosen]
+    tiles = [prediction_tile(images, predictions, int(index)) for index in chosen]
     caption = (
         f"{len(tiles)} random test images, with their true label, the prediction and its probability. "
         f"{int((~predictions.correct[chosen]).sum())} of them are wrong (✗)."
@@ -43,7 +43,9 @@ def draw_quadrants(images: Images, predictions: Predictions) -> Picture:
         if quadrant.mean_loss is None:
             parts.append(f"no image is {name}")
             continue
-        rows.append([_tile(images, predictions, int(index)) for index in quadrant.members[:_PER_QUADRANT]])
+        rows.append(
+            [prediction_tile(images, predictions, int(index)) for index in quadrant.members[:_PER_QUADRANT]]
+        )
         names.append(f"{name.replace(' and ', chr(10))}\n{count:,} images\nloss {quadrant.mean_loss:.3f}")
         parts.append(f"{count:,} are {name} (mean loss {quadrant.mean_loss:.3f})")
     caption = (
@@ -55,7 +57,8 @@ def draw_quadrants(images: Images, predictions: Predictions) -> Picture:
     return Picture("quadrants", caption, alt, draw_grid(rows, names=names))
 
 
-def _tile(images: Images, predictions: Predictions, index: int) -> Tile:
+def prediction_tile(images: Images, predictions: Predictions, index: int) -> Tile:
+    """An image with its true label, its prediction and its probability; a cross marks mistakes."""
     example = Example(
         np.asarray(images[index]),
         int(predictions.predicted[index]),

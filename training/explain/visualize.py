@@ -9,6 +9,7 @@ import numpy as np
 from serving.bundle import Bundle, Geometry, ImageLimits, apply_geometry, decode_image
 from serving.bundle.images import Pixels
 from serving.errors import ImageError, UsageError
+from training import data
 from training.errors import DataError, TwinUnavailable
 from training.evaluation.evaluate_bundle import data_recipe, load_test_split, locate
 from training.explain.activations import draw_classes, draw_layer_inputs
@@ -19,14 +20,44 @@ from training.explain.filters import draw_filters, draw_layer_filters
 from training.explain.kernels import Window, draw_kernels
 from training.explain.occlusion import default_patch
 from training.explain.onnx_layers import read_layers, select_layer
+from training.explain.outcomes import (
+    draw_confusion_matrix,
+    draw_error_breakdown,
+    draw_images,
+    draw_mistakes,
+    draw_training_curves,
+)
 from training.explain.picture import Picture
 from training.explain.predictions import draw_predictions, draw_quadrants
 from training.explain.twin import read_twin
 from training.explain.why import draw_why
 from training.report.predictions import predictions_of
 
-Kind = Literal["predictions", "quadrants", "occlusion", "activations", "filters", "features", "kernels"]
+Kind = Literal[
+    "images",
+    "predictions",
+    "quadrants",
+    "mistakes",
+    "breakdown",
+    "confusion",
+    "curves",
+    "occlusion",
+    "activations",
+    "filters",
+    "features",
+    "kernels",
+]
 
+_OF_PREDICTIONS = {
+    "predictions": draw_predictions,
+    "quadrants": draw_quadrants,
+    "mistakes": draw_mistakes,
+}
+_OF_REPORT = {
+    "breakdown": draw_error_breakdown,
+    "confusion": draw_confusion_matrix,
+    "curves": draw_training_curves,
+}
 _WITH_LAYER = ("occlusion", "activations", "filters", "features")
 _WITH_IMAGE = ("occlusion", "features", "kernels")
 _SAMPLE = "flower.jpg"  # of scikit-learn
@@ -79,28 +110,46 @@ def _check(wanted: Wanted) -> None:
 
 
 def _draw(wanted: Wanted, bundle: Bundle) -> Picture:
-    geometry = bundle.manifest.geometry
-    if wanted.kind in ("predictions", "quadrants"):
+    if wanted.kind in _OF_REPORT:
+        return _OF_REPORT[wanted.kind](bundle)
+    if wanted.kind in _OF_PREDICTIONS:
         return _predictions(wanted, bundle)
-    if wanted.kind == "occlusion":
-        return _occlusion(wanted, bundle)
-    if wanted.kind == "activations":
-        return _activations(bundle, wanted.layer)
+    draw = {
+        "images": _training_images,
+        "occlusion": _occlusion,
+        "activations": _activations,
+        "filters": _filters,
+        "features": _features,
+    }
+    return draw[wanted.kind](wanted, bundle)
+
+
+def _training_images(wanted: Wanted, bundle: Bundle) -> Picture:
+    recipe = data_recipe(bundle, wanted.source)
+    dataset = data.load_unchecked(recipe, bundle.manifest.geometry, wanted.data_root, wanted.cache)
+    return draw_images(dataset.train, dataset.labels)
+
+
+def _filters(wanted: Wanted, bundle: Bundle) -> Picture:
+    layers, geometry = read_layers(bundle.model_file), bundle.manifest.geometry
+    if wanted.layer is None:
+        return draw_filters(layers, geometry)
+    return draw_layer_filters(select_layer(layers, wanted.layer), geometry)
+
+
+def _features(wanted: Wanted, bundle: Bundle) -> Picture:
     layers = read_layers(bundle.model_file)
-    layer = None if wanted.layer is None else select_layer(layers, wanted.layer)
-    if wanted.kind == "filters":
-        return draw_filters(layers, geometry) if layer is None else draw_layer_filters(layer, geometry)
     image = bundle.golden().images[0] if wanted.image is None else _for_network(wanted.image, bundle)
-    if layer is None:
+    if wanted.layer is None:
         return draw_features(bundle.model_file, layers, image)
-    return draw_layer_features(bundle.model_file, layer, image)
+    return draw_layer_features(bundle.model_file, select_layer(layers, wanted.layer), image)
 
 
-def _activations(bundle: Bundle, layer: str | None) -> Picture:
+def _activations(wanted: Wanted, bundle: Bundle) -> Picture:
     network, real = read_twin(bundle).network, bundle.golden().images
-    if layer is None:
+    if wanted.layer is None:
         return draw_classes(network, bundle.manifest.geometry, bundle.manifest.labels, real)
-    return draw_layer_inputs(network, bundle.manifest.geometry, layer, real)
+    return draw_layer_inputs(network, bundle.manifest.geometry, wanted.layer, real)
 
 
 def _predictions(wanted: Wanted, bundle: Bundle) -> Picture:
@@ -108,8 +157,7 @@ def _predictions(wanted: Wanted, bundle: Bundle) -> Picture:
     probabilities = predictor(bundle.model_file)(np.asarray(test.images))
     names = [""] * len(test.truth)
     predictions = predictions_of(probabilities, test.truth, bundle.manifest.labels, names)
-    draw = draw_predictions if wanted.kind == "predictions" else draw_quadrants
-    return draw(test.images, predictions)
+    return _OF_PREDICTIONS[wanted.kind](test.images, predictions)
 
 
 def _occlusion(wanted: Wanted, bundle: Bundle) -> Picture:

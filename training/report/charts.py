@@ -22,6 +22,7 @@ CATEGORIES = (
 )
 
 _RESOLUTION = 96  # CSS pixels per inch
+_DOTS_PER_INCH = 120  # of PNG files
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "font.size": 9,
@@ -35,21 +36,36 @@ Place = Literal["best", "upper left", "lower left", "lower right"]
 
 def chart(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
     """An empty chart without a frame. Sizes are in inches; one chart fills the width of a phone."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
-    with mpl.rc_context(_STYLE):
-        axes = figure.subplots()
-    axes.set_facecolor("none")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(SOFT)
-    axes.tick_params(colors=SOFT, labelcolor=INK)
-    axes.grid(color=LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
+    figure, (axes,) = charts(1, width, height)
     return figure, axes
+
+
+def charts(count: int, width: float = 4.4, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+    """Empty charts without a frame, side by side. Sizes are those of each, in inches."""
+    figure = Figure(figsize=(count * width, height), layout="constrained", facecolor="none")
+    with mpl.rc_context(_STYLE):
+        row = figure.subplots(1, count, squeeze=False)[0].tolist()
+    for axes in row:
+        axes.set_facecolor("none")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(SOFT)
+        axes.tick_params(colors=SOFT, labelcolor=INK)
+        axes.grid(color=LINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, row
 
 
 def legend(axes: Axes, place: Place = "best") -> None:
     """Add a legend without a frame."""
     axes.legend(frameon=False, labelcolor=INK, loc=place)
+
+
+def png(figure: Figure) -> bytes:
+    """Encode a figure as PNG on white, at 120 dots per inch."""
+    # Without pyplot: it needs a display, and keeps every figure open.
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
+    return buffer.getvalue()
 
 
 def svg(figure: Figure, name: str) -> bytes:

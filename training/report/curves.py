@@ -1,6 +1,7 @@
 """Curves of training: loss, accuracy and learning rate by epoch; accuracy by number of examples."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
@@ -8,7 +9,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from training.few_shot.curve import CurvePoint
 from training.learning.history import EpochRecord
 from training.report.blocks import Picture, Row, Table
-from training.report.charts import BLUE, GREEN, PALE, SOFT, chart, legend, svg
+from training.report.charts import BLUE, GREEN, PALE, SOFT, chart, charts, legend, png, svg
+
+_AXES = {"loss": "cross-entropy", "accuracy": "accuracy in %", "rate": "learning rate"}
 
 
 def draw_history(
@@ -18,57 +21,48 @@ def draw_history(
     last = history[-1]
     chosen = ", which validation loss chose" if validation_chose else ""
     marked = f"The dotted line is the published epoch, {best_epoch}{chosen}."
-    accuracy = [100 * record.validation_accuracy for record in history]
-    measured = [record for record in history if record.train_accuracy is not None]
     note = (
         " The training accuracy is that of augmented images, while the weights still change."
-        if measured
+        if last.train_accuracy is not None
         else ""
     )
     return Row(
         (
             _draw(
-                "history-loss",
                 history,
                 best_epoch,
-                {
-                    "training": [record.train_loss for record in history],
-                    "validation": [record.validation_loss for record in history],
-                },
-                ylabel="cross-entropy",
+                "loss",
                 title="Loss",
                 alt=f"Loss by epoch; at the end {last.train_loss:.3f} in training and "
                 f"{last.validation_loss:.3f} in validation.",
                 caption=marked,
-                logarithmic=True,
             ),
             _draw(
-                "history-accuracy",
                 history,
                 best_epoch,
-                {
-                    "training": [100 * (record.train_accuracy or 0) for record in history]
-                    if len(measured) == len(history)
-                    else [],
-                    "validation": accuracy,
-                },
-                ylabel="accuracy in %",
+                "accuracy",
                 title="Accuracy",
-                alt=f"Accuracy by epoch; in validation {accuracy[-1]:.2f} % at the end.",
+                alt=f"Accuracy by epoch; in validation {100 * last.validation_accuracy:.2f} % at the end.",
                 caption=f"{marked}{note}",
             ),
             _draw(
-                "history-rate",
                 history,
                 best_epoch,
-                {"learning rate": [record.learning_rate for record in history]},
-                ylabel="learning rate",
+                "rate",
                 title="Learning rate",
                 alt=f"Learning rate by epoch, at the end {last.learning_rate:.2g}.",
                 caption="At the last step of each epoch.",
             ),
         )
     )
+
+
+def draw_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
+    """Loss, accuracy and learning rate side by side, as one PNG."""
+    figure, panels = charts(3)
+    for axes, (key, ylabel) in zip(panels, _AXES.items(), strict=True):
+        _plot(axes, history, best_epoch, _series(history, key), ylabel)
+    return png(figure)
 
 
 def draw_few_shot(points: Sequence[CurvePoint]) -> tuple[Picture, Table]:
@@ -110,18 +104,43 @@ def draw_few_shot(points: Sequence[CurvePoint]) -> tuple[Picture, Table]:
 
 
 def _draw(
-    name: str,
     history: Sequence[EpochRecord],
     best_epoch: int,
-    series: dict[str, list[float]],
+    key: Literal["loss", "accuracy", "rate"],
     *,
-    ylabel: str,
     title: str,
     alt: str,
     caption: str,
-    logarithmic: bool = False,
 ) -> Picture:
     figure, axes = chart()
+    _plot(axes, history, best_epoch, _series(history, key), _AXES[key])
+    name = f"history-{key}"
+    return Picture(name, alt, svg(figure, name), "svg", caption=caption, title=title)
+
+
+def _series(history: Sequence[EpochRecord], key: str) -> dict[str, list[float]]:
+    """Name -> one value per epoch."""
+    if key == "rate":
+        return {"learning rate": [record.learning_rate for record in history]}
+    if key == "loss":
+        return {
+            "training": [record.train_loss for record in history],
+            "validation": [record.validation_loss for record in history],
+        }
+    measured = [100 * record.train_accuracy for record in history if record.train_accuracy is not None]
+    return {
+        "training": measured if len(measured) == len(history) else [],
+        "validation": [100 * record.validation_accuracy for record in history],
+    }
+
+
+def _plot(
+    axes: Axes,
+    history: Sequence[EpochRecord],
+    best_epoch: int,
+    series: dict[str, list[float]],
+    ylabel: str,
+) -> None:
     epochs = [record.epoch for record in history]
     drawn = {label: values for label, values in series.items() if values}
     for label, values in drawn.items():
@@ -133,7 +152,7 @@ def _draw(
     axes.axvline(best_epoch, color=GREEN, linestyle=":", linewidth=1.2)
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if logarithmic and min(min(values) for values in drawn.values()) > 0:
+    if ylabel == _AXES["loss"] and min(min(values) for values in drawn.values()) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -141,7 +160,6 @@ def _draw(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(drawn) > 1:
         legend(axes)
-    return Picture(name, alt, svg(figure, name), "svg", caption=caption, title=title)
 
 
 def _mark_head_only(axes: Axes, history: Sequence[EpochRecord]) -> None:

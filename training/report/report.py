@@ -9,8 +9,9 @@ from pathlib import Path
 from training.networks import Network
 from training.report.album import Album
 from training.report.blocks import Block, Fold, Gallery, Page, Row, Section, pictures_of
+from training.report.charts import png
 from training.report.evidence import Evidence
-from training.report.figures import draw_confusion, png
+from training.report.figures import draw_confusion
 from training.report.made_section import made_section
 from training.report.metrics import METRICS_FILE, Metrics
 from training.report.mistakes import mistakes_section

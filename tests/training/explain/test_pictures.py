@@ -17,7 +17,7 @@ from training.data import load
 from training.errors import RecipeError, TwinUnavailable
 from training.evaluation.onnx_session import open_session, run
 from training.explain import Picture, explain
-from training.explain.activations import draw_classes, draw_filter_inputs, draw_layer_inputs
+from training.explain.activations import draw_classes, draw_filter_inputs, draw_layer_inputs, filter_responses
 from training.explain.examples import choose_examples
 from training.explain.explain import predictor
 from training.explain.features import draw_features
@@ -25,6 +25,7 @@ from training.explain.filters import draw_filters, draw_layer_filters
 from training.explain.grad_cam import default_layer, grad_cam
 from training.explain.ideal_inputs import Ascent, class_score, ideal_inputs
 from training.explain.onnx_layers import read_layers, run_layers, select_layer
+from training.explain.outcomes import draw_confusion_matrix, draw_training_curves
 from training.explain.picture import Tile, draw_grid, evenly, overlay, signed
 from training.explain.predictions import draw_quadrants
 from training.explain.torch_layers import layer_named, single_view
@@ -200,6 +201,46 @@ def test_examples_are_right_and_wrong_ones_of_each_class() -> None:
     assert wrong[1].describe([f"c{n}" for n in range(12)]) == "true c11\n→ c5 (90 %)"
 
 
+def test_right_examples_of_other_classes_fill_the_picture() -> None:
+    """One image of each of 30 classes: the ten classes with a mistake have no right example of their own."""
+    truth = np.arange(30)
+    probabilities = np.full((30, 30), 0.01, np.float32)
+    probabilities[truth, np.where(truth < 10, 29, truth)] = 0.7
+    right, wrong = choose_examples(np.zeros((30, 4, 4, 1), np.uint8), truth, probabilities)
+    assert [each.truth for each in wrong] == list(range(10))
+    assert [each.truth for each in right] == list(range(10, 20))
+
+
+def test_silent_filters_are_not_shown() -> None:
+    """A filter with large weights that no real image reaches is not among the strongest."""
+    torch.manual_seed(0)
+    network = build(NetworkRecipe(name="conv2"), DIGIT, 10).eval()
+    first = layer_named(network, "conv1")
+    assert isinstance(first, torch.nn.Conv2d)
+    with torch.no_grad():
+        first.weight[3] = -9.0
+    real = np.random.default_rng(0).integers(1, 255, (4, 28, 28, 1)).astype(np.uint8)
+    responses = filter_responses(network, first, real)
+    assert responses.shape == (first.out_channels,)
+    assert responses[3] == 0
+    assert responses.max() > 0
+    picture = draw_layer_inputs(network, DIGIT, "conv1", real)
+    assert "respond most to real images" in picture.caption
+
+
+def test_figures_without_their_files_are_refused(digits_bundle: Bundle, tmp_path: Path) -> None:
+    """The message names the missing file, or the lack of epochs."""
+    folder = tmp_path / "lenet5-digits" / "1"
+    shutil.copytree(digits_bundle.folder, folder)
+    bundle = replace(digits_bundle, folder=folder)
+    (folder / "report" / "history.json").write_text("[]")
+    with pytest.raises(UsageError, match="has no curves: it was not trained by epochs"):
+        draw_training_curves(bundle)
+    (folder / "report" / "metrics.json").unlink()
+    with pytest.raises(UsageError, match=r"metrics\.json is missing, or of another version"):
+        draw_confusion_matrix(bundle)
+
+
 def test_grids_keep_every_pixel() -> None:
     """A small image is enlarged by whole pixels, without smoothing; a missing tile stays white."""
     board = (np.indices((8, 8)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None]
@@ -229,8 +270,13 @@ def test_every_picture_is_a_command(digits_bundle: Bundle, tmp_path: Path) -> No
     own = tmp_path / "own.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 80, 3)).astype(np.uint8)).save(own)
     for wanted in (
+        Wanted("images"),
         Wanted("predictions"),
         Wanted("quadrants"),
+        Wanted("mistakes"),
+        Wanted("breakdown"),
+        Wanted("confusion"),
+        Wanted("curves"),
         Wanted("occlusion"),
         Wanted("occlusion", image=own, layer="conv1"),
         Wanted("activations", layer="head"),
