@@ -11,11 +11,13 @@ from serving.transports.http.asgi import App, Event, Receive, RequestRefused
 from serving.transports.http.byte_budget import ByteBudget, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
+from serving.transports.http.rounds import Rounds
 from serving.transports.http.time_limits import Age, BodyRates, Duration, PeriodicCheck
 
 _MAX_HEADER_BYTES = 2**16
 _MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application has not received yet
 _MAX_PIPELINED_BYTES = 2**16  # bytes of the next requests
+_READ_WORK, _BYTES_PER_WORK = 50, 500  # see rounds.py: of receiving anything, and of h11's and our copies
 _BAD_REQUEST, _REQUEST_TIMEOUT = 400, 408
 
 _log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class Http1Connection(asyncio.Protocol):
         app: App,
         on_closed: Callable[["Http1Connection"], object],
         *,
+        rounds: Rounds | None = None,
         budget: ByteBudget | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -37,6 +40,7 @@ class Http1Connection(asyncio.Protocol):
         Args:
             app: answers requests.
             on_closed: called when the connection is closed.
+            rounds: of all connections; default: separate ones.
             budget: of all connections; default: a separate one.
             limits: on the client.
         """
@@ -44,6 +48,8 @@ class Http1Connection(asyncio.Protocol):
         self._limits = limits
         self._share = ConnectionShare(budget or ByteBudget(limits.max_pending_bytes))
         self._on_closed = on_closed
+        self._rounds = rounds or Rounds()
+        self._kept = b""  # input that waits for a round
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADER_BYTES)
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
@@ -75,15 +81,36 @@ class Http1Connection(asyncio.Protocol):
         self._timer = PeriodicCheck(self._check_times, self._limits.check_interval_s)
 
     def data_received(self, data: bytes) -> None:
-        """Handle received bytes."""
-        if data:  # for h11, empty bytes mean the end of the connection
-            self._http.receive_data(data)
-            self._handle_events()
+        """Handle received bytes, or keep them for the next round."""
+        if self._kept:  # TLS delivers what it has decrypted, although reading pauses
+            self._kept += data
+        elif self._rounds.work_left < 0:
+            self._kept = data
+            self._transport.pause_reading()
+            self._rounds.join(self._take_turn, has_had_turn=False)
+        elif data:  # for h11, empty bytes mean the end of the connection
+            self._handle(data)
+
+    def _take_turn(self) -> None:
+        data, self._kept = self._kept, b""
+        if data and not self._transport.is_closing():
+            self._handle(data)
+            if self._is_closing and not self._is_complete:
+                self.close()
+
+    def _handle(self, data: bytes) -> None:
+        self._rounds.work_left -= _READ_WORK + len(data) // _BYTES_PER_WORK
+        self._http.receive_data(data)
+        self._handle_events()
 
     def eof_received(self) -> bool:
         """The client has closed its side. Without TLS, the answer to a complete request is still sent."""
         self._is_closing = True
-        return self._task is not None and self._request_is_over and not self._is_tls
+        return (bool(self._kept) or self._is_complete) and not self._is_tls
+
+    @property
+    def _is_complete(self) -> bool:
+        return self._task is not None and self._request_is_over
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Cancel the running request."""
@@ -152,7 +179,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _limit_reading(self) -> None:
         """Pause reading while too many bytes of this request or the next ones are buffered."""
-        if self._transport.is_closing():
+        if self._kept or self._transport.is_closing():
             return
         limit = _MAX_PIPELINED_BYTES if self._request_is_over else _MAX_BUFFERED_BYTES
         if self._request.size + len(self._http.trailing_data[0]) > limit:

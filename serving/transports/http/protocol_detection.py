@@ -6,6 +6,9 @@ from typing import cast
 
 from serving.transports.http.http2.frames import PREFACE
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
+from serving.transports.http.rounds import Rounds
+
+_HAND_OVER_WORK = 100  # see rounds.py: of creating the connection
 
 
 class ProtocolDetector(asyncio.Protocol):
@@ -18,6 +21,7 @@ class ProtocolDetector(asyncio.Protocol):
         on_connected: Callable[["ProtocolDetector"], object] = lambda _: None,
         on_closed: Callable[["ProtocolDetector"], object] = lambda _: None,
         *,
+        rounds: Rounds | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """Wait for a client.
@@ -27,6 +31,7 @@ class ProtocolDetector(asyncio.Protocol):
             http1: creates the protocol for all other clients.
             on_connected: called when the connection is made; with TLS, after the handshake.
             on_closed: called when another protocol has taken over, or the client has disconnected.
+            rounds: of all connections; default: separate ones.
             limits: `first_bytes_s` is the time for the client to send enough to detect its protocol.
         """
         self._http1 = http1
@@ -34,6 +39,9 @@ class ProtocolDetector(asyncio.Protocol):
         self._on_connected = on_connected
         self._on_closed = on_closed
         self._limits = limits
+        self._rounds = rounds or Rounds()
+        self._is_waiting = False  # for a round
+        self._has_ended = False  # the client has sent its last byte
         self._received = b""
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
@@ -46,8 +54,27 @@ class ProtocolDetector(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(self._limits.first_bytes_s, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over as soon as the protocol is detected."""
+        """Hand over as soon as the protocol is detected, or in the next round."""
         self._received += data
+        if self._rounds.work_left < 0 and not self._is_waiting:
+            self._is_waiting = True
+            self._transport.pause_reading()
+            self._rounds.join(self._take_turn, has_had_turn=False)
+        elif not self._is_waiting:
+            self._detect()
+
+    def eof_received(self) -> bool:
+        """The client has sent its last byte. What waits for a round is still handled."""
+        self._has_ended = True
+        return self._is_waiting
+
+    def _take_turn(self) -> None:
+        self._is_waiting = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._detect()
+
+    def _detect(self) -> None:
         if self._received.startswith(PREFACE):
             self._hand_over(self._http2(), self._received[len(PREFACE) :])
         elif not PREFACE.startswith(self._received):
@@ -70,8 +97,11 @@ class ProtocolDetector(asyncio.Protocol):
 
     def _hand_over(self, protocol: asyncio.Protocol, received: bytes) -> None:
         self._timer.cancel()
+        self._rounds.work_left -= _HAND_OVER_WORK
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
         self._on_closed(self)
         if received:
             protocol.data_received(received)
+        if self._has_ended and not protocol.eof_received():
+            self._transport.close()

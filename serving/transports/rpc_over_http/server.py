@@ -24,6 +24,7 @@ from serving.transports.http.http1 import Http1Connection
 from serving.transports.http.http2 import Http2Connection
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.http.protocol_detection import ProtocolDetector
+from serving.transports.http.rounds import Rounds
 from serving.transports.ports import listen
 from serving.transports.rpc_over_http.connect_app import ConnectApp
 from serving.transports.rpc_over_http.grpc_app import GrpcApp
@@ -83,6 +84,7 @@ class H2Server:
         self._connections: set[_Connection] = set()
         self._closed = asyncio.Event()  # exactly one of them is set
         self._busy_poll: BusyPoll
+        self._rounds: Rounds
 
     @property
     def open_connections(self) -> int:
@@ -96,6 +98,7 @@ class H2Server:
 
     async def __aenter__(self) -> Self:
         self._busy_poll = BusyPoll()
+        self._rounds = Rounds()
         limits = self._limits
         tls = None if self._tls is None else self._tls.context()
         handshakes = Handshakes(tls, limits.tls_handshake_s, limits.closing_s)
@@ -120,19 +123,35 @@ class H2Server:
 
     def _detector(self) -> ProtocolDetector:
         return ProtocolDetector(
-            self._http2, self._http1, self._connections.add, self._on_closed, limits=self._limits
+            self._http2,
+            self._http1,
+            self._connections.add,
+            self._on_closed,
+            rounds=self._rounds,
+            limits=self._limits,
         )
 
     def _http2(self) -> asyncio.Protocol:
         return self._add(
             Http2Connection(
-                self._app, self._on_closed, self._busy_poll, budget=self._budget, limits=self._limits
+                self._app,
+                self._on_closed,
+                self._busy_poll,
+                rounds=self._rounds,
+                budget=self._budget,
+                limits=self._limits,
             )
         )
 
     def _http1(self) -> asyncio.Protocol:
         return self._add(
-            Http1Connection(self._app, self._on_closed, budget=self._budget, limits=self._limits)
+            Http1Connection(
+                self._app,
+                self._on_closed,
+                rounds=self._rounds,
+                budget=self._budget,
+                limits=self._limits,
+            )
         )
 
     def _add(self, connection: _Connection) -> _Connection:

@@ -19,8 +19,9 @@ from serving.transports.http.http2.rate_limits import RateLimits
 from serving.transports.http.http2.receive_window import ReceiveWindow
 from serving.transports.http.http2.streams import MAX_STREAMS, Streams
 from serving.transports.http.http2.time_limits import TimeLimits
-from serving.transports.http.http2.turns import FRAME_WORK, WORK_PER_TURN, Turns
+from serving.transports.http.http2.turns import FRAME_WORK, READ_WORK, WORK_PER_TURN, Turns
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
+from serving.transports.http.rounds import Rounds
 
 WINDOW_BYTES = 2**24  # buffered bytes of all requests that applications have not received yet
 
@@ -48,6 +49,7 @@ class Http2Connection(asyncio.Protocol):
         on_closed: Callable[["Http2Connection"], object],
         busy_poll: BusyPoll,
         *,
+        rounds: Rounds | None = None,
         budget: ByteBudget | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -57,6 +59,7 @@ class Http2Connection(asyncio.Protocol):
             app: answers requests.
             on_closed: called when the connection is closed.
             busy_poll: counts the requests of all connections.
+            rounds: of all connections; default: separate ones.
             budget: of all connections; default: a separate one.
             limits: on the client.
         """
@@ -65,6 +68,7 @@ class Http2Connection(asyncio.Protocol):
         self._share = ConnectionShare(budget or ByteBudget(limits.max_pending_bytes))
         self._on_closed = on_closed
         self._busy_poll = busy_poll
+        self._rounds = rounds or Rounds()
         self._frames = FrameReader()
         self._transport: asyncio.Transport
         self._output: Output
@@ -85,7 +89,7 @@ class Http2Connection(asyncio.Protocol):
         # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._output = Output(self._transport, self._limits)
-        self._turns = Turns(self._output.loop, self._transport, self._read)
+        self._turns = Turns(self._rounds, self._transport, self._read)
         self._rates = RateLimits(self._output.loop.time)
         self._window = ReceiveWindow(self._output, 0, WINDOW_BYTES)
         self._streams = Streams(
@@ -114,10 +118,14 @@ class Http2Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Handle complete frames, as many as fit into a turn."""
         self._times.is_heard = True
-        if self._turns.is_waiting:  # TLS delivers what it has decrypted, although reading pauses
+        turns = self._turns
+        if turns.is_waiting:  # TLS delivers what it has decrypted, although reading pauses
             self._frames.keep(data)
+        elif self._rounds.work_left < 0:
+            self._frames.keep(data)
+            turns.wait(has_had_turn=False)
         else:
-            self._turns.work_left = WORK_PER_TURN
+            turns.work_left = WORK_PER_TURN
             self._read(data)
 
     def eof_received(self) -> bool:
@@ -174,6 +182,7 @@ class Http2Connection(asyncio.Protocol):
         if self._is_broken:
             return
         turns, streams = self._turns, self._streams
+        work = turns.work_left + READ_WORK
         try:
             for kind, number, flags, payload in self._frames.read(data):
                 if kind == frames.DATA:
@@ -188,6 +197,8 @@ class Http2Connection(asyncio.Protocol):
         except ConnectionBroken as broken:
             self._break(broken)
             return
+        finally:
+            self._rounds.work_left -= work - turns.work_left
         if turns.work_left < 0:
             turns.wait()
             return

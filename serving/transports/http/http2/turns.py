@@ -1,13 +1,17 @@
 """Turns: how much of its input a connection handles before the rest of the event loop has its turn.
 
 Without them, one read of 256 KiB can hold 28,000 frames: 0.1 s in which no other client is served.
+`../rounds.py` divides the time among connections.
 """
 
 import asyncio
 from collections.abc import Callable
 
+from serving.transports.http.rounds import Rounds
+
 # Work is counted in units of about 1 us of CPU. 1,000 are about 30 requests.
 WORK_PER_TURN = 1000
+READ_WORK = 20  # of receiving anything
 FRAME_WORK = 2
 STREAM_WORK = 30  # with the application, which runs after the turn
 _HEAD_WORK, _HEAD_BYTES_PER_WORK = 10, 4  # a byte of Huffman code takes up to 0.2 us
@@ -19,35 +23,35 @@ class Turns:
     A turn can overdraw: one large header block takes several ms. Later turns pay for that.
     """
 
-    __slots__ = ("_loop", "_take_turn", "_transport", "is_held", "is_waiting", "work_left")
+    __slots__ = ("_rounds", "_take_turn", "_transport", "is_held", "is_waiting", "work_left")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        rounds: Rounds,
         transport: asyncio.Transport,
         take_turn: Callable[[], object],
     ) -> None:
         """Start with a full turn.
 
         Args:
-            loop: the event loop.
+            rounds: of all connections.
             transport: reading from it pauses while input waits.
             take_turn: handles input that waits, then calls `wait` or `end`.
         """
         self.work_left = WORK_PER_TURN
         self.is_waiting = False  # input waits for the next turn, or for `release`
         self.is_held = False  # no turn before `release`
-        self._loop = loop
+        self._rounds = rounds
         self._transport = transport
         self._take_turn = take_turn
 
-    def wait(self) -> None:
-        """Continue in the next iteration of the event loop."""
+    def wait(self, *, has_had_turn: bool = True) -> None:
+        """Continue in the next round."""
         if not self.is_waiting:
             self.is_waiting = True
             self._transport.pause_reading()
         if not self.is_held:
-            self._loop.call_soon(self._next)
+            self._rounds.join(self._next, has_had_turn=has_had_turn)
 
     def end(self, *, reads_on: bool) -> None:
         """All input has been handled: read on, unless the client has sent its last byte."""
@@ -66,7 +70,7 @@ class Turns:
         if self.is_held:
             self.is_held = False
             if self.is_waiting:
-                self._loop.call_soon(self._next)
+                self._rounds.join(self._next, has_had_turn=True)
 
     def stop(self) -> None:
         """Take no more turns: the connection is closed."""
@@ -79,7 +83,7 @@ class Turns:
         if self.work_left > 0:
             self._take_turn()
         else:
-            self._loop.call_soon(self._next)
+            self._rounds.join(self._next, has_had_turn=True)
 
 
 def head_work(block_bytes: int) -> int:

@@ -232,9 +232,9 @@ async def test_a_stream_counts_until_it_is_reset_and_further_input_waits_for_its
         under_test.feed(*map(under_test.head, numbers))
         await under_test.settle()
         under_test.feed(*(frames.reset(number, ErrorCode.CANCEL) for number in numbers))
+        await under_test.settle()
         if not under_test.transport.reads:
             break
-    await under_test.settle()
     assert most <= held.cancelled <= held.begun <= 2 * most
     under_test.feed(under_test.head(first + 32))
     await under_test.settle()

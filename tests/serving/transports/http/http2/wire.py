@@ -10,6 +10,7 @@ from serving.transports.http.asgi import App
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http2 import Http2Connection
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
+from serving.transports.http.rounds import Rounds
 
 GET = b"\x82\x86\x84"  # in HPACK's static table
 TURNS = 8  # of the event loop: enough for every test here to become idle
@@ -71,10 +72,10 @@ class FakeTransport(asyncio.Transport):
 class Wire:
     """A connection under test, and the frames that it has written."""
 
-    def __init__(self, app: App, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, app: App, limits: Limits = DEFAULT_LIMITS, *, rounds: Rounds | None = None) -> None:
         self.ended: list[Http2Connection] = []
         self.closed = asyncio.Event()
-        self.connection = Http2Connection(app, self._on_closed, BusyPoll(), limits=limits)
+        self.connection = Http2Connection(app, self._on_closed, BusyPoll(), rounds=rounds, limits=limits)
         self.transport = FakeTransport(self.connection)
         self.frames: list[Any] = []
         self.is_held = False  # the test expects that reading stays paused
