@@ -1,4 +1,4 @@
-"""`lenserve`: serve, classify, models list, bench. Reads options and prints results."""
+"""`lenserve`: serve, classify, models list, tokens hash, bench. Reads options and prints results."""
 
 import json
 import sys
@@ -132,10 +132,30 @@ class ListModels(Command):
         return FAILED if any("error" in row for row in rows) else DONE
 
 
+class HashToken(Command):
+    """Print a line of a token file for the token on stdin: its hash, and the models that it allows."""
+
+    example: ClassVar[str] = "lenserve tokens hash --model lenet5-digits"
+
+    model: list[str] = Field(default=["*"], description="models that the token allows; *: all of them")
+
+    def run(self) -> int:
+        """Hash the first line of stdin."""
+        require_server()
+        from serving.rpc.bearer_tokens import hash_token
+
+        token = sys.stdin.readline().strip()
+        if not token:
+            raise UsageError("stdin has no token: write it there, so that it is in no list of processes")
+        print_line(f'"{hash_token(token)}" = {json.dumps(self.model)}')
+        return DONE
+
+
 COMMANDS: Commands = {
     "serve": Serve,
     "classify": Classify,
     "models": {"list": ListModels},
+    "tokens": {"hash": HashToken},
     "bench": Bench,
 }
 

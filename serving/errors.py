@@ -131,7 +131,22 @@ class PermissionDenied(LenserveError):
 
 
 class UnknownModel(LenserveError):
-    """The repository has no such model, version or alias."""
+    """The repository has no such model, version or alias.
+
+    Args:
+        message: what is unknown.
+        known: names that the message lists after it, if not None.
+    """
+
+    def __init__(self, message: str, known: tuple[str, ...] | None = None) -> None:
+        super().__init__(message)
+        self.known = known
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return (
+            message if self.known is None else f"{message}; known models: {', '.join(self.known) or 'none'}"
+        )
 
 
 class ModelUnavailable(LenserveError):

@@ -151,7 +151,7 @@ class ServerSettings(Strict):
     )
     token_file: Path | None = Field(
         default=None,
-        description='TOML file: [tokens], "token" = ["model", ...] or ["*"]; without it no token is needed',
+        description='TOML file: [tokens], "sha256:HEX" = ["model", ...] or ["*"]; default: no tokens needed',
     )
     model_control: bool = Field(default=False, description="let clients load and unload models by name")
     shared_memory_pattern: str | None = Field(

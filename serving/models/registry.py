@@ -105,9 +105,7 @@ class Models:
             raise ModelUnavailable(f"model {name!r} is not loaded yet: the server is starting")
         if any(loading == name for loading, _ in self._loading):
             raise ModelUnavailable(f"model {name!r} is loading")
-        raise UnknownModel(
-            f"there is no model {name!r}; known models: {', '.join(sorted(self._models)) or 'none'}"
-        )
+        raise UnknownModel(f"there is no model {name!r}", known=tuple(sorted(self._models)))
 
     def names(self) -> list[str]:
         """Names of all known models, sorted."""

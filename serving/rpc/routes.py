@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from serving.rpc.bearer_tokens import Grant
 from serving.rpc.status import Status
 
 
@@ -20,8 +21,17 @@ class Call:
     metadata: Mapping[str, str]
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     request_id: str = ""
-    models: frozenset[str] | None = None  # the models that the call's token allows; None: tokens are off
+    grant: Grant | None = None  # what the call's token allows; None: tokens are off
     received_s: float = 0.0  # when a unary call's message was complete, on the clock of time.perf_counter()
+
+    def allows(self, model: str) -> bool:
+        """Whether the call may see a model."""
+        return self.grant is None or self.grant.allows(model)
+
+    @property
+    def owner(self) -> str:
+        """Owner of what the call registers; without tokens there is only one."""
+        return "" if self.grant is None else self.grant.owner
 
 
 # Returns the request that is passed to the function; it has the attribute `model_field`. Raises DecodeError

@@ -1,5 +1,6 @@
 """The command line in real processes: outputs, exit codes, and one clear line for every error."""
 
+import hashlib
 import json
 import os
 import re
@@ -29,12 +30,13 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def lenserve(tmp_path: Path) -> Run:
     """Run `lenserve` in an empty directory and environment; keyword arguments are environment variables."""
 
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         plain = {key: value for key, value in os.environ.items() if not key.startswith("LENSERVE_")}
         return subprocess.run(
             [sys.executable, "-m", "serving.cli", *map(str, arguments)],
             env={**plain, "COLUMNS": "200", "PYTHONPATH": str(ROOT), **environment},
             cwd=tmp_path,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,
@@ -300,14 +302,28 @@ def test_models_list_truncates_nothing_in_a_pipe(
 
 def test_every_command_has_an_example_that_it_accepts() -> None:
     """--help ends in it."""
-    bench, listing = COMMANDS["bench"], COMMANDS["models"]
+    bench, listing, tokens = COMMANDS["bench"], COMMANDS["models"], COMMANDS["tokens"]
     assert isinstance(listing, Mapping)
-    for command in (COMMANDS["serve"], COMMANDS["classify"], listing["list"], bench):
+    assert isinstance(tokens, Mapping)
+    for command in (COMMANDS["serve"], COMMANDS["classify"], listing["list"], tokens["hash"], bench):
         assert isinstance(command, type)
         program, *arguments = shlex.split(command.example)
-        options = arguments[2 if arguments[0] == "models" else 1 :]
+        options = arguments[2 if arguments[0] in ("models", "tokens") else 1 :]
         assert program == "lenserve"
         assert isinstance(CliApp.run(command, cli_args=options), command)
+
+
+def test_a_token_is_hashed_from_stdin(lenserve: Run) -> None:
+    """The line belongs into a token file. Without a token there is none."""
+    some = lenserve("tokens", "hash", "--model", "digits", "--model", "photos", stdin="abc\n")
+    every = lenserve("tokens", "hash", stdin="abc")
+    none = lenserve("tokens", "hash", stdin="\n")
+
+    digest = hashlib.sha256(b"abc").hexdigest()
+    assert some.stdout == f'"sha256:{digest}" = ["digits", "photos"]\n'
+    assert every.stdout == f'"sha256:{digest}" = ["*"]\n'
+    assert (none.returncode, none.stdout) == (2, "")
+    assert "stdin has no token" in none.stderr
 
 
 def test_models_list_marks_a_version_that_cannot_be_trusted(

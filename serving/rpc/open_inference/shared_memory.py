@@ -1,10 +1,12 @@
 """Regions of POSIX shared memory, registered by clients that exchange tensors through them.
 
-Off unless the operator sets a pattern for keys. Regions are read and written with system calls, not mapped:
-if the client truncates the memory, a read is short, whereas access to a mapping would kill the process with
-SIGBUS.
+Off unless the operator sets a pattern for keys. Each token has separate regions.
+
+Regions are read and written with system calls, not mapped: if the client truncates the memory, a read is
+short, whereas access to a mapping would kill the process with SIGBUS.
 """
 
+import copy
 import os
 import re
 import stat
@@ -29,6 +31,7 @@ class Region:
     offset: int  # in bytes, from the start of the object
     byte_size: int
     descriptor: int
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,16 @@ class Regions:
     def __init__(self, pattern: str | None = None, *, max_bytes: int = 64 * 2**20) -> None:
         self._pattern = None if pattern is None else re.compile(pattern)
         self._max_bytes = max_bytes
-        self._regions: dict[str, Region] = {}
+        self._owner = ""
+        self._regions: dict[tuple[str, str], Region] = {}  # by owner and name
+
+    def of(self, owner: str) -> "Regions":
+        """Return the regions of an owner: for it, those of others do not exist."""
+        if owner == self._owner or not self.enabled:  # without regions, all owners are alike
+            return self
+        owned = copy.copy(self)  # shares the registered regions
+        owned._owner = owner  # noqa: SLF001 - of the same class
+        return owned
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,7 +72,9 @@ class Regions:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.unregister("")
+        for region in self._regions.values():
+            os.close(region.descriptor)
+        self._regions.clear()
 
     @property
     def enabled(self) -> bool:
@@ -72,7 +86,8 @@ class Regions:
 
         Raises:
             Unsupported: shared memory is off.
-            InvalidRequest: the key is not allowed, or the object is missing or too small.
+            InvalidRequest: the key is not allowed, another owner has registered it, or the object is missing
+                or too small.
             RegionExists: the name is already registered.
             Overloaded: too many regions are registered.
         """
@@ -80,28 +95,29 @@ class Regions:
             raise Unsupported(
                 "system shared memory is off: start the server with --shared-memory-pattern to allow it"
             )
-        if name in self._regions:
+        if (self._owner, name) in self._regions:
             raise RegionExists(f"shared memory region {name!r} is already registered")
         if not name or byte_size < 1:
             raise InvalidRequest(
                 f"shared memory region {name!r} has {byte_size} bytes, expected a name and at least 1 byte"
             )
-        if len(self._regions) >= _MAX_REGIONS:
+        if len(self.registered()) >= _MAX_REGIONS:
             raise Overloaded(
                 f"{_MAX_REGIONS} shared memory regions are registered, the limit: unregister some"
             )
         descriptor = _open(self._file(key))
         try:
             _check_object(descriptor, key, offset, byte_size)
+            self._check_owner(descriptor, key)
         except InvalidRequest:
             os.close(descriptor)
             raise
-        self._regions[name] = Region(name, key, offset, byte_size, descriptor)
+        self._regions[self._owner, name] = Region(name, key, offset, byte_size, descriptor, self._owner)
 
     def unregister(self, name: str) -> None:
         """Unregister a region, or all if the name is empty. Unknown names are ignored, as in Triton."""
-        for each in [name] if name else list(self._regions):
-            region = self._regions.pop(each, None)
+        for each in [name] if name else [region.name for region in self.registered()]:
+            region = self._regions.pop((self._owner, each), None)
             if region is not None:
                 os.close(region.descriptor)
 
@@ -111,7 +127,9 @@ class Regions:
         Raises:
             UnknownRegion: the region is not registered.
         """
-        return [self._find(name)] if name else list(self._regions.values())
+        if name:
+            return [self._find(name)]
+        return [region for region in self._regions.values() if region.owner == self._owner]
 
     def read(self, location: TensorLocation) -> bytes:
         """Copy a tensor out of its region.
@@ -160,9 +178,19 @@ class Regions:
         return _FOLDER / match[1]
 
     def _find(self, name: str) -> Region:
-        if name not in self._regions:
+        region = self._regions.get((self._owner, name))
+        if region is None:
             raise UnknownRegion(f"shared memory region {name!r} is not registered")
-        return self._regions[name]
+        return region
+
+    def _check_owner(self, descriptor: int, key: str) -> None:
+        """Check that no other owner has registered the object: both could read and write it."""
+        status = os.fstat(descriptor)
+        for region in self._regions.values():
+            if region.owner != self._owner and os.path.samestat(os.fstat(region.descriptor), status):
+                raise InvalidRequest(
+                    f"shared memory key {key!r} is in use by another token: choose another key"
+                )
 
     def _checked(self, location: TensorLocation) -> Region:
         region = self._find(location.region)

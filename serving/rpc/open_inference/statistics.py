@@ -1,6 +1,6 @@
 """ModelStatistics: the metrics of each served version, as Triton's messages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from serving.metrics.recorder import Metrics
 from serving.metrics.triton_statistics import TimedCount, VersionStatistics
@@ -13,21 +13,21 @@ _MS_PER_S = 1e3
 
 
 def model_statistics(
-    models: Models, metrics: Metrics, *, name: str, revision: Revision
+    models: Models, metrics: Metrics, *, names: Sequence[str], revision: Revision
 ) -> Iterator[pb.ModelStatistics]:
     """Return the statistics of served versions, sorted by model and number.
 
     Args:
         models: the served models.
         metrics: counters of the server.
-        name: model; empty for all.
+        names: models, sorted.
         revision: version, by number or alias; None for all.
 
     Raises:
         UnknownModel, ModelUnavailable: the model or version is not served.
     """
     totals = metrics.statistics()
-    for model in [name] if name else models.names():
+    for model in names:
         for number in _numbers(models, model, revision):
             yield _encode(model, number, totals.get((model, str(number)), VersionStatistics()))
 

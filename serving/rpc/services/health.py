@@ -1,6 +1,7 @@
 """grpc.health.v1: the health of the server and of each model, read from `Models`.
 
-The empty service name and the names of our services stand for the server; other names are models.
+The empty service name and the names of our services stand for the server, and need no token. Other names are
+models: if tokens are on, the call needs one that allows the model.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -32,18 +33,20 @@ class HealthService:
             Stream(f"/{SERVICE}/Watch", pb.HealthCheckRequest, self.watch, is_probe=True),
         )
 
-    async def check(self, request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:
+    async def check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
         """Return the current status; NOT_FOUND for an unknown name."""
+        self._check_may_see(request, call)
         status = self._status(request.service)
         if status == _SERVICE_UNKNOWN:
             raise UnknownModel(f"there is no service or model {request.service!r}")
         return pb.HealthCheckResponse(status=status)
 
     async def watch(
-        self, requests: AsyncIterator[pb.HealthCheckRequest], _call: Call
+        self, requests: AsyncIterator[pb.HealthCheckRequest], call: Call
     ) -> AsyncIterator[pb.HealthCheckResponse]:
         """Yield the current status and each change of it, until the server stops."""
         async for request in requests:
+            self._check_may_see(request, call)
             sent = None
             while True:
                 change = self._models.change
@@ -55,6 +58,10 @@ class HealthService:
                 if draining:
                     return
                 await change.wait()
+
+    def _check_may_see(self, request: pb.HealthCheckRequest, call: Call) -> None:
+        if call.grant is not None and request.service not in self._services:
+            call.grant.check(request.service)
 
     def _status(self, service: str) -> int:
         if service in self._services:

@@ -166,19 +166,20 @@ class InferenceService:
         return pb.ModelConfigResponse(config=config)
 
     async def model_statistics(
-        self, request: pb.ModelStatisticsRequest, _call: Call
+        self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
-        """Return counts and durations of one model, or of all models."""
-        turns = self._classifier.turns
-        await turns.take(_STATISTICS_US * (1 if request.name else len(self._models.names())))
+        """Return counts and durations of one model, or of all that the call may see."""
+        names = [request.name] if request.name else list(filter(call.allows, self._models.names()))
+        await self._classifier.turns.take(_STATISTICS_US * len(names))
         statistics = model_statistics(
-            self._models, self._metrics, name=request.name, revision=_revision(request.version)
+            self._models, self._metrics, names=names, revision=_revision(request.version)
         )
         return pb.ModelStatisticsResponse(model_stats=statistics)
 
     async def model_infer(self, request: InferRequest, call: Call) -> bytes:
         """Run a uint8 tensor or encoded images, and return probabilities, embeddings or classes."""
-        images, outputs = request.decode(self._regions)
+        regions = self._regions.of(call.owner) if call.owner else self._regions
+        images, outputs = request.decode(regions)
         deadline_s, priority = decode_scheduling(request, call.deadline_s)
         model, revision = request.model_name, _revision(request.model_version)
         if isinstance(images, np.ndarray):
@@ -190,9 +191,7 @@ class InferenceService:
                 images, model=model, revision=revision, deadline_s=deadline_s, priority=priority
             )
         inference = await infer
-        return await tensors.encode_response(
-            inference, outputs, request.id, self._regions, self._classifier.turns
-        )
+        return await tensors.encode_response(inference, outputs, request.id, regions, self._classifier.turns)
 
     async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
         """Answer one request of a stream."""

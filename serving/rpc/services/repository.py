@@ -31,10 +31,17 @@ class RepositoryService:
             Unary(f"{prefix}ModelUnload", pb.RepositoryModelUnloadRequest, self.unload, model_field=name),
         )
 
-    async def index(self, request: pb.RepositoryIndexRequest, _call: Call) -> pb.RepositoryIndexResponse:
-        """List each version that is served, loading or refused, and each model without versions."""
+    async def index(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
+        """List each version that is served, loading or refused, and each model without versions.
+
+        A call sees the models that its token allows.
+        """
         _check_repository(request.repository_name)
-        models = [each for each in self._index() if each.state == "READY" or not request.ready]
+        models = [
+            each
+            for each in self._index()
+            if call.allows(each.name) and (each.state == "READY" or not request.ready)
+        ]
         return pb.RepositoryIndexResponse(models=models)
 
     async def load(

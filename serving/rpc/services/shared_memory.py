@@ -11,7 +11,10 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class SharedMemoryService:
-    """Registers memory that clients share with the server. GPU memory is not supported."""
+    """Registers memory that clients share with the server. GPU memory is not supported.
+
+    Each token has its own regions: it neither sees nor changes those of others.
+    """
 
     def __init__(self, regions: Regions) -> None:
         self._regions = regions
@@ -29,28 +32,28 @@ class SharedMemoryService:
         )
 
     async def status(
-        self, request: pb.SystemSharedMemoryStatusRequest, _call: Call
+        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
     ) -> pb.SystemSharedMemoryStatusResponse:
         """List one region, or all regions if the name is empty."""
         status = pb.SystemSharedMemoryStatusResponse.RegionStatus
         regions = {
             each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.byte_size)
-            for each in self._regions.registered(request.name)
+            for each in self._regions.of(call.owner).registered(request.name)
         }
         return pb.SystemSharedMemoryStatusResponse(regions=regions)
 
     async def register(
-        self, request: pb.SystemSharedMemoryRegisterRequest, _call: Call
+        self, request: pb.SystemSharedMemoryRegisterRequest, call: Call
     ) -> pb.SystemSharedMemoryRegisterResponse:
         """Register a part of a shared memory object for use in requests."""
-        self._regions.register(request.name, request.key, request.offset, request.byte_size)
+        self._regions.of(call.owner).register(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def unregister(
-        self, request: pb.SystemSharedMemoryUnregisterRequest, _call: Call
+        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
     ) -> pb.SystemSharedMemoryUnregisterResponse:
         """Unregister one region, or all regions if the name is empty."""
-        self._regions.unregister(request.name)
+        self._regions.of(call.owner).unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def cuda_status(

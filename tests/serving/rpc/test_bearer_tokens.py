@@ -1,5 +1,6 @@
 """Tokens: which calls are allowed, and errors of token files."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from grpc_health.v1 import health_pb2
 from serving.errors import PermissionDenied, Unauthenticated, UsageError
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.bearer_tokens import Tokens, check_model
+from serving.rpc.bearer_tokens import Tokens, hash_token
 from tests.colours import Publish
 from tests.servers import Serve
+from tests.serving.log_events import LogEvents
 from tests.serving.stub import Connect
 
 TOKENS = Tokens({"everything": ["*"], "colours-only": ["colours", "shades"], "nothing": []})
@@ -28,7 +30,7 @@ TOKENS = Tokens({"everything": ["*"], "colours-only": ["colours", "shades"], "no
 )
 def test_a_good_token_passes(authorization: str, model: str) -> None:
     """Case of the scheme and spaces do not matter; calls without a model need any known token."""
-    check_model(TOKENS.models(authorization), model)
+    TOKENS.grant(authorization).check(model)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +39,50 @@ def test_a_good_token_passes(authorization: str, model: str) -> None:
 def test_a_missing_or_wrong_token_is_unauthenticated(authorization: str) -> None:
     """No header, another scheme, no token, an unknown token."""
     with pytest.raises(Unauthenticated):
-        TOKENS.models(authorization)
+        TOKENS.grant(authorization)
 
 
 @pytest.mark.parametrize("token", ["colours-only", "nothing"])
 def test_a_token_for_other_models_is_denied_by_name(token: str) -> None:
     """The message names the model and does not repeat the token."""
     with pytest.raises(PermissionDenied, match=r"^the bearer token does not allow model 'shapes'$"):
-        check_model(TOKENS.models(f"Bearer {token}"), "shapes")
+        TOKENS.grant(f"Bearer {token}").check("shapes")
+
+
+def test_a_token_file_holds_hashes(tmp_path: Path, log_events: LogEvents) -> None:
+    """Also with a byte order mark, and in capitals. The hash itself is no token."""
+    file = tmp_path / "tokens.toml"
+    hashed = hash_token("abc")
+    assert hashed == f"sha256:{hashlib.sha256(b'abc').hexdigest()}"
+    file.write_text(f'[tokens]\n"sha256:{hashed[7:].upper()}" = ["colours"]\n', encoding="utf-8-sig")
+
+    tokens = Tokens.read(file)
+
+    tokens.grant("Bearer abc").check("colours")
+    for wrong in (hashed, hashed[7:], "ab"):
+        with pytest.raises(Unauthenticated):
+            tokens.grant(f"Bearer {wrong}")
+    assert not log_events.records
+
+
+def test_plain_tokens_are_read_and_logged(tmp_path: Path, log_events: LogEvents) -> None:
+    """The log says how many, and not which."""
+    file = tmp_path / "tokens.toml"
+    file.write_text(f'[tokens]\n"abc" = ["*"]\n"{hash_token("def")}" = ["*"]\n')
+
+    Tokens.read(file).grant("Bearer abc")
+
+    (event,) = log_events.records
+    assert event.getMessage() == "plain_tokens"
+    assert event.reason == "1 of 2 tokens are not hashed: see `lenserve tokens hash`"
+
+
+def test_a_damaged_hash_is_a_usage_error(tmp_path: Path) -> None:
+    """It would be a token that no client has, or worse, one that can be read in the file."""
+    file = tmp_path / "tokens.toml"
+    file.write_text('[tokens]\n"sha256:12ab" = ["*"]\n')
+    with pytest.raises(UsageError, match=r"has 4 characters, expected 64 hexadecimal digits: make it with"):
+        Tokens.read(file)
 
 
 def test_a_token_file_is_read(tmp_path: Path) -> None:
@@ -54,10 +92,10 @@ def test_a_token_file_is_read(tmp_path: Path) -> None:
 
     tokens = Tokens.read(file)
 
-    models = tokens.models("Bearer abc")
-    check_model(models, "colours")
+    grant = tokens.grant("Bearer abc")
+    grant.check("colours")
     with pytest.raises(PermissionDenied):
-        check_model(models, "shapes")
+        grant.check("shapes")
 
 
 @pytest.mark.parametrize(
