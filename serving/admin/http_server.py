@@ -1,23 +1,33 @@
 """The HTTP port for operators: /metrics, /livez and /readyz, served by a separate thread."""
 
+import asyncio
+import socket
 import threading
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Self
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, make_asgi_app
 
-from serving.errors import AddressUnavailable
+from serving.transports.connection_accepting import (
+    ConnectionAcceptor,
+    ConnectionStarter,
+    Handshakes,
+    RefusedConnections,
+)
+from serving.transports.http.asgi import App, Event, Receive, Send
+from serving.transports.http.http1 import Http1Connection
+from serving.transports.http.limits import Limits
+from serving.transports.ports import listen
 
-_STOP_POLL_S = 0.05  # upper bound on the delay of a stop; the library's default is 0.5 s
-
-StartResponse = Callable[[str, list[tuple[str, str]]], object]
+# The same limits as for the gRPC port, for requests without bodies.
+_LIMITS = Limits(max_pending_bytes=2**23)
+_MAX_CONNECTIONS = 256
+_STOP_S = 2.0  # for the thread to end
 
 
 class HttpServer:
-    """Answers scrapes and probes. Its threads only read state that the event loop writes."""
+    """Answers scrapes and probes. Its thread only reads state that the event loop of the server writes."""
 
     def __init__(
         self,
@@ -28,6 +38,8 @@ class HttpServer:
         live: Callable[[], bool],
         ready: Callable[[], bool],
         problem: Callable[[], str] = lambda: "no",
+        limits: Limits = _LIMITS,
+        max_connections: int = _MAX_CONNECTIONS,
     ) -> None:
         """Store the options.
 
@@ -38,62 +50,84 @@ class HttpServer:
             live: returns the result of /livez.
             ready: returns the result of /readyz.
             problem: returns the body of a failed probe.
+            limits: on clients.
+            max_connections: beyond it the oldest is closed: a probe must always get through.
         """
         self.host = host
         self.port = port
-        self._metrics = make_wsgi_app(registry)
+        self._metrics: App = make_asgi_app(registry)
         self._probes = {"/livez": live, "/readyz": ready}
         self._problem = problem
-        # A scrape of 1,000 models takes 0.5 s. Several at once would take the interpreter from requests.
-        self._one_scrape = threading.Lock()
-        self._server: _Server | None = None
+        self._limits = limits
+        self._max_connections = max_connections
+        self._connections: dict[Http1Connection, None] = {}  # the oldest first
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread
 
     async def __aenter__(self) -> Self:
-        try:
-            server = make_server(self.host, self.port, self._answer, _Server, _QuietHandler)
-        except OSError as error:
-            raise AddressUnavailable(
-                f"HTTP cannot listen on {self.host}:{self.port}: {error.strerror}; "
-                "set another --http-port or --host"
-            ) from error
-        self._server = server
-        self.port = server.server_port
-        threading.Thread(target=server.serve_forever, args=(_STOP_POLL_S,), name="http", daemon=True).start()
+        listener = listen(self.host, self.port, what="HTTP", option="--http-port")
+        self.port = listener.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="http", daemon=True)
+        self._thread.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        await asyncio.to_thread(self._thread.join, _STOP_S)
 
-    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
-            with self._one_scrape:
-                return self._metrics(environ, start_response)  # type: ignore[no-any-return]
-        probe = self._probes.get(path)
-        if probe is None:
-            return _text(start_response, "404 Not Found", "not found: try /metrics, /livez or /readyz")
-        return (
-            _text(start_response, "200 OK", "ok")
-            if probe()
-            else _text(start_response, "503 Service Unavailable", self._problem())
+    # In the thread.
+
+    def _run(self, listener: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        handshakes = Handshakes(None, self._limits.tls_handshake_s, self._limits.closing_s)
+        acceptor = ConnectionAcceptor(
+            listener,
+            ConnectionStarter(self._connection, handshakes),
+            max_connections=self._limits.max_connections,
+            connections=lambda: len(self._connections),
+            refused=RefusedConnections(),
         )
+        await self._stopping.wait()
+        await acceptor.close()
+        for connection in tuple(self._connections):
+            connection.abort()
+
+    def _connection(self) -> Http1Connection:
+        return Http1Connection(self._answer, self._close, on_connected=self._open, limits=self._limits)
+
+    def _open(self, connection: Http1Connection) -> None:
+        if len(self._connections) >= self._max_connections:
+            oldest = next(iter(self._connections))
+            self._close(oldest)
+            oldest.abort()
+        self._connections[connection] = None
+
+    def _close(self, connection: Http1Connection) -> None:
+        self._connections.pop(connection, None)
+
+    async def _answer(self, scope: Event, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/metrics":
+            # The library decodes them as UTF-8.
+            headers = [(name, value.decode("latin-1").encode()) for name, value in scope["headers"]]
+            await self._metrics({**scope, "headers": headers}, receive, send)
+        elif path not in self._probes:
+            await _reply(scope, send, 404, "not found: try /metrics, /livez or /readyz")
+        elif self._probes[path]():
+            await _reply(scope, send, 200, "ok")
+        else:
+            await _reply(scope, send, 503, self._problem())
 
 
-def _text(start_response: StartResponse, status: str, text: str) -> Iterable[bytes]:
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return [text.encode() + b"\n"]
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True  # a client that hangs must not delay a stop
-
-
-class _QuietHandler(WSGIRequestHandler):
-    timeout = 30  # seconds for a client to send its request
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the signature of the base class
-        """Log nothing: probes come every second."""
+async def _reply(scope: Event, send: Send, status: int, text: str) -> None:
+    body = text.encode() + b"\n"
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

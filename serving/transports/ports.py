@@ -18,12 +18,14 @@ _PAUSE_S = 1.0  # pause if there is no descriptor or memory for another connecti
 _log = logging.getLogger(__name__)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, what: str = "gRPC", option: str = "--grpc-port") -> socket.socket:
     """Bind and listen, with keepalive. A port in use is an error: connections are not shared.
 
     Args:
         host: host name or address.
         port: port to listen on; 0 chooses a free one.
+        what: what listens, for the error.
+        option: sets the port.
 
     Raises:
         AddressUnavailable: the port is in use.
@@ -31,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener, address = _socket(host, port)
     except OSError as error:
-        raise _unavailable(host, port, error) from error
+        raise _unavailable(host, port, error, what=what, option=option) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted connections inherit these.
@@ -43,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise _unavailable(host, port, error) from error
+        raise _unavailable(host, port, error, what=what, option=option) from error
     listener.setblocking(False)  # noqa: FBT003 - its only parameter
     return listener
 
@@ -97,7 +99,9 @@ def _socket(host: str, port: int) -> tuple[socket.socket, tuple[Any, ...]]:
     return socket.socket(family, kind, protocol), address
 
 
-def _unavailable(host: str, port: int, error: OSError) -> AddressUnavailable:
+def _unavailable(
+    host: str, port: int, error: OSError, *, what: str = "gRPC", option: str = "--grpc-port"
+) -> AddressUnavailable:
     return AddressUnavailable(
-        f"gRPC cannot listen on {host}:{port}: {error.strerror}; set another --grpc-port or --host"
+        f"{what} cannot listen on {host}:{port}: {error.strerror}; set another {option} or --host"
     )

@@ -32,6 +32,7 @@ class Http1Connection(asyncio.Protocol):
         on_closed: Callable[["Http1Connection"], object],
         *,
         rounds: Rounds | None = None,
+        on_connected: Callable[["Http1Connection"], object] = lambda _: None,
         budget: ByteBudget | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -41,12 +42,14 @@ class Http1Connection(asyncio.Protocol):
             app: answers requests.
             on_closed: called when the connection is closed.
             rounds: of all connections; default: separate ones.
+            on_connected: called when the connection is made.
             budget: of all connections; default: a separate one.
             limits: on the client.
         """
         self._app = app
         self._limits = limits
         self._share = ConnectionShare(budget or ByteBudget(limits.max_pending_bytes))
+        self._on_connected = on_connected
         self._on_closed = on_closed
         self._rounds = rounds or Rounds()
         self._kept = b""  # input that waits for a round
@@ -79,6 +82,7 @@ class Http1Connection(asyncio.Protocol):
         self._writable.set()
         self._age = Age(self._limits, asyncio.get_running_loop().time())
         self._timer = PeriodicCheck(self._check_times, self._limits.check_interval_s)
+        self._on_connected(self)
 
     def data_received(self, data: bytes) -> None:
         """Handle received bytes, or keep them for the next round."""

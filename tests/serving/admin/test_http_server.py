@@ -4,6 +4,7 @@ import asyncio
 import socket
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.admin.http_server import HttpServer
 from serving.client.client import AsyncClient
 from serving.errors import AddressUnavailable
+from serving.transports.http.limits import Limits
 from tests.colours import Publish
 from tests.servers import Serve
 
@@ -123,3 +125,64 @@ async def test_the_metrics_of_a_request_are_scraped(publish: Publish, serve: Ser
     assert samples["lenserve_batch_size_count", *served] == 1
     assert samples["lenserve_pending_images",] == 0
     assert samples["lenserve_ready",] == 1
+
+
+# Hostile clients.
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /li", b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"])
+async def test_a_silent_client_is_disconnected(sent: bytes) -> None:
+    """Also one that keeps its connection after an answer."""
+    limits = Limits(head_s=0.1, keep_alive_s=0.1, check_interval_s=0.02)
+    async with asyncio.timeout(10), _limited(limits) as http:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(sent)
+        await reader.read()
+        writer.close()
+
+
+async def test_a_head_that_arrives_byte_by_byte_is_given_up() -> None:
+    """Bytes do not extend the time for it."""
+    async with asyncio.timeout(10), _limited(Limits(head_s=0.1, check_interval_s=0.02)) as http:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        closed = asyncio.create_task(reader.read())
+        while not closed.done():
+            writer.write(b"a")
+            await asyncio.wait([closed], timeout=0.01)
+        writer.close()
+
+
+async def test_a_probe_gets_through_however_many_connections_are_open() -> None:
+    """The oldest connections are closed for it."""
+    async with asyncio.timeout(10), _limited(Limits(), max_connections=4) as http:
+        opened = [await asyncio.open_connection("127.0.0.1", http.port) for _ in range(12)]
+        assert (await _get(http.port, "/livez"))[0] == 200
+        for reader, _ in opened[:8]:
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+        for _, writer in opened:
+            writer.close()
+
+
+async def test_a_request_with_strange_headers_is_answered() -> None:
+    """prometheus_client decodes them as UTF-8. HEAD has no body."""
+    async with asyncio.timeout(10), _http() as http:
+        for first in (b"GET /metrics", b"HEAD /livez", b"HEAD /metrics"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+            writer.write(first + b" HTTP/1.1\r\nhost: x\r\naccept: \xff\r\nconnection: close\r\n\r\n")
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert (b"\r\n\r\n" in answer[:-4]) == first.startswith(b"GET")
+            writer.close()
+
+
+def _limited(limits: Limits, *, max_connections: int = 256) -> HttpServer:
+    return HttpServer(
+        host="127.0.0.1",
+        port=0,
+        registry=CollectorRegistry(),
+        live=lambda: True,
+        ready=lambda: True,
+        limits=limits,
+        max_connections=max_connections,
+    )
