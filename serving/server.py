@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ from serving.rpc.services.reflection import reflection_rpcs
 from serving.rpc.services.repository import RepositoryService
 from serving.rpc.services.shared_memory import SharedMemoryService
 from serving.settings import ServerSettings
+from serving.transports.connection_accepting import fit_connections
 from serving.transports.grpc_aio.server import GrpcServer
 from serving.transports.http.limits import Limits
 from serving.transports.rpc_over_http.server import H2Server
@@ -118,7 +119,7 @@ async def run_server(
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
         handlers = [middleware.wrap(rpc) for rpc in table]
-        grpc = _grpc(settings, handlers, worker_socket, middleware.reject_unknown)
+        grpc = _grpc(settings, handlers, worker_socket, middleware.reject_unknown, metrics)
         await stack.enter_async_context(grpc)
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, middleware, grpc, http)
@@ -201,28 +202,43 @@ def _grpc(
     handlers: Sequence[Handler],
     worker_socket: socket.socket | None,
     reject_unknown: Reject,
+    metrics: Metrics,
 ) -> GrpcServer | H2Server:
-    build: Callable[..., GrpcServer | H2Server] = (
-        partial(H2Server, worker_socket=worker_socket)
-        if settings.transport == "h2"
-        else partial(GrpcServer, shares_port=settings.supervised)
-    )
-    return build(
+    if settings.transport == "grpc":
+        return GrpcServer(
+            handlers,
+            host=settings.host,
+            port=settings.grpc_port,
+            max_message_bytes=settings.max_message_bytes,
+            limits=_limits(settings, settings.max_connections),
+            tls=_tls(settings),
+            reject_unknown=reject_unknown,
+            shares_port=settings.supervised,
+        )
+    # The supervisor passes connections to the worker with the fewest.
+    max_connections = fit_connections(math.ceil(settings.max_connections / settings.processes))
+    server = H2Server(
         handlers,
         host=settings.host,
         port=settings.grpc_port,
         max_message_bytes=settings.max_message_bytes,
-        limits=limits_of(settings),
+        limits=_limits(settings, max_connections),
         tls=_tls(settings),
         reject_unknown=reject_unknown,
+        worker_socket=worker_socket,
+        on_refused_connection=metrics.refused_connections.labels().add_one,
+        on_refused_request=lambda reason: metrics.refused_requests.labels(reason).add_one(),
     )
+    metrics.open_connections.labels().set_function(lambda: server.open_connections)
+    metrics.pending_bytes.labels().set_function(lambda: server.pending_bytes)
+    return server
 
 
-def limits_of(settings: ServerSettings) -> Limits:
-    """Return the limits on the clients of one process."""
+def _limits(settings: ServerSettings, max_connections: int) -> Limits:
+    """Return the limits on the clients of this process."""
     return Limits(
         max_pending_bytes=settings.max_pending_bytes,
-        max_connections=settings.max_connections,
+        max_connections=max_connections,
         idle_timeout_s=settings.idle_timeout_s,
         max_connection_age_s=settings.max_connection_age_s or math.inf,
         max_connection_age_grace_s=settings.max_connection_age_grace_s,

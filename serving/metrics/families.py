@@ -106,6 +106,25 @@ class MetricFamilies:
             "Images admitted and not yet answered",
             across=sum,
         )
+        self.pending_bytes = GaugeFamily(
+            "lenserve_pending_bytes",
+            "Bytes of requests received and not yet answered; at least 4096 for each",
+            across=sum,
+        )
+        self.refused_requests = CounterFamily(
+            "lenserve_refused_requests",
+            "Requests that were not received completely: pending_bytes (over the limit) or too_slow",
+            ("reason",),
+        )
+        self.open_connections = GaugeFamily(
+            "lenserve_open_connections",
+            "Open connections, without those in their TLS handshake",
+            across=sum,
+        )
+        self.refused_connections = CounterFamily(
+            "lenserve_refused_connections",
+            "Connections that were closed because too many are open",
+        )
         self.event_loop_tasks = GaugeFamily(
             "lenserve_event_loop_tasks",
             "Tasks of the event loop that have not ended: calls, streams, and a few of the server's own",

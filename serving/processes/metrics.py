@@ -1,12 +1,12 @@
 """The supervisor's metrics: the sums of its workers' counters, and the state of each worker."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
 
+from serving.metrics.families import MetricFamilies
 from serving.metrics.recorder import MetricsCollector
 from serving.metrics.shared_counts import forget_live, read_counts
 
@@ -14,16 +14,23 @@ from serving.metrics.shared_counts import forget_live, read_counts
 class WorkerMetrics:
     """The supervisor's registry. The supervisor handles no requests."""
 
-    def __init__(self, folder: Path, pids: Callable[[], Mapping[int, int]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pids: Callable[[], Mapping[int, int]],
+        refused_connections: Callable[[], int] = lambda: 0,
+    ) -> None:
         """Register the metrics.
 
         Args:
             folder: where the workers write their counters.
             pids: returns worker number -> process id, for running workers.
+            refused_connections: returns how many connections the supervisor has refused.
         """
         self._folder = folder
+        self._refused_connections = refused_connections
         self.registry = CollectorRegistry()
-        self.registry.register(MetricsCollector(partial(read_counts, folder)))
+        self.registry.register(MetricsCollector(self._read))
         self.registry.register(_WorkerProcesses(pids))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -36,6 +43,11 @@ class WorkerMetrics:
             ("worker",),
             registry=self.registry,
         )
+
+    def _read(self) -> MetricFamilies:
+        metrics = read_counts(self._folder)
+        metrics.refused_connections.labels().value += self._refused_connections()
+        return metrics
 
     def set_ready(self, worker: int, *, ready: bool) -> None:
         """Record whether this worker is ready."""

@@ -56,7 +56,9 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         distributor: ConnectionDistributor | None = None
         if settings.transport == "h2":
             distributor = await stack.enter_async_context(
-                ConnectionDistributor(settings.host, settings.grpc_port)
+                ConnectionDistributor(
+                    settings.host, settings.grpc_port, max_connections=settings.max_connections
+                )
             )
             port = distributor.port
         else:  # grpcio cannot serve connections that another process accepted
@@ -108,7 +110,9 @@ class Supervisor:
             distributor: passes connections to the workers; without it they share a listening port.
             device_server_listener: inherited by the device server and its successors.
         """
-        self.metrics = WorkerMetrics(folder, self._pids)
+        self.metrics = WorkerMetrics(
+            folder, self._pids, lambda: 0 if distributor is None else distributor.refused.count
+        )
         self.http_port = settings.http_port
         make = partial(
             WorkerProcess, folder=folder, on_report=self._update, on_death=self.metrics.count_death

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from serving.transports.ports import accept
 
-_RESERVED_DESCRIPTORS = 256  # for everything else in this process: files, libraries, the network's threads
+RESERVED_DESCRIPTORS = 256  # for everything else in this process: files, libraries, the network's threads
 _LOG_INTERVAL_S = 10.0
 
 _log = logging.getLogger(__name__)
@@ -156,12 +156,12 @@ class ConnectionAcceptor:
 def fit_connections(wanted: int) -> int:
     """Raise this process's limit on open files, if need be; return how many connections fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + _RESERVED_DESCRIPTORS
+    needed = wanted + RESERVED_DESCRIPTORS
     if soft < needed:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
             soft = min(needed, hard)
-    fitting = min(wanted, max(soft - _RESERVED_DESCRIPTORS, soft // 2, 1))
+    fitting = min(wanted, max(soft - RESERVED_DESCRIPTORS, soft // 2, 1))
     if fitting < wanted:
         reason = f"the limit on open files is {soft}: raise it (ulimit -n, LimitNOFILE)"
         _log.warning(

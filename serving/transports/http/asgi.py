@@ -25,13 +25,19 @@ App = Callable[[Event, Receive, Send], Coroutine[Any, Any, None]]
 class RequestRefused(Exception):
     """Raised by `receive`: the server receives no more of this request. The message is for the client."""
 
+    reason = ""  # for counters
+
 
 class OverBudget(RequestRefused):
     """The requests of this connection, or of all of them, hold too many bytes."""
 
+    reason = "pending_bytes"
+
 
 class RequestTooSlow(RequestRefused):
     """The rest of this request has not arrived in time."""
+
+    reason = "too_slow"
 
 
 class RequestBody(Protocol):

@@ -18,12 +18,12 @@ class ByteBudget:
 
     __slots__ = ("limit_bytes", "on_refused", "pending_bytes")
 
-    def __init__(self, limit_bytes: int, on_refused: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, limit_bytes: int, on_refused: Callable[[str], object] = lambda _: None) -> None:
         """Start without requests.
 
         Args:
             limit_bytes: of all connections.
-            on_refused: called when a request is refused.
+            on_refused: called with the reason when a request is refused.
         """
         self.limit_bytes = limit_bytes
         self.on_refused = on_refused
@@ -48,7 +48,7 @@ class ConnectionShare:
         budget = self.budget
         pending_bytes = self.pending_bytes + size
         if pending_bytes + budget.pending_bytes + size > budget.limit_bytes:
-            budget.on_refused()
+            budget.on_refused(OverBudget.reason)
             raise OverBudget(
                 f"a request needs {size} more bytes, but its connection holds {self.pending_bytes} and all "
                 f"connections hold {budget.pending_bytes} of {budget.limit_bytes} (--max-pending-bytes): "
@@ -96,6 +96,8 @@ class RequestBytes:
 
     def refuse(self, refusal: RequestRefused) -> None:
         """Receive no more of this request, and forget what the application has not received."""
+        if not isinstance(refusal, OverBudget):  # which is counted where it is raised
+            self._share.budget.on_refused(refusal.reason)
         # Frames lead to this request: a reference cycle.
         self.is_refused, self.refusal = True, refusal.with_traceback(None)
 

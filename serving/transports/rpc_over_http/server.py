@@ -52,7 +52,7 @@ class H2Server:
         tls: TlsFiles | None = None,
         worker_socket: socket.socket | None = None,
         on_refused_connection: Callable[[], object] = lambda: None,
-        on_refused_request: Callable[[], object] = lambda: None,
+        on_refused_request: Callable[[str], object] = lambda _: None,
         reject_unknown: Reject = uncounted,
     ) -> None:
         """Store the options.
@@ -66,7 +66,7 @@ class H2Server:
             tls: without it calls are not encrypted.
             worker_socket: delivers connections from another process, which listens instead of this one.
             on_refused_connection: called when a connection is over the limit.
-            on_refused_request: called when a request is over the budget of bytes.
+            on_refused_request: called with the reason when a request holds too many bytes or is too slow.
             reject_unknown: counts calls of unknown methods.
         """
         self.host = host

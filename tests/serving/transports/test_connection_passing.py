@@ -89,9 +89,11 @@ class Client:
 
 
 @asynccontextmanager
-async def a_distributor() -> AsyncIterator[tuple[ConnectionDistributor, Callable[..., Worker]]]:
+async def a_distributor(
+    *, max_connections: int = 1000
+) -> AsyncIterator[tuple[ConnectionDistributor, Callable[..., Worker]]]:
     """A distributor, and a function that starts a worker."""
-    async with ConnectionDistributor(HOST, 0) as distributor:
+    async with ConnectionDistributor(HOST, 0, max_connections=max_connections) as distributor:
         with ExitStack() as stack:
 
             def start(name: str, tls: ssl.SSLContext | None = None) -> Worker:
@@ -209,6 +211,20 @@ async def test_a_failed_handshake_counts_as_closed(certificates: Path) -> None:
             )
             writer.transport.abort()
         await until(lambda: first.taken == second.taken == 1)
+
+
+async def test_the_newest_connections_over_the_limit_are_refused(log_events: LogEvents) -> None:
+    """The limit holds for all workers together. A place that becomes free is used. The log says it once."""
+    async with AsyncExitStack() as stack, a_distributor(max_connections=3) as (distributor, start):
+        workers = [start("a"), start("b")]
+        found = await greetings(distributor, stack, 6)
+        assert sorted(name for name, _ in found) == ["", "", "", "a", "a", "b"]
+        assert distributor.refused.count == 3
+        await found[0][1].close()
+        await until(lambda: sum(len(worker.open) for worker in workers) == 2)
+        assert [name for name, _ in await greetings(distributor, stack, 1)] != [""]
+    (event,) = log_events.named("connections_refused")
+    assert event.max_connections == 3
 
 
 async def test_listening_ends_with_the_last_worker() -> None:

@@ -43,14 +43,14 @@ def test_equal_connections_leave_room_for_one_more(connections: int) -> None:
 
 def test_a_refused_charge_counts_nothing_and_names_the_numbers() -> None:
     """The message has the size, what is held, the limit and its option; the refusal is reported."""
-    refused: list[None] = []
-    budget = ByteBudget(LIMIT_BYTES, lambda: refused.append(None))
+    refused: list[str] = []
+    budget = ByteBudget(LIMIT_BYTES, refused.append)
     share = ConnectionShare(budget)
     share.charge(300)
     expected = r"300 more bytes.* holds 300 and all .* hold 300 of 1000 \(--max-pending-bytes\): retry"
     with pytest.raises(OverBudget, match=expected):
         share.charge(300)
-    assert (share.pending_bytes, budget.pending_bytes, len(refused)) == (300, 300, 1)
+    assert (share.pending_bytes, budget.pending_bytes, refused) == (300, 300, ["pending_bytes"])
 
 
 def test_a_request_is_released_as_a_whole_and_never_below_its_own_cost() -> None:
