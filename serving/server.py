@@ -26,7 +26,7 @@ from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.registry import Models
 from serving.rpc.bearer_tokens import Tokens
-from serving.rpc.handlers import Handler, Reject
+from serving.rpc.handlers import Handler
 from serving.rpc.middleware import Middleware
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.routes import Rpc, services
@@ -44,6 +44,7 @@ from serving.transports.grpc_aio.server import GrpcServer
 from serving.transports.http.limits import Limits
 from serving.transports.rpc_over_http.server import H2Server
 from serving.transports.tls import TlsFiles
+from serving.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ async def run_server(
     metrics = Metrics(counts)
     metrics.device.labels(device.name, device.provider).set(1)
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
-    middleware = Middleware(metrics, tokens)
+    turns = Turns()
+    middleware = Middleware(metrics, tokens, turns=turns)
     loop = asyncio.get_running_loop()
     metrics.event_loop_tasks.labels().set_function(lambda: len(asyncio.all_tasks(loop)))
     async with AsyncExitStack() as stack:
@@ -111,7 +113,7 @@ async def run_server(
             Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)
         )
         models = await stack.enter_async_context(_models(settings, device, metrics, device_server))
-        classifier = await stack.enter_async_context(_classifier(settings, models, metrics))
+        classifier = await stack.enter_async_context(_classifier(settings, models, metrics, turns))
         http: HttpServer | None = None
         if not settings.supervised:
             http = await stack.enter_async_context(_http(settings, models, metrics))
@@ -119,7 +121,7 @@ async def run_server(
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
         handlers = [middleware.wrap(rpc) for rpc in table]
-        grpc = _grpc(settings, handlers, worker_socket, middleware.reject_unknown, metrics)
+        grpc = _grpc(settings, handlers, worker_socket, middleware, metrics)
         await stack.enter_async_context(grpc)
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, middleware, grpc, http)
@@ -175,7 +177,7 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, device_s
     return Models(loader, poll_interval_s=settings.poll_interval_s, parallel_loads=settings.cores)
 
 
-def _classifier(settings: ServerSettings, models: Models, metrics: Metrics) -> Classifier:
+def _classifier(settings: ServerSettings, models: Models, metrics: Metrics, turns: Turns) -> Classifier:
     return Classifier(
         models,
         metrics=metrics,
@@ -184,6 +186,7 @@ def _classifier(settings: ServerSettings, models: Models, metrics: Metrics) -> C
         max_pending_images=settings.max_pending_images,
         default_top_k=settings.default_top_k,
         decode_threads=settings.decoders,
+        turns=turns,
     )
 
 
@@ -201,7 +204,7 @@ def _grpc(
     settings: ServerSettings,
     handlers: Sequence[Handler],
     worker_socket: socket.socket | None,
-    reject_unknown: Reject,
+    middleware: Middleware,
     metrics: Metrics,
 ) -> GrpcServer | H2Server:
     if settings.transport == "grpc":
@@ -212,7 +215,7 @@ def _grpc(
             max_message_bytes=settings.max_message_bytes,
             limits=_limits(settings, settings.max_connections),
             tls=_tls(settings),
-            reject_unknown=reject_unknown,
+            reject_unknown=middleware.reject_unknown,
             shares_port=settings.supervised,
         )
     # The supervisor passes connections to the worker with the fewest.
@@ -224,7 +227,8 @@ def _grpc(
         max_message_bytes=settings.max_message_bytes,
         limits=_limits(settings, max_connections),
         tls=_tls(settings),
-        reject_unknown=reject_unknown,
+        reject_unknown=middleware.reject_unknown,
+        turns=middleware.turns,
         worker_socket=worker_socket,
         on_refused_connection=metrics.refused_connections.labels().add_one,
         on_refused_request=lambda reason: metrics.refused_requests.labels(reason).add_one(),

@@ -60,6 +60,19 @@ class ImageLimits(Strict):
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = 50_000_000  # width times height
 
 
+def check_encoded_size(size_bytes: int, limits: ImageLimits) -> None:
+    """Check the size of a file before it is decoded.
+
+    Raises:
+        EmptyImage: there are no bytes.
+        ImageTooLarge: there are too many.
+    """
+    if not size_bytes:
+        raise EmptyImage("the image is empty: 0 bytes")
+    if size_bytes > limits.max_bytes:
+        raise ImageTooLarge(f"the image has {size_bytes} bytes, the limit is {limits.max_bytes}")
+
+
 def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
     """Decode the first frame of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM, and apply its EXIF orientation.
 
@@ -70,10 +83,7 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
         ImageTooLarge: too many bytes, pixels or scans, or a side above 65,535 pixels.
         UndecodableImage: the format is unknown or the file is damaged.
     """
-    if not encoded:
-        raise EmptyImage("the image is empty: 0 bytes")
-    if len(encoded) > limits.max_bytes:
-        raise ImageTooLarge(f"the image has {len(encoded)} bytes, the limit is {limits.max_bytes}")
+    check_encoded_size(len(encoded), limits)
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_size(image.width, image.height, limits)

@@ -62,12 +62,13 @@ class Classifier:
         max_pending_images: int = 1024,
         default_top_k: int = 5,
         decode_threads: int = 1,
+        turns: Turns | None = None,
     ) -> None:
         self.limits = limits or ImageLimits()
         self.max_images = max_images
         self.default_top_k = default_top_k
         self.admission = Admission(max_pending_images)
-        self.turns = Turns()
+        self.turns = turns or Turns()
         self._models = models
         self._preprocessor = Preprocessor(self.limits, decode_threads)
         metrics.pending_images.labels().set_function(lambda: self.admission.pending)

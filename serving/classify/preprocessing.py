@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.bundle import Geometry, ImageLimits, apply_geometry, check_pixels, decode_image
-from serving.bundle.images import Pixels
+from serving.bundle.images import Pixels, check_encoded_size
 from serving.errors import DeadlineExceeded, ImageError, ImageTooLarge, forget_frames
 
-# An encoded file, decoded (H, W) or (H, W, C) uint8, or the error of an image that could not be parsed.
-Image = bytes | Pixels | ImageError
+# An encoded file, decoded (H, W) or (H, W, C) uint8, or the error of an image that could not be parsed. A
+# memoryview is a part of a large request: it is copied in a thread.
+Image = bytes | memoryview | Pixels | ImageError
 
 # Decoding a small PNG takes less time than a switch to a thread and back (tests/benchmarks/choices.py).
 # Images up to these limits are decoded on the event loop, if the request has few enough of them.
@@ -131,6 +132,9 @@ def _preprocess(
     try:
         if isinstance(image, ImageError):
             return Preprocessed(image, 0.0)
+        if isinstance(image, memoryview):
+            check_encoded_size(len(image), limits)
+            image = bytes(image)
         pixels = decode_image(image, limits) if isinstance(image, bytes) else check_pixels(image, limits)
         if not is_wanted():
             raise _Dropped

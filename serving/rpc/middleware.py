@@ -30,8 +30,9 @@ from serving.rpc.handlers import (
     UnaryHandler,
 )
 from serving.rpc.ordered_stream import answer_in_order
-from serving.rpc.routes import Call, Pipeline, Reply, Rpc, Stream, Unary
+from serving.rpc.routes import Call, Parse, Pipeline, Reply, Rpc, Stream, Unary
 from serving.rpc.status import Code, Status, status_of
+from serving.turns import LARGE_BYTES, Turns, copy_us
 
 DEFAULT_MAX_IN_FLIGHT = 64
 
@@ -46,12 +47,18 @@ class Middleware:
     """Wraps RPCs, and counts running calls, which a graceful stop waits for."""
 
     def __init__(
-        self, metrics: Metrics, tokens: Tokens | None = None, *, max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+        self,
+        metrics: Metrics,
+        tokens: Tokens | None = None,
+        *,
+        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        turns: Turns | None = None,
     ) -> None:
         self._metrics = metrics
         self._tokens = tokens
         self._max_in_flight = max_in_flight
         self._running = 0
+        self.turns = turns or Turns()
         self._idle = asyncio.Event()
         self._draining = False
         self.reject_unknown = self._rejecting(_UNKNOWN)  # calls of methods that do not exist
@@ -144,7 +151,9 @@ class Middleware:
             try:
                 if self._draining:  # since the call was admitted
                     self._check_not_stopping(rpc)
-                request = parse(message)
+                request = (
+                    parse(message) if len(message) <= LARGE_BYTES else await self._parse_large(parse, message)
+                )
                 if call.grant is not None and model_field:
                     call.grant.check(getattr(request, model_field))
                 return await compute(request, call)
@@ -218,7 +227,10 @@ class Middleware:
             code = Code.OK
             self._running += 1
             try:
-                request = parse(message)  # first, so that a rejection has the request id
+                # First, so that a rejection has the request id.
+                request = (
+                    parse(message) if len(message) <= LARGE_BYTES else await self._parse_large(parse, message)
+                )
                 self._check_not_stopping(rpc)
                 if call.grant is not None:
                     call.grant.check(getattr(request, rpc.model_field))
@@ -233,6 +245,13 @@ class Middleware:
             return response if isinstance(response, bytes) else response.SerializeToString()
 
         return answer_one
+
+    async def _parse_large(self, parse: Parse, message: bytes) -> Any:  # noqa: ANN401 - as _parser
+        """Parse a message whose copies take long: first here, then where the function reads its images."""
+        await self.turns.take(copy_us(len(message)))
+        request = parse(message)
+        await self.turns.take(copy_us(len(message)))
+        return request
 
     def _end_call(self) -> None:
         self._running -= 1

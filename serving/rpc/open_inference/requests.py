@@ -27,7 +27,7 @@ _MAX_PREFIX_BYTES = 1024
 _MAX_SIZES = 256
 _MAX_PREFIXES_OF_A_SIZE = 8
 
-Contents = tuple[Pixels | list[bytes], Sequence[RequestedOutput]]
+Contents = tuple[Pixels | list[bytes | memoryview], Sequence[RequestedOutput]]
 
 
 class InferRequest(NamedTuple):

@@ -4,7 +4,7 @@ Error messages use Triton's wording, which its users know.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -19,7 +19,7 @@ from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference.grpc_service_pb2 import ModelInferResponse as Response
 from serving.rpc.open_inference.shared_memory import Regions, TensorLocation
 from serving.rpc.open_inference.wire import field
-from serving.turns import Turns
+from serving.turns import LARGE_BYTES, Turns
 
 INPUT = "image"
 PROBABILITIES = "probabilities"
@@ -58,7 +58,7 @@ def decode_outputs(request: pb.ModelInferRequest) -> list[RequestedOutput]:
 
 def decode_input(
     request: pb.ModelInferRequest, regions: Regions, max_images: int = 128
-) -> Pixels | list[bytes]:
+) -> Pixels | list[bytes | memoryview]:
     """Decode the one input of a request.
 
     Args:
@@ -284,9 +284,9 @@ def _shape(tensor: pb.ModelInferRequest.InferInputTensor) -> tuple[int, ...]:
 
 def _decode_encoded_images(
     tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, max_images: int
-) -> list[bytes]:
+) -> list[bytes | memoryview]:
     shape = list(_shape(tensor))
-    elements = tensor.contents.bytes_contents if raw is None else _split(raw)
+    elements: Iterable[bytes | memoryview] = tensor.contents.bytes_contents if raw is None else _split(raw)
     images = list(islice(elements, max_images + 1))
     if len(images) > max_images:
         raise InvalidTensor(
@@ -297,7 +297,9 @@ def _decode_encoded_images(
     return images
 
 
-def _split(raw: bytes) -> Iterator[bytes]:
+def _split(raw: bytes) -> Iterator[bytes | memoryview]:
+    """Yield the elements of raw BYTES. Those of a large tensor are not copied here, on the event loop."""
+    content = raw if len(raw) <= LARGE_BYTES else memoryview(raw)
     at = 0
     while at < len(raw):
         start = at + _LENGTH_BYTES
@@ -306,7 +308,7 @@ def _split(raw: bytes) -> Iterator[bytes]:
             raise InvalidTensor(
                 f"BYTES element at byte {at} ends at byte {end}, but the input has {len(raw)} bytes"
             )
-        yield raw[start:end]
+        yield content[start:end]
         at = end
 
 

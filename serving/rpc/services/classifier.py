@@ -14,6 +14,7 @@ from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.field_limit import limited_parser, max_fields_of
 from serving.rpc.routes import Call, Pipeline, Rpc, Unary
 from serving.rpc.status import Status, code_of
+from serving.turns import LARGE_BYTES, copy_us
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
@@ -58,9 +59,22 @@ class ClassifierService:
         await self._classify(request, call, response.response)
         return response
 
+    async def _decode_images(self, request: pb.ClassifyRequest) -> list[Image]:
+        """Copy the images out of the request, not too many bytes in one turn of the event loop."""
+        images: list[Image] = []
+        copied_bytes = 0
+        for image in request.images:
+            if copied_bytes > LARGE_BYTES:
+                await self._classifier.turns.take(copy_us(copied_bytes))
+                copied_bytes = 0
+            decoded = _decode_image(image)
+            copied_bytes += _size_bytes(decoded)
+            images.append(decoded)
+        return images
+
     async def _classify(self, request: pb.ClassifyRequest, call: Call, response: pb.ClassifyResponse) -> None:
         self._classifier.check_count(len(request.images))  # before they are decoded
-        images = [_decode_image(image) for image in request.images]
+        images = await self._decode_images(request)
         answer = await self._classifier.classify(
             images,
             model=request.model,
@@ -107,6 +121,12 @@ def _decode_pixels(pixels: pb.Pixels) -> Pixels:
             f"pixels have {len(pixels.data)} bytes, expected {expected} for the shape {list(shape)}"
         )
     return np.frombuffer(pixels.data, np.uint8).reshape(shape)  # (H, W, C)
+
+
+def _size_bytes(image: Image) -> int:
+    if isinstance(image, ImageError):
+        return 0
+    return image.nbytes if isinstance(image, np.ndarray) else len(image)
 
 
 def _labels_of(result: Ranking | ImageError) -> int:

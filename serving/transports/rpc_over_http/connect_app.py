@@ -30,6 +30,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
 )
 from serving.transports.rpc_over_http.grpc_web import GrpcWebApp, is_grpc_web, media_type_of
 from serving.transports.rpc_over_http.lingering_body import LingeringBody
+from serving.turns import LARGE_BYTES, Turns, copy_us
 
 _JSON, _PROTO = b"application/json", b"application/proto"
 _MAX_TIMEOUT_DIGITS = 10
@@ -63,14 +64,21 @@ class ConnectApp:
     """An ASGI application for all requests that are not gRPC."""
 
     def __init__(
-        self, handlers: Sequence[Handler], *, max_message_bytes: int, reject_unknown: Reject = uncounted
+        self,
+        handlers: Sequence[Handler],
+        *,
+        max_message_bytes: int,
+        reject_unknown: Reject = uncounted,
+        turns: Turns | None = None,
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._max_json_bytes = min(max_message_bytes, MAX_JSON_BYTES)
         self._json = JsonConverter()
-        self._grpc_web = GrpcWebApp(
-            GrpcApp(handlers, max_message_bytes=max_message_bytes, reject_unknown=reject_unknown)
+        self._turns = turns or Turns()
+        grpc = GrpcApp(
+            handlers, max_message_bytes=max_message_bytes, reject_unknown=reject_unknown, turns=self._turns
         )
+        self._grpc_web = GrpcWebApp(grpc)
         self._reject_unknown = reject_unknown
         self._rejects = {each.method: each.reject for each in handlers}
         self._unary = {each.method: each for each in handlers if isinstance(each, UnaryHandler)}
@@ -149,6 +157,8 @@ class ConnectApp:
             if body.size > max_bytes:
                 raise too_long(f"more than {max_bytes} bytes", max_bytes)
             more = event.get("more_body", False)
+        if body.size > LARGE_BYTES:
+            await self._turns.take(copy_us(body.size))
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding == b"identity":
             return body.take()

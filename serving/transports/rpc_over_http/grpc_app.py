@@ -53,7 +53,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     unknown_method,
     wrong_count,
 )
-from serving.turns import Turns
+from serving.turns import LARGE_BYTES, Turns, copy_us
 
 _BODY = "http.response.body"
 _REQUEST_ID = REQUEST_ID_KEY.encode()
@@ -88,12 +88,13 @@ class GrpcApp:
         max_message_bytes: int,
         other: App | None = None,
         reject_unknown: Reject = uncounted,
+        turns: Turns | None = None,
     ) -> None:
         self._other = other or _reject
         self._reject_unknown = reject_unknown
         self._rejects = {handler.method: handler.reject for handler in handlers}
         self._max_message_bytes = max_message_bytes
-        self._turns = Turns()
+        self._turns = turns or Turns()
         self._calls = {handler.method: self._serve(handler) for handler in handlers}
 
     def __call__(self, scope: Event, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
@@ -246,7 +247,10 @@ class GrpcApp:
             event = await _received(receive) if event is None else event
             if event["type"] == "http.disconnect":
                 raise asyncio.CancelledError
-            for count, message in enumerate(reader.feed(event.get("body", b""))):
+            chunk = event.get("body", b"")
+            if reader.copied_bytes(chunk) > LARGE_BYTES:
+                await self._turns.take(copy_us(reader.copied_bytes(chunk)))
+            for count, message in enumerate(reader.feed(chunk)):
                 if count >= _MESSAGES_AT_ONCE:
                     await self._turns.take(_MESSAGE_US)
                 yield message

@@ -100,6 +100,11 @@ class MessageReader:
             at = end
         self._buffer.append(body[at:])
 
+    def copied_bytes(self, chunk: bytes) -> int:
+        """Return how many bytes `feed` will copy to join them."""
+        size = self._buffer.size + len(chunk)
+        return size if self._buffer.size and size >= self._wanted_bytes else 0
+
     @property
     def is_inside_message(self) -> bool:
         """Whether a message is incomplete."""

@@ -29,6 +29,7 @@ from serving.transports.ports import listen
 from serving.transports.rpc_over_http.connect_app import ConnectApp
 from serving.transports.rpc_over_http.grpc_app import GrpcApp
 from serving.transports.tls import TlsFiles
+from serving.turns import Turns
 
 # After the last call, new ones are rejected as UNAVAILABLE, long enough for clients to move to other servers.
 _REJECTING_S = 0.2
@@ -54,6 +55,7 @@ class H2Server:
         on_refused_connection: Callable[[], object] = lambda: None,
         on_refused_request: Callable[[str], object] = lambda _: None,
         reject_unknown: Reject = uncounted,
+        turns: Turns | None = None,
     ) -> None:
         """Store the options.
 
@@ -68,6 +70,7 @@ class H2Server:
             on_refused_connection: called when a connection is over the limit.
             on_refused_request: called with the reason when a request holds too many bytes or is too slow.
             reject_unknown: counts calls of unknown methods.
+            turns: shared with all long work in this event loop.
         """
         self.host = host
         self.port = port
@@ -75,9 +78,16 @@ class H2Server:
         self._budget = ByteBudget(limits.max_pending_bytes, on_refused_request)
         self._worker_socket = worker_socket
         self._on_refused_connection = on_refused_connection
-        web = ConnectApp(handlers, max_message_bytes=max_message_bytes, reject_unknown=reject_unknown)
+        turns = turns or Turns()
+        web = ConnectApp(
+            handlers, max_message_bytes=max_message_bytes, reject_unknown=reject_unknown, turns=turns
+        )
         self._app = GrpcApp(
-            handlers, max_message_bytes=max_message_bytes, other=web, reject_unknown=reject_unknown
+            handlers,
+            max_message_bytes=max_message_bytes,
+            other=web,
+            reject_unknown=reject_unknown,
+            turns=turns,
         )
         self._tls = tls
         self._listening: ConnectionAcceptor | ConnectionReceiver | None = None

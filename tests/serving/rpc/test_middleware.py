@@ -24,6 +24,7 @@ from serving.rpc.status import Code
 from serving.server import build_table
 from tests.colours import Publish
 from tests.servers import Serve
+from tests.serving.counting_turns import CountingTurns
 from tests.serving.gated_server import ServeGated
 from tests.serving.rpc.reading import sent
 from tests.serving.stub import Connect
@@ -337,3 +338,19 @@ async def test_bytes_that_cannot_be_parsed_are_an_invalid_argument(
 def test_a_call_has_no_deadline_by_default() -> None:
     """The default is infinite."""
     assert Call({}).deadline_s == math.inf
+
+
+@pytest.mark.parametrize(("size", "slices"), [(1000, 0), (3 * 2**20, 2)])
+async def test_a_large_message_is_parsed_in_its_own_turns(size: int, slices: int) -> None:
+    """Each copy of 60 MB takes 25 ms: parsing it is one slice of work, using it is another."""
+    turns = CountingTurns()
+    row = Middleware(Metrics(), turns=turns).wrap(Unary(METHOD, StringValue, _echo, parse=_size_of))
+
+    answered = await row.answer(sent(bytes(size)), Call({"x-request-id": "i"}))
+
+    assert StringValue.FromString(answered).value == f"{size} i"
+    assert turns.costs_us == [size // 2000] * slices
+
+
+def _size_of(message: bytes) -> StringValue:
+    return StringValue(value=str(len(message)))

@@ -59,7 +59,7 @@ def _probabilities(*rows: list[float], labels: tuple[str, ...] = ("a", "b", "c")
     return Inference("colours", 1, labels, Output(values, values[:, :1] * 10))
 
 
-def decode_input(request: pb.ModelInferRequest) -> list[bytes] | Pixels:
+def decode_input(request: pb.ModelInferRequest) -> list[bytes | memoryview] | Pixels:
     """Decode without shared memory."""
     return tensors.decode_input(request, NO_REGIONS)
 

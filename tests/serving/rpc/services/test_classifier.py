@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from serving.bundle import Repository
+from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from tests.colours import Publish
 from tests.servers import Serve
@@ -250,3 +251,22 @@ async def test_many_labels_are_ranked_and_encoded_in_slices(
     assert {each.ranking.labels[0].label for each in answer.predictions[::2]} == {"green"}
     assert len(turns.costs_us) in (slices, slices - 6)
     assert max(turns.costs_us, default=0) <= 256
+
+
+async def test_large_images_are_copied_in_slices(publish: Publish, serve: Serve, connect: Connect) -> None:
+    """And elements of a large BYTES tensor in threads. The answers are those of small requests."""
+    publish()
+    photo = _png() + bytes(600_000)  # decoders ignore what follows
+    async with serve() as server:
+        server.classifier.turns = turns = CountingTurns()
+        stub = connect(server.grpc.port)
+        answer = await stub.call(CLASSIFY, _request(*[pb.Image(encoded=photo)] * 5))
+        assert {each.ranking.labels[0].label for each in answer.predictions} == {"green"}
+        assert turns.costs_us == [2 * len(photo) // 2000] * 2
+
+        raw = (len(photo).to_bytes(4, "little") + photo) * 5
+        infer = oip.ModelInferRequest(model_name="colours", raw_input_contents=[raw])
+        infer.inputs.add(name="image", datatype="BYTES", shape=[5])
+        response = await stub.call("inference.GRPCInferenceService/ModelInfer", infer)
+        probabilities = np.frombuffer(response.raw_output_contents[0], "<f4").reshape(5, 3)
+        assert probabilities.argmax(axis=1).tolist() == [1] * 5

@@ -12,7 +12,7 @@ from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import EXTENSIONS, Event, Receive, Send
 from serving.transports.rpc_over_http.grpc_app import GrpcApp
 from serving.transports.rpc_over_http.grpc_framing import frame
-from tests.serving.counting_turns import Loop
+from tests.serving.counting_turns import CountingTurns, Loop
 
 METHOD = "/tests.Echo/Say"
 HEADERS = {"content-type": "application/grpc", "te": "trailers"}
@@ -118,6 +118,20 @@ async def test_a_chunk_of_many_messages_takes_many_turns(count: int, least_turns
     loop.stop()
     assert len(received) == count
     assert least_turns <= loop.turn <= 2 * least_turns + 1
+
+
+async def test_a_large_message_is_joined_in_a_turn_of_its_own() -> None:
+    """A small one is not worth it, and neither is a message in one chunk, which is not copied."""
+    turns = CountingTurns()
+    app = GrpcApp([UnaryHandler(METHOD, _echo)], max_message_bytes=2**24, turns=turns)
+    for chunks in ([frame(bytes(2**22))], [frame(bytes(1000)), b""], [frame(bytes(2**22)), b""]):
+        await _call(FakeServer(*_requests(chunks)), app)
+    assert turns.costs_us == []
+    body = frame(bytes(2**22))
+    server = FakeServer(*_requests([body[:1000], body[1000:-1000], body[-1000:]]))
+    await _call(server, app)
+    assert server.sent[0]["body"] == body
+    assert turns.costs_us == [2**22 // 2000]
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])
