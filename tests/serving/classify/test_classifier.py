@@ -173,7 +173,7 @@ class TestClassify:
         async with open_classifier() as (classifier, metrics):
             answer = await classifier.classify([b"", b"junk"], model=NAME)
             assert [type(result) for result in answer.results] == [EmptyImage, UndecodableImage]
-            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
+            assert not metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED)
 
     @pytest.mark.parametrize(("top_k", "count"), [(0, 2), (1, 1), (3, 3), (4, 3), (10**9, 3)])
     async def test_top_k_is_the_number_of_labels(self, open_classifier: Open, top_k: int, count: int) -> None:
@@ -276,7 +276,7 @@ class TestInfer:
         async with open_classifier() as (classifier, metrics):
             with pytest.raises(UndecodableImage, match=r"^image 1: the image cannot be decoded"):
                 await classifier.infer([_png("red"), b"junk", b""], model=NAME)
-            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
+            assert not metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED)
 
     async def test_a_tensor_in_the_networks_geometry_is_run_unchanged(self, open_classifier: Open) -> None:
         """Its outputs are those of images of that size, also over several batches."""
@@ -313,7 +313,7 @@ class TestInfer:
             tensor = np.zeros((1, 8, 8, 3), np.uint8)
             with pytest.raises(DeadlineExceeded):
                 await classifier.infer_tensor(tensor, model=NAME, deadline_s=time.monotonic())
-            assert metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED) == 0
+            assert not metrics.registry.get_sample_value("lenserve_batch_size_count", SERVED)
 
     async def test_describe_names_the_version_that_would_answer(self, open_classifier: Open) -> None:
         """With its manifest, also by number."""
