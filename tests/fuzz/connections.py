@@ -75,6 +75,10 @@ class FakeTransport(asyncio.Transport):
         """Nothing is known: no TLS, no address."""
         return default
 
+    def can_write_eof(self) -> bool:
+        """As with TLS."""
+        return False
+
     def pause_reading(self) -> None:
         """Nothing: what is sent arrives."""
 

@@ -4,7 +4,7 @@ An ASGI application answers each stream in a task.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from serving.transports.http.asgi import App
@@ -15,7 +15,7 @@ from serving.transports.http.http2.frame_reader import FrameReader
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, Setting
 from serving.transports.http.http2.headers import MAX_HEADER_BYTES
 from serving.transports.http.http2.output import Output
-from serving.transports.http.http2.rate_limits import RateLimits
+from serving.transports.http.http2.rate_limits import RATES, Rate, RateLimits
 from serving.transports.http.http2.receive_window import ReceiveWindow
 from serving.transports.http.http2.streams import MAX_STREAMS, Streams
 from serving.transports.http.http2.time_limits import TimeLimits
@@ -27,6 +27,7 @@ WINDOW_BYTES = 2**24  # buffered bytes of all requests that applications have no
 
 _GOODBYE_S = 0.2  # time between the two GOAWAY of a graceful close, for clients that do not answer PING
 _GOODBYE = b"goodbye!"  # its PING
+_SETTINGS_PER_WORK = 10
 _SETTINGS_PER_TOKEN = 32  # a frame with more counts several times; clients send up to 10
 
 _SETTINGS = {
@@ -50,6 +51,7 @@ class Http2Connection(asyncio.Protocol):
         busy_poll: BusyPoll,
         *,
         rounds: Rounds | None = None,
+        rates: Sequence[Rate] = RATES,
         budget: ByteBudget | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -60,10 +62,12 @@ class Http2Connection(asyncio.Protocol):
             on_closed: called when the connection is closed.
             busy_poll: counts the requests of all connections.
             rounds: of all connections; default: separate ones.
+            rates: of what a client may do, by the kinds of rate_limits.py.
             budget: of all connections; default: a separate one.
             limits: on the client.
         """
         self._app = app
+        self._rounds = rounds or Rounds()
         self._limits = limits
         self._share = ConnectionShare(budget or ByteBudget(limits.max_pending_bytes))
         self._on_closed = on_closed
@@ -74,6 +78,7 @@ class Http2Connection(asyncio.Protocol):
         self._output: Output
         self._turns: Turns
         self._rates: RateLimits
+        self._most = rates
         self._window: ReceiveWindow
         self._streams: Streams
         self._times: TimeLimits
@@ -90,7 +95,7 @@ class Http2Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._output = Output(self._transport, self._limits)
         self._turns = Turns(self._rounds, self._transport, self._read)
-        self._rates = RateLimits(self._output.loop.time)
+        self._rates = RateLimits(self._output.loop.time, self._most)
         self._window = ReceiveWindow(self._output, 0, WINDOW_BYTES)
         self._streams = Streams(
             self._app,
@@ -226,8 +231,10 @@ class Http2Connection(asyncio.Protocol):
     def _on_settings(self, number: int, flags: int, payload: bytes) -> None:
         if number:
             raise _protocol_error(f"SETTINGS on stream {number}, expected 0")
+        parameters = len(payload) // frames.SETTING_BYTES
+        self._rates.take(rate_limits.SETTINGS, 1 + parameters // _SETTINGS_PER_TOKEN)
+        self._turns.work_left -= parameters // _SETTINGS_PER_WORK
         values = frames.read_settings(payload)
-        self._rates.take(rate_limits.SETTINGS, 1 + len(values) // _SETTINGS_PER_TOKEN)
         if flags & frames.ACK:
             if payload:
                 raise ConnectionBroken(ErrorCode.FRAME_SIZE_ERROR, "a SETTINGS acknowledgement has settings")
@@ -290,8 +297,7 @@ class Http2Connection(asyncio.Protocol):
         if self._is_broken:
             return
         self._is_broken = True
-        self._output.write(frames.goaway(self._streams.last_number, broken.code, str(broken)))
-        self._output.close()
+        self._output.close_with_goaway(frames.goaway(self._streams.last_number, broken.code, str(broken)))
         self._streams.cancel_all()
 
     def _say_goodbye(self) -> None:

@@ -28,6 +28,7 @@ PRIORITY_BYTES = 5
 GOAWAY_BYTES = 8  # before its message
 
 _SETTING = struct.Struct(">HL")
+SETTING_BYTES = _SETTING.size
 _NUMBER = struct.Struct(">L")
 _GOAWAY = struct.Struct(">LL")
 

@@ -6,6 +6,7 @@ from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 
+_LINGER_S = 0.5  # time for the client to read why its connection is closed
 _MAX_UNREAD_REPLIES = 10_000  # for clients that cause work but read no replies
 # Time between two PINGs to a client that has sent its last byte: the first two, then all others.
 _FIRST_PROBE_S, _PROBE_S = 0.05, 1.0
@@ -30,6 +31,7 @@ class Output:
         self._waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
         self._block_prefix = _TABLE_SIZE_0
         self._unread_replies = 0
+        self._has_ended = False  # nothing is written after GOAWAY with an error
         self._abort_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
 
@@ -79,7 +81,7 @@ class Output:
 
     def flush(self) -> None:
         """Write the buffer now, not at the end of the iteration."""
-        if self._buffer and not self._transport.is_closing():
+        if self._buffer and not (self._has_ended or self._transport.is_closing()):
             self._transport.write(b"".join(self._buffer))
         self._buffer.clear()
 
@@ -89,6 +91,23 @@ class Output:
         if not self._transport.is_closing():
             self._abort_timer = self.loop.call_later(self.limits.closing_s, self._transport.abort)
             self._transport.close()
+
+    def close_with_goaway(self, goaway: bytes) -> None:
+        """Send GOAWAY and close the connection, a moment later if the client may still be sending.
+
+        Closing a socket that has unread bytes resets the connection: the client would not read GOAWAY.
+        """
+        self.write(goaway)
+        self.flush()
+        self._has_ended = True
+        if self._transport.is_closing():
+            return
+        if not self._transport.can_write_eof():  # TLS
+            self.close()
+            return
+        self._transport.pause_reading()
+        self._transport.write_eof()
+        self._abort_timer = self.loop.call_later(_LINGER_S, self._transport.abort)
 
     def abort(self) -> None:
         """Close the connection at once."""

@@ -21,6 +21,8 @@ MAX_STREAMS = 1024  # whose answer or reset has not been sent
 _MAX_ENDING_TASKS = 1024
 _KEPT_RESETS = 1024  # streams that we reset last: the client may not know it yet
 
+_STREAMS_PER_WORK = 5  # whose window changes
+
 _TOO_LARGE = write_head(431, ())
 
 _log = logging.getLogger(__name__)
@@ -242,6 +244,7 @@ class Streams:
         """Adjust the windows of open streams by the difference: RFC 9113, section 6.9.2."""
         change_bytes = window_bytes - self.initial_send_window_bytes
         self.initial_send_window_bytes = window_bytes
+        self._turns.work_left -= len(self._streams) // _STREAMS_PER_WORK
         for each in self._streams.values():
             each.adjust_send_window(change_bytes)
 

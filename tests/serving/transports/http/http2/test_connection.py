@@ -2,6 +2,7 @@
 
 import asyncio
 
+import hpack
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -149,6 +150,13 @@ def _case(name: str, code: ErrorCode, *raw: tuple[int, int, int, bytes]) -> obje
     _case("HEADERS on stream 0", PROTOCOL, (HEADERS, 5, 0, HEAD)),
     _case("RST_STREAM on stream 0", PROTOCOL, (RST_STREAM, 0, 0, bytes(4))),
     _case("DATA on a lower even stream", PROTOCOL, (DATA, 0, 2, b"1")),
+    _case("PRIORITY on stream 0", PROTOCOL, (PRIORITY, 0, 0, bytes(5))),
+    _case("PRIORITY of 4 bytes on an idle stream", SIZE, (PRIORITY, 0, 5, bytes(4))),
+    _case("GOAWAY on a stream", PROTOCOL, (GOAWAY, 0, 3, bytes(8))),
+    _case("GOAWAY of 7 bytes", SIZE, (GOAWAY, 0, 0, bytes(7))),
+    _case("HEADERS on a stream that was never opened, below one that was", CLOSED, (HEADERS, 5, 1, HEAD)),
+    _case("a header block over 64 KiB", CALM,
+          (HEADERS, 0, 5, HEAD), *[(CONTINUATION, 0, 5, bytes(2**14))] * 4),
 ])  # fmt: skip
 async def test_a_connection_error_ends_the_connection(sent: bytes, code: ErrorCode) -> None:
     """GOAWAY has the error code of RFC 9113, and the connection closes."""
@@ -178,17 +186,53 @@ async def test_settings_come_first() -> None:
     _case("more than the window", FLOW, *[(DATA, 0, 5, bytes(2**14))] * 65),
     _case("an invalid request", PROTOCOL, (HEADERS, 5, 7, HEAD[1:])),
     _case("no body, but content-length", PROTOCOL, (HEADERS, 5, 7, HEAD + CONTENT_LENGTH_4)),
+    _case("PRIORITY of 4 bytes", SIZE, (PRIORITY, 0, 1, bytes(4))),
+    _case("DATA after the end", CLOSED, (HEADERS, 5, 7, HEAD), (DATA, 0, 7, b"1")),
+    _case("HEADERS after the end", CLOSED, (HEADERS, 5, 7, HEAD), (HEADERS, 5, 7, HEAD)),
+    _case("DATA after RST_STREAM", CLOSED, (RST_STREAM, 0, 5, bytes(4)), (DATA, 0, 5, b"1")),
+    _case("HEADERS after RST_STREAM", CLOSED, (RST_STREAM, 0, 5, bytes(4)), (HEADERS, 5, 5, HEAD)),
+    _case("a pseudo-header field in trailers", PROTOCOL, (HEADERS, 5, 5, HEAD)),
+    _case("upper case in trailers", PROTOCOL, (HEADERS, 5, 5, b"\0\1A\1b")),
+    _case("a line feed in trailers", PROTOCOL, (HEADERS, 5, 5, b"\0\1a\1\n")),
+    _case("too many trailers", CALM, (HEADERS, 5, 5, b"\x90" * 101)),
 ])  # fmt: skip
 async def test_a_stream_error_ends_only_its_stream(sent: bytes, code: ErrorCode) -> None:
     """RST_STREAM has the error code of RFC 9113; other streams continue."""
     under_test = await Wire(echo).begun()
     under_test.feed(frame(HEADERS, frames.END_HEADERS, 1, HEAD + CONTENT_LENGTH_4))
     under_test.feed(under_test.head(5, ends=False))
-    under_test.feed(*[under_test.head(9, ends=False)] * (code is CLOSED), sent, under_test.head(11))
+    under_test.feed(sent, under_test.head(11))
     await under_test.settle()
     assert [each.error_code for each in under_test.frames if each.type == RST_STREAM] == [code]
     assert under_test.goaways == []
     assert under_test.is_over(11)
+
+
+async def test_a_head_with_too_many_fields_is_answered_with_431() -> None:
+    """The status can be read by clients; the rest of the request is not wanted, and others go on."""
+    under_test = await Wire(echo).begun()
+    under_test.feed(under_test.head(1, ends=False))
+    large = HEAD + b"\x90" * 101
+    under_test.feed(frame(HEADERS, 4, 3, large), frame(DATA, 1, 3, b"x"), frame(HEADERS, 5, 5, large))
+    under_test.feed(frame(DATA, 1, 1, b"others"))
+    await under_test.settle()
+    for number in (3, 5):
+        (head, *resets) = under_test.of(number)
+        assert list(hpack.Decoder().decode(head.data, raw=True)) == [(b":status", b"431")]
+        assert "END_STREAM" in head.flags
+        assert [each.error_code for each in resets] == [ErrorCode.NO_ERROR] * (number == 3)
+    assert (under_test.body(1), under_test.goaways) == (b"others", [])
+
+
+async def test_frames_on_a_stream_that_the_server_has_reset_are_ignored() -> None:
+    """The client may have sent them before it knew: RFC 9113, section 5.1."""
+    under_test = await Wire(echo).begun()
+    under_test.feed(under_test.head(1, ends=False), frame(WINDOW_UPDATE, 0, 1, bytes(4)))
+    under_test.feed(frame(DATA, 0, 1, b"1"), frames.window_update(1, 1), frame(HEADERS, 5, 1, HEAD))
+    under_test.feed(frames.reset(1, ErrorCode.CANCEL), under_test.head(3))
+    await under_test.settle()
+    assert (under_test.resets(1), under_test.goaways) == ([PROTOCOL], [])
+    assert under_test.is_over(3)
 
 
 # Ends.

@@ -1,7 +1,7 @@
 """A connection under test over a fake socket: bytes go in, frames of hyperframe come out."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
@@ -9,6 +9,7 @@ from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, RstStreamFrame, S
 from serving.transports.http.asgi import App
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.http2 import Http2Connection
+from serving.transports.http.http2.rate_limits import RATES, Rate
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.http.rounds import Rounds
 
@@ -48,6 +49,10 @@ class FakeTransport(asyncio.Transport):
         """Whether `close` or `abort` was called."""
         return self.closed
 
+    def can_write_eof(self) -> bool:
+        """As with TLS."""
+        return False
+
     def pause_reading(self) -> None:
         """Record that nothing more is to be delivered."""
         self.reads = False
@@ -72,10 +77,19 @@ class FakeTransport(asyncio.Transport):
 class Wire:
     """A connection under test, and the frames that it has written."""
 
-    def __init__(self, app: App, limits: Limits = DEFAULT_LIMITS, *, rounds: Rounds | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        rounds: Rounds | None = None,
+        rates: Sequence[Rate] = RATES,
+    ) -> None:
         self.ended: list[Http2Connection] = []
         self.closed = asyncio.Event()
-        self.connection = Http2Connection(app, self._on_closed, BusyPoll(), rounds=rounds, limits=limits)
+        self.connection = Http2Connection(
+            app, self._on_closed, BusyPoll(), rounds=rounds, rates=rates, limits=limits
+        )
         self.transport = FakeTransport(self.connection)
         self.frames: list[Any] = []
         self.is_held = False  # the test expects that reading stays paused
