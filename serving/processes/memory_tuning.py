@@ -18,12 +18,14 @@ _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 8 * 2**20
 
 # Arguments of gc.set_threshold, for generations 0, 1 and 2. The requests in flight of a busy server exceed
-# Python's default for the first, 700.
-_COLLECTOR_THRESHOLDS = (10_000, 10, 10)
+# Python's default for the first, 700. A full collection stops all requests for 0.3 s while a client holds
+# 20,000 calls open: it is left to `return_memory`.
+_COLLECTOR_THRESHOLDS = (10_000, 10, 1000)
 
 LOOK_S = 1.0  # interval between looks at the memory of this process
 BUSY_S = 10.0  # memory is returned at least this often while requests never pause
-GROWN_BYTES = 4 * 2**20  # growth that is worth a collection, which takes milliseconds
+GROWN_BYTES = 4 * 2**20  # growth that is worth a collection
+MOST_TASKS = 500  # a full collection takes about 15 us for each task
 
 _STATM = Path("/proc/self/statm")
 _RESIDENT = 1  # field of /proc/self/statm: proc(5)
@@ -60,10 +62,17 @@ async def return_memory(
         least_bytes = min(least_bytes, now_bytes)
         if now_bytes < least_bytes + grown_bytes:
             waiting_since_s = now_s
-        elif is_idle() or now_s - waiting_since_s >= busy_s:
-            gc.collect()
+        elif (is_full := is_idle() and len(asyncio.all_tasks()) <= MOST_TASKS) or (
+            now_s - waiting_since_s >= busy_s
+        ):
+            gc.collect(2 if is_full else 1)
             await asyncio.to_thread(_trim)
-            least_bytes, waiting_since_s = resident_bytes(), time.monotonic()
+            left_bytes = resident_bytes()
+            # A full collection also empties Python's free lists, which fill up again while many tasks end.
+            # So it is repeated until it frees little: 20,000 calls left 94 MiB after one, 53 MiB after two.
+            if is_full and now_bytes - left_bytes < grown_bytes:
+                least_bytes = left_bytes
+            waiting_since_s = time.monotonic()
 
 
 def resident_bytes() -> int:

@@ -15,10 +15,10 @@ print(json.dumps([gc.get_freeze_count(), len(gc.get_objects()), before, gc.get_t
 
 
 def test_imported_objects_are_never_collected() -> None:
-    """Imported objects are frozen, and young ones are collected less often; old ones as often as usual."""
+    """Imported objects are frozen, and others are collected less often."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
     frozen, searched, before, after = json.loads(done.stdout)
     assert frozen > 10_000
     assert searched < frozen / 100
     assert after[0] > before[0]
-    assert after[1:] == before[1:]
+    assert after[2] > before[2]
