@@ -34,8 +34,11 @@ class Publish(Protocol):
         """`rotate=1` names the next colour instead; `lie=True` has golden probabilities of another."""
 
 
-def write_colours(folder: Path, *, rotate: int, lie: bool) -> Description:
-    """Write a version's files, with pure red, green and blue as its golden examples."""
+def write_colours(folder: Path, *, rotate: int, lie: bool, endless: bool = False) -> Description:
+    """Write a version's files, with pure red, green and blue as its golden examples.
+
+    An endless network never ends its first run, and so never ends loading.
+    """
     onnx.save(_colours_graph(rotate), folder / MODEL_FILE)
     images = np.zeros((3, SIDE, SIDE, 3), np.uint8)  # (3, H, W, C): pure red, green, blue
     images[range(3), :, :, range(3)] = 255
@@ -43,6 +46,8 @@ def write_colours(folder: Path, *, rotate: int, lie: bool) -> Description:
     (probabilities,) = session.run(["probabilities"], {"image": images})
     write_golden(Golden(images, np.roll(probabilities, int(lie), axis=1)), folder)
     assert (folder / GOLDEN_FILE).exists()
+    if endless:
+        onnx.save(_colours_graph(rotate, embedding=_endless_node()), folder / MODEL_FILE)
     return Description(
         labels=LABELS,
         geometry=Geometry(height=SIDE, width=SIDE, channels=3),
@@ -60,12 +65,37 @@ def write_colours(folder: Path, *, rotate: int, lie: bool) -> Description:
     )
 
 
-def _colours_graph(rotate: int) -> onnx.ModelProto:
+def _endless_node() -> onnx.NodeProto:
+    """A loop without an end from `mean` to `embedding`."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["goes_on"], ["goes_on_out"]),
+            helper.make_node("Neg", ["in"], ["out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("iteration", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("in", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("out", TensorProto.FLOAT, None),
+        ],
+    )
+    return helper.make_node("Loop", ["", "always", "mean"], ["embedding"], body=body)
+
+
+_MEAN_NODE = helper.make_node("Identity", ["mean"], ["embedding"])
+
+
+def _colours_graph(rotate: int, embedding: onnx.NodeProto = _MEAN_NODE) -> onnx.ModelProto:
     """Mean of each channel, then softmax(4 * mean / 255), the classes rotated."""
     weights = np.roll(np.eye(3, dtype=np.float32) * 4 / 255, rotate, axis=1)
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float", "axes"], ["embedding"], keepdims=0),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        embedding,
         helper.make_node("MatMul", ["embedding", "weights"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
@@ -77,6 +107,10 @@ def _colours_graph(rotate: int) -> onnx.ModelProto:
             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3]),
             helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3]),
         ],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1, 2]), "axes")],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.array([1, 2]), "axes"),
+            numpy_helper.from_array(np.array(True), "always"),  # noqa: FBT003 - a tensor
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -5,15 +5,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from serving.bundle import (
-    MANIFEST_FILE,
     Bundle,
     Repository,
 )
@@ -112,29 +110,16 @@ def start_server(repository: Repository) -> Iterator[StartServer]:
 
 
 @pytest.fixture
-def hang_load(repository: Repository) -> Iterator[HangLoad]:
-    """Put a version into the repository that never ends loading, and wait until somebody loads it."""
-    with ExitStack() as stack:
+def hang_load(repository: Repository) -> HangLoad:
+    """Publish a version that never ends loading, and wait until a server loads it."""
 
-        def hang() -> None:
-            folder = repository.root / "colours" / ".hangs"
-            folder.mkdir()
-            os.mkfifo(folder / MANIFEST_FILE)  # who reads it waits for the rest of what we write: for ever
-            folder = folder.rename(repository.folder("colours", 2))
-            late_s = time.monotonic() + 20
-            while (writer := _writer(folder / MANIFEST_FILE)) is None:
-                assert time.monotonic() < late_s, "nobody loads it"
-            stack.callback(os.close, writer)
+    def hang(server: ServerProcess) -> None:
+        bundle = repository.publish(
+            "colours", lambda folder: write_colours(folder, rotate=0, lie=False, endless=True)
+        )
+        server.wait_for("version_loading", version=bundle.version)
 
-        yield hang
-
-
-def _writer(fifo: Path) -> int | None:
-    """Open it for writing; None where nobody reads it."""
-    try:
-        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
+    return hang
 
 
 @pytest.fixture(scope="session")

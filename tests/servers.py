@@ -95,5 +95,5 @@ class StartServer(Protocol):
         """
 
 
-# Publishes a version whose loading never ends, and waits until a server loads it.
-HangLoad = Callable[[], None]
+# Publishes a version whose loading never ends, and waits until this server loads it.
+HangLoad = Callable[[ServerProcess], None]

@@ -87,6 +87,7 @@ class VersionLoader:
         """Load a version and open its queue. A failure is logged and remembered, and returns None."""
         fingerprint = _fingerprint(self.repository.folder(name, number))
         started_s = time.monotonic()
+        _log.info("version_loading", extra={"model": name, "version": number})
         try:
             network = await asyncio.to_thread(self._load_network, name, number)
         except Exception as error:  # noqa: BLE001 - any failure only refuses this version

@@ -235,7 +235,7 @@ class TestSignals:
         """Its thread cannot be stopped, but the process exits and served versions stop cleanly."""
         publish()
         server = await asyncio.to_thread(start_server)
-        await asyncio.to_thread(hang_load)
+        await asyncio.to_thread(hang_load, server)
         assert await asyncio.to_thread(server.stop) == 0
         events = [event.get("event") for event in server.log]
         assert events[-3:] == ["stopping", "stopped", "threads_left"]
@@ -246,7 +246,7 @@ class TestSignals:
         """The process exits immediately."""
         publish()
         server = await asyncio.to_thread(start_server, "--lame-duck-s", "600")
-        await asyncio.to_thread(hang_load)
+        await asyncio.to_thread(hang_load, server)
         server.process.send_signal(signal.SIGINT)
         await asyncio.to_thread(server.wait_for, "stopping")
         assert await asyncio.to_thread(server.stop) == 1

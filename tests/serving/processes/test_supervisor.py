@@ -262,7 +262,7 @@ class TestStop:
         """A worker exits after its calls; a hanging load does not need a kill."""
         publish()
         server = await start_workers("--drain-timeout-s", "600")
-        await asyncio.to_thread(hang_load)
+        await asyncio.to_thread(hang_load, server)
         assert await asyncio.to_thread(server.stop) == 0
         assert list(server.events("threads_left"))
         assert not list(server.events("worker_killed"))
