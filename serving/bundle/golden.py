@@ -1,17 +1,20 @@
 """golden.npz: images in the network's geometry, and the probabilities that the version must reproduce."""
 
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.bundle.files import open_regular
 from serving.bundle.images import Pixels
 from serving.bundle.manifest import GOLDEN_FILE, Manifest
 from serving.errors import BundleError
 
 MAX_GOLDEN_IMAGES = 32
+_ARRAY_HEADER_BYTES = 2**16  # numpy's header, which names the dtype and the shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     """
     try:
         # Opened here because numpy does not close a broken file that it has opened.
-        with (folder / GOLDEN_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(folder / GOLDEN_FILE) as file, np.load(file, allow_pickle=False) as arrays:
+            _check_size(arrays.zip, manifest)
             golden = Golden(np.asarray(arrays["images"]), np.asarray(arrays["probabilities"]))
     except Exception as error:  # zipfile, zlib and numpy raise many kinds of errors
         raise BundleError(f"{folder / GOLDEN_FILE} cannot be read: {error}") from error
@@ -62,3 +66,13 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             f"{golden.probabilities.dtype}, expected uint8 and float32"
         )
     return golden
+
+
+def _check_size(archive: zipfile.ZipFile, manifest: Manifest) -> None:
+    """Reject arrays that are larger than the largest valid ones, before they are decompressed."""
+    geometry = manifest.geometry
+    image_bytes = geometry.height * geometry.width * geometry.channels
+    limit_bytes = MAX_GOLDEN_IMAGES * max(image_bytes, 4 * len(manifest.labels)) + _ARRAY_HEADER_BYTES
+    largest_bytes = max((each.file_size for each in archive.infolist()), default=0)
+    if largest_bytes > limit_bytes:
+        raise ValueError(f"an array has {largest_bytes} bytes, limit is {limit_bytes}")

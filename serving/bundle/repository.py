@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import Field, RootModel, ValidationError
 
+from serving.bundle.files import open_regular, read_limited
 from serving.bundle.golden import Golden, read_golden
 from serving.bundle.manifest import (
     MANIFEST_FILE,
@@ -33,6 +34,10 @@ from serving.errors import BundleError, DigestMismatch, InvalidManifest, Unknown
 from serving.validation_errors import describe
 
 ALIASES_FILE = "aliases.json"
+MAX_MANIFEST_BYTES = 16 * 2**20  # 100,000 labels and their digests take 5 MB
+_MAX_ALIASES_BYTES = 2**20
+_LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed one is not used again
+_MAX_NUMBER_BYTES = 64
 _REMEDY = "restore the published file, or publish a new version"
 _STAGING_PREFIX = ".staging-"
 _VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
@@ -90,24 +95,54 @@ class Repository:
         self.root = root
 
     def models(self) -> list[str]:
-        """Return the names of all models with at least one version, sorted."""
-        if not self.root.is_dir():
+        """Return the names of all models with at least one version, or whose folder cannot be read, sorted.
+
+        Raises:
+            OSError: the repository cannot be read.
+        """
+        return [name for name in self.model_folders() if self._may_have_versions(name)]
+
+    def model_folders(self) -> list[str]:
+        """Return the names of all folders that may be models, also empty ones, sorted.
+
+        Reads nothing inside of them.
+
+        Raises:
+            OSError: the repository cannot be read.
+        """
+        try:
+            with os.scandir(self.root) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if NAME_PATTERN.fullmatch(entry.name)
+                    and (entry.is_symlink() or entry.is_dir(follow_symlinks=False))
+                )
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        names = (entry.name for entry in self.root.iterdir() if NAME_PATTERN.fullmatch(entry.name))
-        return sorted(name for name in names if self.versions(name))
+
+    def _may_have_versions(self, model: str) -> bool:
+        try:
+            return bool(self.versions(model))
+        except OSError:
+            return True
 
     def versions(self, model: str) -> list[int]:
         """Return the version numbers of a model, in ascending order.
 
         Raises:
             UnknownModel: the name is not a valid model name.
+            OSError: the folder cannot be read.
         """
-        folder = self._model_folder(model)
-        if not folder.is_dir():
+        try:
+            with os.scandir(self._model_folder(model)) as entries:
+                return sorted(
+                    int(entry.name)
+                    for entry in entries
+                    if _VERSION_PATTERN.fullmatch(entry.name) and entry.is_dir()
+                )
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(
-            int(e.name) for e in folder.iterdir() if _VERSION_PATTERN.fullmatch(e.name) and e.is_dir()
-        )
 
     def folder(self, model: str, version: int) -> Path:
         """Return the path of a version. It need not exist.
@@ -141,7 +176,7 @@ class Repository:
         if not folder.is_dir():
             raise UnknownModel(f"the repository has no version {version} of model {model!r}")
         try:
-            text = (folder / MANIFEST_FILE).read_bytes()
+            text = read_limited(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
         except OSError as error:
             raise InvalidManifest(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from error
         try:
@@ -151,7 +186,7 @@ class Repository:
         return Bundle(model, version, folder, manifest, hashlib.sha256(text).hexdigest())
 
     def publish(self, model: str, write: Callable[[Path], Description]) -> Bundle:
-        """Publish the next version of a model: all of it, or nothing.
+        """Publish the next version of a model: all of it, or nothing. Numbers are never used twice.
 
         Args:
             model: 1..128 letters, digits, '.', '_' and '-', a letter or digit first.
@@ -169,7 +204,8 @@ class Repository:
         with _staging(model_folder) as staging:
             manifest = _seal(staging, write(staging))
             with _locked(model_folder):
-                version = max(self.versions(model), default=0) + 1
+                version = max((_last_version(model_folder), *self.versions(model))) + 1
+                _replace(model_folder / _LAST_VERSION_FILE, f"{version}\n")
                 staging.rename(self.folder(model, version))
                 _sync(model_folder)
         digest = hashlib.sha256(manifest.to_json()).hexdigest()
@@ -180,11 +216,12 @@ class Repository:
 
         Raises:
             BundleError: aliases.json is invalid.
+            OSError: it cannot be read.
             UnknownModel: the name is not a valid model name.
         """
         path = self._model_folder(model) / ALIASES_FILE
         try:
-            aliases = _Aliases.model_validate_json(path.read_bytes())
+            aliases = _Aliases.model_validate_json(read_limited(path, _MAX_ALIASES_BYTES))
         except FileNotFoundError:
             return {}
         except ValidationError as error:
@@ -203,15 +240,12 @@ class Repository:
         if version not in self.versions(model):
             raise UnknownModel(f"the repository has no version {version} of model {model!r}")
         folder = self._model_folder(model)
-        temporary = folder / f".{ALIASES_FILE}"
         with _locked(folder):
             targets = {**self.aliases(model), alias: version}
             aliases = _Aliases(
                 {name: AliasTarget(version=number) for name, number in sorted(targets.items())}
             )
-            temporary.write_text(aliases.model_dump_json(indent=2) + "\n")
-            _sync(temporary)
-            temporary.rename(folder / ALIASES_FILE)
+            _replace(folder / ALIASES_FILE, aliases.model_dump_json(indent=2) + "\n")
             _sync(folder)
 
     def _model_folder(self, model: str) -> Path:
@@ -236,10 +270,28 @@ def _verify(path: Path, expected: FileDigest) -> None:
 
 
 def _digest(path: Path) -> FileDigest:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return FileDigest(
-            sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+            size_bytes=os.fstat(file.fileno()).st_size,
         )
+
+
+def _last_version(model_folder: Path) -> int:
+    """Return the highest number ever published; 0 if none is recorded, as in repositories of old versions."""
+    try:
+        text = read_limited(model_folder / _LAST_VERSION_FILE, _MAX_NUMBER_BYTES).strip()
+    except FileNotFoundError:
+        return 0
+    return int(text) if _VERSION_PATTERN.fullmatch(text.decode("ascii", "replace")) else 0
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file atomically. The caller holds the lock on its folder, and syncs that."""
+    temporary = path.with_name(f".{path.name.lstrip('.')}.new")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.rename(path)
 
 
 def _seal(staging: Path, description: Description) -> Manifest:

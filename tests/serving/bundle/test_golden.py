@@ -129,6 +129,16 @@ def test_members_that_are_not_arrays_are_refused(tmp_path: Path, manifest: Manif
     refusal(tmp_path, manifest)
 
 
+def test_an_array_that_inflates_is_refused_before_it_is_decompressed(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    """100 MB of zeros are 100 kB of a file: only their size in the archive is read."""
+    with zipfile.ZipFile(tmp_path / GOLDEN_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", bytes(10**8))
+        archive.writestr("probabilities.npy", b"")
+    assert "an array has 100000000 bytes, limit is 68416" in refusal(tmp_path, manifest)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path, manifest: Manifest) -> None:
     """Also a folder of that name."""
     refusal(tmp_path, manifest)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.bundle import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Description, Golden, Repository
+from serving.bundle.repository import MAX_MANIFEST_BYTES
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, LenserveError, UnknownModel
 from tests.serving.bundle.publishing import Publish, Write
 
@@ -390,6 +392,45 @@ def test_a_publisher_killed_at_any_line_leaves_the_old_state_or_the_new(
     assert deaths["points"] > fewest_points
     assert deaths["old"] > 0
     assert deaths["new"] > 0
+
+
+def test_a_number_is_never_used_twice(repository: Repository, publish: Publish) -> None:
+    """Servers and clients may remember the version that had it."""
+    publish()
+    shutil.rmtree(publish().folder)
+    assert publish().version == 3
+    shutil.rmtree(repository.root / "animals" / "3")
+    assert Repository(repository.root).versions("animals") == [1]
+    assert publish().version == 4
+
+
+# Hostile files
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE])
+def test_a_pipe_instead_of_a_file_is_rejected_at_once(
+    name: str, repository: Repository, publish: Publish
+) -> None:
+    """Opening a pipe would wait for a writer for ever."""
+    file = publish().folder / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(BundleError, match=f"{name} cannot be read: it is not a regular file"):
+        repository.read("animals", 1)
+
+
+def test_a_pipe_instead_of_aliases_is_rejected_at_once(repository: Repository, publish: Publish) -> None:
+    """The same holds for aliases."""
+    os.mkfifo(publish().folder.parent / "aliases.json")
+    with pytest.raises(OSError, match="it is not a regular file"):
+        repository.aliases("animals")
+
+
+def test_a_manifest_of_endless_size_is_not_read_whole(repository: Repository, publish: Publish) -> None:
+    """The message has the limit."""
+    os.truncate(publish().folder / MANIFEST_FILE, MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(InvalidManifest, match=f"it has more than {MAX_MANIFEST_BYTES} bytes, the limit"):
+        repository.read("animals", 1)
 
 
 # Aliases
