@@ -1,17 +1,21 @@
 """Loads a version: reads its bundle, loads, warms up and proves its network, and opens its queue.
 
 A version may contain its network in other precisions. The one that suits the device is served if it loads and
-reproduces the golden examples within its tolerance; otherwise the exported file is served. A version that
-fails is not loaded again until its files change.
+reproduces the golden examples within its tolerance; otherwise the exported file is served.
+
+A version that fails is not loaded again until its files change. But if the reason may pass, such as too
+little memory or a file that cannot be read, it is loaded again after growing pauses.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from serving.batching.batcher import Batcher, BatchRun
@@ -21,7 +25,14 @@ from serving.engine.base import Engine
 from serving.engine.onnx import OnnxEngine, close
 from serving.engine.proof import warm_and_prove
 from serving.engine.sessions import Optimizations
-from serving.errors import BundleError, EngineError, LenserveError, OutOfMemory, ProofFailed
+from serving.errors import (
+    BundleError,
+    DeviceUnavailable,
+    EngineError,
+    LenserveError,
+    OutOfMemory,
+    ProofFailed,
+)
 from serving.metrics.recorder import Metrics, VersionMetrics
 from serving.models.precision import golden_tolerance, network_file
 from serving.models.versions import ProvenNetwork, Version
@@ -31,10 +42,17 @@ _Fingerprint = tuple[tuple[str, int, int, int], ...]
 _log = logging.getLogger(__name__)
 
 
+_RETRY_S = 1.0  # pause after the first failure that may pass
+_MAX_RETRY_S = 60.0
+_MAX_FINGERPRINT_FILES = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class _Failure:
     fingerprint: _Fingerprint
     reason: str
+    pause_s: float  # until it is loaded again; infinite: until its files change
+    retry_at_s: float  # on the clock of time.monotonic()
 
 
 class VersionLoader:
@@ -49,6 +67,7 @@ class VersionLoader:
         warm_sizes: tuple[int, ...],
         metrics: Metrics,
         precision: Precision | None = None,
+        retry_s: float = _RETRY_S,
     ) -> None:
         """Store the options.
 
@@ -59,6 +78,7 @@ class VersionLoader:
             warm_sizes: batch sizes to run before the first request.
             metrics: metrics of the server.
             precision: the variant to serve if a version has it.
+            retry_s: pause after the first failure that may pass; it doubles with every further one.
         """
         self.repository = repository
         self.metrics = metrics
@@ -66,6 +86,7 @@ class VersionLoader:
         self._policy = policy
         self._warm_sizes = warm_sizes
         self._precision = precision
+        self._retry_s = retry_s
         self._failures: dict[tuple[str, int], _Failure] = {}
 
     def refused(self, name: str, numbers: Iterable[int]) -> dict[int, str]:
@@ -79,9 +100,13 @@ class VersionLoader:
             del self._failures[failed]
 
     def may_load(self, name: str, number: int) -> bool:
-        """Whether a version has not failed yet, or its files have changed since."""
+        """Whether a version has not failed yet, its files have changed since, or its pause is over."""
         failure = self._failures.get((name, number))
-        return failure is None or failure.fingerprint != _fingerprint(self.repository.folder(name, number))
+        return (
+            failure is None
+            or time.monotonic() >= failure.retry_at_s
+            or failure.fingerprint != _fingerprint(self.repository.folder(name, number))
+        )
 
     async def load(self, name: str, number: int) -> Version | None:
         """Load a version and open its queue. A failure is logged and remembered, and returns None."""
@@ -91,12 +116,7 @@ class VersionLoader:
         try:
             network = await asyncio.to_thread(self._load_network, name, number)
         except Exception as error:  # noqa: BLE001 - any failure only refuses this version
-            self._failures[name, number] = _Failure(fingerprint, str(error))
-            _log.error(
-                "version_refused",
-                extra={"model": name, "version": number, "reason": str(error)},
-                exc_info=not isinstance(error, LenserveError),
-            )
+            self._remember_failure(name, number, fingerprint, error)
             return None
         self._failures.pop((name, number), None)
         version = await self._open(network)
@@ -105,6 +125,22 @@ class VersionLoader:
         fields = version.log_fields(precision=network.precision or "fp32", seconds=round(duration_s, 3))
         _log.info("version_loaded", extra=fields)
         return version
+
+    def _remember_failure(self, name: str, number: int, fingerprint: _Fingerprint, error: Exception) -> None:
+        """Remember why a version failed, and log a reason that is new."""
+        before, reason = self._failures.get((name, number)), str(error)
+        pause_s = math.inf
+        if _may_pass(error):
+            was_passing = before is not None and math.isfinite(before.pause_s)
+            pause_s = min(2 * before.pause_s, _MAX_RETRY_S) if before and was_passing else self._retry_s
+        self._failures[name, number] = _Failure(fingerprint, reason, pause_s, time.monotonic() + pause_s)
+        if before is None or before.reason != reason or before.fingerprint != fingerprint:
+            retry = {"retry_s": pause_s} if math.isfinite(pause_s) else {}
+            _log.error(
+                "version_refused",
+                extra={"model": name, "version": number, "reason": reason, **retry},
+                exc_info=not isinstance(error, LenserveError),
+            )
 
     async def why_broken(self, version: Version) -> str:
         """Prove a loaded version again, in a thread; return why its engine is broken, or nothing.
@@ -229,13 +265,23 @@ def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
     metrics.record_run(run.images, run.duration_s, run.queued_s)
 
 
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether a load may succeed later with the same files."""
+    while error is not None:
+        if isinstance(error, OSError | MemoryError | OutOfMemory | DeviceUnavailable):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _fingerprint(folder: Path) -> _Fingerprint:
-    """Return data that changes when a version is repaired: name, ctime, inode and size of each file.
+    """Return data that changes when a version is repaired: path, ctime, inode and size of each file.
 
     The ctime, unlike the mtime, also changes with the permissions.
     """
-    try:
-        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    except OSError:
-        return ()
-    return tuple((name, stat.st_ctime_ns, stat.st_ino, stat.st_size) for name, stat in stats)
+    found: list[tuple[str, int, int, int]] = []
+    with suppress(OSError):  # the folder is gone, or changes now
+        for path in sorted(islice(folder.rglob("*"), _MAX_FINGERPRINT_FILES)):
+            stat = path.lstat()
+            found.append((str(path), stat.st_ctime_ns, stat.st_ino, stat.st_size))
+    return tuple(found)

@@ -32,7 +32,7 @@ from serving.errors import EngineError, ModelUnavailable, OutOfMemory, UnknownMo
 from serving.metrics.recorder import Metrics
 from serving.models.registry import Models
 from serving.models.versions import State, Version
-from tests.colours import Publish
+from tests.colours import Publish, write_colours
 from tests.serving.engines import CPU
 from tests.serving.log_events import LogEvents
 from tests.serving.open_models import OpenModels
@@ -551,6 +551,66 @@ class TestBadVersions:
                 await models.refresh()
             assert len(load.engines) == 3
             assert _default(models) == 1
+
+    @pytest.mark.parametrize(
+        "passing", [OutOfMemory("the device is out of memory"), OSError("Stale file handle"), MemoryError()]
+    )
+    async def test_a_failure_that_may_pass_is_tried_again_and_logged_once(
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents, passing: Exception
+    ) -> None:
+        """With the same files, after pauses."""
+        publish()
+        loading = Loader()
+        failures = iter([passing] * 3)
+
+        def load(file: Path) -> Probed:
+            for failure in failures:
+                raise failure
+            return loading(file)
+
+        async with open_models(load_engine=load, retry_s=0.001, poll_interval_s=0.005) as models:
+            await log_events.wait_for("version_serving")
+            assert _default(models) == 1
+            assert not models.get(NAME).refused
+        refused = log_events.named("version_refused")
+        assert [event.retry_s for event in refused] == [0.001]
+
+    async def test_a_failure_that_may_pass_is_not_tried_again_at_once(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Loading a large network at every refresh would take the CPU from the others."""
+        publish()
+        loads: list[Path] = []
+
+        def load(file: Path) -> Probed:
+            loads.append(file)
+            raise OutOfMemory("the device is out of memory")
+
+        async with open_models(load_engine=load, retry_s=3600) as models:
+            for _ in range(3):
+                await models.refresh()
+        assert len(loads) == 1
+
+    async def test_a_file_in_a_folder_of_a_refused_version_can_be_repaired(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """Changes are noticed at any depth."""
+
+        def write(folder: Path) -> Description:
+            (folder / "report").mkdir()
+            (folder / "report" / "metrics.json").write_bytes(b"{}")
+            return write_colours(folder)
+
+        publish()
+        async with open_models() as models:
+            report = repository.publish(NAME, write).folder / "report" / "metrics.json"
+            whole = report.read_bytes()
+            report.write_bytes(b"x" * len(whole))
+            await models.refresh()
+            assert "report/metrics.json has SHA-256" in models.get(NAME).refused[2]
+            report.write_bytes(whole)
+            await models.refresh()
+            assert _default(models) == 2
 
     async def test_a_repaired_version_is_served(self, publish: Publish, open_models: OpenModels) -> None:
         """A version that is copied file by file is refused while incomplete, and served once complete."""
