@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
@@ -129,6 +130,7 @@ class ListModels(Command):
             print_line(json.dumps({"models": rows}))
         else:
             _print_rows(rows, self.repository)
+            _print_overlooked(Repository(self.repository))
         return FAILED if any("error" in row for row in rows) else DONE
 
 
@@ -215,8 +217,15 @@ def _as_text(file: Path, result: object) -> str:
 
 def _rows(repository: Repository) -> Iterator[dict[str, object]]:
     for model in repository.models():
-        aliases = repository.aliases(model)
-        for version in reversed(repository.versions(model)):
+        nameless: dict[str, object] = {"model": model, "version": None, "aliases": []}
+        aliases: Mapping[str, int] = {}
+        versions: list[int] = []
+        try:
+            versions = repository.versions(model)
+            aliases = repository.aliases(model)
+        except (OSError, BundleError) as error:
+            yield nameless | {"error": str(error)}
+        for version in reversed(versions):
             named = sorted(alias for alias, target in aliases.items() if target == version)
             row: dict[str, object] = {"model": model, "version": version, "aliases": named}
             try:
@@ -237,6 +246,13 @@ def _description(bundle: Bundle) -> dict[str, object]:
     }
 
 
+def _print_overlooked(repository: Repository) -> None:
+    for model in (None, *repository.model_folders()):
+        with suppress(OSError):  # its row says so
+            for line in repository.overlooked(model):
+                stderr.print(f"overlooked: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_rows(rows: Sequence[dict[str, object]], repository: Path) -> None:
     if not rows:
         stderr.print(f"{repository} has no models yet: it holds no <model>/<version> directories")
@@ -246,7 +262,7 @@ def _print_rows(rows: Sequence[dict[str, object]], repository: Path) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         aliases = ", ".join(map(str, row["aliases"]))  # type: ignore[call-overload]
-        head = (escape(str(row["model"])), str(row["version"]), escape(aliases))
+        head = (escape(str(row["model"])), str(row["version"] or ""), escape(aliases))
         if "error" in row:
             table.add_row(*head, "", f"[red]cannot be trusted: {escape(str(row['error']))}[/red]")
             continue

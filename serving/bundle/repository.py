@@ -8,7 +8,6 @@ the folder.
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from pydantic import Field, RootModel, ValidationError
 
 from serving.bundle.files import open_regular, read_limited
 from serving.bundle.golden import Golden, read_golden
+from serving.bundle.looks_like import is_version_name, why_not_a_model, why_not_a_version
 from serving.bundle.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -40,7 +40,6 @@ _LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed
 _MAX_NUMBER_BYTES = 64
 _REMEDY = "restore the published file, or publish a new version"
 _STAGING_PREFIX = ".staging-"
-_VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class AliasTarget(Strict):
@@ -121,6 +120,22 @@ class Repository:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def overlooked(self, model: str | None = None) -> list[str]:
+        """Return what looks like a model or a version but is not taken as one, and why, sorted.
+
+        Args:
+            model: looks into the folder of this model; None: into the repository.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        folder = self.root if model is None else self._model_folder(model)
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+        why = why_not_a_model if model is None else why_not_a_version
+        found = ((folder / name, why(folder / name)) for name in names if not name.startswith("."))
+        return [f"{path}: {reason}" for path, reason in found if reason]
+
     def _may_have_versions(self, model: str) -> bool:
         try:
             return bool(self.versions(model))
@@ -137,9 +152,7 @@ class Repository:
         try:
             with os.scandir(self._model_folder(model)) as entries:
                 return sorted(
-                    int(entry.name)
-                    for entry in entries
-                    if _VERSION_PATTERN.fullmatch(entry.name) and entry.is_dir()
+                    int(entry.name) for entry in entries if is_version_name(entry.name) and entry.is_dir()
                 )
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -283,7 +296,7 @@ def _last_version(model_folder: Path) -> int:
         text = read_limited(model_folder / _LAST_VERSION_FILE, _MAX_NUMBER_BYTES).strip()
     except FileNotFoundError:
         return 0
-    return int(text) if _VERSION_PATTERN.fullmatch(text.decode("ascii", "replace")) else 0
+    return int(text) if is_version_name(text.decode("ascii", "replace")) else 0
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
-"""Decides which versions are served: notices new ones, loads them, swaps them in and drains old ones.
+"""The served versions: notices new ones, loads them, swaps them in and drains old ones.
 
-The default version of a model is the target of the alias `stable`, or else the newest that loads. The targets
-of other aliases are also served. A version that fails to load is refused and never replaces one that works.
+What was loaded is served until its model's folder is removed: an empty folder may be a missing volume.
 Requests are answered throughout. Independent of images, requests and transports.
 
 All methods run on the event loop and share one map of models, hence one file.
@@ -9,20 +8,27 @@ All methods run on the event loop and share one map of models, hence one file.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
 from serving.models.loader import VersionLoader
+from serving.models.model_refresh import ModelRefresher
+from serving.models.overlooked import Overlooked
 from serving.models.state_metrics import StateMetrics
-from serving.models.versions import STABLE_ALIAS, Model, Revision, State, Version, VersionStatus
+from serving.models.versions import Model, Revision, State, Version, VersionStatus
 from serving.models.watch import watch
 
 # Long enough for the last scrapes of a version, and for rates over five minutes.
 KEEP_METRICS_S = 900.0
+PATIENCE_S = 30.0
+_MAX_READERS = 16  # threads that read folders; a volume that hangs takes one
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +43,7 @@ class Models:
         poll_interval_s: float = 1.0,
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """Store the options.
 
@@ -45,9 +52,13 @@ class Models:
             poll_interval_s: seconds between two scans of the repository.
             parallel_loads: versions that may load at the same time.
             keep_metrics_s: seconds after which the metrics of an unloaded version are removed.
+            patience_s: seconds that other models wait for one whose folder hangs, or whose version loads.
         """
         self._loader = loader
         self._repository = loader.repository
+        self._threads = ThreadPoolExecutor(_MAX_READERS, thread_name_prefix="repository")
+        self._overlooked = Overlooked(loader.repository)
+        self._refresher = ModelRefresher(loader, self._load, self._overlooked, self._threads)
         self._state_metrics = StateMetrics(loader.metrics)
         loader.metrics.ready.labels().set_function(lambda: self.ready)
         self._poll_interval_s = poll_interval_s
@@ -55,13 +66,15 @@ class Models:
         self._loaded: set[Version] = set()  # served, about to be served, or still leased
         self._unloaded: set[str] = set()  # models that were unloaded on request
         self._loading: set[tuple[str, int]] = set()
+        self._patience_s = patience_s
         self._keep_metrics_s = keep_metrics_s
         self._load_slots = asyncio.Semaphore(parallel_loads)
         self._scanned = asyncio.Event()
         self._draining = False
         self._refresh_lock = asyncio.Lock()
         self._change = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._refreshing: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         self._start(watch(self.refresh, self._poll_interval_s, self._after_refresh))
@@ -74,6 +87,7 @@ class Models:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for version in self._loaded:
             await version.stack.aclose()
 
@@ -203,7 +217,8 @@ class Models:
         reload.result()
 
     async def _reload(self, name: str) -> None:
-        if name not in await asyncio.to_thread(self._repository.models):
+        await self._until_refreshed(name)
+        if name not in await self._in_thread(self._repository.models):
             raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
         self._unloaded.discard(name)
         self._loader.forget(name)
@@ -223,6 +238,7 @@ class Models:
             UnknownModel, ModelUnavailable: as `get`.
         """
         async with self._refresh_lock:
+            await self._until_refreshed(name)
             model = self.get(name)
             self._unloaded.add(name)
             self._models[name] = Model(name, problem="it was unloaded on request")
@@ -236,18 +252,45 @@ class Models:
             OSError: the repository cannot be read. Versions that are served stay.
         """
         async with self._refresh_lock:
-            names = await asyncio.to_thread(self._repository.models)
-            if not await asyncio.to_thread(self._repository.root.is_dir):
-                raise FileNotFoundError(f"the repository {self._repository.root} is not a directory")
-            refreshes = (self._refresh_or_keep(name) for name in names if name not in self._unloaded)
-            results = await asyncio.gather(*refreshes, return_exceptions=True)
+            names = await self._in_thread(self._list)
+            for name in names:
+                if name not in self._unloaded and name not in self._refreshing:
+                    self._refreshing[name] = refresh = self._start(self._refresh_or_keep(name))
+                    refresh.add_done_callback(partial(self._end_refresh, name))
+            if self._refreshing:
+                await asyncio.wait(list(self._refreshing.values()), timeout=self._patience_s)
             for name in set(self._models) - set(names):
                 gone = self._models.pop(name)
                 self._unloaded.discard(name)
                 self._announce(name)
                 self._retire(gone.versions.values())
-            for error in filter(None, results):
-                raise error
+
+    def _list(self) -> list[str]:
+        """List the folders of the repository. Called in a thread."""
+        root = self._repository.root
+        names = self._repository.model_folders()
+        if not root.is_dir():
+            raise FileNotFoundError(f"the repository {root} is not a directory")
+        if not names and any(model.versions for model in list(self._models.values())):
+            raise FileNotFoundError(
+                f"the repository {root} is empty: what was loaded from it is still served"
+            )
+        self._overlooked.log_new()
+        return names
+
+    def _end_refresh(self, name: str, refresh: "asyncio.Task[None]") -> None:
+        del self._refreshing[name]
+        error = None if refresh.cancelled() else refresh.exception()
+        if error is not None:
+            _log.error("model_not_refreshed", extra={"model": name}, exc_info=error)
+
+    async def _until_refreshed(self, name: str) -> None:
+        """Wait for a refresh of this model that has taken longer than others waited for."""
+        if name in self._refreshing:
+            await asyncio.wait([self._refreshing[name]])
+
+    def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def _refresh_or_keep(self, name: str) -> None:
         """Refresh a model; if it cannot be read, keep its versions and continue with the other models."""
@@ -266,55 +309,32 @@ class Models:
             self._announce()
 
     async def _refresh_model(self, name: str) -> None:
-        numbers = await asyncio.to_thread(self._repository.versions, name)
-        aliases = await asyncio.to_thread(self._repository.aliases, name)
         old = self._models.get(name, Model(name))
-        wanted: dict[int, Version] = {}
-        default = await self._choose(numbers, aliases, old, wanted)
-        refused = self._loader.refused(name, (*numbers, *aliases.values()))
-        new = Model(name, wanted, aliases, default, refused)
+        new = await self._refresher.refresh(old, is_known=name in self._models)
         if new == old:
             return
         self._models[name] = new
-        if default != old.default and default is not None:
-            _log.info("version_serving", extra=wanted[default].log_fields())
+        if new.problem and new.problem != old.problem:
+            _log.error("model_problem", extra={"model": name, "reason": new.problem})
+        if new.default != old.default and new.default is not None:
+            _log.info("version_serving", extra=new.versions[new.default].log_fields())
         self._announce(name)
-        self._retire(version for number, version in old.versions.items() if wanted.get(number) is not version)
-
-    async def _choose(
-        self, numbers: list[int], aliases: Mapping[str, int], old: Model, wanted: dict[int, Version]
-    ) -> int | None:
-        """Fill `wanted` with all versions to serve, load new ones, and return the number of the default."""
-        stable = aliases.get(STABLE_ALIAS)
-        preferred = [stable] if stable is not None else sorted(numbers, reverse=True)
-        default = await self._first_loadable(preferred, old, wanted)
-        for number in sorted(set(aliases.values()) - set(wanted)):
-            await self._first_loadable([number], old, wanted)
-        if default is None and old.default is not None:
-            default = old.default
-            wanted[default] = old.versions[default]
-        return default
-
-    async def _first_loadable(self, numbers: list[int], old: Model, wanted: dict[int, Version]) -> int | None:
-        """Add the first version that is loaded or loads now to `wanted`, and return its number."""
-        for number in numbers:
-            version = old.versions.get(number) or await self._load(old.name, number)
-            if version is not None:
-                wanted[number] = version
-                return number
-        return None
+        kept = new.versions.values()
+        self._retire(version for version in old.versions.values() if version not in kept)
 
     async def _load(self, name: str, number: int) -> Version | None:
         if not self._loader.may_load(name, number):
             return None
-        async with self._load_slots:
-            self._loading.add((name, number))
-            self._announce(name)
-            try:
-                version = await self._loader.load(name, number)
-            finally:
-                self._loading.discard((name, number))
+        try:
+            async with self._load_slots:
+                self._loading.add((name, number))
                 self._announce(name)
+                loading = self._start(self._loader.load(name, number))
+                await asyncio.wait([loading], timeout=self._patience_s)  # then the next load may begin
+            version = await loading
+        finally:
+            self._loading.discard((name, number))
+            self._announce(name)
         if version is not None:
             self._loaded.add(version)
         return version
@@ -339,7 +359,7 @@ class Models:
         if not loaded and (name, number) not in self._loading:
             self._loader.metrics.forget(name, number)
 
-    def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -48,6 +48,7 @@ class Version:
     leases: int = 0
     broken: str = ""  # why its engine is broken
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    manifest_seen: tuple[int, int, int] | None = None  # ctime, inode and size of the manifest, when last read
     check: asyncio.Task[None] | None = None  # serializes checks, even if many requests fail
     bundle: Bundle = field(init=False)
     engine: Engine = field(init=False)
@@ -100,7 +101,7 @@ class Model:
     aliases: Mapping[str, int] = field(default_factory=dict)
     default: int | None = None
     refused: Mapping[int, str] = field(default_factory=dict)  # version -> reason
-    problem: str = ""  # why its folder cannot be read, or why there are no versions
+    problem: str = ""  # why its folder cannot be read, or why something else is served than it says
 
     @property
     def ready(self) -> bool:

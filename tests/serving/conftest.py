@@ -20,7 +20,7 @@ from serving.classify.classifier import Classifier
 from serving.engine.onnx import OnnxEngine
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
-from serving.models.registry import KEEP_METRICS_S, Models
+from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, Models
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.middleware import Middleware
 from serving.server import build_table
@@ -132,6 +132,7 @@ def open_models(repository: Repository) -> OpenModels:
         poll_interval_s: float = 3600,
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
+        patience_s: float = PATIENCE_S,
         **options: Any,
     ) -> AsyncIterator[Models]:
         arguments = {
@@ -146,6 +147,7 @@ def open_models(repository: Repository) -> OpenModels:
             poll_interval_s=poll_interval_s,
             parallel_loads=parallel_loads,
             keep_metrics_s=keep_metrics_s,
+            patience_s=patience_s,
         ) as models:
             if scanned:
                 await models.scanned()

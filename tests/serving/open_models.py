@@ -3,7 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from serving.models.registry import KEEP_METRICS_S, Models
+from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, Models
 
 
 class OpenModels(Protocol):
@@ -18,6 +18,7 @@ class OpenModels(Protocol):
         poll_interval_s: float = 3600,
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
+        patience_s: float = PATIENCE_S,
         **options: Any,
     ) -> AbstractAsyncContextManager[Models]:
         """Further options are those of `VersionLoader`."""

@@ -342,6 +342,23 @@ def test_models_list_marks_a_version_that_cannot_be_trusted(
     assert "model.onnx" in _lines(as_json.stdout)[0]["models"][0]["error"]
 
 
+def test_models_list_continues_after_a_model_that_cannot_be_read(
+    publish: Publish, repository: Repository, lenserve: Run
+) -> None:
+    """Its versions are listed without aliases, with a row for the error. Overlooked folders follow."""
+    publish("a")
+    (publish("b").folder.parent / "aliases.json").write_text("{")
+    (repository.root / "b" / "v2").mkdir()
+
+    as_text = lenserve("models", "list", "--repository", repository.root)
+    as_json = lenserve("models", "list", "--repository", repository.root, "--json")
+
+    assert (as_text.returncode, as_json.returncode) == (1, 1)
+    assert "rename it to 2" in as_text.stderr
+    rows = [(row["model"], row["version"], "error" in row) for row in _lines(as_json.stdout)[0]["models"]]
+    assert rows == [("a", 1, False), ("b", None, True), ("b", 1, False)]
+
+
 def test_models_list_of_an_empty_repository_says_so(repository: Repository, lenserve: Run) -> None:
     """No rows, a sentence on stderr, and no failure."""
     done = lenserve("models", "list", "--repository", repository.root)

@@ -1,12 +1,14 @@
 """Which versions are served, through changes of the repository, failed loads and broken engines."""
 
 import asyncio
+import errno
 import gc
 import os
 import shutil
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from tests.serving.log_events import LogEvents
 from tests.serving.open_models import OpenModels
 
 NAME = "colours"
+
+Scan = Callable[[str], list[int]]  # Repository.versions
 
 
 class Loader:
@@ -599,7 +603,7 @@ class TestBadVersions:
         def write(folder: Path) -> Description:
             (folder / "report").mkdir()
             (folder / "report" / "metrics.json").write_bytes(b"{}")
-            return write_colours(folder)
+            return write_colours(folder, rotate=1, lie=False)
 
         publish()
         async with open_models() as models:
@@ -713,19 +717,33 @@ class TestAliases:
             ):
                 pytest.fail("it was refused")
 
-    async def test_an_alias_to_a_missing_version_is_an_error_until_it_exists(
-        self, publish: Publish, repository: Repository, open_models: OpenModels
+    async def test_the_newest_that_loads_is_served_while_stable_names_a_missing_version(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
     ) -> None:
-        """aliases.json may be edited; the message has the reason."""
+        """aliases.json may be edited. The log says so once."""
         publish()
-        (repository.root / NAME / "aliases.json").write_text('{"stable": {"version": 2}}')
+        publish()
+        (repository.root / NAME / "aliases.json").write_text('{"stable": {"version": 3}}')
         async with open_models() as models:
-            message = "no version that can answer: version 2 was refused: the repository has no version 2"
-            with pytest.raises(ModelUnavailable, match=message), models.lease(NAME):
-                pytest.fail("there is no version 2")
-            publish()
             await models.refresh()
             assert _default(models) == 2
+            (problem,) = log_events.named("model_problem")
+            assert problem.reason == "its alias 'stable' names version 3, which cannot be served"
+            publish()
+            await models.refresh()
+            assert _default(models) == 3
+            assert not models.get(NAME).problem
+
+    async def test_the_newest_that_loads_is_served_if_stable_is_damaged_at_the_start(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """A version is better than none."""
+        publish()
+        publish(lie=True)
+        repository.set_alias(NAME, "stable", 2)
+        async with open_models() as models:
+            assert _default(models) == 1
+            assert models.get(NAME).problem == "its alias 'stable' names version 2, which cannot be served"
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"stable": 2}', '{"stable": {"version": 0}}', None])
     async def test_damaged_aliases_keep_the_served_versions_and_do_not_affect_other_models(
@@ -756,20 +774,19 @@ class TestAliases:
             await models.refresh()
             assert _default(models, "a") == 2
 
-    async def test_a_model_with_damaged_aliases_at_the_start_is_unavailable_with_the_reason(
-        self, publish: Publish, repository: Repository, open_models: OpenModels
+    async def test_the_newest_is_served_if_aliases_are_damaged_at_the_start(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
     ) -> None:
-        """The server does not guess which version was stable."""
+        """The log says that they are ignored."""
         publish("a")
         publish("b")
-        (repository.root / "a" / "aliases.json").write_text("{")
+        aliases = repository.root / "a" / "aliases.json"
+        aliases.write_text("{")
         async with open_models() as models:
-            assert models.ready
-            with pytest.raises(
-                ModelUnavailable, match=r"'a' has no version that can answer: .*aliases\.json"
-            ):
-                models.lease("a").__enter__()
-            assert _default(models, "b") == 1
+            await models.refresh()
+            assert (_default(models, "a"), _default(models, "b")) == (1, 1)
+            (problem,) = log_events.named("model_problem")
+            assert problem.reason.startswith(f"its aliases are ignored: {aliases}: ")
 
 
 class TestRepositoryChanges:
@@ -825,6 +842,138 @@ class TestRepositoryChanges:
                 while _default(models) < 3:
                     await models.change.wait()
             assert len(log_events.named("repository_unreadable")) == 1
+
+    async def test_versions_are_served_while_the_repository_is_empty(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """A volume that fell away leaves an empty folder."""
+        publish()
+        away = repository.root.with_name("away")
+        async with open_models(poll_interval_s=0.001) as models:
+            repository.root.rename(away)
+            repository.root.mkdir()
+            await log_events.wait_for("repository_unreadable")
+            (event,) = log_events.named("repository_unreadable")
+            assert event.reason == (
+                f"the repository {repository.root} is empty: what was loaded from it is still served"
+            )
+            assert (_default(models), models.ready) == (1, True)
+
+    async def test_versions_are_served_while_their_folder_is_empty(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """The same for a volume of one model."""
+        publish("a")
+        publish("b")
+        async with open_models() as models:
+            shutil.rmtree(repository.root / "a" / "1")
+            for _ in range(2):
+                await models.refresh()
+            assert (_default(models, "a"), _default(models, "b")) == (1, 1)
+            (event,) = log_events.named("model_unreadable")
+            assert event.reason == "its folder is empty: what was loaded from it is still served"
+
+    async def test_a_folder_that_cannot_be_read_costs_no_other_model(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """At the start too. Its own requests are told why."""
+        publish("a")
+        publish("b")
+        scan = repository.versions
+        monkeypatch.setattr(repository, "versions", _deny(scan, "a"))  # permissions do not bind root
+        async with open_models() as models:
+            assert _default(models, "b") == 1
+            assert models.ready
+            with pytest.raises(ModelUnavailable, match=r"'a' has no version that can answer: .*denied"):
+                models.lease("a").__enter__()
+            monkeypatch.setattr(repository, "versions", scan)
+            await models.refresh()
+            assert _default(models, "a") == 1
+
+    async def test_a_folder_that_hangs_costs_no_other_model(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """At the start and later, and it is served as soon as it can be read."""
+        publish("a")
+        publish("b")
+        scan, gate = repository.versions, threading.Event()
+        monkeypatch.setattr(repository, "versions", _hang(scan, "a", gate))
+        async with open_models(patience_s=0.05) as models:
+            assert _default(models, "b") == 1
+            publish("b")
+            await models.refresh()
+            assert _default(models, "b") == 2
+            gate.set()
+            async with asyncio.timeout(20):
+                while "a" not in models.names():
+                    await models.change.wait()
+            assert _default(models, "a") == 1
+
+    async def test_a_load_that_hangs_costs_no_other_model(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Even if loads run one after the other."""
+        publish("b")
+        load = Loader(gated="7")
+        async with open_models(load_engine=load, patience_s=0.05, parallel_loads=1) as models:
+            hanging = publish("a").folder
+            hanging.rename(hanging.with_name("7"))
+            publish("b")
+            await models.refresh()
+            async with asyncio.timeout(20):
+                while _default(models, "b") < 2:
+                    await models.change.wait()
+            assert [each.model for each in models.statuses() if each.state is State.LOADING] == ["a"]
+            load.gate.set()
+            async with asyncio.timeout(20):
+                while "a" not in models.names():
+                    await models.change.wait()
+
+    async def test_other_content_under_a_served_number_is_refused(
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """What was loaded is served; the log has both digests, once."""
+        served = publish()
+        async with open_models() as models:
+            shutil.rmtree(served.folder)
+            other = publish(rotate=1)
+            other.folder.rename(served.folder)
+            for _ in range(2):
+                await models.refresh()
+            with models.lease(NAME) as version:
+                assert version.bundle.digest == served.digest
+            (problem,) = log_events.named("model_problem")
+            assert problem.reason == (
+                f"version 1 has manifest {other.digest[:12]} on disk, but {served.digest[:12]} was loaded "
+                "and is served: publish a new version instead of changing one"
+            )
+
+    async def test_folders_that_only_look_like_versions_or_models_are_named_once(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """With what to do."""
+        root = repository.root
+        for name in ("v1", "001"):
+            shutil.copytree(publish().folder, root / NAME / name)
+        shutil.copytree(root / NAME, root / "my model")
+        shutil.copytree(root / NAME, root / "group" / "digits")
+        async with open_models() as models:
+            await models.refresh()
+            assert models.names() == [NAME]
+        reasons = {event.reason.removeprefix(f"{root}/") for event in log_events.named("folder_overlooked")}
+        assert len(log_events.named("folder_overlooked")) == len(reasons)
+        plain = "is not a version, because its name is not a plain number: rename it to 1"
+        deep = "looks like a model, but is one level too deep: move it into the repository itself"
+        assert {f"{NAME}/v1: {plain}", f"{NAME}/001: {plain}", f"group/digits: {deep}"} <= reasons
+        assert any(reason.startswith("my model: is not a model, because of its name") for reason in reasons)
 
     async def test_concurrent_refreshes_load_a_version_once(
         self, publish: Publish, open_models: OpenModels
@@ -1155,13 +1304,35 @@ async def test_all_processes_refresh_at_the_same_times(
             enough.set()
         return []
 
-    monkeypatch.setattr(repository, "models", models)
+    monkeypatch.setattr(repository, "model_folders", models)
     await asyncio.sleep(1.5 * interval_s - time.monotonic() % interval_s)
     async with open_models(poll_interval_s=interval_s):
         assert await asyncio.to_thread(enough.wait, 20)
 
     assert looked_s[0] % interval_s >= interval_s / 2
     assert min(at_s % interval_s for at_s in looked_s[1:]) < interval_s / 4
+
+
+def _deny(scan: Scan, model: str) -> Scan:
+    """A scan that may not read the folder of one model."""
+
+    def denied(name: str) -> list[int]:
+        if name == model:
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return scan(name)
+
+    return denied
+
+
+def _hang(scan: Scan, model: str, gate: threading.Event) -> Scan:
+    """A scan that hangs in the folder of one model while the gate is closed."""
+
+    def hanging(name: str) -> list[int]:
+        if name == model:
+            assert gate.wait(timeout=30)
+        return scan(name)
+
+    return hanging
 
 
 class _Noted(OnnxEngine):

@@ -85,6 +85,7 @@ async def test_watch_reports_that_a_model_appears_and_disappears(
     publish: Publish, serve: Serve, connect: Connect, repository: Repository
 ) -> None:
     """An unknown name is SERVICE_UNKNOWN and the stream stays open; every change is sent once."""
+    publish("another")  # an empty repository would be taken for a missing volume
     async with serve() as server:
         watch = connect(server.grpc.port).stream(WATCH, _request("colours"))
         sent = [await _next(watch)]

@@ -1,0 +1,45 @@
+"""Tells versions and models from folders that only look like them: v1, 001, a model one level too deep."""
+
+import re
+from pathlib import Path
+
+from serving.bundle.manifest import MANIFEST_FILE, NAME_ALLOWED, NAME_PATTERN
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_NEARLY_A_VERSION = re.compile(r"[vV]?[-_.]?0*(?P<number>[1-9][0-9]{0,17})(\.0)*")
+
+
+def is_version_name(name: str) -> bool:
+    """Whether a folder of this name in the folder of a model is a version: 1, 2, 3, ..."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def why_not_a_version(folder: Path) -> str:
+    """Return why a folder of a model looks like a version but is not taken as one, or ""."""
+    if is_version_name(folder.name):
+        return ""
+    nearly = _NEARLY_A_VERSION.fullmatch(folder.name)
+    if nearly is not None:
+        return f"is not a version, because its name is not a plain number: rename it to {nearly['number']}"
+    if (folder / MANIFEST_FILE).exists():
+        return "has a manifest but is not a version: rename it to a number"
+    if _holds_versions(folder):
+        return "looks like a model, but is one level too deep: move it into the repository itself"
+    return ""
+
+
+def why_not_a_model(folder: Path) -> str:
+    """Return why a folder of the repository looks like a model but is not taken as one, or ""."""
+    if NAME_PATTERN.fullmatch(folder.name):
+        is_version = (folder / MANIFEST_FILE).exists()
+        return "is a version without a model: move it to <model>/<version>/" if is_version else ""
+    return f"is not a model, because of its name: use {NAME_ALLOWED}" if _holds_versions(folder) else ""
+
+
+def _holds_versions(folder: Path) -> bool:
+    try:
+        return any(
+            is_version_name(each.name) and (each / MANIFEST_FILE).exists() for each in folder.iterdir()
+        )
+    except OSError:
+        return False

@@ -1,0 +1,134 @@
+"""Decides which versions of one model are served.
+
+The default is the target of the alias `stable`, or else the newest version that loads. The targets of other
+aliases are also served. A version that fails to load is refused, and never replaces one that works. Where
+nothing is served yet, the newest version that loads is better than none: if `stable` cannot be served, or if
+the aliases cannot be read.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from serving.bundle import MANIFEST_FILE, Repository
+from serving.errors import BundleError, UnknownModel
+from serving.models.loader import VersionLoader
+from serving.models.overlooked import Overlooked
+from serving.models.versions import STABLE_ALIAS, Model, Version
+
+Load = Callable[[str, int], Awaitable[Version | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What the folder of a model says."""
+
+    numbers: Sequence[int]
+    aliases: Mapping[str, int]
+    problem: str = ""  # why it cannot be followed
+
+
+class ModelRefresher:
+    """Reads the folder of a model, loads what is new, and returns what to serve."""
+
+    def __init__(self, loader: VersionLoader, load: Load, overlooked: Overlooked, threads: Executor) -> None:
+        """Store the options.
+
+        Args:
+            loader: knows the repository, and which versions were refused.
+            load: loads a version; returns None if that fails.
+            overlooked: logs folders that look like versions.
+            threads: read folders, which may take for ever on a volume that hangs.
+        """
+        self._repository = loader.repository
+        self._overlooked = overlooked
+        self._refused = loader.refused
+        self._load = load
+        self._threads = threads
+
+    async def refresh(self, old: Model, *, is_known: bool) -> Model:
+        """Return the model as it is to be served now.
+
+        Args:
+            old: as it is served.
+            is_known: whether it has been read before. A new folder without versions is not a model.
+
+        Raises:
+            OSError, LenserveError: it cannot be read. What is served should stay.
+        """
+        folder = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, old)
+        if not folder.numbers and not is_known:
+            return old
+        versions: dict[int, Version] = {}
+        default = await self._choose(folder, old, versions)
+        stable = folder.aliases.get(STABLE_ALIAS)
+        problem = folder.problem
+        if stable not in (None, default):
+            problem = f"its alias {STABLE_ALIAS!r} names version {stable}, which cannot be served"
+        refused = self._refused(old.name, (*folder.numbers, *folder.aliases.values()))
+        return Model(old.name, versions, folder.aliases, default, refused, problem)
+
+    def _read(self, old: Model) -> _Folder:
+        """Read the folder of a model. Called in a thread."""
+        numbers = self._repository.versions(old.name)
+        if not numbers and old.versions:
+            raise FileNotFoundError("its folder is empty: what was loaded from it is still served")
+        self._overlooked.log_new(old.name)
+        try:
+            aliases = self._repository.aliases(old.name)
+        except (OSError, BundleError) as error:
+            if old.versions:
+                raise
+            return _Folder(numbers, {}, f"its aliases are ignored: {error}")
+        changes = (why_changed(self._repository, version) for version in old.versions.values())
+        return _Folder(numbers, aliases, "; ".join(filter(None, changes)))
+
+    async def _choose(self, folder: _Folder, old: Model, chosen: dict[int, Version]) -> int | None:
+        """Fill `chosen` with all versions to serve, load new ones, and return the number of the default."""
+        newest_first = sorted(folder.numbers, reverse=True)
+        stable = folder.aliases.get(STABLE_ALIAS)
+        preferred = newest_first if stable is None else [stable]
+        if stable is not None and old.default is None:
+            preferred += newest_first
+        default = await self._first_loadable(preferred, old, chosen)
+        for number in sorted(set(folder.aliases.values()) - set(chosen)):
+            await self._first_loadable([number], old, chosen)
+        if default is None and old.default is not None:
+            default = old.default
+            chosen[default] = old.versions[default]
+        return default
+
+    async def _first_loadable(
+        self, numbers: Sequence[int], old: Model, chosen: dict[int, Version]
+    ) -> int | None:
+        """Add the first version that is loaded or loads now to `chosen`, and return its number."""
+        for number in numbers:
+            version = old.versions.get(number) or await self._load(old.name, number)
+            if version is not None:
+                chosen[number] = version
+                return number
+        return None
+
+
+def why_changed(repository: Repository, version: Version) -> str:
+    """Return why the files of a loaded version are not those that were loaded; nothing if they are.
+
+    Called in a thread. Files that are missing or cannot be read are not a change.
+    """
+    bundle = version.bundle
+    try:
+        stat = (bundle.folder / MANIFEST_FILE).stat()
+        seen = stat.st_ctime_ns, stat.st_ino, stat.st_size
+        if version.manifest_seen == seen:
+            return ""
+        found = repository.read_manifest(bundle.model, bundle.version)
+    except (OSError, BundleError, UnknownModel):
+        return ""
+    if found.digest != bundle.digest:
+        return (
+            f"version {bundle.version} has manifest {found.digest[:12]} on disk, but {bundle.digest[:12]} "
+            "was loaded and is served: publish a new version instead of changing one"
+        )
+    version.manifest_seen = seen
+    return ""
