@@ -39,6 +39,7 @@ from serving.rpc.services.reflection import reflection_rpcs
 from serving.rpc.services.repository import RepositoryService
 from serving.rpc.services.shared_memory import SharedMemoryService
 from serving.settings import ServerSettings
+from serving.transports.changed_files import ChangedFiles
 from serving.transports.connection_accepting import fit_connections
 from serving.transports.grpc_aio.server import GrpcServer
 from serving.transports.http.limits import Limits
@@ -103,7 +104,7 @@ async def run_server(
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics(counts)
     metrics.device.labels(device.name, device.provider).set(1)
-    tokens = Tokens.read(settings.token_file) if settings.token_file else None
+    tokens, watched = _tokens(settings)
     turns = Turns()
     middleware = Middleware(metrics, tokens, turns=turns)
     loop = asyncio.get_running_loop()
@@ -121,8 +122,12 @@ async def run_server(
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
         handlers = [middleware.wrap(rpc) for rpc in table]
-        grpc = _grpc(settings, handlers, worker_socket, middleware, metrics)
+        tls = _tls(settings)
+        if tls is not None:
+            watched.append(ChangedFiles(tls.all, lambda: grpc.reload_tls()))  # noqa: PLW0108 - it comes later
+        grpc = _grpc(settings, handlers, worker_socket, middleware, metrics, tls=tls)
         await stack.enter_async_context(grpc)
+        await stack.enter_async_context(_watching(watched, settings.poll_interval_s))
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, middleware, grpc, http)
 
@@ -146,6 +151,26 @@ def build_table(
         *HealthService(models, our_services).rpcs(),
     )
     return (*rows, *reflection_rpcs(services(rows)))
+
+
+def _tokens(settings: ServerSettings) -> tuple[Tokens | None, list[ChangedFiles]]:
+    file = settings.token_file
+    if file is None:
+        return None, []
+    watched = ChangedFiles([file], lambda: tokens.replace(Tokens.read(file)))
+    tokens = Tokens.read(file)
+    return tokens, [watched]
+
+
+@asynccontextmanager
+async def _watching(watched: Sequence[ChangedFiles], interval_s: float) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(each.watch(interval_s)) for each in watched]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _tls(settings: ServerSettings) -> TlsFiles | None:
@@ -206,6 +231,8 @@ def _grpc(
     worker_socket: socket.socket | None,
     middleware: Middleware,
     metrics: Metrics,
+    *,
+    tls: TlsFiles | None,
 ) -> GrpcServer | H2Server:
     if settings.transport == "grpc":
         return GrpcServer(
@@ -214,7 +241,7 @@ def _grpc(
             port=settings.grpc_port,
             max_message_bytes=settings.max_message_bytes,
             limits=_limits(settings, settings.max_connections),
-            tls=_tls(settings),
+            tls=tls,
             reject_unknown=middleware.reject_unknown,
             shares_port=settings.supervised,
         )
@@ -226,7 +253,7 @@ def _grpc(
         port=settings.grpc_port,
         max_message_bytes=settings.max_message_bytes,
         limits=_limits(settings, max_connections),
-        tls=_tls(settings),
+        tls=tls,
         reject_unknown=middleware.reject_unknown,
         turns=middleware.turns,
         worker_socket=worker_socket,

@@ -137,7 +137,10 @@ class ServerSettings(Strict):
     )
 
     poll_interval_s: float = Field(
-        default=1.0, gt=0, le=3600, description="seconds between two scans of the repository"
+        default=1.0,
+        gt=0,
+        le=3600,
+        description="seconds between two scans of the repository, the token file and the TLS files",
     )
     lame_duck_s: float = Field(
         default=0.0,

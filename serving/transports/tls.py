@@ -15,13 +15,18 @@ class TlsFiles:
     key_file: Path
     client_ca_file: Path | None = None
 
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """The files that are set."""
+        return tuple(filter(None, (self.cert_file, self.key_file, self.client_ca_file)))
+
     def check(self) -> None:
         """Check that the files are readable and belong together.
 
         Raises:
             UsageError: a file is unreadable or wrong; the message names it.
         """
-        for file in filter(None, (self.cert_file, self.key_file, self.client_ca_file)):
+        for file in self.all:
             try:
                 file.read_bytes()
             except OSError as error:
@@ -47,11 +52,42 @@ class TlsFiles:
         if self.client_ca_file is None:
             return context
         context.verify_mode = ssl.CERT_REQUIRED
+        # A resumed session would not show its certificate again, after its authority is no longer trusted.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
         try:
             context.load_verify_locations(self.client_ca_file)
         except ssl.SSLError as error:
             raise UsageError(f"TLS file {self.client_ca_file} contains no certificates: {error}") from error
         return context
+
+
+class RenewedTls:
+    """A TLS context that follows its files: handshakes that begin after `reload` use the new ones."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Load the files.
+
+        Raises:
+            UsageError: as in `TlsFiles.check`.
+        """
+        self._files = files
+        self._current = files.context()
+        self.context = files.context()  # for listening sockets
+        self.context.sni_callback = self._choose
+
+    def reload(self) -> None:
+        """Load the files again.
+
+        Raises:
+            UsageError: as in `TlsFiles.check`; the old ones stay in use.
+        """
+        self._files.check()
+        self._current = self._files.context()
+
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        # Called for each handshake, also without a name: SSL_CTX_set_tlsext_servername_callback(3).
+        connection.context = self._current
 
 
 def _no_password() -> bytes:

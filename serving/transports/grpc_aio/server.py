@@ -69,6 +69,7 @@ class GrpcServer:
         self.port = port
         self._handlers = _GrpcHandlers(handlers, reject_unknown)
         self._tls = tls
+        self._renewed_certificates: Any = None  # until the next handshake
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -100,7 +101,25 @@ class GrpcServer:
     def _bind(self, address: str) -> int:
         if self._tls is None:
             return int(self._server.add_insecure_port(address))
-        return int(self._server.add_secure_port(address, _credentials(self._tls)))
+        credentials = grpc.dynamic_ssl_server_credentials(
+            _certificates(self._tls), self._take_renewed, self._tls.client_ca_file is not None
+        )
+        return int(self._server.add_secure_port(address, credentials))
+
+    def reload_tls(self) -> None:
+        """Load the TLS files again, for new connections.
+
+        Raises:
+            UsageError: they are invalid; the old ones stay in use.
+        """
+        if self._tls is not None:
+            self._tls.check()
+            self._renewed_certificates = _certificates(self._tls)
+
+    def _take_renewed(self) -> Any:  # noqa: ANN401
+        """Return changed certificates once; None keeps the present ones. Called for each handshake."""
+        renewed, self._renewed_certificates = self._renewed_certificates, None
+        return renewed
 
     async def stop(self, *, until: Callable[[], Awaitable[None]], timeout_s: float) -> None:
         """Let running calls end, for at most timeout_s seconds, then close.
@@ -136,10 +155,10 @@ def _time_limits(limits: Limits) -> Sequence[tuple[str, int]]:
     ]
 
 
-def _credentials(tls: TlsFiles) -> Any:  # noqa: ANN401
+def _certificates(tls: TlsFiles) -> Any:  # noqa: ANN401
     chain = [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())]
     client_ca = tls.client_ca_file.read_bytes() if tls.client_ca_file else None
-    return grpc.ssl_server_credentials(chain, client_ca, require_client_auth=client_ca is not None)
+    return grpc.ssl_server_certificate_configuration(chain, client_ca)
 
 
 class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types

@@ -28,7 +28,7 @@ from serving.transports.http.rounds import Rounds
 from serving.transports.ports import listen
 from serving.transports.rpc_over_http.connect_app import ConnectApp
 from serving.transports.rpc_over_http.grpc_app import GrpcApp
-from serving.transports.tls import TlsFiles
+from serving.transports.tls import RenewedTls, TlsFiles
 from serving.turns import Turns
 
 # After the last call, new ones are rejected as UNAVAILABLE, long enough for clients to move to other servers.
@@ -89,7 +89,7 @@ class H2Server:
             reject_unknown=reject_unknown,
             turns=turns,
         )
-        self._tls = tls
+        self._tls = None if tls is None else RenewedTls(tls)
         self._listening: ConnectionAcceptor | ConnectionReceiver | None = None
         self._connections: set[_Connection] = set()
         self._closed = asyncio.Event()  # exactly one of them is set
@@ -106,11 +106,20 @@ class H2Server:
         """Bytes of requests that are received and not yet answered."""
         return self._budget.pending_bytes
 
+    def reload_tls(self) -> None:
+        """Load the TLS files again, for new connections.
+
+        Raises:
+            UsageError: they are invalid; the old ones stay in use.
+        """
+        if self._tls is not None:
+            self._tls.reload()
+
     async def __aenter__(self) -> Self:
         self._busy_poll = BusyPoll()
         self._rounds = Rounds()
         limits = self._limits
-        tls = None if self._tls is None else self._tls.context()
+        tls = None if self._tls is None else self._tls.context
         handshakes = Handshakes(tls, limits.tls_handshake_s, limits.closing_s)
         if self._worker_socket is not None:
             self._listening = ConnectionReceiver(
