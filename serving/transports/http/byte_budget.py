@@ -11,6 +11,9 @@ from collections.abc import Callable
 from serving.transports.http.asgi import OverBudget, RequestRefused
 
 REQUEST_BYTES = 4096  # of an open request: its task and its headers, and as much of its body
+# Input of no request yet may be this long although the budget is used up; it counts all the same.
+# A frame of a large body is often incomplete: to close its connection would end all calls there.
+_FREE_INPUT_BYTES = 2**14 + 2**10
 
 
 class ByteBudget:
@@ -33,11 +36,12 @@ class ByteBudget:
 class ConnectionShare:
     """The share of one connection in the budget of its process."""
 
-    __slots__ = ("budget", "pending_bytes")
+    __slots__ = ("budget", "input_bytes", "pending_bytes")
 
     def __init__(self, budget: ByteBudget) -> None:
         self.budget = budget
         self.pending_bytes = 0
+        self.input_bytes = 0  # of them, those of input that belongs to no request yet
 
     def charge(self, size: int) -> None:
         """Count received bytes.
@@ -61,6 +65,19 @@ class ConnectionShare:
         """Stop counting bytes that were charged."""
         self.pending_bytes -= size
         self.budget.pending_bytes -= size
+
+    def hold_input(self, size: int) -> None:
+        """Count input that belongs to no request yet: a part of a frame, a head, or a pipelined request.
+
+        Raises:
+            OverBudget: it is long, and this connection would hold more than is free.
+        """
+        change = size - self.input_bytes
+        if change > 0 and size > _FREE_INPUT_BYTES:
+            self.charge(change)
+        else:
+            self.release(-change)
+        self.input_bytes = size
 
 
 class RequestBytes:
@@ -125,6 +142,22 @@ class RequestBytes:
         """
         self._share.charge(size)
         self.charged_bytes += size
+
+    def hold_answer(self, size: int) -> int:
+        """Charge an answer that waits for its client to read, as far as it is longer than its request.
+
+        Returns:
+            The charge, to be released when the answer has been sent.
+
+        Raises:
+            ConnectionResetError: as in `charge`, but for the application's `send`.
+        """
+        more = max(0, size - max(0, self.charged_bytes - REQUEST_BYTES))
+        try:
+            self.charge(more)
+        except OverBudget:
+            raise ConnectionResetError("too many answers wait for their clients to read them") from None
+        return more
 
     def release(self, size: int) -> None:
         """Release bytes before the request ends, except those of the request itself."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import h11
 
-from serving.transports.http.asgi import App, Event, Receive, RequestRefused
+from serving.transports.http.asgi import App, Event, OverBudget, Receive, RequestRefused
 from serving.transports.http.byte_budget import ByteBudget, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
@@ -18,7 +18,7 @@ _MAX_HEADER_BYTES = 2**16
 _MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application has not received yet
 _MAX_PIPELINED_BYTES = 2**16  # bytes of the next requests
 _READ_WORK, _BYTES_PER_WORK = 50, 500  # see rounds.py: of receiving anything, and of h11's and our copies
-_BAD_REQUEST, _REQUEST_TIMEOUT = 400, 408
+_BAD_REQUEST, _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS = 400, 408, 429
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Cancel the running request."""
+        self._share.hold_input(0)
         self._timer.stop()
         del self._timer  # it leads to this connection: a reference cycle
         if self._abort_timer is not None:
@@ -186,10 +187,25 @@ class Http1Connection(asyncio.Protocol):
         if self._kept or self._transport.is_closing():
             return
         limit = _MAX_PIPELINED_BYTES if self._request_is_over else _MAX_BUFFERED_BYTES
-        if self._request.size + len(self._http.trailing_data[0]) > limit:
+        buffered_bytes = len(self._http.trailing_data[0])
+        if buffered_bytes != self._share.input_bytes and not self._hold_input(buffered_bytes):
+            return
+        if self._request.size + buffered_bytes > limit:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def _hold_input(self, size: int) -> bool:
+        """Count heads and requests that were not handled yet; return whether there is room for them."""
+        try:
+            self._share.hold_input(size)
+        except OverBudget:
+            if self._task is None:
+                self._reject(_TOO_MANY_REQUESTS)
+            else:  # which is answered first
+                self._transport.pause_reading()
+            return False
+        return True
 
     def _handle_event(self, event: h11.Event) -> None:
         if isinstance(event, h11.Request):
@@ -261,12 +277,16 @@ class Http1Connection(asyncio.Protocol):
         self._write(h11.Data(data=event.get("body", b"")))
         if not event.get("more_body", False):
             self._write(h11.EndOfMessage())
+        if self._writable.is_set():
+            return
         try:
+            held_bytes = self._bytes.hold_answer(len(event.get("body", b"")))
             async with asyncio.timeout(self._read_s(event)):
                 await self._writable.wait()
-        except TimeoutError:
+        except (TimeoutError, ConnectionResetError) as error:
             self.abort()
-            raise ConnectionResetError("the client does not read its answers") from None
+            raise ConnectionResetError(str(error) or "the client does not read its answers") from None
+        self._bytes.release(held_bytes)
 
     def _read_s(self, event: Event) -> float:
         """Return the time for the client to read a part of an answer."""

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from serving.transports.http.asgi import App
+from serving.transports.http.asgi import App, OverBudget
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.byte_budget import ByteBudget, ConnectionShare
 from serving.transports.http.http2 import frames, rate_limits, stream
@@ -126,6 +126,7 @@ class Http2Connection(asyncio.Protocol):
         turns = self._turns
         if turns.is_waiting:  # TLS delivers what it has decrypted, although reading pauses
             self._frames.keep(data)
+            self._hold_input()
         elif self._rounds.work_left < 0:
             self._frames.keep(data)
             turns.wait(has_had_turn=False)
@@ -146,6 +147,7 @@ class Http2Connection(asyncio.Protocol):
         if self._goodbye_timer is not None:
             self._goodbye_timer.cancel()
         self._output.connection_lost()
+        self._share.hold_input(0)
         self._times.stop()
         del self._times  # it leads to this connection: a reference cycle
         self._streams.cancel_all()
@@ -204,12 +206,20 @@ class Http2Connection(asyncio.Protocol):
             return
         finally:
             self._rounds.work_left -= work - turns.work_left
+        if self._frames.buffered_bytes != self._share.input_bytes:
+            self._hold_input()
         if turns.work_left < 0:
             turns.wait()
             return
         turns.end(reads_on=not self._has_ended)
         if self._has_ended:
             self._on_end()
+
+    def _hold_input(self) -> None:
+        try:
+            self._share.hold_input(self._frames.buffered_bytes)
+        except OverBudget as error:
+            self._break(ConnectionBroken(ErrorCode.ENHANCE_YOUR_CALM, str(error)))
 
     def _on_end(self) -> None:
         """The client sends nothing more: requests that are not complete never will be."""

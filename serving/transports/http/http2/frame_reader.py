@@ -18,6 +18,7 @@ class FrameReader:
     def __init__(self, max_block_bytes: int = MAX_BLOCK_BYTES) -> None:
         self._max_block_bytes = max_block_bytes
         self._unread = b""
+        self.buffered_bytes = 0  # of incomplete frames and header blocks, and of what was not read
         self._unread_frames = 0  # that were begun and not complete at the end of a `read`
         self._expected: int | None = frames.SETTINGS  # the only type allowed next
         self._block: list[bytes] = []  # the header block that the next frame continues
@@ -37,6 +38,7 @@ class FrameReader:
     def keep(self, data: bytes) -> None:
         """Keep bytes for the next `read`."""
         self._unread += data
+        self.buffered_bytes += len(data)
 
     def read(self, data: bytes = b"") -> Iterator[tuple[int, int, int, bytes]]:
         """Yield (type, stream, flags, payload) of each complete frame. The next call continues there.
@@ -76,6 +78,7 @@ class FrameReader:
                 yield kind, stream, flags, payload
         finally:  # the end of the data, or the caller reads no more frames
             self._unread = data[offset:]
+            self.buffered_bytes = end - offset + (sum(map(len, self._block)) if self._block else 0)
             if self._unread and (offset or not is_continued):
                 self._unread_frames += 1
 

@@ -233,10 +233,13 @@ class Http2Stream(RequestBytes):
         Raises:
             OSError: the client has disconnected.
         """
-        output = self._output
+        output, held_bytes = self._output, 0
         while output.is_full and not self.answer_is_over:
+            held_bytes = held_bytes or self.hold_answer(len(event.get("body", b"")))
             await self._wait(self._read_until_s(0))
             output.wake_next()
+        if held_bytes:
+            self.release(held_bytes)
         if self.answer_is_over:
             raise ConnectionResetError("the client has disconnected")
         kind = event["type"]
@@ -296,16 +299,18 @@ class Http2Stream(RequestBytes):
 
     async def _send_all_but_the_last(self, body: bytes) -> bytes:
         """Send a body frame by frame as room permits; return the last part, which fits into one frame."""
-        output, start = self._output, 0
+        output, start, held_bytes = self._output, 0, 0
         until_s = self._read_until_s(len(body))
         while output.is_full or not self._fits(len(body) - start):
             room_bytes = min(output.window_bytes, self.send_window_bytes, frames.MAX_FRAME_BYTES)
             if room_bytes <= 0 or output.is_full:
+                held_bytes = held_bytes or self.hold_answer(len(body))
                 await self._wait(until_s)
                 continue
             output.write(self._data(body[start : start + room_bytes], 0))
             output.flush()  # sets `is_full` if the socket is full
             start += room_bytes
+        self.release(held_bytes)
         return body[start:]
 
     def _read_until_s(self, size: int) -> float:

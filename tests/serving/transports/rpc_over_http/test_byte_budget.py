@@ -8,12 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
+from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, SettingsFrame
 
 from serving.metrics.recorder import Metrics
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Pipeline, Stream, Unary
 from serving.rpc.status import Status
 from serving.transports.http.byte_budget import REQUEST_BYTES
+from serving.transports.http.http2.frames import PREFACE
 from serving.transports.http.limits import Limits
 from serving.transports.rpc_over_http.server import H2Server
 from tests.serving.transports.raw_connection import RawConnection
@@ -29,6 +31,10 @@ async def _echo(request: BytesValue, _call: Call) -> BytesValue:
     return request
 
 
+async def _long(_request: BytesValue, _call: Call) -> BytesValue:
+    return BytesValue(value=bytes(PART_BYTES))
+
+
 async def _each(requests: AsyncIterator[BytesValue], _call: Call) -> AsyncIterator[BytesValue]:
     async for request in requests:
         yield request
@@ -42,6 +48,7 @@ def _server(answer: Answer = _echo, budget_bytes: int = BUDGET_BYTES) -> H2Serve
 
     rows = (
         Unary("/tests.Echo/Say", BytesValue, answer),
+        Unary("/tests.Echo/Long", BytesValue, _long),
         Stream("/tests.Echo/Each", BytesValue, _each),
         Pipeline("/tests.Echo/InOrder", BytesValue, answer, refuse, "value"),
     )
@@ -262,3 +269,51 @@ async def test_connect_answers_429_over_http1(framing: str) -> None:
         async with asyncio.timeout(10):
             while server.pending_bytes > 155_000 + 4 * REQUEST_BYTES:  # noqa: ASYNC110 - no event is set
                 await asyncio.sleep(0)
+
+
+HEAD = HeadersFrame(1, b"\x82\x86\x84" + b"\x00\x01a\x7f\xff\x7f" + bytes(15_000)).serialize()
+INPUTS = {
+    "header blocks": PREFACE
+    + SettingsFrame(0).serialize()
+    + HEAD
+    + ContinuationFrame(1, bytes(2**14)).serialize() * 2,
+    "half a frame": PREFACE + SettingsFrame(0).serialize() + DataFrame(1, bytes(2**14)).serialize()[:-1],
+    "half a head": b"GET / HTTP/1.1\r\na: " + b"a" * 60_000,
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+async def test_input_that_is_no_request_yet_counts_too(kind: str) -> None:
+    """Of many connections. What would be too much is not kept; its connection is closed."""
+    async with _server() as server:
+        opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(12)]
+        most = 0
+        for _, writer in opened:
+            writer.write(INPUTS[kind])
+        async with asyncio.timeout(10):
+            while most < 12 * 15_000 * (1 if kind == "half a frame" else 0.6):
+                most = max(most, server.pending_bytes)
+                await asyncio.sleep(0)
+        assert most <= BUDGET_BYTES
+        for _, writer in opened:
+            writer.close()
+        await _is_free(server)
+
+
+@pytest.mark.parametrize("window", [0, 2**14])
+async def test_answers_that_are_not_read_count_too(window: int) -> None:
+    """A small request can have a large answer. What is too much is reset; the connection lives."""
+    async with _server() as server, _client(server) as client:
+        client.h2.update_settings({4: window})
+        await client.flush()
+        streams = [await client.open("Long") for _ in range(6)]
+        for stream in streams:
+            await client.send(stream, bytes(5), end=True)
+        await client.read_until(lambda: sum(client.replies[each].reset is not None for each in streams) >= 2)
+        assert PART_BYTES < server.pending_bytes <= BUDGET_BYTES
+        for stream in streams:
+            if client.replies[stream].reset is None:
+                client.h2.reset_stream(stream)
+        client.h2.update_settings({4: 2**16})
+        assert (await client.call("Say", _message(10))).code == "OK"
+        await _is_free(server)
