@@ -13,8 +13,8 @@ from serving.errors import InvalidRequest
 
 DEFAULT_MAX_FIELDS = 1024
 _FIELDS_OF_AN_IMAGE = 8  # decoded pixels have six
-# A smaller message is parsed without counting: it has at most 32,768 fields, which takes 0.7 ms.
-_SMALL_BYTES = 2**16
+# A smaller message is parsed without counting: it has at most 8,192 fields, which takes 0.2 ms.
+_SMALL_BYTES = 2**14
 # Names, versions and other text. Images and tensors are bytes.
 _MAX_TEXT_BYTES = 2**16
 # Numbers in `contents` of a tensor. They take 2 ns each to parse, and up to 8 bytes of memory for 1.
@@ -62,7 +62,8 @@ def limited_parser(message: type[M], max_fields: int = DEFAULT_MAX_FIELDS) -> Ca
     parse: Callable[[bytes], M] = message.FromString
 
     def parse_limited(data: bytes) -> M:
-        check(data)
+        if len(data) > _SMALL_BYTES:
+            check(data)
         return parse(data)
 
     return parse_limited

@@ -15,7 +15,7 @@ from serving.rpc.field_limit import limited_parser
 from serving.rpc.open_inference.wire import field
 
 MIB = 2**20
-PADDING = field(100, bytes(2**16))  # an unknown field that makes a message large enough to be counted
+PADDING = field(100, bytes(2**14))  # an unknown field that makes a message large enough to be counted
 
 
 def _parse(data: bytes, message: type[Message] = pb.ClassifyRequest, max_fields: int = 100) -> Message:
@@ -62,13 +62,13 @@ def test_the_limit_is_exact() -> None:
     """Fields of submessages count, too."""
     image = field(4, field(1, bytes(1000)))  # two fields
     data = image * 49 + PADDING  # 99
-    assert len(data) > 2**16
+    assert len(data) > 2**14
     assert _parse(data + b"\x28\x01") == pb.ClassifyRequest.FromString(data + b"\x28\x01")
     with pytest.raises(InvalidRequest, match="fields"):
         _parse(data + b"\x28\x01" * 2)
 
 
-@pytest.mark.parametrize("count", [1, 1000, 30_000])
+@pytest.mark.parametrize("count", [1, 1000, 8000])
 def test_a_small_message_is_not_counted(count: int) -> None:
     """It cannot have many fields."""
     assert len(_parse(b"\x22\x00" * count).images) == count  # type: ignore[attr-defined]
