@@ -54,10 +54,14 @@ class Status:
     message: str
 
     def shortened(self) -> "Status":
-        """Return the status with a message that fits into headers: clients accept 8 KiB."""
-        if len(self.message) <= MAX_MESSAGE_CHARACTERS:
-            return self
-        return replace(self, message=self.message[: MAX_MESSAGE_CHARACTERS - 1] + "…")
+        """Return the status with a message that fits into headers, in UTF-8: clients accept 8 KiB.
+
+        Half of a surrogate pair, which JSON can quote, is shown as its escape: UTF-8 has none.
+        """
+        message = self.message.encode("utf-8", "backslashreplace").decode()
+        if len(message) > MAX_MESSAGE_CHARACTERS:
+            message = message[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+        return self if message == self.message else replace(self, message=message)
 
     def details(self, request_id: str) -> bytes:
         """Return a serialized google.rpc.Status with an ErrorInfo, for the trailer DETAILS_KEY."""

@@ -131,6 +131,13 @@ class TestConnect:
         assert (response.status, error["code"]) == (400, "invalid_argument")
         assert "lenserve.v1.ClassifyRequest" in error["message"]
 
+    async def test_half_of_a_surrogate_pair_is_quoted_as_its_escape(self, ask: Ask) -> None:
+        """UTF-8 has none, and the message of the error is UTF-8: it had no answer at all."""
+        response, text = await ask(CLASSIFY, rb'{"images": "\ud800"}', JSON)
+        error = json.loads(text)
+        assert (response.status, error["code"]) == (400, "invalid_argument")
+        assert "\\ud800" in error["message"]
+
     @pytest.mark.parametrize("elements", [4096, 350_000])
     async def test_elements_are_counted_before_they_are_parsed(
         self, publish: Publish, serve: Serve, elements: int
