@@ -115,7 +115,8 @@ def _print(result: dict[str, Any], *, as_json: bool) -> None:
     for failure in result["failures"]:
         _REPRODUCERS.mkdir(exist_ok=True)
         file = _REPRODUCERS / f"{failure['target']}-{failure['seed']}-{failure['index']}.txt"
-        file.write_text("\n\n".join(failure[each] for each in ("repeat", "what", "shown_input")) + "\n")
+        text = "\n\n".join(failure[each] for each in ("repeat", "what", "shown_input")) + "\n"
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
     if as_json:
         print(json.dumps(result), flush=True)
         return

@@ -196,14 +196,12 @@ def _unexpected_events() -> Iterator[list[str]]:
             events.append(f"logged: {record.getMessage()}\n{trace}")
 
     handler = Collect(logging.ERROR)
-    loggers = [logging.getLogger(name) for name in ("serving", "asyncio")]
-    for logger in loggers:
-        logger.addHandler(handler)
+    root = logging.getLogger()
+    root.addHandler(handler)
     try:
         yield events
     finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
+        root.removeHandler(handler)
 
 
 def _describe_context(context: dict[str, Any]) -> str:

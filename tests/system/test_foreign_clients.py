@@ -39,8 +39,6 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Comman
     build = tmp_path_factory.mktemp("clients")
 
     def command(name: str) -> Command:
-        if name in COMPILED and CALLS_VARIABLE not in os.environ:
-            pytest.skip(f"{name} is compiled by `make chaos` alone, which sets {CALLS_VARIABLE}")
         if name not in known:
             try:
                 known[name] = CLIENTS[name](build)
@@ -52,6 +50,18 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Comman
         return found
 
     return command
+
+
+@pytest.fixture(autouse=True)
+def _in_the_suite_one_client_uses_proxies(request: pytest.FixtureRequest) -> None:
+    """Skip the others before anything starts, unless this is `make chaos`."""
+    client = request.node.callspec.params["client"]
+    if CALLS_VARIABLE in os.environ:
+        return
+    if client in COMPILED:
+        pytest.skip(f"{client} is compiled by `make chaos` alone, which sets {CALLS_VARIABLE}")
+    if "proxy" in request.fixturenames and client != "grpcio":
+        pytest.skip(f"{client} uses proxies in `make chaos` alone, which sets {CALLS_VARIABLE}")
 
 
 @pytest.fixture
@@ -112,16 +122,21 @@ def test_a_foreign_client_completes_everything(run: Run, server: ServerProcess, 
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize("client", CLIENTS)
 def test_a_client_completes_everything_through_a_proxy(
-    run: Run, server: ServerProcess, free_ports: tuple[int, int], tmp_path: Path, proxy: str
+    run: Run, server: ServerProcess, tmp_path: Path, client: str, proxy: str
 ) -> None:
     """As without it."""
-    with _running(proxy, tmp_path, free_ports[0], int(server.grpc.rpartition(":")[2])):
-        _check(run("grpcio", f"127.0.0.1:{free_ports[0]}"))
+    with _running(proxy, tmp_path, server=int(server.grpc.rpartition(":")[2])) as port:
+        _check(run(client, f"127.0.0.1:{port}"))
 
 
 @contextmanager
-def _running(proxy: str, folder: Path, port: int, server: int) -> Iterator[None]:
+def _running(proxy: str, folder: Path, *, server: int) -> Iterator[int]:
+    """Run a proxy on a port that nobody used a moment ago; yield the port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
     try:
         command = PROXIES[proxy](folder, port, server)
     except Missing as missing:
@@ -131,7 +146,7 @@ def _running(proxy: str, folder: Path, port: int, server: int) -> Iterator[None]
         process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
         stack.callback(process.terminate)
         _wait_until_up(process, port, folder / "proxy.log")
-        yield
+        yield port
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -16,6 +16,7 @@ import tritonclient.grpc as triton
 
 MODEL = "colours"
 TIMEOUT_S = 60
+CANCELS = 20
 
 
 def _input(folder: str) -> triton.InferInput:
@@ -71,8 +72,9 @@ def _cancelled(client: triton.InferenceServerClient, tensor: triton.InferInput) 
     def keep(result: Any, error: Any) -> None:  # noqa: ANN401 - untyped
         outcomes.put("OK" if error is None else str(error.status()))
 
-    client.async_infer(MODEL, [tensor], callback=keep).cancel()
-    return outcomes.get(timeout=TIMEOUT_S)
+    for _ in range(CANCELS):  # the answer to one may be there before it is cancelled
+        client.async_infer(MODEL, [tensor], callback=keep).cancel()
+    return max(outcomes.get(timeout=TIMEOUT_S) for _ in range(CANCELS))
 
 
 def _main(address: str, folder: str, count: str) -> dict[str, Any]:
