@@ -19,7 +19,7 @@ from serving.transports.http.http2.rate_limits import RATES, Rate, RateLimits
 from serving.transports.http.http2.receive_window import ReceiveWindow
 from serving.transports.http.http2.streams import MAX_STREAMS, Streams
 from serving.transports.http.http2.time_limits import TimeLimits
-from serving.transports.http.http2.turns import FRAME_WORK, READ_WORK, WORK_PER_TURN, Turns
+from serving.transports.http.http2.turns import FRAME_WORK, READ_WORK, WAKE_WORK, WORK_PER_TURN, Turns
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.http.rounds import Rounds
 
@@ -130,6 +130,7 @@ class Http2Connection(asyncio.Protocol):
         elif self._rounds.work_left < 0:
             self._frames.keep(data)
             turns.wait(has_had_turn=False)
+            self._hold_input()
         else:
             turns.work_left = WORK_PER_TURN
             self._read(data)
@@ -277,6 +278,8 @@ class Http2Connection(asyncio.Protocol):
         if number:
             self._streams.on_window_update(number, more_bytes)
         else:
+            if self._output.has_waiting:
+                self._turns.work_left -= WAKE_WORK
             self._output.grow_window(more_bytes)
 
     def _on_priority(self, number: int, _flags: int, payload: bytes) -> None:
@@ -309,6 +312,8 @@ class Http2Connection(asyncio.Protocol):
         self._is_broken = True
         self._output.close_with_goaway(frames.goaway(self._streams.last_number, broken.code, str(broken)))
         self._streams.cancel_all()
+        self._frames.forget()
+        self._share.hold_input(0)
 
     def _say_goodbye(self) -> None:
         """Send the second GOAWAY of a graceful close."""

@@ -40,6 +40,12 @@ class FrameReader:
         self._unread += data
         self.buffered_bytes += len(data)
 
+    def forget(self) -> None:
+        """Forget what was kept: nothing will be read."""
+        self._unread = b""
+        self._block.clear()
+        self.buffered_bytes = 0
+
     def read(self, data: bytes = b"") -> Iterator[tuple[int, int, int, bytes]]:
         """Yield (type, stream, flags, payload) of each complete frame. The next call continues there.
 

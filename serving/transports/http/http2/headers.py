@@ -17,7 +17,8 @@ _OK, _OK_BLOCK = 200, b"\x88"  # an entry of HPACK's static table: the whole fie
 _STATUS = b"\x08\x03"  # name from the static table, then a value of three characters
 _LONG, _MORE = 0x7F, 0x80  # longer lengths take several bytes; all but the last have the high bit set
 _MAX_LENGTH_DIGITS = 18  # a content-length of this many digits fits into 64 bits
-_KEPT_BLOCKS, _MAX_KEPT_BYTES = 64, 1024
+# Of one connection: about 30 KB of memory at most, because there can be thousands of connections.
+_KEPT_BLOCKS, _KEPT_FIELDS, _MAX_KEPT_BYTES = 16, 256, 512
 
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 # RFC 9113, section 8.2.2: they belong to a connection of HTTP/1.1.
@@ -60,10 +61,18 @@ class HeaderReader:
         changes = self._decoder.changes
         head = _head(self._decoder.decode(block))
         if self._decoder.changes == changes and len(block) <= _MAX_KEPT_BYTES:
-            if len(self._known) >= _KEPT_BLOCKS:
-                self._known.clear()
-            self._known[block] = head
+            self._keep(block, head)
         return head
+
+    def _keep(self, block: bytes, head: RequestHead) -> None:
+        fields = len(head.scope["headers"])
+        kept = self._known.values()
+        if (
+            len(kept) >= _KEPT_BLOCKS
+            or fields + sum(len(each.scope["headers"]) for each in kept) > _KEPT_FIELDS
+        ):
+            self._known.clear()
+        self._known[block] = head
 
     def read_trailers(self, block: bytes) -> None:
         """Decode and check trailers: RFC 9113, section 8.1. Applications do not get them.

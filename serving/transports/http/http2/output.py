@@ -135,6 +135,11 @@ class Output:
     # Flow control: the socket and the connection's send window.
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether a stream waits for room."""
+        return bool(self._waiting)
+
+    @property
     def is_blocked(self) -> bool:
         """Whether no stream can send a body."""
         return self.is_full or self.window_bytes <= 0

@@ -101,6 +101,11 @@ class Http2Stream(RequestBytes):
             self._arrival.done() or self.request_is_over or self.may_pause or self.is_refused
         )
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether the application waits until more of the answer can be sent."""
+        return self._room is not None and not self._room.done()
+
     def receive_data(self, body: bytes, size: int, *, ends: bool) -> None:
         """Receive a part of the request.
 

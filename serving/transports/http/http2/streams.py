@@ -21,7 +21,7 @@ MAX_STREAMS = 1024  # whose answer or reset has not been sent
 _MAX_ENDING_TASKS = 1024
 _KEPT_RESETS = 1024  # streams that we reset last: the client may not know it yet
 
-_STREAMS_PER_WORK = 5  # whose window changes
+_WINDOW_WORK = 2  # of a window that SETTINGS change: most streams do not wait for it
 
 _TOO_LARGE = write_head(431, ())
 
@@ -221,6 +221,8 @@ class Streams:
         self._check_was_opened(number)
         found = self._streams.get(number)
         if found is not None:
+            if found.waits_for_room:
+                self._turns.work_left -= turns.WAKE_WORK
             try:
                 found.grow_send_window(more_bytes)
             except StreamBroken as broken:
@@ -244,7 +246,7 @@ class Streams:
         """Adjust the windows of open streams by the difference: RFC 9113, section 6.9.2."""
         change_bytes = window_bytes - self.initial_send_window_bytes
         self.initial_send_window_bytes = window_bytes
-        self._turns.work_left -= len(self._streams) // _STREAMS_PER_WORK
+        self._turns.work_left -= len(self._streams) * _WINDOW_WORK
         for each in self._streams.values():
             each.adjust_send_window(change_bytes)
 

@@ -13,6 +13,7 @@ from serving.transports.http.rounds import Rounds
 WORK_PER_TURN = 1000
 READ_WORK = 20  # of receiving anything
 FRAME_WORK = 2
+WAKE_WORK = 15  # of a stream that waits for room: it sends a part of its answer
 STREAM_WORK = 30  # with the application, which runs after the turn
 _HEAD_WORK, _HEAD_BYTES_PER_WORK = 10, 4  # a byte of Huffman code takes up to 0.2 us
 

@@ -67,6 +67,20 @@ async def test_what_needs_more_than_a_turn_waits_and_reading_pauses(sent: bytes)
     assert under_test.is_over(1001)
 
 
+@pytest.mark.parametrize("stream", [0, 1], ids=["connection", "stream"])
+async def test_waking_an_answer_for_each_byte_counts_as_work(stream: int) -> None:
+    """A client that lets answers go on byte by byte leaves time for others."""
+    under_test = await Wire(answers(START, body_event(bytes(2**17)))).begun()
+    numbers = range(1, 600, 2)
+    under_test.feed(*([] if stream else [frames.window_update(0, 2**20)]), *map(under_test.head, numbers))
+    await under_test.settle()
+    under_test.feed(*(frames.window_update(stream and number, 1) for number in numbers))
+    assert not under_test.transport.reads
+    await under_test.settle()
+    under_test.transport.abort()
+    await under_test.settle()
+
+
 async def test_a_turn_that_takes_long_is_paid_for_by_the_next_ones() -> None:
     """A header block of 16 KiB takes some ms: other connections have several turns before the next block."""
     rounds = Rounds()

@@ -1,6 +1,7 @@
 """Headers of requests and answers: compatible with hpack, and checked as RFC 9113 demands."""
 
 import time
+import tracemalloc
 from collections.abc import Iterable, Sequence
 
 import hpack
@@ -184,6 +185,18 @@ def test_a_head_within_the_limits_is_read() -> None:
     assert len(HeaderReader().read(_literals(fields)).scope["headers"]) == 97
     with pytest.raises(HeadTooLarge, match="more than 100 fields or 16384 bytes"):
         HeaderReader().read(_literals([*fields, (b"b", b"")]))
+
+
+def test_the_heads_that_are_kept_for_a_client_take_little_memory() -> None:
+    """Thousands of connections may each send many different heads of many fields."""
+    reader = HeaderReader()
+    blocks = [_literals([*PSEUDO, (b"n", b"%d" % number)]) + b"\x90" * 90 for number in range(200)]
+    tracemalloc.start()
+    for block in blocks:
+        reader.read(block)
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 50_000
 
 
 def test_refusing_a_head_of_one_byte_references_costs_little() -> None:
