@@ -25,6 +25,7 @@ from serving.metrics.shared_counts import SharedCounts
 from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.registry import Models
+from serving.rpc.access_log import AccessLog
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.handlers import Handler
 from serving.rpc.middleware import Middleware
@@ -106,7 +107,8 @@ async def run_server(
     metrics.device.labels(device.name, device.provider).set(1)
     tokens, watched = _tokens(settings)
     turns = Turns()
-    middleware = Middleware(metrics, tokens, turns=turns)
+    access_log = AccessLog(settings.access_log_sample) if settings.access_log_sample else None
+    middleware = Middleware(metrics, tokens, turns=turns, access_log=access_log)
     loop = asyncio.get_running_loop()
     metrics.event_loop_tasks.labels().set_function(lambda: len(asyncio.all_tasks(loop)))
     async with AsyncExitStack() as stack:

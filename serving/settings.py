@@ -161,6 +161,9 @@ class ServerSettings(Strict):
         default=None,
         description="regular expression for the shared memory keys that clients may register; default: none",
     )
+    access_log_sample: float = Field(
+        default=0.0, ge=0, le=1, description="share of calls that get a line in the log; 1: all, 0: none"
+    )
     log_json: bool = Field(default=False, description="log one JSON object a line instead of text")
 
     @field_validator("shared_memory_pattern")

@@ -9,14 +9,16 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, overload
 
 from google.protobuf.message import DecodeError
 
-from serving.classify.deadlines import is_late
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, UnknownModel, forget_frames
 from serving.metrics.recorder import Metrics
+from serving.rpc.access_log import AccessLog
 from serving.rpc.bearer_tokens import Tokens
+from serving.rpc.cancellation import code_of_cancelled
 from serving.rpc.field_limit import limited_parser
 from serving.rpc.handlers import (
     REQUEST_ID_KEY,
@@ -53,6 +55,7 @@ class Middleware:
         *,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         turns: Turns | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
         self._metrics = metrics
         self._tokens = tokens
@@ -61,7 +64,10 @@ class Middleware:
         self.turns = turns or Turns()
         self._idle = asyncio.Event()
         self._draining = False
+        self._access_log = access_log
         self.reject_unknown = self._rejecting(_UNKNOWN)  # calls of methods that do not exist
+        if access_log is not None:
+            self.reject_unknown = access_log.rejecting(_UNKNOWN, self.reject_unknown)
         self._ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())
 
     @property
@@ -91,6 +97,11 @@ class Middleware:
 
     def wrap(self, rpc: Rpc) -> Handler:
         """Return the handler of an RPC, for transports."""
+        if self._access_log is None:
+            return self._wrap(rpc)
+        return self._access_log.wrap(self._wrap(_noting_model(rpc)))
+
+    def _wrap(self, rpc: Rpc) -> Handler:
         if isinstance(rpc, Stream):
             return StreamHandler(rpc.method, self._stream(rpc), self._rejecting(rpc.method))
         if isinstance(rpc, Pipeline):
@@ -130,7 +141,7 @@ class Middleware:
                 response = await (work if call.deadline_s == math.inf else _in_time(work, call.deadline_s))
                 return response if isinstance(response, bytes) else response.SerializeToString()
             except (asyncio.CancelledError, GeneratorExit):
-                code = _code_of_cancelled(call, call.received_s)
+                code = code_of_cancelled(call.deadline_s, call.received_s).name
                 raise
             except Exception as error:  # noqa: BLE001 - becomes the status of the call
                 status = self._status(rpc, call, error)
@@ -206,7 +217,7 @@ class Middleware:
                     async for group in groups:
                         yield group
             except (asyncio.CancelledError, GeneratorExit):
-                code = _code_of_cancelled(call, started_s)
+                code = code_of_cancelled(call.deadline_s, started_s).name
                 raise
             except Exception as error:  # noqa: BLE001 - becomes the status of the call
                 status = self._status(rpc, call, error)
@@ -282,10 +293,17 @@ class Middleware:
         return status
 
 
-def _code_of_cancelled(call: Call, started_s: float) -> str:
-    """Transports cancel late calls, and so do their clients."""
-    waited_s = time.perf_counter() - started_s if started_s else 0.0
-    return (Code.DEADLINE_EXCEEDED if is_late(call.deadline_s, waited_s) else Code.CANCELLED).name
+def _noting_model(rpc: Rpc) -> Rpc:
+    """Return an RPC that notes the model of a request in its call."""
+    if isinstance(rpc, Stream) or not rpc.model_field:
+        return rpc
+    answer, model_field = rpc.answer, rpc.model_field
+
+    async def note_and_answer(request: Any, call: Call) -> Reply:  # noqa: ANN401 - any message
+        call.model = getattr(request, model_field)
+        return await answer(request, call)
+
+    return replace(rpc, answer=note_and_answer)
 
 
 def _authenticate(tokens: Tokens, call: Call, *, is_probe: bool) -> None:

@@ -22,6 +22,8 @@ class Call:
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     request_id: str = ""
     grant: Grant | None = None  # what the call's token allows; None: tokens are off
+    peer: tuple[Any, ...] | str | None = None  # the address of the client, for the access log
+    model: str = ""  # that the call names, if the access log is on
     received_s: float = 0.0  # when a unary call's message was complete, on the clock of time.perf_counter()
 
     def allows(self, model: str) -> bool:

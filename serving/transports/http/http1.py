@@ -214,7 +214,7 @@ class Http1Connection(asyncio.Protocol):
             self._bytes = _RequestBytes(self._share, self._receive, self._on_refused)
             self._bytes.open_charge()
             self._task = asyncio.get_running_loop().create_task(
-                self._app(_scope(event), self._bytes, self._send)
+                self._app(_scope(event, self._transport.get_extra_info("peername")), self._bytes, self._send)
             )
             self._task.add_done_callback(self._on_done)
         elif isinstance(event, h11.Data):
@@ -299,7 +299,7 @@ class Http1Connection(asyncio.Protocol):
             self._transport.write(data)
 
 
-def _scope(request: h11.Request) -> Event:
+def _scope(request: h11.Request, client: tuple[Any, ...] | None) -> Event:
     path, _, query = request.target.partition(b"?")
     return {
         "type": "http",
@@ -310,6 +310,7 @@ def _scope(request: h11.Request) -> Event:
         "path": path.decode("latin-1"),
         "query_string": query,
         "headers": list(request.headers),
+        "client": client,
         "extensions": {},
     }
 

@@ -106,21 +106,26 @@ class ConnectApp:
             call = self._rejected(scope, status)
             await _reply(send, 404, _JSON, _error(status, call.request_id), _request_id(call))
         else:
-            await self._connect(
-                self._unary[scope["path"]], headers, receive, send, is_json=media_type == _JSON
-            )
+            call = Call(Metadata(headers), peer=scope.get("client"))
+            handler = self._unary[scope["path"]]
+            await self._connect(handler, call, headers, receive, send, is_json=media_type == _JSON)
 
     def _rejected(self, scope: Event, status: Status) -> Call:
         """Count a request that no handler sees, and return its call, which has a request id."""
-        call = Call(Metadata(dict(scope["headers"])))
+        call = Call(Metadata(dict(scope["headers"])), peer=scope.get("client"))
         self._rejects.get(scope["path"], self._reject_unknown)(call, status)
         return call
 
     async def _connect(
-        self, handler: UnaryHandler, headers: RawHeaders, receive: Receive, send: Send, *, is_json: bool
+        self,
+        handler: UnaryHandler,
+        call: Call,
+        headers: RawHeaders,
+        receive: Receive,
+        send: Send,
+        *,
+        is_json: bool,
     ) -> None:
-        call = Call(Metadata(headers))
-
         async def read() -> bytes:
             max_bytes = self._max_json_bytes if is_json else self._max_message_bytes
             try:

@@ -73,7 +73,8 @@ _UNSUPPORTED_MEDIA_TYPE = 415
 _LATE = Status(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the answer was ready")
 _NO_TRAILERS = malformed("gRPC needs HTTP/2 with trailers: use gRPC-Web or Connect over HTTP/1.1")
 
-_ServeCall = Callable[[RawHeaders, Receive, Send], Coroutine[Any, Any, None]]
+Client = tuple[Any, ...] | None  # the address of a client
+_ServeCall = Callable[[RawHeaders, Client, Receive, Send], Coroutine[Any, Any, None]]
 
 _log = logging.getLogger(__name__)
 
@@ -104,18 +105,18 @@ class GrpcApp:
         if content_type != CONTENT_TYPE and not is_grpc(content_type):
             return self._other(scope, receive, send)
         if TRAILERS not in scope["extensions"]:
-            return self._refuse(scope["path"], headers, receive, send, _NO_TRAILERS)
+            return self._refuse(scope, headers, receive, send, _NO_TRAILERS)
         serve_call = self._calls.get(scope["path"])
         if serve_call is None:
-            return self._refuse(scope["path"], headers, receive, send, unknown_method(scope["path"]))
-        return serve_call(headers, receive, send)
+            return self._refuse(scope, headers, receive, send, unknown_method(scope["path"]))
+        return serve_call(headers, scope.get("client"), receive, send)
 
     async def _refuse(
-        self, path: str, headers: RawHeaders, receive: Receive, send: Send, failure: Failure
+        self, scope: Event, headers: RawHeaders, receive: Receive, send: Send, failure: Failure
     ) -> None:
         """End a call without a handler, or one that cannot be answered."""
-        call = Call(Metadata(headers))
-        self._rejects.get(path, self._reject_unknown)(call, failure.status)
+        call = Call(Metadata(headers), peer=scope.get("client"))
+        self._rejects.get(scope["path"], self._reject_unknown)(call, failure.status)
         await _await_first_message(receive)
         await _fail(send, failure, call)
 
@@ -123,8 +124,8 @@ class GrpcApp:
         return self._stream(handler) if isinstance(handler, StreamHandler) else self._unary(handler)
 
     def _unary(self, handler: UnaryHandler) -> _ServeCall:
-        async def serve_call(headers: RawHeaders, receive: Receive, send: Send) -> None:
-            call, is_reading = Call(Metadata(headers)), False
+        async def serve_call(headers: RawHeaders, client: Client, receive: Receive, send: Send) -> None:
+            call, is_reading = Call(Metadata(headers), peer=client), False
 
             async def read() -> bytes:
                 nonlocal is_reading
@@ -152,8 +153,8 @@ class GrpcApp:
         return serve_call
 
     def _stream(self, handler: StreamHandler) -> _ServeCall:
-        async def serve_call(headers: RawHeaders, receive: Receive, send: Send) -> None:
-            call = Call(Metadata(headers))
+        async def serve_call(headers: RawHeaders, client: Client, receive: Receive, send: Send) -> None:
+            call = Call(Metadata(headers), peer=client)
             is_started = False
             deadline = asyncio.timeout(None)
             body = request_body(receive)

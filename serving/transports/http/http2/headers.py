@@ -40,7 +40,13 @@ class RequestHead:
 class HeaderReader:
     """Reads the header blocks of one connection, in order: each block can change the table for the next."""
 
-    def __init__(self, max_fields: int = MAX_FIELDS, max_bytes: int = MAX_HEADER_BYTES) -> None:
+    def __init__(
+        self,
+        max_fields: int = MAX_FIELDS,
+        max_bytes: int = MAX_HEADER_BYTES,
+        client: tuple[Any, ...] | None = None,
+    ) -> None:
+        self._client = client
         # Clients repeat header blocks. A block that did not change the table decodes to the same fields until
         # the table changes. Decoding it again would take 15 us; a LeNet-5 request takes 34 us in total.
         self._known: dict[bytes, RequestHead] = {}
@@ -60,6 +66,7 @@ class HeaderReader:
         """
         changes = self._decoder.changes
         head = _head(self._decoder.decode(block))
+        head.scope["client"] = self._client
         if self._decoder.changes == changes and len(block) <= _MAX_KEPT_BYTES:
             self._keep(block, head)
         return head

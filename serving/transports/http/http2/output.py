@@ -1,6 +1,7 @@
 """Sends frames to the client: all streams of a connection share its socket and its send window."""
 
 import asyncio
+from typing import Any
 
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
@@ -27,6 +28,7 @@ class Output:
         self.window_bytes = frames.DEFAULT_WINDOW_BYTES  # the connection's send window
         self._granted_bytes = self.window_bytes  # in all; minus what is left, it is what was sent
         self._transport = transport
+        self.client: tuple[Any, ...] | None = transport.get_extra_info("peername")  # its address
         self._buffer: list[bytes] = []
         self._waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
         self._block_prefix = _TABLE_SIZE_0

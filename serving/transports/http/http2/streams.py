@@ -69,7 +69,7 @@ class Streams:
         self._busy_poll = busy_poll
         self._on_ended = on_ended
         self._on_broken = on_broken
-        self._headers = HeaderReader()
+        self._headers = HeaderReader(client=output.client)
         self._streams: dict[int, Http2Stream] = {}  # open, or with a task that has not ended
         self._resets: dict[int, None] = {}  # streams that we reset, the latest last
 
