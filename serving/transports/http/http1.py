@@ -17,7 +17,8 @@ from serving.transports.http.time_limits import Age, BodyRates, Duration, Period
 _MAX_HEADER_BYTES = 2**16
 _MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application has not received yet
 _MAX_PIPELINED_BYTES = 2**16  # bytes of the next requests
-_READ_WORK, _BYTES_PER_WORK = 50, 500  # see rounds.py: of receiving anything, and of h11's and our copies
+# See rounds.py: of receiving anything, of h11's and our copies, and of an event: a head, a chunk, an end.
+_READ_WORK, _BYTES_PER_WORK, _EVENT_WORK = 50, 500, 20
 _BAD_REQUEST, _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS = 400, 408, 429
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Http1Connection(asyncio.Protocol):
         self._on_closed = on_closed
         self._rounds = rounds or Rounds()
         self._kept = b""  # input that waits for a round
+        self._has_events = False  # h11 has input that waits for a round
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADER_BYTES)
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
@@ -86,7 +88,7 @@ class Http1Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle received bytes, or keep them for the next round."""
-        if self._kept:  # TLS delivers what it has decrypted, although reading pauses
+        if self._is_waiting:  # TLS delivers what it has decrypted, although reading pauses
             self._kept += data
         elif self._rounds.work_left < 0:
             self._kept = data
@@ -97,10 +99,15 @@ class Http1Connection(asyncio.Protocol):
 
     def _take_turn(self) -> None:
         data, self._kept = self._kept, b""
-        if data and not self._transport.is_closing():
+        had_events, self._has_events = self._has_events, False
+        if self._transport.is_closing():
+            return
+        if data:
             self._handle(data)
-            if self._is_closing and not self._is_complete:
-                self.close()
+        elif had_events:
+            self._handle_events()
+        if self._is_closing and not self._is_waiting and not self._is_complete:
+            self.close()
 
     def _handle(self, data: bytes) -> None:
         self._rounds.work_left -= _READ_WORK + len(data) // _BYTES_PER_WORK
@@ -110,7 +117,11 @@ class Http1Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has closed its side. Without TLS, the answer to a complete request is still sent."""
         self._is_closing = True
-        return (bool(self._kept) or self._is_complete) and not self._is_tls
+        return (self._is_waiting or self._is_complete) and not self._is_tls
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._has_events or bool(self._kept)
 
     @property
     def _is_complete(self) -> bool:
@@ -175,16 +186,25 @@ class Http1Connection(asyncio.Protocol):
 
     def _handle_events(self) -> None:
         try:
-            while isinstance(event := self._http.next_event(), h11.Event):
+            while not self._has_events and isinstance(event := self._http.next_event(), h11.Event):
                 self._handle_event(event)
+                self._rounds.work_left -= _EVENT_WORK
+                if self._rounds.work_left < 0:
+                    self._wait_for_round()
         except h11.RemoteProtocolError as error:
             self._reject(error.error_status_hint or _BAD_REQUEST)
             error.__traceback__ = None  # h11's frames hold the error: a reference cycle
         self._limit_reading()
 
+    def _wait_for_round(self) -> None:
+        """Leave the other events for later: 64 KiB can hold 10,000 chunks, which take 0.2 s."""
+        self._has_events = True
+        self._transport.pause_reading()
+        self._rounds.join(self._take_turn, has_had_turn=True)
+
     def _limit_reading(self) -> None:
         """Pause reading while too many bytes of this request or the next ones are buffered."""
-        if self._kept or self._transport.is_closing():
+        if self._is_waiting or self._transport.is_closing():
             return
         limit = _MAX_PIPELINED_BYTES if self._request_is_over else _MAX_BUFFERED_BYTES
         buffered_bytes = len(self._http.trailing_data[0])

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from serving.transports.http.asgi import App, Event, Receive, Send
 from serving.transports.http.http1 import Http1Connection
+from serving.transports.http.rounds import WORK_PER_ROUND
+from tests.serving.counting_turns import Loop
 
 LINGER_0 = struct.pack("ii", 1, 0)  # close() resets the connection
 GET = b"GET /%s HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -411,3 +413,20 @@ async def test_a_request_becomes_a_scope_of_asgi() -> None:
     assert (scope["type"], scope["method"], scope["scheme"]) == ("http", "GET", "http")
     assert (scope["path"], scope["query_string"]) == ("/a%20b", b"c=%20")
     assert scope["headers"] == [(b"host", b"here")]
+
+
+@pytest.mark.parametrize("eof", [False, True])
+async def test_many_chunks_of_a_byte_take_many_turns(*, eof: bool) -> None:
+    """A chunk takes 20 us: one read of 60 kB holds 10,000, which took 0.2 s in one turn of the event loop."""
+    count = 5000
+    head = b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with _connected(echo) as client:
+        loop = Loop()
+        client.writer.write(head + b"1\r\nx\r\n" * count + b"0\r\n\r\n" + GET % b"next" * (not eof))
+        if eof:
+            client.writer.write_eof()
+        assert await client.answer() == (200, b"/ " + b"x" * count)
+        loop.stop()
+        assert loop.turn >= 20 * count / WORK_PER_ROUND
+        if not eof:
+            assert await client.answer() == (200, b"/next ")
