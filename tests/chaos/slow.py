@@ -4,7 +4,7 @@ import itertools
 import selectors
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from tests.chaos.attack import MIB, Target, attack
@@ -26,6 +26,8 @@ from tests.chaos.http2 import (
 from tests.chaos.sending import flood
 
 _SLOW_CONNECTIONS = 500
+_HOLDING_CONNECTIONS = 50
+_ABANDONED_CONNECTIONS = 20
 _CALLS = range(1, 2000, 2)  # 1,000 streams
 _RECEIVE_BYTES = 2**16
 
@@ -86,13 +88,51 @@ def never_reading(target: Target) -> None:
 
 @attack(
     "window-0",
-    does="makes 1,000 calls on each of 20 connections with a window of 0 for the answers, and waits",
+    does="makes 1,000 calls on each of 50 connections with a window of 0 for the answers, and waits",
     stands_for="CVE-2019-9517, slow read",
 )
 def window_0(target: Target) -> None:
     """The server keeps the answers until a time limit passes."""
     calls = on_streams(_small_call(target), _CALLS)
-    _hold(target, OPENING + window_setting(0) + calls, min(20, target.connections))
+    _hold(target, OPENING + window_setting(0) + calls, min(_HOLDING_CONNECTIONS, target.connections))
+
+
+@attack(
+    "held-heads",
+    does="opens 1,000 calls with heads of 12 KB on each of 50 connections, and sends no more",
+    stands_for="CWE-770, memory exhaustion",
+)
+def held_heads(target: Target) -> None:
+    """The heads are as large as they may be, and no deadline is set."""
+    head = call_head(target, SERVER_METADATA, (b"x-large", b"x" * 12_000))
+    _hold(target, OPENING + on_streams(head, _CALLS), min(_HOLDING_CONNECTIONS, target.connections))
+
+
+@attack(
+    "held-bodies",
+    does="opens 1,000 calls on each of 50 connections, and sends 4 KB of each message",
+    stands_for="CWE-770, memory exhaustion",
+)
+def held_bodies(target: Target) -> None:
+    """Small bodies, which a server might not count."""
+    part = frame(DATA, 0, 1, framed(bytes(4000), length=16 * MIB))
+    opening = OPENING + on_streams(call_head(target) + part, _CALLS)
+    _hold(target, opening, min(_HOLDING_CONNECTIONS, target.connections))
+
+
+@attack(
+    "abandoned-calls",
+    does="makes 1,000 calls on each of 20 connections, closes all connections, and starts again",
+    stands_for="CWE-400, work after the client has left",
+)
+def abandoned_calls(target: Target) -> None:
+    """The server cancels 20,000 calls at once."""
+    opening = OPENING + window_setting(0) + on_streams(_small_call(target), _CALLS)
+    while True:
+        with suppress(OSError), ExitStack() as stack:
+            for connection in [stack.enter_context(target.connect()) for _ in range(_ABANDONED_CONNECTIONS)]:
+                connection.sendall(opening)
+                target.sent_bytes += len(opening)
 
 
 @attack(
