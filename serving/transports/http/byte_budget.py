@@ -2,18 +2,23 @@
 
 A request is charged when its bytes arrive, until its answer is complete: bytes that the application has
 received still count. A connection may hold as much as is free: one can fill half of the budget, two a third
-each, n of them n / (n + 1) together. So there is always room for a newcomer, and no request has to be evicted
-(A. Choudhury and E. Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998).
+each (A. Choudhury and E. Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998).
+That alone would leave nothing after 15 clients that come one after the other, each of which takes half of the
+rest. So the last quarter is for connections that hold little: each a 32nd of what is free.
 """
 
 from collections.abc import Callable
 
 from serving.transports.http.asgi import OverBudget, RequestRefused
 
-REQUEST_BYTES = 4096  # of an open request: its task and its headers, and as much of its body
+# Of an open request, besides its headers: its task, stream and buffers take 8 to 10 KiB.
+REQUEST_BYTES = 3 * 2**12
+FREE_BODY_BYTES = 2**12  # of each body: they are in REQUEST_BYTES
 # Input of no request yet may be this long although the budget is used up; it counts all the same.
 # A frame of a large body is often incomplete: to close its connection would end all calls there.
 _FREE_INPUT_BYTES = 2**14 + 2**10
+
+_LITTLE = 32
 
 
 class ByteBudget:
@@ -31,6 +36,12 @@ class ByteBudget:
         self.limit_bytes = limit_bytes
         self.on_refused = on_refused
         self.pending_bytes = 0
+
+    def to_leave(self, pending_bytes: int, total_bytes: int) -> int:
+        """Return how much must stay free if a connection is to hold so much, and all connections so much."""
+        if 2 * total_bytes <= self.limit_bytes:
+            return 0
+        return max(pending_bytes, min(_LITTLE * pending_bytes, self.limit_bytes // 4))
 
 
 class ConnectionShare:
@@ -50,8 +61,8 @@ class ConnectionShare:
             OverBudget: this connection would hold more than is free. Nothing is charged.
         """
         budget = self.budget
-        pending_bytes = self.pending_bytes + size
-        if pending_bytes + budget.pending_bytes + size > budget.limit_bytes:
+        pending_bytes, total_bytes = self.pending_bytes + size, budget.pending_bytes + size
+        if total_bytes + budget.to_leave(pending_bytes, total_bytes) > budget.limit_bytes:
             budget.on_refused(OverBudget.reason)
             raise OverBudget(
                 f"a request needs {size} more bytes, but its connection holds {self.pending_bytes} and all "
@@ -59,7 +70,7 @@ class ConnectionShare:
                 "retry later, or send fewer requests at a time"
             )
         self.pending_bytes = pending_bytes
-        budget.pending_bytes += size
+        budget.pending_bytes = total_bytes
 
     def release(self, size: int) -> None:
         """Stop counting bytes that were charged."""
@@ -93,20 +104,21 @@ class RequestBytes:
         self.received_bytes = 0  # of the body
         self.may_pause = False
 
-    def open_charge(self) -> None:
-        """Charge an open request, or refuse it."""
+    def open_charge(self, head_bytes: int) -> None:
+        """Charge an open request with headers of this size, or refuse it."""
+        size = REQUEST_BYTES + head_bytes
         try:
-            self._share.charge(REQUEST_BYTES)
+            self._share.charge(size)
         except OverBudget as error:
             self.refuse(error)
         else:
-            self.charged_bytes = REQUEST_BYTES
+            self.charged_bytes = size
 
     def charge_body(self, size: int) -> bool:
         """Charge counted bytes of the body; return whether to keep them: not those of a refused request."""
-        if self.received_bytes > REQUEST_BYTES and not self.is_refused:
+        if self.received_bytes > FREE_BODY_BYTES and not self.is_refused:
             try:
-                self.charge(min(size, self.received_bytes - REQUEST_BYTES))
+                self.charge(min(size, self.received_bytes - FREE_BODY_BYTES))
             except OverBudget as error:
                 self.refuse(error)
         return not self.is_refused
@@ -154,7 +166,8 @@ class RequestBytes:
         """
         more = max(0, size - max(0, self.charged_bytes - REQUEST_BYTES))
         try:
-            self.charge(more)
+            if more:
+                self.charge(more)
         except OverBudget:
             raise ConnectionResetError("too many answers wait for their clients to read them") from None
         return more

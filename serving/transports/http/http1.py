@@ -232,7 +232,7 @@ class Http1Connection(asyncio.Protocol):
             self._requests += 1
             self._request_is_over = self._request_is_received = self._is_receiving = False
             self._bytes = _RequestBytes(self._share, self._receive, self._on_refused)
-            self._bytes.open_charge()
+            self._bytes.open_charge(sum(len(name) + len(value) for name, value in event.headers))
             self._task = asyncio.get_running_loop().create_task(
                 self._app(_scope(event, self._transport.get_extra_info("peername")), self._bytes, self._send)
             )

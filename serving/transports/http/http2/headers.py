@@ -35,6 +35,7 @@ class RequestHead:
 
     scope: dict[str, Any]  # ASGI scope; shared by requests with the same headers
     content_length: int | None
+    size_bytes: int  # of names and values
 
 
 class HeaderReader:
@@ -165,7 +166,8 @@ def _head(fields: Fields) -> RequestHead:
         "headers": regular,
         "extensions": EXTENSIONS,
     }
-    return RequestHead(scope, _content_length(regular))
+    size_bytes = sum(len(name) + len(value) for name, value in fields)
+    return RequestHead(scope, _content_length(regular), size_bytes)
 
 
 def _check(name: bytes, value: bytes) -> None:

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from serving.transports.http.asgi import ANSWER, TRAILERS, Event, RequestRefused
-from serving.transports.http.byte_budget import REQUEST_BYTES, ConnectionShare, RequestBytes
+from serving.transports.http.byte_budget import FREE_BODY_BYTES, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
@@ -119,7 +119,7 @@ class Http2Stream(RequestBytes):
         """
         if body:
             received_bytes = self.received_bytes = self.received_bytes + len(body)
-            if received_bytes <= REQUEST_BYTES or self.charge_body(len(body)):
+            if received_bytes <= FREE_BODY_BYTES or self.charge_body(len(body)):
                 self._request.append(body)
             else:
                 self._connection_window.consume(len(body))

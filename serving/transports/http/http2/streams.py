@@ -125,7 +125,7 @@ class Streams:
             self.initial_send_window_bytes,
             share=self._share,
         )
-        opened.open_charge()
+        opened.open_charge(head.size_bytes)
         if ends:
             opened.end_request()
         self._turns.work_left -= turns.STREAM_WORK

@@ -20,9 +20,9 @@ from serving.transports.http.limits import Limits
 from serving.transports.rpc_over_http.server import H2Server
 from tests.serving.transports.raw_connection import RawConnection
 
-BUDGET_BYTES = 2**18
-MESSAGE_BYTES = 2**17
-PART_BYTES = 2**15
+BUDGET_BYTES = 2**20
+MESSAGE_BYTES = 2**19
+PART_BYTES = 2**17
 
 Answer = Callable[[BytesValue, Call], Awaitable[BytesValue]]
 
@@ -245,7 +245,7 @@ async def test_a_stream_whose_messages_wait_is_not_read_further() -> None:
         assert len(begun) == 64
 
 
-@pytest.mark.parametrize("framing", ["content-length: 100000", "transfer-encoding: chunked"])
+@pytest.mark.parametrize("framing", ["content-length: 400000", "transfer-encoding: chunked"])
 async def test_connect_answers_429_over_http1(framing: str) -> None:
     """With the numbers in Connect's error."""
     head = f"POST /tests.Echo/Say HTTP/1.1\r\nhost: x\r\ncontent-type: application/proto\r\n{framing}\r\n\r\n"
@@ -255,19 +255,19 @@ async def test_connect_answers_429_over_http1(framing: str) -> None:
         for _ in range(2):
             holder = await stack.enter_async_context(_client(server))
             for _ in range(2):
-                await holder.send(await holder.open("Say"), _half(37_500))
+                await holder.send(await holder.open("Say"), _half(150_000))
         async with asyncio.timeout(10):
-            while server.pending_bytes < 150_000:  # noqa: ASYNC110 - no event is set
+            while server.pending_bytes < 600_000:  # noqa: ASYNC110 - no event is set
                 await asyncio.sleep(0)
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(head.encode() + part * 16)
+        writer.write(head.encode() + part * 64)
         answer = await reader.readuntil(b"}")
         writer.close()
         assert answer.startswith(b"HTTP/1.1 429")
         assert b'"code": "resource_exhausted"' in answer
         assert b"--max-pending-bytes" in answer
         async with asyncio.timeout(10):
-            while server.pending_bytes > 155_000 + 4 * REQUEST_BYTES:  # noqa: ASYNC110 - no event is set
+            while server.pending_bytes > 620_000 + 4 * REQUEST_BYTES:  # noqa: ASYNC110 - no event is set
                 await asyncio.sleep(0)
 
 
