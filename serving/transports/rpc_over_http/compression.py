@@ -8,9 +8,12 @@ from serving.rpc.handlers import Failure
 from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import RequestRefused
 from serving.transports.rpc_over_http.grpc_framing import WINDOW_BITS, frame, malformed, refused, too_long
+from serving.turns import Turns, copy_us
 
 # A step on the event loop, to decompress or to compress: 0.2 to 0.5 ms.
 _SMALL_BYTES = 2**16
+_DECOMPRESS_US = 200  # at most
+_COMPRESS_US, _COMPRESSED_BYTES_PER_US = 20, 100
 # A step in a thread. Between two steps, bytes are charged, and a cancelled call ends.
 _STEP_IN_BYTES = 2**16
 _STEP_OUT_BYTES = 2**20
@@ -22,7 +25,7 @@ _ANY_RATIO_BYTES = 2**20
 
 
 async def decompress(
-    message: bytes, encoding: bytes, max_message_bytes: int, charge: Callable[[int], None]
+    message: bytes, encoding: bytes, max_message_bytes: int, charge: Callable[[int], None], turns: Turns
 ) -> bytes:
     """Decompress gzip or deflate.
 
@@ -31,12 +34,14 @@ async def decompress(
         encoding: its compression.
         max_message_bytes: maximum size of the result.
         charge: called with the size of each part of the result; raises RequestRefused if it is too large.
+        turns: of the event loop.
 
     Raises:
         Failure: the compression is unknown, the data is invalid, or the result is too long: alone, in
             comparison with the data, or for the budget. At most one step is decompressed beyond a limit.
     """
     inflation = _Inflation(message, encoding, max_message_bytes)
+    await turns.take(_DECOMPRESS_US)
     parts = [inflation.step(_SMALL_BYTES)]
     try:
         charge(len(parts[0]))
@@ -45,14 +50,19 @@ async def decompress(
             charge(len(parts[-1]))
     except RequestRefused as refusal:
         raise refused(refusal) from refusal
+    if len(parts) > 1:
+        await turns.take(copy_us(sum(map(len, parts))))
     return b"".join(parts)
 
 
-async def framed(message: bytes, *, compressed: bool) -> bytes:
+async def framed(message: bytes, turns: Turns, *, compressed: bool) -> bytes:
     """Return a message with its prefix, optionally compressed with gzip."""
-    if compressed and len(message) > _SMALL_BYTES:
+    if not compressed:
+        return frame(message)
+    if len(message) > _SMALL_BYTES:
         return await asyncio.to_thread(frame, message, compressed=True)
-    return frame(message, compressed=compressed)
+    await turns.take(_COMPRESS_US + len(message) // _COMPRESSED_BYTES_PER_US)
+    return frame(message, compressed=True)
 
 
 class _Inflation:

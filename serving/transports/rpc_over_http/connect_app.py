@@ -168,7 +168,8 @@ class ConnectApp:
         if encoding == b"identity":
             return body.take()
         try:
-            return await decompress(body.take(), encoding, max_bytes, request_body(receive).charge)
+            charge = request_body(receive).charge
+            return await decompress(body.take(), encoding, max_bytes, charge, self._turns)
         except Failure as failure:
             if (
                 failure.status.code is Code.INTERNAL

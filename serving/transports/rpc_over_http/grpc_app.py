@@ -140,7 +140,11 @@ class GrpcApp:
             try:
                 read_timeout(headers, call)
                 answer = await handler.answer(read, call)
-                body = await framed(answer, compressed=True) if accepts_gzip(headers) else frame(answer)
+                body = (
+                    await framed(answer, self._turns, compressed=True)
+                    if accepts_gzip(headers)
+                    else frame(answer)
+                )
                 fields = _HEADERS_GZIP if body[0] else _HEADERS
                 trailers = (_OK, (_REQUEST_ID, call.request_id.encode()))
                 await send({"type": ANSWER, "headers": fields, "body": body, "trailers": trailers})
@@ -170,7 +174,9 @@ class GrpcApp:
                         if not is_started:
                             await send(_START_GZIP if compressed else _START)
                             is_started = True
-                        data = b"".join([await framed(answer, compressed=compressed) for answer in group])
+                        data = b"".join(
+                            [await framed(answer, self._turns, compressed=compressed) for answer in group]
+                        )
                         await send({"type": _BODY, "body": data, "more_body": True})
                         unanswered.answered(len(group))
                 if not is_started:
@@ -215,7 +221,8 @@ class GrpcApp:
             raise wrong_count("no message")
         if not only.is_compressed:
             return only.data
-        return await decompress(only.data, encoding, self._max_message_bytes, request_body(receive).charge)
+        charge = request_body(receive).charge
+        return await decompress(only.data, encoding, self._max_message_bytes, charge, self._turns)
 
     async def _messages(self, headers: RawHeaders, unanswered: "_Unanswered") -> AsyncGenerator[bytes, None]:
         """Yield each message of a stream when it is complete, and when the one before it is taken."""
@@ -225,8 +232,8 @@ class GrpcApp:
                 if unanswered.is_full:
                     await unanswered.room()
                 if is_compressed:
-                    charged = unanswered.body.charge
-                    message = await decompress(data, encoding, self._max_message_bytes, charged)
+                    charge = unanswered.body.charge
+                    message = await decompress(data, encoding, self._max_message_bytes, charge, self._turns)
                     unanswered.add(PREFIX.size + len(data) + len(message))
                 else:
                     message = data

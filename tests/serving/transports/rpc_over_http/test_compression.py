@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from serving.rpc.handlers import Failure
 from serving.rpc.status import Code
 from serving.transports.http.asgi import OverBudget
-from serving.transports.rpc_over_http.compression import MAX_RATIO, decompress, framed
+from serving.transports.rpc_over_http.compression import MAX_RATIO
+from serving.transports.rpc_over_http.compression import decompress as decompress_in_turns
+from serving.transports.rpc_over_http.compression import framed as framed_in_turns
 from serving.transports.rpc_over_http.grpc_framing import PREFIX
+from serving.turns import Turns
+from tests.serving.counting_turns import CountingTurns
 
 MIB = 2**20
 LIMIT = 1000
@@ -24,6 +28,18 @@ SQUEEZE: dict[bytes, Callable[[bytes], bytes]] = {b"gzip": gzip.compress, b"defl
 
 def _free(_size: int) -> None:
     """A budget without end."""
+
+
+async def decompress(
+    message: bytes, encoding: bytes, max_bytes: int, charge: Callable[[int], None], turns: Turns | None = None
+) -> bytes:
+    """Decompress with all turns for this message."""
+    return await decompress_in_turns(message, encoding, max_bytes, charge, turns or Turns())
+
+
+async def framed(message: bytes, *, compressed: bool, turns: Turns | None = None) -> bytes:
+    """Frame with all turns for this message."""
+    return await framed_in_turns(message, turns or Turns(), compressed=compressed)
 
 
 def _noise(size: int) -> bytes:
@@ -174,3 +190,13 @@ async def test_answers_are_framed() -> None:
         assert (flag, length, plain[5:]) == (0, size, bytes(size))
         flag, length = PREFIX.unpack_from(squeezed := await framed(bytes(size), compressed=True))
         assert (flag, length, gzip.decompress(squeezed[5:])) == (1, len(squeezed) - 5, bytes(size))
+
+
+async def test_work_on_the_event_loop_has_its_turns() -> None:
+    """Many small compressed messages add up: one takes up to 0.3 ms to read and 0.7 ms to answer."""
+    turns = CountingTurns()
+    await decompress(gzip.compress(bytes(2**16)), b"gzip", MIB, _free, turns)
+    await framed(bytes(2**16), compressed=True, turns=turns)
+    await framed(bytes(2**16), compressed=False, turns=turns)
+    await framed(bytes(2**17), compressed=True, turns=turns)
+    assert turns.costs_us == [200, 675]
