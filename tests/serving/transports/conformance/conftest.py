@@ -9,6 +9,7 @@ import pytest
 
 from serving.metrics.recorder import Metrics
 from serving.rpc.middleware import Middleware
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.tls import TlsFiles
 from tests.serving.transports.conformance.echo import Echo
 from tests.serving.transports.conformance.methods import Channels, Methods
@@ -41,14 +42,17 @@ def serve(transport: str) -> Serve:
 
     @asynccontextmanager
     async def running(
-        *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: TlsFiles | None = None
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: TlsFiles | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> AsyncIterator[Served]:
         metrics, echo = Metrics(), Echo()
         middleware = Middleware(metrics)
         rows = [middleware.wrap(row) for row in echo.rows()]
         limit = max_message_bytes
         async with SERVERS[transport](
-            rows, host="127.0.0.1", port=0, max_message_bytes=limit, tls=tls
+            rows, host="127.0.0.1", port=0, max_message_bytes=limit, tls=tls, limits=limits
         ) as server:
             try:
                 yield Served(server, middleware, metrics, echo)

@@ -7,6 +7,7 @@ from typing import Protocol
 from serving.metrics.recorder import Metrics
 from serving.rpc.middleware import Middleware
 from serving.transports.grpc_aio.server import GrpcServer
+from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.rpc_over_http.server import H2Server
 from serving.transports.tls import TlsFiles
 from tests.serving.transports.conformance.echo import Echo
@@ -68,6 +69,10 @@ class Serve(Protocol):
     """Runs a server of the test methods on a free port."""
 
     def __call__(
-        self, *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: TlsFiles | None = None
+        self,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: TlsFiles | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> AbstractAsyncContextManager[Served]:
         """With `tls`, only TLS is accepted."""
