@@ -108,7 +108,7 @@ class MetricFamilies:
         )
         self.pending_bytes = GaugeFamily(
             "lenserve_pending_bytes",
-            "Bytes of requests received and not yet answered; at least 4096 for each",
+            "Bytes of requests received and not yet answered; at least 12 KiB for each",
             across=sum,
         )
         self.refused_requests = CounterFamily(

@@ -57,4 +57,6 @@ class LingeringBody:
         with suppress(TimeoutError, RequestRefused):
             async with asyncio.timeout(self._linger_s):
                 while not self._is_over and size <= self._max_bytes:
-                    size += len((await self.receive()).get("body", b""))
+                    discarded_bytes = len((await self.receive()).get("body", b""))
+                    self.release(discarded_bytes)
+                    size += discarded_bytes
