@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from serving.errors import forget_frames
 from serving.transports.ports import accept
 
 RESERVED_DESCRIPTORS = 256  # for everything else in this process: files, libraries, the network's threads
@@ -74,7 +75,7 @@ class ConnectionStarter:
         options = self._handshakes
         seconds = (options.timeout_s, options.closing_s) if options.tls is not None else (None, None)
         connection.setblocking(False)  # noqa: FBT003 - its only parameter
-        with suppress(OSError):  # the handshake failed, or took too long
+        try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._protocol,
                 connection,
@@ -82,6 +83,8 @@ class ConnectionStarter:
                 ssl_handshake_timeout=seconds[0],
                 ssl_shutdown_timeout=seconds[1],
             )
+        except OSError as error:  # the handshake failed, or took too long
+            forget_frames(error)  # asyncio's frames hold the connection, and a future that holds the error
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -184,11 +184,11 @@ class GrpcApp:
                 await send(_NO_BODY)
                 await send(_success(call))
             except Exception as error:  # noqa: BLE001 - the client always gets a status
-                failure = Failure(_LATE) if deadline.expired() else error
                 if isinstance(error, Failure) and not is_started:
                     _count_rejected(handler, call, error)
                     await _await_first_message(receive)
-                await _fail(send, failure, call, is_started=is_started)
+                is_late = deadline.expired()
+                await _fail(send, Failure(_LATE) if is_late else error, call, is_started=is_started)
             finally:
                 del deadline  # it holds the task: a reference cycle
 
