@@ -131,7 +131,7 @@ class Http2Connection(asyncio.Protocol):
             self._frames.keep(data)
             turns.wait(has_had_turn=False)
             self._hold_input()
-        else:
+        elif not self._is_broken:
             turns.work_left = WORK_PER_TURN
             self._read(data)
 
@@ -187,8 +187,6 @@ class Http2Connection(asyncio.Protocol):
 
     def _read(self, data: bytes = b"") -> None:
         """Handle complete frames until the turn is over."""
-        if self._is_broken:
-            return
         turns, streams = self._turns, self._streams
         work = turns.work_left + READ_WORK
         try:
@@ -212,7 +210,8 @@ class Http2Connection(asyncio.Protocol):
         if turns.work_left < 0:
             turns.wait()
             return
-        turns.end(reads_on=not self._has_ended)
+        if turns.is_waiting:
+            turns.end(reads_on=not self._has_ended)
         if self._has_ended:
             self._on_end()
 
@@ -312,6 +311,7 @@ class Http2Connection(asyncio.Protocol):
         self._is_broken = True
         self._output.close_with_goaway(frames.goaway(self._streams.last_number, broken.code, str(broken)))
         self._streams.cancel_all()
+        self._turns.stop()
         self._frames.forget()
         self._share.hold_input(0)
 

@@ -83,10 +83,11 @@ class FrameReader:
                     kind = frames.HEADERS
                 yield kind, stream, flags, payload
         finally:  # the end of the data, or the caller reads no more frames
-            self._unread = data[offset:]
-            self.buffered_bytes = end - offset + (sum(map(len, self._block)) if self._block else 0)
-            if self._unread and (offset or not is_continued):
-                self._unread_frames += 1
+            if offset < end or is_continued or self._block or self.buffered_bytes:
+                self._unread = data[offset:]
+                self.buffered_bytes = end - offset + (sum(map(len, self._block)) if self._block else 0)
+                if self._unread and (offset or not is_continued):
+                    self._unread_frames += 1
 
     def _check_expected(self, kind: int, flags: int) -> None:
         if kind != self._expected:

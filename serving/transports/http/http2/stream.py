@@ -167,9 +167,14 @@ class Http2Stream(RequestBytes):
         self.request_is_over = self.answer_is_over = True
         return len(self._request.take()) if self._request.size else 0
 
-    def forget_task(self) -> None:
-        """Break the reference cycle of a cancelled task: its error's frames hold the stream."""
+    def forget(self) -> int:
+        """`end`, after the application: return the charge, and forget the task.
+
+        A cancelled task is a reference cycle: its error's frames hold the stream.
+        """
         self._task = None
+        self.close_charge()
+        return self.end()
 
     def cancel(self) -> int:
         """`end`, and cancel the application, after its first step: it counts every call."""

@@ -54,7 +54,7 @@ class Streams:
             turns: counts the work, and holds the input while too many tasks are ending.
             rates: of what clients do wrong.
             busy_poll: counts the requests of all connections.
-            on_ended: called when a task has ended.
+            on_ended: called when the last task has ended.
             on_broken: called when the connection must be closed.
         """
         self.last_number = 0  # highest number opened so far
@@ -91,7 +91,7 @@ class Streams:
         Raises:
             ConnectionBroken: as RFC 9113 says, or the client is over a rate.
         """
-        ends = bool(flags & frames.END_STREAM)
+        ends = (flags & frames.END_STREAM) != 0
         try:
             if number > self.last_number:
                 self._open(number, block, ends=ends)
@@ -182,7 +182,7 @@ class Streams:
                 ErrorCode.FLOW_CONTROL_ERROR, "the client sent more than the window of the connection"
             )
         body = frames.unpadded(payload, flags & frames.PADDED) if flags & frames.PADDED else payload
-        ends = bool(flags & frames.END_STREAM)
+        ends = (flags & frames.END_STREAM) != 0
         if not body and not ends:
             self._rates.take(rate_limits.EMPTY_DATA)
         found = self._streams.get(number)
@@ -300,9 +300,7 @@ class Streams:
 
     def _on_done(self, ended: Http2Stream, task: asyncio.Task[None]) -> None:
         del self._streams[ended.number]
-        ended.forget_task()
         self._busy_poll.end()
-        ended.close_charge()
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(
             error, OSError
@@ -315,12 +313,13 @@ class Streams:
                 self._reset(ended.number, code)
             except ConnectionBroken as broken:
                 self._on_broken(broken)
-        left_bytes = ended.end()
+        left_bytes = ended.forget()
         if left_bytes:
             self._window.consume(left_bytes)
         if self._turns.is_held and self._ending_tasks <= _MAX_ENDING_TASKS:
             self._turns.release()
-        self._on_ended()
+        if not self._streams:
+            self._on_ended()
 
 
 def _protocol_error(message: str) -> ConnectionBroken:

@@ -56,10 +56,9 @@ class Turns:
 
     def end(self, *, reads_on: bool) -> None:
         """All input has been handled: read on, unless the client has sent its last byte."""
-        if self.is_waiting:
-            self.is_waiting = False
-            if reads_on:
-                self._transport.resume_reading()
+        self.is_waiting = False
+        if reads_on:
+            self._transport.resume_reading()
 
     def hold(self) -> None:
         """End this turn after the current frame, and take no other before `release`."""
