@@ -124,14 +124,14 @@ class AccessLog:
 
 
 def _write(method: str, call: Call, entry: _Entry) -> None:
-    peer = call.peer
+    peer = getattr(call, "peer", None)
     fields = {
         "method": method,
         "code": entry.code.name,
         "duration_s": round(time.perf_counter() - entry.started_s, 6),
         "bytes_in": entry.bytes_in,
         "bytes_out": entry.bytes_out,
-        "model": call.model,
+        "model": getattr(call, "model", ""),
         "peer": "{}:{}".format(*peer[:2]) if isinstance(peer, tuple) else peer or "",
         "request_id": call.request_id,
     }

@@ -5,7 +5,7 @@ Services return tables of RPCs. `Middleware.wrap` turns each into a handler, whi
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
@@ -22,9 +22,11 @@ class Call:
     deadline_s: float = math.inf  # on the clock of time.monotonic()
     request_id: str = ""
     grant: Grant | None = None  # what the call's token allows; None: tokens are off
-    peer: tuple[Any, ...] | str | None = None  # the address of the client, for the access log
-    model: str = ""  # that the call names, if the access log is on
     received_s: float = 0.0  # when a unary call's message was complete, on the clock of time.perf_counter()
+
+    # For the access log. Without defaults, they cost nothing until they are set.
+    peer: tuple[Any, ...] | str | None = field(init=False, repr=False, compare=False)  # the client's address
+    model: str = field(init=False, repr=False, compare=False)  # that the call names
 
     def allows(self, model: str) -> bool:
         """Whether the call may see a model."""

@@ -178,7 +178,7 @@ class InferenceService:
 
     async def model_infer(self, request: InferRequest, call: Call) -> bytes:
         """Run a uint8 tensor or encoded images, and return probabilities, embeddings or classes."""
-        regions = self._regions.of(call.owner) if call.owner else self._regions
+        regions = self._regions if call.grant is None else self._regions.of(call.owner)
         images, outputs = request.decode(regions)
         deadline_s, priority = decode_scheduling(request, call.deadline_s)
         model, revision = request.model_name, _revision(request.model_version)

@@ -233,7 +233,8 @@ async def _complete(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def _call(context: Any) -> Call:  # noqa: ANN401
     remaining_s = context.time_remaining()
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-    call = Call(metadata, peer=context.peer())
+    call = Call(metadata)
+    call.peer = context.peer()
     if remaining_s is not None:
         call.deadline_s = time.monotonic() + remaining_s
     return call

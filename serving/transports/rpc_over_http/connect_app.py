@@ -106,13 +106,15 @@ class ConnectApp:
             call = self._rejected(scope, status)
             await _reply(send, 404, _JSON, _error(status, call.request_id), _request_id(call))
         else:
-            call = Call(Metadata(headers), peer=scope.get("client"))
+            call = Call(Metadata(headers))
+            call.peer = scope.get("client")
             handler = self._unary[scope["path"]]
             await self._connect(handler, call, headers, receive, send, is_json=media_type == _JSON)
 
     def _rejected(self, scope: Event, status: Status) -> Call:
         """Count a request that no handler sees, and return its call, which has a request id."""
-        call = Call(Metadata(dict(scope["headers"])), peer=scope.get("client"))
+        call = Call(Metadata(dict(scope["headers"])))
+        call.peer = scope.get("client")
         self._rejects.get(scope["path"], self._reject_unknown)(call, status)
         return call
 

@@ -115,7 +115,8 @@ class GrpcApp:
         self, scope: Event, headers: RawHeaders, receive: Receive, send: Send, failure: Failure
     ) -> None:
         """End a call without a handler, or one that cannot be answered."""
-        call = Call(Metadata(headers), peer=scope.get("client"))
+        call = Call(Metadata(headers))
+        call.peer = scope.get("client")
         self._rejects.get(scope["path"], self._reject_unknown)(call, failure.status)
         await _await_first_message(receive)
         await _fail(send, failure, call)
@@ -125,7 +126,8 @@ class GrpcApp:
 
     def _unary(self, handler: UnaryHandler) -> _ServeCall:
         async def serve_call(headers: RawHeaders, client: Client, receive: Receive, send: Send) -> None:
-            call, is_reading = Call(Metadata(headers), peer=client), False
+            call, is_reading = Call(Metadata(headers)), False
+            call.peer = client
 
             async def read() -> bytes:
                 nonlocal is_reading
@@ -158,7 +160,8 @@ class GrpcApp:
 
     def _stream(self, handler: StreamHandler) -> _ServeCall:
         async def serve_call(headers: RawHeaders, client: Client, receive: Receive, send: Send) -> None:
-            call = Call(Metadata(headers), peer=client)
+            call = Call(Metadata(headers))
+            call.peer = client
             is_started = False
             deadline = asyncio.timeout(None)
             body = request_body(receive)
