@@ -24,7 +24,7 @@ _LITTLE = 32
 class ByteBudget:
     """The budget of a process."""
 
-    __slots__ = ("limit_bytes", "on_refused", "pending_bytes")
+    __slots__ = ("half_bytes", "limit_bytes", "on_refused", "pending_bytes")
 
     def __init__(self, limit_bytes: int, on_refused: Callable[[str], object] = lambda _: None) -> None:
         """Start without requests.
@@ -34,12 +34,13 @@ class ByteBudget:
             on_refused: called with the reason when a request is refused.
         """
         self.limit_bytes = limit_bytes
+        self.half_bytes = limit_bytes // 2  # as long as all connections hold less, any of them may hold it
         self.on_refused = on_refused
         self.pending_bytes = 0
 
     def to_leave(self, pending_bytes: int, total_bytes: int) -> int:
         """Return how much must stay free if a connection is to hold so much, and all connections so much."""
-        if 2 * total_bytes <= self.limit_bytes:
+        if total_bytes <= self.half_bytes:
             return 0
         return max(pending_bytes, min(_LITTLE * pending_bytes, self.limit_bytes // 4))
 
@@ -106,13 +107,19 @@ class RequestBytes:
 
     def open_charge(self, head_bytes: int) -> None:
         """Charge an open request with headers of this size, or refuse it."""
-        size = REQUEST_BYTES + head_bytes
+        size, share = REQUEST_BYTES + head_bytes, self._share
+        budget = share.budget
+        total_bytes = budget.pending_bytes + size
+        if total_bytes <= budget.half_bytes:
+            # As in `charge`. Calls would take 0.3 us of the 34 us of a LeNet-5 request.
+            budget.pending_bytes = total_bytes
+            share.pending_bytes += size
+            self.charged_bytes = size
+            return
         try:
-            self._share.charge(size)
+            self.charge(size)
         except OverBudget as error:
             self.refuse(error)
-        else:
-            self.charged_bytes = size
 
     def charge_body(self, size: int) -> bool:
         """Charge counted bytes of the body; return whether to keep them: not those of a refused request."""
@@ -143,8 +150,10 @@ class RequestBytes:
 
     def close_charge(self) -> None:
         """Release the whole charge: the request has ended."""
-        self._share.release(self.charged_bytes)
+        size, share = self.charged_bytes, self._share
         self.charged_bytes = 0
+        share.pending_bytes -= size
+        share.budget.pending_bytes -= size
 
     def charge(self, size: int) -> None:
         """Charge more bytes: see `asgi.RequestBody`.
