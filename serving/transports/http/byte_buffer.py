@@ -30,3 +30,10 @@ class ByteBuffer:
         pieces.clear()
         self.size = 0
         return content
+
+    def clear(self) -> int:
+        """Empty the buffer; return how many bytes it held. Unlike `take`, this copies nothing."""
+        size = self.size
+        self._pieces.clear()
+        self.size = 0
+        return size

@@ -257,7 +257,7 @@ class Http1Connection(asyncio.Protocol):
         # ASGI: `send` raises OSError if the client has disconnected.
         if not task.cancelled() and not isinstance(error := task.exception(), OSError | None):
             _log.error("application_failed", exc_info=error)
-        self._request.take()
+        self._request.clear()
         self._bytes.close_charge()
         is_closing = self._is_closing or self._transport.is_closing()
         if is_closing or (self._http.our_state, self._http.their_state) != (h11.DONE, h11.DONE):
@@ -267,7 +267,7 @@ class Http1Connection(asyncio.Protocol):
         self._handle_events()
 
     def _on_refused(self) -> None:
-        self._request.take()
+        self._request.clear()
         self._arrival.set()
 
     async def _receive(self) -> Event:

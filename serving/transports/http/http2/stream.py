@@ -155,7 +155,7 @@ class Http2Stream(RequestBytes):
     def refuse(self, refusal: RequestRefused) -> None:
         """See `RequestBytes`. The connection's window gets the room back, the stream's does not."""
         super().refuse(refusal)
-        left_bytes = len(self._request.take())
+        left_bytes = self._request.clear()
         self._connection_window.consume(left_bytes)
         self.release(left_bytes)
         _wake(self._arrival)
@@ -165,7 +165,7 @@ class Http2Stream(RequestBytes):
         if not self.answer_is_over:
             self._output.open_streams -= 1
         self.request_is_over = self.answer_is_over = True
-        return len(self._request.take()) if self._request.size else 0
+        return self._request.clear() if self._request.size else 0
 
     def forget(self) -> int:
         """`end`, after the application: return the charge, and forget the task.

@@ -31,3 +31,18 @@ def test_many_small_pieces_take_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert held < 2 * chunks.size
+
+
+def test_a_buffer_is_emptied_without_copying_it() -> None:
+    """As for a refused request: 128 MiB of half messages would be joined first."""
+    chunks = ByteBuffer()
+    for _ in range(64):
+        chunks.append(bytes(2**18))
+    tracemalloc.start()
+    try:
+        assert chunks.clear() == 64 * 2**18
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**16
+    assert (chunks.size, chunks.take()) == (0, b"")
