@@ -19,6 +19,7 @@ from serving.transports.http.http2.turns import Turns
 MAX_STREAMS = 1024  # whose answer or reset has not been sent
 # Tasks whose stream is over: cancelled, or about to return. Rapid resets could leave any number of them.
 _MAX_ENDING_TASKS = 1024
+_CANCELLED_PER_ROUND = 32
 _KEPT_RESETS = 1024  # streams that we reset last: the client may not know it yet
 
 _WINDOW_WORK = 2  # of a window that SETTINGS change: most streams do not wait for it
@@ -71,6 +72,7 @@ class Streams:
         self._on_broken = on_broken
         self._headers = HeaderReader(client=output.client)
         self._streams: dict[int, Http2Stream] = {}  # open, or with a task that has not ended
+        self._cancelled: list[Http2Stream] = []  # that `cancel_all` has not reached yet
         self._resets: dict[int, None] = {}  # streams that we reset, the latest last
 
     def __bool__(self) -> bool:
@@ -128,7 +130,7 @@ class Streams:
         opened.open_charge(head.size_bytes)
         if ends:
             opened.end_request()
-        self._turns.work_left -= turns.STREAM_WORK
+        self._turns.work_left -= turns.REFUSED_WORK if opened.is_refused else turns.STREAM_WORK
         self._output.open_streams += 1
         self._streams[number] = opened
         self._busy_poll.begin()
@@ -257,10 +259,21 @@ class Streams:
     # The ends of streams.
 
     def cancel_all(self) -> None:
-        """Cancel all requests: the connection is closing, and needs no more callbacks."""
-        for each in self._streams.values():
-            self._cancel(each)
+        """Cancel all requests: the connection is closing, and needs no more callbacks.
+
+        A part in each round: to end 1,000 tasks takes 40 ms.
+        """
         self._on_ended = self._on_broken = _ignore  # the connection's methods: a reference cycle
+        if not self._cancelled:
+            self._cancelled = list(self._streams.values())
+            self._cancel_some()
+
+    def _cancel_some(self) -> None:
+        for each in self._cancelled[-_CANCELLED_PER_ROUND:]:
+            self._cancel(each)
+        del self._cancelled[-_CANCELLED_PER_ROUND:]
+        if self._cancelled:
+            self._turns.later(self._cancel_some, _CANCELLED_PER_ROUND * turns.STREAM_WORK)
 
     def cancel_incomplete(self) -> None:
         """Reset the streams whose request the client can no longer complete."""

@@ -15,6 +15,7 @@ READ_WORK = 20  # of receiving anything
 FRAME_WORK = 2
 WAKE_WORK = 15  # of a stream that waits for room: it sends a part of its answer
 STREAM_WORK = 30  # with the application, which runs after the turn
+REFUSED_WORK = 200  # a status with its details, instead of an answer
 _HEAD_WORK, _HEAD_BYTES_PER_WORK = 10, 4  # a byte of Huffman code takes up to 0.2 us
 
 
@@ -71,6 +72,15 @@ class Turns:
             self.is_held = False
             if self.is_waiting:
                 self._rounds.join(self._next, has_had_turn=True)
+
+    def later(self, do: Callable[[], object], work: int) -> None:
+        """Do something else in the next round that has work left."""
+
+        def take() -> None:
+            self._rounds.work_left -= work
+            do()
+
+        self._rounds.join(take, has_had_turn=True)
 
     def stop(self) -> None:
         """Take no more turns: the connection is closed."""
