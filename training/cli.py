@@ -388,7 +388,9 @@ class Report(_JsonCommand):
     data_root: Path | None = Field(default=None, description=_DATA_ROOT)
     cache: Path | None = Field(default=None, description=_CACHE)
     output: Path | None = Field(
-        default=None, description="directory to write to; default: report-<model>-<version>"
+        default=None,
+        validation_alias=AliasChoices("output", "o"),
+        description="directory to write to; default: report-<model>-<version>",
     )
 
     def run(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -24,11 +25,16 @@ from sklearn.metrics import (
 from serving.bundle import Bundle
 from tests.training.report.random_predictions import random_predictions
 from training.evaluation.evaluate import score
-from training.report.mistakes import confusions, suspects, varied_mistakes
+from training.report.album import Album
+from training.report.blocks import Table
+from training.report.confusion import confusion_matrix as confusion_table
+from training.report.confusion import label_tables
+from training.report.mistakes import confused_table, confusions, errors_by_label, suspects, varied_mistakes
 from training.report.predictions import Predictions, write_predictions
-from training.report.quadrants import SURE, quadrants
-from training.report.ranking import operating_point, positive_scores, threshold_for
-from training.report.reliability import reliability, risk_coverage, uncalibrated_confidence
+from training.report.quadrants import SURE, quadrant_blocks, quadrants
+from training.report.ranking import operating_point, positive_scores, sensitivity_table, threshold_for
+from training.report.reliability import reliability, risk_coverage, risk_table, uncalibrated_confidence
+from training.report.sentences import what_it_confuses, what_it_is_good_at
 
 Rows = list[dict[str, str]]
 
@@ -162,3 +168,120 @@ def test_reliability_and_risk(two: Predictions) -> None:
     )  # divided by temperature 2 before
     found_before = uncalibrated_confidence(two, 2.0)
     assert found_before == pytest.approx(raised.max(axis=1), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def four() -> Predictions:
+    """600 images of four labels."""
+    return random_predictions(600, ("ant", "bee", "cat", "dog"), skill=1.2)
+
+
+@pytest.fixture(scope="module")
+def rows_of_four(four: Predictions, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """Their rows in predictions.csv."""
+    path = tmp_path_factory.mktemp("four") / "predictions.csv"
+    write_predictions(path, {"test": four}, "0" * 64)
+    return rows_of(path)
+
+
+def texts(table: Table) -> list[list[str]]:
+    """What a reader sees in each row."""
+    return [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
+
+
+def interval(count: int, images: int) -> str:
+    """Wilson's, by scipy."""
+    found = binomtest(count, images).proportion_ci(method="wilson")
+    return f"{found.low:.1%} to {found.high:.1%}"
+
+
+def test_tables_of_errors_say_what_the_file_says(four: Predictions, rows_of_four: Rows) -> None:
+    """Errors by label, the most frequent confusions, and the quadrants, as they are written on the page."""
+    counted = Counter((row["true"], row["predicted"]) for row in rows_of_four if row["correct"] == "0")
+    images = Counter(row["true"] for row in rows_of_four)
+    wrong = Counter(row["true"] for row in rows_of_four if row["correct"] == "0")
+    shown = {row[0]: row[1:] for row in texts(errors_by_label(four))}
+    assert list(shown) == sorted(wrong, key=lambda label: -wrong[label] / images[label])
+    for label, (count, errors, share, instead) in shown.items():
+        assert [count, errors] == [str(images[label]), str(wrong[label])]
+        assert share == f"{wrong[label] / images[label]:.1%}"
+        for named in instead.split(", "):
+            other, number = named.split(" (")
+            assert counted[label, other] == int(number.strip(")"))
+    for true, predicted, count, share in texts(confused_table(four, 5)):
+        assert counted[true, predicted] == int(count)
+        assert share == f"{int(count) / images[true]:.1%}"
+    table = next(iter(quadrant_blocks(four, None, Album())))
+    assert isinstance(table, Table)
+    for name, count, share, loss in texts(table):
+        members = [
+            row
+            for row in rows_of_four
+            if (row["correct"] == "1") == name.startswith("Right")
+            and (float(row["confidence"]) >= SURE) == name.endswith(" sure")
+        ]
+        assert int(count) == len(members)
+        assert float(share.strip("%")) == pytest.approx(100 * len(members) / 600, abs=0.5)
+        losses = [-np.log(float(row[f"p({row['true']})"])) for row in members]
+        assert loss == (f"{np.mean(losses):.3f}" if losses else "none")
+
+
+def test_tables_of_scores_say_what_scikit_learn_says(four: Predictions, rows_of_four: Rows) -> None:
+    """Confusion matrix, scores of each label with intervals, errors by coverage, sentences and headline."""
+    labels = list(four.labels)
+    truth, predicted = ([row[key] for row in rows_of_four] for key in ("true", "predicted"))
+    scores = score(np.asarray(four.probabilities), four.truth, four.labels)
+    counts = confusion_matrix(truth, predicted, labels=labels)
+    shown = confusion_table(scores)
+    for row, total, cells in zip(counts, counts.sum(axis=1), shown.cells, strict=True):
+        found = [cell.text for cell in cells]
+        assert found == [f"{count}\n{count / total:.1%}" if count else "" for count in row]
+    columns = precision_recall_fscore_support(truth, predicted, labels=labels)
+    (table,) = label_tables(scores)
+    assert isinstance(table, Table)
+    for label, images, recall, bounds, precision, f1 in texts(table):
+        place = labels.index(label)
+        expected = [float(column[place]) for column in columns]
+        assert [precision, recall, f1] == [f"{expected[0]:.1%}", f"{expected[1]:.1%}", f"{expected[2]:.3f}"]
+        assert int(images) == int(expected[3])
+        assert bounds == interval(int(counts[place, place]), int(images))
+    ranked = sorted(rows_of_four, key=lambda row: -float(row["confidence"]))
+    for accepted, least, errors in texts(risk_table(four)):
+        kept = ranked[: round(float(accepted.strip("%")) / 100 * len(ranked))]
+        assert float(least) == pytest.approx(float(kept[-1]["confidence"]), abs=6e-4)
+        assert errors == f"{np.mean([row['correct'] == '0' for row in kept]):.2%}"
+    accuracy = accuracy_score(truth, predicted)
+    right = sum(row["correct"] == "1" for row in rows_of_four)
+    assert what_it_is_good_at(scores).startswith(
+        f"It is right on {accuracy:.1%} of 600 test images ({interval(right, 600)})"
+    )
+    counts[np.diag_indices(4)] = 0
+    true, other = np.unravel_index(counts.argmax(), counts.shape)
+    named = f"predict {labels[other]} for {labels[true]} ({counts.max()} of {truth.count(labels[true])})"
+    assert named in what_it_confuses(scores)
+
+
+def test_the_table_of_sensitivity_says_what_the_file_says(two: Predictions, tmp_path: Path) -> None:
+    """Each row follows from its threshold alone, with scipy's intervals."""
+    write_predictions(tmp_path / "p.csv", {"test": two}, "0" * 64)
+    rows = rows_of(tmp_path / "p.csv")
+    scores = np.array([float(row["p(positive)"]) for row in rows])
+    truth = np.array([row["true"] == "positive" for row in rows])
+    found = positive_scores(two)
+    assert found is not None
+    thresholds = [0.5, *(threshold_for(found, two.truth, wanted) for wanted in (0.9, 0.95, 0.99))]
+    shown = texts(sensitivity_table(two, found, None))
+    assert len(shown) == len(thresholds)
+    for threshold, row in zip(thresholds, shown, strict=True):
+        hits, rejected = (
+            int((scores > threshold + 1e-7)[truth].sum()),
+            int((scores <= threshold + 1e-7)[~truth].sum()),
+        )
+        positives, negatives = int(truth.sum()), int((~truth).sum())
+        assert row[1:] == [
+            f"{threshold:.3f}",
+            f"{hits / positives:.1%}",
+            interval(hits, positives),
+            f"{rejected / negatives:.1%}",
+            interval(rejected, negatives),
+        ]
