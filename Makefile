@@ -1,5 +1,5 @@
 # Every target sets up .venv if necessary.
-.PHONY: demo test check proto bench chaos bench-training gpu results picture clean
+.PHONY: demo test check proto bench chaos bench-training gpu results picture report-pictures clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -54,6 +54,10 @@ results: .venv/train.done
 # Draws the README's picture from a real run.
 picture: .venv/train.done
 	$(BIN)/python -m tests.system.picture docs/demo.svg
+
+# Takes the README's screenshots of a report; needs Chromium.
+report-pictures: .venv/dev.done
+	$(BIN)/python -m tests.system.report_pictures $(REPORT) docs
 
 bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)

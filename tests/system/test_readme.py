@@ -55,7 +55,7 @@ def test_commands_of_look_inside_run(tmp_path: Path, free_ports: tuple[int, int]
     assert "published repository/lenet5-digits/1" in printed
     named = re.findall(r"-o (\S+\.png)", PAGES["look-inside.md"].partition("## What needs")[0])
     pictures = [name for name in named if name != "FILE.png"]
-    assert len(pictures) == 11
+    assert len(pictures) == 16
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
@@ -129,13 +129,15 @@ def test_results_quoted_in_the_readme_are_recorded() -> None:
         assert figure.replace(" ", "") in PAGES["results.md"], figure
 
 
-def test_the_readme_is_short_and_has_a_picture() -> None:
-    """Under 200 lines; the picture is committed, and fetches nothing."""
+def test_the_readme_is_short_and_has_pictures() -> None:
+    """Under 200 lines; pictures are committed, and small. The drawn one fetches nothing."""
     assert len(README.splitlines()) < 200
-    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
-    svg = (ROOT / picture).read_text(encoding="utf-8")
+    drawn, *screenshots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    svg = (ROOT / drawn).read_text(encoding="utf-8")
     assert "url(http" not in svg
     assert "@import" not in svg
+    assert len(screenshots) == 2
+    assert all((ROOT / each).stat().st_size < 80_000 for each in screenshots)
 
 
 def test_links_are_valid() -> None:

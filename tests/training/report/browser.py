@@ -62,8 +62,12 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Write the whole page as a PNG."""
-        content = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(content))
+        path.write_bytes(self.capture())
+
+    def capture(self, **options: object) -> bytes:
+        """The whole page as a PNG, or the part that the option `clip` of the DevTools protocol names."""
+        content = self.call("Page.captureScreenshot", captureBeyondViewport=True, **options)["data"]
+        return base64.b64decode(content)
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Call a method of the DevTools protocol."""
