@@ -60,6 +60,7 @@ class TimeLimits:
         self._idle, self._full = Duration(), Duration()
         self._heard_s = now_s
         self._pinged_s: float | None = None
+        self._resumes = 0  # of the output, at the last check
         self._timer = PeriodicCheck(self._check, limits.check_interval_s)
 
     def stop(self) -> None:
@@ -93,8 +94,11 @@ class TimeLimits:
 
     def _answers(self, now_s: float) -> bool:
         """Whether the client is there: a silent one is asked by PING."""
-        if self.is_heard:
+        # Neither is silent: a client whose input waits for us, nor one that reads a long answer.
+        reads = self._output.resumes != self._resumes
+        if self.is_heard or reads or self._turns.is_waiting:
             self.is_heard, self._heard_s, self._pinged_s = False, now_s, None
+            self._resumes = self._output.resumes
         elif self._pinged_s is None:
             if now_s - self._heard_s > self._limits.ping_after_s:
                 self._pinged_s = now_s

@@ -212,6 +212,23 @@ async def test_a_client_that_answers_ping_stays() -> None:
         writer.close()
 
 
+async def test_a_client_that_reads_a_long_answer_is_not_silent() -> None:
+    """Its answer to PING waits behind what it has not read yet."""
+    limits: dict[str, Any] = {"ping_after_s": SHORT_S, "ping_timeout_s": SHORT_S}
+    async with _server(**limits) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=2**10)
+        window = WindowUpdateFrame(0, window_increment=2**30).serialize()
+        calls = b"".join(_call_long(number) for number in range(1, 2 * 64, 2))  # 16 MiB
+        writer.write(PREFACE + SettingsFrame(0, settings={4: 2**30}).serialize() + window + calls)
+        read_bytes = 0
+        while read_bytes < 64 * 2**17:  # half: the rest is soon in the buffers of the system
+            data = await reader.read(2**16)
+            assert data
+            read_bytes += len(data)
+            await asyncio.sleep(SHORT_S / 20)
+        writer.close()
+
+
 async def _frame(reader: asyncio.StreamReader, kind: int) -> bytes:
     """The payload of the next frame of this type."""
     async with asyncio.timeout(10):
