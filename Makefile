@@ -37,7 +37,7 @@ bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
 
-# Attacks servers for about 18 minutes, feeds a million inputs to everything that reads requests or files in 10 more, and
+# Attacks servers for about 19 minutes, feeds a million inputs to everything that reads requests or files in 10 more, and
 # lets the clients and proxies of other makers call that this machine has. TRANSPORT=grpc measures the reference transport.
 TRANSPORT ?= h2
 chaos: .venv/dev.done
