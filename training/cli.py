@@ -277,8 +277,12 @@ class FindRate(_RecipeCommand):
     device: str = Field(default="auto", description=_DEVICE)
     kernels: _Kernels | None = Field(default=None, description=_KERNELS)
     steps: int = Field(default=100, ge=20, le=10_000, description="total number of training steps")
-    lowest: float = Field(default=1e-5, gt=0, description="learning rate of the first step")
-    highest: float = Field(default=10.0, gt=0, description="learning rate of the last step")
+    lowest: float = Field(
+        default=1e-5, gt=0, allow_inf_nan=False, description="learning rate of the first step"
+    )
+    highest: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="learning rate of the last step"
+    )
     picture: Path = Field(
         default=Path("find-rate.png"), description="file for the plot of loss over learning rate"
     )
@@ -288,6 +292,8 @@ class FindRate(_RecipeCommand):
         if self.lowest >= self.highest:
             raise UsageError(f"--lowest must be below --highest, got {self.lowest:g} and {self.highest:g}")
         recipe = resolve(self.recipe, self.overrides)
+        if recipe.method != "train":
+            raise UsageError(f"recipe {recipe.name} has no learning rate: its method is {recipe.method}")
         require_training()
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from training import data
@@ -298,6 +304,8 @@ class FindRate(_RecipeCommand):
         from training.run.display import Display
         from training.run.progress import report_progress
 
+        find_rate.check_picture(self.picture)
+        data.require_root(recipe.data, self.data_root)
         display, interrupts = Display(stderr), Interrupts("begin again")
         chosen = device.choose(self.device, kernels=self.kernels)
         check_compiler(recipe, chosen.torch_device)

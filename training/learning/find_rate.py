@@ -5,8 +5,10 @@ which it diverges.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d, median_filter
 
+from serving.errors import UsageError
 from training.data import Dataset
 from training.data.batches import Batches
 from training.devices.out_of_memory import explaining_out_of_memory, training_advice
@@ -25,6 +28,8 @@ from training.recipe import Recipe
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 
+_PICTURES = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
 _SMOOTHING = 0.9  # of the moving average that sees the loss diverge
 _DIVERGED = 4.0  # times the lowest average; the test ends there
 _STEPS_BEFORE_DIVERGENCE = 0.1  # share of the steps: single batches decide nothing
@@ -32,6 +37,10 @@ _FEWEST_STEPS = 10
 _OUTLIERS = 0.05  # share of the steps: width of the median that comes before
 _SPREAD = 0.02  # share of the steps: standard deviation of the Gaussian that smooths the curve
 _EDGE = 0.05  # share of the steps at either end where no slope is trusted
+_CLEAR_FALL = (
+    5.0  # standard errors of the smoothed curve; the lowest of 100 steps of noise is 2 to 3 below it
+)
+_NORMAL_MAD = 1.4826  # standard deviation over median absolute deviation, of normal noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,7 @@ def find_rate(
     Raises:
         OutOfMemory: the GPU or the machine is out of memory.
         Diverged: the loss was NaN or infinite within the first 10 steps.
-        TrainingError: no rate lowers the loss, or it falls fastest at the highest rate.
+        TrainingError: no rate clearly lowers the loss, or it falls fastest at an end of the range.
         Interrupted: a signal stopped the run.
     """
     rates = [_rate(step, steps, lowest, highest) for step in range(steps)]
@@ -137,7 +146,7 @@ def suggest_rate(
 
     Raises:
         Diverged: fewer than 10 losses are finite.
-        TrainingError: no rate lowers the loss, or it falls fastest at the highest rate.
+        TrainingError: no rate clearly lowers the loss, or it falls fastest at an end of the range.
     """
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < _FEWEST_STEPS:
@@ -154,8 +163,21 @@ def suggest_rate(
             f"no learning rate from {rates[0]:.2g} to {rates[finite - 1]:.2g} lowers the loss, which starts "
             f"at {smoothed[0]:.4g}: lower --lowest, or raise --steps, now {len(rates)}"
         )
+    fall = float(smoothed[: edge + 1].mean() - smoothed[lowest])
+    error = _standard_error(losses[: lowest + 1], len(rates))
+    if fall < _CLEAR_FALL * error:
+        raise TrainingError(
+            f"no learning rate from {rates[0]:.2g} to {rates[finite - 1]:.2g} clearly lowers the loss: it "
+            f"falls by {fall:.2g}, with a standard error of {error:.2g}; raise training.batch_size, or "
+            f"--steps, now {len(rates)}"
+        )
     slopes = np.gradient(smoothed)[: lowest + 1]
     steepest = edge + int(np.argmin(slopes[edge:]))
+    if steepest == edge:
+        raise TrainingError(
+            f"the loss falls fastest at {rates[edge]:.2g}, the start of the range: lower --lowest, now "
+            f"{rates[0]:.2g}"
+        )
     if steepest >= finite - edge and rates[finite - 1] >= (highest or rates[-1]):
         raise TrainingError(
             f"the loss still falls fastest at {rates[steepest]:.2g}, the end of the range: raise --highest, "
@@ -168,7 +190,31 @@ def _smooth(losses: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.float
     """The curve without outliers of single batches (median), then without noise (Gaussian): (N,) -> (N,)."""
     width = max(3, round(_OUTLIERS * steps))
     typical = median_filter(losses, width, mode="nearest")
-    return np.asarray(gaussian_filter1d(typical, max(1.0, _SPREAD * steps), mode="nearest"))
+    return np.asarray(gaussian_filter1d(typical, _width(steps), mode="nearest"))
+
+
+def _standard_error(losses: Sequence[float], steps: int) -> float:
+    """Of a point of the smoothed curve, from the differences of successive losses."""
+    differences = np.abs(np.diff(losses)) / math.sqrt(2)
+    noise = _NORMAL_MAD * float(np.median(differences))
+    averaged = 2 * math.sqrt(math.pi) * _width(steps)  # losses that a Gaussian of this width averages
+    return noise / math.sqrt(averaged)
+
+
+def _width(steps: int) -> float:
+    return max(1.0, _SPREAD * steps)
+
+
+def check_picture(path: Path) -> None:
+    """Check where the plot is to be written, before anything is trained.
+
+    Raises:
+        UsageError: the file's extension is not that of an image, or its directory cannot be written.
+    """
+    if path.suffix.lower() not in _PICTURES:
+        raise UsageError(f"--picture {path} must end in {', '.join(_PICTURES)}: choose another --picture")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--picture {path} cannot be written: choose a directory that exists and is yours")
 
 
 def draw_range_test(result: RangeTest, current: float) -> Figure:

@@ -3,10 +3,12 @@
 import math
 import signal
 
+import numpy as np
 import pytest
 import torch
 
 from tests.training.fake_recipe import FakeRecipe
+from training.cli import main
 from training.data import load
 from training.errors import Diverged, Interrupted, TrainingError
 from training.learning.find_rate import draw_range_test, find_rate, suggest_rate
@@ -47,6 +49,52 @@ def test_the_ends_of_the_range_suggest_nothing() -> None:
         TrainingError, match=r"still falls fastest at .*, the end of the range: raise --highest"
     ):
         suggest_rate(rates, [2.0 - (step / 100) ** 3 for step in range(100)])
+
+
+def test_a_fall_at_the_start_suggests_nothing() -> None:
+    """The rates that matter are below the range."""
+    rates = [10 ** (-5 + step / 20) for step in range(100)]
+    with pytest.raises(TrainingError, match=r"falls fastest at .*, the start of the range: lower --lowest"):
+        suggest_rate(rates, [math.exp(-step / 10) for step in range(100)])
+
+
+@pytest.mark.parametrize("steps", [20, 100])
+def test_noise_alone_suggests_nothing(steps: int) -> None:
+    """The lowest of many noisy losses is not a fall. A real one is found in the same noise."""
+    rates = [10 ** (-5 + 6 * step / steps) for step in range(steps)]
+    refused, found = 0, []
+    for seed in range(50):
+        noise = np.random.default_rng(seed).normal(0, 0.1, steps)
+        try:
+            suggest_rate(rates, (2.3 + noise).tolist())
+        except TrainingError:
+            refused += 1
+        curve = [2.3 - 1.5 / (1 + math.exp(-(step - 0.55 * steps) / steps * 25)) for step in range(steps)]
+        found.append(suggest_rate(rates, (curve + noise).tolist()).suggestion)
+    assert refused >= 45
+    assert min(found) / rates[int(0.55 * steps)] > 0.5
+    assert max(found) / rates[int(0.55 * steps)] < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["few-shot"], "recipe few-shot has no learning rate: its method is few-shot"),
+        (["imagenet"], "recipe imagenet has no learning rate: its method is as-is"),
+        (["lenet5-fake", "--highest", "inf"], "--highest"),
+        (["lenet5-fake", "--picture", "rate.doc"], "--picture rate.doc must end in .png"),
+        (["lenet5-fake", "--picture", "nowhere/rate.png"], "--picture nowhere/rate.png cannot be written"),
+        (["lenet5-folder"], "needs --data-root"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_trained(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, with exit code 2."""
+    assert main(["find-rate", *options]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert len(printed.splitlines()) == 1
 
 
 def test_one_bad_batch_does_not_move_the_suggestion() -> None:
