@@ -1,6 +1,7 @@
 """Reads pretrained weights from torchvision or from a file, without unpickling code."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ _NOT_WEIGHTS = (
     "they can run code"
 )
 
+_DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # the start of a SHA-256
+
 State = dict[str, Tensor]
 
 
@@ -40,7 +43,8 @@ def read_weights(weights: str, network: str) -> tuple[State, Pretrained]:
     Raises:
         WeightsError: the file is missing, cannot be read, or does not contain a state dict.
     """
-    path = _fetch(network) if weights == FROM_TORCHVISION else Path(weights)
+    is_cached = weights == FROM_TORCHVISION
+    path = _fetch(network) if is_cached else Path(weights)
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -48,13 +52,16 @@ def read_weights(weights: str, network: str) -> tuple[State, Pretrained]:
     except OSError as error:
         raise WeightsError(f"weights {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file makes torch raise anything
-        raise WeightsError(f"weights {path} cannot be read: {_NOT_WEIGHTS}") from error
+        again = "; delete the file, and it is downloaded again" if is_cached else ""
+        raise WeightsError(f"weights {path} cannot be read: {_NOT_WEIGHTS}{again}") from error
     return _state(content, path), Pretrained(network=network, file=path.name, sha256=digest)
 
 
 def _fetch(network: str) -> Path:
     best = import_torchvision("torchvision.models").get_model_weights(network).DEFAULT
     kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(best.url).name
+    if kept.exists():
+        return kept
     try:
         best.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -63,6 +70,17 @@ def _fetch(network: str) -> Path:
             f"put the file at {kept}, or name another one with --set network.weights=FILE"
         ) from error
     return kept
+
+
+def doubt(pretrained: Pretrained) -> str | None:
+    """A warning, if the name of torchvision's file, as squeezenet1_1-b8a52dc0.pth, has another digest."""
+    named = _DIGEST_IN_NAME.search(pretrained.file)
+    if named is None or pretrained.sha256.startswith(named[1]):
+        return None
+    return (
+        f"weights {pretrained.file} are damaged, or others than their name says: its SHA-256 begins with "
+        f"{pretrained.sha256[: len(named[1])]}; delete the file, and torchvision's is downloaded again"
+    )
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 - `_state` checks the type

@@ -239,7 +239,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         text = (_FOLDER / f"{name_or_path}.toml").read_text(encoding="utf-8")
     elif name_or_path.endswith(".toml"):
         try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
+            text = Path(name_or_path).read_text(encoding="utf-8-sig")  # Windows editors write a mark
         except OSError as error:
             raise RecipeError(f"recipe {name_or_path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

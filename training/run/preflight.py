@@ -9,6 +9,7 @@ from training.errors import WriteError
 from training.networks import Network, build
 from training.networks.backbones import build_classifier
 from training.networks.layer_features import build_extractor
+from training.networks.weights import doubt
 from training.recipe import Recipe, known_classes
 
 _MIB = 2**20
@@ -18,8 +19,10 @@ _CHECKPOINT_COPIES = 4  # the weights and the best ones, while a new checkpoint 
 _ANY_CLASSES = 2  # of a data set whose labels are not read yet
 
 
-def preflight(recipe: Recipe, run_dir: Path, repository: Path) -> None:
+def preflight(recipe: Recipe, run_dir: Path, repository: Path) -> list[str]:
     """Check what does not need the data.
+
+    Returns: warnings.
 
     Raises:
         WriteError: the run folder or the repository cannot be written, or has too little space.
@@ -34,6 +37,8 @@ def preflight(recipe: Recipe, run_dir: Path, repository: Path) -> None:
     training = exported * _CHECKPOINT_COPIES if recipe.method == "train" else 0
     of_bundle = exported + _REPORT_BYTES
     check_space({run_dir: training + of_bundle, repository: of_bundle})
+    doubtful = None if network.pretrained is None else doubt(network.pretrained)
+    return [] if doubtful is None else [doubtful]
 
 
 def check_writable(folder: Path, option: str) -> None:

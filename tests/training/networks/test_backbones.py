@@ -17,6 +17,7 @@ from training.export.export import Classifier, export
 from training.networks import build
 from training.networks.backbones import Backbone, build_classifier
 from training.networks.torchvision_import import import_torchvision
+from training.networks.weights import doubt, read_weights
 from training.recipe import NetworkRecipe
 from training.recipe.backbone_names import BACKBONES
 
@@ -215,6 +216,27 @@ def test_a_geometry_that_is_too_small_is_the_recipe_s_fault() -> None:
     """The error names the network and the image size."""
     with pytest.raises(RecipeError, match=r"squeezenet1_1 does not accept images of 8x8x3"):
         build(NetworkRecipe(name="squeezenet1_1"), Geometry(height=8, width=8, channels=3), 3)
+
+
+def test_a_file_in_torchs_cache_that_is_not_what_its_name_says_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sound one of another origin is a warning, a damaged one an error that says how to renew it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    place = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    place.parent.mkdir(parents=True)
+    torch.save({"a": torch.zeros(1)}, place)
+    _, pretrained = read_weights("torchvision", "squeezenet1_1")
+    warning = doubt(pretrained)
+    assert warning is not None
+    assert f"{place.name} are damaged, or others than their name says: its SHA-256 begins with" in warning
+    true_name = f"mine-{pretrained.sha256[:8]}.pth"
+    assert doubt(pretrained.model_copy(update={"file": true_name})) is None
+    assert doubt(pretrained.model_copy(update={"file": "mine.pth"})) is None
+    place.write_bytes(place.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"cannot be read: .* delete the file, and it is downloaded again"):
+        read_weights("torchvision", "squeezenet1_1")
 
 
 def test_weights_that_cannot_be_downloaded_name_their_place(

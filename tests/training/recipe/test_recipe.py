@@ -140,6 +140,12 @@ def test_damaged_settings_of_a_run_are_rejected(settings: object, said: str) -> 
         recipe_from_settings(settings, "metrics.json")
 
 
+def test_recipe_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    """With the mark that it writes first, and its ends of lines."""
+    (tmp_path / "own.toml").write_bytes(b'\xef\xbb\xbf[data]\r\nsource = "fake"\r\n')
+    assert resolve(str(tmp_path / "own.toml")).data.source == "fake"
+
+
 def test_digest_depends_on_what_determines_the_result() -> None:
     """The digest changes with any setting except texts, memory limit and CUDA graphs."""
     plain = resolve("lenet5-digits")
