@@ -3,13 +3,30 @@
 from pathlib import Path
 
 from serving.bundle import Geometry
+from serving.errors import UsageError
 from training.data.checks import DataReport, check
 from training.data.sources import cifar10, digits, fake, folder, imagenet, mnist, npz
+from training.data.sources.folder_layout import readable
 from training.data.splits import Dataset, EvaluationData, SourceData, SplitOptions, make_splits
 from training.data.storage.decoded_images import DecodeOptions, ProgressCallback, no_progress
 from training.devices.memory import image_limit_bytes
-from training.errors import DataError
 from training.recipe import DataRecipe
+
+_WITHOUT_ROOT = ("digits", "fake")  # sources that read no files
+WITHOUT_FILES = (*_WITHOUT_ROOT, "fashion-mnist")  # sources that need no --data-root
+
+
+def require_root(recipe: DataRecipe, data_root: Path | None) -> None:
+    """Check that the data's directory is named and exists, for sources that read files.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if data_root is None and recipe.source not in WITHOUT_FILES:
+        raise UsageError(f"data source {recipe.source} needs --data-root, the directory with its files")
+    is_read = recipe.source not in _WITHOUT_ROOT and not recipe.download  # a download creates it
+    if data_root is not None and is_read and not data_root.exists():
+        raise UsageError(f"--data-root {readable(data_root)} is missing: name the directory with the files")
 
 
 def load(
@@ -32,8 +49,10 @@ def load(
         on_progress: called with the numbers of decoded and of all files; may raise to end loading.
 
     Raises:
-        DataError: the data are missing, damaged, or too few.
+        UsageError: the data root is missing.
+        DataError: the data are damaged, or too few.
     """
+    require_root(recipe, data_root)
     decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib, processes), on_progress)
     source = _load_source(recipe, geometry, data_root, decode)
     return check(_split(source, recipe), source, recipe, cache)
@@ -43,6 +62,7 @@ def load_unchecked(
     recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
 ) -> Dataset:
     """Load without the checks. The test split is the same as `load` returns, since checks never change it."""
+    require_root(recipe, data_root)
     decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib))
     return _split(_load_source(recipe, geometry, data_root, decode), recipe)
 
@@ -51,11 +71,10 @@ def load_for_evaluation(
     recipe: DataRecipe, geometry: Geometry, data_root: Path | None, cache: Path | None = None
 ) -> EvaluationData:
     """Load what a published version is evaluated on: the test split, or a whole directory of classes."""
-    if recipe.source != "folder":
+    require_root(recipe, data_root)
+    if recipe.source != "folder" or data_root is None:
         dataset = load_unchecked(recipe, geometry, data_root, cache)
         return EvaluationData(dataset.labels, dataset.test)
-    if data_root is None:
-        raise _needs_root(recipe)
     decode = DecodeOptions(cache, image_limit_bytes(recipe.memory_limit_gib))
     return folder.load_for_evaluation(geometry, data_root, decode)
 
@@ -81,12 +100,8 @@ def _load_source(
     if recipe.source == "fashion-mnist":
         return mnist.load_fashion(geometry, data_root, download=recipe.download)
     if data_root is None:
-        raise _needs_root(recipe)
+        raise AssertionError("the data root was just checked. This is a bug.")
     return _load_from_root(data_root, recipe, geometry, decode)
-
-
-def _needs_root(recipe: DataRecipe) -> DataError:
-    return DataError(f"data source {recipe.source} needs --data-root, the directory with its files")
 
 
 def _load_from_root(
@@ -102,4 +117,13 @@ def _load_from_root(
     return load_arrays(geometry, data_root, recipe)
 
 
-__all__ = ["DataReport", "Dataset", "EvaluationData", "load", "load_for_evaluation", "load_unchecked"]
+__all__ = [
+    "WITHOUT_FILES",
+    "DataReport",
+    "Dataset",
+    "EvaluationData",
+    "load",
+    "load_for_evaluation",
+    "load_unchecked",
+    "require_root",
+]

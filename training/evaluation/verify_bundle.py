@@ -12,6 +12,7 @@ from serving.bundle import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Bundle, Evalu
 from serving.bundle.manifest import Strict
 from serving.errors import BundleError, DigestMismatch, LenserveError, UsageError
 from serving.validation_errors import describe
+from training.data import WITHOUT_FILES
 from training.errors import RecipeError, TwinUnavailable
 from training.evaluation.compare_scores import compare_labels, compare_scores
 from training.evaluation.evaluate import score
@@ -27,7 +28,6 @@ from training.report.metrics import METRICS_FILE, Metrics
 
 _REPORT = f"report/{METRICS_FILE}"
 _WEIGHTS = f"report/{WEIGHTS_FILE}"
-_WITHOUT_FILES = ("digits", "fake", "fashion-mnist")  # sources that need no --data-root
 _ROUNDING = 1e-6  # of probabilities, between two runs of a file on one machine
 _MARGIN = 10  # the largest difference on a test split, over the largest on 32 golden examples
 _MAX_NAMED_FILES = 5
@@ -217,7 +217,7 @@ def _load_test(
     except UsageError as error:
         findings.not_checked.append(f"test split: {error}")
         return None
-    if data_root is None and recipe.source not in _WITHOUT_FILES:
+    if data_root is None and recipe.source not in WITHOUT_FILES:
         findings.not_checked.append(
             f"test split: source {recipe.source} reads files, name their directory with --data-root"
         )

@@ -33,20 +33,26 @@ def read_extension(folder: RunFolder) -> Extension | None:
     return read_recorded(folder.extension, Extension, "move the run folder away, and train without --resume")
 
 
-def extend_finished(path: Path, recipe: Recipe) -> str:
-    """Extend the finished run in a folder, if the recipe is the same with more epochs.
+def complete_extension(path: Path) -> None:
+    """Finish an extension that was killed between its two renames; remove one that was killed before."""
+    staging = RunFolder(_staging(path))
+    if not path.exists() and staging.recipe.exists():
+        staging.path.rename(path)
+        sync_directory(path.parent)
+    else:
+        shutil.rmtree(staging.path, ignore_errors=True)
 
-    Returns: a line that says what was done; empty if nothing was.
+
+def extend_finished(path: Path, recipe: Recipe) -> str:
+    """Extend the finished run in a folder, for which `is_shorter` holds.
+
+    Returns: a line that says what was done.
 
     Raises:
         RunFolderConflict: another process uses the folder, or its recipe cannot be read.
     """
-    _complete(path)
-    folder = RunFolder(path)
-    if not is_shorter(folder, recipe):
-        return ""
     with locked(path):
-        return _extend(folder, recipe)
+        return _extend(RunFolder(path), recipe)
 
 
 def is_shorter(folder: RunFolder, recipe: Recipe) -> bool:
@@ -87,16 +93,6 @@ def _extend(folder: RunFolder, recipe: Recipe) -> str:
         f"the finished run was moved to {aside}; training continues from its last weights, after "
         f"{extension.epochs} epochs, at the learning rates that a run of {recipe.training.epochs} has there"
     )
-
-
-def _complete(path: Path) -> None:
-    """Finish an extension that was killed between its two renames; remove one that was killed before."""
-    staging = RunFolder(_staging(path))
-    if not path.exists() and staging.recipe.exists():
-        staging.path.rename(path)
-        sync_directory(path.parent)
-    else:
-        shutil.rmtree(staging.path, ignore_errors=True)
 
 
 def _staging(path: Path) -> Path:

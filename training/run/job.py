@@ -19,7 +19,7 @@ from training.devices.device import Device, prepare
 from training.devices.kernels import full_precision, reporting_nondeterminism
 from training.devices.out_of_memory import explaining_out_of_memory, inference_advice
 from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
-from training.errors import GateFailed
+from training.errors import GateFailed, RunFolderConflict
 from training.evaluation.calibrate import calibrate, uncalibrated
 from training.evaluation.intervals import wilson_interval
 from training.evaluation.proof import Proof, prove
@@ -34,11 +34,17 @@ from training.learning.steps import predict
 from training.recipe import Recipe
 from training.recorded_files import read_recorded
 from training.report.gather import evidence_of_run
-from training.report.metrics import Metrics
+from training.report.metrics import METRICS_FILE, Metrics
 from training.report.report import write_report
 from training.report.why_section import why_section
 from training.run.display import Display
-from training.run.extension import Extension, extend_finished, read_extension
+from training.run.extension import (
+    Extension,
+    complete_extension,
+    extend_finished,
+    is_shorter,
+    read_extension,
+)
 from training.run.hints import learned_nothing, too_few_photographs
 from training.run.interrupts import Interrupts
 from training.run.keep_splits import keep_splits
@@ -49,6 +55,9 @@ from training.run.run_folder import RunFolder, open_run
 from training.run.summary import RunSummary
 
 _REMEDY = "move the run folder away, and start without --resume"
+
+
+_Loaded = tuple[Dataset, DataReport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,20 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     Raises:
         LenserveError: the run failed; training.errors lists the kinds.
     """
-    extended = extend_finished(job.run_dir, recipe) if job.resume else ""
+    began_s = time.perf_counter()
+    if job.resume:
+        complete_extension(job.run_dir)
+    earlier = RunFolder(job.run_dir)
+    extends = job.resume and is_shorter(earlier, recipe)
+    is_finished = earlier.summary.exists()
+    if extends or not (job.resume and is_finished):
+        _prepare(recipe, job)
+    # The run that would be moved aside stays where it is, if this one cannot begin.
+    loaded = _load_and_show(recipe, job) if is_finished and (extends or not job.resume) else None
+    extended = ""
+    if extends and loaded:
+        _require_same_data(earlier, loaded[0])
+        extended = extend_finished(job.run_dir, recipe)
     with open_run(job.run_dir, recipe, resume=job.resume) as (folder, message):
         if message := extended or message:
             job.display.note(message)
@@ -89,7 +111,7 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
         job.group.barrier()  # now the other processes may read the folder
         if folder.summary.exists():
             return read_recorded(folder.summary, RunSummary, _REMEDY)
-        summary = _run(recipe, job, folder)
+        summary = _run(recipe, job, folder, loaded, began_s)
         _write_summary(folder, summary)
         return summary
 
@@ -132,28 +154,56 @@ def follow(recipe: Recipe, job: Job) -> None:
     job.group.leave()
 
 
-def _run(recipe: Recipe, job: Job, folder: RunFolder) -> RunSummary:
+def _run(recipe: Recipe, job: Job, folder: RunFolder, loaded: _Loaded | None, began_s: float) -> RunSummary:
     with (
         reporting_nondeterminism(job.display.warning),
         _open_loggers(recipe, job, folder) as loggers,
     ):
-        summary = _run_logged(recipe, job, folder, loggers)
+        summary = _run_logged(recipe, job, folder, loaded, loggers, began_s)
         for logger in loggers:
             logger.result(summary.metrics)
     return summary
 
 
-def _run_logged(recipe: Recipe, job: Job, folder: RunFolder, loggers: tuple[Logger, ...]) -> RunSummary:
-    began_s = time.perf_counter()
-    display, interrupts = job.display, job.interrupts
+def _prepare(recipe: Recipe, job: Job) -> None:
+    """Find what would end the run, as far as that needs no data."""
+    data.require_root(recipe.data, job.data_root)
     check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
-    display.note(job.device.describe())
-    preflight(recipe, folder.path, job.repository.root)
+    job.display.note(job.device.describe())
+    for warning in preflight(recipe, job.run_dir, job.repository.root):
+        job.display.warning(warning)
 
-    display.phase("data")
-    dataset, data_report = load_data(recipe, job)
-    display.data(data_report)
+
+def _load_and_show(recipe: Recipe, job: Job) -> _Loaded:
+    job.display.phase("data")
+    loaded = load_data(recipe, job)
+    job.display.data(loaded[1])
+    return loaded
+
+
+def _require_same_data(finished: RunFolder, dataset: Dataset) -> None:
+    before, now = (
+        read_recorded(finished.report / METRICS_FILE, Metrics, _REMEDY).data_digest,
+        dataset.digest(),
+    )
+    if before != now:
+        raise RunFolderConflict(
+            f"the finished run in {finished.path} was trained on other data (digest {before[:12]}, now "
+            f"{now[:12]}) and can be extended only on the same: train again without --resume"
+        )
+
+
+def _run_logged(  # noqa: PLR0917 - the whole run
+    recipe: Recipe,
+    job: Job,
+    folder: RunFolder,
+    loaded: _Loaded | None,
+    loggers: tuple[Logger, ...],
+    began_s: float,
+) -> RunSummary:
+    display, interrupts = job.display, job.interrupts
+    dataset, data_report = loaded or _load_and_show(recipe, job)
     with writing(folder.report, RESUME):
         keep_splits(dataset, folder.report, job.repository, job.model, display)
     # Read before training, to fail early if it does not fit the test images.

@@ -1,9 +1,12 @@
 """The sources without files, and their splits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from serving.bundle import Geometry
+from serving.errors import UsageError
 from training.data import load, load_unchecked
 from training.errors import DataError
 from training.recipe import DataRecipe, resolve
@@ -44,8 +47,10 @@ def test_fake_data_are_the_same_every_time() -> None:
 @pytest.mark.parametrize("source", ["mnist", "folder"])
 def test_sources_of_files_need_a_data_root(source: str) -> None:
     """Without --data-root the message names the option."""
-    with pytest.raises(DataError, match=f"data source {source} needs --data-root"):
+    with pytest.raises(UsageError, match=f"data source {source} needs --data-root"):
         load(DataRecipe.model_validate({"source": source}), DIGITS, None)
+    with pytest.raises(UsageError, match="--data-root nowhere is missing: name the directory"):
+        load(DataRecipe.model_validate({"source": source}), DIGITS, Path("nowhere"))
 
 
 def test_too_few_images_to_divide_are_refused() -> None:

@@ -14,7 +14,7 @@ from training.errors import RunFolderConflict
 from training.learning.checkpoint import State
 from training.recipe import Recipe
 from training.report.metrics import Metrics
-from training.run.extension import extend_finished
+from training.run.extension import complete_extension, extend_finished
 from training.run.job import Job, train_and_evaluate
 from training.run.run_folder import RunFolder
 
@@ -138,6 +138,7 @@ def test_an_extension_killed_between_its_two_renames_is_completed(job: Job, fake
     hidden = job.run_dir.with_name(".run.extension")
     hidden.mkdir()
     (hidden / "checkpoint.pt").write_bytes(b"half a copy")
+    complete_extension(job.run_dir)
     assert "moved to" in extend_finished(job.run_dir, long)
     job.run_dir.rename(hidden)
     summary = train_and_evaluate(long, replace(job, resume=True))
