@@ -38,6 +38,16 @@ def read_assignment(path: Path) -> dict[bytes, str] | None:
         return None
 
 
+def read_tested(path: Path) -> list[tuple[bytes, str]]:
+    """SHA-256 and path of each test image, with repeated files, as `write_assignment` wrote them.
+
+    Raises: as `csv` and `open` do; call it if `read_assignment` returned something.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return [(bytes.fromhex(row["sha256"]), row["path"]) for row in rows if row["split"] == "test"]
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What became of the images of an earlier version. Files of equal content count once."""

@@ -25,7 +25,7 @@ class Split:
     labels: Labels  # (N,) int64, index into the data set's labels
     names: tuple[str, ...]  # N, for messages: the path below the data root, or the position in a file
     digests: tuple[bytes, ...] = ()  # N, SHA-256 of each file; empty if the images are not separate files
-    directory: str = ""  # of the split, such as `train/`: the begin of each name
+    directory: str = ""  # of the split, such as `train/`: the start of each name
 
     @property
     def names_in_split(self) -> tuple[str, ...]:

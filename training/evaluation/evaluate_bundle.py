@@ -1,7 +1,9 @@
 """Evaluates a published bundle on a test split, through ONNX Runtime."""
 
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from serving.bundle.manifest import Strict
 from serving.errors import UsageError
 from training import data
 from training.atomic_files import require_utf8
-from training.data.assignment import SPLITS_FILE, read_assignment
+from training.data.assignment import SPLITS_FILE, read_assignment, read_tested
 from training.data.checks import MAX_NAMES
 from training.data.groups import find_groups
-from training.data.splits import Labels, Split
+from training.data.labels import label_named
+from training.data.splits import Indices, Labels, Split
 from training.data.storage.disk_images import Images
 from training.errors import DataError
 from training.evaluation.evaluate import score
@@ -121,13 +124,38 @@ def load_test_split(
         dataset = data.load_unchecked(recipe, bundle.manifest.geometry, data_root, cache)
         return _test_split(bundle, recipe, dataset.test, dataset.labels)
     loaded = data.load_for_evaluation(recipe, bundle.manifest.geometry, data_root, cache)
-    tested = [assignment.get(digest) == "test" for digest in loaded.images.digests]
-    if not any(tested):
+    tested = _tested(loaded.images, read_tested(bundle.folder / "report" / SPLITS_FILE))
+    if not len(tested):
         raise DataError(
-            f"none of the {len(tested)} images in {data_root} is in the test split of {bundle.model} "
+            f"none of the {len(loaded.images)} images in {data_root} is in the test split of "
+            f"{bundle.model} "
             f"{bundle.version}: name the directory that it was trained on with --data-root"
         )
-    return _test_split(bundle, recipe, loaded.images.take(np.flatnonzero(tested)), loaded.labels)
+    return _test_split(bundle, recipe, loaded.images.take(tested), loaded.labels)
+
+
+def _other_images(bundle: Bundle, images: Split) -> str:
+    """A note, if these are some of the images that the version was tested on, or others too."""
+    then = {digest for digest, _ in read_tested(bundle.folder / "report" / SPLITS_FILE)}
+    now = set(images.digests)
+    if then == now or not then & now:
+        return ""
+    return (
+        f"not the images of the version's own test: {len(now - then)} are new, {len(then - now)} of "
+        f"{len(then)} are missing"
+    )
+
+
+def _tested(images: Split, listed: Sequence[tuple[bytes, str]]) -> Indices:
+    """Indices of the listed images; each as often as it is listed, without copies that were added since."""
+    left, names = Counter(digest for digest, _ in listed), {name for _, name in listed}
+    found = []
+    for index in sorted(range(len(images)), key=lambda index: images.names[index] not in names):
+        digest = images.digests[index]
+        if left[digest]:
+            left[digest] -= 1
+            found.append(index)
+    return np.array(sorted(found), dtype=np.intp)
 
 
 def load_new_images(
@@ -154,6 +182,8 @@ def load_new_images(
                 )
         elif new:
             notes.append("the version was trained on all of these images, so its scores are too high")
+        if any(new) and (other := _other_images(bundle, images)):
+            notes.append(other)
     elif not loaded.is_test_split:
         notes.append(
             "the version does not record its training images: if these are among them, scores are too high"
@@ -172,8 +202,16 @@ def _test_split(
     return BundleTestSplit(
         images=images.images,
         truth=_bundle_label_indices(images, labels, bundle.manifest.labels),
-        groups=None if recipe.group_pattern is None else find_groups(images.names, recipe.group_pattern),
+        groups=_groups(images, recipe),
     )
+
+
+def _groups(images: Split, recipe: DataRecipe) -> Sequence[str] | None:
+    """None also if the pattern matches no name: new images may be named otherwise."""
+    names, pattern = images.names_in_split, recipe.group_pattern
+    if pattern is None or not any(re.search(pattern, name) for name in names):
+        return None
+    return find_groups(names, pattern)
 
 
 def data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
@@ -202,10 +240,14 @@ def data_recipe(bundle: Bundle, source: str | None) -> DataRecipe:
 
 def _bundle_label_indices(test: Split, labels: tuple[str, ...], bundle_labels: tuple[str, ...]) -> Labels:
     """Return the true labels as indices into the bundle's labels: (N,) int64."""
-    unknown = sorted(set(labels) - set(bundle_labels))
+    own = [label_named(label) for label in bundle_labels]
+    used = [labels[index] for index in np.unique(test.labels)]
+    unknown = [label for label in used if label_named(label) not in own]
     if unknown:
         raise DataError(
-            f"the data have {len(unknown)} labels that the bundle does not have: {', '.join(unknown)}"
+            f"the data have {len(unknown)} labels that the bundle does not have: {', '.join(unknown)}; it "
+            f"has {', '.join(bundle_labels[:MAX_NAMES])}"
         )
-    index = np.array([bundle_labels.index(label) for label in labels], dtype=np.int64)
+    names = [label_named(label) for label in labels]
+    index = np.array([own.index(name) if name in own else -1 for name in names], dtype=np.int64)
     return index[test.labels]

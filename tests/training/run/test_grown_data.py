@@ -12,12 +12,15 @@ from PIL import Image
 from rich.console import Console
 
 from serving.bundle import MANIFEST_FILE, Bundle, Repository
+from serving.errors import LenserveError
 from training.cli import main
 from training.data.assignment import read_assignment
 from training.devices.device import choose
+from training.errors import RunFolderConflict
 from training.evaluation.evaluate_bundle import evaluate_bundle
 from training.evaluation.verify_bundle import verify_bundle
 from training.recipe import Recipe, resolve
+from training.recipe.recipe import recipe_from_settings
 from training.run.display import Display
 from training.run.interrupts import Interrupts
 from training.run.job import Job, train_and_evaluate
@@ -194,3 +197,86 @@ def test_bundles_without_an_assignment_are_still_evaluated(
     result = evaluate_bundle(older, None, grown[0] / "photos")
     assert result.metrics["images"] == 140
     assert "does not record its training images" in result.notes[0]
+
+
+def test_copies_of_test_images_do_not_disturb_the_proof(
+    grown: tuple[Path, Job, list[str]], tmp_path: Path
+) -> None:
+    """A copy belongs to the test split too, but the version was not tested on it."""
+    folder, _, _ = grown
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    for path in sorted((tmp_path / "photos" / "red").iterdir()):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    result = verify_bundle(bundle(grown, 2).folder, tmp_path / "photos")
+    assert [check.name for check in result.checks if not check.passed] == []
+    assert result.complete
+
+
+def test_images_that_the_version_was_not_tested_on_are_noted(
+    grown: tuple[Path, Job, list[str]], tmp_path: Path
+) -> None:
+    """The accuracy is another one than the report's. The same images get no note."""
+    folder, _, _ = grown
+    version = bundle(grown, 2).folder
+    same = evaluate_bundle(version, None, folder / "photos")
+    assert not [note for note in same.notes if "not the images" in note]
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "empty").mkdir()
+    write_colours(tmp_path / "photos", count=5, seed=7)
+    rows = (version / "report" / "splits.csv").read_text().splitlines()
+    tested = [row.rpartition(",")[2] for row in rows if row.startswith("test,")]
+    (tmp_path / "photos" / tested[0]).unlink()
+    changed = evaluate_bundle(version, None, tmp_path / "photos")
+    assert (
+        f"not the images of the version's own test: 10 are new, 1 of {len(tested)} are missing"
+        in changed.notes
+    )
+
+
+def kept(run_dir: Path) -> list[str]:
+    """The files of a run, and the names of runs that were moved aside."""
+    inside = [f"{path.relative_to(run_dir)} {path.stat().st_mtime_ns}" for path in run_dir.rglob("*")]
+    return sorted(inside) + sorted(path.name for path in run_dir.parent.glob(f"*{run_dir.name}*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"data.group_pattern": "zzz"}, "matches none of"),
+        ({"data.min_validation_images_per_class": 90}, "the validation split has"),
+        ({"network.name": "resnet18", "network.weights": "nowhere"}, "weights nowhere cannot be read"),
+        ({}, "needs --data-root"),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_the_finished_one_in_place(
+    grown: tuple[Path, Job, list[str]], recipe: Recipe, settings: dict[str, str | int], said: str
+) -> None:
+    """The data are refused, or missing, or the weights: nothing is moved aside."""
+    _, job, _ = grown
+    before = kept(job.run_dir)
+    changed = recipe_from_settings({**recipe.settings(), **settings}, "the test")
+    with pytest.raises(LenserveError, match=said):
+        train_and_evaluate(changed, job if settings else replace(job, data_root=None))
+    assert kept(job.run_dir) == before
+
+
+def test_a_missing_data_root_is_a_wrong_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, as for every option, before anything is written."""
+    places = ("--run-dir", str(tmp_path / "run"), "--repository", str(tmp_path / "repository"))
+    assert main(["run", "lenet5-folder", *places]) == 2
+    assert main(["run", "lenet5-folder", *places, "--data-root", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is missing: name the directory" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_not_extended_on_other_data(
+    grown: tuple[Path, Job, list[str]], recipe: Recipe
+) -> None:
+    """Its last weights have seen other images; the finished run stays where it is."""
+    folder, job, _ = grown
+    longer = recipe_from_settings({**recipe.settings(), "training.epochs": 2}, "the test")
+    again = replace(job, run_dir=folder / "run0", resume=True)
+    before = kept(again.run_dir)
+    with pytest.raises(RunFolderConflict, match=r"was trained on other data.* train again without --resume"):
+        train_and_evaluate(longer, again)
+    assert kept(again.run_dir) == before
