@@ -83,14 +83,18 @@ class ConnectionShare:
         """Count input that belongs to no request yet: a part of a frame, a head, or a pipelined request.
 
         Raises:
-            OverBudget: it is long, and this connection would hold more than is free.
+            OverBudget: it is long, and this connection would hold more than is free. It is counted all the
+                same, until the connection has made room or is closed.
         """
-        change = size - self.input_bytes
-        if change > 0 and size > _FREE_INPUT_BYTES:
-            self.charge(change)
-        else:
+        change, self.input_bytes = size - self.input_bytes, size
+        try:
+            if change > 0 and size > _FREE_INPUT_BYTES:
+                self.charge(change)
+                return
+        except OverBudget:
             self.release(-change)
-        self.input_bytes = size
+            raise
+        self.release(-change)
 
 
 class RequestBytes:

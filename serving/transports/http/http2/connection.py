@@ -219,7 +219,12 @@ class Http2Connection(asyncio.Protocol):
         try:
             self._share.hold_input(self._frames.buffered_bytes)
         except OverBudget as error:
-            self._break(ConnectionBroken(ErrorCode.ENHANCE_YOUR_CALM, str(error)))
+            # The input is one read of the socket, 256 KiB, and is handled in the next turn. A request less
+            # is better than a connection less, on which a proxy may have all of its users.
+            if self._streams:
+                self._streams.refuse_newest(error)
+            else:
+                self._break(ConnectionBroken(ErrorCode.ENHANCE_YOUR_CALM, str(error)))
 
     def _on_end(self) -> None:
         """The client sends nothing more: requests that are not complete never will be."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
-from serving.transports.http.asgi import App
+from serving.transports.http.asgi import App, OverBudget
 from serving.transports.http.busy_poll import BusyPoll
 from serving.transports.http.byte_budget import ConnectionShare
 from serving.transports.http.http2 import frames, rate_limits, turns
@@ -84,6 +84,13 @@ class Streams:
         for number, each in self._streams.items():
             if each.is_waiting:
                 yield number, each
+
+    def refuse_newest(self, refusal: OverBudget) -> None:
+        """Refuse the newest request that is incomplete: older ones are nearer to their end."""
+        for each in reversed(self._streams.values()):
+            if not (each.request_is_over or each.is_refused):
+                each.refuse(refusal)
+                return
 
     # Frames of the client.
 

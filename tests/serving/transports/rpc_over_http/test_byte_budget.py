@@ -3,9 +3,11 @@
 import asyncio
 import gzip
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, SettingsFrame
@@ -80,6 +82,10 @@ def _message(size: int, *, announced: int | None = None) -> bytes:
     return struct.pack(">BI", 0, announced or len(data)) + data
 
 
+def _small() -> bytes:
+    return BytesValue(value=b"small").SerializeToString()
+
+
 def _half(size: int = PART_BYTES) -> bytes:
     """A part of a message whose rest never comes."""
     return _message(size, announced=MESSAGE_BYTES)
@@ -106,6 +112,28 @@ async def test_half_sent_bodies_on_many_streams_are_refused_and_others_live() ->
             assert (await other.call("Say", _message(PART_BYTES))).code == "OK"
             assert (await attacker.call("Say", _message(100))).code == "OK"
         await _is_free(server)
+
+
+async def test_a_client_over_the_budget_keeps_its_connection() -> None:
+    """Large calls of a real client, at once: some are refused, none loses its connection."""
+    message = BytesValue(value=bytes(200_000)).SerializeToString()
+    async with _server() as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        say = channel.unary_unary("/tests.Echo/Say")
+        codes: Counter[grpc.StatusCode] = Counter()
+
+        async def call() -> None:
+            try:
+                await say(message, timeout=30)
+            except grpc.aio.AioRpcError as error:
+                codes[error.code()] += 1
+            else:
+                codes[grpc.StatusCode.OK] += 1
+
+        for _ in range(4):
+            await asyncio.gather(*(call() for _ in range(16)))
+        assert (await say(_small(), timeout=30)) == _small()
+        await _is_free(server)
+    assert codes.keys() == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 async def test_many_connections_leave_room_for_one_more() -> None:
