@@ -17,7 +17,10 @@ _MAX_THREADS = 8
 
 # Parameters of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
+_DEFAULT_MMAP_MAX = 65_536
+_LARGE_BYTES = 8 * 2**20
 
 _CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 
@@ -104,6 +107,19 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def release_freed_memory() -> None:
+    """Return memory to the kernel when it is freed, from now on, and what is free already.
+
+    After training every phase has blocks of other sizes: what `prepare` keeps would grow with each.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+        library.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
+        library.malloc_trim(0)
 
 
 def _cpu(reason: str) -> Device:

@@ -10,7 +10,8 @@ import onnxruntime
 from training.data.storage.disk_images import Images
 
 _ERRORS_ONLY = 3
-_BATCH = 64
+_MOST_AT_ONCE = 64  # images; larger batches are no faster
+_MOST_PIXELS_AT_ONCE = 16 * 128 * 128  # 512 feature maps of this size, as in the widest network, take 0.5 GB
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,16 +26,19 @@ def open_session(model_file: Path) -> Any:  # noqa: ANN401 - ONNX Runtime ships 
     return onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
 
 
-def run(session: Any, images: Images, batch_size: int = _BATCH) -> tuple[Floats, Floats]:  # noqa: ANN401 - as above
+def run(session: Any, images: Images, batch_size: int | None = None) -> tuple[Floats, Floats]:  # noqa: ANN401 - as above
     """Run all images in batches.
 
     Args:
         session: session of a file with a bundle's inputs and outputs.
         images: (N, H, W, C) uint8, N >= 1.
-        batch_size: the last batch may be smaller.
+        batch_size: the last batch may be smaller; None: as many as fit into memory with the widest network.
 
     Returns: probabilities (N, K) and embeddings (N, D), float32.
     """
+    if batch_size is None:
+        pixels = images.shape[1] * images.shape[2]
+        batch_size = max(1, min(_MOST_AT_ONCE, _MOST_PIXELS_AT_ONCE // pixels))
     outputs = [
         session.run(["probabilities", "embedding"], {"image": images[start : start + batch_size]})
         for start in range(0, len(images), batch_size)

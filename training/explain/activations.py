@@ -1,19 +1,21 @@
 """Pictures of activation maximisation: the inputs that classes, filters and units respond to most."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from serving.bundle import Geometry
+from serving.bundle.images import Pixels
 from training.data.storage.disk_images import Images
 from training.errors import RecipeError
 from training.explain.examples import MAX_CLASSES, Floats
 from training.explain.filters import strengths
 from training.explain.ideal_inputs import Ascent, class_score, filter_score, ideal_inputs
 from training.explain.picture import Picture, Tile, draw_grid, evenly
-from training.explain.torch_layers import convolutions, layer_named, single_view
+from training.explain.torch_layers import convolutions, images_at_once, layer_named, single_view
 from training.networks.network import Network
 
 _ACROSS = 5  # tiles of a row
@@ -39,9 +41,7 @@ def draw_classes(network: Network, geometry: Geometry, labels: Sequence[str], re
     """
     shown = evenly(range(len(labels)), MAX_CLASSES)
     with single_view(network) as logits:
-        images = ideal_inputs(
-            network, geometry, class_score(logits, shown), len(shown), _ascent(geometry, real)
-        )
+        images = _ideal_inputs(network, geometry, partial(class_score, logits), shown, real)
         with torch.no_grad():
             probabilities = torch.softmax(logits(torch.from_numpy(images)), dim=1).numpy()  # (N, K)
     tiles = [Tile(image, labels[label]) for image, label in zip(images, shown, strict=True)]
@@ -102,9 +102,21 @@ def _filter_tiles(
     rank = strengths(weight.detach().numpy()) if real is None else filter_responses(network, layer, real)
     strongest = np.argsort(-rank, kind="stable")[:most].tolist()
     with single_view(network) as logits:
-        score = filter_score(logits, layer, strongest)
-        images = ideal_inputs(network, geometry, score, len(strongest), _ascent(geometry, real))
+        images = _ideal_inputs(network, geometry, partial(filter_score, logits, layer), strongest, real)
     return [Tile(image, f"filter {place}") for image, place in zip(images, strongest, strict=True)]
+
+
+def _ideal_inputs(
+    network: Network,
+    geometry: Geometry,
+    score: Callable[[Sequence[int]], Callable[[Tensor], Tensor]],
+    targets: Sequence[int],
+    real: Images | None,
+) -> Pixels:
+    """Find the ideal input of each target, (N, H, W, C) uint8, as many at once as fit into memory."""
+    count, ascent = images_at_once(network, geometry), _ascent(geometry, real)
+    parts = [targets[start : start + count] for start in range(0, len(targets), count)]
+    return np.concatenate([ideal_inputs(network, geometry, score(part), len(part), ascent) for part in parts])
 
 
 def _chosen(real: Images | None) -> str:

@@ -6,9 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from serving.bundle import Geometry
 from training.networks.backbones import find_layer
 from training.networks.heads import FittedHeadNetwork
 from training.networks.network import Network
+
+_MOST_BYTES = 2**30
+_BYTES_PER_ACTIVATION = 12  # the value, its gradient, and what a layer needs in between: float32
 
 
 def base_network(network: Network) -> Network:
@@ -71,3 +75,28 @@ def convolutions(network: Network) -> dict[str, nn.Conv2d]:
         for name, module in base_network(network).trunk.named_modules()
         if isinstance(module, nn.Conv2d)
     }
+
+
+@torch.no_grad()
+def images_at_once(network: Network, geometry: Geometry, most_bytes: int = _MOST_BYTES) -> int:
+    """Return how many images may be optimised at once, by what their activations and gradients take.
+
+    Args:
+        network: on the CPU.
+        geometry: of its images.
+        most_bytes: of all images together; a single image may take more.
+    """
+    values = 0
+
+    def count(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal values
+        values += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in network.modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
+    try:
+        network(torch.zeros(1, *geometry.shape, dtype=torch.uint8))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(1, most_bytes // (_BYTES_PER_ACTIVATION * values))

@@ -15,7 +15,7 @@ from training.data import DataReport, Dataset
 from training.data.groups import find_groups
 from training.data.storage.device_images import DeviceImages
 from training.devices.compilers import check_compiler
-from training.devices.device import Device, prepare
+from training.devices.device import Device, prepare, release_freed_memory
 from training.devices.kernels import full_precision, reporting_nondeterminism
 from training.devices.out_of_memory import explaining_out_of_memory, inference_advice
 from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
@@ -216,6 +216,7 @@ def _run_logged(  # noqa: PLR0917 - the whole run
     display.phase("training")
     trained = learn(recipe, dataset, _surroundings(job, folder, loggers))
     job.group.leave()  # the other processes need not wait for the export
+    release_freed_memory()
     interrupts.raise_if_stopped("training is finished and saved, the model is not exported yet")
 
     display.phase("export and proof")

@@ -26,6 +26,25 @@ torch.ones(64 * 2**20, dtype=torch.uint8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+RELEASED = """
+import resource
+from pathlib import Path
+import torch
+from training.devices.device import choose, prepare, release_freed_memory
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+prepare(choose("cpu"))
+before = resident_mib()
+torch.ones(256 * 2**20, dtype=torch.uint8)
+kept = resident_mib() - before
+release_freed_memory()
+released = resident_mib() - before
+torch.ones(256 * 2**20, dtype=torch.uint8)
+print(kept, released, resident_mib() - before)
+"""
+
 FILLED = """
 import torch
 from training.devices.device import choose, prepare
@@ -88,6 +107,16 @@ def test_memory_is_kept_between_steps() -> None:
     """64 MiB, freed and allocated again, are the same pages: few of 16,384 page faults occur."""
     ended = subprocess.run([sys.executable, "-c", AGAIN], check=True, capture_output=True, text=True)
     assert int(ended.stdout) < 1000
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="malloc_trim is glibc's")
+def test_memory_is_released_after_training() -> None:
+    """What was kept, and what is freed from then on: 256 MiB each."""
+    ended = subprocess.run([sys.executable, "-c", RELEASED], check=True, capture_output=True, text=True)
+    kept, released, later = map(float, ended.stdout.split())
+    assert kept > 200
+    assert released < 100
+    assert later < 100
 
 
 def test_new_tensors_are_not_filled_before_they_are_written() -> None:

@@ -28,7 +28,7 @@ from training.explain.onnx_layers import read_layers, run_layers, select_layer
 from training.explain.outcomes import draw_confusion_matrix, draw_training_curves
 from training.explain.picture import Tile, draw_grid, evenly, overlay, signed
 from training.explain.predictions import draw_quadrants
-from training.explain.torch_layers import layer_named, single_view
+from training.explain.torch_layers import images_at_once, layer_named, single_view
 from training.explain.twin import read_twin
 from training.explain.visualize import Wanted, visualize
 from training.export.export import Classifier, export
@@ -183,6 +183,15 @@ def test_ideal_inputs_of_colour_networks() -> None:
     opened(draw_classes(network, OBJECT, ("a", "b", "c"), real))
     picture = draw_filter_inputs(network, OBJECT, real)
     assert "conv1, conv2, conv4, conv5" in picture.alt
+
+
+def test_few_images_are_optimised_at_once_if_layers_are_large() -> None:
+    """The tutorial's network for X-rays has 512 maps of 126 x 126 in its first layer: 32 MB each."""
+    small, large = Geometry(height=28, width=28, channels=1), Geometry(height=128, width=128, channels=3)
+    assert images_at_once(build(NetworkRecipe(name="lenet5"), small, 10), small) > 1000
+    pneumonia = build(NetworkRecipe(name="pneumonia"), large, 2)
+    assert 1 <= images_at_once(pneumonia, large) <= 8
+    assert images_at_once(pneumonia, large, most_bytes=1) == 1
 
 
 def test_examples_are_right_and_wrong_ones_of_each_class() -> None:
