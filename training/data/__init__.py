@@ -16,14 +16,23 @@ _WITHOUT_ROOT = ("digits", "fake")  # sources that read no files
 WITHOUT_FILES = (*_WITHOUT_ROOT, "fashion-mnist")  # sources that need no --data-root
 
 
+def require_root_named(recipe: DataRecipe, data_root: Path | None) -> None:
+    """Check that the data's directory is named, for sources that read files.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if data_root is None and recipe.source not in WITHOUT_FILES:
+        raise UsageError(f"data source {recipe.source} needs --data-root, the directory with its files")
+
+
 def require_root(recipe: DataRecipe, data_root: Path | None) -> None:
     """Check that the data's directory is named and exists, for sources that read files.
 
     Raises:
         UsageError: it does not.
     """
-    if data_root is None and recipe.source not in WITHOUT_FILES:
-        raise UsageError(f"data source {recipe.source} needs --data-root, the directory with its files")
+    require_root_named(recipe, data_root)
     is_read = recipe.source not in _WITHOUT_ROOT and not recipe.download  # a download creates it
     if data_root is not None and is_read and not data_root.exists():
         raise UsageError(f"--data-root {readable(data_root)} is missing: name the directory with the files")
@@ -126,4 +135,5 @@ __all__ = [
     "load_for_evaluation",
     "load_unchecked",
     "require_root",
+    "require_root_named",
 ]
