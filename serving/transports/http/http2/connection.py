@@ -221,9 +221,7 @@ class Http2Connection(asyncio.Protocol):
         except OverBudget as error:
             # The input is one read of the socket, 256 KiB, and is handled in the next turn. A request less
             # is better than a connection less, on which a proxy may have all of its users.
-            if self._streams:
-                self._streams.refuse_newest(error)
-            else:
+            if not self._streams.make_room(self._frames.buffered_bytes, error):
                 self._break(ConnectionBroken(ErrorCode.ENHANCE_YOUR_CALM, str(error)))
 
     def _on_end(self) -> None:

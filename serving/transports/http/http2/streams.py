@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from serving.transports.http.asgi import App, OverBudget
 from serving.transports.http.busy_poll import BusyPoll
-from serving.transports.http.byte_budget import ConnectionShare
+from serving.transports.http.byte_budget import REQUEST_BYTES, ConnectionShare
 from serving.transports.http.http2 import frames, rate_limits, turns
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, HeadTooLarge, StreamBroken
 from serving.transports.http.http2.headers import HeaderReader, RequestHead, write_head
@@ -85,12 +85,22 @@ class Streams:
             if each.is_waiting:
                 yield number, each
 
-    def refuse_newest(self, refusal: OverBudget) -> None:
-        """Refuse the newest request that is incomplete: older ones are nearer to their end."""
+    def make_room(self, size: int, refusal: OverBudget) -> bool:
+        """Refuse the newest incomplete requests until they held this many bytes; return False if too few do.
+
+        Older requests are nearer to their end. Those that are refused already will be free soon.
+        """
+        refused: list[Http2Stream] = []
         for each in reversed(self._streams.values()):
-            if not (each.request_is_over or each.is_refused):
+            if size > 0 and not each.request_is_over:
+                refused.append(each)
+                size -= max(each.charged_bytes, REQUEST_BYTES)
+        if size > 0:
+            return False
+        for each in refused:
+            if not each.is_refused:
                 each.refuse(refusal)
-                return
+        return True
 
     # Frames of the client.
 
