@@ -21,6 +21,7 @@ from serving.rpc.handlers import (
     Reject,
     StreamHandler,
     UnaryHandler,
+    message_of,
 )
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
@@ -68,14 +69,14 @@ class AccessLog:
 
         return logged
 
-    def _unary(self, handler: UnaryHandler) -> Callable[[Read, Call], Awaitable[bytes]]:
-        async def answer(read: Read, call: Call) -> bytes:
+    def _unary(self, handler: UnaryHandler) -> Callable[[bytes | Read, Call], Awaitable[bytes]]:
+        async def answer(read: bytes | Read, call: Call) -> bytes:
             if self._draw() >= self._sample:
                 return await handler.answer(read, call)
             entry = _Entry(time.perf_counter())
 
             async def counted() -> bytes:
-                message = await read()
+                message = await message_of(read)
                 entry.bytes_in = len(message)
                 return message
 

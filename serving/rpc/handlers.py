@@ -21,6 +21,11 @@ class Failure(Exception):
 Read = Callable[[], Awaitable[bytes]]
 
 
+async def message_of(read: bytes | Read) -> bytes:
+    """Return the message that has arrived, or receive it."""
+    return read if isinstance(read, bytes) else await read()
+
+
 # Counts a call that ends with a status before `answer` is called, and gives it a request id.
 Reject = Callable[[Call, Status], None]
 
@@ -31,10 +36,10 @@ def uncounted(_call: Call, _status: Status) -> None:
 
 @dataclass(frozen=True, slots=True)
 class UnaryHandler:
-    """One message in, one out. The message is read only if the call is admitted."""
+    """One message in, one out. The message is read only if the call is admitted, unless it has arrived."""
 
     method: str  # /package.Service/Method
-    answer: Callable[[Read, Call], Awaitable[bytes]]  # raises Failure; counts the call
+    answer: Callable[[bytes | Read, Call], Awaitable[bytes]]  # raises Failure; counts the call
     reject: Reject = uncounted
 
 

@@ -119,13 +119,13 @@ class Middleware:
 
         return reject
 
-    def _unary(self, rpc: Unary) -> Callable[[Read, Call], Awaitable[bytes]]:
+    def _unary(self, rpc: Unary) -> Callable[[bytes | Read, Call], Awaitable[bytes]]:
         # No context managers: each would cost 0.9 us of the 34 us of a LeNet-5 request.
         record_call = self._metrics.rpc(rpc.method).record_call
         read_and_compute, check_room = self._read_and_compute(rpc), rpc.admit
         tokens, is_probe = self._tokens, rpc.is_probe
 
-        async def answer(read: Read, call: Call) -> bytes:
+        async def answer(read: bytes | Read, call: Call) -> bytes:
             self._set_request_id(call)
             code = _OK
             try:
@@ -152,11 +152,11 @@ class Middleware:
 
         return answer
 
-    def _read_and_compute(self, rpc: Unary) -> Callable[[Read, Call], Coroutine[Any, Any, Reply]]:
+    def _read_and_compute(self, rpc: Unary) -> Callable[[bytes | Read, Call], Coroutine[Any, Any, Reply]]:
         parse, compute, model_field = _parser(rpc), rpc.answer, rpc.model_field
 
-        async def read_and_compute(read: Read, call: Call) -> Reply:
-            message = await read()
+        async def read_and_compute(read: bytes | Read, call: Call) -> Reply:
+            message = read if isinstance(read, bytes) else await read()
             call.received_s = time.perf_counter()
             self._running += 1
             try:

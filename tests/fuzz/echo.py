@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from serving.rpc.handlers import Read
+from serving.rpc.handlers import Read, message_of
 from serving.rpc.routes import Call
 
 UNARY = "/echo.Echo/Unary"
@@ -10,9 +10,9 @@ STREAM = "/echo.Echo/Stream"
 MAX_MESSAGE_BYTES = 4096
 
 
-async def echo_unary(read: Read, _call: Call) -> bytes:
+async def echo_unary(read: bytes | Read, _call: Call) -> bytes:
     """Return the message."""
-    return await read()
+    return await message_of(read)
 
 
 async def echo_stream(messages: AsyncIterator[bytes], _call: Call) -> AsyncGenerator[Sequence[bytes], None]:

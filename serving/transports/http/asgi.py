@@ -58,6 +58,9 @@ class RequestBody(Protocol):
             RequestTooSlow: nothing more is received.
         """
 
+    def take_whole(self) -> bytes | None:
+        """Return the whole request if it has arrived and nothing of it was received yet; otherwise None."""
+
     def charge(self, size: int) -> None:
         """Charge the request for more bytes.
 
@@ -81,6 +84,9 @@ class _Uncharged:
 
     async def __call__(self) -> Event:
         return await self._receive()
+
+    def take_whole(self) -> bytes | None:
+        return None
 
     def charge(self, size: int) -> None:
         pass

@@ -153,6 +153,10 @@ class RequestBytes:
         finally:
             del refusal  # its frames would hold it: a reference cycle
 
+    def take_whole(self) -> bytes | None:
+        """See `asgi.RequestBody`."""
+        return None
+
     def close_charge(self) -> None:
         """Release the whole charge: the request has ended."""
         size, share = self.charged_bytes, self._share

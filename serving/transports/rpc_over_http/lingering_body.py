@@ -43,6 +43,10 @@ class LingeringBody:
     def may_pause(self, may_pause: bool) -> None:
         self._body.may_pause = may_pause
 
+    def take_whole(self) -> bytes | None:
+        """See `asgi.RequestBody`."""
+        return None
+
     def charge(self, size: int) -> None:
         """See `asgi.RequestBody`."""
         self._body.charge(size)

@@ -7,7 +7,7 @@ from functools import partial
 
 import uvloop
 
-from serving.rpc.handlers import Read, UnaryHandler
+from serving.rpc.handlers import Read, UnaryHandler, message_of
 from serving.rpc.routes import Call
 from serving.transports.grpc_aio.server import GrpcServer
 from serving.transports.http.asgi import ANSWER, Event, Receive, Send
@@ -20,9 +20,9 @@ METHOD = "/echo.Echo/Say"
 _MAX_MESSAGE_BYTES = 2**20
 
 
-async def _echo(read: Read, call: Call) -> bytes:
+async def _echo(read: bytes | Read, call: Call) -> bytes:
     call.request_id = "0"
-    return await read()
+    return await message_of(read)
 
 
 async def _bare(_scope: Event, receive: Receive, send: Send) -> None:

@@ -235,6 +235,15 @@ class Http2Stream(RequestBytes):
             self._window.consume(len(body))
         return {"type": "http.request", "body": body, "more_body": True}
 
+    def take_whole(self) -> bytes | None:
+        """See `asgi.RequestBody`. `receive` would take 0.4 us of the 34 us of a LeNet-5 request."""
+        if not self.request_is_over or self.answer_is_over or self.is_refused or self._window is not None:
+            return None
+        self._request_is_received = True
+        body = self._request.take()
+        self._connection_window.consume(len(body))
+        return body
+
     __call__ = receive  # what applications get as `receive` is this object: see `asgi.RequestBody`
 
     async def send(self, event: Event) -> None:

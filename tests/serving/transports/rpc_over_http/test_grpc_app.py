@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.rpc.handlers import AnswerGroups, Failure, Read, StreamHandler, UnaryHandler
+from serving.rpc.handlers import AnswerGroups, Failure, Read, StreamHandler, UnaryHandler, message_of
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import EXTENSIONS, Event, Receive, Send
@@ -47,9 +47,9 @@ class FakeServer:
         return [event["type"].rpartition(".")[2] for event in self.sent]
 
 
-async def _echo(read: Read, call: Call) -> bytes:
+async def _echo(read: bytes | Read, call: Call) -> bytes:
     call.request_id = "id-7"
-    return await read()
+    return await message_of(read)
 
 
 async def _call(server: FakeServer, app: GrpcApp | None = None, **scope: Any) -> None:
@@ -93,7 +93,7 @@ async def test_a_unary_call_has_exactly_one_message(chunks: list[bytes]) -> None
 async def test_a_call_is_admitted_before_its_message_is_read() -> None:
     """What has arrived is received before the answer, for clients that would not read it otherwise."""
 
-    async def refuse(_read: Read, _call: Call) -> bytes:
+    async def refuse(_read: bytes | Read, _call: Call) -> bytes:
         raise Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "full"))
 
     server = FakeServer(_request(frame(b"hello")[:7], more=True), _request(b"never received"))
@@ -170,7 +170,7 @@ async def test_a_bug_of_the_transport_is_internal_and_its_traceback_is_in_the_lo
 ) -> None:
     """The client gets a fixed message."""
 
-    async def answer(_read: Read, _call: Call) -> bytes:
+    async def answer(_read: bytes | Read, _call: Call) -> bytes:
         raise ZeroDivisionError("secret")
 
     server = FakeServer(_request(frame(b"hello")))
