@@ -66,10 +66,12 @@ def write_colours(folder: Path, *, rotate: int, lie: bool, endless: bool = False
 
 
 def _endless_node() -> onnx.NodeProto:
-    """A loop without an end from `mean` to `embedding`."""
+    """A loop without an end, from `mean` to `embedding`: its condition is a constant."""
     body = helper.make_graph(
         [
-            helper.make_node("Identity", ["goes_on"], ["goes_on_out"]),
+            helper.make_node(
+                "Constant", [], ["goes_on_out"], value=numpy_helper.from_array(np.ones((), bool))
+            ),
             helper.make_node("Neg", ["in"], ["out"]),
         ],
         "body",
@@ -83,7 +85,7 @@ def _endless_node() -> onnx.NodeProto:
             helper.make_tensor_value_info("out", TensorProto.FLOAT, None),
         ],
     )
-    return helper.make_node("Loop", ["", "always", "mean"], ["embedding"], body=body)
+    return helper.make_node("Loop", ["", "", "mean"], ["embedding"], body=body)
 
 
 _MEAN_NODE = helper.make_node("Identity", ["mean"], ["embedding"])
@@ -107,10 +109,6 @@ def _colours_graph(rotate: int, embedding: onnx.NodeProto = _MEAN_NODE) -> onnx.
             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3]),
             helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3]),
         ],
-        [
-            numpy_helper.from_array(weights, "weights"),
-            numpy_helper.from_array(np.array([1, 2]), "axes"),
-            numpy_helper.from_array(np.array(True), "always"),  # noqa: FBT003 - a tensor
-        ],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1, 2]), "axes")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
