@@ -25,7 +25,8 @@ _MOST_FILTERS = 15  # of one layer
 _SMALL = 64  # pixels of a side: below it steps are cheap
 _STEPS_SMALL, _STEPS_LARGE = 192, 96
 
-_RESPONSES = 16  # real images on which filters are ranked
+_RESPONSES = 16  # real images that filters must respond to
+_SILENT = 0.25  # of the largest mean response: filters below it would stay grey
 
 _METHOD = "Found by gradient ascent from an even image in the mean colour of real ones."
 
@@ -99,7 +100,10 @@ def _filter_tiles(
     weight = layer.weight
     if not isinstance(weight, Tensor):
         raise TypeError("a layer without weights was chosen. This is a bug.")
-    rank = strengths(weight.detach().numpy()) if real is None else filter_responses(network, layer, real)
+    rank = strengths(weight.detach().numpy())
+    if real is not None:
+        responses = filter_responses(network, layer, real)
+        rank = rank * (responses >= _SILENT * responses.max())
     strongest = np.argsort(-rank, kind="stable")[:most].tolist()
     with single_view(network) as logits:
         images = _ideal_inputs(network, geometry, partial(filter_score, logits, layer), strongest, real)
@@ -120,7 +124,7 @@ def _ideal_inputs(
 
 
 def _chosen(real: Images | None) -> str:
-    return "its strongest filters" if real is None else "the filters that respond most to real images"
+    return "its strongest filters" if real is None else "the strongest filters that respond to real images"
 
 
 @torch.no_grad()

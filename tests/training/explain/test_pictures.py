@@ -234,7 +234,7 @@ def test_silent_filters_are_not_shown() -> None:
     assert responses[3] == 0
     assert responses.max() > 0
     picture = draw_layer_inputs(network, DIGIT, "conv1", real)
-    assert "respond most to real images" in picture.caption
+    assert "strongest filters that respond to real images" in picture.caption
 
 
 def test_figures_without_their_files_are_refused(digits_bundle: Bundle, tmp_path: Path) -> None:
