@@ -39,7 +39,10 @@ def take(browser: Browser, first: str, last: str, most_px: int) -> bytes:
 
 def main(report: Path, folder: Path) -> None:
     """Take both screenshots of a report into a folder."""
-    with tempfile.TemporaryDirectory() as profile, open_browser(Path(profile)) as browser:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        open_browser(Path(profile)) as browser,
+    ):
         browser.show(report, WIDTH_PX, "light")
         for name, (first, last, most_px) in PARTS.items():
             content = take(browser, first, last, most_px)
