@@ -34,6 +34,7 @@ from serving.errors import UsageError
 from serving.validation_errors import matching
 from training.atomic_files import require_utf8, writing
 from training.errors import GateFailed
+from training.explain.kinds import Kind
 from training.recipe import Recipe, known_classes, resolve, resolve_network, shipped_names
 from training.recipe.measured import read_measured, record, shipped_recipe
 from training.recipe.results import markdown_table
@@ -434,22 +435,7 @@ class Visualize(_JsonCommand):
 
     example: ClassVar[str] = "lenserve-train visualize occlusion repository/transfer/1 --image photo.jpg"
 
-    kind: CliPositionalArg[
-        Literal[
-            "images",
-            "predictions",
-            "quadrants",
-            "mistakes",
-            "breakdown",
-            "confusion",
-            "curves",
-            "occlusion",
-            "activations",
-            "filters",
-            "features",
-            "kernels",
-        ]
-    ] = Field(
+    kind: CliPositionalArg[Kind] = Field(
         description="images, predictions, quadrants, mistakes, breakdown, confusion, curves, occlusion, "
         "activations, filters, features, or kernels, which needs no bundle"
     )

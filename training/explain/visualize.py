@@ -18,6 +18,7 @@ from training.explain.explain import predictor
 from training.explain.features import draw_features, draw_layer_features
 from training.explain.filters import draw_filters, draw_layer_filters
 from training.explain.kernels import Window, draw_kernels
+from training.explain.kinds import Kind
 from training.explain.occlusion import default_patch
 from training.explain.onnx_layers import read_layers, select_layer
 from training.explain.outcomes import (
@@ -32,21 +33,6 @@ from training.explain.predictions import draw_predictions, draw_quadrants
 from training.explain.twin import read_twin
 from training.explain.why import draw_why
 from training.report.predictions import predictions_of
-
-Kind = Literal[
-    "images",
-    "predictions",
-    "quadrants",
-    "mistakes",
-    "breakdown",
-    "confusion",
-    "curves",
-    "occlusion",
-    "activations",
-    "filters",
-    "features",
-    "kernels",
-]
 
 _OF_PREDICTIONS = {
     "predictions": draw_predictions,

@@ -10,8 +10,8 @@ from PIL import Image
 
 from training.errors import TwinUnavailable
 from training.evaluation.evaluate_bundle import locate
-from training.explain import Picture as Drawn
-from training.explain import explain
+from training.explain.explain import explain
+from training.explain.picture import Picture as Drawn
 from training.explain.twin import read_twin
 from training.networks import Network
 from training.report.blocks import Block, Fold, Picture, Prose, Row, Section

@@ -16,17 +16,16 @@ from serving.errors import LenserveError, UsageError
 from training.data import load
 from training.errors import RecipeError, TwinUnavailable
 from training.evaluation.onnx_session import open_session, run
-from training.explain import Picture, explain
 from training.explain.activations import draw_classes, draw_filter_inputs, draw_layer_inputs, filter_responses
 from training.explain.examples import choose_examples
-from training.explain.explain import predictor
+from training.explain.explain import explain, predictor
 from training.explain.features import draw_features
 from training.explain.filters import draw_filters, draw_layer_filters
 from training.explain.grad_cam import default_layer, grad_cam
 from training.explain.ideal_inputs import Ascent, class_score, ideal_inputs
 from training.explain.onnx_layers import read_layers, run_layers, select_layer
 from training.explain.outcomes import draw_confusion_matrix, draw_training_curves
-from training.explain.picture import Tile, draw_grid, evenly, overlay, signed
+from training.explain.picture import Picture, Tile, draw_grid, evenly, overlay, signed
 from training.explain.predictions import draw_quadrants
 from training.explain.torch_layers import images_at_once, layer_named, single_view
 from training.explain.twin import read_twin
