@@ -1,17 +1,11 @@
 """Lists, reads, verifies, publishes and aliases the versions on disk: <repository>/<model>/<version>/.
 
-A version is written to a temporary `.staging-*` folder in its model's folder, synced, then renamed: readers
-see all of it or nothing. If a publisher dies, the kernel releases its lock, and the next publisher removes
-the folder.
+Readers see all of a version or nothing: staging.py.
 """
 
-import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +24,7 @@ from serving.bundle.manifest import (
     Manifest,
     Strict,
 )
+from serving.bundle.staging import locked, replace_text, staging_folder, sync
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
 from serving.validation_errors import describe
 
@@ -39,7 +34,6 @@ _MAX_ALIASES_BYTES = 2**20
 _LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed one is not used again
 _MAX_NUMBER_BYTES = 64
 _REMEDY = "restore the published file, or publish a new version"
-_STAGING_PREFIX = ".staging-"
 
 
 class AliasTarget(Strict):
@@ -214,13 +208,13 @@ class Repository:
             raise BundleError(f"{model!r} is not a valid model name: use {NAME_ALLOWED}")
         model_folder = self._model_folder(model)
         model_folder.mkdir(parents=True, exist_ok=True)
-        with _staging(model_folder) as staging:
+        with staging_folder(model_folder) as staging:
             manifest = _seal(staging, write(staging))
-            with _locked(model_folder):
+            with locked(model_folder):
                 version = max((_last_version(model_folder), *self.versions(model))) + 1
-                _replace(model_folder / _LAST_VERSION_FILE, f"{version}\n")
+                replace_text(model_folder / _LAST_VERSION_FILE, f"{version}\n")
                 staging.rename(self.folder(model, version))
-                _sync(model_folder)
+                sync(model_folder)
         digest = hashlib.sha256(manifest.to_json()).hexdigest()
         return Bundle(model, version, self.folder(model, version), manifest, digest)
 
@@ -253,13 +247,13 @@ class Repository:
         if version not in self.versions(model):
             raise UnknownModel(f"the repository has no version {version} of model {model!r}")
         folder = self._model_folder(model)
-        with _locked(folder):
+        with locked(folder):
             targets = {**self.aliases(model), alias: version}
             aliases = _Aliases(
                 {name: AliasTarget(version=number) for name, number in sorted(targets.items())}
             )
-            _replace(folder / ALIASES_FILE, aliases.model_dump_json(indent=2) + "\n")
-            _sync(folder)
+            replace_text(folder / ALIASES_FILE, aliases.model_dump_json(indent=2) + "\n")
+            sync(folder)
 
     def _model_folder(self, model: str) -> Path:
         if not NAME_PATTERN.fullmatch(model):
@@ -299,14 +293,6 @@ def _last_version(model_folder: Path) -> int:
     return int(text) if is_version_name(text.decode("ascii", "replace")) else 0
 
 
-def _replace(path: Path, text: str) -> None:
-    """Replace a file atomically. The caller holds the lock on its folder, and syncs that."""
-    temporary = path.with_name(f".{path.name.lstrip('.')}.new")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.rename(path)
-
-
 def _seal(staging: Path, description: Description) -> Manifest:
     """Write the manifest with the digests of all files, and sync everything to disk."""
     files = sorted(path for path in staging.rglob("*") if path.is_file())
@@ -315,52 +301,5 @@ def _seal(staging: Path, description: Description) -> Manifest:
     )
     (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
     for path in (*staging.rglob("*"), staging):
-        _sync(path)
+        sync(path)
     return manifest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on a folder; the kernel releases it if this process dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _staging(model_folder: Path) -> Iterator[Path]:
-    """Create a locked folder next to the versions; remove it at the end unless it was renamed."""
-    with ExitStack() as stack:
-        with _locked(model_folder):
-            _remove_abandoned(model_folder)
-            staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=model_folder))
-            stack.enter_context(_locked(staging))
-        staging.chmod(
-            0o755
-        )  # with mkdtemp's 0700, a server that runs as another user could not read the version
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _remove_abandoned(model_folder: Path) -> None:
-    for staging in model_folder.glob(_STAGING_PREFIX + "*"):
-        with suppress(OSError):  # a running publisher holds the lock, or has just removed the folder
-            descriptor = os.open(staging, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(staging, ignore_errors=True)
-            finally:
-                os.close(descriptor)

@@ -20,10 +20,11 @@ from types import FrameType
 from typing import Any
 
 import serving.bundle.repository
+import serving.bundle.staging
 from serving.bundle import Description, Repository
 
 MODEL = "animals"
-TRACED_FILES = (serving.bundle.repository.__file__, __file__)
+TRACED_FILES = (serving.bundle.repository.__file__, serving.bundle.staging.__file__, __file__)
 
 Operation = Callable[[Repository], object]
 State = tuple[list[int], dict[str, int]]

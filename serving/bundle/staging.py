@@ -1,0 +1,71 @@
+"""Writes into a repository so that readers see all of it or nothing, and one publisher at a time writes.
+
+A version is written to a temporary `.staging-*` folder in its model's folder, synced, then renamed. If a
+publisher dies, the kernel releases its lock, and the next publisher removes the folder.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+_PREFIX = ".staging-"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file atomically. The caller holds the lock on its folder, and syncs that."""
+    temporary = path.with_name(f".{path.name.lstrip('.')}.new")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.rename(path)
+
+
+def sync(path: Path) -> None:
+    """Write a file, or the entries of a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder; the kernel releases it if this process dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def staging_folder(model_folder: Path) -> Iterator[Path]:
+    """Create a locked folder next to the versions; remove it at the end unless it was renamed."""
+    with ExitStack() as stack:
+        with locked(model_folder):
+            _remove_abandoned(model_folder)
+            staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=model_folder))
+            stack.enter_context(locked(staging))
+        staging.chmod(
+            0o755
+        )  # with mkdtemp's 0700, a server that runs as another user could not read the version
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(model_folder: Path) -> None:
+    for staging in model_folder.glob(_PREFIX + "*"):
+        with suppress(OSError):  # a running publisher holds the lock, or has just removed the folder
+            descriptor = os.open(staging, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(staging, ignore_errors=True)
+            finally:
+                os.close(descriptor)
