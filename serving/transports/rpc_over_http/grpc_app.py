@@ -7,7 +7,6 @@ disconnects; grpc_framing.py defines the format of the bytes.
 import asyncio
 import logging
 import math
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -53,6 +52,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     unknown_method,
     wrong_count,
 )
+from serving.transports.rpc_over_http.unanswered import UnansweredMessages
 from serving.turns import LARGE_BYTES, Turns, copy_us
 
 _BODY = "http.response.body"
@@ -161,7 +161,9 @@ class GrpcApp:
             is_started = False
             deadline = asyncio.timeout(None)
             body = request_body(receive)
-            unanswered = _Unanswered(body, self._max_message_bytes // 2, answers_each=handler.answers_each)
+            unanswered = UnansweredMessages(
+                body, self._max_message_bytes // 2, answers_each=handler.answers_each
+            )
             try:
                 read_timeout(headers, call)
                 deadline = _deadline(call)
@@ -227,7 +229,9 @@ class GrpcApp:
             return only.data
         return await decompress(only.data, encoding, self._max_message_bytes, body.charge, self._turns)
 
-    async def _messages(self, headers: RawHeaders, unanswered: "_Unanswered") -> AsyncGenerator[bytes, None]:
+    async def _messages(
+        self, headers: RawHeaders, unanswered: UnansweredMessages
+    ) -> AsyncGenerator[bytes, None]:
         """Yield each message of a stream when it is complete, and when the one before it is taken."""
         encoding = encoding_of(headers)
         async with aclosing(self._framed(unanswered.body, unanswered=unanswered)) as messages:
@@ -245,7 +249,7 @@ class GrpcApp:
                 unanswered.taken()
 
     async def _framed(
-        self, receive: Receive, event: Event | None = None, unanswered: "_Unanswered | None" = None
+        self, receive: Receive, event: Event | None = None, unanswered: UnansweredMessages | None = None
     ) -> AsyncGenerator[Framed, None]:
         """Yield each message of a request as it was sent; `event` is the first event."""
         reader = MessageReader(self._max_message_bytes)
@@ -295,59 +299,6 @@ class _Reader:
     def __call__(self) -> Awaitable[bytes]:
         self.has_begun = True
         return self._read(*self._arguments)
-
-
-class _Unanswered:
-    """The messages of a stream that the handler holds. The others are released, as streams may be long."""
-
-    def __init__(self, body: RequestBody, max_bytes: int, *, answers_each: bool) -> None:
-        """Start without messages.
-
-        Args:
-            body: the request that is charged.
-            max_bytes: while more are unanswered, no further message is received.
-            answers_each: whether every message has one answer, in order; otherwise the handler holds a
-                message until it takes the next one.
-        """
-        self.body = body
-        self._answers_each = answers_each
-        self._max_bytes = max_bytes
-        self._sizes: deque[int] = deque()
-        self._bytes = 0
-        self._answered = asyncio.Event()
-        body.may_pause = True
-
-    def add(self, size: int) -> None:
-        """Add a message."""
-        self._sizes.append(size)
-        self._bytes += size
-
-    def taken(self) -> None:
-        """The handler takes the next message."""
-        if not self._answers_each:
-            self._release(1)
-
-    def answered(self, count: int) -> None:
-        """That many answers have been sent."""
-        if self._answers_each:
-            self._release(count)
-
-    def _release(self, count: int) -> None:
-        size = sum(self._sizes.popleft() for _ in range(min(count, len(self._sizes))))
-        self._bytes -= size
-        self.body.release(size)
-        self._answered.set()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more may be received now."""
-        return self._bytes > self._max_bytes
-
-    async def room(self) -> None:
-        """Wait while it is full."""
-        while self.is_full:
-            self._answered.clear()
-            await self._answered.wait()
 
 
 def _deadline(call: Call) -> asyncio.Timeout:

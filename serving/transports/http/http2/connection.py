@@ -67,7 +67,6 @@ class Http2Connection(asyncio.Protocol):
             limits: on the client.
         """
         self._app = app
-        self._rounds = rounds or Rounds()
         self._limits = limits
         self._share = ConnectionShare(budget or ByteBudget(limits.max_pending_bytes))
         self._on_closed = on_closed
