@@ -65,7 +65,10 @@ class ModelRefresher:
         stable = folder.aliases.get(STABLE_ALIAS)
         problem = folder.problem
         if stable not in (None, default):
-            problem = f"its alias {STABLE_ALIAS!r} names version {stable}, which cannot be served"
+            problem = (
+                f"its alias {STABLE_ALIAS!r} names version {stable}, which cannot be served: publish it, or "
+                "move the alias"
+            )
         refused = self._refused(old.name, (*folder.numbers, *folder.aliases.values()))
         return Model(old.name, versions, folder.aliases, default, refused, problem)
 
@@ -73,7 +76,9 @@ class ModelRefresher:
         """Read the folder of a model. Called in a thread."""
         numbers = self._repository.versions(old.name)
         if not numbers and old.versions:
-            raise FileNotFoundError("its folder is empty: what was loaded from it is still served")
+            raise FileNotFoundError(
+                "its folder is empty: what was loaded is served on; restore it, or remove it"
+            )
         self._overlooked.log_new(old.name)
         try:
             aliases = self._repository.aliases(old.name)

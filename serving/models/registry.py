@@ -256,7 +256,7 @@ class Models:
             for name in names:
                 if name not in self._unloaded and name not in self._refreshing:
                     self._refreshing[name] = refresh = self._start(self._refresh_or_keep(name))
-                    refresh.add_done_callback(partial(self._end_refresh, name))
+                    refresh.add_done_callback(partial(self._refreshing.pop, name))
             if self._refreshing:
                 await asyncio.wait(list(self._refreshing.values()), timeout=self._patience_s)
             for name in set(self._models) - set(names):
@@ -273,16 +273,10 @@ class Models:
             raise FileNotFoundError(f"the repository {root} is not a directory")
         if not names and any(model.versions for model in list(self._models.values())):
             raise FileNotFoundError(
-                f"the repository {root} is empty: what was loaded from it is still served"
+                f"the repository {root} is empty: what was loaded is served on; mount it again"
             )
         self._overlooked.log_new()
         return names
-
-    def _end_refresh(self, name: str, refresh: "asyncio.Task[None]") -> None:
-        del self._refreshing[name]
-        error = None if refresh.cancelled() else refresh.exception()
-        if error is not None:
-            _log.error("model_not_refreshed", extra={"model": name}, exc_info=error)
 
     async def _until_refreshed(self, name: str) -> None:
         """Wait for a refresh of this model that has taken longer than others waited for."""
@@ -296,11 +290,15 @@ class Models:
         """Refresh a model; if it cannot be read, keep its versions and continue with the other models."""
         try:
             await self._refresh_model(name)
-        except (OSError, LenserveError) as error:
+        except Exception as error:  # noqa: BLE001 - it costs this model only
             model = replace(self._models.get(name, Model(name)), problem=str(error))
             if model != self._models.get(name):
                 self._models[name] = model
-                _log.error("model_unreadable", extra={"model": name, "reason": str(error)})
+                _log.error(
+                    "model_unreadable",
+                    extra={"model": name, "reason": str(error)},
+                    exc_info=not isinstance(error, OSError | LenserveError),
+                )
                 self._announce(name)
 
     def _after_refresh(self) -> None:

@@ -728,7 +728,7 @@ class TestAliases:
             await models.refresh()
             assert _default(models) == 2
             (problem,) = log_events.named("model_problem")
-            assert problem.reason == "its alias 'stable' names version 3, which cannot be served"
+            assert problem.reason == _unservable(3)
             publish()
             await models.refresh()
             assert _default(models) == 3
@@ -743,7 +743,7 @@ class TestAliases:
         repository.set_alias(NAME, "stable", 2)
         async with open_models() as models:
             assert _default(models) == 1
-            assert models.get(NAME).problem == "its alias 'stable' names version 2, which cannot be served"
+            assert models.get(NAME).problem == _unservable(2)
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"stable": 2}', '{"stable": {"version": 0}}', None])
     async def test_damaged_aliases_keep_the_served_versions_and_do_not_affect_other_models(
@@ -855,7 +855,7 @@ class TestRepositoryChanges:
             await log_events.wait_for("repository_unreadable")
             (event,) = log_events.named("repository_unreadable")
             assert event.reason == (
-                f"the repository {repository.root} is empty: what was loaded from it is still served"
+                f"the repository {repository.root} is empty: what was loaded is served on; mount it again"
             )
             assert (_default(models), models.ready) == (1, True)
 
@@ -871,7 +871,9 @@ class TestRepositoryChanges:
                 await models.refresh()
             assert (_default(models, "a"), _default(models, "b")) == (1, 1)
             (event,) = log_events.named("model_unreadable")
-            assert event.reason == "its folder is empty: what was loaded from it is still served"
+            assert (
+                event.reason == "its folder is empty: what was loaded is served on; restore it, or remove it"
+            )
 
     async def test_a_folder_that_cannot_be_read_costs_no_other_model(
         self,
@@ -1311,6 +1313,10 @@ async def test_all_processes_refresh_at_the_same_times(
 
     assert looked_s[0] % interval_s >= interval_s / 2
     assert min(at_s % interval_s for at_s in looked_s[1:]) < interval_s / 4
+
+
+def _unservable(stable: int) -> str:
+    return f"its alias 'stable' names version {stable}, which cannot be served: publish it, or move the alias"
 
 
 def _deny(scan: Scan, model: str) -> Scan:
