@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> tuple[list[Result], list[late_calls.Late
             for count in late_calls.COUNTS:
                 if not options.names or LATE in options.names:
                     late.append(late_calls.measure(Path(folder), count, at_once, options=arguments))
-                    _stderr.print(late[-1])
+                    _stderr.print(_late_line(late[-1]))
     return results, late
 
 
@@ -78,6 +78,13 @@ def _line(result: Result) -> str:
         f"{result.attack:34} p99 {result.calm_p99_ms:6.1f} {result.p99_ms:8.1f} ms  growth {growth}  "
         f"sent {result.sent_mib:6.0f} MiB in {result.connected:6} conn  core {result.cpu_share:4.0%}  "
         f"{'; '.join(result.misses()) or 'met'}"
+    )
+
+
+def _late_line(late: late_calls.LateCalls) -> str:
+    return (
+        f"{late.count:5} calls of 8 MB, {late.at_once} at once, {late.late} late: {late.before_mib:.0f} MiB "
+        f"before, {late.after_mib:.0f} MiB after  {'; '.join(late.misses()) or 'met'}"
     )
 
 
