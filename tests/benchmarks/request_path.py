@@ -33,6 +33,7 @@ from serving.rpc.middleware import Middleware
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.routes import Call, Unary
 from serving.rpc.services.inference import InferenceService
+from serving.turns import Turns
 from tests.benchmarks.calls import infer_message
 from tests.benchmarks.networks import lenet
 
@@ -78,9 +79,6 @@ def _lines(  # noqa: PLR0917 - every stage of the path
     instant = InferenceService(_Instant(ready), models, metrics, regions)  # type: ignore[arg-type]
     answer = pb.ModelInferResponse()
 
-    async def arrived() -> bytes:
-        return message
-
     async def nothing(_request: bytes, _call: Call) -> pb.ModelInferResponse:
         return answer
 
@@ -90,7 +88,7 @@ def _lines(  # noqa: PLR0917 - every stage of the path
 
     def wrapped(row: Unary) -> Work:
         wire = Middleware(Metrics()).wrap(row)
-        return lambda: wire.answer(arrived, Call({}))
+        return lambda: wire.answer(message, Call({}))
 
     def infer_row(of: InferenceService) -> Unary:
         return next(row for row in of.rpcs() if isinstance(row, Unary) and row.method == METHOD)
@@ -113,6 +111,8 @@ class _Instant:
 
     def __init__(self, ready: Inference) -> None:
         self.admission = Admission(1)
+        self.max_images = MAX_BATCH_SIZE
+        self.turns = Turns()
         self._ready = ready
 
     async def infer_tensor(self, *_: object, **__: object) -> Inference:
