@@ -1,5 +1,5 @@
 # Every target sets up .venv if necessary.
-.PHONY: demo test check proto bench chaos bench-training gpu results picture report-pictures clean
+.PHONY: demo test check proto bench bench-memory chaos bench-training gpu results picture report-pictures clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -58,6 +58,9 @@ picture: .venv/train.done
 # Takes the README's screenshots of a report; needs Chromium.
 report-pictures: .venv/dev.done
 	$(BIN)/python -m tests.system.report_pictures $(REPORT) docs
+
+bench-memory: .venv/dev.done
+	$(BIN)/python -m tests.benchmarks.model_memory $(BENCH_ARGS)
 
 bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)

@@ -1,8 +1,8 @@
 """Returns the memory of large batches to the system.
 
-On a CPU, ONNX Runtime keeps what the largest run of a session took in an arena: 170 MB for SqueezeNet with 32
-images, whose weights take 3 MB. A run can shrink the arena at its end, but then it takes a tenth longer. So
-only one run does, some seconds after the last large batch.
+On a CPU, ONNX Runtime keeps what the largest run took in an arena: many times the size of the weights, for
+convolutions on 32 photographs (`make bench-memory`). A run can shrink the arena at its end, but then takes
+longer. So only one run does, some seconds after the last large batch.
 """
 
 import logging

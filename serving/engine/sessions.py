@@ -132,7 +132,7 @@ def open_onnx(model_file: Path, providers: list[Any], *, threads: int, device: s
 def _share_arena() -> None:
     """Create one arena for all sessions on the CPU. It grows by what is needed, not by powers of two.
 
-    With one arena per session, each keeps its first 1 MiB for good, and a LeNet-5 takes 2.8 MB, not 0.5 MB.
+    With one arena per session, each would keep its first 1 MiB for good.
     """
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
