@@ -238,8 +238,8 @@ def _description(bundle: Bundle) -> dict[str, object]:
     manifest = bundle.manifest
     return {
         "labels": len(manifest.labels),
-        "accuracy": manifest.evaluation.accuracy.value,
-        "test_images": manifest.evaluation.images,
+        "accuracy": manifest.evaluation and manifest.evaluation.accuracy.value,
+        "test_images": manifest.evaluation.images if manifest.evaluation else 0,
         "recipe": manifest.provenance.recipe,
         "created_at": manifest.provenance.created_at.isoformat(timespec="seconds"),
         "digest": bundle.digest,
@@ -266,7 +266,8 @@ def _print_rows(rows: Sequence[dict[str, object]], repository: Path) -> None:
         if "error" in row:
             table.add_row(*head, "", f"[red]cannot be trusted: {escape(str(row['error']))}[/red]")
             continue
-        accuracy = f"{row['accuracy']:.2%} of {row['test_images']}"
+        measured = row["accuracy"] is not None
+        accuracy = f"{row['accuracy']:.2%} of {row['test_images']}" if measured else "not measured"
         table.add_row(
             *head,
             str(row["labels"]),

@@ -30,6 +30,15 @@ class Golden:
         return float(difference) if np.isfinite(difference) else float("inf")
 
 
+def class_balanced_indices(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.intp]:
+    """Return up to `count` indices, balanced over labels: the first image of each, then the second, ..."""
+    rank = np.empty(len(labels), dtype=np.intp)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    return np.lexsort((labels, rank))[:count]
+
+
 def write_golden(golden: Golden, folder: Path) -> None:
     """Write golden.npz to the folder of a version."""
     # In memory first: on a full disk, numpy's archive writer reports a second error when it is collected.

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from serving.errors import InvalidManifest
+from serving.errors import BundleError, InvalidManifest
 from serving.validation_errors import describe, matching
 
 MODEL_FILE = "model.onnx"
@@ -115,11 +115,30 @@ class Pretrained(Strict):
     sha256: Sha256 = Field(description="SHA-256 of the file")
 
 
+class Imported(Strict):
+    """The ONNX file of another program that became this version, and how it was read."""
+
+    files: Mapping[str, Sha256] = Field(
+        min_length=1, description="name -> SHA-256: the ONNX file, and files of its weights if it has any"
+    )
+    producer: str = Field(description="as the file names it, such as pytorch 2.13.0")
+    opset: int = Field(ge=1, description="ONNX operator set of the file")
+    scores: Literal["logits", "probabilities", "sigmoid"] = Field(description="what its output holds")
+    embedding: str | None = Field(description="tensor of the file; null: the embedding is the output")
+    mean: tuple[float, ...] = Field(description="of pixels in 0..1, in the order of the channels")
+    std: tuple[float, ...] = Field(description="of pixels in 0..1, in the order of the channels")
+    layout: Literal["NCHW", "NHWC"]
+    channel_order: Literal["RGB", "BGR", "grey"]
+    batch: Literal["dynamic", "made dynamic", "one by one"] = Field(
+        description="as exported; after its shapes were changed; or each image of a batch alone"
+    )
+
+
 class Provenance(Strict):
     """Where the weights come from."""
 
-    recipe: str
-    recipe_digest: Sha256 = Field(description="SHA-256 of the resolved recipe")
+    recipe: str = Field(description="import: another program trained it")
+    recipe_digest: Sha256 = Field(description="SHA-256 of the resolved recipe, or of an import's settings")
     data_digest: Sha256 = Field(description="SHA-256 of all images and labels")
     created_at: datetime
     framework: str = Field(description="such as torch 2.13.0")
@@ -130,12 +149,15 @@ class Provenance(Strict):
         description="recipe digest of the shorter run that was continued; null: trained from its first step",
     )
 
+    imported: Imported | None = Field(default=None, description="null: trained by lenserve-train")
+
     @model_serializer(mode="wrap")
-    def _without_null_continuation(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a null `continued_from`: servers that are older than the key reject it."""
+    def _without_null_additions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys that are null: servers that are older than the key reject it."""
         values: dict[str, Any] = serialize(self)
-        if self.continued_from is None:
-            del values["continued_from"]
+        for name in ("continued_from", "imported"):
+            if getattr(self, name) is None:
+                del values[name]
         return values
 
 
@@ -157,8 +179,8 @@ class Description(Strict):
     labels: tuple[str, ...] = Field(min_length=2, description="index -> label")
     geometry: Geometry
     embedding_size: int = Field(ge=1)
-    calibration: Calibration
-    evaluation: Evaluation
+    calibration: Calibration | None = Field(description="null: not measured, and no temperature is applied")
+    evaluation: Evaluation | None = Field(description="null: not measured, imported without labelled images")
     provenance: Provenance
     variants: Mapping[Precision, Variant] = Field(
         default_factory=dict,
@@ -177,6 +199,19 @@ class Description(Strict):
         if len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
             raise ValueError("must be distinct and not empty")
         return labels
+
+    def measured(self) -> Evaluation:
+        """Return the evaluation.
+
+        Raises:
+            BundleError: there is none, because the version was imported without labelled images.
+        """
+        if self.evaluation is None:
+            raise BundleError(
+                "the version was imported without labelled images, so nothing was measured: "
+                "import it again with --images"
+            )
+        return self.evaluation
 
 
 def variant_file(precision: Precision) -> str:

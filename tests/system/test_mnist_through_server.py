@@ -29,7 +29,7 @@ def test_mnist_through_the_server_gives_the_evaluated_labels(
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["verdict"] == "published"
     bundle = repository.read("lenet5-mnist", summary["version"])
-    evaluation = bundle.manifest.evaluation
+    evaluation = bundle.manifest.measured()
     assert evaluation.images == 10_000
     assert evaluation.accuracy.value >= 0.990
 

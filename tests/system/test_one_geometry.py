@@ -74,7 +74,7 @@ def test_border_images_are_refused_or_served_as_evaluated(
     assert train(tmp_path, repository)["verdict"] == "refused"
     published = train(tmp_path, repository, "gates.min_skill=-1", "gates.allow_zero_recall=true")
     assert published["verdict"] == "published"
-    evaluation = repository.read("border", 1).manifest.evaluation
+    evaluation = repository.read("border", 1).manifest.measured()
 
     server = start_server()
     with Client(server.grpc) as client:

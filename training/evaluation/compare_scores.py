@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from serving.bundle import Evaluation
+from serving.bundle.measures import ECE_BINS, expected_calibration_error, wilson_interval
 from training.data.splits import Labels
-from training.evaluation.calibrate import ECE_BINS, expected_calibration_error
 from training.evaluation.gates import Check
-from training.evaluation.intervals import wilson_interval
 from training.evaluation.onnx_session import Floats
 
 

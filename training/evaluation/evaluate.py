@@ -7,8 +7,9 @@ import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from serving.bundle import Estimate, Evaluation
-from training.evaluation.calibrate import debiased_calibration_error, expected_calibration_error
-from training.evaluation.intervals import balanced_accuracy, roc_auc, wilson_interval
+from serving.bundle.measures import expected_calibration_error, wilson_interval
+from training.evaluation.calibrate import debiased_calibration_error
+from training.evaluation.intervals import balanced_accuracy, roc_auc
 from training.evaluation.scores import LabelScore, Scores
 
 _MAX_LISTED_LABELS = 100  # above this, only labels that occur are listed

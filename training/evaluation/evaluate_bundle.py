@@ -89,8 +89,8 @@ def evaluate_bundle(
         metrics=scores.headline(),
         labels=scores.labels,
         confusion=scores.confusion,
-        same_as_manifest=(scores.evaluation.images, scores.evaluation.correct)
-        == (published.images, published.correct),
+        same_as_manifest=published is not None
+        and (scores.evaluation.images, scores.evaluation.correct) == (published.images, published.correct),
         left_out=test.left_out,
         notes=test.notes,
         seconds=round(time.perf_counter() - began_s, 1),

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
 from serving.bundle import Estimate
+from serving.bundle.measures import wilson
 
 _Z_95 = 1.959963984540054  # standard normal, two-sided 95 %
 MIN_IMAGES_FOR_RECALL = 10  # images of each label: with fewer, the interval says nothing
@@ -18,11 +19,6 @@ _DRAWS = 2000
 _DRAWS_AT_ONCE = 100
 
 _Floats = npt.NDArray[np.float64]
-
-
-def wilson_interval(correct: int, images: int) -> Estimate:
-    """Return `correct / images` with its 95 % interval (Wilson 1927), which is also valid near 0 and 1."""
-    return _wilson(correct / images, images)
 
 
 def mean_accuracy(correct: npt.NDArray[np.bool_]) -> Estimate:
@@ -41,7 +37,7 @@ def mean_accuracy(correct: npt.NDArray[np.bool_]) -> Estimate:
     """
     networks = len(correct)
     value = float(correct.mean())
-    of_images = _wilson(value, _effective_images(correct, value))
+    of_images = wilson(value, _effective_images(correct, value))
     if networks == 1:
         return of_images
     means = correct.mean(axis=1)  # (D,)
@@ -59,14 +55,6 @@ def _effective_images(correct: npt.NDArray[np.bool_], value: float) -> float:
     variance = float(correct.mean(axis=0).var(ddof=1)) / images
     most = float(images * networks)  # if the networks' errors were independent
     return min(most, value * (1 - value) / variance) if variance else most
-
-
-def _wilson(value: float, images: float) -> Estimate:
-    denominator = 1 + _Z_95**2 / images
-    centre = (value + _Z_95**2 / (2 * images)) / denominator
-    half_width = _Z_95 / denominator * math.sqrt(value * (1 - value) / images + _Z_95**2 / (4 * images**2))
-    # Rounding must not move the bounds past the value, or outside 0..1.
-    return _estimate(value, max(0.0, centre - half_width), min(1.0, centre + half_width))
 
 
 def balanced_accuracy(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> Estimate | None:

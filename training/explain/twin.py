@@ -43,7 +43,8 @@ def read_twin(bundle: Bundle) -> Classifier:
             f"{_beginning(bundle)}: {WEIGHTS_FILE} has tensors of other names or shapes than "
             f"{recipe.network.name}, the network of its recipe"
         ) from error
-    twin = Classifier(network.eval(), bundle.manifest.calibration.temperature).eval()
+    calibration = bundle.manifest.calibration
+    twin = Classifier(network.eval(), calibration.temperature if calibration else 1.0).eval()
     _compare(twin, bundle, recipe.gates.max_parity_gap)
     return twin
 

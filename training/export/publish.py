@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from serving.bundle import (
     MODEL_FILE,
     Bundle,
@@ -15,8 +13,8 @@ from serving.bundle import (
     variant_file,
     write_golden,
 )
-from serving.bundle.golden import MAX_GOLDEN_IMAGES
-from training.data.splits import Indices, Labels, Split
+from serving.bundle.golden import MAX_GOLDEN_IMAGES, class_balanced_indices
+from training.data.splits import Split
 from training.evaluation.gates import raise_if_failed
 from training.evaluation.onnx_session import open_session, run
 from training.recipe import Recipe
@@ -71,12 +69,3 @@ def publish(
         )
 
     return repository.publish(metrics.model, write)
-
-
-def class_balanced_indices(labels: Labels, count: int) -> Indices:
-    """Return up to `count` indices, balanced over labels: the first image of each, then the second, ..."""
-    rank = np.empty(len(labels), dtype=np.intp)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[members] = np.arange(len(members))
-    return np.lexsort((labels, rank))[:count]

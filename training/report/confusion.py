@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.intervals import wilson_interval
+from serving.bundle.measures import wilson_interval
 from training.evaluation.scores import LabelScore, Scores
 from training.report.blocks import Block, Cell, Fold, Matrix, Table
 

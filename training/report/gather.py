@@ -175,7 +175,7 @@ def _with_data(  # noqa: PLR0917 - a bundle, and where its data are
         raise DataError(f"{data_root} has no image of the test split of {bundle.model} {bundle.version}")
     probabilities, embedding = run(open_session(bundle.model_file), dataset.test.images)
     predictions = predict_splits(dataset, probabilities, bundle.model_file, source.group_pattern)
-    stated, test = bundle.manifest.evaluation, predictions["test"]
+    stated, test = bundle.manifest.measured(), predictions["test"]
     found = len(test), int(test.correct.sum())
     if found != (stated.images, stated.correct):
         raise DataError(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from serving.bundle import Estimate
-from training.evaluation.intervals import wilson_interval
+from serving.bundle.measures import wilson_interval
 from training.report.blocks import Block, Picture, Row, Table
 from training.report.charts import BLUE, RED, SOFT, chart, legend, svg
 from training.report.predictions import Predictions

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
-from training.evaluation.calibrate import ECE_BINS
+from serving.bundle.measures import ECE_BINS
 from training.report.blocks import Picture, Table
 from training.report.charts import BLUE, GREEN, PALE, SOFT, chart, legend, svg
 from training.report.predictions import Predictions

@@ -42,9 +42,9 @@ def find_replaced(  # noqa: PLR0917 - two versions, and what is known of the new
         return None
     try:
         bundle = repository.read(model, older[-1])
-    except LenserveError:  # a damaged version is not worth failing a run
+        accuracy = bundle.manifest.measured().accuracy.value
+    except LenserveError:  # a damaged version, or one that was never measured, is not worth failing a run
         return None
-    accuracy = bundle.manifest.evaluation.accuracy.value
     predicted, reason = _predictions(bundle, test, dataset, geometry)
     return Replaced(bundle.version, accuracy, predicted, reason)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from serving.bundle import Calibration, Estimate, Repository
+from serving.bundle.golden import class_balanced_indices
+from serving.bundle.measures import wilson_interval
 from training import data
 from training.atomic_files import RESUME, replace_file, writing
 from training.data import DataReport, Dataset
@@ -21,11 +23,10 @@ from training.devices.out_of_memory import explaining_out_of_memory, inference_a
 from training.devices.process_group import SINGLE_PROCESS, ProcessGroup
 from training.errors import GateFailed, RunFolderConflict
 from training.evaluation.calibrate import calibrate, uncalibrated
-from training.evaluation.intervals import wilson_interval
 from training.evaluation.proof import Proof, prove
 from training.export.export import Classifier, export
 from training.export.intent import find_published, write_intent
-from training.export.publish import class_balanced_indices, publish
+from training.export.publish import publish
 from training.export.variant_report import VariantReport
 from training.export.variants import make_variant
 from training.export.weights_file import write_weights

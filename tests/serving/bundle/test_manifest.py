@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from serving.bundle import Description, Geometry, Manifest
-from serving.errors import InvalidManifest
+from serving.errors import BundleError, InvalidManifest
 from tests.serving.bundle.publishing import Publish
 
 # The fixture is a value that no example changes.
@@ -50,6 +50,20 @@ def test_json_round_trip(manifest: Manifest) -> None:
     assert Manifest.from_json(text).to_json() == text
     assert text.endswith(b"}\n")
     assert "søl".encode() in text
+
+
+def test_a_version_without_measurements_says_so(document: dict[str, Any]) -> None:
+    """An imported version may have no evaluation; asking for its figures names the remedy."""
+    document |= {"evaluation": None, "calibration": None}
+    manifest = parse(document)
+    assert parse(json.loads(manifest.to_json())) == manifest
+    with pytest.raises(BundleError, match=r"imported without labelled images.*import it again with --images"):
+        manifest.measured()
+
+
+def test_a_trained_version_does_not_mention_imports(document: dict[str, Any]) -> None:
+    """Servers older than the key reject it, so it is left out where it is null."""
+    assert document["provenance"].keys() & {"imported", "continued_from"} == set()
 
 
 def test_a_manifest_is_frozen(manifest: Manifest) -> None:

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 
-from training.evaluation.calibrate import (
-    calibrate,
-    debiased_calibration_error,
-    expected_calibration_error,
-)
+from serving.bundle.measures import expected_calibration_error, fit_temperature
+from training.evaluation.calibrate import calibrate, debiased_calibration_error
 
 
 def draw(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
@@ -27,6 +25,18 @@ def test_the_right_temperature_is_found(temperature: float) -> None:
     assert calibration.temperature == pytest.approx(temperature, rel=0.05)
     assert calibration.ece_after < 0.02
     assert calibration.ece_after <= calibration.ece_before + 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_is_the_optimum_of_scipy(temperature: float) -> None:
+    """A general minimiser of the negative log likelihood finds no better temperature."""
+    logits, labels = draw(temperature, images=2_000)
+
+    def negative_log_likelihood(tried: float) -> float:
+        return float(-log_softmax(logits / tried, axis=1)[np.arange(len(labels)), labels].mean())
+
+    best = minimize_scalar(negative_log_likelihood, bounds=(0.2, 10), method="bounded").x
+    assert fit_temperature(logits, labels) == pytest.approx(best, rel=1e-4)
 
 
 def test_without_errors_confidence_is_not_raised() -> None:

@@ -10,7 +10,8 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from serving.bundle import Estimate
-from training.evaluation.intervals import balanced_accuracy, mean_accuracy, roc_auc, wilson_interval
+from serving.bundle.measures import wilson_interval
+from training.evaluation.intervals import balanced_accuracy, mean_accuracy, roc_auc
 
 
 def test_wilson_interval_of_a_textbook_case() -> None:

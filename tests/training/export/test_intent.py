@@ -83,7 +83,7 @@ def test_a_run_killed_while_it_publishes_publishes_once(
     assert job.repository.versions("fake") == [1]
     assert (summary.version, summary.verdict) == (1, "published")
     assert summary.path == str(job.repository.folder("fake", 1))
-    assert summary.metrics["images"] == job.repository.read("fake", 1).manifest.evaluation.images
+    assert summary.metrics["images"] == job.repository.read("fake", 1).manifest.measured().images
     assert train_and_evaluate(recipe, resumed(job)) == summary
 
 

@@ -83,8 +83,9 @@ def test_a_run_publishes_a_bundle_that_agrees_with_scikit_learn(kind: str, job: 
     agreement = next(check for check in metrics.checks if check.name == "same labels as scikit-learn")
     assert agreement.passed
     assert agreement.detail == "359 of 359"
-    assert metrics.few_shot[-1].mean == bundle.manifest.evaluation.accuracy.value
+    assert metrics.few_shot[-1].mean == bundle.manifest.measured().accuracy.value
     assert json.loads((bundle.folder / "report" / "history.json").read_text()) == []
+    assert bundle.manifest.calibration is not None
     assert 0.2 < bundle.manifest.calibration.temperature < 10
     probabilities, embedding = run(open_session(bundle.model_file), bundle.golden().images)
     assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-5

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from serving.bundle import Bundle, Pretrained
+from serving.bundle.measures import wilson_interval
 from serving.errors import UsageError
-from training.evaluation.intervals import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.recipe import resolve, shipped_names
 from training.recipe.measured import MeasuredResult, read_measured, record, shipped_recipe
@@ -66,7 +66,7 @@ def test_metrics_of_a_run_become_a_measured_result(digits_bundle: Bundle) -> Non
     shipped = resolve("lenet5-digits")
     kept = metrics.as_measured(shipped, 1.5)
     assert kept.recipe_digest == shipped.digest() != metrics.recipe_digest
-    assert kept.accuracy == digits_bundle.manifest.evaluation.accuracy
+    assert kept.accuracy == digits_bundle.manifest.measured().accuracy
     assert (kept.images, kept.seconds, kept.machine) == (359, 1.5, metrics.machine)
     resumed = metrics.model_copy(update={"earlier_seconds": 60.0})
     assert resumed.as_measured(shipped, 1.5).seconds == 61.5

@@ -3,7 +3,7 @@
 from datetime import date
 from typing import Any
 
-from training.evaluation.intervals import wilson_interval
+from serving.bundle.measures import wilson_interval
 from training.few_shot.curve import CurvePoint
 from training.recipe import Recipe, resolve, shipped_names
 from training.recipe.measured import MeasuredResult

@@ -128,7 +128,7 @@ def test_a_directory_that_was_trained_on_is_evaluated_without_those_images(
     assert second.left_out == 140 - second.metrics["images"]
     assert f"{second.left_out} images left out: colours 2 was trained on them" in second.notes
     first = evaluate_bundle(bundle(grown, 1).folder, None, folder / "photos")
-    assert first.metrics["images"] == bundle(grown, 1).manifest.evaluation.images + 20
+    assert first.metrics["images"] == bundle(grown, 1).manifest.measured().images + 20
 
 
 def test_verify_finds_the_test_split_of_a_directory_that_has_grown(

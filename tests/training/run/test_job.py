@@ -79,7 +79,7 @@ def test_golden_examples_are_real_test_images_of_every_class(
 def test_evaluating_the_bundle_reproduces_its_manifest(digits_bundle: Bundle) -> None:
     """The published scores follow from the published file."""
     result = evaluate_bundle(digits_bundle.folder, None, None)
-    evaluation = digits_bundle.manifest.evaluation
+    evaluation = digits_bundle.manifest.measured()
     assert result.data == "digits"
     assert (result.metrics["images"], result.metrics["correct"]) == (evaluation.images, evaluation.correct)
     assert result.same_as_manifest
