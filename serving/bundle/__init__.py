@@ -20,9 +20,11 @@ from serving.bundle.manifest import (
     Precision,
     Pretrained,
     Provenance,
+    Reference,
     Variant,
     variant_file,
 )
+from serving.bundle.reference import reference_of
 from serving.bundle.repository import Bundle, Repository
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Precision",
     "Pretrained",
     "Provenance",
+    "Reference",
     "Repository",
     "Variant",
     "apply_geometry",
@@ -49,6 +52,7 @@ __all__ = [
     "decode_image",
     "keeps_pixels",
     "read_golden",
+    "reference_of",
     "variant_file",
     "write_golden",
 ]
