@@ -67,7 +67,7 @@ def test_the_manifest_counts_the_answers_for_the_test_images(digits_bundle: Bund
     reference = digits_bundle.manifest.reference
     assert reference is not None
     assert list(reference.predicted) == confusion.sum(axis=0).tolist()
-    assert sum(reference.confidence) == digits_bundle.manifest.evaluation.images
+    assert sum(reference.confidence) == digits_bundle.manifest.measured().images
 
 
 def test_golden_examples_are_real_test_images_of_every_class(
