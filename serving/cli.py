@@ -1,4 +1,4 @@
-"""`lenserve`: serve, classify, models list, tokens hash, bench. Reads options and prints results."""
+"""`lenserve`: serve, classify, models ..., tokens hash, bench. Reads options and prints results."""
 
 import json
 import sys
@@ -28,6 +28,7 @@ from serving.commandline import (
     stderr,
 )
 from serving.errors import BundleError, UsageError
+from serving.model_commands import Alias, History, Promote, Prune, Remove, Rollback, Show
 from serving.settings import ServerSettings
 
 IMAGE_SUFFIXES = frozenset(
@@ -156,7 +157,16 @@ class HashToken(Command):
 COMMANDS: Commands = {
     "serve": Serve,
     "classify": Classify,
-    "models": {"list": ListModels},
+    "models": {
+        "list": ListModels,
+        "show": Show,
+        "promote": Promote,
+        "rollback": Rollback,
+        "alias": Alias,
+        "history": History,
+        "prune": Prune,
+        "remove": Remove,
+    },
     "tokens": {"hash": HashToken},
     "bench": Bench,
 }

@@ -6,6 +6,7 @@ LenserveError
         InvalidManifest              its manifest does not parse
         DigestMismatch               a file differs from the published one
         ProofFailed                  the loaded network does not reproduce its golden examples
+        AliasMoved                   an alias does not name the version that was expected
     DeviceUnavailable            the requested device is not available
     AddressUnavailable           the server cannot listen on its address
     InvalidRequest               the caller can fix the request
@@ -72,6 +73,10 @@ class DigestMismatch(BundleError):
 
 class ProofFailed(BundleError):
     """The loaded network does not reproduce the golden examples of its bundle."""
+
+
+class AliasMoved(BundleError):
+    """An alias does not name the version that was expected: another operator changed it."""
 
 
 class DeviceUnavailable(LenserveError):

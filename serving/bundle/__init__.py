@@ -3,6 +3,7 @@
 Independent of the server, the engine and training. Imports neither gRPC nor ONNX Runtime nor torch.
 """
 
+from serving.bundle.aliases import AliasChange
 from serving.bundle.geometry import apply_geometry, keeps_pixels
 from serving.bundle.golden import Golden, read_golden, write_golden
 from serving.bundle.images import ImageLimits, check_pixels, decode_image
@@ -20,17 +21,17 @@ from serving.bundle.manifest import (
     Precision,
     Pretrained,
     Provenance,
-    Reference,
     Variant,
     variant_file,
 )
-from serving.bundle.reference import reference_of
-from serving.bundle.repository import Bundle, Repository
+from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
 
 __all__ = [
     "GOLDEN_FILE",
     "MANIFEST_FILE",
     "MODEL_FILE",
+    "STABLE_ALIAS",
+    "AliasChange",
     "Bundle",
     "Calibration",
     "Description",
@@ -44,7 +45,6 @@ __all__ = [
     "Precision",
     "Pretrained",
     "Provenance",
-    "Reference",
     "Repository",
     "Variant",
     "apply_geometry",
@@ -52,7 +52,6 @@ __all__ = [
     "decode_image",
     "keeps_pixels",
     "read_golden",
-    "reference_of",
     "variant_file",
     "write_golden",
 ]

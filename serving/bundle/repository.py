@@ -9,8 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, RootModel, ValidationError
-
+from serving.bundle.aliases import (
+    AliasChange,
+    new_change,
+    read_aliases,
+    require_expected,
+    write_change,
+)
 from serving.bundle.files import open_regular, read_limited
 from serving.bundle.golden import Golden, read_golden
 from serving.bundle.looks_like import is_version_name, why_not_a_model, why_not_a_version
@@ -22,28 +27,15 @@ from serving.bundle.manifest import (
     Description,
     FileDigest,
     Manifest,
-    Strict,
 )
 from serving.bundle.staging import locked, replace_text, staging_folder, sync
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
-from serving.validation_errors import describe
 
-ALIASES_FILE = "aliases.json"
+STABLE_ALIAS = "stable"  # names the version that is served by default
 MAX_MANIFEST_BYTES = 16 * 2**20  # 100,000 labels and their digests take 5 MB
-_MAX_ALIASES_BYTES = 2**20
 _LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed one is not used again
 _MAX_NUMBER_BYTES = 64
 _REMEDY = "restore the published file, or publish a new version"
-
-
-class AliasTarget(Strict):
-    """One entry of aliases.json."""
-
-    version: int = Field(ge=1)
-
-
-class _Aliases(RootModel[dict[str, AliasTarget]]):
-    """aliases.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +115,7 @@ class Repository:
         Raises:
             OSError: the folder cannot be read.
         """
-        folder = self.root if model is None else self._model_folder(model)
+        folder = self.root if model is None else self.model_folder(model)
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir())
         why = why_not_a_model if model is None else why_not_a_version
@@ -144,7 +136,7 @@ class Repository:
             OSError: the folder cannot be read.
         """
         try:
-            with os.scandir(self._model_folder(model)) as entries:
+            with os.scandir(self.model_folder(model)) as entries:
                 return sorted(
                     int(entry.name) for entry in entries if is_version_name(entry.name) and entry.is_dir()
                 )
@@ -157,7 +149,7 @@ class Repository:
         Raises:
             UnknownModel: the name is not a valid model name.
         """
-        return self._model_folder(model) / str(version)
+        return self.model_folder(model) / str(version)
 
     def read(self, model: str, version: int) -> Bundle:
         """Read a version and verify every digest of its manifest.
@@ -206,7 +198,7 @@ class Repository:
         """
         if not NAME_PATTERN.fullmatch(model):
             raise BundleError(f"{model!r} is not a valid model name: use {NAME_ALLOWED}")
-        model_folder = self._model_folder(model)
+        model_folder = self.model_folder(model)
         model_folder.mkdir(parents=True, exist_ok=True)
         with staging_folder(model_folder) as staging:
             manifest = _seal(staging, write(staging))
@@ -226,36 +218,56 @@ class Repository:
             OSError: it cannot be read.
             UnknownModel: the name is not a valid model name.
         """
-        path = self._model_folder(model) / ALIASES_FILE
-        try:
-            aliases = _Aliases.model_validate_json(read_limited(path, _MAX_ALIASES_BYTES))
-        except FileNotFoundError:
-            return {}
-        except ValidationError as error:
-            raise BundleError(f"{path}: {describe(error)}") from error
-        return {alias: target.version for alias, target in aliases.root.items()}
+        return read_aliases(self.model_folder(model))
 
-    def set_alias(self, model: str, alias: str, version: int) -> None:
-        """Point an alias at a version, replacing aliases.json atomically.
+    def set_alias(
+        self, model: str, alias: str, version: int, *, expect: int | None = None, reason: str = ""
+    ) -> AliasChange | None:
+        """Point an alias at a version, and log it: both, or nothing.
+
+        Args:
+            model: its name.
+            alias: a name that is not a number.
+            version: a version of the model.
+            expect: version that the alias must name now; 0: there must be no such alias; None: any.
+            reason: why, for the log.
+
+        Returns: the change; None if the alias already names that version.
 
         Raises:
-            BundleError: the alias is not a valid name, or is a number.
+            AliasMoved: the alias does not name the expected version.
+            BundleError: the alias is not a valid name, or is a number; or aliases.json or its log is invalid.
             UnknownModel: the repository has no such version.
         """
         if not NAME_PATTERN.fullmatch(alias) or alias.isdigit():
             raise BundleError(f"{alias!r} is not a valid alias: use {NAME_ALLOWED}, and not a number")
+        self.require_version(model, version)
+        folder = self.model_folder(model)
+        with locked(folder):
+            self.require_version(model, version)  # it may have been removed meanwhile
+            now = self.aliases(model).get(alias)
+            require_expected(now, model, alias, expect)
+            if now == version:
+                return None
+            change = new_change("set", alias, now, version, reason)
+            write_change(folder, change)
+        return change
+
+    def require_version(self, model: str, version: int) -> None:
+        """Check that a version exists. Reads none of its files.
+
+        Raises:
+            UnknownModel: the repository has no such version.
+        """
         if version not in self.versions(model):
             raise UnknownModel(f"the repository has no version {version} of model {model!r}")
-        folder = self._model_folder(model)
-        with locked(folder):
-            targets = {**self.aliases(model), alias: version}
-            aliases = _Aliases(
-                {name: AliasTarget(version=number) for name, number in sorted(targets.items())}
-            )
-            replace_text(folder / ALIASES_FILE, aliases.model_dump_json(indent=2) + "\n")
-            sync(folder)
 
-    def _model_folder(self, model: str) -> Path:
+    def model_folder(self, model: str) -> Path:
+        """Return the path of a model. It need not exist.
+
+        Raises:
+            UnknownModel: the name is not a valid model name.
+        """
         if not NAME_PATTERN.fullmatch(model):
             raise UnknownModel(f"{model!r} is not a valid model name")
         return self.root / model
@@ -282,6 +294,12 @@ def _digest(path: Path) -> FileDigest:
             sha256=hashlib.file_digest(file, "sha256").hexdigest(),
             size_bytes=os.fstat(file.fileno()).st_size,
         )
+
+
+def keep_last_version(model_folder: Path, version: int) -> None:
+    """Record a number that was published; old versions of Lenserve did not. The caller holds the lock."""
+    if version > _last_version(model_folder):
+        replace_text(model_folder / _LAST_VERSION_FILE, f"{version}\n")
 
 
 def _last_version(model_folder: Path) -> int:

@@ -1,7 +1,8 @@
 """Writes into a repository so that readers see all of it or nothing, and one publisher at a time writes.
 
-A version is written to a temporary `.staging-*` folder in its model's folder, synced, then renamed. If a
-publisher dies, the kernel releases its lock, and the next publisher removes the folder.
+A version is written to a temporary `.staging-*` folder in its model's folder, synced, then renamed; one that
+is removed goes the other way. If a process dies, the kernel releases its lock, and the next publisher removes
+the folder.
 """
 
 import fcntl
@@ -23,6 +24,22 @@ def replace_text(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
+def append_bytes(path: Path, content: bytes, *, keep_bytes: int | None = None) -> None:
+    """Append to a file, and sync it. The caller holds the lock on its folder.
+
+    Args:
+        path: of the file. It need not exist.
+        content: to append.
+        keep_bytes: length to cut the file to before; None: all of it.
+    """
+    with path.open("ab") as file:
+        if keep_bytes is not None:
+            file.truncate(keep_bytes)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync(path: Path) -> None:
     """Write a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -33,14 +50,22 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on a folder; the kernel releases it if this process dies."""
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock on a folder, alone or with other readers; the kernel releases it if this process dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a version so that readers see all of it or nothing. The caller holds the model's lock."""
+    leaving = folder.with_name(f"{_PREFIX}removed-{folder.name}")
+    folder.rename(leaving)
+    sync(leaving.parent)
+    shutil.rmtree(leaving)
 
 
 @contextmanager

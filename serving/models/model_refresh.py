@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from serving.bundle import MANIFEST_FILE, Repository
+from serving.bundle import MANIFEST_FILE, STABLE_ALIAS, Repository
 from serving.errors import BundleError, UnknownModel
 from serving.models.loader import VersionLoader
 from serving.models.overlooked import Overlooked
-from serving.models.versions import STABLE_ALIAS, Model, Version
+from serving.models.versions import Model, Version
 
 Load = Callable[[str, int], Awaitable[Version | None]]
 

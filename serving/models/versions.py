@@ -14,8 +14,6 @@ from serving.engine.base import Engine
 from serving.errors import ModelUnavailable, UnknownModel
 from serving.metrics.recorder import VersionMetrics
 
-STABLE_ALIAS = "stable"
-
 Revision = int | str | None  # version number, alias, or None for the default
 
 

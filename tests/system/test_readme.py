@@ -42,7 +42,9 @@ def test_commands_of_the_readme_train_photographs(
 def test_commands_of_the_pages_run(tmp_path: Path, free_ports: tuple[int, int]) -> None:
     """Every shell and Python block below docs/ succeeds, page by page, in the folder of the demo."""
     demo = f".venv/bin/python {ROOT / 'tests/system/demo.py'}\n"
-    pages = "".join(PAGES[name] for name in ("api.md", "bundle.md", "configuration.md", "operations.md"))
+    pages = "".join(
+        PAGES[name] for name in ("api.md", "bundle.md", "configuration.md", "refresh.md", "operations.md")
+    )
     printed = run_blocks(f"```sh\n{demo}```\n{pages}", tmp_path, free_ports)
     assert "the server ended with exit code 0" in printed
     assert '"label": "3"' in printed

@@ -9,12 +9,12 @@ from serving.bundle import (
     Description,
     Golden,
     Provenance,
-    Reference,
     Repository,
     variant_file,
     write_golden,
 )
 from serving.bundle.golden import MAX_GOLDEN_IMAGES, class_balanced_indices
+from serving.bundle.who import who
 from training.data.splits import Split
 from training.evaluation.gates import raise_if_failed
 from training.evaluation.onnx_session import open_session, run
@@ -31,7 +31,6 @@ def publish(
     metrics: Metrics,
     test: Split,
     labels: tuple[str, ...],
-    reference: Reference,
 ) -> Bundle:
     """Publish the exported file and the report of a run folder.
 
@@ -58,12 +57,12 @@ def publish(
             calibration=metrics.calibration,
             evaluation=metrics.test.evaluation,
             variants=variants,
-            reference=reference,
             provenance=Provenance(
                 recipe=recipe.name,
                 recipe_digest=metrics.recipe_digest,
                 data_digest=metrics.data_digest,
                 created_at=metrics.created_at,
+                created_by=who(),
                 framework=metrics.framework,
                 parameters=metrics.parameters,
                 pretrained=metrics.pretrained,

@@ -1,0 +1,195 @@
+"""What operators do with the versions of a model: roll an alias back, look at its history, remove versions.
+
+Every change is made under the lock on the model's folder.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from serving.bundle.aliases import (
+    AliasChange,
+    earlier_targets,
+    new_change,
+    read_history,
+    require_expected,
+    write_change,
+)
+from serving.bundle.repository import STABLE_ALIAS, Repository, keep_last_version
+from serving.bundle.staging import locked, remove_folder
+from serving.errors import AliasMoved, BundleError, UnknownModel
+
+RECENT_S = 60.0
+_MAX_LISTED = 10  # newest versions in a message
+
+
+def history(repository: Repository, model: str) -> Sequence[AliasChange]:
+    """Return every change of the model's aliases, oldest first, also those made by an editor.
+
+    Raises:
+        BundleError: aliases.json or its log is invalid.
+        OSError: one of them cannot be read.
+        UnknownModel: the repository has no such model.
+    """
+    require_model(repository, model)
+    folder = repository.model_folder(model)
+    with locked(folder, shared=True):
+        return read_history(folder)
+
+
+def roll_back(
+    repository: Repository,
+    model: str,
+    alias: str = STABLE_ALIAS,
+    *,
+    expect: int | None = None,
+    reason: str = "",
+    recent_s: float = RECENT_S,
+) -> AliasChange:
+    """Point an alias at the version that it named before.
+
+    Without an alias `stable` the newest version is served, so `stable` then goes to the one before that.
+
+    Args:
+        repository: where the model is.
+        model: its name.
+        alias: its name.
+        expect: version that the alias must name now; 0: there must be no such alias; None: any.
+        reason: why, for the log.
+        recent_s: without `expect`, a rollback so soon after another is an error: two operators may have
+            answered one alarm, and would go back two versions.
+
+    Raises:
+        AliasMoved: the alias does not name the expected version, or was rolled back a moment ago.
+        BundleError: there is no earlier version, or its files are damaged.
+        UnknownModel: the repository has no such model.
+    """
+    require_model(repository, model)
+    folder = repository.model_folder(model)
+    with locked(folder):
+        now = repository.aliases(model).get(alias)
+        require_expected(now, model, alias, expect)
+        if expect is None:
+            _require_no_recent_rollback(read_history(folder), alias, recent_s)
+        earlier = earlier_versions(repository, model, alias)
+        if not earlier:
+            choices = ", ".join(map(str, repository.versions(model)[-_MAX_LISTED:]))
+            raise BundleError(
+                f"alias {alias!r} of model {model!r} has named no other version that still exists: choose "
+                f"one of {choices} with `lenserve models promote`"
+            )
+        repository.read(model, earlier[0])
+        change = new_change("rollback", alias, now, earlier[0], reason)
+        write_change(folder, change)
+    return change
+
+
+def remove_alias(
+    repository: Repository, model: str, alias: str, *, expect: int | None = None, reason: str = ""
+) -> AliasChange:
+    """Remove an alias. Arguments as for `roll_back`.
+
+    Raises:
+        AliasMoved: the alias does not name the expected version.
+        UnknownModel: there is no such model or alias.
+    """
+    require_model(repository, model)
+    folder = repository.model_folder(model)
+    with locked(folder):
+        now = repository.aliases(model).get(alias)
+        require_expected(now, model, alias, expect)
+        if now is None:
+            raise UnknownModel(f"model {model!r} has no alias {alias!r}")
+        change = new_change("remove", alias, now, None, reason)
+        write_change(folder, change)
+    return change
+
+
+def remove(repository: Repository, model: str, version: int) -> None:
+    """Remove a version. Its number is not used again.
+
+    Raises:
+        BundleError: an alias names it, or it is served because it is the newest.
+        UnknownModel: the repository has no such version.
+    """
+    require_model(repository, model)
+    with locked(repository.model_folder(model)):
+        repository.require_version(model, version)
+        aliases = repository.aliases(model)
+        naming = sorted(alias for alias, target in aliases.items() if target == version)
+        if naming:
+            raise BundleError(
+                f"version {version} of model {model!r} is not removed: the alias {naming[0]!r} names it; "
+                "point the alias at another version first"
+            )
+        if STABLE_ALIAS not in aliases and version == repository.versions(model)[-1]:
+            raise BundleError(
+                f"version {version} of model {model!r} is not removed: it is the newest, which is served "
+                f"while there is no alias {STABLE_ALIAS!r}; promote another version first"
+            )
+        _remove(repository, model, [version])
+
+
+def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = False) -> list[int]:
+    """Remove old versions, but none that an alias names or that a rollback would go to.
+
+    Args:
+        repository: where the model is.
+        model: its name.
+        keep: how many of the newest versions stay, at least 1.
+        dry_run: remove nothing.
+
+    Returns: the numbers that are removed.
+
+    Raises:
+        BundleError: aliases.json or its log is invalid; nothing is removed.
+        UnknownModel: the repository has no such model.
+    """
+    require_model(repository, model)
+    with locked(repository.model_folder(model)):
+        versions, aliases = repository.versions(model), repository.aliases(model)
+        needed = {*versions[-keep:], *aliases.values()}
+        for alias in {*aliases, STABLE_ALIAS}:
+            needed.update(earlier_versions(repository, model, alias)[:1])
+        removed = [version for version in versions if version not in needed]
+        if not dry_run:
+            _remove(repository, model, removed)
+    return removed
+
+
+def earlier_versions(repository: Repository, model: str, alias: str) -> list[int]:
+    """Return the versions that a rollback may go to, its target first. The caller holds the model's lock."""
+    changes = read_history(repository.model_folder(model))
+    versions = repository.versions(model)
+    if alias == STABLE_ALIAS and all(change.alias != alias for change in changes):
+        return versions[-2:-1]
+    return [version for version in earlier_targets(changes, alias) if version in versions]
+
+
+def require_model(repository: Repository, model: str) -> None:
+    """Check that a model exists.
+
+    Raises:
+        UnknownModel: the repository has no such model.
+    """
+    if not repository.versions(model):
+        known = ", ".join(repository.models()) or "none"
+        raise UnknownModel(f"the repository has no model {model!r}; it has {known}")
+
+
+def _require_no_recent_rollback(changes: Sequence[AliasChange], alias: str, recent_s: float) -> None:
+    last = next((change for change in reversed(changes) if change.alias == alias), None)
+    if last is None or last.action != "rollback":
+        return
+    ago_s = (datetime.now(UTC) - last.at).total_seconds()
+    if 0 <= ago_s < recent_s:
+        raise AliasMoved(
+            f"alias {alias!r} was rolled back from version {last.before or 'none'} to {last.version} by "
+            f"{last.by} {ago_s:.0f} s ago: to go back further, repeat with --expect {last.version}"
+        )
+
+
+def _remove(repository: Repository, model: str, versions: Sequence[int]) -> None:
+    if versions:
+        keep_last_version(repository.model_folder(model), repository.versions(model)[-1])
+    for version in versions:
+        remove_folder(repository.folder(model, version))

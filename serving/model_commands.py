@@ -1,0 +1,295 @@
+"""`lenserve models show|promote|rollback|alias|history|prune|remove`: what operators do with versions.
+
+They work on the files of a repository, without a server: running servers notice the change.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+from rich.markup import escape
+from rich.table import Table
+
+from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
+from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
+from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
+from serving.errors import BundleError, UnknownModel, UsageError
+
+_Expect = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        description="change the alias only if it names this version now; 0: only if it does not exist. Two "
+        "operators who change one alias then do not overwrite each other",
+    ),
+]
+_Reason = Annotated[str, Field(max_length=1000, description="why, for the history")]
+
+
+class _RepositoryCommand(Command):
+    """A command about the models of a repository."""
+
+    repository: Path = Field(description="directory of published models")
+    as_json: bool = Field(default=False, alias="json", description="print one JSON object")
+
+    @property
+    def models(self) -> Repository:
+        """The repository.
+
+        Raises:
+            UsageError: it is not a directory.
+        """
+        if not self.repository.is_dir():
+            raise UsageError(f"the repository {self.repository} is not a directory: set another --repository")
+        return Repository(self.repository)
+
+    def finish(self, result: Mapping[str, Any], text: str) -> int:
+        """Print the result, and return the exit code."""
+        print_line(json.dumps(result) if self.as_json else text)
+        return DONE
+
+    def finish_change(self, model: str, alias: str, change: AliasChange | None, version: int) -> int:
+        """Print what became of an alias."""
+        if change is None:
+            result = {"model": model, "alias": alias, "version": version, "changed": False}
+            return self.finish(result, f"{model}: {alias} already names version {version}")
+        result = {"model": model, "changed": True, **change.model_dump(mode="json")}
+        before = "did not exist" if change.before is None else f"named version {change.before}"
+        return self.finish(result, f"{model}: {alias} names version {change.version}; before, it {before}")
+
+
+class Show(_RepositoryCommand):
+    """Show a model's versions, or one version: who published it, when, from what, and how good it is."""
+
+    example: ClassVar[str] = "lenserve models show lenet5-digits --repository repository"
+
+    model: CliPositionalArg[str] = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
+
+    def run(self) -> int:
+        """Show; return 1 if a version cannot be trusted."""
+        name, _, revision = self.model.partition("@")
+        require_model(self.models, name)
+        versions = [_number(self.models, name, revision)] if revision else self.models.versions(name)
+        aliases = self.models.aliases(name)
+        rows = [_row(self.models, name, version, aliases) for version in reversed(versions)]
+        if self.as_json:
+            print_line(json.dumps({"model": name, "aliases": dict(aliases), "versions": rows}))
+        elif revision:
+            print_table(_one_version(rows[0]))
+        else:
+            print_table(_all_versions(rows))
+        return FAILED if any("error" in row for row in rows) else DONE
+
+
+class Promote(_RepositoryCommand):
+    """Serve this version: point the alias `stable` at it, after its digests are verified."""
+
+    example: ClassVar[str] = "lenserve models promote lenet5-digits@2 --repository repository"
+
+    model: CliPositionalArg[str] = Field(description="MODEL@VERSION or MODEL@ALIAS")
+    expect: _Expect = None
+    reason: _Reason = ""
+
+    def run(self) -> int:
+        """Change the alias."""
+        name, version = _version(self.models, self.model)
+        self.models.read(name, version)
+        change = self.models.set_alias(name, STABLE_ALIAS, version, expect=self.expect, reason=self.reason)
+        return self.finish_change(name, STABLE_ALIAS, change, version)
+
+
+class Rollback(_RepositoryCommand):
+    """Go back to the version that the alias `stable` named before."""
+
+    example: ClassVar[str] = "lenserve models rollback lenet5-digits --repository repository"
+
+    model: CliPositionalArg[str] = Field(description="name of the model")
+    alias: str = Field(default=STABLE_ALIAS, description="the alias to roll back")
+    expect: _Expect = None
+    reason: _Reason = ""
+
+    def run(self) -> int:
+        """Change the alias."""
+        change = roll_back(self.models, self.model, self.alias, expect=self.expect, reason=self.reason)
+        return self.finish_change(self.model, self.alias, change, change.version or 0)
+
+
+class Alias(_RepositoryCommand):
+    """Point an alias at a version, which is then served as MODEL@ALIAS; or remove the alias."""
+
+    example: ClassVar[str] = "lenserve models alias lenet5-digits@2 canary --repository repository"
+
+    model: CliPositionalArg[str] = Field(description="MODEL@VERSION; with --remove MODEL")
+    alias: CliPositionalArg[str] = Field(description="name of the alias")
+    remove: bool = Field(default=False, description="remove the alias")
+    expect: _Expect = None
+    reason: _Reason = ""
+
+    def run(self) -> int:
+        """Change the alias."""
+        if self.remove:
+            change = remove_alias(self.models, self.model, self.alias, expect=self.expect, reason=self.reason)
+            result = {"model": self.model, "changed": True, **change.model_dump(mode="json")}
+            return self.finish(
+                result, f"{self.model}: {self.alias} is removed; it named version {change.before}"
+            )
+        name, version = _version(self.models, self.model)
+        self.models.read(name, version)
+        set_to = self.models.set_alias(name, self.alias, version, expect=self.expect, reason=self.reason)
+        return self.finish_change(name, self.alias, set_to, version)
+
+
+class History(_RepositoryCommand):
+    """List every change of a model's aliases: when, by whom, from which version to which, and why."""
+
+    example: ClassVar[str] = "lenserve models history lenet5-digits --repository repository"
+
+    model: CliPositionalArg[str] = Field(description="name of the model")
+
+    def run(self) -> int:
+        """List, oldest first."""
+        changes = history(self.models, self.model)
+        if self.as_json:
+            dumped = [change.model_dump(mode="json") for change in changes]
+            print_line(json.dumps({"model": self.model, "changes": dumped}))
+        elif changes:
+            print_table(_changes_table(changes))
+        else:
+            stderr.print(f"no alias of {self.model} was ever set: the newest version is served")
+        return DONE
+
+
+class Prune(_RepositoryCommand):
+    """Remove old versions. Those that an alias names, or that a rollback would go to, stay."""
+
+    example: ClassVar[str] = "lenserve models prune lenet5-digits --keep 5 --repository repository"
+
+    model: CliPositionalArg[str] = Field(description="name of the model")
+    keep: int = Field(ge=1, description="how many of the newest versions stay")
+    dry_run: bool = Field(default=False, description="only say what would be removed")
+
+    def run(self) -> int:
+        """Remove, and list what was removed."""
+        removed = prune(self.models, self.model, self.keep, dry_run=self.dry_run)
+        what = "would remove" if self.dry_run else "removed"
+        named = f"versions {', '.join(map(str, removed))}" if removed else "nothing"
+        result = {"model": self.model, "removed": removed, "dry_run": self.dry_run}
+        return self.finish(result, f"{self.model}: {what} {named}")
+
+
+class Remove(_RepositoryCommand):
+    """Remove one version that no alias names. Its number is not used again."""
+
+    example: ClassVar[str] = "lenserve models remove lenet5-digits@1 --repository repository"
+
+    model: CliPositionalArg[str] = Field(description="MODEL@VERSION")
+
+    def run(self) -> int:
+        """Remove."""
+        name, version = _version(self.models, self.model)
+        remove(self.models, name, version)
+        result = {"model": name, "removed": [version], "dry_run": False}
+        return self.finish(result, f"{name}: removed version {version}")
+
+
+def _version(repository: Repository, name: str) -> tuple[str, int]:
+    model, _, revision = name.partition("@")
+    if not revision:
+        raise UsageError(f"{name} names no version: use MODEL@VERSION, for example {name}@1")
+    require_model(repository, model)
+    return model, _number(repository, model, revision)
+
+
+def _number(repository: Repository, model: str, revision: str) -> int:
+    if revision.isascii() and revision.isdigit():
+        repository.require_version(model, int(revision))
+        return int(revision)
+    aliases = repository.aliases(model)
+    if revision not in aliases:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise UnknownModel(f"model {model!r} has no alias {revision!r}; known aliases: {known}")
+    return aliases[revision]
+
+
+def _row(repository: Repository, model: str, version: int, aliases: Mapping[str, int]) -> dict[str, Any]:
+    named = sorted(alias for alias, target in aliases.items() if target == version)
+    row: dict[str, Any] = {"version": version, "aliases": named}
+    try:
+        return row | _facts(repository.read(model, version))
+    except (BundleError, UnknownModel) as error:
+        return row | {"error": str(error)}
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    made, tested = manifest.provenance, manifest.evaluation
+    return {
+        "created_at": made.created_at.isoformat(timespec="seconds"),
+        "created_by": made.created_by,
+        "recipe": made.recipe,
+        "recipe_digest": made.recipe_digest,
+        "data_digest": made.data_digest,
+        "framework": made.framework,
+        "parameters": made.parameters,
+        "labels": len(manifest.labels),
+        "input": list(manifest.geometry.shape),
+        "accuracy": tested and tested.accuracy.value,
+        "accuracy_low": tested and tested.accuracy.low,
+        "accuracy_high": tested and tested.accuracy.high,
+        "ece": tested and tested.ece,
+        "test_images": tested.images if tested else 0,
+        "variants": sorted(manifest.variants),
+        "size_bytes": sum(file.size_bytes for file in manifest.files.values()),
+        "digest": bundle.digest,
+    }
+
+
+def _all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("version", "aliases", "created", "by", "recipe", "accuracy", "data", "digest"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        head = str(row["version"]), escape(", ".join(row["aliases"]))
+        if "error" in row:
+            table.add_row(*head, f"[red]cannot be trusted: {escape(row['error'])}[/red]")
+            continue
+        table.add_row(
+            *head,
+            row["created_at"],
+            escape(row["created_by"] or ""),
+            escape(row["recipe"]),
+            "not measured" if row["accuracy"] is None else f"{row['accuracy']:.2%} of {row['test_images']:,}",
+            row["data_digest"][:12],
+            row["digest"][:12],
+        )
+    return table
+
+
+def _one_version(row: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in row.items():
+        if value in ([], None):
+            continue
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(name.replace("_", " "), escape(shown))
+    return table
+
+
+def _changes_table(changes: Sequence[AliasChange]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("when", "by", "action", "alias", "before", "version", "reason"):
+        table.add_column(column, overflow="fold")
+    for change in changes:
+        table.add_row(
+            change.at.isoformat(timespec="seconds"),
+            escape(change.by),
+            change.action,
+            escape(change.alias),
+            str(change.before or ""),
+            str(change.version or ""),
+            escape(change.reason),
+        )
+    return table

@@ -1,0 +1,251 @@
+"""Operators move aliases, look back, and remove versions, without losing each other's changes."""
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier as BarrierType
+from pathlib import Path
+
+import pytest
+
+from serving.bundle import Repository
+from serving.bundle.operations import history, prune, remove, remove_alias, roll_back
+from serving.bundle.who import who
+from serving.errors import AliasMoved, BundleError, DigestMismatch, UnknownModel
+from tests.serving.bundle.publishing import Publish
+
+LOG = "animals/aliases.history.jsonl"
+
+Moves = list[tuple[str, str, int | None, int | None]]
+
+
+@pytest.fixture
+def five(repository: Repository, publish: Publish) -> Repository:
+    """A model with five versions."""
+    for _ in range(5):
+        publish()
+    return repository
+
+
+def _moves(repository: Repository) -> Moves:
+    changes = history(repository, "animals")
+    return [(change.action, change.alias, change.before, change.version) for change in changes]
+
+
+# The log
+
+
+def test_every_change_is_a_line_that_says_who_and_why(five: Repository) -> None:
+    """JSON lines, oldest first."""
+    five.set_alias("animals", "stable", 2, reason="first one")
+    five.set_alias("animals", "stable", 3)
+    remove_alias(five, "animals", "stable", reason="the newest is fine")
+    lines = [json.loads(line) for line in (five.root / LOG).read_text().splitlines()]
+    assert [(line["action"], line["before"], line["version"]) for line in lines] == [
+        ("set", None, 2),
+        ("set", 2, 3),
+        ("remove", 3, None),
+    ]
+    assert [line["reason"] for line in lines] == ["first one", "", "the newest is fine"]
+    assert {line["by"] for line in lines} == {who()}
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
+    assert five.aliases("animals") == {}
+
+
+def test_setting_what_is_set_changes_and_logs_nothing(five: Repository) -> None:
+    """A repeated command is no change."""
+    assert five.set_alias("animals", "stable", 2) is not None
+    before = (five.root / LOG).read_bytes()
+    assert five.set_alias("animals", "stable", 2) is None
+    assert (five.root / LOG).read_bytes() == before
+
+
+def test_what_an_editor_changed_is_found(five: Repository) -> None:
+    """Also before the first command; a rollback goes to what the editor left."""
+    aliases = five.root / "animals" / "aliases.json"
+    aliases.write_text('{"stable": {"version": 1}}')
+    assert _moves(five) == [("found", "stable", None, 1)]
+    five.set_alias("animals", "stable", 2)
+    aliases.write_text('{"stable": {"version": 4}}')
+    assert _moves(five)[1:] == [("set", "stable", 1, 2), ("found", "stable", 2, 4)]
+    assert roll_back(five, "animals").version == 2
+    assert [move[0] for move in _moves(five)] == ["found", "set", "found", "rollback"]
+
+
+@pytest.mark.parametrize("torn", [b'{"at": "2026-', b"\0\0\0"])
+def test_half_a_line_at_the_end_is_overwritten(torn: bytes, five: Repository) -> None:
+    """It is what a lost power supply leaves of a change that was not made."""
+    five.set_alias("animals", "stable", 2)
+    with (five.root / LOG).open("ab") as file:
+        file.write(torn)
+    five.set_alias("animals", "stable", 3)
+    assert _moves(five) == [("set", "stable", None, 2), ("set", "stable", 2, 3)]
+
+
+def test_a_damaged_line_is_named_and_nothing_is_changed(five: Repository) -> None:
+    """The message says what to do about it."""
+    five.set_alias("animals", "stable", 2)
+    (five.root / LOG).write_text('{"at": 7}\n')
+    with pytest.raises(BundleError, match=r"history\.jsonl: line 1: .*move the file away"):
+        five.set_alias("animals", "stable", 3)
+    assert five.aliases("animals") == {"stable": 2}
+
+
+# Two operators
+
+
+def test_an_alias_that_moved_is_not_overwritten(five: Repository) -> None:
+    """The message has both versions; 0 means that there is no such alias."""
+    five.set_alias("animals", "stable", 2, expect=0)
+    with pytest.raises(AliasMoved, match="names version 2, expected version 1"):
+        five.set_alias("animals", "stable", 3, expect=1)
+    with pytest.raises(AliasMoved, match="names version 2, expected no such alias"):
+        five.set_alias("animals", "stable", 3, expect=0)
+    with pytest.raises(AliasMoved, match="does not exist, expected version 4"):
+        five.set_alias("animals", "canary", 3, expect=4)
+    with pytest.raises(AliasMoved, match="expected version 3"):
+        roll_back(five, "animals", expect=3)
+    with pytest.raises(AliasMoved, match="expected version 3"):
+        remove_alias(five, "animals", "stable", expect=3)
+    assert five.aliases("animals") == {"stable": 2}
+
+
+def _promote(root: Path, version: int, barrier: BarrierType) -> bool:
+    barrier.wait()
+    try:
+        Repository(root).set_alias("animals", "stable", version, expect=1)
+    except AliasMoved:
+        return False
+    return True
+
+
+def _start_promotion(
+    root: Path, version: int, barrier: BarrierType, done: "multiprocessing.SimpleQueue[tuple[int, bool]]"
+) -> None:
+    done.put((version, _promote(root, version, barrier)))
+
+
+def test_of_several_processes_that_expect_the_same_version_one_wins(five: Repository) -> None:
+    """The others learn that they came too late; the log has the winner alone."""
+    five.set_alias("animals", "stable", 1)
+    context = multiprocessing.get_context("fork")
+    barrier, done = context.Barrier(4), context.SimpleQueue()
+    processes = [
+        context.Process(target=_start_promotion, args=(five.root, version, barrier, done))
+        for version in (2, 3, 4, 5)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = dict(done.get() for _ in processes)
+    for process in processes:
+        process.join()
+    (winner,) = [version for version, won in outcomes.items() if won]
+    assert five.aliases("animals") == {"stable": winner}
+    assert _moves(five)[1:] == [("set", "stable", 1, winner)]
+
+
+# Rolling back
+
+
+def test_rollbacks_go_further_back_each_time(five: Repository) -> None:
+    """What was rolled back from is not the version before."""
+    for version in (1, 3, 5):
+        five.set_alias("animals", "stable", version)
+    assert roll_back(five, "animals", recent_s=0).version == 3
+    assert roll_back(five, "animals", recent_s=0).version == 1
+    with pytest.raises(BundleError, match=r"has named no other version.*one of 1, 2, 3, 4, 5"):
+        roll_back(five, "animals", recent_s=0)
+    five.set_alias("animals", "stable", 4)
+    assert roll_back(five, "animals", recent_s=0).version == 1
+
+
+def test_two_operators_who_answer_one_alarm_go_back_once(five: Repository) -> None:
+    """The second one is told, and may insist."""
+    for version in (1, 3, 5):
+        five.set_alias("animals", "stable", version)
+    roll_back(five, "animals")
+    with pytest.raises(AliasMoved, match=r"was rolled back from version 5 to 3 by .* repeat with --expect 3"):
+        roll_back(five, "animals")
+    assert roll_back(five, "animals", expect=3).version == 1
+
+
+def test_without_an_alias_the_version_before_the_newest_becomes_stable(five: Repository) -> None:
+    """The newest is served then, so going back is one command there too."""
+    change = roll_back(five, "animals")
+    assert (change.alias, change.before, change.version) == ("stable", None, 4)
+
+
+def test_a_version_that_was_removed_is_skipped(five: Repository) -> None:
+    """Rollback goes to the one before."""
+    for version in (1, 2, 3):
+        five.set_alias("animals", "stable", version)
+    remove(five, "animals", 2)
+    assert roll_back(five, "animals").version == 1
+
+
+def test_a_damaged_version_is_not_rolled_back_to(five: Repository) -> None:
+    """Its digests are verified first."""
+    for version in (1, 2):
+        five.set_alias("animals", "stable", version)
+    (five.folder("animals", 1) / "model.onnx").write_bytes(b"changed")
+    with pytest.raises(DigestMismatch):
+        roll_back(five, "animals")
+    assert five.aliases("animals") == {"stable": 2}
+
+
+# Removing
+
+
+def test_what_is_needed_is_not_removed(five: Repository) -> None:
+    """Neither what an alias names nor what is served for want of `stable`."""
+    with pytest.raises(BundleError, match="it is the newest"):
+        remove(five, "animals", 5)
+    five.set_alias("animals", "canary", 2)
+    with pytest.raises(BundleError, match="the alias 'canary' names it"):
+        remove(five, "animals", 2)
+    five.set_alias("animals", "stable", 1)
+    remove(five, "animals", 5)
+    assert five.versions("animals") == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number_kept", [True, False])
+def test_the_number_of_a_removed_version_is_not_used_again(
+    five: Repository, publish: Publish, *, number_kept: bool
+) -> None:
+    """Also in a repository that does not record its highest number."""
+    if not number_kept:
+        (five.root / "animals" / ".last_version").unlink()
+    five.set_alias("animals", "stable", 1)
+    remove(five, "animals", 5)
+    assert publish().version == 6
+
+
+def test_pruning_keeps_the_newest_aliases_and_what_a_rollback_needs(five: Repository) -> None:
+    """A dry run says the same, and removes nothing."""
+    for version in (1, 2, 3):
+        five.set_alias("animals", "stable", version)
+    assert prune(five, "animals", 1, dry_run=True) == [1, 4]
+    assert five.versions("animals") == [1, 2, 3, 4, 5]
+    assert prune(five, "animals", 1) == [1, 4]
+    assert five.versions("animals") == [2, 3, 5]
+    assert roll_back(five, "animals").version == 2
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda repository: history(repository, "plants"),
+        lambda repository: roll_back(repository, "plants"),
+        lambda repository: remove(repository, "plants", 1),
+        lambda repository: prune(repository, "plants", 1),
+        lambda repository: remove_alias(repository, "plants", "stable"),
+        lambda repository: remove_alias(repository, "animals", "stable"),
+        lambda repository: remove(repository, "animals", 9),
+    ],
+    ids=["history", "rollback", "remove", "prune", "alias of none", "no alias", "no version"],
+)
+def test_what_does_not_exist_is_named(operation: Callable[[Repository], object], five: Repository) -> None:
+    """And nothing is created."""
+    with pytest.raises(UnknownModel, match=r"plants|no alias 'stable'|no version 9"):
+        operation(five)
+    assert sorted(entry.name for entry in five.root.iterdir()) == ["animals"]

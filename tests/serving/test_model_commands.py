@@ -1,0 +1,154 @@
+"""`lenserve models ...` in this process: what is printed, and what becomes of the repository."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.bundle import Repository
+from serving.cli import main
+from tests.colours import Publish
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def three(repository: Repository, publish: Publish) -> Repository:
+    """A model with three versions."""
+    for turn in range(3):
+        publish(rotate=turn)
+    return repository
+
+
+def _call(repository: Repository, *arguments: str) -> int:
+    return main(["models", *arguments, "--repository", str(repository.root)])
+
+
+def _json(repository: Repository, capsys: Capture, *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert _call(repository, *arguments, "--json") == 0
+    parsed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return parsed
+
+
+def test_promote_rollback_and_history(three: Repository, capsys: Capture) -> None:
+    """One command each; the history has both, with the reason."""
+    assert _call(three, "promote", "colours@1") == 0
+    assert _call(three, "promote", "colours@3", "--expect", "1", "--reason", "better") == 0
+    assert _call(three, "promote", "colours@stable") == 0
+    assert _call(three, "rollback", "colours", "--reason", "too slow") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "colours: stable names version 1; before, it did not exist",
+        "colours: stable names version 3; before, it named version 1",
+        "colours: stable already names version 3",
+        "colours: stable names version 1; before, it named version 3",
+    ]
+    changes = _json(three, capsys, "history", "colours")["changes"]
+    assert [(change["action"], change["version"], change["reason"]) for change in changes] == [
+        ("set", 1, ""),
+        ("set", 3, "better"),
+        ("rollback", 1, "too slow"),
+    ]
+    assert _call(three, "history", "colours") == 0
+    assert capsys.readouterr().out.splitlines()[3].endswith("rollback  stable  3       1        too slow")
+
+
+def test_a_change_that_came_first_is_reported(three: Repository, capsys: Capture) -> None:
+    """Exit code 1, one line."""
+    three.set_alias("colours", "stable", 2)
+    assert _call(three, "promote", "colours@3", "--expect", "1") == 1
+    assert capsys.readouterr().err == (
+        "lenserve models promote: alias 'stable' of model 'colours' names version 2, expected version 1: "
+        "another operator changed it; `lenserve models history colours` shows who\n"
+    )
+
+
+def test_a_damaged_version_is_not_promoted(three: Repository, capsys: Capture) -> None:
+    """Its digests are verified first."""
+    path = three.folder("colours", 2) / "model.onnx"
+    path.chmod(0o644)
+    path.write_bytes(b"changed")
+    assert _call(three, "promote", "colours@2") == 1
+    assert "model.onnx" in capsys.readouterr().err
+    assert three.aliases("colours") == {}
+
+
+def test_aliases_are_set_and_removed(three: Repository, capsys: Capture) -> None:
+    """Any name but a number."""
+    assert _call(three, "alias", "colours@2", "canary") == 0
+    assert _call(three, "alias", "colours", "canary", "--remove") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "colours: canary names version 2; before, it did not exist",
+        "colours: canary is removed; it named version 2",
+    ]
+    assert three.aliases("colours") == {}
+
+
+def test_show_lists_versions_or_describes_one(three: Repository, capsys: Capture) -> None:
+    """Newest first; MODEL@ALIAS is one version with every fact."""
+    three.set_alias("colours", "stable", 2)
+    assert _call(three, "show", "colours") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["version", "3", "2", "1"]
+    assert rows[2][1] == "stable"
+    assert _call(three, "show", "colours@stable") == 0
+    facts = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert facts[:2] == [["version", "2"], ["aliases", "stable"]]
+    assert ["accuracy", "1.0"] in facts
+    shown = _json(three, capsys, "show", "colours")
+    assert [row["version"] for row in shown["versions"]] == [3, 2, 1]
+    assert shown["versions"][0]["data_digest"] == three.read("colours", 3).manifest.provenance.data_digest
+
+
+def test_show_marks_a_version_that_cannot_be_trusted(three: Repository, capsys: Capture) -> None:
+    """The others are shown; the exit code is 1."""
+    path = three.folder("colours", 2) / "model.onnx"
+    path.chmod(0o644)
+    path.write_bytes(b"changed")
+    assert _call(three, "show", "colours") == 1
+    assert capsys.readouterr().out.count("cannot be trusted") == 1
+
+
+def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Capture) -> None:
+    """A dry run removes nothing."""
+    three.set_alias("colours", "stable", 3)
+    assert _call(three, "prune", "colours", "--keep", "2", "--dry-run") == 0
+    assert _call(three, "prune", "colours", "--keep", "2") == 0
+    assert _call(three, "prune", "colours", "--keep", "2") == 0
+    assert _call(three, "remove", "colours@2") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "colours: would remove versions 1",
+        "colours: removed versions 1",
+        "colours: removed nothing",
+        "colours: removed version 2",
+    ]
+    assert three.versions("colours") == [3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("promote", "colours"), "colours names no version: use MODEL@VERSION"),
+        (("promote", "colours@canary"), "has no alias 'canary'; known aliases: none"),
+        (("promote", "colours@7"), "no version 7"),
+        (("promote", "plants@1"), "no model 'plants'; it has colours"),
+        (("show", "../colours"), "is not a valid model name"),
+        (("remove", "colours@3"), "it is the newest"),
+        (("prune", "colours", "--keep", "0"), "--keep"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: tuple[str, ...], message: str, three: Repository, capsys: Capture
+) -> None:
+    """The exit code is 1, or 2 for wrong usage."""
+    assert _call(three, *arguments) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_repository_that_is_missing_is_named(tmp_path: Path) -> None:
+    """Nothing is created."""
+    assert main(["models", "history", "colours", "--repository", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
