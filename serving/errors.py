@@ -159,7 +159,16 @@ class ModelUnavailable(LenserveError):
 
 
 class Overloaded(LenserveError):
-    """The limit of pending images is reached; the request was rejected at once."""
+    """The server has too much to do; the request was rejected at once.
+
+    Args:
+        message: of what it has too much.
+        retry_s: after which time a new attempt may succeed; None: unknown.
+    """
+
+    def __init__(self, message: str, retry_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
 
 
 class DeadlineExceeded(LenserveError):

@@ -211,6 +211,7 @@ def _classifier(settings: ServerSettings, models: Models, metrics: Metrics, turn
         limits=settings.image_limits,
         max_images=settings.max_images,
         max_pending_images=settings.max_pending_images,
+        max_queue_s=settings.max_queue_s,
         default_top_k=settings.default_top_k,
         decode_threads=settings.decoders,
         turns=turns,

@@ -96,6 +96,13 @@ class ServerSettings(Strict):
         ge=1,
         description="maximum images admitted and not yet answered, per worker; more are rejected at once",
     )
+    max_queue_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=3600,
+        description="maximum estimated seconds that an image waits for those before it; requests that would "
+        "wait longer, or beyond their deadline, are rejected at once",
+    )
     max_pending_bytes: int = Field(
         default=256 * 2**20,
         ge=2**22,  # four times the window of a stream: a client that keeps to it is not refused

@@ -19,7 +19,7 @@ import numpy as np
 from serving.batching.batcher import NO_DEADLINE_S
 from serving.bundle import ImageLimits, Manifest
 from serving.bundle.images import Pixels
-from serving.classify.admission import Admission
+from serving.classify.admission import DEFAULT_MAX_QUEUE_S, Admission
 from serving.classify.deadlines import is_late
 from serving.classify.preprocessing import Image, Preprocessor
 from serving.classify.results import (
@@ -60,6 +60,7 @@ class Classifier:
         limits: ImageLimits | None = None,
         max_images: int = 128,
         max_pending_images: int = 1024,
+        max_queue_s: float = DEFAULT_MAX_QUEUE_S,
         default_top_k: int = 5,
         decode_threads: int = 1,
         turns: Turns | None = None,
@@ -67,10 +68,10 @@ class Classifier:
         self.limits = limits or ImageLimits()
         self.max_images = max_images
         self.default_top_k = default_top_k
-        self.admission = Admission(max_pending_images)
         self.turns = turns or Turns()
         self._models = models
         self._preprocessor = Preprocessor(self.limits, decode_threads)
+        self.admission = Admission(max_pending_images, self._preprocessor, max_queue_s=max_queue_s)
         metrics.pending_images.labels().set_function(lambda: self.admission.pending)
 
     async def __aenter__(self) -> Self:
@@ -98,6 +99,7 @@ class Classifier:
         revision: Revision = None,
         top_k: int = 0,
         deadline_s: float = NO_DEADLINE_S,
+        may_wait: bool = False,
     ) -> Classification:
         """Rank the labels of every image.
 
@@ -107,6 +109,7 @@ class Classifier:
             revision: a version, an alias, or None for the default version.
             top_k: labels per image; 0 means the default. If the model has fewer, all are returned.
             deadline_s: on the clock of time.monotonic().
+            may_wait: whether to wait for a short queue instead of being refused, as requests of streams do.
 
         Raises:
             InvalidRequest: no image, too many, or a negative top_k. An error of a single image is its result.
@@ -116,6 +119,8 @@ class Classifier:
         if top_k < 0:
             raise InvalidRequest(f"top_k is {top_k}, expected at least 0")
         version = self._models.lease(model, revision)
+        if may_wait and self.admission.is_long(version.backlog):
+            version = await self._lease_in_turn(model, revision)
         with _AdmittedRequest(self.admission, version, len(images), deadline_s) as request:
             preprocessed = await self._preprocess(images, version, deadline_s)
             good = [pixels for pixels in preprocessed if not isinstance(pixels, ImageError)]
@@ -138,6 +143,7 @@ class Classifier:
         revision: Revision = None,
         deadline_s: float = NO_DEADLINE_S,
         priority: int = 0,
+        may_wait: bool = False,
     ) -> Inference:
         """Run the network on images of any size. One invalid image fails the request.
 
@@ -147,6 +153,7 @@ class Classifier:
             revision: as in `classify`.
             deadline_s: as in `classify`.
             priority: 0 is the most urgent.
+            may_wait: as in `classify`.
 
         Raises:
             ImageError: an image is invalid; names the first one.
@@ -154,6 +161,8 @@ class Classifier:
         """
         self.check_count(len(images))
         version = self._models.lease(model, revision)
+        if may_wait and self.admission.is_long(version.backlog):
+            version = await self._lease_in_turn(model, revision)
         with _AdmittedRequest(self.admission, version, len(images), deadline_s):
             preprocessed = await self._preprocess(images, version, deadline_s)
             for place, pixels in enumerate(preprocessed):
@@ -170,6 +179,7 @@ class Classifier:
         revision: Revision = None,
         deadline_s: float = NO_DEADLINE_S,
         priority: int = 0,
+        may_wait: bool = False,
     ) -> Inference:
         """Run the network on pixels that already have its geometry.
 
@@ -179,12 +189,15 @@ class Classifier:
             revision: as in `classify`.
             deadline_s: as in `classify`.
             priority: as in `infer`.
+            may_wait: as in `classify`.
 
         Raises:
             InvalidTensor: the shape is wrong.
             Others as `classify`.
         """
         version = self._models.lease(model, revision)
+        if may_wait and self.admission.is_long(version.backlog):
+            version = await self._lease_in_turn(model, revision)
         if tensor.shape[1:] != version.input_shape:
             raise InvalidTensor(
                 f"unexpected shape for input 'image' for model {model!r}. "
@@ -199,13 +212,21 @@ class Classifier:
         with self._models.lease(model, revision) as version:
             return version.number, version.bundle.manifest
 
+    async def _lease_in_turn(self, model: str, revision: Revision) -> Version:
+        """Wait for a short queue, or until it is the turn of this request of a stream."""
+        version, is_turn = self._models.lease(model, revision), False
+        while not is_turn and self.admission.is_long(version.backlog):
+            is_turn = await self.admission.turn(version.backlog)
+            version = self._models.lease(model, revision)
+        return version
+
     async def _preprocess(
         self, images: Sequence[Image], version: Version, deadline_s: float
     ) -> Sequence[Pixels | ImageError]:
         if time.monotonic() >= deadline_s:
             raise DeadlineExceeded("the deadline passed before the images were decoded")
         preprocessed = await self._preprocessor.preprocess(
-            images, version.bundle.manifest.geometry, deadline_s
+            images, version.bundle.manifest.geometry, deadline_s, version.backlog
         )
         for each in preprocessed:
             version.metrics.record_decode(each.duration_s)
@@ -263,14 +284,14 @@ class _AdmittedRequest:
     def __enter__(self) -> Self:
         self._started_s = time.perf_counter()
         try:
-            self._admission.enter(self._images)
+            self._admission.enter(self._images, self._version.backlog, self._deadline_s)
         except Overloaded as error:
             self._version.metrics.record_failure(error.reason, 0.0)
             raise
         try:
             self._version.__enter__()
         except BaseException:
-            self._admission.leave(self._images)
+            self._admission.leave(self._images, self._version.backlog)
             raise
         return self
 
@@ -278,7 +299,7 @@ class _AdmittedRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._version.__exit__(kind, error, trace)
-        self._admission.leave(self._images)
+        self._admission.leave(self._images, self._version.backlog)
         duration_s = time.perf_counter() - self._started_s
         if error is None:
             self._version.metrics.record_success(self._images - self.failed_images, duration_s)

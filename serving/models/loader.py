@@ -18,6 +18,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from serving.batching.backlog import Backlog
 from serving.batching.batcher import Batcher, BatchRun
 from serving.batching.policy import BatchPolicy
 from serving.bundle import Bundle, Golden, Precision, Repository
@@ -167,13 +168,14 @@ class VersionLoader:
         stack = AsyncExitStack()
         stack.push_async_callback(asyncio.to_thread, close, engine)  # closed last, after the batcher
         metrics = self.metrics.version(bundle.model, bundle.version)
+        backlog = Backlog(run_s=network.image_s, max_batch_size=self._policy.max_batch_size)
         batcher = Batcher(
             engine.run,
             self._policy,
-            partial(_record_run, metrics),
+            partial(_record_run, metrics, backlog),
             max_images_on_loop=engine.max_images_on_loop,
         )
-        return Version(network, await stack.enter_async_context(batcher), metrics, stack)
+        return Version(network, await stack.enter_async_context(batcher), metrics, stack, backlog)
 
 
 def load_network(
@@ -231,10 +233,13 @@ def _load_precision(
             engine.release_memory()
         else:
             warm_and_prove(engine, golden, tolerance=tolerance, sizes=sizes)
+        started_s = time.perf_counter()
+        engine.run(golden.images[:1])
+        image_s = time.perf_counter() - started_s
     except BaseException:
         close(engine)
         raise
-    return ProvenNetwork(bundle, engine, precision)
+    return ProvenNetwork(bundle, engine, precision, image_s)
 
 
 def _why_unfit(engine: OnnxEngine, golden: Golden, tolerance: float, sizes: tuple[int, ...]) -> str:
@@ -261,7 +266,8 @@ def _log_unchecked(version: Version, error: Exception) -> None:
     )
 
 
-def _record_run(metrics: VersionMetrics, run: BatchRun) -> None:
+def _record_run(metrics: VersionMetrics, backlog: Backlog, run: BatchRun) -> None:
+    backlog.record_run(run.images, run.duration_s)
     metrics.record_run(run.images, run.duration_s, run.queued_s)
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
+from serving.batching.backlog import Backlog
 from serving.batching.batcher import Batcher
 from serving.bundle import Bundle, Precision
 from serving.engine.base import Engine
@@ -33,6 +34,7 @@ class ProvenNetwork:
     bundle: Bundle
     engine: Engine
     precision: Precision | None  # None: the exported file, FP32
+    image_s: float = 0.0  # duration of a run with one image, measured once
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +45,7 @@ class Version:
     batcher: Batcher
     metrics: VersionMetrics
     stack: AsyncExitStack  # closes the batcher, then the engine
+    backlog: Backlog = field(default_factory=Backlog)
     leases: int = 0
     broken: str = ""  # why its engine is broken
     idle: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,9 +1,10 @@
 """Domain errors -> gRPC status codes, in one table. Independent of RPC libraries."""
 
+import math
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from serving import errors
@@ -52,6 +53,7 @@ class Status:
     code: Code
     reason: str
     message: str
+    retry_s: float | None = None  # after which the call may be repeated
 
     def shortened(self) -> "Status":
         """Return the status with a message that fits into headers, in UTF-8: clients accept 8 KiB.
@@ -64,13 +66,19 @@ class Status:
         return self if message == self.message else replace(self, message=message)
 
     def details(self, request_id: str) -> bytes:
-        """Return a serialized google.rpc.Status with an ErrorInfo, for the trailer DETAILS_KEY."""
+        """Return a serialized google.rpc.Status for the trailer DETAILS_KEY.
+
+        It has an ErrorInfo, and a RetryInfo if a new attempt may succeed (google/rpc/error_details.proto).
+        """
+        status = status_pb2.Status(code=self.code, message=self.message)
         info = error_details_pb2.ErrorInfo(
             reason=self.reason, domain=REASON_DOMAIN, metadata={"request_id": request_id}
         )
-        packed = AnyMessage()
-        packed.Pack(info)
-        status = status_pb2.Status(code=self.code, message=self.message, details=[packed])
+        status.details.add().Pack(info)
+        if self.retry_s is not None:
+            delay = Duration()
+            delay.FromMilliseconds(math.ceil(1000 * self.retry_s))
+            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         serialized: bytes = status.SerializeToString()
         return serialized
 
@@ -87,4 +95,4 @@ def status_of(error: BaseException, request_id: str) -> Status:
         return Status(
             Code.INTERNAL, "INTERNAL", f"the server failed; its log has the reason under request {request_id}"
         )
-    return Status(code, error.reason, str(error))
+    return Status(code, error.reason, str(error), getattr(error, "retry_s", None))

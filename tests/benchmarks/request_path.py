@@ -18,10 +18,11 @@ import numpy as np
 
 from serving.batching.batcher import Batcher
 from serving.batching.policy import BatchPolicy
-from serving.bundle import Repository
+from serving.bundle import ImageLimits, Repository
 from serving.bundle.images import Pixels
 from serving.classify.admission import Admission
 from serving.classify.classifier import Classifier
+from serving.classify.preprocessing import Preprocessor
 from serving.classify.results import Inference
 from serving.engine.base import Device, Output
 from serving.engine.tuning import load_tuned
@@ -110,7 +111,7 @@ class _Instant:
     """A classifier that has the answer already."""
 
     def __init__(self, ready: Inference) -> None:
-        self.admission = Admission(1)
+        self.admission = Admission(1, Preprocessor(ImageLimits(), 1))
         self.max_images = MAX_BATCH_SIZE
         self.turns = Turns()
         self._ready = ready

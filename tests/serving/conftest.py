@@ -60,6 +60,7 @@ def serve_gated(repository: Repository) -> ServeGated:
         scanned: bool = True,
         max_batch_size: int = 4,
         max_in_flight: int = 64,
+        image_s: float = 0.0,
         **options: Any,
     ) -> AsyncIterator[GatedServer]:
         metrics = Metrics()
@@ -71,7 +72,7 @@ def serve_gated(repository: Repository) -> ServeGated:
 
         def load(file: Path) -> GatedEngine:
             assert loads.wait(timeout=30)
-            engines.append(GatedEngine(load_onnx(file)))
+            engines.append(GatedEngine(load_onnx(file), image_s=image_s))
             return engines[-1]
 
         load_onnx = partial(OnnxEngine.load, device=CPU, threads=1, max_batch_size=max_batch_size)

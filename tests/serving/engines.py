@@ -1,6 +1,7 @@
 """Fakes of `Engine`: an echo, and a real network behind a gate."""
 
 import threading
+import time
 from collections.abc import Collection
 
 import numpy as np
@@ -42,8 +43,10 @@ class GatedEngine:
 
     max_images_on_loop = 0  # the gate must not block the event loop
 
-    def __init__(self, engine: OnnxEngine) -> None:
+    def __init__(self, engine: OnnxEngine, *, image_s: float = 0.0) -> None:
+        """Wrap a network; each image takes image_s longer, without CPU."""
         self._engine = engine
+        self._image_s = image_s
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -61,6 +64,7 @@ class GatedEngine:
         self.runs.append(len(images))
         self.entered.set()
         assert self.gate.wait(timeout=30)
+        time.sleep(self._image_s * len(images))
         if self.error is not None:
             raise self.error
         return self._engine.run(images)

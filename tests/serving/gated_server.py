@@ -42,6 +42,7 @@ class ServeGated(Protocol):
         scanned: bool = True,
         max_batch_size: int = 4,
         max_in_flight: int = 64,
+        image_s: float = 0.0,
         **options: Any,
     ) -> AbstractAsyncContextManager[GatedServer]:
-        """Further options are those of `Classifier`."""
+        """`image_s` is what each image takes, without CPU. Further options are those of `Classifier`."""

@@ -56,7 +56,7 @@ class ClassifierService:
     async def classify_in_stream(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyStreamResponse:
         """Answer one request of a stream."""
         response = pb.ClassifyStreamResponse(id=request.id)
-        await self._classify(request, call, response.response)
+        await self._classify(request, call, response.response, may_wait=True)
         return response
 
     async def _decode_images(self, request: pb.ClassifyRequest) -> list[Image]:
@@ -72,7 +72,14 @@ class ClassifierService:
             images.append(decoded)
         return images
 
-    async def _classify(self, request: pb.ClassifyRequest, call: Call, response: pb.ClassifyResponse) -> None:
+    async def _classify(
+        self,
+        request: pb.ClassifyRequest,
+        call: Call,
+        response: pb.ClassifyResponse,
+        *,
+        may_wait: bool = False,
+    ) -> None:
         self._classifier.check_count(len(request.images))  # before they are decoded
         images = await self._decode_images(request)
         answer = await self._classifier.classify(
@@ -81,6 +88,7 @@ class ClassifierService:
             revision=_revision(request),
             top_k=request.top_k,
             deadline_s=call.deadline_s,
+            may_wait=may_wait,
         )
         if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
             raise answer.results[0]

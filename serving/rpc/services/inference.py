@@ -176,7 +176,7 @@ class InferenceService:
         )
         return pb.ModelStatisticsResponse(model_stats=statistics)
 
-    async def model_infer(self, request: InferRequest, call: Call) -> bytes:
+    async def model_infer(self, request: InferRequest, call: Call, *, may_wait: bool = False) -> bytes:
         """Run a uint8 tensor or encoded images, and return probabilities, embeddings or classes."""
         regions = self._regions if call.grant is None else self._regions.of(call.owner)
         images, outputs = request.decode(regions)
@@ -184,18 +184,28 @@ class InferenceService:
         model, revision = request.model_name, _revision(request.model_version)
         if isinstance(images, np.ndarray):
             infer = self._classifier.infer_tensor(
-                images, model=model, revision=revision, deadline_s=deadline_s, priority=priority
+                images,
+                model=model,
+                revision=revision,
+                deadline_s=deadline_s,
+                priority=priority,
+                may_wait=may_wait,
             )
         else:
             infer = self._classifier.infer(
-                images, model=model, revision=revision, deadline_s=deadline_s, priority=priority
+                images,
+                model=model,
+                revision=revision,
+                deadline_s=deadline_s,
+                priority=priority,
+                may_wait=may_wait,
             )
         inference = await infer
         return await tensors.encode_response(inference, outputs, request.id, regions, self._classifier.turns)
 
     async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
         """Answer one request of a stream."""
-        return field(_INFER_RESPONSE, await self.model_infer(request, call) + _LAST)
+        return field(_INFER_RESPONSE, await self.model_infer(request, call, may_wait=True) + _LAST)
 
 
 def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferResponse:

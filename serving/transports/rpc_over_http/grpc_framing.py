@@ -26,6 +26,7 @@ WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _IDENTITY = b"identity"
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _MAX_TIMEOUT_DIGITS = 8
+_RETRY_S = 0.1  # after a request was refused because others hold too many bytes
 # Every printable ASCII character except the percent sign.
 _UNQUOTED = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _NOT_METADATA = frozenset(
@@ -247,7 +248,7 @@ def too_long(length: str, max_message_bytes: int) -> Failure:
 def refused(refusal: RequestRefused) -> Failure:
     """Return the failure of a call of which the HTTP server receives no more."""
     if isinstance(refusal, OverBudget):
-        return Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", str(refusal)))
+        return Failure(Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", str(refusal), _RETRY_S))
     return Failure(Status(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", str(refusal)))
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from serving.batching.backlog import Backlog
 from serving.bundle import ImageLimits, Repository
 from serving.bundle.images import Pixels
 from serving.classify.classifier import Classifier
@@ -224,7 +225,7 @@ class TestClassify:
     async def test_a_request_beyond_the_limit_is_rejected_at_once(self, open_classifier: Open) -> None:
         """The message has both numbers, and nothing is decoded."""
         async with open_classifier(max_pending_images=3) as (classifier, metrics):
-            classifier.admission.enter(2)
+            classifier.admission.enter(2, Backlog())
             with pytest.raises(Overloaded, match="2 images are pending, 2 more"):
                 await classifier.classify([_png("red")] * 2, model=NAME)
             assert _decoded(metrics) == 0

@@ -91,6 +91,19 @@ def test_details_are_a_google_rpc_status_with_an_error_info() -> None:
     assert (info.reason, info.domain, info.metadata["request_id"]) == ("UNKNOWN_MODEL", "lenserve", "id-1")
 
 
+def test_a_refusal_because_of_overload_says_when_to_try_again() -> None:
+    """A RetryInfo with the estimate follows the ErrorInfo; other statuses have none."""
+    refusal = status_of(errors.Overloaded("the queue takes 1.25 s", 1.25), "id-1")
+
+    status = status_pb2.Status.FromString(refusal.details("id-1"))
+    retry = error_details_pb2.RetryInfo()
+    assert [each.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for each in status.details] == [True, False]
+    assert status.details[1].Unpack(retry)
+    assert (retry.retry_delay.seconds, retry.retry_delay.nanos) == (1, 250_000_000)
+    other = status_of(errors.Overloaded("too many regions"), "id-1")
+    assert len(status_pb2.Status.FromString(other.details("id-1")).details) == 1
+
+
 # The rows of the table over a real channel. Those of bad images are in services/test_classifier.py.
 
 

@@ -1,0 +1,61 @@
+"""Overload: a server that is asked for more than it can do answers about as much as it can."""
+
+import asyncio
+import time
+from collections import Counter
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from tests.colours import Publish
+from tests.serving.gated_server import ServeGated
+from tests.serving.stub import Connect
+
+CLASSIFY = "lenserve.v1.Classifier/Classify"
+IMAGE_S = 0.02  # without CPU: what is measured does not depend on the machine
+DEADLINE_S = 0.6
+SECONDS = 1.5
+TIMES_CAPACITY = 3
+
+
+def _request() -> pb.ClassifyRequest:
+    pixels = pb.Pixels(height=8, width=8, channels=3, data=bytes(192))
+    return pb.ClassifyRequest(model="colours", images=[pb.Image(pixels=pixels)])
+
+
+async def test_three_times_the_load_is_answered_as_far_as_possible_and_the_rest_is_refused_at_once(
+    publish: Publish, serve_gated: ServeGated, connect: Connect
+) -> None:
+    """Nothing that was accepted is late, and each refusal says when to try again."""
+    publish()
+    codes: Counter[str] = Counter()
+    refusals: list[tuple[float, bytes]] = []
+    async with serve_gated(image_s=IMAGE_S) as server:
+        call = connect(server.grpc.port)
+
+        async def classify() -> None:
+            started_s = time.monotonic()
+            try:
+                await call.start(CLASSIFY, _request(), timeout=DEADLINE_S)
+                codes["OK"] += 1
+            except grpc.aio.AioRpcError as error:
+                codes[error.code().name] += 1
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    details = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+                    refusals.append((time.monotonic() - started_s, details))
+
+        async with asyncio.TaskGroup() as calls:
+            end_s = time.monotonic() + SECONDS
+            while time.monotonic() < end_s:
+                calls.create_task(classify())
+                await asyncio.sleep(IMAGE_S / TIMES_CAPACITY)
+
+    capacity = (SECONDS + DEADLINE_S) / IMAGE_S
+    assert codes["OK"] >= 0.6 * capacity
+    assert codes["DEADLINE_EXCEEDED"] <= 0.2 * codes["OK"]  # where other processes stop this one for a moment
+    assert set(codes) <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+    assert sorted(took_s for took_s, _ in refusals)[len(refusals) // 2] < DEADLINE_S / 4
+    retry = error_details_pb2.RetryInfo()
+    assert status_pb2.Status.FromString(refusals[-1][1]).details[1].Unpack(retry)
+    assert 0.1 <= retry.retry_delay.ToTimedelta().total_seconds() <= 1
