@@ -3,26 +3,28 @@
     with Client("127.0.0.1:8001") as client:
         print(client.classify("digit.png", model="lenet5-digits", top_k=3).top)
 
-gRPC itself retries (service config, gRFC A6) on UNAVAILABLE, RESOURCE_EXHAUSTED and CANCELLED, with growing
-pauses and within the deadline. `AsyncClient` offers the same calls with `await`.
+Calls that fail for a passing reason are repeated until their deadline (`retries.py`): servers may restart.
+`AsyncClient` offers the same calls with `await`.
 
 Both are in one file, because a change to one is a change to the other.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
-from serving.client.connection import BaseClient, open_channel
+from serving.client.connection import BaseClient, not_ready, open_channel
+from serving.client.image_stream import ImageStream
 from serving.client.images import ClientImage, encode_image
 from serving.client.messages import (
     CallFailed,
     Chunk,
     ImageFailure,
-    ImageStream,
     Label,
     Prediction,
     Result,
@@ -31,6 +33,7 @@ from serving.client.messages import (
     decode_single,
     encode_request,
 )
+from serving.client.retries import OnRetry, Retries
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 __all__ = [
@@ -46,22 +49,28 @@ __all__ = [
 
 DEFAULT_SERVER = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_WAIT_S = 60.0
+
+_LOST_STATUS = "Internal error from Core"  # see `AsyncClient._find_cause`
 
 
 class Client(BaseClient):
     """A client for synchronous code. Thread-safe: several threads may share one.
 
     Args:
-        server: HOST:PORT.
+        server: HOST:PORT, HOST, or [ADDRESS]:PORT for IPv6; without a port, 8001.
         token: bearer token, if the server requires one.
         timeout_s: default deadline of a request, in seconds, for all attempts together.
-        attempts: maximum attempts of a request, 1 to 5; 1 turns retries off.
+        attempts: maximum attempts of a request; 1 turns retries off; None: as many as `timeout_s` allows.
+        on_retry: called with the failure and the seconds until the next attempt.
         tls_ca_file: PEM file of the authorities to trust; without it the connection is not encrypted.
         tls_cert_file: PEM file of the client's certificate, if the server requires one.
         tls_key_file: PEM file of the certificate's key.
+        tls_server_name: the name that the server's certificate must have, if that is not the host's.
 
     Raises:
-        UsageError: a TLS file cannot be read, or the certificate, its key or the authority is missing.
+        UsageError: the address is invalid, a TLS file cannot be read, or the certificate, its key or the
+            authority is missing.
     """
 
     def __init__(
@@ -70,20 +79,22 @@ class Client(BaseClient):
         *,
         token: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        attempts: int = 5,
+        attempts: int | None = None,
+        on_retry: OnRetry | None = None,
         tls_ca_file: Path | str | None = None,
         tls_cert_file: Path | str | None = None,
         tls_key_file: Path | str | None = None,
+        tls_server_name: str | None = None,
     ) -> None:
         channel = open_channel(
             grpc,
             server,
-            attempts=attempts,
             tls_ca_file=tls_ca_file,
             tls_cert_file=tls_cert_file,
             tls_key_file=tls_key_file,
+            tls_server_name=tls_server_name,
         )
-        super().__init__(channel, token=token, timeout_s=timeout_s)
+        super().__init__(channel, token=token, timeout_s=timeout_s, attempts=attempts, on_retry=on_retry)
 
     def __enter__(self) -> Self:
         return self
@@ -163,22 +174,46 @@ class Client(BaseClient):
             CallFailed: the stream failed, or an image failed for a reason that affects all, such as an
                 unknown model.
         """
-        stream = ImageStream(model, top_k)
-        call = self._classify_stream(_requests(images, stream), timeout=timeout_s, metadata=self._metadata)
-        try:
-            for response in call:
-                yield from stream.failures()
-                result = stream.match(response)
-                if isinstance(result, pb.Image):
-                    result = decode_single(self._send(encode_request([result], model, top_k), None))
-                yield result
-        except grpc.RpcError as error:
-            raise decode_error(error) from error
-        finally:
-            call.cancel()
+        stream, retries = ImageStream(images, model, top_k), self._stream_retries(timeout_s)
+        while True:
+            call = self._classify_stream(
+                stream.requests(), timeout=retries.deadline_s, metadata=self._metadata
+            )
+            try:
+                for response in call:
+                    retries.note_progress()
+                    yield from stream.failures()
+                    result = stream.match(response)
+                    if isinstance(result, pb.ClassifyRequest):
+                        result = decode_single(self._send(result, retries.deadline_s))
+                    yield result
+            except grpc.RpcError as error:
+                failure = decode_error(error)
+            else:
+                if stream.is_complete:
+                    break
+                failure = stream.ended_early()
+            finally:
+                call.cancel()
+            time.sleep(retries.pause_s(failure))
         yield from stream.failures()
         if stream.error is not None:
             raise stream.error
+
+    def wait_ready(self, model: str = "", *, timeout_s: float = DEFAULT_WAIT_S) -> None:
+        """Wait until the server is ready, or a model: MODEL, MODEL@VERSION or MODEL@ALIAS.
+
+        Args:
+            model: the model; empty: the server.
+            timeout_s: for how long.
+
+        Raises:
+            CallFailed: it is not ready in time, or the server rejects the call.
+        """
+        call, request = self._readiness(model)
+        retries = Retries(timeout_s, on_retry=self._on_retry)
+        while not self._attempt(call, request, retries).ready:
+            time.sleep(retries.pause_s(not_ready(model)))
 
     def _classify_chunk(self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None) -> list[Result]:
         if not chunk.images:
@@ -189,11 +224,16 @@ class Client(BaseClient):
             return chunk.results(error)
 
     def _send(self, request: pb.ClassifyRequest, timeout_s: float | None) -> pb.ClassifyResponse:
-        try:
-            response: pb.ClassifyResponse = self._classify(request, **self._options(timeout_s))
-        except grpc.RpcError as error:
-            raise decode_error(error) from error
+        response: pb.ClassifyResponse = self._attempt(self._classify, request, self._retries(timeout_s))
         return response
+
+    def _attempt(self, call: Any, request: Any, retries: Retries) -> Any:  # noqa: ANN401 - any method
+        """Call until an attempt succeeds."""
+        while True:
+            try:
+                return call(request, timeout=retries.left_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                time.sleep(retries.pause_s(decode_error(error)))
 
 
 class AsyncClient(BaseClient):
@@ -205,20 +245,22 @@ class AsyncClient(BaseClient):
         *,
         token: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        attempts: int = 5,
+        attempts: int | None = None,
+        on_retry: OnRetry | None = None,
         tls_ca_file: Path | str | None = None,
         tls_cert_file: Path | str | None = None,
         tls_key_file: Path | str | None = None,
+        tls_server_name: str | None = None,
     ) -> None:
         channel = open_channel(
             grpc.aio,
             server,
-            attempts=attempts,
             tls_ca_file=tls_ca_file,
             tls_cert_file=tls_cert_file,
             tls_key_file=tls_key_file,
+            tls_server_name=tls_server_name,
         )
-        super().__init__(channel, token=token, timeout_s=timeout_s)
+        super().__init__(channel, token=token, timeout_s=timeout_s, attempts=attempts, on_retry=on_retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -262,36 +304,54 @@ class AsyncClient(BaseClient):
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Prediction | ImageFailure, None]:
         """Classify images over one stream, from an iterable of either kind; see `Client.classify_stream`."""
-        stream = ImageStream(model, top_k)
-        requests = _requests_of_async(images, stream)
-        call = self._classify_stream(requests, timeout=timeout_s, metadata=self._metadata)
+        stream, retries = ImageStream(images, model, top_k), self._stream_retries(timeout_s)
         try:
-            async for response in call:
-                for failure in stream.failures():
-                    yield failure
-                result = stream.match(response)
-                if isinstance(result, pb.Image):
-                    result = decode_single(await self._send(encode_request([result], model, top_k), None))
-                yield result
-        except grpc.RpcError as error:
-            raise await self._find_cause(decode_error(error), stream) from error
+            while True:
+                call = self._classify_stream(
+                    stream.requests_async(), timeout=retries.deadline_s, metadata=self._metadata
+                )
+                try:
+                    async for response in call:
+                        retries.note_progress()
+                        for failure in stream.failures():
+                            yield failure
+                        result = stream.match(response)
+                        if isinstance(result, pb.ClassifyRequest):
+                            result = decode_single(await self._send(result, retries.deadline_s))
+                        yield result
+                except grpc.RpcError as error:
+                    reason = await self._find_cause(decode_error(error), stream)
+                else:
+                    if stream.is_complete:
+                        break
+                    reason = stream.ended_early()
+                finally:
+                    call.cancel()
+                await asyncio.sleep(retries.pause_s(reason))
         finally:
-            call.cancel()
+            await stream.close()
         for failure in stream.failures():
             yield failure
         if stream.error is not None:
             raise stream.error
 
+    async def wait_ready(self, model: str = "", *, timeout_s: float = DEFAULT_WAIT_S) -> None:
+        """Wait until the server or a model is ready; see `Client.wait_ready`."""
+        call, request = self._readiness(model)
+        retries = Retries(timeout_s, on_retry=self._on_retry)
+        while not (await self._attempt(call, request, retries)).ready:  # noqa: ASYNC110 - no event is set
+            await asyncio.sleep(retries.pause_s(not_ready(model)))
+
     async def _find_cause(self, failure: CallFailed, stream: ImageStream) -> CallFailed:
-        """Repeat the oldest request: grpc.aio loses the status of a stream rejected during a send."""
-        request = stream.oldest_request()
-        if failure.message != "Internal error from Core" or request is None:
+        """Repeat the oldest request: grpc.aio loses the status of a stream that ends during a send."""
+        if failure.message != _LOST_STATUS:
             return failure
-        try:
-            await self._send(request, None)
-        except CallFailed as reason:
-            return reason
-        return failure
+        if (request := stream.oldest_request()) is not None:
+            try:
+                await self._attempt(self._classify, request, Retries(self._timeout_s, attempts=1))
+            except CallFailed as reason:
+                return reason
+        return stream.ended_early()
 
     async def _classify_chunk(
         self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None
@@ -304,40 +364,13 @@ class AsyncClient(BaseClient):
             return chunk.results(error)
 
     async def _send(self, request: pb.ClassifyRequest, timeout_s: float | None) -> pb.ClassifyResponse:
-        try:
-            response: pb.ClassifyResponse = await self._classify(request, **self._options(timeout_s))
-        except grpc.RpcError as error:
-            raise decode_error(error) from error
+        response: pb.ClassifyResponse = await self._attempt(self._classify, request, self._retries(timeout_s))
         return response
 
-
-def _requests(images: Iterable[ClientImage], stream: ImageStream) -> Iterator[pb.ClassifyRequest]:
-    # gRPC iterates in another thread and drops exceptions there, so the stream keeps them.
-    try:
-        for image in images:
-            request = stream.encode(image)
-            if request is not None:
-                yield request
-    except Exception as error:  # noqa: BLE001 - the caller's iterable may raise anything
-        stream.error = error
-
-
-async def _requests_of_async(
-    images: Iterable[ClientImage] | AsyncIterable[ClientImage], stream: ImageStream
-) -> AsyncIterator[pb.ClassifyRequest]:
-    try:
-        async for image in _each(images):
-            request = stream.encode(image)
-            if request is not None:
-                yield request
-    except Exception as error:  # noqa: BLE001 - as in _requests
-        stream.error = error
-
-
-async def _each(images: Iterable[ClientImage] | AsyncIterable[ClientImage]) -> AsyncIterator[ClientImage]:
-    if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield image
-    else:
-        for image in images:
-            yield image
+    async def _attempt(self, call: Any, request: Any, retries: Retries) -> Any:  # noqa: ANN401 - any method
+        """Call until an attempt succeeds."""
+        while True:
+            try:
+                return await call(request, timeout=retries.left_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                await asyncio.sleep(retries.pause_s(decode_error(error)))

@@ -1,25 +1,38 @@
-"""The base of both clients: a gRPC channel with retries, the methods, and the options of every call."""
+"""The base of both clients: a gRPC channel, the methods, and the options of every call."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from serving.client.messages import MAX_REQUEST_BYTES, RETRYABLE_CODES
+from serving.client.address import is_loopback, server_address
+from serving.client.messages import CallFailed
+from serving.client.retries import OnRetry, Retries
 from serving.errors import UsageError
+from serving.pb.inference import grpc_service_pb2 as inference_pb
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 _SERVICE = "lenserve.v1.Classifier"
+_INFERENCE = "inference.GRPCInferenceService"
 
 
 class BaseClient:
-    """A channel and its two methods. One subclass blocks on the calls, the other awaits them."""
+    """A channel and its methods. One subclass blocks on the calls, the other awaits them."""
 
-    def __init__(self, channel: Any, *, token: str | None, timeout_s: float) -> None:  # noqa: ANN401 - untyped library
+    def __init__(
+        self,
+        channel: Any,  # noqa: ANN401 - untyped library
+        *,
+        token: str | None,
+        timeout_s: float,
+        attempts: int | None,
+        on_retry: OnRetry | None,
+    ) -> None:
         self._channel = channel
         self._timeout_s = timeout_s
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._attempts = attempts
+        self._on_retry = on_retry
+        self._metadata = (("authorization", f"Bearer {sendable_token(token)}"),) if token else ()
         self._classify = channel.unary_unary(
             f"/{_SERVICE}/Classify", pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
         )
@@ -28,33 +41,69 @@ class BaseClient:
             pb.ClassifyRequest.SerializeToString,
             pb.ClassifyStreamResponse.FromString,
         )
+        self._server_ready = channel.unary_unary(
+            f"/{_INFERENCE}/ServerReady",
+            inference_pb.ServerReadyRequest.SerializeToString,
+            inference_pb.ServerReadyResponse.FromString,
+        )
+        self._model_ready = channel.unary_unary(
+            f"/{_INFERENCE}/ModelReady",
+            inference_pb.ModelReadyRequest.SerializeToString,
+            inference_pb.ModelReadyResponse.FromString,
+        )
 
-    def _options(self, timeout_s: float | None) -> dict[str, Any]:
-        return {"timeout": self._timeout_s if timeout_s is None else timeout_s, "metadata": self._metadata}
+    def _retries(self, timeout_s: float | None) -> Retries:
+        return Retries(
+            self._timeout_s if timeout_s is None else timeout_s, self._attempts, on_retry=self._on_retry
+        )
+
+    def _stream_retries(self, timeout_s: float | None) -> Retries:
+        """Return the attempts of a stream. Without a deadline, an outage may be as long as a call."""
+        if timeout_s is not None:
+            return self._retries(timeout_s)
+        return Retries(self._timeout_s, self._attempts, outage=True, on_retry=self._on_retry)
+
+    def _readiness(self, model: str) -> tuple[Any, Any]:
+        """Return the method and the request that ask whether a model is ready; empty: the server."""
+        if not model:
+            return self._server_ready, inference_pb.ServerReadyRequest()
+        name, _, revision = model.partition("@")
+        return self._model_ready, inference_pb.ModelReadyRequest(name=name, version=revision)
+
+
+def not_ready(model: str) -> CallFailed:
+    """Return the failure of an attempt that found the server or the model not ready."""
+    return CallFailed("UNAVAILABLE", f"model {model!r} is not ready" if model else "the server is not ready")
 
 
 def open_channel(
     library: Any,  # noqa: ANN401 - untyped library
     server: str,
     *,
-    attempts: int,
     tls_ca_file: Path | str | None,
     tls_cert_file: Path | str | None,
     tls_key_file: Path | str | None,
+    tls_server_name: str | None,
 ) -> Any:  # noqa: ANN401
     """Open a channel of `grpc` or `grpc.aio`, with TLS if a CA file is given.
 
     Raises:
-        UsageError: a TLS file cannot be read, or the certificate, its key or the authority is missing.
+        UsageError: the address is invalid, a TLS file cannot be read, or the certificate, its key or the
+            authority is missing.
     """
-    options = channel_options(attempts)
+    address = server_address(server)
+    options = channel_options(address)
     if (tls_cert_file is None) != (tls_key_file is None) or (tls_cert_file and tls_ca_file is None):
         raise UsageError("set tls_cert_file and tls_key_file together, and tls_ca_file with them")
+    if tls_server_name and tls_ca_file is None:
+        raise UsageError(f"tls_server_name {tls_server_name!r} needs TLS: set tls_ca_file with it")
     if tls_ca_file is None:
-        return library.insecure_channel(server, options=options)
+        return library.insecure_channel(address, options=options)
+    if tls_server_name:
+        options.append(("grpc.ssl_target_name_override", tls_server_name))
     authority, key, chain = map(_read_pem, (tls_ca_file, tls_key_file, tls_cert_file))
     return library.secure_channel(
-        server, grpc.ssl_channel_credentials(authority, key, chain), options=options
+        address, grpc.ssl_channel_credentials(authority, key, chain), options=options
     )
 
 
@@ -65,23 +114,31 @@ def _read_pem(file: Path | str | None) -> bytes | None:
         raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
 
 
-def channel_options(attempts: int) -> list[tuple[str, Any]]:
-    """Return gRPC options: the retry policy, and no limit on message sizes."""
-    policy = {
-        "maxAttempts": attempts,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": RETRYABLE_CODES,
-    }
-    method = {"name": [{"service": _SERVICE}]} | ({"retryPolicy": policy} if attempts > 1 else {})
+def sendable_token(token: str) -> str:
+    """Return the token, if a header can carry it.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            "the token has characters that no header can carry: use printable ASCII, without line ends"
+        )
+    return token
+
+
+def channel_options(address: str) -> list[tuple[str, Any]]:
+    """Return gRPC options: no limit on message sizes, and no proxy where none can help.
+
+    Args:
+        address: as `server_address` returns it.
+    """
     return [
-        ("grpc.service_config", json.dumps({"methodConfig": [method]})),
-        # By default the channel waits a second before it reconnects, longer than most retries take.
+        # By default a channel waits a second before it reconnects, longer than most retries.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        # Requests larger than this buffer are not retried; the default is 256 KiB.
-        ("grpc.per_rpc_retry_buffer_size", 2 * MAX_REQUEST_BYTES),
+        # http_proxy of the environment is for other machines, even without a no_proxy.
+        *([("grpc.enable_http_proxy", 0)] if is_loopback(address) else []),
     ]

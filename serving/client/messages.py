@@ -1,23 +1,34 @@
 """Requests and results of both clients: encodes images, decodes responses. Does no I/O."""
 
-from collections import deque
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from serving.client.images import ClientImage, encode_image
-from serving.errors import ImageError, LenserveError
+from serving.errors import ImageError, InvalidRequest, LenserveError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
 MAX_REQUEST_BYTES = 32 * 2**20  # half of the server's default limit
 # The server sends CANCELLED if it stops before a call has begun.
-RETRYABLE_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED")
+_TRANSIENT_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED")
+# The same request would fail again: it is too long, the sides do not trust each other, or this side gave up.
+_PERMANENT_CAUSES = ("MESSAGE_TOO_LONG", "COMPRESSION_RATIO")
+_PERMANENT = re.compile(
+    r"message larger than max|CERTIFICATE_VERIFY_FAILED|Hostname Verification|"
+    r"Channel closed|Locally cancelled",
+    re.IGNORECASE,
+)
 
-_IMAGE_REASONS = frozenset(kind("").reason for kind in ImageError.__subclasses__())
+_MAX_VERSION = 2**63 - 1  # int64
+_MAX_TOP_K = 2**31 - 1  # int32
+
+IMAGE_REASONS = frozenset(kind("").reason for kind in ImageError.__subclasses__())
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +71,60 @@ class CallFailed(LenserveError):
         message: the server's message.
         cause: kind of error, such as UNKNOWN_MODEL; empty if unknown.
         request_id: request id in the server's log; empty if unknown.
+        retry_after_s: how long the server asks its clients to wait; 0 if it does not.
     """
 
-    def __init__(self, code: str, message: str, *, cause: str = "", request_id: str = "") -> None:
+    def __init__(
+        self, code: str, message: str, *, cause: str = "", request_id: str = "", retry_after_s: float = 0.0
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.cause = cause
         self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same call may succeed later."""
+        if self.code not in _TRANSIENT_CODES or self.cause in _PERMANENT_CAUSES:
+            return False
+        return not _PERMANENT.search(self.message)
 
 
 Result = Prediction | ImageFailure
 
 
 def encode_request(images: Sequence[pb.Image], model: str, top_k: int) -> pb.ClassifyRequest:
-    """Build a request. `model` is MODEL, MODEL@VERSION or MODEL@ALIAS; top_k 0 means the server's default."""
+    """Build a request. `model` is MODEL, MODEL@VERSION or MODEL@ALIAS; top_k 0 means the server's default.
+
+    Raises:
+        InvalidRequest: the version or top_k is out of range, or the model is not text in UTF-8.
+    """
+    if abs(top_k) > _MAX_TOP_K:  # int32; the server refuses negative ones
+        raise InvalidRequest(f"top_k is {top_k}: choose a number from 0 to {_MAX_TOP_K}")
     name, _, revision = model.partition("@")
-    request = pb.ClassifyRequest(model=name, images=images, top_k=top_k)
-    if revision.isascii() and revision.isdigit():
-        request.version = int(revision)
-    elif revision:
-        request.alias = revision
+    request = pb.ClassifyRequest(images=images, top_k=top_k)
+    try:
+        request.model = name
+        if revision.isascii() and revision.isdigit():
+            request.version = _version(revision)
+        elif revision:
+            request.alias = revision
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"model {model!r} is not text in UTF-8: name a model of the server") from error
     return request
+
+
+def _version(digits: str) -> int:
+    if len(digits) > len(str(_MAX_VERSION)) or int(digits) > _MAX_VERSION:
+        raise InvalidRequest(f"version {digits} is out of range: the highest is {_MAX_VERSION}")
+    return int(digits)
 
 
 def decode_single(response: pb.ClassifyResponse) -> Prediction:
     """Return the prediction in the response to a request with one image."""
-    results = _decode(response)
+    results = decode(response)
     if len(results) != 1 or isinstance(results[0], ImageFailure):
         raise CallFailed("INTERNAL", f"the server returned {results} for one image. This is a bug.")
     return results[0]
@@ -94,16 +132,27 @@ def decode_single(response: pb.ClassifyResponse) -> Prediction:
 
 def decode_error(error: Any) -> CallFailed:  # noqa: ANN401 - grpc ships no types
     """Convert a grpc.RpcError."""
-    cause, request_id = "", ""
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
+    cause, request_id, retry_after_s = "", "", 0.0
+    for detail in _details(error):
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             cause, request_id = info.reason, info.metadata.get("request_id", "")
+        elif detail.Unpack(retry):
+            retry_after_s = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
     details = error.details() or "no details"
     if details.startswith("failed to connect"):
         details += "; is this the server's address, and do both sides use TLS, or neither?"
-    return CallFailed(error.code().name, details, cause=cause, request_id=request_id)
+    return CallFailed(
+        error.code().name, details, cause=cause, request_id=request_id, retry_after_s=retry_after_s
+    )
+
+
+def _details(error: Any) -> Sequence[Any]:  # noqa: ANN401 - grpc ships no types
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, DecodeError):  # a proxy may have changed the status, or the details
+        return ()
+    return status.details if status else ()
 
 
 class Chunk:
@@ -137,11 +186,11 @@ class Chunk:
             CallFailed: the request failed for another reason than an invalid image.
         """
         if isinstance(outcome, CallFailed):
-            if len(self.images) != 1 or outcome.cause not in _IMAGE_REASONS:
+            if len(self.images) != 1 or outcome.cause not in IMAGE_REASONS:
                 raise outcome
             results: list[Result] = [ImageFailure(outcome.code, outcome.cause, outcome.message)]
         else:
-            results = _decode(outcome) if outcome is not None else []
+            results = decode(outcome) if outcome is not None else []
         if len(results) != len(self.images):
             raise CallFailed(
                 "INTERNAL",
@@ -155,7 +204,7 @@ def chunks(images: Iterable[ClientImage], max_images: int) -> Iterator[Chunk]:
     """Divide images into requests. Reads ahead no further than the next request needs."""
     chunk: Chunk | None = None
     for image in images:
-        encoded = _encode_or_fail(image)
+        encoded = encode_or_fail(image)
         if chunk is None or not chunk.add(encoded, max_images):
             if chunk is not None:
                 yield chunk
@@ -165,71 +214,27 @@ def chunks(images: Iterable[ClientImage], max_images: int) -> Iterator[Chunk]:
         yield chunk
 
 
-class ImageStream:
-    """Matches a stream's images with their results, in order. One thread may send while another receives."""
-
-    def __init__(self, model: str, top_k: int) -> None:
-        self._model = model
-        self._top_k = top_k
-        self._open: deque[pb.Image | ImageFailure] = deque()  # sent or failed, without a result yet
-        self.error: Exception | None = None  # raised by the caller's iterable
-
-    def encode(self, image: ClientImage) -> pb.ClassifyRequest | None:
-        """Return the request for the next image; None, and a failure as its result, if encoding fails."""
-        encoded = _encode_or_fail(image)
-        self._open.append(encoded)
-        if isinstance(encoded, ImageFailure):
-            return None
-        return encode_request([encoded], self._model, self._top_k)
-
-    def oldest_request(self) -> pb.ClassifyRequest | None:
-        """Return the oldest request without a result; None if there is none."""
-        images = [each for each in self._open if isinstance(each, pb.Image)]
-        return encode_request(images[:1], self._model, self._top_k) if images else None
-
-    def failures(self) -> Iterator[ImageFailure]:
-        """Yield the failures that precede the next response."""
-        while self._open and isinstance(failure := self._open[0], ImageFailure):
-            self._open.popleft()
-            yield failure
-
-    def match(self, response: pb.ClassifyStreamResponse) -> Result | pb.Image:
-        """Return the result of the oldest image, or the image if it should be sent again.
-
-        Raises:
-            CallFailed: the image failed for a reason that affects all, such as an unknown model.
-        """
-        image = self._open.popleft()
-        if response.HasField("response"):
-            (result,) = _decode(response.response)
-            return result
-        error = response.error
-        code = _code_name(error.code)
-        if error.reason in _IMAGE_REASONS:
-            return ImageFailure(code, error.reason, error.message)
-        if code in RETRYABLE_CODES and isinstance(image, pb.Image):
-            return image
-        raise CallFailed(code, error.message, cause=error.reason)
-
-
-def _encode_or_fail(image: ClientImage) -> pb.Image | ImageFailure:
+def encode_or_fail(image: ClientImage) -> pb.Image | ImageFailure:
+    """Encode an image, or say why it cannot be."""
     try:
         return encode_image(image)
     except ImageError as error:
         return ImageFailure("INVALID_ARGUMENT", error.reason, str(error))
 
 
-def _decode(response: pb.ClassifyResponse) -> list[Result]:
+def decode(response: pb.ClassifyResponse) -> list[Result]:
+    """Return one result per image."""
     return [_decode_prediction(prediction, response) for prediction in response.predictions]
 
 
 def _decode_prediction(prediction: pb.Prediction, response: pb.ClassifyResponse) -> Result:
     if prediction.HasField("error"):
         error = prediction.error
-        return ImageFailure(_code_name(error.code), error.reason, error.message)
+        return ImageFailure(code_name(error.code), error.reason, error.message)
     labels = tuple(Label(each.label, each.index, each.probability) for each in prediction.ranking.labels)
     return Prediction(response.model, response.version, labels)
 
 
-def _code_name(number: int) -> str:
+def code_name(number: int) -> str:
+    """Return the name of a gRPC status code."""
     return next((code.name for code in grpc.StatusCode if code.value[0] == number), str(number))

@@ -17,7 +17,7 @@ from serving.bundle import Repository
 from serving.client.client import AsyncClient, CallFailed, Client, Label, Prediction
 from serving.client.images import ClientImage
 from serving.client.messages import Result
-from serving.errors import InvalidPixels, InvalidRequest, UndecodableImage
+from serving.errors import InvalidPixels, InvalidRequest, UndecodableImage, UsageError
 from serving.metrics.recorder import Metrics
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.middleware import Middleware
@@ -418,7 +418,7 @@ async def test_permanent_errors_are_not_retried(serve_flaky: ServeFlaky, code: s
 
 
 async def test_a_large_image_is_retried_too(serve_flaky: ServeFlaky) -> None:
-    """By default gRPC would not retry requests above 256 KiB."""
+    """GRPC itself would not retry requests above 256 KiB."""
     flaky = _Flaky(grpc.StatusCode.UNAVAILABLE)
     async with AsyncClient(await serve_flaky(flaky)) as client:
         await client.classify(np.zeros((700, 700, 3), np.uint8), model="colours")
@@ -467,28 +467,101 @@ async def _always_red(_request: pb.ClassifyRequest, _call: Call) -> pb.ClassifyR
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-async def test_an_unreachable_server_is_reported_soon(kind: type[Client | AsyncClient]) -> None:
-    """No server: UNAVAILABLE with the address, after a few attempts, well within the deadline."""
+async def test_an_unreachable_server_is_reported_at_the_deadline(kind: type[Client | AsyncClient]) -> None:
+    """No server: UNAVAILABLE with the address, after several attempts. The caller hears of each."""
+    retried: list[str] = []
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))  # bound and not listening: refuses connections
         address = f"127.0.0.1:{reserved.getsockname()[1]}"
         started_s = time.monotonic()
-        async with AsyncClient(address) as client:
-            call = (
-                asyncio.to_thread(_classify, address)
-                if kind is Client
-                else client.classify(RGBA, model="colours")
+        with pytest.raises(CallFailed, match=r"^UNAVAILABLE: ") as caught:
+            await _classify(
+                kind(address, timeout_s=0.5, on_retry=lambda failure, _: retried.append(failure.code))
             )
-            with pytest.raises(CallFailed, match=r"^UNAVAILABLE: ") as caught:
-                await call
 
     assert address in caught.value.message
     assert time.monotonic() - started_s < 5
+    assert set(retried) == {"UNAVAILABLE"}
 
 
-def _classify(address: str) -> Prediction:
-    with Client(address) as client:
-        return client.classify(RGBA, model="colours")
+async def _classify(client: Client | AsyncClient) -> Prediction:
+    if isinstance(client, AsyncClient):
+        async with client:
+            return await client.classify(RGBA, model="colours")
+    with client:
+        return await asyncio.to_thread(client.classify, RGBA, model="colours")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("model", ["", "colours", "colours@1", "colours@stable"])
+async def test_a_client_can_wait_until_a_server_and_a_model_are_ready(
+    publish: Publish,
+    serve_gated: ServeGated,
+    repository: Repository,
+    kind: type[Client | AsyncClient],
+    model: str,
+) -> None:
+    """The wait ends when the model is loaded, and not before."""
+    publish()
+    repository.set_alias("colours", "stable", 1)
+    asked = asyncio.Event()
+    async with serve_gated(scanned=False) as server:
+        loop = asyncio.get_running_loop()
+        client = kind(_address(server), on_retry=lambda *_: loop.call_soon_threadsafe(asked.set))
+        waiting = asyncio.create_task(_wait_ready(client, model))
+        await asyncio.wait_for(asked.wait(), 10)
+        assert not waiting.done()
+        server.loads.set()
+        await asyncio.wait_for(waiting, 10)
+
+
+async def _wait_ready(client: Client | AsyncClient, model: str, timeout_s: float = 30) -> None:
+    if isinstance(client, AsyncClient):
+        async with client:
+            await client.wait_ready(model, timeout_s=timeout_s)
+    else:
+        with client:
+            await asyncio.to_thread(client.wait_ready, model, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_model_that_does_not_get_ready_is_reported(
+    server: Server, kind: type[Client | AsyncClient]
+) -> None:
+    """At the end of the wait, with the model's name."""
+    with pytest.raises(CallFailed, match=r"^UNAVAILABLE: model 'shapes' is not ready$"):
+        await _wait_ready(kind(_address(server)), "shapes", timeout_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("model", "top_k", "message"),
+    [
+        ("colours@9223372036854775808", 0, r"version 9223372036854775808 is out of range: the highest is 92"),
+        ("colours@" + "9" * 5000, 0, r"version 9+ is out of range"),
+        ("colours", 2**31, r"top_k is 2147483648: choose a number from 0 to 2147483647"),
+        ("colours\udcff", 0, r"model 'colours\\udcff' is not text in UTF-8"),
+        ("colours@\udcff", 0, r"is not text in UTF-8"),
+    ],
+)
+async def test_a_number_or_a_name_that_no_message_can_hold_is_refused(
+    client: AsyncClient, model: str, top_k: int, message: str
+) -> None:
+    """With the limit, before it is sent."""
+    with pytest.raises(InvalidRequest, match=message):
+        await client.classify(RGBA, model=model, top_k=top_k)
+
+
+@pytest.mark.parametrize("token", ["a\nb", "ä", "a\udcff"])
+def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
+    """When the client is made; gRPC's own error would come with the first call, without the reason."""
+    with pytest.raises(UsageError, match=r"the token has characters that no header can carry"):
+        Client(token=token)
+
+
+@pytest.mark.parametrize("timeout_s", [1e12, float("inf")])
+async def test_a_very_long_timeout_is_accepted(client: AsyncClient, timeout_s: float) -> None:
+    """It is as good as none."""
+    assert (await client.classify(RGBA, model="colours", timeout_s=timeout_s)).version == 1
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.2])

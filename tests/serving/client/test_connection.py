@@ -1,5 +1,7 @@
 """The base of both clients: channels with and without TLS."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -80,3 +82,41 @@ def test_unusable_files_are_reported_at_once(
     paths: dict[str, Any] = {name: certificates / file for name, file in files.items()}
     with pytest.raises(UsageError, match=message):
         kind("localhost:1", **paths)
+
+
+async def test_the_name_of_the_certificate_can_be_set(serve_tls: Serve, certificates: Path) -> None:
+    """Where the address is no name of the certificate, as behind a forwarded port."""
+    files: dict[str, Any] = _shown(certificates, "client")
+    async with serve_tls(host="127.0.0.2") as server:
+        address = f"127.0.0.2:{server.grpc.port}"
+        async with AsyncClient(address, tls_server_name="localhost", **files) as client:
+            assert (await client.classify(RED, model="colours")).top.label == "red"
+        started_s = time.monotonic()
+        async with AsyncClient(address, tls_server_name="elsewhere", **files) as client:
+            with pytest.raises(CallFailed, match="UNAVAILABLE"):
+                await client.classify(RED, model="colours")
+        assert time.monotonic() - started_s < 10  # of 30: a wrong name is not tried again
+    with pytest.raises(UsageError, match="tls_server_name 'localhost' needs TLS: set tls_ca_file with it"):
+        AsyncClient(tls_server_name="localhost")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_proxy_of_the_environment_does_not_get_calls_to_this_machine(
+    publish: Publish, serve: Serve, monkeypatch: pytest.MonkeyPatch, kind: type[Client | AsyncClient]
+) -> None:
+    """Without a no_proxy too: the proxy is another machine."""
+    publish()
+    for variable in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    async with serve() as server:
+        for host in ("127.0.0.1", "localhost"):
+            client = kind(f"{host}:{server.grpc.port}", timeout_s=5)
+            if isinstance(client, AsyncClient):
+                async with client:
+                    result = await client.classify(RED, model="colours")
+            else:
+                with client:
+                    result = await asyncio.to_thread(client.classify, RED, model="colours")
+            assert result.top.label == "red"
