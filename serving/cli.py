@@ -4,18 +4,16 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
-from pydantic_settings import CliPositionalArg
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
+from serving.cli_classify import Classify
 from serving.commandline import (
     DONE,
     FAILED,
@@ -30,12 +28,6 @@ from serving.commandline import (
 from serving.errors import BundleError, UsageError
 from serving.model_commands import Alias, History, Promote, Prune, Remove, Rollback, Show
 from serving.settings import ServerSettings
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-)
-
-_BAR_WIDTH = 20
 
 
 class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of model_config: the first wins
@@ -63,55 +55,6 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
             settle_memory()
             uvloop.run(serve(settings))
         return DONE
-
-
-class Classify(Command):
-    """Classify image files, or all images below directories, with a running server."""
-
-    example: ClassVar[str] = "lenserve classify --model digits --top-k 3 photo.png photos/"
-
-    images: CliPositionalArg[list[Path]] = Field(
-        description="image files, or directories to search for images", min_length=1
-    )
-    model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
-    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT of the server's gRPC port")
-    top_k: int = Field(default=0, ge=0, description="labels per image; 0: the server's default")
-    token: str | None = Field(
-        default=None, description="bearer token; set LENSERVE_TOKEN instead to keep it out of process lists"
-    )
-    timeout_s: float = Field(default=30.0, gt=0, description="seconds per request, including retries")
-    tls_ca_file: Path | None = Field(
-        default=None, description="CA certificates (PEM) to verify the server; turns TLS on"
-    )
-    tls_cert_file: Path | None = Field(
-        default=None, description="client certificate chain (PEM), for servers that require one"
-    )
-    tls_key_file: Path | None = Field(
-        default=None, description="private key of the certificate (PEM, without a passphrase)"
-    )
-    json_lines: bool = Field(default=False, alias="json", description="print one JSON object per image")
-
-    def run(self) -> int:
-        """Classify in order, a few images per request; return 1 if any image failed."""
-        from serving.client.client import Client, Prediction
-
-        files = list(_image_files(self.images))
-        failed = 0
-        with Client(
-            self.server,
-            token=self.token,
-            timeout_s=self.timeout_s,
-            tls_ca_file=self.tls_ca_file,
-            tls_cert_file=self.tls_cert_file,
-            tls_key_file=self.tls_key_file,
-        ) as client:
-            results = client.classify_all(files, model=self.model, top_k=self.top_k)
-            for file, result in zip(_with_progress(files), results, strict=True):
-                failed += not isinstance(result, Prediction)
-                print_line(json.dumps(_as_json(file, result)) if self.json_lines else _as_text(file, result))
-        if failed:
-            stderr.print(f"{failed} of {len(files)} images could not be classified")
-        return FAILED if failed else DONE
 
 
 class ListModels(Command):
@@ -178,51 +121,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_commands(
         "lenserve", "Serve image classifiers over gRPC, and send images to them.", COMMANDS, arguments
     )
-
-
-def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            found = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise UsageError(f"no images in {path}: expected {', '.join(sorted(IMAGE_SUFFIXES))}")
-            yield from found
-        elif path.exists():
-            yield path
-        else:
-            raise UsageError(f"{path}: no such file or directory")
-
-
-def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
-    # If stdout is a terminal too, a progress bar would garble the results.
-    shown = stderr.is_terminal and not sys.stdout.isatty()
-    return iter(track(files, "classifying", console=stderr, disable=not shown))
-
-
-def _as_json(file: Path, result: object) -> dict[str, object]:
-    from serving.client.client import ImageFailure, Prediction
-
-    if isinstance(result, Prediction):
-        labels = [asdict(label) for label in result.labels]
-        return {"image": str(file), "model": result.model, "version": result.version, "labels": labels}
-    if isinstance(result, ImageFailure):
-        return {"image": str(file), "error": {"code": result.code, "message": result.message}}
-    raise TypeError(f"{result!r} is not a result. This is a bug.")
-
-
-def _as_text(file: Path, result: object) -> str:
-    from serving.client.client import ImageFailure, Prediction
-
-    if isinstance(result, ImageFailure):
-        return f"{file}\n  {result.code}: {result.message}"
-    if not isinstance(result, Prediction):
-        raise TypeError(f"{result!r} is not a result. This is a bug.")
-    width = max(len(label.label) for label in result.labels)
-    lines = [
-        f"  {label.label:<{width}}  {label.probability:7.2%}  {'█' * round(label.probability * _BAR_WIDTH)}"
-        for label in result.labels
-    ]
-    return "\n".join([f"{file}  ({result.model} version {result.version})", *lines])
 
 
 def _rows(repository: Repository) -> Iterator[dict[str, object]]:

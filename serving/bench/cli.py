@@ -17,7 +17,7 @@ class Bench(Command):
     example: ClassVar[str] = "lenserve bench --model digits --concurrency 1,8,64 --p99-ms 20"
 
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
-    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT")
+    server: str = Field(default="127.0.0.1:8001", description="HOST:PORT; without a port: 8001")
     concurrency: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
         default=[], description="requests in flight (closed loop), such as 1,8,64; without --rate: 1 to 64"
     )

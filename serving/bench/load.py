@@ -13,12 +13,12 @@ import grpc
 from serving.bench.plan import ClosedLoop, Loop, OpenLoop
 from serving.bench.points import OK, UNSENT, WorkerResult
 from serving.bench.target import METHOD, Target
+from serving.client.connection import channel_options
 
 # Maximum unanswered requests of one worker, some kilobytes each; further arrivals are counted but not sent.
 MOST_UNANSWERED = 4096
 
-# Workers do not share connections, and the size of responses is not limited.
-_CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+_CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # workers do not share connections
 
 
 async def run_load(
@@ -29,7 +29,8 @@ async def run_load(
     The window opens warm_up_s after the start. An open loop counts every request that is due in the window,
     even if it ends later; a closed loop counts every request that ends in the window.
     """
-    async with grpc.aio.insecure_channel(target.server, options=_CHANNEL_OPTIONS) as channel:
+    options = [*channel_options(target.server), *_CHANNEL_OPTIONS]
+    async with grpc.aio.insecure_channel(target.server, options=options) as channel:
         worker = _Worker(target, channel, opens_at_s=starts_at_s + warm_up_s, window_s=window_s)
         await asyncio.sleep(starts_at_s - time.monotonic())
         if isinstance(loop, ClosedLoop):

@@ -5,9 +5,11 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.client.address import is_loopback
 from serving.errors import UsageError
 
 _TIMEOUT_S = 5
@@ -38,7 +40,7 @@ def read_metrics(url: str) -> dict[Sample, float]:
             f"--metrics-url {url} is not an http:// or https:// URL such as http://127.0.0.1:8002/metrics"
         )
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - checked above
+        with _opener(url).open(url, timeout=_TIMEOUT_S) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise UsageError(f"--metrics-url {url} cannot be read: {error}") from error
@@ -47,6 +49,12 @@ def read_metrics(url: str) -> dict[Sample, float]:
         for family in families
         for sample in family.samples
     }
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    # The environment's http_proxy is another machine: it cannot reach ports of this one.
+    is_local = is_loopback(f"{urlsplit(url).hostname}:0")
+    return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_local else []))
 
 
 def facts_between(

@@ -1,7 +1,7 @@
 """The server and the encoded requests of a benchmark. Every request must succeed once before a load."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from serving.client.address import server_address
+from serving.client.connection import channel_options, sendable_token
 from serving.client.images import encode_image
 from serving.client.messages import CallFailed, encode_request
 from serving.pb.inference import grpc_service_pb2 as inference_pb
@@ -24,7 +26,7 @@ _TOP_K = 1
 class Target:
     """The server and the requests to send, pickled for the worker processes."""
 
-    server: str  # HOST:PORT
+    server: str  # HOST:PORT, for gRPC
     requests: tuple[bytes, ...]  # encoded; sent round-robin
     timeout_s: float
     token: str | None = None
@@ -43,11 +45,12 @@ def prepare(
     Without images, the request is noise in the network's input size, so that nothing is decoded or resized.
 
     Raises:
+        UsageError: the address is invalid.
         ImageError: an image file cannot be read.
         CallFailed: the server does not answer, or rejects the model or an image.
     """
-    target = Target(server, (), timeout_s, token)
-    with grpc.insecure_channel(server) as channel:
+    target = Target(server_address(server), (), timeout_s, token and sendable_token(token))
+    with grpc.insecure_channel(target.server, options=channel_options(target.server)) as channel:
         contents = [encode_image(each) for each in images]
         if not contents:
             contents = [encode_image(_noise(_input_shape(channel, target, model)))]
@@ -55,7 +58,7 @@ def prepare(
         for message in messages:
             answer = _call(channel, METHOD, target, message, pb.ClassifyResponse)
     requests = tuple(message.SerializeToString() for message in messages)
-    return Target(server, requests, timeout_s, token), answer
+    return replace(target, requests=requests), answer
 
 
 def _noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

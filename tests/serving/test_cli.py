@@ -251,7 +251,10 @@ def test_a_failed_command_is_one_clear_line_and_exit_1(
 
     failures = [
         (lenserve(*classify, "shapes", "--server", server.grpc), "NOT_FOUND: there is no model 'shapes'"),
-        (lenserve(*classify, "colours", "--server", "127.0.0.1:1"), "UNAVAILABLE: failed to connect"),
+        (
+            lenserve(*classify, "colours", "--server", "127.0.0.1:1", "--timeout-s", 1),
+            "UNAVAILABLE: failed to connect",
+        ),
         (lenserve(*serve, "--grpc-port", port), f"gRPC cannot listen on 127.0.0.1:{port}"),
         (lenserve(*serve, "--grpc-port", 0, "--device", "cuda:99"), "device cuda:99 was requested, but "),
     ]

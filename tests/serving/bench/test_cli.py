@@ -39,9 +39,14 @@ def _environment() -> dict[str, str]:
     return {**plain, "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
 
 
-def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+def _bench(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _command(*arguments), env=_environment(), capture_output=True, text=True, timeout=60, check=False
+        _command(*arguments),
+        env={**_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -52,6 +57,7 @@ def test_a_sweep_ends_in_one_json_object(server: ServerProcess, tmp_path: Path) 
         *("--server", server.grpc, "--model", "colours", *FAST, "--json", "--processes", 2),
         *("--concurrency", "1,4", "--concurrency", 8, "--rate", 50, "--p99-ms", 5000),
         *("--metrics-url", f"http://{server.http}/metrics", "--picture", picture),
+        http_proxy="http://127.0.0.1:9",  # for other machines
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -89,6 +95,7 @@ def test_the_text_output_is_a_table_and_advice(server: ServerProcess, tmp_path: 
     [
         (("--model", "nope"), 1, "NOT_FOUND: there is no model 'nope'"),
         (("--model", "colours", "--server", "127.0.0.1:9"), 1, "127.0.0.1:9 does not answer"),
+        (("--model", "colours", "--server", "http://a"), 2, "is a URL: write a:8001"),
         (("--model", "colours", "--image", "/nope.png"), 1, "/nope.png cannot be read: No such file"),
         (("--model", "colours", "--picture", "/nope/x.svg"), 2, "/nope is not a directory"),
         (("--model", "colours", "--metrics-url", "http://127.0.0.1:9/"), 2, "cannot be read"),
