@@ -21,9 +21,11 @@ from serving.bundle.manifest import (
     Precision,
     Pretrained,
     Provenance,
+    Reference,
     Variant,
     variant_file,
 )
+from serving.bundle.reference import reference_of
 from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Precision",
     "Pretrained",
     "Provenance",
+    "Reference",
     "Repository",
     "Variant",
     "apply_geometry",
@@ -52,6 +55,7 @@ __all__ = [
     "decode_image",
     "keeps_pixels",
     "read_golden",
+    "reference_of",
     "variant_file",
     "write_golden",
 ]

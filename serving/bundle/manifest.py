@@ -164,6 +164,34 @@ class Provenance(Strict):
         return values
 
 
+# Upper bounds of the buckets of top-1 confidence, each included; the last bucket ends at 1. They are dense
+# near 1, where most answers are. Manifests count in these buckets: changing them needs a new key.
+CONFIDENCE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+CONFIDENCE_BUCKETS = len(CONFIDENCE_BOUNDS) + 1
+Count = Annotated[int, Field(ge=0)]
+
+
+class Reference(Strict):
+    """What the published file answered for the test images, which live answers are compared with."""
+
+    predicted: tuple[Count, ...] = Field(description="images by predicted label, in the order of `labels`")
+    confidence: tuple[Count, ...] = Field(
+        min_length=CONFIDENCE_BUCKETS,
+        max_length=CONFIDENCE_BUCKETS,
+        description="images by bucket of top-1 confidence, see CONFIDENCE_BOUNDS",
+    )
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        images, of_confidence = sum(self.predicted), sum(self.confidence)
+        if images != of_confidence or not images:
+            raise ValueError(
+                f"predicted counts {images} images and confidence {of_confidence}: expected the same, "
+                "at least 1"
+            )
+        return self
+
+
 class FileDigest(Strict):
     """Size and digest of one file of a version."""
 
@@ -195,6 +223,7 @@ class Description(Strict):
         le=0.1,
         description="maximum difference from a golden probability, on any device",
     )
+    reference: Reference | None = Field(default=None, description="null: drift is not measured")
 
     @field_validator("labels")
     @classmethod
@@ -202,6 +231,23 @@ class Description(Strict):
         if len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
             raise ValueError("must be distinct and not empty")
         return labels
+
+    @model_validator(mode="after")
+    def _reference_has_every_label(self) -> Self:
+        if self.reference is not None and len(self.reference.predicted) != len(self.labels):
+            raise ValueError(
+                f"reference.predicted has {len(self.reference.predicted)} counts, expected one for each of "
+                f"the {len(self.labels)} labels"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_null_reference(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a null `reference`: servers that are older than the key reject it."""
+        values: dict[str, Any] = serialize(self)
+        if self.reference is None:
+            del values["reference"]
+        return values
 
     def measured(self) -> Evaluation:
         """Return the evaluation.

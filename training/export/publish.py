@@ -9,6 +9,7 @@ from serving.bundle import (
     Description,
     Golden,
     Provenance,
+    Reference,
     Repository,
     variant_file,
     write_golden,
@@ -31,6 +32,7 @@ def publish(
     metrics: Metrics,
     test: Split,
     labels: tuple[str, ...],
+    reference: Reference,
 ) -> Bundle:
     """Publish the exported file and the report of a run folder.
 
@@ -57,6 +59,7 @@ def publish(
             calibration=metrics.calibration,
             evaluation=metrics.test.evaluation,
             variants=variants,
+            reference=reference,
             provenance=Provenance(
                 recipe=recipe.name,
                 recipe_digest=metrics.recipe_digest,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from serving.bundle import Calibration, Estimate, Repository
+from serving.bundle import Calibration, Estimate, Reference, Repository, reference_of
 from serving.bundle.golden import class_balanced_indices
 from serving.bundle.measures import wilson_interval
 from training import data
@@ -271,7 +271,8 @@ def _run_logged(  # noqa: PLR0917 - the whole run
     if not write_weights(folder.report, trained.network):
         display.note("the weights are larger than 200 MB and are not kept: no pictures that need gradients")
     interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
-    return _publish(recipe, job, folder, dataset, metrics, began_s)
+    reference = reference_of(proof.probabilities)
+    return _publish(recipe, job, folder, dataset, metrics, reference, began_s)
 
 
 def load_data(recipe: Recipe, job: Job) -> tuple[Dataset, DataReport]:
@@ -378,7 +379,13 @@ def _metrics(  # noqa: PLR0917 - one argument per measured value
 
 
 def _publish(  # noqa: PLR0917 - the last step needs the results of all others
-    recipe: Recipe, job: Job, folder: RunFolder, dataset: Dataset, metrics: Metrics, began_s: float
+    recipe: Recipe,
+    job: Job,
+    folder: RunFolder,
+    dataset: Dataset,
+    metrics: Metrics,
+    reference: Reference,
+    began_s: float,
 ) -> RunSummary:
     version, path, refusal = None, None, None
     write_intent(folder, job.repository, job.model, round(time.perf_counter() - began_s, 1))
@@ -391,6 +398,7 @@ def _publish(  # noqa: PLR0917 - the last step needs the results of all others
                 metrics=metrics,
                 test=dataset.test,
                 labels=dataset.labels,
+                reference=reference,
             )
         version, path = bundle.version, str(bundle.folder)
     except GateFailed as error:

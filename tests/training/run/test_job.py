@@ -60,6 +60,16 @@ def test_the_bundle_is_complete_and_verified(
     }
 
 
+def test_the_manifest_counts_the_answers_for_the_test_images(digits_bundle: Bundle) -> None:
+    """What is served is compared with these counts: the columns of the confusion matrix."""
+    report = (digits_bundle.folder / "report" / "metrics.json").read_text()
+    confusion = np.array(json.loads(report)["test"]["confusion"])  # [true label][predicted label]
+    reference = digits_bundle.manifest.reference
+    assert reference is not None
+    assert list(reference.predicted) == confusion.sum(axis=0).tolist()
+    assert sum(reference.confidence) == digits_bundle.manifest.measured().images
+
+
 def test_golden_examples_are_real_test_images_of_every_class(
     digits_recipe: Recipe, digits_bundle: Bundle
 ) -> None:
