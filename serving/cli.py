@@ -40,20 +40,23 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         require_server()
         import uvloop
 
-        from serving.logs import configure_logs
+        from serving.logs import configure_logs, flush_logs
 
         configure_logs(as_json=self.log_json)
         settings = ServerSettings(**{name: getattr(self, name) for name in ServerSettings.model_fields})
-        if settings.supervised:
-            from serving.processes.supervisor import supervise
+        try:
+            if settings.supervised:
+                from serving.processes.supervisor import supervise
 
-            uvloop.run(supervise(settings))
-        else:
-            from serving.processes.memory_tuning import settle_memory
-            from serving.processes.single_process import serve
+                uvloop.run(supervise(settings))
+            else:
+                from serving.processes.memory_tuning import settle_memory
+                from serving.processes.single_process import serve
 
-            settle_memory()
-            uvloop.run(serve(settings))
+                settle_memory()
+                uvloop.run(serve(settings))
+        finally:
+            flush_logs()  # before the line of an error
         return DONE
 
 

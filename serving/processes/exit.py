@@ -8,6 +8,8 @@ import logging
 import os
 import threading
 
+from serving.logs import flush_logs
+
 # Time for threads to end after everything else has stopped.
 _PATIENCE_S = 1.0
 
@@ -23,4 +25,5 @@ def exit_soon() -> None:
 
 def _abandon_threads() -> None:
     _log.warning("threads_left", extra={"reason": f"threads did not end within {_PATIENCE_S} s"})
+    flush_logs()
     os._exit(0)

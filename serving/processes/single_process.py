@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 
+from serving.logs import flush_logs
 from serving.processes.exit import exit_soon
 from serving.processes.memory_tuning import return_memory
 from serving.server import Server, run_server
@@ -18,9 +19,7 @@ async def serve(settings: ServerSettings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # sys.exit would wait for threads. os._exit loses nothing: log events are flushed when they are
-        # written.
-        loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else os._exit(1))
+        loop.add_signal_handler(number, lambda: stop.set() if not stop.is_set() else _exit_at_once())
     async with run_server(settings) as server:
         background = [
             asyncio.create_task(_log_ready(server)),
@@ -33,10 +32,15 @@ async def serve(settings: ServerSettings) -> None:
     exit_soon()
 
 
+def _exit_at_once() -> None:
+    flush_logs()
+    os._exit(1)  # sys.exit would wait for threads
+
+
 async def _log_ready(server: Server) -> None:
     await server.models.scanned()
     models = ", ".join(f"{each.model}@{each.version}" for each in server.models.statuses() if each.is_default)
-    if not server.models.ready:
-        _log.error("not_ready", extra={"reason": "no model in the repository can be served"})
+    if problem := server.models.why_not_ready:
+        _log.error("not_ready", extra={"reason": problem})
     else:
         _log.info("ready", extra={"models": models or "none yet: the repository has no <model>/<version>"})

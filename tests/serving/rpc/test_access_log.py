@@ -1,16 +1,12 @@
 """The access log: one line for a call, on every wire; a sample of calls; and nothing that delays them."""
 
 import asyncio
-import io
 import json
-import logging
-import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from serving.logs import BackgroundHandler
 from serving.metrics.recorder import Metrics
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
@@ -108,29 +104,6 @@ async def test_a_sample_is_logged(log_events: LogEvents) -> None:
     for _ in range(4):
         await handler.answer(sent(b""), Call({}))
     assert len(_lines(log_events)) == 2
-
-
-def test_a_reader_that_is_slow_delays_nothing_and_loses_lines() -> None:
-    """The caller returns at once; the number of lost lines is logged when there is room again."""
-    gate, written = threading.Event(), io.StringIO()
-
-    class Slow(logging.StreamHandler[io.StringIO]):
-        def handle(self, record: logging.LogRecord) -> bool:
-            assert gate.wait(timeout=30)
-            return bool(super().handle(record))
-
-    target = Slow(written)
-    target.setFormatter(logging.Formatter("%(message)s"))
-    handler = BackgroundHandler(target, max_waiting=3)
-    for number in range(10):
-        handler.handle(logging.makeLogRecord({"msg": f"line {number}"}))
-    gate.set()
-    handler.close()
-
-    lines = written.getvalue().splitlines()
-    assert "line 0" in lines
-    assert "access_log_dropped" in lines
-    assert 3 <= sum(line.startswith("line") for line in lines) <= 4
 
 
 async def test_a_server_writes_the_lines_as_json(publish: Publish, start_server: StartServer) -> None:
