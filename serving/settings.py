@@ -149,6 +149,21 @@ class ServerSettings(Strict):
         le=3600,
         description="seconds between two scans of the repository, the token file and the TLS files",
     )
+    readiness: Literal["served", "strict"] = Field(
+        default="served",
+        description="models that must answer for the server to be ready; served: those that have served; "
+        "strict: all in the repository",
+    )
+    require_model: list[str] = Field(
+        default=[], description="models that must answer for the server to be ready, also before they served"
+    )
+    hung_after_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="seconds after which a process whose event loop does not turn is not live, and a worker "
+        "is killed and replaced",
+    )
     lame_duck_s: float = Field(
         default=0.0,
         ge=0,

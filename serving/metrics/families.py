@@ -130,11 +130,26 @@ class MetricFamilies:
             "Tasks of the event loop that have not ended: calls, streams, and a few of the server's own",
             across=sum,
         )
+        self.event_loop_lag = GaugeFamily(
+            "lenserve_event_loop_lag_seconds",
+            "The longest time of the last 30 to 60 s in which the event loop was late",
+            across=max,
+        )
+        self.dropped_log_lines = CounterFamily(
+            "lenserve_dropped_log_lines",
+            "Lines of the log that were dropped because stderr was not read or could not be written",
+        )
         self.version_state = GaugeFamily(
             "lenserve_version_state",
             "1 for the state that each known version is in",
             (*SERVED, "state"),
             across=max,
+        )
+        self.model_ready = GaugeFamily(
+            "lenserve_model_ready",
+            "1 while the default version of a known model can answer",
+            ("model",),
+            across=min,
         )
         self.load_duration = HistogramFamily(
             "lenserve_version_load_duration_seconds",

@@ -19,6 +19,7 @@ from serving.errors import LenserveError, ModelUnavailable, UnknownModel
 from serving.models.loader import VersionLoader
 from serving.models.model_refresh import ModelRefresher
 from serving.models.overlooked import Overlooked
+from serving.models.readiness import Readiness
 from serving.models.state_metrics import StateMetrics
 from serving.models.versions import Model, Revision, State, Version, VersionStatus
 from serving.models.watch import watch
@@ -44,6 +45,7 @@ class Models:
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
+        readiness: Readiness | None = None,
     ) -> None:
         """Store the options.
 
@@ -53,6 +55,7 @@ class Models:
             parallel_loads: versions that may load at the same time.
             keep_metrics_s: seconds after which the metrics of an unloaded version are removed.
             patience_s: seconds that other models wait for one whose folder hangs, or whose version loads.
+            readiness: which models must be able to answer.
         """
         self._loader = loader
         self._repository = loader.repository
@@ -61,6 +64,7 @@ class Models:
         self._refresher = ModelRefresher(loader, self._load, self._overlooked, self._threads)
         self._state_metrics = StateMetrics(loader.metrics)
         loader.metrics.ready.labels().set_function(lambda: self.ready)
+        self._readiness = readiness or Readiness()
         self._poll_interval_s = poll_interval_s
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be served, or still leased
@@ -141,27 +145,38 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether the server can answer requests. Loading a new version does not change this.
+        """Whether the server can answer requests; see `why_not_ready`."""
+        return not self.why_not_ready
 
-        True once the repository has been read, while every served model can answer and the server is not
-        stopping. A server with an empty repository is ready; a server that cannot serve any of its models is
-        not.
+    @property
+    def why_not_ready(self) -> str:
+        """Why the server is not ready; empty if it is. Any thread may read this.
+
+        It is ready once the repository has been read, while the models that count can answer and the server
+        is not stopping. Loading a new version does not change this.
         """
-        models = list(self._models.values())  # a copy: probes read it from another thread
-        served = [model for model in models if model.default is not None]
-        nothing_works = not served and any(model.name not in self._unloaded for model in models)
-        return (
-            self._scanned.is_set()
-            and not self._draining
-            and not nothing_works
-            and all(m.ready for m in served)
-        )
+        if self._draining:
+            return "the server is stopping"
+        if not self._scanned.is_set():
+            return "the repository has not been read yet"
+        models = dict(self._models)  # a copy: probes read it from another thread
+        loading = {name for name, _ in tuple(self._loading)}
+        return self._readiness.problem(models, unloaded=tuple(self._unloaded), loading=loading)
 
     @property
     def broken(self) -> bool:
         """Whether an engine is broken. Only a new process repairs that."""
-        models = list(self._models.values())  # a copy: probes read it from another thread
-        return any(version.broken for model in models for version in model.versions.values())
+        return bool(self.why_broken)
+
+    @property
+    def why_broken(self) -> str:
+        """Which engines are broken, and why; empty if none is. Any thread may read this."""
+        models = list(self._models.values())
+        broken = [version for model in models for version in model.versions.values() if version.broken]
+        return "; ".join(
+            f"version {each.number} of model {each.bundle.model!r} is broken: {each.broken}"
+            for each in broken
+        )
 
     @property
     def draining(self) -> bool:
@@ -366,7 +381,7 @@ class Models:
     def _announce(self, name: str | None = None) -> None:
         """Report a change of one model, or of readiness only."""
         if name is not None:
-            self._state_metrics.show(name, self._statuses(name))
+            self._state_metrics.show(name, self._models.get(name), self._statuses(name))
         change, self._change = self._change, asyncio.Event()
         change.set()
 

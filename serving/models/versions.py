@@ -109,6 +109,15 @@ class Model:
         """Whether the default version can answer."""
         return self.default is not None and not self.versions[self.default].broken
 
+    @property
+    def why_not_ready(self) -> str:
+        """Why the default version cannot answer; empty if it can."""
+        if self.default is not None:
+            broken = self.versions[self.default].broken
+            return f"version {self.default} is broken: {broken}" if broken else ""
+        refused = [f"version {number} was refused: {reason}" for number, reason in self.refused.items()]
+        return self.problem or "; ".join(refused) or "loading"
+
     def find(self, revision: Revision, *, loading: Collection[tuple[str, int]] = ()) -> Version:
         """Return a version by number or alias, or the default.
 
@@ -127,9 +136,9 @@ class Model:
         if number is None:
             number = self.default
         if number is None:
-            refused = [f"version {v} was refused: {reason}" for v, reason in self.refused.items()]
-            why = self.problem or "; ".join(refused) or "loading"
-            raise ModelUnavailable(f"model {self.name!r} has no version that can answer: {why}")
+            raise ModelUnavailable(
+                f"model {self.name!r} has no version that can answer: {self.why_not_ready}"
+            )
         if number in self.versions:
             return self.versions[number]
         if number in self.refused:

@@ -20,6 +20,7 @@ from serving.classify.classifier import Classifier
 from serving.engine.onnx import OnnxEngine
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
+from serving.models.readiness import Readiness
 from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, Models
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.middleware import Middleware
@@ -134,6 +135,7 @@ def open_models(repository: Repository) -> OpenModels:
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
+        readiness: Readiness | None = None,
         **options: Any,
     ) -> AsyncIterator[Models]:
         arguments = {
@@ -149,6 +151,7 @@ def open_models(repository: Repository) -> OpenModels:
             parallel_loads=parallel_loads,
             keep_metrics_s=keep_metrics_s,
             patience_s=patience_s,
+            readiness=readiness,
         ) as models:
             if scanned:
                 await models.scanned()

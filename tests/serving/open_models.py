@@ -3,6 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from serving.models.readiness import Readiness
 from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, Models
 
 
@@ -19,6 +20,7 @@ class OpenModels(Protocol):
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
+        readiness: Readiness | None = None,
         **options: Any,
     ) -> AbstractAsyncContextManager[Models]:
         """Further options are those of `VersionLoader`."""

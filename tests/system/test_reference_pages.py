@@ -66,7 +66,7 @@ def in_words(default: object) -> str:
         return "on" if default else "off"
     if isinstance(default, int):
         return str(default) if 8000 < default < 9000 else f"{default:,}"  # ports have no separator
-    return "none" if default is None else str(default)
+    return "none" if default in (None, []) else str(default)
 
 
 def test_bundle_page_lists_every_key_of_the_manifest() -> None:

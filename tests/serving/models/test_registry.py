@@ -32,6 +32,7 @@ from serving.engine.base import Output
 from serving.engine.onnx import OnnxEngine
 from serving.errors import EngineError, ModelUnavailable, OutOfMemory, UnknownModel
 from serving.metrics.recorder import Metrics
+from serving.models.readiness import Readiness
 from serving.models.registry import Models
 from serving.models.versions import State, Version
 from tests.colours import Publish, write_colours
@@ -222,7 +223,7 @@ class TestFirstLook:
                 pytest.fail("there is nothing to lease")
 
     async def test_one_model_that_cannot_be_served_does_not_affect_readiness(
-        self, publish: Publish, open_models: OpenModels
+        self, publish: Publish, repository: Repository, open_models: OpenModels
     ) -> None:
         """The other models are served."""
         publish("bad", lie=True)
@@ -231,6 +232,23 @@ class TestFirstLook:
             assert models.ready
             assert not models.get("bad").ready
             assert models.get("good").ready
+            assert _model_ready(models) == {"bad": 0, "good": 1}
+            shutil.rmtree(repository.root / "bad")
+            await models.refresh()
+            assert _model_ready(models) == {"good": 1}
+
+    @pytest.mark.parametrize("readiness", [Readiness(is_strict=True), Readiness(("bad",))])
+    async def test_a_model_that_must_serve_makes_the_server_not_ready(
+        self, publish: Publish, open_models: OpenModels, readiness: Readiness
+    ) -> None:
+        """All of them with strict readiness, or one that the operator names. Repairing it is enough."""
+        publish("bad", lie=True)
+        publish("good")
+        async with open_models(readiness=readiness) as models:
+            assert models.why_not_ready.startswith("model 'bad' cannot answer: version 1 was refused: golden")
+            publish("bad")
+            await models.refresh()
+            assert models.ready
 
 
 class TestLookup:
@@ -1260,6 +1278,12 @@ class TestCheckEngine:
 def _default(models: Models, name: str = NAME) -> int:
     with models.lease(name) as version:
         return version.number
+
+
+def _model_ready(models: Models) -> dict[str, float]:
+    """The metric lenserve_model_ready, by model."""
+    family = models._loader.metrics.model_ready
+    return {name: value.value for (name,), value in family.items()}
 
 
 def _flip_a_bit(file: Path) -> None:
