@@ -20,10 +20,13 @@ from serving.engine.devices import find_device
 from serving.engine.remote.client import RemoteEngine
 from serving.engine.tuning import load_tuned
 from serving.errors import UsageError
+from serving.event_loop import LoopMonitor
+from serving.logs import dropped_lines
 from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts
 from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
+from serving.models.readiness import Readiness
 from serving.models.registry import Models
 from serving.rpc.access_log import AccessLog
 from serving.rpc.bearer_tokens import Tokens
@@ -112,6 +115,7 @@ async def run_server(
     loop = asyncio.get_running_loop()
     metrics.event_loop_tasks.labels().set_function(lambda: len(asyncio.all_tasks(loop)))
     async with AsyncExitStack() as stack:
+        monitor = await stack.enter_async_context(_monitor(settings, metrics))
         regions = await stack.enter_async_context(
             Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)
         )
@@ -119,7 +123,7 @@ async def run_server(
         classifier = await stack.enter_async_context(_classifier(settings, models, metrics, turns))
         http: HttpServer | None = None
         if not settings.supervised:
-            http = await stack.enter_async_context(_http(settings, models, metrics))
+            http = await stack.enter_async_context(_http(settings, models, metrics, monitor))
         else:
             await models.scanned()
         table = build_table(classifier, models, metrics, regions, model_control=settings.model_control)
@@ -201,7 +205,12 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, device_s
         metrics=metrics,
         precision=choose_precision(settings.precision, device, read_cpu_flags()),
     )
-    return Models(loader, poll_interval_s=settings.poll_interval_s, parallel_loads=settings.cores)
+    return Models(
+        loader,
+        poll_interval_s=settings.poll_interval_s,
+        parallel_loads=settings.cores,
+        readiness=Readiness(tuple(settings.require_model), is_strict=settings.readiness == "strict"),
+    )
 
 
 def _classifier(settings: ServerSettings, models: Models, metrics: Metrics, turns: Turns) -> Classifier:
@@ -218,13 +227,27 @@ def _classifier(settings: ServerSettings, models: Models, metrics: Metrics, turn
     )
 
 
-def _http(settings: ServerSettings, models: Models, metrics: Metrics) -> HttpServer:
+def _monitor(settings: ServerSettings, metrics: Metrics) -> LoopMonitor:
+    dropped, counted = metrics.dropped_log_lines.labels(), 0
+
+    def count_dropped_lines() -> None:
+        nonlocal counted
+        now = dropped_lines()
+        dropped.value += now - counted
+        counted = now
+
+    monitor = LoopMonitor(hung_after_s=settings.hung_after_s, on_tick=count_dropped_lines)
+    metrics.event_loop_lag.labels().set_function(lambda: monitor.largest_lag_s)
+    return monitor
+
+
+def _http(settings: ServerSettings, models: Models, metrics: Metrics, monitor: LoopMonitor) -> HttpServer:
     return HttpServer(
         host=settings.host,
         port=settings.http_port,
         registry=metrics.registry,
-        live=lambda: not models.broken,
-        ready=lambda: models.ready,
+        why_not_live=lambda: monitor.problem or models.why_broken,
+        why_not_ready=lambda: monitor.problem or models.why_not_ready,
     )
 
 

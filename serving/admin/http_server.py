@@ -35,9 +35,8 @@ class HttpServer:
         host: str,
         port: int,
         registry: CollectorRegistry,
-        live: Callable[[], bool],
-        ready: Callable[[], bool],
-        problem: Callable[[], str] = lambda: "no",
+        why_not_live: Callable[[], str],
+        why_not_ready: Callable[[], str],
         limits: Limits = _LIMITS,
         max_connections: int = _MAX_CONNECTIONS,
     ) -> None:
@@ -47,17 +46,15 @@ class HttpServer:
             host: address to listen on.
             port: port to listen on; 0 picks a free one.
             registry: metrics shown at /metrics.
-            live: returns the result of /livez.
-            ready: returns the result of /readyz.
-            problem: returns the body of a failed probe.
+            why_not_live: returns why /livez fails; nothing if it succeeds.
+            why_not_ready: the same for /readyz.
             limits: on clients.
             max_connections: beyond it the oldest is closed: a probe must always get through.
         """
         self.host = host
         self.port = port
         self._metrics: App = make_asgi_app(registry)
-        self._probes = {"/livez": live, "/readyz": ready}
-        self._problem = problem
+        self._probes = {"/livez": why_not_live, "/readyz": why_not_ready}
         self._limits = limits
         self._max_connections = max_connections
         self._connections: dict[Http1Connection, None] = {}  # the oldest first
@@ -120,10 +117,10 @@ class HttpServer:
             await self._metrics({**scope, "headers": headers}, receive, send)
         elif path not in self._probes:
             await _reply(scope, send, 404, "not found: try /metrics, /livez or /readyz")
-        elif self._probes[path]():
-            await _reply(scope, send, 200, "ok")
+        elif problem := self._probes[path]():
+            await _reply(scope, send, 503, problem)
         else:
-            await _reply(scope, send, 503, self._problem())
+            await _reply(scope, send, 200, "ok")
 
 
 async def _reply(scope: Event, send: Send, status: int, text: str) -> None:

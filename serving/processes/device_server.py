@@ -197,7 +197,7 @@ async def _serve(control: SupervisorChannel) -> None:
         # `serve` only ends with an error, which ends the group and this process; a successor takes over.
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(device_server.serve(listener))
-            control.report(WorkerReport(ready=True))
+            control.report(WorkerReport())
             await control.wait_for_stop()
             with suppress(TimeoutError):
                 await asyncio.wait_for(

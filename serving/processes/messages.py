@@ -1,7 +1,8 @@
 """Messages between the supervisor and a worker: lines of JSON on the worker's stdin and stdout.
 
 The supervisor first sends one `WorkerCommand`, and STOP at the end; end of file means that the supervisor has
-died. The worker sends a `WorkerReport` whenever its state changes, and exits after STOP.
+died. The worker sends a `WorkerReport` whenever its state changes, and a BEAT several times a second while
+its event loop turns. It exits after STOP.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from serving.bundle.manifest import Strict
 from serving.settings import ServerSettings
 
 STOP = b"stop\n"
+BEAT = b"\n"
 
 
 class WorkerCommand(Strict):
@@ -27,8 +29,8 @@ class WorkerCommand(Strict):
 class WorkerReport(Strict):
     """The state of a worker. The first report says that it accepts connections."""
 
-    ready: bool = False
-    broken: bool = False  # an engine is broken: only a new process can recover
+    why_not_ready: str = ""
+    why_broken: str = ""  # which engine is broken: only a new process can recover
     models: tuple[str, ...] = ()  # MODEL@VERSION of each default version
     error: str = ""  # why the worker could not start: name of a class in serving.errors
     message: str = ""  # message of that error

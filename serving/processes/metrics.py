@@ -6,6 +6,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
 
+from serving.logs import dropped_lines
 from serving.metrics.families import MetricFamilies
 from serving.metrics.recorder import MetricsCollector
 from serving.metrics.shared_counts import forget_live, read_counts
@@ -18,7 +19,9 @@ class WorkerMetrics:
         self,
         folder: Path,
         pids: Callable[[], Mapping[int, int]],
+        *,
         refused_connections: Callable[[], int] = lambda: 0,
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """Register the metrics.
 
@@ -26,9 +29,11 @@ class WorkerMetrics:
             folder: where the workers write their counters.
             pids: returns worker number -> process id, for running workers.
             refused_connections: returns how many connections the supervisor has refused.
+            is_ready: returns whether the server is ready, which it is while one worker is.
         """
         self._folder = folder
         self._refused_connections = refused_connections
+        self._is_ready = is_ready
         self.registry = CollectorRegistry()
         self.registry.register(MetricsCollector(self._read))
         self.registry.register(_WorkerProcesses(pids))
@@ -43,15 +48,29 @@ class WorkerMetrics:
             ("worker",),
             registry=self.registry,
         )
+        self._hangs = Counter(
+            "lenserve_worker_hangs",
+            "Workers that were killed because they gave no sign of life",
+            ("worker",),
+            registry=self.registry,
+        )
 
     def _read(self) -> MetricFamilies:
         metrics = read_counts(self._folder)
         metrics.refused_connections.labels().value += self._refused_connections()
+        metrics.dropped_log_lines.labels().value += dropped_lines()
+        metrics.ready.labels().set(self._is_ready())
         return metrics
 
     def set_ready(self, worker: int, *, ready: bool) -> None:
         """Record whether this worker is ready."""
         self._ready.labels(str(worker)).set(ready)
+        for counter in (self._deaths, self._hangs):
+            counter.labels(str(worker))  # shown as 0 from the start
+
+    def count_hang(self, worker: int) -> None:
+        """Count a worker that hangs. Its death is counted too."""
+        self._hangs.labels(str(worker)).inc()
 
     def count_death(self, worker: int) -> None:
         """Count a death, and drop the worker's live gauges."""

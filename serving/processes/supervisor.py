@@ -6,12 +6,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from serving.admin.http_server import HttpServer
+from serving.event_loop import LoopMonitor
 from serving.processes.messages import WorkerCommand
 from serving.processes.metrics import WorkerMetrics
 from serving.processes.worker_process import DEVICE_SERVER, WorkerProcess
@@ -67,6 +68,7 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         listener = (
             stack.enter_context(_device_server_socket(Path(folder))) if settings.device_process else None
         )
+        monitor = await stack.enter_async_context(LoopMonitor(hung_after_s=settings.hung_after_s))
         supervisor = Supervisor(
             settings.of_worker(port), Path(folder), distributor=distributor, device_server_listener=listener
         )
@@ -75,9 +77,8 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
                 host=settings.host,
                 port=settings.http_port,
                 registry=supervisor.metrics.registry,
-                live=lambda: supervisor.live,
-                ready=lambda: not supervisor.problem,
-                problem=lambda: supervisor.problem,
+                why_not_live=lambda: monitor.problem or supervisor.why_not_live,
+                why_not_ready=lambda: monitor.problem or supervisor.problem,
             )
         )
         supervisor.http_port = http.port
@@ -111,15 +112,22 @@ class Supervisor:
             device_server_listener: inherited by the device server and its successors.
         """
         self.metrics = WorkerMetrics(
-            folder, self._pids, lambda: 0 if distributor is None else distributor.refused.count
+            folder,
+            self._pids,
+            refused_connections=lambda: 0 if distributor is None else distributor.refused.count,
+            is_ready=lambda: not self.problem,
         )
         self.http_port = settings.http_port
         make = partial(
-            WorkerProcess, folder=folder, on_report=self._update, on_death=self.metrics.count_death
+            WorkerProcess,
+            folder=folder,
+            on_report=self._update,
+            on_death=self.metrics.count_death,
+            on_hang=self.metrics.count_hang,
         )
         listener = device_server_listener
         address = None if listener is None else Path(listener.getsockname())
-        self.workers: list[WorkerProcess] = [
+        self._serving: list[WorkerProcess] = [
             make(
                 WorkerCommand(worker=number, settings=settings, device_server=address),
                 on_break=self._replace_device_server,
@@ -127,27 +135,34 @@ class Supervisor:
             )
             for number in range(1, settings.processes + 1)
         ]
+        self._device_servers: list[WorkerProcess] = []  # at most one
         if listener is not None:
             command = WorkerCommand(
                 worker=_DEVICE_SERVER_NUMBER, settings=settings, listener=listener.fileno()
             )
-            self.workers.append(make(command, argv=DEVICE_SERVER))
+            self._device_servers.append(make(command, argv=DEVICE_SERVER))
+        self.workers = (*self._serving, *self._device_servers)
         self._settings = settings
         self._distributor = distributor
         self._stop = asyncio.Event()
         self._has_started = False
 
     @property
-    def live(self) -> bool:
-        """Whether all workers run and their engines work."""
-        return all(worker.live for worker in self.workers)
+    def why_not_live(self) -> str:
+        """Why the server is not live; empty while one worker and the device server are."""
+        return self._join(lambda worker: worker.why_not_live)
 
     @property
     def problem(self) -> str:
-        """Why the server is not ready, worker by worker; empty if it is ready."""
-        if self._stop.is_set():
-            return "the server is stopping"
-        return "; ".join(worker.problem for worker in self.workers if worker.problem)
+        """Why the server is not ready; empty while one worker and the device server are."""
+        return "the server is stopping" if self._stop.is_set() else self._join(lambda worker: worker.problem)
+
+    def _join(self, problem: Callable[[WorkerProcess], str]) -> str:
+        """Join the problems of the device server, and of the workers if all have one: those stop calls."""
+        workers = [problem(each) for each in self._serving]
+        return "; ".join(
+            filter(None, [*(workers if all(workers) else ()), *map(problem, self._device_servers)])
+        )
 
     def handle_signal(self) -> None:
         """Stop gracefully; on the second signal, kill all workers and exit."""
@@ -196,15 +211,17 @@ class Supervisor:
         await asyncio.wait(running)
 
     def _replace_device_server(self) -> None:
-        for worker in self.workers:
-            if worker.number == _DEVICE_SERVER_NUMBER:
-                worker.replace()
+        for each in self._device_servers:
+            each.replace()
 
     def _pids(self) -> dict[int, int]:
         return {worker.number: worker.pid for worker in self.workers if worker.pid is not None}
 
     def _update(self) -> None:
+        for worker in self._serving:
+            worker.compare(self._serving)
         for worker in self.workers:
+            worker.show_problem()
             self.metrics.set_ready(worker.number, ready=not worker.problem)
         if not self._has_started and all(worker.report for worker in self.workers):
             self._has_started = True

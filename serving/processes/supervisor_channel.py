@@ -1,4 +1,4 @@
-"""A child's side of the supervisor's pipes: receives the command, sends reports, waits for STOP."""
+"""A child's side of the supervisor's pipes: receives the command, sends reports and beats, waits for STOP."""
 
 import asyncio
 import os
@@ -13,8 +13,9 @@ import uvloop
 from serving.errors import LenserveError
 from serving.logs import configure_logs
 from serving.processes.exit import exit_soon
+from serving.processes.heartbeat import LOOK_S
 from serving.processes.memory_tuning import settle_memory
-from serving.processes.messages import WorkerCommand, WorkerReport, to_line
+from serving.processes.messages import BEAT, WorkerCommand, WorkerReport, to_line
 
 
 class SupervisorChannel:
@@ -31,6 +32,8 @@ class SupervisorChannel:
         self.command = command
         self._commands = commands
         self._reports = reports
+        self._unsent = bytearray()  # what the supervisor had no room for
+        os.set_blocking(reports, False)
 
     @classmethod
     async def receive(cls, reports: int) -> Self:
@@ -44,8 +47,20 @@ class SupervisorChannel:
 
     def report(self, report: WorkerReport) -> None:
         """Send a report to the supervisor."""
-        with suppress(BrokenPipeError):  # the supervisor has died: `wait_for_stop` sees the end of stdin
-            os.write(self._reports, to_line(report))
+        self._unsent += to_line(report)
+        self._send()
+
+    async def beat(self) -> None:
+        """Send beats until cancelled."""
+        while True:
+            if not self._unsent:
+                self._unsent += BEAT
+            self._send()
+            await asyncio.sleep(LOOK_S)
+
+    def _send(self) -> None:
+        with suppress(BlockingIOError, BrokenPipeError):  # no room; or `wait_for_stop` sees the end of stdin
+            del self._unsent[: os.write(self._reports, self._unsent)]
 
     async def wait_for_stop(self) -> bool:
         """Wait for STOP, SIGTERM or the supervisor's death; return whether the supervisor died."""
@@ -65,11 +80,14 @@ def run_supervised(serve: Callable[[SupervisorChannel], Awaitable[None]]) -> int
 
     async def receive_and_serve() -> None:
         control = await SupervisorChannel.receive(reports)
+        beats = asyncio.create_task(control.beat())
         try:
             await serve(control)
         except LenserveError as error:
             control.report(WorkerReport(error=type(error).__name__, message=str(error)))
             raise
+        finally:
+            beats.cancel()
         exit_soon()
 
     try:

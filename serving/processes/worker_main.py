@@ -58,7 +58,9 @@ async def _report_changes(server: Server, control: SupervisorChannel) -> None:
     while True:
         change = models.change
         served = tuple(f"{each.model}@{each.version}" for each in models.statuses() if each.is_default)
-        control.report(WorkerReport(ready=models.ready, broken=models.broken, models=served))
+        control.report(
+            WorkerReport(why_not_ready=models.why_not_ready, why_broken=models.why_broken, models=served)
+        )
         await change.wait()
 
 

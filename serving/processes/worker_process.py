@@ -13,8 +13,9 @@ from pathlib import Path
 from serving import errors
 from serving.errors import LenserveError
 from serving.metrics.shared_counts import SHARED_FOLDER
-from serving.processes.messages import STOP, WorkerCommand, WorkerReport, to_line
-from serving.transports.connection_passing import ConnectionDistributor
+from serving.processes.heartbeat import LOOK_S, Heartbeat
+from serving.processes.messages import BEAT, STOP, WorkerCommand, WorkerReport, to_line
+from serving.transports.connection_passing import ConnectionDistributor, Receiver
 
 # The pause before a successor starts: the shortest, doubled with each consecutive death, up to the longest. A
 # worker that lives longer than that resets the count.
@@ -46,6 +47,7 @@ class WorkerProcess:
         *,
         on_report: Callable[[], None],
         on_death: Callable[[int], None],
+        on_hang: Callable[[int], None] = lambda _: None,
         on_break: Callable[[], None] = lambda: None,
         argv: Sequence[str] = WORKER,
         distributor: ConnectionDistributor | None = None,
@@ -55,8 +57,9 @@ class WorkerProcess:
         Args:
             command: sent to each process of this worker.
             folder: where the workers write their counters.
-            on_report: called after each report, and when the process ends.
+            on_report: called after each report, when the process is late or answers again, and when it ends.
             on_death: called with the number of a worker that exited without being stopped.
+            on_hang: called with the number of a worker that hangs, before it is killed.
             on_break: called when a worker reports a broken engine.
             argv: command line of a worker or the device server.
             distributor: passes connections to the worker; without it, the worker listens.
@@ -68,9 +71,14 @@ class WorkerProcess:
         self._folder = folder
         self._on_report = on_report
         self._on_death = on_death
+        self._on_hang = on_hang
         self._on_break = on_break
         self._argv = argv
         self._distributor = distributor
+        self._receiver: Receiver | None = None
+        self._heartbeat = Heartbeat(hung_after_s=command.settings.hung_after_s)
+        self._disagreement, self._has_agreed = "", False
+        self.started_s = 0.0  # when the current process started, on the clock of time.monotonic()
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._has_listened = False
@@ -81,9 +89,12 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     @property
-    def live(self) -> bool:
-        """Whether a process is running and its engines work."""
-        return self._process is not None and not (self.report and self.report.broken)
+    def why_not_live(self) -> str:
+        """Why the worker cannot recover without a new process; empty if it can."""
+        if self._process is None:
+            return f"{self._name} is dead"
+        broken = self.report.why_broken if self.report else ""
+        return f"{self._name} is broken: {broken}" if broken else ""
 
     @property
     def problem(self) -> str:
@@ -92,7 +103,34 @@ class WorkerProcess:
             return f"{self._name} is dead"
         if self.report is None:
             return f"{self._name} is starting"
-        return "" if self.report.ready else f"{self._name} is not ready"
+        if self._heartbeat.is_late:
+            return f"{self._name} does not answer"
+        if self.report.why_not_ready:
+            return f"{self._name} is not ready: {self.report.why_not_ready}"
+        return self._disagreement
+
+    def compare(self, others: "Sequence[WorkerProcess]") -> None:
+        """Compare what a new process serves with what older ones serve: until it agrees, it is not ready.
+
+        Later differences do not count: new versions reach one worker after the other.
+        """
+        if self.report is None or self._has_agreed:
+            return
+        older = [
+            each.report.models
+            for each in others
+            if each.report and not each.problem and each.started_s < self.started_s
+        ]
+        lacks = sorted({model for models in older for model in models} - set(self.report.models))
+        problem = f"{self._name} cannot serve {', '.join(lacks)}, which other workers serve" if lacks else ""
+        if problem and problem != self._disagreement:
+            _log.error("worker_disagrees", extra={"worker": self.number, "reason": problem})
+        self._disagreement, self._has_agreed = problem, not problem
+
+    def show_problem(self) -> None:
+        """Let the distributor prefer other workers while this one has a problem."""
+        if self._receiver is not None:
+            self._receiver.is_preferred = not self.problem
 
     async def keep_running(self) -> None:
         """Start a process, and a successor each time it dies, until `stop`.
@@ -102,11 +140,11 @@ class WorkerProcess:
         """
         deaths = 0
         while True:
-            started_s = time.monotonic()
+            self.started_s = time.monotonic()
             reason = await self._run()
             if self._stopping.is_set():
                 return
-            deaths = 1 if time.monotonic() - started_s > _LONGEST_PAUSE_S else deaths + 1
+            deaths = 1 if time.monotonic() - self.started_s > _LONGEST_PAUSE_S else deaths + 1
             pause = pause_s(deaths)
             _log.error("worker_died", extra={"worker": self.number, "reason": reason, "pause_s": pause})
             self._on_death(self.number)
@@ -140,9 +178,13 @@ class WorkerProcess:
         except OSError as error:  # the system may be out of memory or processes, which is temporary
             return f"the process cannot be started: {error}"
         self._process = process
+        self._heartbeat = Heartbeat(hung_after_s=self._command.settings.hung_after_s)
+        self._disagreement, self._has_agreed = "", False
+        watch = asyncio.create_task(self._watch())
         try:
             return await self._follow(process)
         finally:
+            watch.cancel()
             self._signal(signal.SIGKILL)  # this task was cancelled or failed while the process runs
             await _close(process)
             self._process = self.report = None
@@ -151,7 +193,8 @@ class WorkerProcess:
     async def _start(self) -> asyncio.subprocess.Process:
         with ExitStack() as stack:
             if self._distributor is not None:
-                worker_socket = stack.enter_context(self._distributor.worker_socket())
+                self._receiver = self._distributor.add_receiver()
+                worker_socket = stack.enter_context(self._receiver.worker_end)
                 self._command = self._command.model_copy(update={"worker_socket": worker_socket.fileno()})
             inherited = (self._command.listener, self._command.worker_socket)
             return await asyncio.create_subprocess_exec(
@@ -171,6 +214,9 @@ class WorkerProcess:
         process.stdin.write(to_line(self._command))
         reason = ""
         async for line in process.stdout:
+            self._heartbeat.beat()
+            if line == BEAT:
+                continue
             if not line.endswith(b"\n"):  # the process was killed while writing
                 break
             report = WorkerReport.model_validate_json(line)
@@ -178,13 +224,29 @@ class WorkerProcess:
                 reason = self._failed_start(report)
                 continue
             self._has_listened = True
-            has_broken = report.broken and not (self.report and self.report.broken)
+            has_broken = report.why_broken and not (self.report and self.report.why_broken)
             self.report = report
             self._on_report()
             if has_broken:
                 self._signal(signal.SIGTERM)  # the device may work for the successor
                 self._on_break()
-        return reason or _exit_reason(await process.wait())
+        code = await process.wait()
+        if self._heartbeat.is_hung:
+            return f"it hung: no sign of life for {self._heartbeat.silent_s:g} s"
+        return reason or _exit_reason(code)
+
+    async def _watch(self) -> None:
+        """Report that the process is late or answers again; kill it if it hangs. A stop has its own limit."""
+        heartbeat, was_late = self._heartbeat, False
+        while not heartbeat.is_hung or self._stopping.is_set():
+            await asyncio.sleep(LOOK_S)
+            heartbeat.look()
+            if heartbeat.is_late != was_late:
+                was_late = heartbeat.is_late
+                self._on_report()
+        _log.error("worker_hangs", extra={"worker": self.number, "silent_s": heartbeat.silent_s})
+        self._on_hang(self.number)
+        self._signal(signal.SIGKILL)
 
     def _failed_start(self, report: WorkerReport) -> str:
         # If the first start fails, so would the next: the operator has to act. Later starts may recover.

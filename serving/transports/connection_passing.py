@@ -5,7 +5,7 @@ gives both of two connections to the same one half of the time, and gRPC clients
 open for a long time.
 
 Descriptors travel over one Unix socket per worker. In the other direction, the worker reports how many of its
-connections have closed; its first report means that it is ready.
+connections have closed; its first report means that it listens.
 """
 
 import asyncio
@@ -25,16 +25,19 @@ _CONNECTION = b"\0"  # sending a descriptor takes at least one byte
 
 
 @dataclass(eq=False, slots=True)
-class _Worker:
-    """The distributor's record of a worker."""
+class Receiver:
+    """A worker that gets connections: the distributor's record of it."""
 
-    socket: socket.socket
-    is_ready: bool = False
+    supervisor_end: socket.socket
+    worker_end: socket.socket  # which the worker inherits: close it once the worker has it
+    is_listening: bool = False
+    is_preferred: bool = True  # others get connections only if no preferred one takes them
     passed: int = 0  # connections passed to it
     closed: int = 0  # how many of them have closed
 
     @property
     def connections(self) -> int:
+        """Open connections, and those on their way."""
         return self.passed - self.closed
 
 
@@ -53,8 +56,8 @@ class ConnectionDistributor:
         self.refused = RefusedConnections()
         self._max_connections = max_connections
         self._host = host
-        self._workers: list[_Worker] = []
-        self._ready = asyncio.Event()  # at least one worker
+        self._workers: list[Receiver] = []
+        self._ready = asyncio.Event()  # at least one worker listens
         self._closes_with_last_worker = False
         self._listener: socket.socket
         self._distribution: asyncio.Task[None]
@@ -78,17 +81,17 @@ class ConnectionDistributor:
             self._remove(worker)
         await asyncio.wait([self._distribution])
 
-    def worker_socket(self) -> socket.socket:
-        """Return a socket for a new worker to inherit. It delivers connections once the worker is ready."""
+    def add_receiver(self) -> Receiver:
+        """Return the record of a new worker, which inherits a socket and gets connections once it listens."""
         supervisor_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         supervisor_end.setblocking(False)  # noqa: FBT003 - its only parameter
-        worker = _Worker(supervisor_end)
+        worker = Receiver(supervisor_end, worker_end)
         self._workers.append(worker)
         asyncio.get_running_loop().add_reader(supervisor_end, self._read_report, worker)
-        return worker_end
+        return worker
 
     def close_with_last_worker(self) -> None:
-        """Stop listening as soon as no worker is ready."""
+        """Stop listening as soon as no worker listens."""
         self._closes_with_last_worker = True
         if not self._ready.is_set():
             self._close()
@@ -97,23 +100,23 @@ class ConnectionDistributor:
         self._distribution.cancel()
         self._listener.close()
 
-    def _read_report(self, worker: _Worker) -> None:
+    def _read_report(self, worker: Receiver) -> None:
         try:
-            report = worker.socket.recv(_REPORT.size)
+            report = worker.supervisor_end.recv(_REPORT.size)
         except ConnectionError:  # the worker has exited without reading all connections
             report = b""
         if not report:
             self._remove(worker)
             return
         (worker.closed,) = _REPORT.unpack(report)
-        worker.is_ready = True
+        worker.is_listening = True
         self._ready.set()
 
-    def _remove(self, worker: _Worker) -> None:
-        asyncio.get_running_loop().remove_reader(worker.socket)
-        worker.socket.close()
+    def _remove(self, worker: Receiver) -> None:
+        asyncio.get_running_loop().remove_reader(worker.supervisor_end)
+        worker.supervisor_end.close()
         self._workers.remove(worker)
-        if not any(each.is_ready for each in self._workers):
+        if not any(each.is_listening for each in self._workers):
             self._ready.clear()
             if self._closes_with_last_worker:
                 self._close()
@@ -128,11 +131,11 @@ class ConnectionDistributor:
                     self._pass(connection)
 
     def _pass(self, connection: socket.socket) -> None:
-        """Pass a connection to the worker with the fewest. If no worker accepts it, it is closed."""
-        ready = (each for each in self._workers if each.is_ready)
-        for worker in sorted(ready, key=lambda each: each.connections):
+        """Pass a connection to the preferred worker with the fewest. If no worker takes it, it is closed."""
+        listening = (each for each in self._workers if each.is_listening)
+        for worker in sorted(listening, key=lambda each: (not each.is_preferred, each.connections)):
             with suppress(OSError):  # the worker hangs and its socket is full, or it has exited
-                socket.send_fds(worker.socket, [_CONNECTION], [connection.fileno()])
+                socket.send_fds(worker.supervisor_end, [_CONNECTION], [connection.fileno()])
                 worker.passed += 1
                 return
 

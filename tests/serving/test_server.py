@@ -263,7 +263,11 @@ def _server(gated: GatedServer, **options: Any) -> Server:
     """A server around gated engines: everything that `stop` touches is real."""
     settings = _settings(Path(), **options)
     http = HttpServer(
-        host="127.0.0.1", port=0, registry=gated.metrics.registry, live=lambda: True, ready=lambda: True
+        host="127.0.0.1",
+        port=0,
+        registry=gated.metrics.registry,
+        why_not_live=lambda: "",
+        why_not_ready=lambda: "",
     )
     device = choose_device("cpu", 0, "")
     return Server(

@@ -2,10 +2,10 @@
 
 import asyncio
 import socket
+import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -19,43 +19,81 @@ from tests.colours import Publish
 from tests.servers import Serve
 
 
-async def _get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    def fetch() -> tuple[int, str]:
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    return await asyncio.to_thread(fetch)
+def _fetch(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
-def _http(*, port: int = 0, live: bool = True, ready: bool = True, problem: str = "") -> HttpServer:
+async def _get(port: int, path: str) -> tuple[int, str]:
+    return await asyncio.to_thread(_fetch, port, path)
+
+
+def _fail_on_loop(port: int, path: str) -> str:
+    """Block the event loop until a probe fails; returns its body."""
+    limit_s = time.monotonic() + 10
+    while time.monotonic() < limit_s:
+        code, text = _fetch(port, path)
+        if code == 503:
+            return text
+    raise TimeoutError(f"{path} does not fail")
+
+
+def _http(*, port: int = 0, why_not_live: str = "", why_not_ready: str = "") -> HttpServer:
     registry = CollectorRegistry()
     Counter("seen", "Things seen", registry=registry).inc(3)
-    serve = partial(
-        HttpServer, host="127.0.0.1", port=port, registry=registry, live=lambda: live, ready=lambda: ready
+    return HttpServer(
+        host="127.0.0.1",
+        port=port,
+        registry=registry,
+        why_not_live=lambda: why_not_live,
+        why_not_ready=lambda: why_not_ready,
     )
-    return serve(problem=lambda: problem) if problem else serve()
 
 
 @pytest.mark.parametrize(
-    ("live", "ready", "codes"),
-    [(True, True, [200, 200]), (True, False, [200, 503]), (False, False, [503, 503])],
+    ("why_not_live", "why_not_ready", "answers"),
+    [
+        ("", "", [(200, "ok\n"), (200, "ok\n")]),
+        ("", "loading", [(200, "ok\n"), (503, "loading\n")]),
+        ("broken", "worker 2 is dead", [(503, "broken\n"), (503, "worker 2 is dead\n")]),
+    ],
 )
-async def test_probes_answer_200_or_503(*, live: bool, ready: bool, codes: list[int]) -> None:
-    """Kubernetes reads only the status code."""
-    async with _http(live=live, ready=ready) as http:
-        assert [(await _get(http.port, path))[0] for path in ("/livez", "/readyz")] == codes
+async def test_probes_answer_200_or_503_and_why(
+    why_not_live: str, why_not_ready: str, answers: list[tuple[int, str]]
+) -> None:
+    """Kubernetes reads only the status code, people the rest."""
+    async with _http(why_not_live=why_not_live, why_not_ready=why_not_ready) as http:
+        assert [await _get(http.port, path) for path in ("/livez", "/readyz")] == answers
 
 
-async def test_a_failed_probe_gives_the_problem() -> None:
-    """For debugging; "no" without a description."""
-    async with _http(ready=False) as plain, _http(ready=False, problem="worker 2 is dead") as described:
-        assert await _get(plain.port, "/readyz") == (503, "no\n")
-        assert await _get(described.port, "/readyz") == (503, "worker 2 is dead\n")
+async def test_an_event_loop_that_hangs_is_neither_live_nor_ready(publish: Publish, serve: Serve) -> None:
+    """The probes have their own thread, but answer for the event loop that serves calls."""
+    publish()
+    async with serve(hung_after_s=0.2) as server:
+        assert server.http is not None
+        port = server.http.port
+
+        assert [(await _get(port, path))[0] for path in ("/livez", "/readyz")] == [200, 200]
+        hung = [_fail_on_loop(port, path) for path in ("/livez", "/readyz")]  # the loop waits
+        async with asyncio.timeout(10):
+            for path in ("/livez", "/readyz"):
+                while (await _get(port, path))[0] != 200:
+                    pass
+        _, metrics = await _get(port, "/metrics")
+
+    assert all(text.startswith("the event loop has not turned for 0.") for text in hung), hung
+    (lag_s,) = (
+        sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.name == "lenserve_event_loop_lag_seconds"
+    )
+    assert lag_s > 0.2
 
 
 async def test_metrics_have_prometheus_text_format() -> None:
@@ -181,8 +219,8 @@ def _limited(limits: Limits, *, max_connections: int = 256) -> HttpServer:
         host="127.0.0.1",
         port=0,
         registry=CollectorRegistry(),
-        live=lambda: True,
-        ready=lambda: True,
+        why_not_live=lambda: "",
+        why_not_ready=lambda: "",
         limits=limits,
         max_connections=max_connections,
     )

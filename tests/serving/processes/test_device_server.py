@@ -57,7 +57,7 @@ async def test_a_device_server_whose_serving_fails_ends(tmp_path: Path) -> None:
         process.stdin.write(to_line(WorkerCommand(worker=0, settings=settings, listener=listener.fileno())))
         try:
             async with asyncio.timeout(30):
-                assert WorkerReport.model_validate_json(await process.stdout.readline()).ready
+                assert WorkerReport.model_validate_json(await process.stdout.readline()) == WorkerReport()
                 why = await process.stderr.read()
                 assert await process.wait() == 1
         finally:

@@ -139,28 +139,54 @@ class TestDeath:
         assert 'lenserve_worker_deaths_total{worker="1"} 1.0' in lines
         assert 'lenserve_worker_deaths_total{worker="2"} 1.0' in lines
 
-    async def test_probes_say_which_worker_is_dead(
+    async def test_a_dead_worker_makes_the_server_neither_dead_nor_unready_while_another_serves(
         self, publish: Publish, start_workers: StartWorkers
     ) -> None:
-        """Not live and not ready until its successor is; its counters are kept."""
+        """A metric shows it; without any worker the probes fail. Counters are kept."""
         publish()
         server = await start_workers()
         async with _connections(server.grpc) as channels:
             for channel in channels:
                 await _classify(channel)
         await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
-        pid = _workers(server)[1]
-        assert await _get(server.http, "/readyz") == (200, "ok\n")
-        os.kill(pid, signal.SIGKILL)
+        first, second = _workers(server)
+        os.kill(second, signal.SIGKILL)
         await asyncio.to_thread(server.wait_for, "worker_died")
         probes = [await _get(server.http, path) for path in ("/readyz", "/livez")]
-        assert probes[0][0] == 503
-        assert re.fullmatch("worker 2 is (dead|starting)\n", probes[0][1])
+        lines = (await _get(server.http, "/metrics"))[1].splitlines()
+        os.kill(first, signal.SIGKILL)
+        await asyncio.to_thread(server.wait_for, "worker_died", times=2)
+        code, problem = await _get(server.http, "/readyz")
+        assert probes == [(200, "ok\n"), (200, "ok\n")]
+        assert {'lenserve_worker_ready{worker="1"} 1.0', "lenserve_ready 1.0"} <= {*lines}
+        assert 'lenserve_worker_ready{worker="2"} 0.0' in lines
+        assert code == 503
+        assert re.fullmatch("worker 1 is (dead|starting); worker 2 is (dead|starting)\n", problem)
         await asyncio.to_thread(server.wait_for, "listening", times=2, worker=2)
         while (await _get(server.http, "/readyz"))[0] != 200:  # its report is on its way
             pass
         assert await _get(server.http, "/livez") == (200, "ok\n")
         await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+
+    async def test_a_worker_that_hangs_gets_no_connections_and_is_replaced(
+        self, publish: Publish, start_workers: StartWorkers
+    ) -> None:
+        """SIGSTOP: new connections go to the other worker, and both probes stay 200."""
+        publish()
+        server = await start_workers("--hung-after-s", "3")
+        os.kill(_workers(server)[0], signal.SIGSTOP)
+        while 'lenserve_worker_ready{worker="1"} 0.0' not in (await _get(server.http, "/metrics"))[1]:
+            pass
+        async with _connections(server.grpc) as channels:
+            for channel in channels[:8]:
+                assert (await _classify(channel)).version == 1
+        assert not list(server.events("worker_hangs"))  # it was only late
+        probes = [await _get(server.http, path) for path in ("/readyz", "/livez")]
+        assert probes == [(200, "ok\n"), (200, "ok\n")]
+        (died,) = await asyncio.to_thread(server.wait_for, "worker_died")
+        assert died["reason"] == "it hung: no sign of life for 3.25 s"
+        await asyncio.to_thread(server.wait_for, "listening", times=2, worker=1)
+        await _until_scraped(server, 'lenserve_worker_hangs_total{worker="1"} 1.0')
 
     async def test_workers_outlive_their_supervisor_for_no_longer_than_their_calls(
         self, publish: Publish, start_workers: StartWorkers

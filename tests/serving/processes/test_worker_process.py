@@ -1,6 +1,8 @@
 """A worker from the supervisor's side: one process after another."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,26 +22,35 @@ command = json.loads(sys.stdin.readline())
 def say(**report):
     print(json.dumps(report), flush=True)
 """
-GOOD = f"{REPORTING}say(ready=True, models=[str(command['worker'])]); sys.stdin.readline()"
+GOOD = f"{REPORTING}say(models=[str(command['worker'])]); sys.stdin.readline()"
+BEATING = f"""{REPORTING}say()
+import time
+while True:
+    print(flush=True)
+    time.sleep(0.05)
+"""
 FAILING = f"{REPORTING}sys.exit(3)"
-BROKEN = f"{REPORTING}say(broken=True); say(broken=True, models=['a']); signal.pause()"
-MUMBLING = f"{REPORTING}say(ready=True); print('{{\"rea', end='', flush=True)"
+BROKEN = f"{REPORTING}say(why_broken='NaN'); say(why_broken='NaN', models=['a']); signal.pause()"
+MUMBLING = f"{REPORTING}say(); print('{{\"rea', end='', flush=True)"
 REFUSING = f"{REPORTING}say(error='UsageError', message='no such folder')"
 
 
 class Place:
     """A worker that runs this code, and the callbacks that its supervisor received."""
 
-    def __init__(self, code: str, folder: Path, *, python: str = sys.executable) -> None:
+    def __init__(
+        self, code: str, folder: Path, *, python: str = sys.executable, hung_after_s: float = 30.0
+    ) -> None:
         self.deaths: list[int] = []
         self.reports: list[WorkerReport | None] = []
-        self.breaks = 0
+        self.breaks = self.hangs = 0
         self._told = asyncio.Event()
         self.worker = WorkerProcess(
-            WorkerCommand(worker=7, settings=ServerSettings(repository=folder)),
+            WorkerCommand(worker=7, settings=ServerSettings(repository=folder, hung_after_s=hung_after_s)),
             folder,
             on_report=self._note,
             on_death=self._count,
+            on_hang=lambda _: self._hang(),
             on_break=self._break,
             argv=(python, "-c", code),
         )
@@ -51,6 +62,9 @@ class Place:
     def _count(self, number: int) -> None:
         self.deaths.append(number)
         self._told.set()
+
+    def _hang(self) -> None:
+        self.hangs += 1
 
     def _break(self) -> None:
         self.breaks += 1
@@ -70,8 +84,8 @@ async def test_a_worker_takes_its_command_reports_and_stops_when_asked(tmp_path:
     assert place.worker.problem == "worker 7 is dead"
 
     await place.until(lambda: place.worker.report)
-    assert place.worker.report == WorkerReport(ready=True, models=("7",))
-    assert (place.worker.live, place.worker.problem) == (True, "")
+    assert place.worker.report == WorkerReport(models=("7",))
+    assert (place.worker.why_not_live, place.worker.problem) == ("", "")
 
     place.worker.stop()
     await asyncio.wait_for(running, 20)
@@ -105,7 +119,7 @@ async def test_a_worker_that_is_killed_during_a_report_is_replaced(
     place.worker.kill()
     await asyncio.wait_for(running, 20)
 
-    assert place.reports[0] == WorkerReport(ready=True)
+    assert place.reports[0] == WorkerReport()
     assert log_events.named("worker_died")[0].reason == "exit code 0"
 
 
@@ -126,7 +140,7 @@ async def test_a_worker_with_a_broken_engine_is_replaced(tmp_path: Path, log_eve
     place = Place(BROKEN, tmp_path)
     running = asyncio.create_task(place.worker.keep_running())
     await place.until(lambda: place.reports)
-    assert not place.worker.live
+    assert place.worker.why_not_live == "worker 7 is broken: NaN"
     await place.until(lambda: place.deaths)
     place.worker.kill()
     await asyncio.wait_for(running, 20)
@@ -141,6 +155,65 @@ async def test_the_reason_why_the_first_process_cannot_start_is_raised(tmp_path:
     with pytest.raises(UsageError, match="no such folder"):
         await asyncio.wait_for(place.worker.keep_running(), 20)
     assert not place.deaths
+
+
+async def test_a_process_that_hangs_is_killed_and_replaced(tmp_path: Path, log_events: LogEvents) -> None:
+    """It beats until SIGSTOP. Before it is killed it is not ready, because it is late."""
+    place = Place(BEATING, tmp_path, hung_after_s=1.0)
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: place.worker.report)
+    assert place.worker.pid is not None
+    os.kill(place.worker.pid, signal.SIGSTOP)
+    await place.until(lambda: place.worker.problem == "worker 7 does not answer")
+    assert not place.worker.why_not_live  # it may go on
+    await place.until(lambda: place.deaths)
+    await place.until(lambda: place.worker.report and not place.worker.problem)  # its successor
+    place.worker.kill()
+    await asyncio.wait_for(running, 20)
+
+    assert log_events.named("worker_died")[0].reason == "it hung: no sign of life for 1.25 s"
+    assert place.hangs == 1
+
+
+async def test_a_process_that_is_only_late_is_ready_again(tmp_path: Path) -> None:
+    """SIGCONT comes before the limit."""
+    place = Place(BEATING, tmp_path, hung_after_s=30.0)
+    running = asyncio.create_task(place.worker.keep_running())
+    await place.until(lambda: place.worker.report)
+    assert place.worker.pid is not None
+    os.kill(place.worker.pid, signal.SIGSTOP)
+    await place.until(lambda: place.worker.problem)
+    os.kill(place.worker.pid, signal.SIGCONT)
+    await place.until(lambda: not place.worker.problem)
+    place.worker.kill()
+    await asyncio.wait_for(running, 20)
+    assert not place.deaths
+
+
+async def test_a_successor_that_lacks_a_version_of_the_others_is_not_ready(
+    tmp_path: Path, log_events: LogEvents
+) -> None:
+    """Its files may have been damaged since. It is compared until it agrees once."""
+    older, newer = Place(GOOD, tmp_path), Place(GOOD, tmp_path)
+    running = [asyncio.create_task(each.worker.keep_running()) for each in (older, newer)]
+    for each in (older, newer):
+        await each.until(lambda each=each: each.worker.report)  # type: ignore[misc]
+    older.worker.report = WorkerReport(models=("colours@2",))
+    newer.worker.report = WorkerReport(models=("colours@1",))
+    for each in (older, newer):
+        each.worker.compare([older.worker, newer.worker])
+    assert not older.worker.problem
+    problem = "worker 7 cannot serve colours@2, which other workers serve"
+    assert (newer.worker.problem, log_events.named("worker_disagrees")[0].reason) == (problem, problem)
+
+    newer.worker.report = WorkerReport(models=("colours@2", "shapes@1"))
+    newer.worker.compare([older.worker])
+    newer.worker.report = WorkerReport(models=("colours@1",))
+    newer.worker.compare([older.worker])
+    assert not newer.worker.problem
+    for each in (older, newer):
+        each.worker.kill()
+    await asyncio.wait_for(asyncio.gather(*running), 20)
 
 
 @pytest.mark.parametrize(("deaths", "expected_s"), [(1, 0.1), (2, 0.2), (7, 6.4), (8, 10.0), (2000, 10.0)])

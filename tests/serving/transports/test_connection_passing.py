@@ -97,7 +97,7 @@ async def a_distributor(
         with ExitStack() as stack:
 
             def start(name: str, tls: ssl.SSLContext | None = None) -> Worker:
-                worker = Worker(name, distributor.worker_socket(), tls)
+                worker = Worker(name, distributor.add_receiver().worker_end, tls)
                 stack.callback(worker.close)
                 return worker
 
@@ -157,7 +157,7 @@ async def test_a_worker_whose_connections_closed_gets_the_next() -> None:
 async def test_a_worker_that_is_not_ready_gets_none_and_clients_wait() -> None:
     """Clients that connect before any worker is ready are served later."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
-        with distributor.worker_socket() as starting:
+        with distributor.add_receiver().worker_end as starting:
             clients = [await Client.connect(distributor) for _ in range(4)]
             for client in clients:
                 stack.push_async_callback(client.close)
@@ -172,7 +172,7 @@ async def test_a_worker_that_exits_gets_no_more_connections() -> None:
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
         start("a").close()
         start("b")
-        gone = distributor.worker_socket()
+        gone = distributor.add_receiver().worker_end
         gone.send(bytes(8))  # ready, and ended before it takes its connection
         names = [name for name, _ in await greetings(distributor, stack, 1)]
         gone.close()
@@ -183,7 +183,7 @@ async def test_a_worker_that_exits_gets_no_more_connections() -> None:
 async def test_a_connection_that_no_worker_takes_is_closed() -> None:
     """A worker that hangs holds some hundred connections; the next are closed at once."""
     async with AsyncExitStack() as stack, a_distributor() as (distributor, start):
-        with distributor.worker_socket() as hanging:
+        with distributor.add_receiver().worker_end as hanging:
             hanging.send(bytes(8))
             clients: list[Client] = []
             while not any(client.reader.at_eof() for client in clients):
