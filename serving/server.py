@@ -106,7 +106,7 @@ async def run_server(
         )
     silence_decoders()
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
-    metrics = Metrics(counts)
+    metrics = Metrics(counts, drift_window_s=settings.drift_window_s)
     metrics.device.labels(device.name, device.provider).set(1)
     tokens, watched = _tokens(settings)
     turns = Turns()

@@ -186,6 +186,12 @@ class ServerSettings(Strict):
     access_log_sample: float = Field(
         default=0.0, ge=0, le=1, description="share of calls that get a line in the log; 1: all, 0: none"
     )
+    drift_window_s: float = Field(
+        default=3600.0,
+        gt=0,
+        le=31_536_000,
+        description="seconds over which the drift of answers is measured; few images take longer",
+    )
     log_json: bool = Field(default=False, description="log one JSON object a line instead of text")
 
     @field_validator("shared_memory_pattern")

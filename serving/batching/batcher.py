@@ -46,6 +46,7 @@ class BatchRun:
     images: int
     duration_s: float
     queued_s: Sequence[float]  # time in the queue, of each request
+    output: Output
 
 
 class Batcher:
@@ -174,7 +175,7 @@ class Batcher:
             raise
         except Exception as error:
             raise _engine_error(error) from error
-        self._record(BatchRun(len(images), time.monotonic() - now_s, (0.0,)))
+        self._record(BatchRun(len(images), time.monotonic() - now_s, (0.0,), output))
         return output
 
     def _schedule_decision(self) -> None:
@@ -253,7 +254,7 @@ class Batcher:
                 request.result.set_result(output if len(batch) == 1 else output[at : at + request.size])
             at += request.size
         queued_s = [started_s - request.arrived_s for request in batch]
-        self._record(BatchRun(at, time.monotonic() - started_s, queued_s))
+        self._record(BatchRun(at, time.monotonic() - started_s, queued_s, output))
 
     def _record(self, run: BatchRun) -> None:
         try:

@@ -1,12 +1,13 @@
 """Counters, gauges, summaries and histograms as plain numbers, and as metric families for scrapes.
 
 An observation is one or two additions, 0.3 us; prometheus_client's metrics take locks and make a dozen calls.
-Only the event loop's thread may count; any thread may read.
+A series is counted by one thread at a time, most by the event loop's; any thread may read.
 """
 
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from itertools import accumulate
@@ -132,6 +133,11 @@ class HistogramValue:
         self.buckets[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    def add(self, buckets: Sequence[float], total: float) -> None:
+        """Add observations that were counted elsewhere: the number in each bucket, and their sum."""
+        self.buckets = [before + more for before, more in zip(self.buckets, buckets, strict=True)]
+        self.total += total
+
     def state(self) -> State:
         """See `Value`."""
         return *self.buckets, self.total
@@ -139,6 +145,30 @@ class HistogramValue:
     def restore(self, state: State) -> None:
         """See `Value`."""
         *self.buckets, self.total = state
+
+
+class IndexValue:
+    """Counts in bins of a window and of a reference, shown as one index of how much they differ."""
+
+    __slots__ = ("created_s", "live", "reference")
+
+    def __init__(self) -> None:
+        self.created_s = 0.0
+        self.live: Sequence[float] = ()
+        self.reference: Sequence[float] = ()
+
+    def compare(self, live: Sequence[float], reference: Sequence[float]) -> None:
+        """Set the counts. Both have as many bins."""
+        self.live, self.reference = live, reference
+
+    def state(self) -> State:
+        """See `Value`."""
+        return *self.live, *self.reference
+
+    def restore(self, state: State) -> None:
+        """See `Value`. The sum of references that are equal has the same shares."""
+        bins = len(state) // 2
+        self.live, self.reference = state[:bins], state[bins:]
 
 
 V = TypeVar("V", bound=Value)
@@ -231,6 +261,73 @@ class CounterFamily(Family[CounterValue]):
         for labels, each in self.items():
             metric.add_metric(labels, each.value)
             self._add_created(metric, labels, each)
+        return metric
+
+
+class BoundedCounterFamily(CounterFamily):
+    """A counter metric whose last label may have thousands of values: scrapes show some, and sum the rest."""
+
+    REST = "other"
+
+    def __init__(self, name: str, meaning: str, label_names: Sequence[str], *, shown: int) -> None:
+        """Create the family.
+
+        Args:
+            name: metric name.
+            meaning: help text.
+            label_names: the labels of each series.
+            shown: how many values of the last label have a separate series: those that came first.
+        """
+        super().__init__(name, meaning, label_names)
+        self._shown = shown
+
+    def collect(self) -> Metric:
+        """See `Family`."""
+        metric = CounterMetricFamily(self.name, self._meaning, labels=self._label_names)
+        shown: defaultdict[Labels, dict[str, float]] = defaultdict(dict)
+        for (*first, last), each in self.items():
+            counts = shown[tuple(first)]
+            key = last if last in counts or len(counts) < self._shown else self.REST
+            counts[key] = counts.get(key, 0) + each.value
+        for first_labels, counts in shown.items():
+            for last, count in counts.items():
+                metric.add_metric((*first_labels, last), count)
+        return metric
+
+
+class IndexFamily(Family[IndexValue]):
+    """A gauge metric: an index that is computed from the counts of all processes."""
+
+    live = True
+
+    def __init__(
+        self,
+        name: str,
+        meaning: str,
+        label_names: Sequence[str],
+        *,
+        index: Callable[[Sequence[float], Sequence[float]], float],
+        min_images: int,
+    ) -> None:
+        """Create the family.
+
+        Args:
+            name: metric name.
+            meaning: help text.
+            label_names: the labels of each series.
+            index: computes the index from live counts and those of the reference.
+            min_images: fewer live images have no index.
+        """
+        super().__init__(name, meaning, label_names, IndexValue)
+        self._index = index
+        self._min_images = min_images
+
+    def collect(self) -> Metric:
+        """See `Family`."""
+        metric = GaugeMetricFamily(self.name, self._meaning, labels=self._label_names)
+        for labels, each in self.items():
+            if sum(each.live) >= self._min_images:
+                metric.add_metric(labels, self._index(each.live, each.reference))
         return metric
 
 

@@ -4,9 +4,18 @@ from collections.abc import Iterator
 
 from prometheus_client import Metric
 
-from serving.metrics.counters import CounterFamily, GaugeFamily, HistogramFamily, SummaryFamily
+from serving.bundle.manifest import CONFIDENCE_BOUNDS
+from serving.metrics.counters import (
+    BoundedCounterFamily,
+    CounterFamily,
+    GaugeFamily,
+    HistogramFamily,
+    IndexFamily,
+    SummaryFamily,
+)
+from serving.metrics.drift import stability_index
 
-_AnyFamily = CounterFamily | GaugeFamily | HistogramFamily | SummaryFamily
+_AnyFamily = CounterFamily | GaugeFamily | HistogramFamily | IndexFamily | SummaryFamily
 
 SERVED = ("model", "version")
 
@@ -33,6 +42,12 @@ _DURATION_BUCKETS_S = (
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # 0.1 s .. 60 s: reading, verifying, loading, warming up and proving a version.
 _LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+# Labels of one version with a separate series: a network of a thousand would export as many.
+MAX_SHOWN_LABELS = 50
+# Chance moves the index of fewer images by about 0.1.
+MIN_DRIFT_IMAGES = 100
 
 
 class MetricFamilies:
@@ -100,6 +115,32 @@ class MetricFamilies:
             "lenserve_request_failure_seconds",
             "Time of requests that failed",
             SERVED,
+        )
+        self.predictions = BoundedCounterFamily(
+            "lenserve_predictions",
+            "Images by predicted label; of many labels the first that were predicted, and the rest as other",
+            (*SERVED, "label"),
+            shown=MAX_SHOWN_LABELS,
+        )
+        self.confidence = HistogramFamily(
+            "lenserve_confidence_ratio",
+            "Probability of the predicted label, of each image",
+            SERVED,
+            bounds=CONFIDENCE_BOUNDS,
+            shows_unused=False,
+        )
+        self.stability_index = IndexFamily(
+            "lenserve_population_stability_index",
+            "Drift of recent answers from those for the test images: of labels, of confidence",
+            (*SERVED, "distribution"),
+            index=stability_index,
+            min_images=MIN_DRIFT_IMAGES,
+        )
+        self.window_images = GaugeFamily(
+            "lenserve_drift_window_images",
+            "Recent images that the population stability index is computed from",
+            SERVED,
+            across=sum,
         )
         self.pending_images = GaugeFamily(
             "lenserve_pending_images",

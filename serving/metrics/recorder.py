@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
 
+from serving.bundle import Reference
 from serving.metrics.counters import CounterValue, SummaryValue
 from serving.metrics.families import SERVED, MetricFamilies
+from serving.metrics.quality import QualityMetrics
 from serving.metrics.shared_counts import SharedCounts
 from serving.metrics.triton_statistics import VersionStatistics, compute_statistics, triton_families
+
+DEFAULT_DRIFT_WINDOW_S = 3600.0
 
 
 class Metrics(MetricFamilies):
@@ -21,10 +25,15 @@ class Metrics(MetricFamilies):
 
     Args:
         shared: counters of several processes; if given, scrapes and statistics show their sums.
+        drift_window_s: drift is that of the answers of this time, and of more if they are few.
     """
 
-    def __init__(self, shared: SharedCounts | None = None) -> None:
+    def __init__(
+        self, shared: SharedCounts | None = None, *, drift_window_s: float = DEFAULT_DRIFT_WINDOW_S
+    ) -> None:
         super().__init__()
+        self._drift_window_s = drift_window_s
+        self._qualities: dict[tuple[str, str], QualityMetrics] = {}
         self._shared = shared
         if shared is not None:
             shared.resume(self)
@@ -42,10 +51,20 @@ class Metrics(MetricFamilies):
             self._versions[served] = VersionMetrics(self, *served)
         return self._versions[served]
 
+    def quality(
+        self, model: str, version: int, labels: Sequence[str], reference: Reference | None
+    ) -> QualityMetrics:
+        """Return the recorder of a version's answers. Call this once, when the version is loaded."""
+        served = (model, str(version))
+        window_s = self._drift_window_s
+        quality = self._qualities[served] = QualityMetrics(self, served, labels, reference, window_s=window_s)
+        return quality
+
     def forget(self, model: str, version: int) -> None:
         """Remove all series of a version that is not loaded. Its recorder must not be used any more."""
         served = (model, str(version))
         self._versions.pop(served, None)
+        self._qualities.pop(served, None)
         for family in self.all():
             if family is not self.version_state:  # which follows the repository: see StateMetrics
                 family.remove_all(SERVED, served)
@@ -61,6 +80,7 @@ class Metrics(MetricFamilies):
     def flush(self) -> None:
         """Write the counters for the other processes, if any."""
         if self._shared is not None:
+            self._count_answers()
             self._shared.write(self)
 
     def statistics(self) -> dict[tuple[str, str], VersionStatistics]:
@@ -70,9 +90,14 @@ class Metrics(MetricFamilies):
     def _read(self) -> MetricFamilies:
         """Return the counters of all processes, or of this one if it is the only one."""
         if self._shared is None:
+            self._count_answers()
             return self
         self.flush()
         return self._shared.read()
+
+    def _count_answers(self) -> None:
+        for quality in list(self._qualities.values()):  # a copy: the event loop may load a version now
+            quality.count()
 
 
 class VersionMetrics:

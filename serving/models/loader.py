@@ -34,6 +34,7 @@ from serving.errors import (
     OutOfMemory,
     ProofFailed,
 )
+from serving.metrics.quality import QualityMetrics
 from serving.metrics.recorder import Metrics, VersionMetrics
 from serving.models.precision import golden_tolerance, network_file
 from serving.models.versions import ProvenNetwork, Version
@@ -168,11 +169,13 @@ class VersionLoader:
         stack = AsyncExitStack()
         stack.push_async_callback(asyncio.to_thread, close, engine)  # closed last, after the batcher
         metrics = self.metrics.version(bundle.model, bundle.version)
+        manifest = bundle.manifest
+        quality = self.metrics.quality(bundle.model, bundle.version, manifest.labels, manifest.reference)
         backlog = Backlog(run_s=network.image_s, max_batch_size=self._policy.max_batch_size)
         batcher = Batcher(
             engine.run,
             self._policy,
-            partial(_record_run, metrics, backlog),
+            partial(_record_run, metrics, quality, backlog),
             max_images_on_loop=engine.max_images_on_loop,
         )
         return Version(network, await stack.enter_async_context(batcher), metrics, stack, backlog)
@@ -266,9 +269,10 @@ def _log_unchecked(version: Version, error: Exception) -> None:
     )
 
 
-def _record_run(metrics: VersionMetrics, backlog: Backlog, run: BatchRun) -> None:
+def _record_run(metrics: VersionMetrics, quality: QualityMetrics, backlog: Backlog, run: BatchRun) -> None:
     backlog.record_run(run.images, run.duration_s)
     metrics.record_run(run.images, run.duration_s, run.queued_s)
+    quality.record_answers(run.output.probabilities)
 
 
 def _may_pass(error: BaseException | None) -> bool:

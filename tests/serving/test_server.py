@@ -98,6 +98,27 @@ class TestStart:
             assert server.metrics.registry.get_sample_value("lenserve_device", labels) == 1
 
 
+class TestWatching:
+    """What is answered is counted."""
+
+    async def test_every_way_to_ask_counts_the_predicted_labels(self, serve: Serve, publish: Publish) -> None:
+        """Encoded images, pixels and tensors; several in a request; not those that cannot be decoded."""
+        publish()
+        red, blue = np.zeros((2, 8, 8, 3), np.uint8)  # (H, W, C)
+        red[:, :, 0] = blue[:, :, 2] = 255
+        async with serve() as server, AsyncClient(f"127.0.0.1:{server.grpc.port}") as client:
+            await client.classify(red, model=NAME)
+            await client.classify_all([blue, red, b"no image"], model=NAME)
+            await server.classifier.infer_tensor(np.stack([blue, blue]), model=NAME)
+            counts = {
+                label: server.metrics.registry.get_sample_value(
+                    "lenserve_predictions_total", {"model": NAME, "version": "1", "label": label}
+                )
+                for label in ("red", "green", "blue")
+            }
+        assert counts == {"red": 2, "green": None, "blue": 3}
+
+
 class TestStop:
     """Readiness drops first, running calls finish, nothing is left behind."""
 

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from prometheus_client import generate_latest
 
+from serving.bundle import reference_of
 from serving.metrics.recorder import Metrics
 
 LARGEST_BATCH = 1024
@@ -22,7 +24,7 @@ def test_our_metrics_follow_prometheus_naming() -> None:
         assert re.fullmatch(r"lenserve_[a-z_]+", family.name)
         assert family.documentation
         if family.type == "histogram":
-            assert family.name.endswith(("_seconds", "_size")), family.name
+            assert family.name.endswith(("_seconds", "_size", "_ratio")), family.name
 
 
 def test_two_servers_in_one_process_do_not_mix() -> None:
@@ -173,6 +175,8 @@ def test_the_exposition_is_stable() -> None:
     metrics.last_run.labels("digits", "1").set(1.5)
     metrics.rpc("/a/B").record_call("OK", 0.5)
     metrics.rpc("/a/B").record_message("OK")
+    answers = np.eye(2, dtype=np.float32)[[0, 1] * 100]  # (N, K)
+    metrics.quality("digits", 1, ("even", "odd"), reference_of(answers)).record_answers(answers)
     metrics.pending_images.labels().set_function(lambda: 3)
     metrics.event_loop_tasks.labels().set(5)
     metrics.event_loop_lag.labels().set(0.25)
