@@ -24,6 +24,7 @@ from serving.event_loop import LoopMonitor
 from serving.logs import dropped_lines
 from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts
+from serving.models.alias_watch import LOOK_INTERVAL_S
 from serving.models.loader import VersionLoader
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.readiness import Readiness
@@ -210,6 +211,8 @@ def _models(settings: ServerSettings, device: Device, metrics: Metrics, device_s
         poll_interval_s=settings.poll_interval_s,
         parallel_loads=settings.cores,
         readiness=Readiness(tuple(settings.require_model), is_strict=settings.readiness == "strict"),
+        keep_warm_s=settings.keep_warm_s,
+        alias_interval_s=LOOK_INTERVAL_S,
     )
 
 

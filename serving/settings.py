@@ -163,6 +163,12 @@ class ServerSettings(Strict):
         le=3600,
         description="seconds after which a process whose event loop does not turn is not live, and a worker "
         "is killed and replaced",
+    keep_warm_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="seconds that the version before the served one stays in memory, so that going back "
+        "takes milliseconds; 0: it is unloaded at once",
     )
     lame_duck_s: float = Field(
         default=0.0,

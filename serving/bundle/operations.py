@@ -47,7 +47,7 @@ def roll_back(
 ) -> AliasChange:
     """Point an alias at the version that it named before.
 
-    Without an alias `stable` the newest version is served, so `stable` then goes to the one before that.
+    Before there is an alias `stable` the newest version is served; there `stable` goes to the one before it.
 
     Args:
         repository: where the model is.
@@ -160,9 +160,13 @@ def earlier_versions(repository: Repository, model: str, alias: str) -> list[int
     """Return the versions that a rollback may go to, its target first. The caller holds the model's lock."""
     changes = read_history(repository.model_folder(model))
     versions = repository.versions(model)
-    if alias == STABLE_ALIAS and all(change.alias != alias for change in changes):
-        return versions[-2:-1]
-    return [version for version in earlier_targets(changes, alias) if version in versions]
+    named = [version for version in earlier_targets(changes, alias) if version in versions]
+    if alias != STABLE_ALIAS:
+        return named
+    # Before there was an alias, the newest version was served, whichever that was.
+    set_first = [change.version for change in changes if change.alias == alias and change.version]
+    first = set_first[0] if set_first else versions[-1]
+    return named + [version for version in reversed(versions) if version < first and version not in named]
 
 
 def require_model(repository: Repository, model: str) -> None:

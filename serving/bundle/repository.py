@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundle.aliases import (
+    ALIASES_FILE,
     AliasChange,
     new_change,
     read_aliases,
@@ -219,6 +220,14 @@ class Repository:
             UnknownModel: the name is not a valid model name.
         """
         return read_aliases(self.model_folder(model))
+
+    def aliases_file(self, model: str) -> Path:
+        """Return the path of a model's aliases.json. It need not exist.
+
+        Raises:
+            UnknownModel: the name is not a valid model name.
+        """
+        return self.model_folder(model) / ALIASES_FILE
 
     def set_alias(
         self, model: str, alias: str, version: int, *, expect: int | None = None, reason: str = ""

@@ -16,12 +16,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
+from serving.models.alias_watch import AliasWatch
 from serving.models.loader import VersionLoader
 from serving.models.model_refresh import ModelRefresher
 from serving.models.overlooked import Overlooked
 from serving.models.readiness import Readiness
 from serving.models.state_metrics import StateMetrics
 from serving.models.versions import Model, Revision, State, Version, VersionStatus
+from serving.models.warm import WarmVersions
 from serving.models.watch import watch
 
 # Long enough for the last scrapes of a version, and for rates over five minutes.
@@ -46,6 +48,8 @@ class Models:
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
+        keep_warm_s: float = 0.0,
+        alias_interval_s: float | None = None,
     ) -> None:
         """Store the options.
 
@@ -56,6 +60,8 @@ class Models:
             keep_metrics_s: seconds after which the metrics of an unloaded version are removed.
             patience_s: seconds that other models wait for one whose folder hangs, or whose version loads.
             readiness: which models must be able to answer.
+            keep_warm_s: seconds that the version before the served one stays loaded; 0: none.
+            alias_interval_s: seconds between two looks at the aliases alone; None: scans look at them.
         """
         self._loader = loader
         self._repository = loader.repository
@@ -66,6 +72,9 @@ class Models:
         loader.metrics.ready.labels().set_function(lambda: self.ready)
         self._readiness = readiness or Readiness()
         self._poll_interval_s = poll_interval_s
+        self._alias_interval_s = alias_interval_s
+        self._alias_watch = AliasWatch(loader.repository)
+        self._warm = WarmVersions(keep_warm_s, self._retire)
         self._models: dict[str, Model] = {}
         self._loaded: set[Version] = set()  # served, about to be served, or still leased
         self._unloaded: set[str] = set()  # models that were unloaded on request
@@ -82,6 +91,8 @@ class Models:
 
     async def __aenter__(self) -> Self:
         self._start(watch(self.refresh, self._poll_interval_s, self._after_refresh))
+        if self._alias_interval_s is not None and self._alias_interval_s < self._poll_interval_s:
+            self._start(watch(self._follow_aliases, self._alias_interval_s, lambda: None))
         return self
 
     async def __aexit__(
@@ -92,6 +103,7 @@ class Models:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._warm.clear()
         for version in self._loaded:
             await version.stack.aclose()
 
@@ -258,6 +270,7 @@ class Models:
             self._unloaded.add(name)
             self._models[name] = Model(name, problem="it was unloaded on request")
             self._announce(name)
+            self._warm.drop(name)
             self._retire(model.versions.values())
 
     async def refresh(self) -> None:
@@ -268,17 +281,29 @@ class Models:
         """
         async with self._refresh_lock:
             names = await self._in_thread(self._list)
-            for name in names:
-                if name not in self._unloaded and name not in self._refreshing:
-                    self._refreshing[name] = refresh = self._start(self._refresh_or_keep(name))
-                    refresh.add_done_callback(partial(self._refreshing.pop, name))
-            if self._refreshing:
-                await asyncio.wait(list(self._refreshing.values()), timeout=self._patience_s)
+            await self._refresh_models(names)
             for name in set(self._models) - set(names):
                 gone = self._models.pop(name)
                 self._unloaded.discard(name)
                 self._announce(name)
+                self._warm.drop(name)
                 self._retire(gone.versions.values())
+
+    async def _follow_aliases(self) -> None:
+        """Refresh the models whose aliases have changed, before the next scan."""
+        changed = await self._in_thread(partial(self._alias_watch.changed, self.names()))
+        if changed:
+            async with self._refresh_lock:
+                await self._refresh_models(changed)
+
+    async def _refresh_models(self, names: Iterable[str]) -> None:
+        """Refresh models side by side; wait for slow ones, but not for ever. The caller holds the lock."""
+        for name in names:
+            if name not in self._unloaded and name not in self._refreshing:
+                self._refreshing[name] = refresh = self._start(self._refresh_or_keep(name))
+                refresh.add_done_callback(partial(self._refreshing.pop, name))
+        if self._refreshing:
+            await asyncio.wait(list(self._refreshing.values()), timeout=self._patience_s)
 
     def _list(self) -> list[str]:
         """List the folders of the repository. Called in a thread."""
@@ -333,11 +358,16 @@ class Models:
             _log.info("version_serving", extra=new.versions[new.default].log_fields())
         self._announce(name)
         kept = new.versions.values()
-        self._retire(version for version in old.versions.values() if version not in kept)
+        for version in old.versions.values():
+            if version not in kept:
+                self._warm.keep(version) if version.number == old.default else self._retire([version])
 
     async def _load(self, name: str, number: int) -> Version | None:
         if not self._loader.may_load(name, number):
             return None
+        if (warm := self._warm.take(name, number)) is not None:
+            return warm
+        self._warm.drop(name)
         try:
             async with self._load_slots:
                 self._loading.add((name, number))

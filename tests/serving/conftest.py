@@ -136,6 +136,8 @@ def open_models(repository: Repository) -> OpenModels:
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
+        keep_warm_s: float = 0.0,
+        alias_interval_s: float | None = None,
         **options: Any,
     ) -> AsyncIterator[Models]:
         arguments = {
@@ -152,6 +154,8 @@ def open_models(repository: Repository) -> OpenModels:
             keep_metrics_s=keep_metrics_s,
             patience_s=patience_s,
             readiness=readiness,
+            keep_warm_s=keep_warm_s,
+            alias_interval_s=alias_interval_s,
         ) as models:
             if scanned:
                 await models.scanned()

@@ -173,6 +173,7 @@ def test_without_an_alias_the_version_before_the_newest_becomes_stable(five: Rep
     """The newest is served then, so going back is one command there too."""
     change = roll_back(five, "animals")
     assert (change.alias, change.before, change.version) == ("stable", None, 4)
+    assert roll_back(five, "animals", expect=4).version == 3
 
 
 def test_a_version_that_was_removed_is_skipped(five: Repository) -> None:
