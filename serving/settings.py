@@ -163,6 +163,7 @@ class ServerSettings(Strict):
         le=3600,
         description="seconds after which a process whose event loop does not turn is not live, and a worker "
         "is killed and replaced",
+    )
     keep_warm_s: float = Field(
         default=300.0,
         ge=0,
