@@ -18,7 +18,7 @@ from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import Event, Receive, RequestRefused, Send, request_body
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.rpc_over_http.compression import decompress
-from serving.transports.rpc_over_http.connect_json import MAX_JSON_BYTES, JsonConverter
+from serving.transports.rpc_over_http.connect_json import MAX_JSON_BYTES, to_answer, to_request
 from serving.transports.rpc_over_http.grpc_app import GrpcApp, status_of_failure
 from serving.transports.rpc_over_http.grpc_framing import (
     Metadata,
@@ -73,7 +73,6 @@ class ConnectApp:
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._max_json_bytes = min(max_message_bytes, MAX_JSON_BYTES)
-        self._json = JsonConverter()
         self._turns = turns or Turns()
         grpc = GrpcApp(
             handlers, max_message_bytes=max_message_bytes, reject_unknown=reject_unknown, turns=self._turns
@@ -134,13 +133,13 @@ class ConnectApp:
                 body = await self._body(headers, receive, max_bytes)
             except RequestRefused as refusal:
                 raise refused(refusal) from refusal
-            return await self._json.to_request(handler.method, body) if is_json else body
+            return await to_request(handler.method, body) if is_json else body
 
         try:
             call.deadline_s = _deadline_s(headers)
             answer = await handler.answer(read, call)
             if is_json:
-                answer = await self._json.to_answer(handler.method, answer)
+                answer = await to_answer(handler.method, answer)
         except Exception as error:  # noqa: BLE001 - the client always gets a status
             status = status_of_failure(error)
             if status is not None:

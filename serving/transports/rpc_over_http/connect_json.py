@@ -5,6 +5,7 @@ message at a time, so that the event loop has to wait for the interpreter's lock
 """
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from google.protobuf import descriptor_pool, json_format, message_factory
@@ -22,41 +23,35 @@ MAX_JSON_ELEMENTS = 4096
 _SMALL_BYTES = 2**17
 _SMALL_ELEMENTS = 128
 _SMALL_ANSWER_BYTES = 2**11  # about 100 labels
+_thread = ThreadPoolExecutor(1, thread_name_prefix="json")
 
 
-class JsonConverter:
-    """Converts the messages of all calls."""
+async def to_request(method: str, text: bytes) -> bytes:
+    """Return the request of a method, serialized.
 
-    def __init__(self) -> None:
-        self._one_at_a_time = asyncio.Lock()
+    Args:
+        method: /package.Service/Method.
+        text: at most MAX_JSON_BYTES.
 
-    async def to_request(self, method: str, text: bytes) -> bytes:
-        """Return the request of a method, serialized.
+    Raises:
+        Failure: it has too many elements, or cannot be parsed.
+    """
+    elements = text.count(b",") + text.count(b"{") + text.count(b"[")
+    if elements > MAX_JSON_ELEMENTS:
+        raise _invalid(
+            f"a request in JSON has {elements} elements, limit is {MAX_JSON_ELEMENTS}: "
+            "send tensors as bytes, or the request as application/proto"
+        )
+    if len(text) <= _SMALL_BYTES and elements <= _SMALL_ELEMENTS:
+        return _from_json(method, text)
+    return await asyncio.get_running_loop().run_in_executor(_thread, _from_json, method, text)
 
-        Args:
-            method: /package.Service/Method.
-            text: at most MAX_JSON_BYTES.
 
-        Raises:
-            Failure: it has too many elements, or cannot be parsed.
-        """
-        elements = text.count(b",") + text.count(b"{") + text.count(b"[")
-        if elements > MAX_JSON_ELEMENTS:
-            raise _invalid(
-                f"a request in JSON has {elements} elements, limit is {MAX_JSON_ELEMENTS}: "
-                "send tensors as bytes, or the request as application/proto"
-            )
-        if len(text) <= _SMALL_BYTES and elements <= _SMALL_ELEMENTS:
-            return _from_json(method, text)
-        async with self._one_at_a_time:
-            return await asyncio.to_thread(_from_json, method, text)
-
-    async def to_answer(self, method: str, answer: bytes) -> bytes:
-        """Return the answer of a method in JSON."""
-        if len(answer) <= _SMALL_ANSWER_BYTES:
-            return _to_json(method, answer)
-        async with self._one_at_a_time:
-            return await asyncio.to_thread(_to_json, method, answer)
+async def to_answer(method: str, answer: bytes) -> bytes:
+    """Return the answer of a method in JSON."""
+    if len(answer) <= _SMALL_ANSWER_BYTES:
+        return _to_json(method, answer)
+    return await asyncio.get_running_loop().run_in_executor(_thread, _to_json, method, answer)
 
 
 def _from_json(method: str, text: bytes) -> bytes:

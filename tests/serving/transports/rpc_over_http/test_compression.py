@@ -144,6 +144,18 @@ async def test_a_long_message_leaves_the_event_loop_free() -> None:
     assert threads == {threading.get_ident()}  # charging is not thread-safe
 
 
+async def test_many_long_messages_share_one_thread() -> None:
+    """Each thread keeps up to 16 MiB of what it allocated, and all of them could take every core."""
+    noise = _noise(2**16) * 64
+    squeezed = gzip.compress(noise)
+    before = {thread.ident for thread in threading.enumerate()}
+    await asyncio.gather(
+        *[decompress(squeezed, b"gzip", 64 * MIB, _free) for _ in range(8)],
+        *[framed(noise, compressed=True) for _ in range(8)],
+    )
+    assert len({thread.ident for thread in threading.enumerate()} - before) <= 1
+
+
 @pytest.mark.parametrize(
     ("message", "text"),
     [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.handlers import Failure
-from serving.transports.rpc_over_http.connect_json import MAX_JSON_ELEMENTS, JsonConverter
+from serving.transports.rpc_over_http.connect_json import MAX_JSON_ELEMENTS, to_answer, to_request
 
 CLASSIFY = "/lenserve.v1.Classifier/Classify"
 OIP = "/inference.GRPCInferenceService/"
@@ -51,7 +51,7 @@ ANSWERS: dict[str, tuple[str, Message]] = {
 async def test_an_answer_is_converted_as_a_whole_message_is(case: str) -> None:
     """Element by element, in a thread or not: the JSON means the same."""
     method, answer = ANSWERS[case]
-    text = await JsonConverter().to_answer(method, answer.SerializeToString())
+    text = await to_answer(method, answer.SerializeToString())
     assert json.loads(text) == json_format.MessageToDict(answer)
 
 
@@ -61,7 +61,7 @@ async def test_a_request_of_any_size_is_converted(size: int) -> None:
     request = pb.ClassifyRequest(model="m", images=[pb.Image(encoded=bytes(size))])
     encoded = base64.b64encode(bytes(size)).decode()
     text = json.dumps({"model": "m", "images": [{"encoded": encoded}]}).encode()
-    assert pb.ClassifyRequest.FromString(await JsonConverter().to_request(CLASSIFY, text)) == request
+    assert pb.ClassifyRequest.FromString(await to_request(CLASSIFY, text)) == request
 
 
 @given(st.sampled_from([b"{", b"[", b",", b"{}", b"[[", b'{"a":']), st.integers(0, 3))
@@ -69,4 +69,4 @@ async def test_too_many_elements_of_any_kind_are_an_error(piece: bytes, more: in
     """They are counted, not parsed."""
     text = piece * (MAX_JSON_ELEMENTS + 1) + b"]" * more
     with pytest.raises(Failure, match="elements, limit is 4096"):
-        await JsonConverter().to_request(CLASSIFY, text)
+        await to_request(CLASSIFY, text)
