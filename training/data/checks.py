@@ -21,7 +21,7 @@ from training.errors import DataError
 from training.recipe import DataRecipe
 
 MIN_CLASSES = 2  # one class needs no classifier
-MAX_NAMES = 20  # listed in a message; the count beside them is always complete
+MAX_NAMES = 6  # listed in a message; the count beside them is always complete
 
 
 class DataReport(Strict):

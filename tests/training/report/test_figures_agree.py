@@ -121,6 +121,29 @@ def test_the_curves_of_two_labels(two: Predictions, tmp_path: Path) -> None:
         assert point.sensitivity.value == pytest.approx(best), thresholds
 
 
+def test_intervals_of_auc_and_balanced_accuracy_are_those_of_resampling(
+    two: Predictions, tmp_path: Path
+) -> None:
+    """Both come from formulas; resampling the rows of each label gives the same within a percentage point."""
+    write_predictions(tmp_path / "p.csv", {"test": two}, "0" * 64)
+    rows = rows_of(tmp_path / "p.csv")
+    scores = np.array([float(row["p(positive)"]) for row in rows])
+    truth = np.array([row["true"] == "positive" for row in rows])
+    right = np.array([row["correct"] == "1" for row in rows])
+    of_each = (np.flatnonzero(truth), np.flatnonzero(~truth))
+    random = np.random.default_rng(1)
+    areas, recalls = [], []
+    for _ in range(1000):
+        drawn = [random.choice(members, len(members)) for members in of_each]
+        both = np.concatenate(drawn)
+        areas.append(roc_auc_score(truth[both], scores[both]))
+        recalls.append(np.mean([right[members].mean() for members in drawn]))
+    ours = score(np.asarray(two.probabilities), two.truth, two.labels)
+    for stated, drawn_values in ((ours.auc, areas), (ours.balanced_accuracy, recalls)):
+        assert stated is not None
+        assert [stated.low, stated.high] == pytest.approx(np.percentile(drawn_values, (2.5, 97.5)), abs=0.01)
+
+
 def test_quadrants_pairs_and_suspects(two: Predictions) -> None:
     """Numbers and mean losses of the four quadrants, the confusions, and the labels to check."""
     rows = list(
