@@ -15,7 +15,8 @@ demo: .venv/train.done
 test: .venv/dev.done
 	tests/system/fetch_peers.sh
 	@# As in `lenserve-train`: spinning threads make small steps many times slower on busy cores.
-	OMP_WAIT_POLICY=passive LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# Two processes, also on many cores: some tests hold a server to limits in time. Fixtures of a file are made once.
+	OMP_WAIT_POLICY=passive LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: .venv/dev.done
 	$(BIN)/ruff format --check .
