@@ -25,8 +25,10 @@ from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.tls import TlsFiles
 
 # When grpc.aio stops, calls that it has received but not yet handed over end as CANCELLED, which clients do
-# not retry. So new calls are first rejected as UNAVAILABLE, long enough for clients to move to other servers.
-_REJECTING_S = 0.2
+# not retry. So new calls are first rejected as UNAVAILABLE, long enough for clients to move to other servers,
+# and until none has come for a moment.
+_REJECTING_S, _MOST_REJECTING_S = 0.2, 2.0
+_QUIET_S = 0.02
 # Time to write the last answers. Streams that are still open are cut afterwards.
 _CLOSING_S = 0.5
 
@@ -34,6 +36,16 @@ _CLOSING_S = 0.5
 _CANCELLATION_S = 0.005
 
 _MAX_STREAMS = 1024  # of one connection; clients keep the rest waiting
+
+# gRPC's core ends received calls as CANCELLED if more than 1,000 wait to be handed over, or for longer than
+# 30 s (src/core/server/server.cc). Ours are rejected by the middleware, with a reason, and counted.
+_NO_LIMIT = 2**31 - 1
+_MOST_WAITING_S = 3600
+
+# Pings above this rate are strikes, until something is sent to the client; after too many the connection is
+# closed (ENHANCE_YOUR_CALM). By default two pings within 300 s are too many.
+_LEAST_PING_INTERVAL_MS = 100
+_MAX_PING_STRIKES = 100
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -74,9 +86,13 @@ class GrpcServer:
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(shares_port)),  # otherwise a port in use is an error
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_INTERVAL_MS),
+            ("grpc.http2.max_ping_strikes", _MAX_PING_STRIKES),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.max_concurrent_streams", _MAX_STREAMS),
+            ("grpc.server.max_pending_requests", _NO_LIMIT),
+            ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
+            ("grpc.server_max_unrequested_time_in_server", _MOST_WAITING_S),
             *_time_limits(limits),
         )
         self._server: Any = None
@@ -132,10 +148,18 @@ class GrpcServer:
             async with asyncio.timeout(timeout_s):
                 await until()
                 await asyncio.sleep(_REJECTING_S)
+                await self._rejected_all()
         except TimeoutError:
             await self._server.stop(None)
         else:
             await self._server.stop(_CLOSING_S)
+
+    async def _rejected_all(self) -> None:
+        """Wait until no call has been handed over for a moment, or clients will not stop calling."""
+        end_s, seen = time.monotonic() + _MOST_REJECTING_S - _REJECTING_S, -1
+        while seen != self._handlers.calls and time.monotonic() < end_s:
+            seen = self._handlers.calls
+            await asyncio.sleep(_QUIET_S)
 
 
 def _time_limits(limits: Limits) -> Sequence[tuple[str, int]]:
@@ -165,9 +189,11 @@ class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships
     def __init__(self, handlers: Sequence[Handler], reject_unknown: Reject) -> None:
         self._handlers = {each.method: _grpc_handler(each) for each in handlers}
         self._reject_unknown = reject_unknown
+        self.calls = 0  # handed over so far
 
     def service(self, details: Any) -> Any:  # noqa: ANN401
-        """Return the handler of a method."""
+        """Return the handler of a method, when a call is handed over."""
+        self.calls += 1
         return self._handlers.get(details.method) or self._unknown(details.method)
 
     def _unknown(self, method: str) -> Any:  # noqa: ANN401

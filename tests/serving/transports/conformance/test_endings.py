@@ -91,6 +91,26 @@ async def test_pings_are_answered_with_and_without_a_call(served: Served) -> Non
         assert (await connection.reply(stream)).code == "OK"
 
 
+async def test_a_client_that_pings_every_second_stays_connected(served: Served) -> None:
+    """Also without a call. Pings that come together, after a pause of the network, are no reason either."""
+    async with RawConnection(served.server.port) as connection:
+        for number in range(20):
+            ping = b"ping%4d" % number
+            connection.h2.ping(ping)
+            await connection.flush()
+            await connection.read_until(partial(connection.pongs.__contains__, ping))
+        assert connection.goaways == []
+        assert (await connection.call("Say", _frame(b""))).code == "OK"
+
+
+async def test_no_call_of_thousands_at_once_ends_without_a_reason(served: Served, channels: Channels) -> None:
+    """Each gets its answer, however many wait for the server's event loop."""
+    every = [channels(served, ("grpc.use_local_subchannel_pool", 1)) for _ in range(4)]
+    calls = [each.unary("Say")(BytesValue(value=b"1"), timeout=60) for each in every for _ in range(500)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(each) for each in outcomes if isinstance(each, BaseException)} == set()
+
+
 async def test_a_client_that_resets_its_calls(served: Served) -> None:
     """All calls are cancelled; the connection stays, and other clients are not affected."""
     async with RawConnection(served.server.port) as connection, RawConnection(served.server.port) as other:
@@ -208,6 +228,21 @@ class TestStop:
                 await asyncio.wait_for(answered.acquire(), 20)
             is_over = True
             await asyncio.gather(*callers)
+
+    async def test_calls_that_still_wait_for_the_event_loop_are_answered_or_rejected_with_a_reason(
+        self, served: Served, channels: Channels
+    ) -> None:
+        """An overloaded server that stops hands no call back as CANCELLED."""
+        every = [channels(served, ("grpc.use_local_subchannel_pool", 1)) for _ in range(3)]
+        for each in every:
+            await each.unary("Say")(BytesValue(value=b"1"))
+        calls = [each.unary("Say")(BytesValue(value=b"1"), timeout=60) for each in every for _ in range(600)]
+        outcomes = asyncio.gather(*calls, return_exceptions=True)
+        while served.echo.calls["say"] < 10:  # noqa: ASYNC110 - the others are on their way
+            await asyncio.sleep(0)
+        await served.server.stop(until=served.middleware.drain, timeout_s=20)
+        codes = {each.code().name for each in await outcomes if isinstance(each, grpc.aio.AioRpcError)}
+        assert codes <= {"UNAVAILABLE"}
 
     async def test_calls_beyond_the_time_limit_are_cut(self, served: Served, methods: Methods) -> None:
         """A call that never ends cannot block a stop, and its client may retry."""
