@@ -47,6 +47,7 @@ from serving.settings import ServerSettings
 from serving.transports.changed_files import ChangedFiles
 from serving.transports.connection_accepting import fit_connections
 from serving.transports.grpc_aio.server import GrpcServer
+from serving.transports.http.asgi import REFUSAL_REASONS
 from serving.transports.http.limits import Limits
 from serving.transports.rpc_over_http.server import H2Server
 from serving.transports.tls import TlsFiles
@@ -289,6 +290,8 @@ def _grpc(
         on_refused_connection=metrics.refused_connections.labels().add_one,
         on_refused_request=lambda reason: metrics.refused_requests.labels(reason).add_one(),
     )
+    for reason in REFUSAL_REASONS:  # shown at 0 from the start, for alerts
+        metrics.refused_requests.labels(reason)
     metrics.open_connections.labels().set_function(lambda: server.open_connections)
     metrics.pending_bytes.labels().set_function(lambda: server.pending_bytes)
     return server

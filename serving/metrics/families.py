@@ -18,6 +18,8 @@ from serving.metrics.drift import stability_index
 _AnyFamily = CounterFamily | GaugeFamily | HistogramFamily | IndexFamily | SummaryFamily
 
 SERVED = ("model", "version")
+# Of go-grpc-prometheus, whose names the dashboards and rollout tools of gRPC servers query.
+GRPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 
 # 0.1 ms .. 10 s: LeNet-5 on a CPU answers in under 1 ms, behind a full queue in seconds.
 _DURATION_BUCKETS_S = (
@@ -58,6 +60,11 @@ class MetricFamilies:
             "lenserve_requests",
             "Calls that ended, by gRPC status",
             ("method", "code"),
+        )
+        self.started = CounterFamily(
+            "grpc_server_started",
+            "Calls that began, under the name of go-grpc-prometheus",
+            GRPC_LABELS,
         )
         self.request_duration = HistogramFamily(
             "lenserve_request_duration_seconds",
@@ -197,6 +204,11 @@ class MetricFamilies:
             "Reading, verifying, loading, warming and proving a version",
             ("model",),
             bounds=_LOAD_BUCKETS_S,
+        )
+        self.load_failures = CounterFamily(
+            "lenserve_version_load_failures",
+            "Loads of a version that failed; a version that is refused again and again counts each time",
+            ("model",),
         )
         self.ready = GaugeFamily(
             "lenserve_ready",

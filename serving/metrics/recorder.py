@@ -5,7 +5,7 @@ Inner code returns measurements; the classifier, the models and the middleware r
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from serving.bundle import Reference
 from serving.metrics.counters import CounterValue, SummaryValue
 from serving.metrics.families import SERVED, MetricFamilies
+from serving.metrics.grpc_server import handled_calls, started_calls
 from serving.metrics.quality import QualityMetrics
 from serving.metrics.shared_counts import SharedCounts
 from serving.metrics.triton_statistics import VersionStatistics, compute_statistics, triton_families
@@ -70,11 +71,17 @@ class Metrics(MetricFamilies):
                 family.remove_all(SERVED, served)
         if not any(other == model for other, _ in self._versions):
             self.load_duration.remove_all(SERVED[:1], served[:1])
+            self.load_failures.remove_all(SERVED[:1], served[:1])
 
-    def rpc(self, method: str) -> "RpcMetrics":
-        """Return the recorder of a method. Call this once, when its RPC is wrapped."""
+    def rpc(self, method: str, grpc_type: str = "") -> "RpcMetrics":
+        """Return the recorder of a method. Call this once, when its RPC is wrapped.
+
+        Args:
+            method: /package.Service/Method.
+            grpc_type: unary, server_stream or bidi_stream; without it, no grpc_server_* metric counts it.
+        """
         if method not in self._rpcs:
-            self._rpcs[method] = RpcMetrics(self, method)
+            self._rpcs[method] = RpcMetrics(self, method, grpc_type)
         return self._rpcs[method]
 
     def flush(self) -> None:
@@ -98,6 +105,10 @@ class Metrics(MetricFamilies):
     def _count_answers(self) -> None:
         for quality in list(self._qualities.values()):  # a copy: the event loop may load a version now
             quality.count()
+
+
+# Failures that alerts read, shown at 0 when a version is loaded: a counter that appears at 1 has no increase.
+_ALERT_REASONS = ("DEADLINE_EXCEEDED", "ENGINE_ERROR", "INTERNAL", "OVERLOADED")
 
 
 class VersionMetrics:
@@ -138,6 +149,8 @@ class VersionMetrics:
         self._images: dict[str, CounterValue] = {}  # by outcome
         self._failures: dict[str, CounterValue] = {}  # by reason
         self._ok_images = self._outcome("OK")
+        for reason in _ALERT_REASONS:
+            self._failure(reason)
 
     def record_decode(self, duration_s: float) -> None:
         """Record that one image was decoded and resized."""
@@ -174,16 +187,16 @@ class VersionMetrics:
 
     def record_failure(self, reason: str, duration_s: float) -> None:
         """Record one failed request."""
-        failures = self._failures.get(reason)
-        if failures is None:
-            failures = self._metrics.request_failures.labels(*self._served, reason)
-            self._failures[reason] = failures
-        failures.value += 1
+        (self._failures.get(reason) or self._failure(reason)).value += 1
         self._request_failure_duration.value += duration_s
 
     def count_images(self, outcome: str, count: int = 1) -> None:
         """Count images that failed, by reason. `record_success` counts those that are OK."""
         (self._images.get(outcome) or self._outcome(outcome)).value += count
+
+    def _failure(self, reason: str) -> CounterValue:
+        failures = self._failures[reason] = self._metrics.request_failures.labels(*self._served, reason)
+        return failures
 
     def _outcome(self, outcome: str) -> CounterValue:
         images = self._images[outcome] = self._metrics.images.labels(*self._served, outcome)
@@ -193,14 +206,20 @@ class VersionMetrics:
 class RpcMetrics:
     """Records the calls of one method."""
 
-    __slots__ = ("_codes", "_duration", "_message_codes", "_method", "_metrics")
+    __slots__ = ("_codes", "_duration", "_message_codes", "_method", "_metrics", "started")
 
-    def __init__(self, metrics: Metrics, method: str) -> None:
+    def __init__(self, metrics: Metrics, method: str, grpc_type: str) -> None:
         self._metrics = metrics
         self._method = method
         self._duration = metrics.request_duration.labels(method)
         self._codes: dict[str, CounterValue] = {}
         self._message_codes: dict[str, CounterValue] = {}
+        self.started = started_calls(metrics, method, grpc_type) if grpc_type else CounterValue()
+
+    def show_zeros(self, codes: Iterable[str]) -> None:
+        """Show calls that ended with these gRPC status names from now on, at 0 before the first."""
+        for code in codes:
+            self._codes[code] = self._metrics.requests.labels(self._method, code)
 
     def record_call(self, code: str, duration_s: float) -> None:
         """Record one call that ended with this gRPC status name."""
@@ -220,7 +239,7 @@ class RpcMetrics:
 
 
 class MetricsCollector(Collector):
-    """Exports our metrics, and Triton's metrics computed from them.
+    """Exports our metrics, and Triton's and gRPC's metrics computed from them.
 
     Args:
         read: returns the counters to export.
@@ -233,4 +252,5 @@ class MetricsCollector(Collector):
         """Return the families of a scrape."""
         metrics = self._read()
         yield from metrics.collect()
+        yield handled_calls(metrics)
         yield from triton_families(compute_statistics(metrics))

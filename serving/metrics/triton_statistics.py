@@ -64,7 +64,8 @@ def compute_statistics(metrics: MetricFamilies) -> dict[tuple[str, str], Version
     for (model, version, images), run in metrics.run_duration.items():
         found[model, version].runs[int(images)] = _timed(run)
     for (model, version, reason), failed in metrics.request_failures.items():
-        found[model, version].failures[reason] = int(failed.value)
+        if failed.value:
+            found[model, version].failures[reason] = int(failed.value)
     for (model, version), each in found.items():
         stages = [
             metrics.stage_duration.find(model, version, stage)

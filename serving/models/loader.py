@@ -115,9 +115,11 @@ class VersionLoader:
         fingerprint = _fingerprint(self.repository.folder(name, number))
         started_s = time.monotonic()
         _log.info("version_loading", extra={"model": name, "version": number})
+        failures = self.metrics.load_failures.labels(name)  # shown at 0 from now on
         try:
             network = await asyncio.to_thread(self._load_network, name, number)
         except Exception as error:  # noqa: BLE001 - any failure only refuses this version
+            failures.add_one()
             self._remember_failure(name, number, fingerprint, error)
             return None
         self._failures.pop((name, number), None)

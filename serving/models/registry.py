@@ -285,6 +285,8 @@ class Models:
             for name in set(self._models) - set(names):
                 gone = self._models.pop(name)
                 self._unloaded.discard(name)
+                if not gone.versions:  # nothing is unloaded, after which its metrics would be forgotten
+                    self._loader.metrics.load_failures.remove_all(("model",), (name,))
                 self._announce(name)
                 self._warm.drop(name)
                 self._retire(gone.versions.values())

@@ -40,6 +40,14 @@ DEFAULT_MAX_IN_FLIGHT = 64
 
 _UNKNOWN = "unknown"  # one label for all methods that do not exist: clients must not create series
 _OK = Code.OK.name  # reading `name` of an enum member takes 0.2 us
+# Calls that classify are counted from 0 on with these: alerts read increases, and miss one from nothing to 1.
+_ALERT_CODES = (
+    _OK,
+    Code.DEADLINE_EXCEEDED.name,
+    Code.RESOURCE_EXHAUSTED.name,
+    Code.INTERNAL.name,
+    Code.UNAVAILABLE.name,
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log = logging.getLogger(__name__)
@@ -102,6 +110,8 @@ class Middleware:
         return self._access_log.wrap(self._wrap(_noting_model(rpc)))
 
     def _wrap(self, rpc: Rpc) -> Handler:
+        recorder = self._metrics.rpc(rpc.method, rpc.grpc_type)
+        recorder.show_zeros(_ALERT_CODES if isinstance(rpc, Pipeline) or _takes_room(rpc) else (_OK,))
         if isinstance(rpc, Stream):
             return StreamHandler(rpc.method, self._stream(rpc), self._rejecting(rpc.method))
         if isinstance(rpc, Pipeline):
@@ -111,9 +121,11 @@ class Middleware:
         return UnaryHandler(rpc.method, self._unary(rpc), self._rejecting(rpc.method))
 
     def _rejecting(self, method: str) -> Reject:
-        record_call = self._metrics.rpc(method).record_call
+        recorder = self._metrics.rpc(method)
+        record_call, started = recorder.record_call, recorder.started
 
         def reject(call: Call, status: Status) -> None:
+            started.value += 1
             self._set_request_id(call)
             record_call(status.code.name, 0.0)
 
@@ -121,11 +133,13 @@ class Middleware:
 
     def _unary(self, rpc: Unary) -> Callable[[bytes | Read, Call], Awaitable[bytes]]:
         # No context managers: each would cost 0.9 us of the 34 us of a LeNet-5 request.
-        record_call = self._metrics.rpc(rpc.method).record_call
+        recorder = self._metrics.rpc(rpc.method)
+        record_call, started = recorder.record_call, recorder.started
         read_and_compute, check_room = self._read_and_compute(rpc), rpc.admit
         tokens, is_probe = self._tokens, rpc.is_probe
 
         async def answer(read: bytes | Read, call: Call) -> bytes:
+            started.value += 1
             self._set_request_id(call)
             code = _OK
             try:
@@ -203,9 +217,11 @@ class Middleware:
         rpc: Stream | Pipeline,
         answers: Callable[[AsyncIterator[bytes], Call], AnswerGroups],
     ) -> AnswerStream:
-        record_call = self._metrics.rpc(rpc.method).record_call
+        recorder = self._metrics.rpc(rpc.method)
+        record_call, started = recorder.record_call, recorder.started
 
         async def answer(messages: AsyncIterator[bytes], call: Call) -> AnswerGroups:
+            started.value += 1
             started_s = time.perf_counter()
             self._set_request_id(call)
             code = _OK
@@ -291,6 +307,10 @@ class Middleware:
                 _log.error("call_failed", exc_info=error, extra=fields)
         forget_frames(error)  # the failed request is no longer needed
         return status
+
+
+def _takes_room(rpc: Rpc) -> bool:
+    return isinstance(rpc, Unary) and rpc.admit is not None
 
 
 def _noting_model(rpc: Rpc) -> Rpc:

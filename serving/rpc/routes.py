@@ -6,7 +6,7 @@ Services return tables of RPCs. `Middleware.wrap` turns each into a handler, whi
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from google.protobuf.message import Message
 
@@ -50,6 +50,8 @@ AnswerStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Message]]
 class Unary:
     """One message in, one message out."""
 
+    grpc_type: ClassVar = "unary"  # for metrics
+
     method: str  # /package.Service/Method
     request: type[Message]
     answer: Answer
@@ -68,6 +70,7 @@ class Stream:
     answer: AnswerStream
     parse: Parse | None = None
     is_probe: bool = False
+    grpc_type: str = "bidi_stream"  # for metrics; server_stream: it has one request message
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class Pipeline:
 
     If a request fails or cannot be parsed, `refuse` returns its answer, and the stream continues.
     """
+
+    grpc_type: ClassVar = "bidi_stream"  # for metrics
 
     method: str
     request: type[Message]

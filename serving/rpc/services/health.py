@@ -30,7 +30,13 @@ class HealthService:
         """The RPCs of this service. They are probes, which need no token."""
         return (
             Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self.check, is_probe=True),
-            Stream(f"/{SERVICE}/Watch", pb.HealthCheckRequest, self.watch, is_probe=True),
+            Stream(
+                f"/{SERVICE}/Watch",
+                pb.HealthCheckRequest,
+                self.watch,
+                is_probe=True,
+                grpc_type="server_stream",
+            ),
         )
 
     async def check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:

@@ -40,6 +40,9 @@ class RequestTooSlow(RequestRefused):
     reason = "too_slow"
 
 
+REFUSAL_REASONS = (OverBudget.reason, RequestTooSlow.reason)
+
+
 class RequestBody(Protocol):
     """`receive`, and the bytes for which its request is charged.
 

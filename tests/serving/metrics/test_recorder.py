@@ -173,7 +173,8 @@ def test_the_exposition_is_stable() -> None:
     _use(metrics)
     metrics.version("digits", 1)
     metrics.last_run.labels("digits", "1").set(1.5)
-    metrics.rpc("/a/B").record_call("OK", 0.5)
+    metrics.rpc("/a/B", "unary").record_call("OK", 0.5)
+    metrics.rpc("/a/B").started.add_one()
     metrics.rpc("/a/B").record_message("OK")
     answers = np.eye(2, dtype=np.float32)[[0, 1] * 100]  # (N, K)
     metrics.quality("digits", 1, ("even", "odd"), reference_of(answers)).record_answers(answers)
@@ -192,7 +193,7 @@ def test_the_exposition_is_stable() -> None:
 
     text = generate_latest(metrics.registry).decode()
 
-    lines = [line for line in text.splitlines() if re.match(r"(# \w+ )?(lenserve|nv)_", line)]
+    lines = [line for line in text.splitlines() if re.match(r"(# \w+ )?(lenserve|nv|grpc)_", line)]
     shown = [re.sub(r"(_created(\{.*\})?) [0-9.e+]+$", r"\1 <time>", line) for line in lines]
     assert shown == _EXPOSITION.read_text().splitlines()
 
