@@ -35,15 +35,24 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
     example: ClassVar[str] = "lenserve serve --repository repository"
 
+    check: bool = Field(
+        default=False, description="load all models, say what would be served and what not, and exit"
+    )
+    as_json: bool = Field(default=False, alias="json", description="with --check: print one JSON object")
+
     def run(self) -> int:
-        """Serve, and stop gracefully."""
+        """Serve, and stop gracefully; or check, and return 1 unless everything would be served."""
         require_server()
         import uvloop
 
+        settings = ServerSettings(**{name: getattr(self, name) for name in ServerSettings.model_fields})
+        if self.check:
+            return self._check(settings)
+        if self.as_json:
+            raise UsageError("--json belongs to --check: add it, or set --log-json for the log")
         from serving.logs import configure_logs, flush_logs
 
         configure_logs(as_json=self.log_json)
-        settings = ServerSettings(**{name: getattr(self, name) for name in ServerSettings.model_fields})
         try:
             if settings.supervised:
                 from serving.processes.supervisor import supervise
@@ -58,6 +67,21 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         finally:
             flush_logs()  # before the line of an error
         return DONE
+
+    def _check(self, settings: ServerSettings) -> int:
+        import logging
+
+        import uvloop
+
+        from serving.check import check, show
+        from serving.processes.exit import exit_soon
+
+        logging.getLogger().addHandler(logging.NullHandler())  # the result says it
+        found = uvloop.run(check(settings))
+        show(found, as_json=self.as_json)
+        code = DONE if found.passed else FAILED
+        exit_soon(code)
+        return code
 
 
 class ListModels(Command):

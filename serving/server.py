@@ -102,10 +102,7 @@ async def run_server(
         DeviceUnavailable: CUDA was requested but is not available.
         AddressUnavailable: a port is taken.
     """
-    if not settings.repository.is_dir():
-        raise UsageError(
-            f"the repository {settings.repository} is not a directory: create it, or set another --repository"
-        )
+    _check_repository(settings)
     silence_decoders()
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics(counts, drift_window_s=settings.drift_window_s)
@@ -121,7 +118,9 @@ async def run_server(
         regions = await stack.enter_async_context(
             Regions(settings.shared_memory_pattern, max_bytes=settings.max_message_bytes)
         )
-        models = await stack.enter_async_context(_models(settings, device, metrics, device_server))
+        models = await stack.enter_async_context(
+            open_models(settings, device, metrics, device_server=device_server)
+        )
         classifier = await stack.enter_async_context(_classifier(settings, models, metrics, turns))
         http: HttpServer | None = None
         if not settings.supervised:
@@ -138,6 +137,24 @@ async def run_server(
         await stack.enter_async_context(_watching(watched, settings.poll_interval_s))
         _log_choices(settings, device, grpc, http)
         yield Server(settings, device, metrics, models, classifier, middleware, grpc, http)
+
+
+def check_files(settings: ServerSettings) -> None:
+    """Check the files that the settings name, except what is in the repository.
+
+    Raises:
+        UsageError: the repository, the token file or a TLS file is missing or invalid.
+    """
+    _check_repository(settings)
+    _tokens(settings)
+    _tls(settings)
+
+
+def _check_repository(settings: ServerSettings) -> None:
+    if not settings.repository.is_dir():
+        raise UsageError(
+            f"the repository {settings.repository} is not a directory: create it, or set another --repository"
+        )
 
 
 def build_table(
@@ -189,7 +206,17 @@ def _tls(settings: ServerSettings) -> TlsFiles | None:
     return files
 
 
-def _models(settings: ServerSettings, device: Device, metrics: Metrics, device_server: Path | None) -> Models:
+def open_models(
+    settings: ServerSettings, device: Device, metrics: Metrics, *, device_server: Path | None = None
+) -> Models:
+    """Return the models of a server, not started yet.
+
+    Args:
+        settings: options of the server.
+        device: where networks run.
+        metrics: of the server.
+        device_server: as for `run_server`.
+    """
     size = settings.max_batch_size
     loader = VersionLoader(
         Repository(settings.repository),

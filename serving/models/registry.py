@@ -83,6 +83,7 @@ class Models:
         self._keep_metrics_s = keep_metrics_s
         self._load_slots = asyncio.Semaphore(parallel_loads)
         self._scanned = asyncio.Event()
+        self.unreadable = ""  # why the repository could not be read the last time
         self._draining = False
         self._refresh_lock = asyncio.Lock()
         self._change = asyncio.Event()
@@ -92,7 +93,7 @@ class Models:
     async def __aenter__(self) -> Self:
         self._start(watch(self.refresh, self._poll_interval_s, self._after_refresh))
         if self._alias_interval_s is not None and self._alias_interval_s < self._poll_interval_s:
-            self._start(watch(self._follow_aliases, self._alias_interval_s, lambda: None))
+            self._start(watch(self._follow_aliases, self._alias_interval_s))
         return self
 
     async def __aexit__(
@@ -171,6 +172,8 @@ class Models:
             return "the server is stopping"
         if not self._scanned.is_set():
             return "the repository has not been read yet"
+        if self.unreadable and not self._models:
+            return f"the repository cannot be read: {self.unreadable}"
         models = dict(self._models)  # a copy: probes read it from another thread
         loading = {name for name, _ in tuple(self._loading)}
         return self._readiness.problem(models, unloaded=tuple(self._unloaded), loading=loading)
@@ -343,8 +346,9 @@ class Models:
                 )
                 self._announce(name)
 
-    def _after_refresh(self) -> None:
-        if not self._scanned.is_set():
+    def _after_refresh(self, problem: str) -> None:
+        if not self._scanned.is_set() or self.unreadable != problem:
+            self.unreadable = problem
             self._scanned.set()
             self._announce()
 

@@ -9,7 +9,9 @@ _log = logging.getLogger(__name__)
 
 
 async def watch(
-    refresh: Callable[[], Awaitable[None]], interval_s: float, after_refresh: Callable[[], None]
+    refresh: Callable[[], Awaitable[None]],
+    interval_s: float,
+    after_refresh: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Refresh now and at every multiple of the interval, until cancelled.
 
@@ -17,7 +19,7 @@ async def watch(
         refresh: reads the repository. It may fail, and is called again at the next time.
         interval_s: measured on a clock that all processes share, so that all workers refresh at the same
             time.
-        after_refresh: called after each refresh, even if it failed.
+        after_refresh: called after each refresh with the reason why it failed, or nothing.
     """
     problem = ""
     while True:
@@ -30,5 +32,5 @@ async def watch(
                 _log.warning("repository_unreadable", extra={"reason": problem}, exc_info=unexpected)
         else:
             problem = ""
-        after_refresh()
+        after_refresh(problem)
         await asyncio.sleep(interval_s - time.monotonic() % interval_s)

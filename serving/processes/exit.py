@@ -16,14 +16,14 @@ _PATIENCE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-def exit_soon() -> None:
-    """Let the process exit normally; if threads delay that for a second, exit with code 0."""
-    timer = threading.Timer(_PATIENCE_S, _abandon_threads)
+def exit_soon(code: int = 0) -> None:
+    """Let the process exit normally; if threads delay that for a second, exit with this code."""
+    timer = threading.Timer(_PATIENCE_S, _abandon_threads, [code])
     timer.daemon = True
     timer.start()
 
 
-def _abandon_threads() -> None:
+def _abandon_threads(code: int) -> None:
     _log.warning("threads_left", extra={"reason": f"threads did not end within {_PATIENCE_S} s"})
     flush_logs()
-    os._exit(0)
+    os._exit(code)

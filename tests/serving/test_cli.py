@@ -405,3 +405,26 @@ def test_serve_logs_text_by_default(publish: Publish, repository: Repository, nu
     )
     assert "Traceback" not in text
     assert " stopped" in lines[-1]
+
+
+def test_a_check_prints_a_table_or_json_and_returns_1_for_any_problem(
+    publish: Publish, repository: Repository, lenserve: Run
+) -> None:
+    """For people and for pipelines: nothing of the log reaches the terminal."""
+    publish("colours")
+    command = ("serve", "--repository", repository.root, "--check")
+    sound = lenserve(*command)
+    assert (sound.returncode, sound.stderr) == (0, "ready: would serve 1 of 1 models\n")
+    assert "served, default" in sound.stdout
+
+    publish("colours", lie=True)
+    refused = lenserve(*command, "--json")
+    assert (refused.returncode, refused.stderr) == (1, "")
+    (model,) = json.loads(refused.stdout)["models"]
+    assert [(each["version"], each["state"]) for each in model["versions"]] == [(1, "ready"), (2, "refused")]
+
+    alone = lenserve("serve", "--repository", repository.root, "--json")
+    assert (alone.returncode, alone.stderr) == (
+        2,
+        "lenserve serve: --json belongs to --check: add it, or set --log-json for the log\n",
+    )

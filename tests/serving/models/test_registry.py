@@ -877,6 +877,21 @@ class TestRepositoryChanges:
             )
             assert (_default(models), models.ready) == (1, True)
 
+    async def test_a_repository_that_cannot_be_read_at_start_is_not_an_empty_one(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """The server is not ready until it has read the repository."""
+        publish()
+        away = repository.root.with_name("away")
+        repository.root.rename(away)
+        async with open_models() as models:
+            assert "cannot be read" in models.why_not_ready
+            assert not models.ready
+            away.rename(repository.root)
+            await models.refresh()
+            assert _default(models) == 1
+            assert models.ready
+
     async def test_versions_are_served_while_their_folder_is_empty(
         self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
     ) -> None:
