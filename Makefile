@@ -1,5 +1,5 @@
 # Every target sets up .venv if necessary.
-.PHONY: demo test check proto bench bench-memory chaos bench-training gpu results picture report-pictures clean
+.PHONY: demo test check check-deploy proto bench bench-memory chaos bench-training gpu results picture report-pictures clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -27,6 +27,12 @@ check: .venv/dev.done
 	git diff --exit-code --stat -- serving/pb
 	$(BIN)/python tests/checks/words.py
 	$(BIN)/python tests/checks/distribution.py
+
+# Brings every alert about on real servers, and checks images, manifests and proxies with what this machine has of
+# Debian's packages prometheus and buildah: 5 minutes.
+check-deploy: .venv/dev.done
+	$(PIP) --group deploy
+	PATH=$(PWD)/$(BIN):$$PATH LENSERVE_EVERY_ALERT=1 $(BIN)/python -m pytest tests/deploy $(PYTEST_ARGS)
 
 proto: .venv/dev.done
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=serving/pb --pyi_out=serving/pb \
