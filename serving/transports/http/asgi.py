@@ -43,6 +43,12 @@ class RequestTooSlow(RequestRefused):
 REFUSAL_REASONS = (OverBudget.reason, RequestTooSlow.reason)
 
 
+class AnswerOverBudget(ConnectionResetError):
+    """Raised by `send`: too many answers wait for their clients to read them. Only trailers can follow."""
+
+    has_head = False  # whether the head of this answer has been sent
+
+
 class RequestBody(Protocol):
     """`receive`, and the bytes for which its request is charged.
 

@@ -9,7 +9,7 @@ rest. So the last quarter is for connections that hold little: each a 32nd of wh
 
 from collections.abc import Callable
 
-from serving.transports.http.asgi import OverBudget, RequestRefused
+from serving.transports.http.asgi import AnswerOverBudget, OverBudget, RequestRefused
 
 # Of an open request, besides its headers: its task, stream and buffers take 8 to 10 KiB. Most of that stays
 # in fragments of the allocator when many are freed: so a server holds 10,000 requests, and no more.
@@ -180,14 +180,17 @@ class RequestBytes:
             The charge, to be released when the answer has been sent.
 
         Raises:
-            ConnectionResetError: as in `charge`, but for the application's `send`.
+            AnswerOverBudget: as in `charge`, but for the application's `send`.
         """
-        more = max(0, size - max(0, self.charged_bytes - REQUEST_BYTES))
+        more = max(0, size - max(0, self.charged_bytes - REQUEST_BYTES) - FREE_BODY_BYTES)
         try:
             if more:
                 self.charge(more)
         except OverBudget:
-            raise ConnectionResetError("too many answers wait for their clients to read them") from None
+            raise AnswerOverBudget(
+                f"an answer of {size} bytes has no room: too many wait for their clients to read them "
+                "(--max-pending-bytes): retry later, or send fewer requests at a time"
+            ) from None
         return more
 
     def release(self, size: int) -> None:

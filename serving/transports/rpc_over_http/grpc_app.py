@@ -25,6 +25,7 @@ from serving.rpc.status import Code, Status
 from serving.transports.http.asgi import (
     ANSWER,
     TRAILERS,
+    AnswerOverBudget,
     App,
     Event,
     Receive,
@@ -333,6 +334,7 @@ async def _fail(send: Send, error: Exception, call: Call, *, is_started: bool = 
     if status is None:
         return
     pairs = failure_trailers(status, call.request_id)
+    is_started = is_started or (isinstance(error, AnswerOverBudget) and error.has_head)
     with suppress(OSError):  # the client has disconnected
         if is_started:
             await send(_NO_BODY)
@@ -348,6 +350,8 @@ def status_of_failure(error: Exception) -> Status | None:
         return error.status
     if isinstance(error, RequestRefused):
         return refused(error).status
+    if isinstance(error, AnswerOverBudget):
+        return Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", str(error))
     if isinstance(error, OSError) and not isinstance(
         error, TimeoutError
     ):  # raised by `send`: the client has disconnected

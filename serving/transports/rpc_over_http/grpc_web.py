@@ -5,7 +5,16 @@ Specified in gRPC's doc/PROTOCOL-WEB.md. Only the binary form is supported, not 
 
 from collections.abc import Iterable
 
-from serving.transports.http.asgi import ANSWER, EXTENSIONS, TRAILERS, App, Event, Receive, Send
+from serving.transports.http.asgi import (
+    ANSWER,
+    EXTENSIONS,
+    TRAILERS,
+    AnswerOverBudget,
+    App,
+    Event,
+    Receive,
+    Send,
+)
 from serving.transports.rpc_over_http.grpc_framing import CONTENT_TYPE, PREFIX, RawHeaders
 
 _GRPC_WEB = b"application/grpc-web"
@@ -68,7 +77,10 @@ class _WebAnswer:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except AnswerOverBudget as error:  # trailers would be read as the rest of a message
+            raise ConnectionResetError(str(error)) from None
 
 
 def _trailers_frame(fields: Iterable[tuple[bytes, bytes]]) -> bytes:

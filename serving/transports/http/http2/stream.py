@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from typing import Any
 
-from serving.transports.http.asgi import ANSWER, TRAILERS, Event, RequestRefused
+from serving.transports.http.asgi import ANSWER, TRAILERS, AnswerOverBudget, Event, RequestRefused
 from serving.transports.http.byte_budget import FREE_BODY_BYTES, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.http2 import frames
@@ -250,6 +250,7 @@ class Http2Stream(RequestBytes):
         """Send a part of the answer; wait until the client has room for it.
 
         Raises:
+            AnswerOverBudget: too many answers wait for their clients.
             OSError: the client has disconnected.
         """
         output, held_bytes = self._output, 0
@@ -285,7 +286,12 @@ class Http2Stream(RequestBytes):
             self._end_answer(output.answer(number, block, body, write_fields(trailers)))
             return
         output.write(output.headers(number, 0, block))
-        data = self._data(await self._send_all_but_the_last(body), 0)
+        self._trailers_follow = True  # also if the body is not sent
+        try:
+            data = self._data(await self._send_all_but_the_last(body), 0)
+        except AnswerOverBudget as error:
+            error.has_head = True
+            raise
         self._end_answer(data + output.headers(number, frames.END_STREAM, write_fields(trailers)))
         output.wake_next()
 

@@ -2,8 +2,14 @@
 
 import pytest
 
-from serving.transports.http.asgi import OverBudget
-from serving.transports.http.byte_budget import REQUEST_BYTES, ByteBudget, ConnectionShare, RequestBytes
+from serving.transports.http.asgi import AnswerOverBudget, OverBudget
+from serving.transports.http.byte_budget import (
+    FREE_BODY_BYTES,
+    REQUEST_BYTES,
+    ByteBudget,
+    ConnectionShare,
+    RequestBytes,
+)
 
 LIMIT_BYTES = 1000
 
@@ -93,3 +99,18 @@ def test_a_request_is_released_as_a_whole_and_never_below_its_own_cost() -> None
     assert budget.pending_bytes == REQUEST_BYTES
     request.close_charge()
     assert budget.pending_bytes == 0
+
+
+@pytest.mark.parametrize("size", [100, FREE_BODY_BYTES, 10 * FREE_BODY_BYTES])
+def test_an_answer_no_longer_than_its_request_always_has_room(size: int) -> None:
+    """It takes the place of the request, whose first bytes are counted with the request itself."""
+    share = ConnectionShare(ByteBudget(16 * REQUEST_BYTES))
+    request = RequestBytes(share)
+    request.open_charge(head_bytes=50)
+    request.received_bytes = size
+    assert request.charge_body(size)
+    _fill(share)
+
+    assert request.hold_answer(size) == 0
+    with pytest.raises(AnswerOverBudget, match=r"an answer of 1000000 bytes has no room: .* retry later"):
+        request.hold_answer(10**6)

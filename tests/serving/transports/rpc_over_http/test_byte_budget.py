@@ -333,18 +333,22 @@ async def test_input_that_is_no_request_yet_counts_too(kind: str) -> None:
 
 @pytest.mark.parametrize("window", [0, 2**14])
 async def test_answers_that_are_not_read_count_too(window: int) -> None:
-    """A small request can have a large answer. What is too much is reset; the connection lives."""
+    """A small request can have a large answer. What is too much is a status; the connection lives."""
     async with _server() as server, _client(server) as client:
         client.h2.update_settings({4: window})
         await client.flush()
         streams = [await client.open("Long") for _ in range(6)]
         for stream in streams:
             await client.send(stream, bytes(5), end=True)
-        await client.read_until(lambda: sum(client.replies[each].reset is not None for each in streams) >= 2)
+        replies = [client.replies[each] for each in streams]
+        await client.read_until(lambda: sum(reply.has_ended for reply in replies) >= 2)
         assert PART_BYTES < server.pending_bytes <= BUDGET_BYTES
-        for stream in streams:
-            if client.replies[stream].reset is None:
+        for stream, reply in zip(streams, replies, strict=True):
+            if not reply.has_ended:
                 client.h2.reset_stream(stream)
+            else:
+                assert reply.code == "RESOURCE_EXHAUSTED"
+                assert "(--max-pending-bytes)" in reply.trailers["grpc-message"]
         client.h2.update_settings({4: 2**16})
         assert (await client.call("Say", _message(10))).code == "OK"
         await _is_free(server)
