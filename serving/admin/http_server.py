@@ -7,15 +7,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from prometheus_client import CollectorRegistry, make_asgi_app
+from prometheus_client import CollectorRegistry
 
+from serving.admin.metrics_page import MetricsPage
 from serving.transports.connection_accepting import (
     ConnectionAcceptor,
     ConnectionStarter,
     Handshakes,
     RefusedConnections,
 )
-from serving.transports.http.asgi import App, Event, Receive, Send
+from serving.transports.http.asgi import Event, Receive, Send
 from serving.transports.http.http1 import Http1Connection
 from serving.transports.http.limits import Limits
 from serving.transports.ports import listen
@@ -53,7 +54,7 @@ class HttpServer:
         """
         self.host = host
         self.port = port
-        self._metrics: App = make_asgi_app(registry)
+        self._metrics = MetricsPage(registry)
         self._probes = {"/livez": why_not_live, "/readyz": why_not_ready}
         self._limits = limits
         self._max_connections = max_connections
@@ -112,9 +113,7 @@ class HttpServer:
     async def _answer(self, scope: Event, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path == "/metrics":
-            # The library decodes them as UTF-8.
-            headers = [(name, value.decode("latin-1").encode()) for name, value in scope["headers"]]
-            await self._metrics({**scope, "headers": headers}, receive, send)
+            await self._metrics(scope, receive, send)
         elif path not in self._probes:
             await _reply(scope, send, 404, "not found: try /metrics, /livez or /readyz")
         elif problem := self._probes[path]():
