@@ -18,6 +18,7 @@ from serving.bundle.manifest import Strict
 from serving.bundle.staging import append_bytes, replace_text, sync
 from serving.bundle.who import who
 from serving.errors import AliasMoved, BundleError
+from serving.text_files import without_mark
 from serving.validation_errors import describe
 
 ALIASES_FILE = "aliases.json"
@@ -77,7 +78,7 @@ def read_aliases(folder: Path) -> Mapping[str, int]:
     """
     path = folder / ALIASES_FILE
     try:
-        aliases = _Aliases.model_validate_json(read_limited(path, _MAX_ALIASES_BYTES))
+        aliases = _Aliases.model_validate_json(without_mark(read_limited(path, _MAX_ALIASES_BYTES)))
     except FileNotFoundError:
         return {}
     except ValidationError as error:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from serving.errors import BundleError, InvalidManifest
+from serving.text_files import without_mark
 from serving.validation_errors import describe, matching
 
 MODEL_FILE = "model.onnx"
@@ -305,7 +306,7 @@ class Manifest(Description):
             InvalidManifest: names the keys, their values and what is allowed.
         """
         with _invalid_manifest():
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(without_mark(text))
 
 
 def _is_plain_path(name: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.errors import PermissionDenied, Unauthenticated, UsageError
+from serving.text_files import read_text
 
 EVERY_MODEL = "*"
 
@@ -84,8 +85,7 @@ class Tokens:
             UsageError: the file cannot be read or has the wrong form.
         """
         try:
-            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
-            tokens = _TokenFile.model_validate(tomllib.loads(text)).tokens
+            tokens = _TokenFile.model_validate(tomllib.loads(read_text(path))).tokens
         except OSError as error:
             raise UsageError(f"token file {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

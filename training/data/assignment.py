@@ -1,11 +1,13 @@
 """splits.csv: which image file is in which split. A run compares it with that of an earlier version."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.text_files import read_text
 from training.data.splits import Dataset
 
 SPLITS_FILE = "splits.csv"
@@ -32,8 +34,8 @@ def write_assignment(dataset: Dataset, path: Path) -> None:
 def read_assignment(path: Path) -> dict[bytes, str] | None:
     """Read what `write_assignment` wrote; None if there is no such file, or it is damaged."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return {bytes.fromhex(row["sha256"]): row["split"] for row in csv.DictReader(file)}
+        rows = csv.DictReader(io.StringIO(read_text(path)))
+        return {bytes.fromhex(row["sha256"]): row["split"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
 
@@ -43,9 +45,8 @@ def read_tested(path: Path) -> list[tuple[bytes, str]]:
 
     Raises: as `csv` and `open` do; call it if `read_assignment` returned something.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        return [(bytes.fromhex(row["sha256"]), row["path"]) for row in rows if row["split"] == "test"]
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    return [(bytes.fromhex(row["sha256"]), row["path"]) for row in rows if row["split"] == "test"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from serving.bundle import Geometry
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN, Strict
+from serving.text_files import read_text
 from serving.validation_errors import describe, matching
 from training.errors import RecipeError
 from training.recipe.backbone_names import BACKBONES, IMAGENET_CLASSES
@@ -239,7 +240,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         text = (_FOLDER / f"{name_or_path}.toml").read_text(encoding="utf-8")
     elif name_or_path.endswith(".toml"):
         try:
-            text = Path(name_or_path).read_text(encoding="utf-8-sig")  # Windows editors write a mark
+            text = read_text(Path(name_or_path))
         except OSError as error:
             raise RecipeError(f"recipe {name_or_path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """predictions.csv: what the exported file predicted for every image of the test and validation splits."""
 
 import csv
+import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.text_files import read_text
 from training.data import Dataset
 from training.data.groups import find_groups
 from training.data.labels import Indices, Labels
@@ -178,8 +180,7 @@ def read_predictions(path: Path, labels: Sequence[str]) -> dict[str, Predictions
         DataError: the file cannot be read, or is not what `write_predictions` writes for these labels.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_text(path))))
         index = {label: number for number, label in enumerate(labels)}
         splits = dict.fromkeys(row["split"] for row in rows)
         return {

@@ -1,0 +1,36 @@
+"""Reads text that people write: UTF-8, also with a byte order mark, and the UTF-16 that Windows has."""
+
+import codecs
+from pathlib import Path
+
+_ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def decode_text(content: bytes) -> str:
+    """Decode the content of a file, without its byte order mark.
+
+    Raises:
+        UnicodeDecodeError: it is neither UTF-8 nor UTF-16 with a mark.
+    """
+    for mark, encoding in _ENCODINGS.items():
+        if content.startswith(mark) and len(content) > len(mark):
+            return content.decode(encoding)
+    return content.decode("utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Read a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: as in `decode_text`.
+    """
+    return decode_text(path.read_bytes())
+
+
+def without_mark(content: bytes) -> bytes:
+    """Return text as UTF-8 without a byte order mark; what is not text stays as it is, for its reader."""
+    try:
+        return decode_text(content).encode() if content.startswith(tuple(_ENCODINGS)) else content
+    except UnicodeDecodeError:
+        return content
