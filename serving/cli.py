@@ -1,6 +1,7 @@
 """`lenserve`: serve, classify, models ..., tokens hash, bench. Reads options and prints results."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ from serving.errors import BundleError, UsageError
 from serving.model_commands import Alias, History, Promote, Prune, Remove, Rollback, Show
 from serving.settings import ServerSettings
 
+_log = logging.getLogger(__name__)
+
 
 class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of model_config: the first wins
     """Serve a repository of models over gRPC until SIGTERM."""
@@ -53,6 +56,9 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         from serving.logs import configure_logs, flush_logs
 
         configure_logs(as_json=self.log_json)
+        if variables := self.ignored_variables():
+            reason = "Kubernetes set them for a service of this name: they are addresses, not ports"
+            _log.warning("variables_ignored", extra={"variables": ", ".join(variables), "reason": reason})
         try:
             if settings.supervised:
                 from serving.processes.supervisor import supervise
@@ -69,8 +75,6 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         return DONE
 
     def _check(self, settings: ServerSettings) -> int:
-        import logging
-
         import uvloop
 
         from serving.check import check, show

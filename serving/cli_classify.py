@@ -13,7 +13,7 @@ from pydantic_settings import CliPositionalArg
 from rich.console import Console
 from rich.progress import track
 
-from serving.commandline import DONE, FAILED, Command, print_line, stderr
+from serving.commandline import DONE, FAILED, Command, can_show, print_line, stderr
 from serving.errors import LenserveError, UsageError
 
 IMAGE_SUFFIXES = frozenset(
@@ -145,8 +145,9 @@ def _as_text(file: Path, result: object) -> str:
     if not isinstance(result, Prediction):
         raise TypeError(f"{result!r} is not a result. This is a bug.")
     width = max(len(label.label) for label in result.labels)
+    bar = "█" if can_show("█") else "#"
     lines = [
-        f"  {label.label:<{width}}  {label.probability:7.2%}  {'█' * round(label.probability * _BAR_WIDTH)}"
+        f"  {label.label:<{width}}  {label.probability:7.2%}  {bar * round(label.probability * _BAR_WIDTH)}"
         for label in result.labels
     ]
     return "\n".join([f"{file}  ({result.model} version {result.version})", *lines])

@@ -4,6 +4,7 @@ from serving.commandline.command import Command
 from serving.commandline.extras import require_server, require_training
 from serving.commandline.output import print_line, print_table, stderr
 from serving.commandline.program import DONE, FAILED, WRONG_USAGE, Commands, run_commands
+from serving.commandline.standard_streams import can_show
 
 __all__ = [
     "DONE",
@@ -11,6 +12,7 @@ __all__ = [
     "WRONG_USAGE",
     "Command",
     "Commands",
+    "can_show",
     "print_line",
     "print_table",
     "require_server",

@@ -1,5 +1,6 @@
 """A command: its fields are its options, from the command line, the environment and a TOML file."""
 
+import os
 import tomllib
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -8,9 +9,16 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from serving.commandline.kubernetes_variables import is_service_address, service_addresses
 from serving.errors import UsageError
+from serving.text_files import read_text
 from serving.validation_errors import known_keys, nearest
 
 ENV_PREFIX = "LENSERVE_"
@@ -39,6 +47,11 @@ class Command(BaseSettings):
         """Run the command and return its exit code."""
 
     @classmethod
+    def ignored_variables(cls) -> list[str]:
+        """Return the variables of this command that Kubernetes has set, and that are not read."""
+        return service_addresses(os.environ, (ENV_PREFIX + field.upper() for field in cls.model_fields))
+
+    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -49,6 +62,12 @@ class Command(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, environment, TOML file, default: the first that has a value wins."""
         del dotenv_settings, file_secret_settings
+        if isinstance(env_settings, EnvSettingsSource):
+            env_settings.env_vars = {
+                name: value
+                for name, value in env_settings.env_vars.items()
+                if not is_service_address(name, value)
+            }
         return init_settings, env_settings, _ConfigFile(settings_cls)
 
 
@@ -65,7 +84,7 @@ class _ConfigFile(PydanticBaseSettingsSource):
         if path is None:
             return {}
         try:
-            keys = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            keys = tomllib.loads(read_text(Path(path)))
         except OSError as error:
             raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from rich.table import Table
 from serving import __version__
 from serving.commandline.command import ENV_PREFIX, Command
 from serving.commandline.output import OutputFailed, discard_output, print_line, stderr
+from serving.commandline.standard_streams import repair_standard_streams
 from serving.errors import LenserveError, UsageError
 from serving.validation_errors import Problem, known_keys, nearest, problems
 
@@ -33,6 +34,7 @@ Commands = Mapping[str, type[Command] | Mapping[str, type[Command]]]
 
 def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[str]) -> int:
     """Run the command named by argv and return its exit code."""
+    repair_standard_streams()
     name, rest = program, list(argv)
     command: type[Command] | Commands = commands
     while isinstance(command, Mapping):
