@@ -26,7 +26,8 @@ LenserveError
     Overloaded                   admission control is full: rejected at once
     DeadlineExceeded             the deadline passed before the work began
     EngineError                  the network failed on valid input
-        OutOfMemory                  too little device memory: a later attempt may succeed
+        InvalidOutput                its probabilities are NaN, infinite, or do not sum to one
+        OutOfMemory                  too little memory: a later attempt may succeed
 """
 
 import re
@@ -179,5 +180,9 @@ class EngineError(LenserveError):
     """The network failed on valid input."""
 
 
+class InvalidOutput(EngineError):
+    """The network's probabilities for an image are NaN or infinite, or do not sum to one."""
+
+
 class OutOfMemory(EngineError):
-    """The device has too little free memory for this network or this batch."""
+    """The device has too little free memory for this network or this batch, or the server for this image."""

@@ -23,7 +23,7 @@ import numpy as np
 from serving.batching.policy import BatchPolicy, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
-from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable, forget_frames
+from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable, OutOfMemory, forget_frames
 
 NO_DEADLINE_S = math.inf
 
@@ -294,7 +294,8 @@ def _unloaded() -> ModelUnavailable:
 def _engine_error(error: Exception) -> EngineError | ModelUnavailable:
     if isinstance(error, EngineError | ModelUnavailable):  # ModelUnavailable: from the device server
         return error
-    wrapped = EngineError(f"the network failed: {error}")
+    kind = OutOfMemory if isinstance(error, MemoryError) else EngineError
+    wrapped = kind(f"the network failed: {error}")
     wrapped.__cause__ = error
     return wrapped
 

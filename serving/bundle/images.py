@@ -32,6 +32,9 @@ MAX_SIDE = 65_535
 # Maximum scans of a progressive JPEG: ten are usual. Each costs time, even if it has few bytes.
 MAX_SCANS = 100
 
+# What a decoder may need for a pixel: a progressive JPEG takes 6 bytes for coefficients, and 4 for samples.
+_DECODER_BYTES_PER_PIXEL = 12
+
 _JPEG_CHANNELS = {"L": 1, "RGB": 3}
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -82,15 +85,18 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
         EmptyImage: there are no bytes.
         ImageTooLarge: too many bytes, pixels or scans, or a side above 65,535 pixels.
         UndecodableImage: the format is unknown or the file is damaged.
+        MemoryError: there is too little memory.
     """
     check_encoded_size(len(encoded), limits)
+    pixels = 0
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            pixels = image.width * image.height
             _check_size(image.width, image.height, limits)
             if "progressive" in image.info:
                 _check_scans(encoded)
             return _upright(_samples(image, encoded), image)
-    except ImageTooLarge:
+    except (ImageTooLarge, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # The warning is raised only if warnings are errors; otherwise _check_size rejects the image.
@@ -98,7 +104,10 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
             f"the image has more pixels than the limit of {limits.max_pixels}: {error}"
         ) from error
     except Exception as error:  # Pillow's parsers raise many kinds of errors
-        detail = "unknown image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        detail = "unknown image format"
+        if not isinstance(error, UnidentifiedImageError):
+            _check_memory(pixels or limits.max_pixels)  # 0: WebP's decoder failed before it said the size
+            detail = str(error)
         raise UndecodableImage(f"the image cannot be decoded: {detail} ({len(encoded)} bytes)") from error
 
 
@@ -140,6 +149,14 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise ImageTooLarge(f"the image has {width} x {height} pixels, the limit for a side is {MAX_SIDE}")
 
 
+def _check_memory(pixels: int) -> None:
+    """Raise MemoryError if a decoder had too little: WebP's and JPEG's call the file broken then.
+
+    The memory is reserved and given back unused: nothing of it is written.
+    """
+    np.empty(min(pixels, PILLOW_MAX_PIXELS) * _DECODER_BYTES_PER_PIXEL, np.uint8)
+
+
 def _check_scans(encoded: bytes) -> None:
     if count_scans(encoded, limit=MAX_SCANS) > MAX_SCANS:
         raise ImageTooLarge(f"the image has more than {MAX_SCANS} scans")
@@ -174,6 +191,8 @@ def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
     """Apply the orientation. Pillow's exif_transpose also rewrites the EXIF, and fails on a broken one."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - broken metadata must not reject good pixels
         return pixels
     if turn is None:

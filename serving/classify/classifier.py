@@ -35,11 +35,13 @@ from serving.errors import (
     DeadlineExceeded,
     EngineError,
     ImageError,
+    InvalidOutput,
     InvalidRequest,
     InvalidTensor,
     LenserveError,
     OutOfMemory,
     Overloaded,
+    forget_frames,
 )
 from serving.metrics.recorder import Metrics
 from serving.models.registry import Models
@@ -125,12 +127,19 @@ class Classifier:
             preprocessed = await self._preprocess(images, version, deadline_s)
             good = [pixels for pixels in preprocessed if not isinstance(pixels, ImageError)]
             request.failed_images = len(images) - len(good)
-            output = await self._run(np.stack(good), version, deadline_s) if good else None
+            answers: Sequence[Ranking | InvalidOutput] = ()
             started_s = time.perf_counter()
-            rankings = await self._rank(output, version, top_k or self.default_top_k) if output else ()
-            ranked = iter(rankings)
+            if good:
+                try:
+                    output = await self._run(np.stack(good), version, deadline_s)
+                    started_s = time.perf_counter()
+                    answers = await self._rank(output, version, top_k or self.default_top_k)
+                except InvalidOutput as error:
+                    answers = await self._answer_each(good, error, version, deadline_s, top_k)
+                    request.failed_images += sum(isinstance(each, InvalidOutput) for each in answers)
+            answer = iter(answers)
             results = tuple(
-                pixels if isinstance(pixels, ImageError) else next(ranked) for pixels in preprocessed
+                pixels if isinstance(pixels, ImageError) else next(answer) for pixels in preprocessed
             )
             version.metrics.record_ranking(time.perf_counter() - started_s)
             return Classification(model, version.number, results)
@@ -234,6 +243,22 @@ class Classifier:
                 version.metrics.count_images(each.pixels.reason)
         return [each.pixels for each in preprocessed]
 
+    async def _answer_each(
+        self, images: Sequence[Pixels], error: InvalidOutput, version: Version, deadline_s: float, top_k: int
+    ) -> list[Ranking | InvalidOutput]:
+        """Run the images of a request with an invalid output again, each alone: the others have an answer."""
+        if len(images) == 1:
+            return [error]
+        answers: list[Ranking | InvalidOutput] = []
+        for pixels in images:
+            try:
+                output = await self._run(pixels[np.newaxis], version, deadline_s)
+                answers += await self._rank(output, version, top_k or self.default_top_k)
+            except InvalidOutput as alone:
+                forget_frames(alone)  # a result, not a failure
+                answers.append(alone)
+        return answers
+
     async def _rank(self, output: Output, version: Version, top_k: int) -> list[Ranking]:
         rows, labels = output.probabilities, version.bundle.manifest.labels
         count = min(top_k, len(labels))  # of each image
@@ -262,6 +287,11 @@ class Classifier:
             raise
         except OutOfMemory as error:  # the engine works: proving it again would need even more memory
             _log.warning("out_of_memory", extra=version.log_fields(reason=str(error)))
+            raise
+        except InvalidOutput as error:
+            if len(images) == 1:
+                version.metrics.count_images(error.reason)
+            self._models.note_invalid_output(version)
             raise
         except EngineError:
             await self._models.check_engine(version)

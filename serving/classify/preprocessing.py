@@ -14,7 +14,7 @@ from serving.batching.backlog import Backlog
 from serving.bundle import Geometry, ImageLimits, apply_geometry, check_pixels, decode_image
 from serving.bundle.images import Pixels, check_encoded_size
 from serving.classify.decode_queue import DecodeQueue
-from serving.errors import DeadlineExceeded, ImageError, ImageTooLarge, forget_frames
+from serving.errors import DeadlineExceeded, ImageError, ImageTooLarge, OutOfMemory, forget_frames
 
 # An encoded file, decoded (H, W) or (H, W, C) uint8, or the error of an image that could not be parsed. A
 # memoryview is a part of a large request: it is copied in a thread.
@@ -224,3 +224,7 @@ def _preprocess(
     except ImageError as error:
         forget_frames(error)  # a result, not a failure
         return Preprocessed(error, time.perf_counter() - started_s)
+    except MemoryError:
+        raise OutOfMemory(
+            "the server has too little memory to decode an image: try again, or send smaller ones"
+        ) from None

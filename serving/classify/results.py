@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.engine.base import Floats, Output
-from serving.errors import ImageError
+from serving.errors import ImageError, InvalidOutput
 
 # Ranking or encoding a label takes up to 1 us: more labels are divided, see serving/turns.py.
 LABELS_PER_SLICE = 256
@@ -22,6 +22,7 @@ class RankedLabel:
 
 
 Ranking = tuple[RankedLabel, ...]
+Failure = ImageError | InvalidOutput  # of one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Classification:
 
     model: str
     version: int
-    results: tuple[Ranking | ImageError, ...]
+    results: tuple[Ranking | Failure, ...]
 
 
 @dataclass(slots=True)

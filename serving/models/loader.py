@@ -24,6 +24,7 @@ from serving.batching.policy import BatchPolicy
 from serving.bundle import Bundle, Golden, Precision, Repository
 from serving.engine.base import Engine
 from serving.engine.onnx import OnnxEngine, close
+from serving.engine.output_check import checked, sums_to_one
 from serving.engine.proof import warm_and_prove
 from serving.engine.sessions import Optimizations
 from serving.errors import (
@@ -175,7 +176,7 @@ class VersionLoader:
         quality = self.metrics.quality(bundle.model, bundle.version, manifest.labels, manifest.reference)
         backlog = Backlog(run_s=network.image_s, max_batch_size=self._policy.max_batch_size)
         batcher = Batcher(
-            engine.run,
+            checked(engine.run, expects_one=network.sums_to_one),
             self._policy,
             partial(_record_run, metrics, quality, backlog),
             max_images_on_loop=engine.max_images_on_loop,
@@ -244,7 +245,7 @@ def _load_precision(
     except BaseException:
         close(engine)
         raise
-    return ProvenNetwork(bundle, engine, precision, image_s)
+    return ProvenNetwork(bundle, engine, precision, image_s, sums_to_one(golden.probabilities))
 
 
 def _why_unfit(engine: OnnxEngine, golden: Golden, tolerance: float, sizes: tuple[int, ...]) -> str:

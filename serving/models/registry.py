@@ -8,6 +8,7 @@ All methods run on the event loop and share one map of models, hence one file.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,6 +30,8 @@ from serving.models.watch import watch
 # Long enough for the last scrapes of a version, and for rates over five minutes.
 KEEP_METRICS_S = 900.0
 PATIENCE_S = 30.0
+_INVALID_OUTPUTS = 3  # outputs that cannot be right, before an engine is proven again
+_PROOF_PAUSE_S = 10.0  # between two of these proofs: images that provoke such outputs must not cost more
 _MAX_READERS = 16  # threads that read folders; a volume that hangs takes one
 
 T = TypeVar("T")
@@ -48,6 +51,7 @@ class Models:
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
+        proof_pause_s: float = _PROOF_PAUSE_S,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
     ) -> None:
@@ -60,6 +64,7 @@ class Models:
             keep_metrics_s: seconds after which the metrics of an unloaded version are removed.
             patience_s: seconds that other models wait for one whose folder hangs, or whose version loads.
             readiness: which models must be able to answer.
+            proof_pause_s: seconds between two proofs of an engine that gives invalid outputs.
             keep_warm_s: seconds that the version before the served one stays loaded; 0: none.
             alias_interval_s: seconds between two looks at the aliases alone; None: scans look at them.
         """
@@ -71,6 +76,7 @@ class Models:
         self._state_metrics = StateMetrics(loader.metrics)
         loader.metrics.ready.labels().set_function(lambda: self.ready)
         self._readiness = readiness or Readiness()
+        self._proof_pause_s = proof_pause_s
         self._poll_interval_s = poll_interval_s
         self._alias_interval_s = alias_interval_s
         self._alias_watch = AliasWatch(loader.repository)
@@ -219,6 +225,17 @@ class Models:
         if version.check is None or version.check.done():
             version.check = self._start(self._check(version))
         await asyncio.wait([version.check])
+
+    def note_invalid_output(self, version: Version) -> None:
+        """Count an output that cannot be right. After a few, prove the engine again, but not all the time."""
+        version.invalid_outputs += 1
+        now_s = time.monotonic()
+        if version.invalid_outputs >= _INVALID_OUTPUTS and now_s >= version.next_proof_s:
+            fields = version.log_fields(outputs=version.invalid_outputs)
+            _log.warning("invalid_outputs", extra=fields)
+            version.invalid_outputs, version.next_proof_s = 0, now_s + self._proof_pause_s
+            if version.check is None or version.check.done():
+                version.check = self._start(self._check(version))
 
     async def _check(self, version: Version) -> None:
         reason = await self._loader.why_broken(version)

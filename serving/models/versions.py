@@ -35,6 +35,7 @@ class ProvenNetwork:
     engine: Engine
     precision: Precision | None  # None: the exported file, FP32
     image_s: float = 0.0  # duration of a run with one image, measured once
+    sums_to_one: bool = True  # the probabilities of each golden example
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +51,8 @@ class Version:
     broken: str = ""  # why its engine is broken
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     manifest_seen: tuple[int, int, int] | None = None  # ctime, inode and size of the manifest, when last read
+    invalid_outputs: int = 0  # since its engine was proven the last time
+    next_proof_s: float = 0.0  # on the clock of time.monotonic(): not before, if outputs are invalid
     check: asyncio.Task[None] | None = None  # serializes checks, even if many requests fail
     bundle: Bundle = field(init=False)
     engine: Engine = field(init=False)

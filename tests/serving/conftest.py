@@ -136,6 +136,7 @@ def open_models(repository: Repository) -> OpenModels:
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
+        proof_pause_s: float = 0.0,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
         **options: Any,
@@ -154,6 +155,7 @@ def open_models(repository: Repository) -> OpenModels:
             keep_metrics_s=keep_metrics_s,
             patience_s=patience_s,
             readiness=readiness,
+            proof_pause_s=proof_pause_s,
             keep_warm_s=keep_warm_s,
             alias_interval_s=alias_interval_s,
         ) as models:

@@ -21,6 +21,7 @@ class OpenModels(Protocol):
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
+        proof_pause_s: float = 0.0,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
         **options: Any,

@@ -7,7 +7,7 @@ import numpy as np
 from serving.bundle.images import Pixels
 from serving.classify.classifier import Classifier
 from serving.classify.preprocessing import Image
-from serving.classify.results import LABELS_PER_SLICE, Ranking, row_slices
+from serving.classify.results import LABELS_PER_SLICE, Failure, Ranking, row_slices
 from serving.errors import EmptyImage, ImageError, InvalidPixels, forget_frames
 from serving.models.versions import Revision
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
@@ -90,7 +90,7 @@ class ClassifierService:
             deadline_s=call.deadline_s,
             may_wait=may_wait,
         )
-        if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
+        if len(answer.results) == 1 and isinstance(answer.results[0], Failure):
             raise answer.results[0]
         response.model = answer.model
         response.version = answer.version
@@ -137,18 +137,18 @@ def _size_bytes(image: Image) -> int:
     return image.nbytes if isinstance(image, np.ndarray) else len(image)
 
 
-def _labels_of(result: Ranking | ImageError) -> int:
-    return 1 if isinstance(result, ImageError) else len(result)
+def _labels_of(result: Ranking | Failure) -> int:
+    return 1 if isinstance(result, Failure) else len(result)
 
 
-def _encode_results(results: Sequence[Ranking | ImageError], response: pb.ClassifyResponse) -> None:
+def _encode_results(results: Sequence[Ranking | Failure], response: pb.ClassifyResponse) -> None:
     for result in results:
         _encode_result(result, response.predictions.add())
 
 
-def _encode_result(result: Ranking | ImageError, prediction: pb.Prediction) -> None:
+def _encode_result(result: Ranking | Failure, prediction: pb.Prediction) -> None:
     """Fill in a prediction in place: a separate message would be copied."""
-    if isinstance(result, ImageError):
+    if isinstance(result, Failure):
         error = prediction.error
         error.code, error.reason, error.message = code_of(result), result.reason, str(result)
         return

@@ -3,9 +3,12 @@
 import io
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -677,3 +680,42 @@ def test_impossible_limits_are_refused(limits: dict[str, int]) -> None:
 def test_the_limit_of_pillow_is_the_one_we_know() -> None:
     """If Pillow changes its limit, ours must follow."""
     assert Image.MAX_IMAGE_PIXELS == PILLOW_MAX_PIXELS
+
+
+_SCARCE = """
+import io, resource, sys
+from PIL import Image
+from serving.bundle.images import ImageLimits, decode_image
+image = Image.new("RGB", (2500, 2500), (10, 20, 30))
+files = {}
+for kind, options in [
+    ("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("BMP", {}), ("TIFF", {}), ("PPM", {}), ("GIF", {}),
+    ("JPEG", {"progressive": True}), ("TIFF", {"compression": "tiff_lzw"}),
+]:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    files[f"{kind} {options}"] = buffer.getvalue()
+del image, buffer
+used_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for free_bytes in (4 * 2**20, 25 * 2**20, 50 * 2**20):
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + free_bytes, resource.RLIM_INFINITY))
+    for name, encoded in files.items():
+        try:
+            decode_image(encoded, ImageLimits(max_bytes=2**30))
+        except MemoryError:
+            continue
+        except Exception as error:
+            print(name, free_bytes, error)
+"""
+
+
+def test_a_sound_image_is_never_called_damaged_because_memory_is_short() -> None:
+    """Every decoder, with too little memory at several points. Some call the file broken."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SCARCE],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from serving.errors import (
     EngineError,
     ImageError,
     ImageTooLarge,
+    InvalidOutput,
     InvalidPixels,
     InvalidRequest,
     InvalidTensor,
@@ -420,3 +421,118 @@ def _labels(answer: Classification) -> list[str]:
 def _decoded(metrics: Metrics) -> float:
     labels = {**SERVED, "stage": "decode"}
     return metrics.registry.get_sample_value("lenserve_stage_duration_seconds_count", labels) or 0
+
+
+class Poisoned:
+    """A real network that gives NaN for white images, and for all once it is broken."""
+
+    max_images_on_loop = 0
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self._engine = engine
+        self.broken = False
+
+    def run(self, images: Pixels) -> Output:
+        """Run, and spoil some rows."""
+        output = self._engine.run(images)
+        white = (images == 255).all(axis=(1, 2, 3)) | self.broken
+        return Output(
+            np.where(white[:, np.newaxis], np.float32(np.nan), output.probabilities), output.embedding
+        )
+
+
+OpenPoisoned = Callable[..., AbstractAsyncContextManager[tuple[Classifier, Metrics, list[Poisoned]]]]
+
+WHITE = np.full((8, 8, 3), 255, np.uint8)
+
+
+class TestInvalidOutputs:
+    """A network whose probabilities cannot be right."""
+
+    async def test_only_the_image_itself_fails(self, open_poisoned: OpenPoisoned) -> None:
+        """Others of the same request and of the same batch have their answers; it is counted."""
+        async with open_poisoned() as (classifier, metrics, _):
+            together = [classifier.classify([_pure(1), WHITE, _pure(2)], model=NAME)]
+            together += [classifier.classify([_pure(0)], model=NAME) for _ in range(3)]
+            mixed, *others = await asyncio.gather(*together)
+        first, failed, last = mixed.results
+        assert isinstance(failed, InvalidOutput)
+        assert "NaN" in str(failed)
+        assert [_top(first), _top(last)] == ["green", "blue"]
+        assert [_top(each.results[0]) for each in others] == ["red"] * 3
+        assert _images(metrics, "INVALID_OUTPUT") == 1
+        assert _images(metrics, "OK") == 5
+
+    async def test_a_tensor_with_such_an_image_fails(self, open_poisoned: OpenPoisoned) -> None:
+        """Its outputs have no place for an error."""
+        async with open_poisoned() as (classifier, metrics, _):
+            with pytest.raises(InvalidOutput):
+                await classifier.infer_tensor(np.stack([_pure(0), WHITE]), model=NAME)
+        assert metrics.registry.get_sample_value(
+            "lenserve_request_failures_total", {**SERVED, "reason": "INVALID_OUTPUT"}
+        )
+
+    async def test_after_a_few_the_version_proves_itself_again(
+        self, open_poisoned: OpenPoisoned, log_events: LogEvents
+    ) -> None:
+        """A sound engine stays; a broken one is taken out of service."""
+        async with open_poisoned() as (classifier, _, engines):
+            for _ in range(3):
+                await classifier.classify([WHITE], model=NAME)
+            await log_events.wait_for("invalid_outputs")
+            assert _top((await classifier.classify([_pure(0)], model=NAME)).results[0]) == "red"
+            engines[0].broken = True
+            for _ in range(3):
+                with suppress(ModelUnavailable):
+                    await classifier.classify([_pure(0)], model=NAME)
+            await log_events.wait_for("version_broken")
+            with pytest.raises(ModelUnavailable, match="NaN"):
+                await classifier.classify([_pure(0)], model=NAME)
+
+    async def test_images_that_provoke_them_do_not_cause_one_proof_after_another(
+        self, open_poisoned: OpenPoisoned, log_events: LogEvents
+    ) -> None:
+        """A proof costs as much as some fifty images."""
+        async with open_poisoned(proof_pause_s=3600) as (classifier, _, _engines):
+            for _ in range(12):
+                await classifier.classify([WHITE], model=NAME)
+        assert len(log_events.named("invalid_outputs")) == 1
+
+
+@pytest.fixture
+def open_poisoned(publish: Publish, open_models: OpenModels) -> OpenPoisoned:
+    """A classifier over a poisoned network."""
+
+    @asynccontextmanager
+    async def opened(
+        *, proof_pause_s: float = 0.0
+    ) -> AsyncIterator[tuple[Classifier, Metrics, list[Poisoned]]]:
+        publish()
+        metrics, engines = Metrics(), list[Poisoned]()
+
+        def load(file: Path) -> Poisoned:
+            engines.append(Poisoned(OnnxEngine.load(file, CPU, threads=1, max_batch_size=4)))
+            return engines[-1]
+
+        async with (
+            open_models(metrics=metrics, load_engine=load, proof_pause_s=proof_pause_s) as models,
+            Classifier(models, metrics=metrics) as classifier,
+        ):
+            yield classifier, metrics, engines
+
+    return opened
+
+
+def _pure(channel: int) -> Pixels:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[..., channel] = 255
+    return pixels
+
+
+def _top(result: object) -> str:
+    assert isinstance(result, tuple)
+    return str(result[0].label)
+
+
+def _images(metrics: Metrics, outcome: str) -> float | None:
+    return metrics.registry.get_sample_value("lenserve_images_total", {**SERVED, "outcome": outcome})

@@ -15,7 +15,14 @@ from serving.bundle import Geometry, ImageLimits, decode_image
 from serving.bundle.images import Pixels
 from serving.classify import preprocessing
 from serving.classify.preprocessing import Image, Preprocessed, Preprocessor
-from serving.errors import DeadlineExceeded, EmptyImage, ImageError, ImageTooLarge, UndecodableImage
+from serving.errors import (
+    DeadlineExceeded,
+    EmptyImage,
+    ImageError,
+    ImageTooLarge,
+    OutOfMemory,
+    UndecodableImage,
+)
 from tests.serving.until import until
 
 GREY = Geometry(height=28, width=28, channels=1)
@@ -171,3 +178,17 @@ async def test_images_whose_deadline_passes_before_a_thread_is_free_are_not_deco
     await running
     preprocessor.close()
     assert len(arrived) == 1
+
+
+async def test_memory_that_runs_out_is_not_the_images_fault(
+    preprocessor: Preprocessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here or in a thread: the client may try again."""
+
+    def fail(_encoded: bytes, _limits: ImageLimits) -> Pixels:
+        raise MemoryError
+
+    monkeypatch.setattr(preprocessing, "decode_image", fail)
+    for side in (28, 100):
+        with pytest.raises(OutOfMemory, match="the server has too little memory to decode an image"):
+            await preprocessor.preprocess([_png(side)], GREY)
