@@ -14,6 +14,9 @@ from serving.admin.http_server import HttpServer
 from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
 from serving.bundle.decoder_messages import silence_decoders
+from serving.capture.capture import Capture, check_capture_folder
+from serving.capture.choice import CapturePolicy
+from serving.capture.folder import CaptureFolder
 from serving.classify.classifier import Classifier
 from serving.engine.base import Device, batch_buckets
 from serving.engine.devices import find_device
@@ -86,6 +89,7 @@ async def run_server(
     device_server: Path | None = None,
     worker_socket: socket.socket | None = None,
     counts: SharedCounts | None = None,
+    worker: int = 0,
 ) -> AsyncIterator[Server]:
     """Start a server. It listens when this yields, and becomes ready when its models are loaded.
 
@@ -96,6 +100,7 @@ async def run_server(
         device_server: the Unix socket of the device server; without it this process runs the networks.
         worker_socket: delivers connections that the supervisor accepts; without it this process listens.
         counts: counters shared with the other workers.
+        worker: number of this worker.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is missing or invalid.
@@ -121,7 +126,10 @@ async def run_server(
         models = await stack.enter_async_context(
             open_models(settings, device, metrics, device_server=device_server)
         )
-        classifier = await stack.enter_async_context(_classifier(settings, models, metrics, turns))
+        capture = _capture(settings, metrics, worker)
+        if capture is not None:
+            await stack.enter_async_context(capture)
+        classifier = await stack.enter_async_context(_classifier(settings, models, metrics, turns, capture))
         http: HttpServer | None = None
         if not settings.supervised:
             http = await stack.enter_async_context(_http(settings, models, metrics, monitor))
@@ -244,7 +252,28 @@ def open_models(
     )
 
 
-def _classifier(settings: ServerSettings, models: Models, metrics: Metrics, turns: Turns) -> Classifier:
+def _capture(settings: ServerSettings, metrics: Metrics, worker: int) -> Capture | None:
+    if settings.capture_dir is None:
+        return None
+    check_capture_folder(settings.capture_dir)
+    folder = CaptureFolder(
+        settings.capture_dir,
+        worker=worker,
+        workers=settings.processes,
+        max_bytes=settings.capture_max_bytes // settings.processes,
+        max_age_s=settings.capture_max_age_s,
+    )
+    policy = CapturePolicy(
+        rate=settings.capture_rate,
+        below_confidence=settings.capture_below_confidence or math.inf,
+        below_margin=settings.capture_below_margin or math.inf,
+    )
+    return Capture(folder, policy, metrics)
+
+
+def _classifier(
+    settings: ServerSettings, models: Models, metrics: Metrics, turns: Turns, capture: Capture | None
+) -> Classifier:
     return Classifier(
         models,
         metrics=metrics,
@@ -255,6 +284,7 @@ def _classifier(settings: ServerSettings, models: Models, metrics: Metrics, turn
         default_top_k=settings.default_top_k,
         decode_threads=settings.decoders,
         turns=turns,
+        capture=capture,
     )
 
 

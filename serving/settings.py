@@ -199,6 +199,34 @@ class ServerSettings(Strict):
         le=31_536_000,
         description="seconds over which the drift of answers is measured; few images take longer",
     )
+    capture_dir: Path | None = Field(
+        default=None,
+        description="directory for a sample of the classified images and their answers; default: none",
+    )
+    capture_rate: float = Field(default=0.01, gt=0, le=1, description="share of the images to capture")
+    capture_below_confidence: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="capture only images whose best label has a smaller probability",
+    )
+    capture_below_margin: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="capture only images whose two best labels have probabilities that are closer",
+    )
+    capture_max_bytes: int = Field(
+        default=2**30,
+        ge=2**20,
+        description="bytes of captured images on disk, of all workers; the oldest are removed",
+    )
+    capture_max_age_s: float = Field(
+        default=2_592_000.0,
+        gt=0,
+        le=315_360_000,
+        description="seconds after which captured images are removed",
+    )
     log_json: bool = Field(default=False, description="log one JSON object a line instead of text")
 
     @field_validator("shared_memory_pattern")
@@ -227,12 +255,25 @@ class ServerSettings(Strict):
             raise ValueError("--tls-cert-file and --tls-key-file belong together: set both")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("--tls-client-ca-file needs TLS: set --tls-cert-file and --tls-key-file too")
+        self._check_capture()
         if self.workers != 1 and (self.model_control or self.shared_memory_pattern is not None):
             raise ValueError(
                 f"--model-control and --shared-memory-pattern need --workers 1, got {self.workers}: "
                 "a call reaches only one of the workers"
             )
         return self
+
+    def _check_capture(self) -> None:
+        options = ("capture_below_confidence", "capture_below_margin")
+        given = [f"--{name.replace('_', '-')}" for name in options if getattr(self, name) is not None]
+        if self.capture_dir is None:
+            if given:
+                raise ValueError(f"{given[0]} needs --capture-dir: set it too")
+        elif self.capture_dir.resolve().is_relative_to(self.repository.resolve()):
+            raise ValueError(
+                f"--capture-dir {self.capture_dir} is inside the repository {self.repository}, where its "
+                "directories look like models: set a directory beside it"
+            )
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -19,6 +19,7 @@ import numpy as np
 from serving.batching.batcher import NO_DEADLINE_S
 from serving.bundle import ImageLimits, Manifest
 from serving.bundle.images import Pixels
+from serving.capture.capture import Capture
 from serving.classify.admission import DEFAULT_MAX_QUEUE_S, Admission
 from serving.classify.deadlines import is_late
 from serving.classify.preprocessing import Image, Preprocessor
@@ -66,12 +67,14 @@ class Classifier:
         default_top_k: int = 5,
         decode_threads: int = 1,
         turns: Turns | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.limits = limits or ImageLimits()
         self.max_images = max_images
         self.default_top_k = default_top_k
         self.turns = turns or Turns()
         self._models = models
+        self._capture = capture
         self._preprocessor = Preprocessor(self.limits, decode_threads)
         self.admission = Admission(max_pending_images, self._preprocessor, max_queue_s=max_queue_s)
         metrics.pending_images.labels().set_function(lambda: self.admission.pending)
@@ -134,6 +137,8 @@ class Classifier:
                     output = await self._run(np.stack(good), version, deadline_s)
                     started_s = time.perf_counter()
                     answers = await self._rank(output, version, top_k or self.default_top_k)
+                    if self._capture is not None:
+                        _offer(self._capture, _decodable(images, preprocessed), output, version)
                 except InvalidOutput as error:
                     answers = await self._answer_each(good, error, version, deadline_s, top_k)
                     request.failed_images += sum(isinstance(each, InvalidOutput) for each in answers)
@@ -178,7 +183,10 @@ class Classifier:
                 if isinstance(pixels, ImageError):
                     raise type(pixels)(f"image {place}: {pixels}")
             good = [pixels for pixels in preprocessed if not isinstance(pixels, ImageError)]
-            return _inference(version, await self._run(np.stack(good), version, deadline_s, priority))
+            output = await self._run(np.stack(good), version, deadline_s, priority)
+            if self._capture is not None:
+                _offer(self._capture, images, output, version)
+            return _inference(version, output)
 
     async def infer_tensor(
         self,
@@ -214,7 +222,10 @@ class Classifier:
             )
         self.check_count(len(tensor))
         with _AdmittedRequest(self.admission, version, len(tensor), deadline_s):
-            return _inference(version, await self._run(tensor, version, deadline_s, priority))
+            output = await self._run(tensor, version, deadline_s, priority)
+            if self._capture is not None:
+                _offer(self._capture, tensor, output, version)
+            return _inference(version, output)
 
     def describe(self, model: str, revision: Revision = None) -> tuple[int, Manifest]:
         """The version that would answer a request now, and its manifest."""
@@ -355,6 +366,25 @@ async def _concatenated(parts: Sequence[asyncio.Future[Output]]) -> Output:
     return Output(
         np.concatenate([output.probabilities for output in outputs]),
         np.concatenate([output.embedding for output in outputs]),
+    )
+
+
+def _decodable(images: Sequence[Image], preprocessed: Sequence[Pixels | ImageError]) -> list[Image]:
+    """Return the images of a request that were decoded."""
+    decoded = zip(images, preprocessed, strict=True)
+    return [image for image, pixels in decoded if not isinstance(pixels, ImageError)]
+
+
+def _offer(capture: Capture, images: Sequence[Image] | Pixels, output: Output, version: Version) -> None:
+    """Offer the images of a request, all of which were answered, for capture."""
+    sent = [image for image in images if not isinstance(image, ImageError)]
+    bundle = version.bundle
+    capture.offer(
+        sent,
+        output.probabilities,
+        model=bundle.model,
+        version=bundle.version,
+        labels=bundle.manifest.labels,
     )
 
 

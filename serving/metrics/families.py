@@ -149,6 +149,21 @@ class MetricFamilies:
             SERVED,
             across=sum,
         )
+        self.captured_images = CounterFamily(
+            "lenserve_captured_images",
+            "Images chosen for capture: written, duplicate, dropped (no room, or it has stopped), failed",
+            (*SERVED, "outcome"),
+        )
+        self.capture_bytes = GaugeFamily(
+            "lenserve_capture_bytes",
+            "Captured images on disk",
+            across=sum,
+        )
+        self.capture_stopped = GaugeFamily(
+            "lenserve_capture_stopped",
+            "1 while captured images cannot be written",
+            across=max,
+        )
         self.pending_images = GaugeFamily(
             "lenserve_pending_images",
             "Images admitted and not yet answered",

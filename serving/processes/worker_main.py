@@ -36,6 +36,7 @@ async def _serve(control: SupervisorChannel) -> None:
             device_server=command.device_server,
             worker_socket=worker_socket,
             counts=SharedCounts(folder, command.worker),
+            worker=command.worker,
         ) as server,
         asyncio.TaskGroup() as tasks,
     ):

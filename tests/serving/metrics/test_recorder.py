@@ -179,6 +179,7 @@ def test_the_exposition_is_stable() -> None:
     answers = np.eye(2, dtype=np.float32)[[0, 1] * 100]  # (N, K)
     metrics.quality("digits", 1, ("even", "odd"), reference_of(answers)).record_answers(answers)
     metrics.pending_images.labels().set_function(lambda: 3)
+    metrics.captured_images.labels("digits", "1", "written").add_one()
     metrics.event_loop_tasks.labels().set(5)
     metrics.event_loop_lag.labels().set(0.25)
     metrics.dropped_log_lines.labels().add_one()
