@@ -27,6 +27,7 @@ from serving.commandline import (
     stderr,
 )
 from serving.errors import BundleError, UsageError
+from serving.importing.cli import ImportModel
 from serving.model_commands import Alias, History, Promote, Prune, Remove, Rollback, Show
 from serving.settings import ServerSettings
 
@@ -133,6 +134,7 @@ COMMANDS: Commands = {
     "classify": Classify,
     "models": {
         "list": ListModels,
+        "import": ImportModel,
         "show": Show,
         "promote": Promote,
         "rollback": Rollback,

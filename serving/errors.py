@@ -7,6 +7,7 @@ LenserveError
         DigestMismatch               a file differs from the published one
         ProofFailed                  the loaded network does not reproduce its golden examples
         AliasMoved                   an alias does not name the version that was expected
+    UnsupportedModel             a foreign ONNX file is damaged, or not a classifier of images
     DeviceUnavailable            the requested device is not available
     AddressUnavailable           the server cannot listen on its address
     InvalidRequest               the caller can fix the request
@@ -78,6 +79,10 @@ class ProofFailed(BundleError):
 
 class AliasMoved(BundleError):
     """An alias does not name the version that was expected: another operator changed it."""
+
+
+class UnsupportedModel(LenserveError):
+    """A foreign ONNX file is damaged, or is not a classifier of images that can be served."""
 
 
 class DeviceUnavailable(LenserveError):

@@ -1,7 +1,7 @@
 """The command line that `lenserve` and `lenserve-train` share: options, config file, exit codes, messages."""
 
 from serving.commandline.command import Command
-from serving.commandline.extras import require_server, require_training
+from serving.commandline.extras import require_import, require_server, require_training
 from serving.commandline.output import print_line, print_table, stderr
 from serving.commandline.program import DONE, FAILED, WRONG_USAGE, Commands, run_commands
 from serving.commandline.standard_streams import can_show
@@ -15,6 +15,7 @@ __all__ = [
     "can_show",
     "print_line",
     "print_table",
+    "require_import",
     "require_server",
     "require_training",
     "run_commands",

@@ -23,6 +23,7 @@ _TRAINING_MODULES = (
     "captum",
     "safetensors",
 )
+_IMPORT_MODULES = ("onnx", "onnxruntime")
 _ONNX_RUNTIME_BUILDS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -43,6 +44,19 @@ def require_server() -> None:
             f"{both} are both installed and overwrite each other's files: "
             f"pip uninstall {' '.join(_ONNX_RUNTIME_BUILDS)}, then in a checkout pip install '.[serve]' "
             "(GPU and CPU) or '.[serve-cpu]'"
+        )
+
+
+def require_import() -> None:
+    """Check that the packages of `lenserve models import` are installed.
+
+    Raises:
+        UsageError: a package is missing; names the `pip` command to run.
+    """
+    if missing := _missing(_IMPORT_MODULES):
+        raise UsageError(
+            f"importing models is not installed ({missing}): in a checkout, pip install '.[serve,import]', "
+            "or '.[serve-cpu,import]' for CPUs only"
         )
 
 

@@ -57,6 +57,7 @@ async def test_the_server_starts_and_answers_without_torch(
         ("serving.cli", ("grpc", "onnxruntime", *REFUSED)),
         ("serving.client.client", ("onnxruntime", "prometheus_client", *REFUSED)),
         ("serving.server", REFUSED),
+        ("serving.importing.importer", tuple(set(REFUSED) - {"onnx"})),
     ],
 )
 def test_importing_a_part_loads_no_more_than_it_needs(module: str, unwanted: tuple[str, ...]) -> None:

@@ -61,6 +61,17 @@ def test_commands_of_look_inside_run(tmp_path: Path, free_ports: tuple[int, int]
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
+def test_commands_of_import_run(tmp_path: Path, free_ports: tuple[int, int]) -> None:
+    """An export of torch is imported, and what is printed is what the page shows."""
+    page = PAGES["import.md"]
+    printed = run_blocks(page, tmp_path, free_ports, stop_server=False)
+    shown = re.search(r"```text\n(read .*?)```", page, re.DOTALL)
+    assert shown is not None
+    for line in shown[1].splitlines():
+        if "differ from" not in line and "pytorch" not in line:  # vary with the machine
+            assert line in printed, line
+
+
 def run_blocks(
     page: str, folder: Path, ports: tuple[int, int], *, stop_server: bool = True, **environment: str
 ) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.commandline import require_server, require_training
+from serving.commandline import require_import, require_server, require_training
 from serving.errors import UsageError
 
 
@@ -26,8 +26,9 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, distributions: Sequen
 
 
 def test_a_complete_installation_is_accepted() -> None:
-    """The environment of the tests has both extras, and one build of ONNX Runtime."""
+    """The environment of the tests has all extras, and one build of ONNX Runtime."""
     require_server()
+    require_import()
     require_training()
 
 
@@ -61,6 +62,17 @@ def test_two_builds_of_onnx_runtime_are_refused(monkeypatch: pytest.MonkeyPatch,
         "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
         "pip uninstall onnxruntime onnxruntime-gpu, "
         "then in a checkout pip install '.[serve]' (GPU and CPU) or '.[serve-cpu]'"
+    )
+
+
+def test_importing_without_onnx_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is small, and the server does without."""
+    hide(monkeypatch, "onnx")
+    with pytest.raises(UsageError) as refused:
+        require_import()
+    assert str(refused.value) == (
+        "importing models is not installed (missing: onnx): in a checkout, pip install '.[serve,import]', "
+        "or '.[serve-cpu,import]' for CPUs only"
     )
 
 

@@ -1,0 +1,1 @@
+"""Foreign models: any ONNX classifier becomes a proven bundle. Needs the package onnx, but not torch."""

@@ -1,0 +1,44 @@
+"""Finds the features before the last layer of a foreign classifier."""
+
+import onnx
+
+from serving.importing.graph import constants, producers
+
+# Operators after the last layer: activations, biases, pooling, and those that only move values.
+_AFTER = frozenset(
+    {"Softmax", "LogSoftmax", "Sigmoid", "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Transpose"}
+    | {"Relu", "Clip", "Dropout", "GlobalAveragePool", "AveragePool", "ReduceMean"}
+    | {"QuantizeLinear", "DequantizeLinear"}
+)
+_BIASES = frozenset({"Add", "Sub", "Mul", "Div"})
+_LAYERS = frozenset({"Gemm", "MatMul", "Conv"})
+
+
+def find_embedding(graph: onnx.GraphProto, output: str) -> str | None:
+    """Return the tensor that the last layer multiplies by its weights; None if there is no such layer.
+
+    The last layer is a Gemm, a MatMul or a convolution whose second input does not depend on the image.
+    """
+    found, fixed = producers(graph), _independent_of_inputs(graph)
+    name = output
+    while (node := found.get(name)) is not None:
+        if node.op_type in _LAYERS:
+            return node.input[0] if node.input[1] in fixed and node.input[0] not in fixed else None
+        data = list(node.input[:1])
+        if node.op_type in _BIASES:
+            data = [each for each in node.input if each not in fixed]
+        if node.op_type not in _AFTER | _BIASES or len(data) != 1:
+            return None
+        name = data[0]
+    return None
+
+
+def _independent_of_inputs(graph: onnx.GraphProto) -> set[str]:
+    """Return the tensors that are the same for every image: weights, and what is computed from them."""
+    fixed = set(constants(graph))
+    for node in graph.node:
+        if all(each in fixed for each in node.input if each) and not any(
+            each.g.node for each in node.attribute
+        ):
+            fixed.update(node.output)
+    return fixed

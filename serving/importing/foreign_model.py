@@ -1,0 +1,245 @@
+"""What is known about a foreign model before it is wrapped: read, completed by the settings, and run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import helper
+
+from serving.bundle import Geometry
+from serving.bundle.images import Pixels
+from serving.errors import UnsupportedModel, UsageError
+from serving.importing.embedding import find_embedding
+from serving.importing.example_images import example_images
+from serving.importing.hints import Hints, read_hints
+from serving.importing.image_input import ChannelOrder, ImageInput, Normalization, describe_input, to_tensor
+from serving.importing.labels import check_count, read_labels
+from serving.importing.scores import Scores, choose_output, describe_scores
+from serving.importing.settings import ImportSettings
+from serving.importing.source import Source, first_line, read_source
+from serving.importing.wrap import Features
+
+Floats64 = npt.NDArray[np.float64]
+
+_FATAL_ONLY = 4  # ONNX Runtime's severity: failures come as exceptions, and some are expected
+_MAX_PLAIN_MEAN = 2.0  # above, --mean is of pixels in 0..255
+_MAX_PLAIN_STD = 10.0
+
+_ASK_NORMALIZATION = (
+    "--mean and --std are needed: the file does not say how pixels are normalised. Most networks of "
+    "torchvision and timm take --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225; pixels in 0..1 are --mean 0 "
+    "--std 1, in -1..1 --mean 0.5 --std 0.5, in 0..255 --mean 0 --std 1 --pixels 0-255"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignModel:
+    """A foreign classifier, understood."""
+
+    source: Source
+    image: ImageInput
+    normalization: Normalization
+    geometry: Geometry
+    scores: Scores
+    scores_dtype: np.dtype[np.generic]
+    features: Features
+    has_embedding: bool  # whether `features` come before the last layer
+    labels: tuple[str, ...]
+    examples: Pixels  # (N, H, W, C) uint8
+    expected: Floats64  # (N, K): the file's probabilities for the examples, computed without any wrapping
+    assumed: tuple[str, ...]  # options that neither the file nor the operator determined
+    origin: tuple[str, ...]  # files that determined others
+
+
+def understand(path: Path, settings: ImportSettings) -> ForeignModel:
+    """Read a file, complete it by the settings, and run it on examples.
+
+    Raises:
+        UsageError: an option is missing or contradicts the file; names the option.
+        UnsupportedModel: the file is damaged, or not a classifier of images.
+    """
+    source = read_source(path)
+    hints = read_hints(path, source.metadata)
+    graph = source.model.graph
+    size = settings.size or (hints.size if _is_open(graph) else None)
+    image = describe_input(graph, layout=settings.layout, size=size)
+    normalization = _normalization(image, settings, hints)
+    geometry, assumed = _geometry(image, settings, hints)
+    labels, labels_origin = _labels(settings, hints, path)
+    examples = example_images(image.height, image.width, image.channels)
+    if not graph.output:
+        raise UnsupportedModel(f"{path} has no outputs: export it with its logits as output")
+    found = _run(source, image, normalization, examples)
+    name = choose_output(
+        {value.name: found[value.name] for value in graph.output},
+        images=len(examples),
+        classes=len(labels) if labels else None,
+        wanted=settings.output_name,
+    )
+    raw: Any = found[name]
+    scores = describe_scores(graph, name, raw, wanted=settings.output, coarse=source.is_coarse)
+    if labels is None:
+        raise UsageError(
+            f"--labels is needed: the file does not name the {scores.classes:,} classes of output {name!r}; "
+            "name a text file with one label in each line, in the order of the output"
+        )
+    check_count(labels, scores.classes, name, labels_origin)
+    features, has_embedding = _features(graph, name, found)
+    return ForeignModel(
+        source=source,
+        image=image,
+        normalization=normalization,
+        geometry=geometry,
+        scores=scores,
+        scores_dtype=raw.dtype,
+        features=features,
+        has_embedding=has_embedding,
+        labels=labels,
+        examples=examples,
+        expected=scores.probabilities(raw),
+        assumed=assumed,
+        origin=hints.origin,
+    )
+
+
+def open_session(model: bytes | str) -> Any:  # noqa: ANN401 - ONNX Runtime ships no type information
+    """Open a session on the CPU that does not spin while it waits.
+
+    Args:
+        model: serialized, or the path of a file.
+
+    Raises:
+        UnsupportedModel: ONNX Runtime cannot run it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        # With fallback, ONNX Runtime prints the failure to stdout and starts again.
+        return onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class
+        raise UnsupportedModel(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {first_line(error)}; "
+            "export it with opset 11 to 22, and only with operators of ONNX"
+        ) from error
+
+
+def _is_open(graph: onnx.GraphProto) -> bool:
+    """Whether the file leaves a side of the image open."""
+    return any(not axis.dim_value for value in graph.input for axis in value.type.tensor_type.shape.dim[1:])
+
+
+def _normalization(image: ImageInput, settings: ImportSettings, hints: Hints) -> Normalization:
+    order: ChannelOrder = "grey" if image.channels == 1 else "BGR" if settings.bgr else "RGB"
+    if (settings.mean is None) != (settings.std is None):
+        raise UsageError("--mean and --std belong together: give both, or none")
+    if image.dtype == np.uint8:
+        if settings.mean is not None:
+            raise UsageError(f"input {image.name!r} takes uint8 pixels: leave --mean and --std out")
+        return Normalization((), (), order)
+    mean, std = (settings.mean, settings.std) if settings.mean is not None else (hints.mean, hints.std)
+    if mean is None or std is None:
+        raise UsageError(_ASK_NORMALIZATION)
+    for option, values in (("--mean", mean), ("--std", std)):
+        if len(values) not in (1, image.channels):
+            raise UsageError(
+                f"{option} has {len(values)} values, input {image.name!r} has {image.channels} channels: "
+                "give one value, or one for each channel"
+            )
+    if max(map(abs, mean)) > _MAX_PLAIN_MEAN or max(std) > _MAX_PLAIN_STD:
+        raise UsageError(
+            f"--mean {_listed(mean)} --std {_listed(std)}: these are of pixels in 0..255; add --pixels 0-255"
+        )
+    if min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+        raise UsageError(f"--std must be above 0, got {_listed(std)}")
+    repeat = image.channels
+    return Normalization(mean * (repeat // len(mean)), std * (repeat // len(std)), order)
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def _geometry(image: ImageInput, settings: ImportSettings, hints: Hints) -> tuple[Geometry, tuple[str, ...]]:
+    """Return the geometry, and the options that neither the user nor the file determined."""
+    chosen: dict[str, Any] = {}
+    for name in ("fit", "crop_fraction", "interpolation"):
+        value = getattr(settings, name)
+        value = value if value is not None else getattr(hints, name)
+        if value is not None:
+            chosen[name] = value
+    geometry = Geometry(height=image.height, width=image.width, channels=image.channels, **chosen)
+    if settings.crop_fraction is not None and geometry.fit != "crop":
+        raise UsageError(
+            f"--crop-fraction {settings.crop_fraction:g} has no effect without --fit crop: add it"
+        )
+    assumed = [name for name in ("fit", "interpolation") if name not in chosen]
+    return geometry, tuple(f"--{name} {getattr(geometry, name)}" for name in assumed)
+
+
+def _labels(settings: ImportSettings, hints: Hints, path: Path) -> tuple[tuple[str, ...] | None, str]:
+    if settings.labels is not None:
+        return read_labels(settings.labels), f"--labels {settings.labels}"
+    return hints.labels, f"the metadata of {path}"
+
+
+def _run(
+    source: Source, image: ImageInput, normalization: Normalization, examples: Pixels
+) -> Mapping[str, object]:
+    """Return what the file itself gives for the examples: its outputs, and features before its last layer."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    outputs = [value.name for value in model.graph.output]
+    extra = {find_embedding(model.graph, name) for name in outputs} - {None, *outputs}
+    model.graph.output.extend(
+        helper.make_empty_tensor_value_info(name) for name in sorted(filter(None, extra))
+    )
+    session = open_session(model.SerializeToString())
+    names = [value.name for value in session.get_outputs()]
+    tensor = to_tensor(examples, image, normalization)
+    batch = image.batch or 1
+    parts = []
+    for start in range(0, len(examples), batch):
+        images = np.resize(
+            tensor[start : start + batch], (batch, *image.shape)
+        )  # the last one repeats images
+        try:
+            parts.append(session.run(names, {image.name: images}))
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise UnsupportedModel(
+                f"the model fails on {batch} images of {image.height} x {image.width} pixels: "
+                f"{first_line(error)}; check --size and --layout"
+            ) from error
+    return {name: _joined([part[at] for part in parts], len(examples)) for at, name in enumerate(names)}
+
+
+def _joined(parts: list[Any], images: int) -> object:
+    first = parts[0]
+    if not isinstance(first, np.ndarray) or not first.ndim or len({part.shape for part in parts}) > 1:
+        return first
+    return np.concatenate(parts)[:images]
+
+
+def _features(graph: onnx.GraphProto, output: str, found: Mapping[str, object]) -> tuple[Features, bool]:
+    """Return the features before the last layer, or else the output itself."""
+    name = find_embedding(graph, output)
+    value = found.get(name or "")
+    fits = (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind == "f"
+        and (value.ndim in (2, 4) or value[0].size == max(value.shape[1:], default=0))
+    )
+    if not name or not fits or not isinstance(value, np.ndarray) or not np.isfinite(value).all():
+        name, value = output, found[output]
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"output {output!r} is not an array. This is a bug.")
+    shape = value.shape[1:] if value.ndim == 4 and name != output else (value[0].size,)  # noqa: PLR2004 - maps
+    return Features(name, tuple(int(side) for side in shape), value.dtype), name != output

@@ -1,0 +1,93 @@
+"""Questions about an ONNX graph, and small changes of it. Runs nothing."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+# Operators that keep every value, so that what is before them is what is after them in another shape or type.
+_PASSING = frozenset(
+    {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout"}
+    | {"QuantizeLinear", "DequantizeLinear"}
+)
+
+Array = npt.NDArray[np.generic]
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Tensor name -> the node that computes it."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Tensor name -> its value, of weights and of Constant nodes."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute:
+            value = helper.get_attribute_value(node.attribute[0])
+            if isinstance(value, int | float | list):
+                value = numpy_helper.from_array(np.asarray(value))
+            if isinstance(value, onnx.TensorProto):
+                found[node.output[0]] = value
+    return found
+
+
+def source_node(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto | None:
+    """Return the node that computes the values of a tensor, before operators that only move them."""
+    found = producers(graph)
+    node = found.get(tensor)
+    while node is not None and node.op_type in _PASSING:
+        node = found.get(node.input[0])
+    return node
+
+
+def reachable(graph: onnx.GraphProto, tensor: str) -> set[str]:
+    """Return the names of all tensors that are computed from a tensor, and its own."""
+    found = {tensor}
+    for node in graph.node:  # ONNX requires that nodes are sorted
+        if not found.isdisjoint(_inputs(node)):
+            found.update(node.output)
+    return found
+
+
+def _inputs(node: onnx.NodeProto) -> Iterable[str]:
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            for each in inner.node:
+                yield from _inputs(each)
+
+
+def value_of(tensor: onnx.TensorProto) -> Array:
+    """Return a constant's value."""
+    return numpy_helper.to_array(tensor)
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors, also where subgraphs use them."""
+    for node in graph.node:
+        for container in (node.input, node.output):
+            for at, name in enumerate(container):
+                if name in names:
+                    container[at] = names[name]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                rename(inner, names)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+
+
+def tensor_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of all tensors of a graph and of its subgraphs."""
+    found = {tensor.name for tensor in graph.initializer}
+    found |= {value.name for value in (*graph.input, *graph.output)}
+    for node in graph.node:
+        found.update(node.input, node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                found |= tensor_names(inner)
+    return found

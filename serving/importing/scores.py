@@ -1,0 +1,166 @@
+"""The output of a foreign model: which tensor has the classes, and whether these are logits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from serving.bundle.measures import softmax
+from serving.errors import UnsupportedModel, UsageError
+from serving.importing.graph import source_node
+
+Kind = Literal["logits", "probabilities", "sigmoid"]
+
+_SUM_TOLERANCE = 1e-3  # of probabilities in float32
+_COARSE_SUM_TOLERANCE = 2e-2  # of probabilities in FP16 or from integers
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The output tensor with the classes."""
+
+    name: str
+    kind: Kind
+    outputs: int  # 1: the score of the second of two classes
+
+    @property
+    def classes(self) -> int:
+        """Number of labels."""
+        return max(2, self.outputs)
+
+    def probabilities(self, raw: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+        """Return probabilities by numpy, (N, K), from what the file returned for N images."""
+        wide = raw.astype(np.float64).reshape(len(raw), self.outputs)  # (N, outputs)
+        if self.outputs == 1:
+            second = 1 / (1 + np.exp(-wide)) if self.kind == "logits" else wide  # (N, 1)
+            return np.concatenate([1 - second, second], axis=1)
+        return softmax(wide).astype(np.float64) if self.kind == "logits" else wide
+
+
+def choose_output(
+    found: Mapping[str, object], *, images: int, classes: int | None, wanted: str | None
+) -> str:
+    """Choose the output that holds one score for each class.
+
+    Args:
+        found: name -> what the file returned for some images.
+        images: how many these were.
+        classes: number of labels, if it is known.
+        wanted: --output-name.
+
+    Raises:
+        UsageError: `wanted` does not exist, or several outputs could be meant.
+        UnsupportedModel: no output has the shape of a classifier's.
+    """
+    if wanted is not None:
+        if wanted not in found:
+            raise UsageError(f"--output-name {wanted}: the file's outputs are {', '.join(map(repr, found))}")
+        found = {wanted: found[wanted]}
+    fitting = {name: _columns(value, images) for name, value in found.items()}
+    fitting = {name: columns for name, columns in fitting.items() if columns}
+    if not fitting:
+        described = "; ".join(f"{name!r} {_describe(value)}" for name, value in found.items())
+        raise UnsupportedModel(f"no output is a classifier's, which has shape (batch, classes): {described}")
+    if len(fitting) > 1:
+        fitting = {name: columns for name, columns in fitting.items() if columns == classes} or fitting
+    if len(fitting) > 1:
+        shown = ", ".join(f"{name} ({columns} values)" for name, columns in fitting.items())
+        raise UsageError(f"several outputs can hold the classes: {shown}; say which by --output-name")
+    return next(iter(fitting))
+
+
+def _columns(value: object, images: int) -> int:
+    """Return the number of scores of an image; 0 if this is not a classifier's output."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.ndim < 2:  # noqa: PLR2004 - (N, K)
+        return 0
+    is_flat = sum(side != 1 for side in value.shape[1:]) <= 1  # also (N, K, 1, 1)
+    return int(value[0].size) if is_flat and len(value) == images else 0
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, list):
+        return "is a sequence, as scikit-learn's converter writes: export it with options={'zipmap': False}"
+    if not isinstance(value, np.ndarray):
+        return f"is a {type(value).__name__}"
+    shape = f"has shape {list(value.shape)} of {value.dtype}"
+    if value.ndim == 3:  # noqa: PLR2004 - boxes with their scores
+        return f"{shape}, as a detector's"
+    if value.ndim > 3:  # noqa: PLR2004 - a score for each pixel
+        return f"{shape}, as a segmentation's"
+    return shape
+
+
+def describe_scores(
+    graph: onnx.GraphProto, name: str, raw: npt.NDArray[np.generic], *, wanted: Kind | None, coarse: bool
+) -> Scores:
+    """Decide what an output holds, by its last operator and by its values.
+
+    Args:
+        graph: of the file.
+        name: the output.
+        raw: what the file returned for some images.
+        wanted: --output.
+        coarse: whether the file computes in FP16 or integers.
+
+    Raises:
+        UnsupportedModel: the values are not finite, or are independent probabilities of several labels.
+        UsageError: the values contradict --output.
+    """
+    values = raw.astype(np.float64).reshape(len(raw), -1)  # (N, outputs)
+    finite = int(np.isfinite(values).all(axis=1).sum())
+    if finite < len(values):
+        raise UnsupportedModel(
+            f"output {name!r} is NaN or infinite for {len(values) - finite} of {len(values)} images: "
+            "check --mean, --std and --pixels, or export the model in float32"
+        )
+    node = source_node(graph, name)
+    last = node.op_type if node is not None else ""
+    sums = values.sum(axis=1)
+    off = float(np.abs(sums - 1).max())
+    tolerance = _COARSE_SUM_TOLERANCE if coarse else _SUM_TOLERANCE
+    in_range = bool((values >= -tolerance).all() and (values <= 1 + tolerance).all())
+    outputs = values.shape[1]
+    sum_to_one = in_range and off <= tolerance and outputs > 1
+    if wanted is None:
+        wanted = _kind(name, last, outputs, sum_to_one=sum_to_one, off=off)
+    _check_kind(name, last, wanted, outputs, sum_to_one=sum_to_one, in_range=in_range, off=off)
+    return Scores(name, wanted, outputs)
+
+
+def _kind(name: str, last: str, outputs: int, *, sum_to_one: bool, off: float) -> Kind:
+    if outputs == 1:
+        return "sigmoid" if last == "Sigmoid" else "logits"
+    if last == "Sigmoid" and not sum_to_one:
+        raise UnsupportedModel(
+            f"output {name!r} has {outputs} independent probabilities (its last operator is Sigmoid), and a "
+            "server gives one label to an image: export it with a softmax, or its logits"
+        )
+    if last == "Softmax" and not sum_to_one:
+        raise UnsupportedModel(
+            f"output {name!r} is a softmax, but its {outputs} values do not sum to 1 (off by {off:.2g}): "
+            "export it with the softmax over the classes"
+        )
+    return "probabilities" if sum_to_one else "logits"
+
+
+def _check_kind(
+    name: str, last: str, kind: Kind, outputs: int, *, sum_to_one: bool, in_range: bool, off: float
+) -> None:
+    if kind == "sigmoid" and (outputs > 1 or not in_range):
+        raise UsageError(
+            f"--output sigmoid: output {name!r} has {outputs} values"
+            f"{'' if in_range else ' outside of 0..1'}, and a sigmoid is one value in 0..1: leave it out"
+        )
+    if kind == "probabilities" and not sum_to_one:
+        raise UsageError(
+            f"--output probabilities: the {outputs} values of output {name!r} do not sum to 1 (off by "
+            f"{off:.2g}); leave --output out"
+        )
+    if kind == "logits" and (last == "Softmax" or (outputs == 1 and last == "Sigmoid")):
+        raise UsageError(
+            f"--output logits: the last operator of output {name!r} is {last}, so it holds probabilities; "
+            "leave --output out"
+        )

@@ -1,0 +1,93 @@
+"""`lenserve models import` as an operator runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.bundle import Repository
+from serving.cli import main
+from tests.serving.importing import foreign_files as files
+
+
+def import_of(path: Path, repository: Repository) -> list[str]:
+    """Arguments that import a file."""
+    return ["models", "import", str(path), "--name", "foreign", "--repository", str(repository.root)]
+
+
+def test_what_was_read_and_assumed_is_said(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The version alone is on stdout, for scripts; what was read, assumed and checked is on stderr."""
+    path = files.plain(tmp_path / "plain.onnx", batch=1)
+    normalization = ["--mean", "123.7,116.8,103.9", "--std", "58.4,57.1,57.4", "--pixels", "0-255"]
+    code = main([*import_of(path, repository), "--labels", str(labels), *normalization])
+    printed = capsys.readouterr()
+    assert code == 0
+    assert printed.out == f"published {repository.root / 'foreign' / '1'}\n"
+    assert [line.split()[0] for line in printed.err.splitlines()] == [
+        *("read", "input", "output", "assumed", "checked", "measured")
+    ]
+    assert "assumed   --fit stretch --interpolation bilinear: the file does not say" in printed.err
+    assert "batches: made dynamic" in printed.err
+    imported = repository.read("foreign", 1).manifest.provenance.imported
+    assert imported is not None
+    assert imported.mean == pytest.approx((123.7 / 255, 116.8 / 255, 103.9 / 255))
+
+
+def test_geometry_options_reach_the_manifest(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the result is one JSON object for programs."""
+    path = files.write(
+        tmp_path / "any.onnx", files.layers(), files.weights(), shape=("N", 3, "height", "width")
+    )
+    normalization = ["--mean", "0", "--std", "1"]
+    geometry = ["--size", "24x32", "--fit", "crop", "--crop-fraction", "0.875", "--interpolation", "bicubic"]
+    options = ["--labels", str(labels), *normalization, *geometry, "--json"]
+    code = main([*import_of(path, repository), *options])
+    assert code == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["manifest"]["geometry"] == {
+        "height": 24,
+        "width": 32,
+        "channels": 3,
+        "fit": "crop",
+        "crop_fraction": 0.875,
+        "interpolation": "bicubic",
+        "background": 255,
+    }
+    assert (document["model"], document["version"], document["assumed"]) == ("foreign", 1, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--mean 0,x,0", "--mean: must be a number, got 'x'"),
+        ("--size big", "--size: must be a side, or HEIGHTxWIDTH, in pixels, got 'big'"),
+        ("--name ../x", "--name: must be 1 to 128 letters"),
+        ("--fit zoom", "--fit: must be stretch, crop or pad, got 'zoom'"),
+        ("--bgr", "lenserve models import: --mean and --std are needed"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    arguments: str, message: str, repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option is named, and nothing is published."""
+    path = files.plain(tmp_path / "plain.onnx")
+    assert main([*import_of(path, repository), *arguments.split()]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not repository.root.exists()
+
+
+def test_models_list_says_that_nothing_was_measured(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An accuracy that nobody measured is not 0."""
+    path = files.plain(tmp_path / "plain.onnx")
+    options = ["--labels", str(labels), "--mean", "0", "--std", "1"]
+    assert main([*import_of(path, repository), *options]) == 0
+    assert main(["models", "list", "--repository", str(repository.root)]) == 0
+    assert "not measured" in capsys.readouterr().out

@@ -1,0 +1,69 @@
+"""What stands beside a file is used where no option says otherwise."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.importing.hints import Hints, read_hints
+
+HUGGING_FACE = {
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_normalize": True,
+    "do_rescale": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.25, 0.25, 0.25],
+    "rescale_factor": 0.00392156862745098,
+    "resample": 3,
+    "size": {"shortest_edge": 256},
+}
+TIMM = {
+    "architecture": "resnet18",
+    "label_names": ["cat", "dog"],
+    "pretrained_cfg": {
+        "input_size": [3, 224, 224],
+        "interpolation": "bicubic",
+        "crop_pct": 0.95,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+
+
+def test_hugging_face(tmp_path: Path) -> None:
+    """Optimum writes the image processor and the labels beside model.onnx."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HUGGING_FACE))
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "cat", "1": "dog"}}))
+    assert read_hints(tmp_path / "model.onnx", {}) == Hints(
+        origin=("preprocessor_config.json", "config.json"),
+        labels=("cat", "dog"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        size=(224, 224),
+        fit="crop",
+        crop_fraction=0.875,
+        interpolation="bicubic",
+    )
+
+
+def test_timm(tmp_path: Path) -> None:
+    """config.json of its hub has the preprocessing of the pretrained weights."""
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    hints = read_hints(tmp_path / "model.onnx", {})
+    assert (hints.labels, hints.size, hints.crop_fraction) == (("cat", "dog"), (224, 224), 0.95)
+    assert (hints.mean, hints.interpolation) == ((0.485, 0.456, 0.406), "bicubic")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"pretrained_cfg": 3, "id2label": 7, "size": "big"}'])
+def test_files_of_another_form_are_ignored(content: str, tmp_path: Path) -> None:
+    """They may belong to anything else."""
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text(content)
+    assert read_hints(tmp_path / "model.onnx", {}) == Hints()
+
+
+def test_values_of_another_range_are_not_taken(tmp_path: Path) -> None:
+    """Pixels that are not scaled to 0..1 need other means: they are asked for."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HUGGING_FACE | {"do_rescale": False}))
+    assert read_hints(tmp_path / "model.onnx", {}).mean is None
