@@ -13,10 +13,12 @@ from pydantic_settings import CliPositionalArg
 from rich.markup import escape
 from rich.table import Table
 
+from serving.bench.server_facts import Sample, read_metrics
 from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
 from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
+from serving.metrics.live_answers import LiveAnswers, live_answers
 
 _Expect = Annotated[
     int | None,
@@ -67,6 +69,10 @@ class Show(_RepositoryCommand):
     example: ClassVar[str] = "lenserve models show lenet5-digits --repository repository"
 
     model: CliPositionalArg[str] = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
+    metrics_url: str | None = Field(
+        default=None,
+        description="/metrics of a server: adds what each version answered, and its drift",
+    )
 
     def run(self) -> int:
         """Show; return 1 if a version cannot be trusted."""
@@ -74,9 +80,11 @@ class Show(_RepositoryCommand):
         require_model(self.models, name)
         versions = [_number(self.models, name, revision)] if revision else self.models.versions(name)
         aliases = self.models.aliases(name)
-        rows = [_row(self.models, name, version, aliases) for version in reversed(versions)]
+        samples = read_metrics(self.metrics_url) if self.metrics_url else None
+        rows = [_row(self.models, name, version, aliases, samples) for version in reversed(versions)]
         if self.as_json:
-            print_line(json.dumps({"model": name, "aliases": dict(aliases), "versions": rows}))
+            shown = {"model": name, "aliases": dict(aliases), "versions": rows}
+            print_line(json.dumps(shown, default=LiveAnswers.to_json))
         elif revision:
             print_table(_one_version(rows[0]))
         else:
@@ -214,11 +222,19 @@ def _number(repository: Repository, model: str, revision: str) -> int:
     return aliases[revision]
 
 
-def _row(repository: Repository, model: str, version: int, aliases: Mapping[str, int]) -> dict[str, Any]:
+def _row(
+    repository: Repository,
+    model: str,
+    version: int,
+    aliases: Mapping[str, int],
+    samples: Mapping[Sample, float] | None,
+) -> dict[str, Any]:
     named = sorted(alias for alias, target in aliases.items() if target == version)
     row: dict[str, Any] = {"version": version, "aliases": named}
     try:
-        return row | _facts(repository.read(model, version))
+        bundle = repository.read(model, version)
+        answers = {} if samples is None else {"live": live_answers(samples, model, version, bundle.manifest)}
+        return row | _facts(bundle) | answers
     except (BundleError, UnknownModel) as error:
         return row | {"error": str(error)}
 
@@ -249,7 +265,10 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
 
 def _all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("version", "aliases", "created", "by", "recipe", "accuracy", "data", "digest"):
+    has_live = any("live" in row for row in rows)
+    live_columns = ("answered", "drift") if has_live else ()
+    columns = ("version", "aliases", "created", "by", "recipe", "accuracy", *live_columns, "data", "digest")
+    for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         head = str(row["version"]), escape(", ".join(row["aliases"]))
@@ -262,15 +281,25 @@ def _all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
             escape(row["created_by"] or ""),
             escape(row["recipe"]),
             "not measured" if row["accuracy"] is None else f"{row['accuracy']:.2%} of {row['test_images']:,}",
+            *(_live_cells(row["live"]) if has_live else ()),
             row["data_digest"][:12],
             row["digest"][:12],
         )
     return table
 
 
+def _live_cells(live: LiveAnswers) -> tuple[str, str]:
+    """Return how many images a version answered, and its largest drift."""
+    return f"{live.images:,}", f"{max(live.drift.values()):.3f}" if live.drift else ""
+
+
 def _one_version(row: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in row.items():
+        if isinstance(value, LiveAnswers):
+            for line in value.lines():
+                table.add_row(*map(escape, line))
+            continue
         if value in ([], None):
             continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
