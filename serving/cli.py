@@ -49,6 +49,9 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         require_server()
         import uvloop
 
+        from serving.processes.hangup import ignore_hangups
+
+        ignore_hangups()  # until there is a handler
         settings = ServerSettings(**{name: getattr(self, name) for name in ServerSettings.model_fields})
         if self.check:
             return self._check(settings)

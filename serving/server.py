@@ -71,6 +71,16 @@ class Server:
     middleware: Middleware
     grpc: GrpcServer | H2Server
     http: HttpServer | None  # None in a worker: the supervisor serves HTTP
+    files: Sequence[ChangedFiles]  # tokens and certificates
+
+    async def reread(self) -> None:
+        """Look for changed files now, and not at the next interval."""
+        _log.info("rereading", extra={"reason": "SIGHUP", "repository": str(self.settings.repository)})
+        await asyncio.gather(*(asyncio.to_thread(each.look) for each in self.files))
+        try:
+            await self.models.refresh()
+        except Exception as error:  # noqa: BLE001 - it is tried again at the next interval
+            _log.warning("repository_unreadable", extra={"reason": str(error)})
 
     async def stop(self, *, lame_duck: bool = True) -> None:
         """Become not ready, serve for another lame_duck_s, then reject new calls and finish running ones."""
@@ -144,7 +154,7 @@ async def run_server(
         await stack.enter_async_context(grpc)
         await stack.enter_async_context(_watching(watched, settings.poll_interval_s))
         _log_choices(settings, device, grpc, http)
-        yield Server(settings, device, metrics, models, classifier, middleware, grpc, http)
+        yield Server(settings, device, metrics, models, classifier, middleware, grpc, http, watched)
 
 
 def check_files(settings: ServerSettings) -> None:

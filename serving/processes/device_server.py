@@ -5,6 +5,11 @@ supervisor holds the listening socket: workers that connect while the device ser
 successor.
 """
 
+import signal
+
+if __name__ == "__main__":  # as in worker_main.py
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
 import asyncio
 import logging
 import os

@@ -7,6 +7,7 @@ import signal
 
 from serving.logs import flush_logs
 from serving.processes.exit import exit_soon
+from serving.processes.hangup import handle_hangups
 from serving.processes.memory_tuning import return_memory
 from serving.server import Server, run_server
 from serving.settings import ServerSettings
@@ -23,6 +24,7 @@ async def serve(settings: ServerSettings) -> None:
     async with run_server(settings) as server:
         background = [
             asyncio.create_task(_log_ready(server)),
+            asyncio.create_task(handle_hangups(server.reread)),
             asyncio.create_task(return_memory(lambda: server.middleware.is_idle)),
         ]
         await stop.wait()

@@ -40,6 +40,7 @@ async def supervise(settings: ServerSettings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.handle_signal)
+        loop.add_signal_handler(signal.SIGHUP, supervisor.reread)
         await supervisor.run()
 
 
@@ -172,6 +173,11 @@ class Supervisor:
         for worker in self.workers:
             worker.kill()
         sys.exit(1)
+
+    def reread(self) -> None:
+        """Let each worker look for changed files now."""
+        for worker in self.workers:
+            worker.reread()
 
     async def run(self) -> None:
         """Start the workers, replace those that die, and stop them all when signalled.

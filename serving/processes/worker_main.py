@@ -4,6 +4,11 @@ It accepts connections after its first scan of the repository: until then they g
 It stops on STOP, on SIGTERM, and when its supervisor dies.
 """
 
+import signal
+
+if __name__ == "__main__":  # before the imports, which take a second: SIGHUP must not end this process
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
 import asyncio
 import os
 import shutil
@@ -12,6 +17,7 @@ import sys
 from pathlib import Path
 
 from serving.metrics.shared_counts import SHARED_FOLDER, SharedCounts
+from serving.processes.hangup import handle_hangups
 from serving.processes.memory_tuning import return_memory
 from serving.processes.messages import WorkerReport
 from serving.processes.supervisor_channel import SupervisorChannel, run_supervised
@@ -42,6 +48,7 @@ async def _serve(control: SupervisorChannel) -> None:
     ):
         background = [
             tasks.create_task(_report_changes(server, control)),
+            tasks.create_task(handle_hangups(server.reread)),
             tasks.create_task(_flush_counters(server)),
             tasks.create_task(return_memory(lambda: server.middleware.is_idle)),
         ]

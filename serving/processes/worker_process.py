@@ -162,6 +162,11 @@ class WorkerProcess:
         elif not self._process.stdin.is_closing():
             self._process.stdin.write(STOP)
 
+    def reread(self) -> None:
+        """Let the process look for changed files. One that is starting reads them anyway."""
+        if self.report is not None:
+            self._signal(signal.SIGHUP)
+
     def replace(self) -> None:
         """Kill the process; a successor follows."""
         self._signal(signal.SIGKILL)

@@ -7,6 +7,7 @@ are exchanged.
 import asyncio
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class ChangedFiles:
         self._reload = reload
         self._loaded = self._digest()
         self._problem = ""
+        self._looking = threading.Lock()
 
     async def watch(self, interval_s: float) -> None:
         """Look at every interval, in a thread, until cancelled."""
@@ -36,6 +38,10 @@ class ChangedFiles:
 
     def look(self) -> None:
         """Load the files again if they have changed. A failure is logged once, and tried at each look."""
+        with self._looking:
+            self._look()
+
+    def _look(self) -> None:
         digest = self._digest()
         if digest == self._loaded:
             self._problem = ""
