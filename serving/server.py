@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from serving.addresses import join_address
 from serving.admin.http_server import HttpServer
 from serving.batching.policy import BatchPolicy
 from serving.bundle import Repository
@@ -71,7 +72,7 @@ class Server:
     middleware: Middleware
     grpc: GrpcServer | H2Server
     http: HttpServer | None  # None in a worker: the supervisor serves HTTP
-    files: Sequence[ChangedFiles]  # tokens and certificates
+    files: Sequence[ChangedFiles] = ()  # tokens and certificates
 
     async def reread(self) -> None:
         """Look for changed files now, and not at the next interval."""
@@ -314,7 +315,7 @@ def _monitor(settings: ServerSettings, metrics: Metrics) -> LoopMonitor:
 
 def _http(settings: ServerSettings, models: Models, metrics: Metrics, monitor: LoopMonitor) -> HttpServer:
     return HttpServer(
-        host=settings.host,
+        host=settings.http_address,
         port=settings.http_port,
         registry=metrics.registry,
         why_not_live=lambda: monitor.problem or models.why_broken,
@@ -390,8 +391,8 @@ def _log_choices(
     _log.info("batching_chosen", extra={**batching, "engine_threads": settings.engine_threads})
     if settings.token_file is None:
         _log.info("tokens_off", extra={"reason": "no token_file"})
-    addresses = {"grpc": f"{grpc.host}:{grpc.port}"}
+    addresses = {"grpc": join_address(grpc.host, grpc.port)}
     if http is not None:
-        addresses["http"] = f"{http.host}:{http.port}"
+        addresses["http"] = join_address(http.host, http.port)
     wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
     _log.info("listening", extra={**addresses, **wire, "repository": str(settings.repository)})

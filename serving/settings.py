@@ -18,7 +18,13 @@ class ServerSettings(Strict):
     """The server's options. Names end with the unit: seconds, bytes, pixels, images."""
 
     repository: Path = Field(description="directory of published models: <model>/<version>/")
-    host: str = Field(default="127.0.0.1", description="address to listen on; in a container use 0.0.0.0")
+    host: str = Field(
+        default="127.0.0.1",
+        description="address to listen on; in a container use 0.0.0.0, or :: for IPv4 and IPv6",
+    )
+    http_host: str | None = Field(
+        default=None, description="address of --http-port, if it is to be another one; default: --host"
+    )
     grpc_port: Port = Field(default=8001, description="port of gRPC; 0 takes a free port and logs it")
     http_port: Port = Field(
         default=8002, description="port of /metrics, /livez and /readyz; 0 takes a free port and logs it"
@@ -279,6 +285,11 @@ class ServerSettings(Strict):
     def image_limits(self) -> ImageLimits:
         """Limits on the bytes and pixels of one image."""
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+
+    @property
+    def http_address(self) -> str:
+        """Address of the port of metrics and probes."""
+        return self.host if self.http_host is None else self.http_host
 
     @property
     def cores(self) -> int:

@@ -64,7 +64,7 @@ class HttpServer:
         self._thread: threading.Thread
 
     async def __aenter__(self) -> Self:
-        listener = listen(self.host, self.port, what="HTTP", option="--http-port")
+        listener = listen(self.host, self.port, what="HTTP", option="--http-port", host_option="--http-host")
         self.port = listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, args=(listener,), name="http", daemon=True)

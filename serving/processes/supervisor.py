@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+from serving.addresses import join_address
 from serving.admin.http_server import HttpServer
 from serving.event_loop import LoopMonitor
 from serving.processes.messages import WorkerCommand
@@ -75,7 +76,7 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         )
         http = await stack.enter_async_context(
             HttpServer(
-                host=settings.host,
+                host=settings.http_address,
                 port=settings.http_port,
                 registry=supervisor.metrics.registry,
                 why_not_live=lambda: monitor.problem or supervisor.why_not_live,
@@ -236,8 +237,8 @@ class Supervisor:
     def _log_start(self) -> None:
         settings = self._settings
         addresses = {
-            "grpc": f"{settings.host}:{settings.grpc_port}",
-            "http": f"{settings.host}:{self.http_port}",
+            "grpc": join_address(settings.host, settings.grpc_port),
+            "http": join_address(settings.http_address, self.http_port),
         }
         wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
         more = {"repository": str(settings.repository), "workers": settings.processes}

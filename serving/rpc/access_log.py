@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from serving.addresses import join_address
 from serving.rpc.cancellation import code_of_cancelled
 from serving.rpc.handlers import (
     AnswerGroups,
@@ -133,7 +134,7 @@ def _write(method: str, call: Call, entry: _Entry) -> None:
         "bytes_in": entry.bytes_in,
         "bytes_out": entry.bytes_out,
         "model": getattr(call, "model", ""),
-        "peer": "{}:{}".format(*peer[:2]) if isinstance(peer, tuple) else peer or "",
+        "peer": join_address(*peer[:2]) if isinstance(peer, tuple) else peer or "",
         "request_id": call.request_id,
     }
     _log.info("call", extra=fields)

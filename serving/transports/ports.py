@@ -6,6 +6,7 @@ import logging
 import socket
 from typing import Any
 
+from serving.addresses import join_address, without_brackets
 from serving.errors import AddressUnavailable
 
 BACKLOG = 1024  # connections waiting to be accepted
@@ -18,7 +19,14 @@ _PAUSE_S = 1.0  # pause if there is no descriptor or memory for another connecti
 _log = logging.getLogger(__name__)
 
 
-def listen(host: str, port: int, *, what: str = "gRPC", option: str = "--grpc-port") -> socket.socket:
+def listen(
+    host: str,
+    port: int,
+    *,
+    what: str = "gRPC",
+    option: str = "--grpc-port",
+    host_option: str = "--host",
+) -> socket.socket:
     """Bind and listen, with keepalive. A port in use is an error: connections are not shared.
 
     Args:
@@ -26,14 +34,15 @@ def listen(host: str, port: int, *, what: str = "gRPC", option: str = "--grpc-po
         port: port to listen on; 0 chooses a free one.
         what: what listens, for the error.
         option: sets the port.
+        host_option: sets the host.
 
     Raises:
-        AddressUnavailable: the port is in use.
+        AddressUnavailable: the port is in use, or this machine has no such address.
     """
     try:
         listener, address = _socket(host, port)
-    except OSError as error:
-        raise _unavailable(host, port, error, what=what, option=option) from error
+    except (OSError, UnicodeError) as error:
+        raise _unavailable(host, port, error, what=what, options=f"{option} or {host_option}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted connections inherit these.
@@ -45,7 +54,7 @@ def listen(host: str, port: int, *, what: str = "gRPC", option: str = "--grpc-po
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise _unavailable(host, port, error, what=what, option=option) from error
+        raise _unavailable(host, port, error, what=what, options=f"{option} or {host_option}") from error
     listener.setblocking(False)  # noqa: FBT003 - its only parameter
     return listener
 
@@ -73,7 +82,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(address)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise _unavailable(host, port, error) from error
     return reserved
 
@@ -94,14 +103,23 @@ async def accept(listener: socket.socket) -> socket.socket:
 def _socket(host: str, port: int) -> tuple[socket.socket, tuple[Any, ...]]:
     """Return a socket of the host's address family, and the address to bind it to."""
     family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        without_brackets(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    return socket.socket(family, kind, protocol), address
+    created = socket.socket(family, kind, protocol)
+    if family == socket.AF_INET6:  # :: stands for IPv4 too, whatever the system's default is
+        created.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return created, address
 
 
 def _unavailable(
-    host: str, port: int, error: OSError, *, what: str = "gRPC", option: str = "--grpc-port"
+    host: str,
+    port: int,
+    error: OSError | UnicodeError,
+    *,
+    what: str = "gRPC",
+    options: str = "--grpc-port or --host",
 ) -> AddressUnavailable:
+    reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
     return AddressUnavailable(
-        f"{what} cannot listen on {host}:{port}: {error.strerror}; set another {option} or --host"
+        f"{what} cannot listen on {join_address(host, port)}: {reason}; set another {options}"
     )

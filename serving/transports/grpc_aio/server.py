@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import grpc
 
+from serving.addresses import join_address
 from serving.errors import AddressUnavailable, forget_frames
 from serving.rpc.handlers import (
     REQUEST_ID_KEY,
@@ -100,11 +101,12 @@ class GrpcServer:
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers((self._handlers,))
+        address = join_address(self.host, self.port)
         try:
-            self.port = self._bind(f"{self.host}:{self.port}")
+            self.port = self._bind(address)
         except RuntimeError as error:
             raise AddressUnavailable(
-                f"gRPC cannot listen on {self.host}:{self.port}; set another --grpc-port or --host"
+                f"gRPC cannot listen on {address}; set another --grpc-port or --host"
             ) from error
         await self._server.start()
         return self
