@@ -30,6 +30,7 @@ from serving.errors import BundleError, UsageError
 from serving.importing.cli import ImportModel
 from serving.model_commands import Alias, History, Promote, Prune, Remove, Rollback, Show
 from serving.settings import ServerSettings
+from serving.triton.cli import ExportConfig
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ COMMANDS: Commands = {
         "history": History,
         "prune": Prune,
         "remove": Remove,
+        "export-config": ExportConfig,
     },
     "tokens": {"hash": HashToken},
     "bench": Bench,

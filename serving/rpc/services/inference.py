@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving import __version__
-from serving.bundle import Manifest
+from serving.bundle import MANIFEST_FILE
 from serving.classify.classifier import Classifier
 from serving.errors import InvalidTensor, ModelUnavailable, UnknownModel
 from serving.metrics.recorder import Metrics
 from serving.models.registry import Models
 from serving.models.versions import Revision
 from serving.pb.inference import grpc_service_pb2 as pb
-from serving.pb.inference import model_config_pb2 as config_pb
 from serving.rpc.open_inference import tensors
+from serving.rpc.open_inference.model_config import PLATFORM, input_dims, model_config
 from serving.rpc.open_inference.parameters import decode_scheduling
 from serving.rpc.open_inference.requests import InferRequest, RequestReader
 from serving.rpc.open_inference.shared_memory import Regions
@@ -26,8 +26,6 @@ from serving.rpc.routes import Call, Pipeline, Rpc, Unary
 from serving.rpc.status import Status
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-PLATFORM = "onnxruntime_onnx"
-BACKEND = "onnxruntime"
 EXTENSIONS = (
     "classification",
     "model_configuration",
@@ -127,7 +125,7 @@ class InferenceService:
             name=request.name,
             versions=served,
             platform=PLATFORM,
-            inputs=[metadata(name=tensors.INPUT, datatype="UINT8", shape=[-1, *_input_dims(manifest)])],
+            inputs=[metadata(name=tensors.INPUT, datatype="UINT8", shape=[-1, *input_dims(manifest)])],
             # Requests can also name the output `embedding`. It is not listed, because Triton's example
             # clients for classification reject models with more than one output.
             outputs=[metadata(name=tensors.PROBABILITIES, datatype="FP32", shape=[-1, len(manifest.labels)])],
@@ -142,26 +140,11 @@ class InferenceService:
     async def model_config(self, request: pb.ModelConfigRequest, _call: Call) -> pb.ModelConfigResponse:
         """Return the part of Triton's model configuration that its clients read."""
         _, manifest = self._classifier.describe(request.name, _revision(request.version))
-        image = config_pb.ModelInput(
-            name=tensors.INPUT,
-            data_type=config_pb.TYPE_UINT8,
-            format=config_pb.ModelInput.FORMAT_NHWC,
-            dims=_input_dims(manifest),
-        )
-        probabilities = config_pb.ModelOutput(
-            name=tensors.PROBABILITIES,
-            data_type=config_pb.TYPE_FP32,
-            dims=[len(manifest.labels)],
-            label_filename="manifest.json",
-        )
-        config = config_pb.ModelConfig(
-            name=request.name,
-            platform=PLATFORM,
-            backend=BACKEND,
+        config = model_config(
+            request.name,
+            manifest,
             max_batch_size=self._classifier.max_images,
-            input=[image],
-            output=[probabilities],
-            dynamic_batching=config_pb.ModelDynamicBatching(),
+            label_file=MANIFEST_FILE,  # it holds them, and clients only show the name
         )
         return pb.ModelConfigResponse(config=config)
 
@@ -220,8 +203,3 @@ def _revision(text: str) -> Revision:
             raise InvalidTensor(f"version {text[:32]} is not a version number")
         return int(text)
     return text or None
-
-
-def _input_dims(manifest: Manifest) -> list[int]:
-    geometry = manifest.geometry
-    return [geometry.height, geometry.width, geometry.channels]

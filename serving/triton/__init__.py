@@ -1,0 +1,1 @@
+"""Repositories that NVIDIA Triton can open too."""
