@@ -66,7 +66,7 @@ def draw_filter_inputs(network: Network, geometry: Geometry, real: Images | None
     if not layers:
         raise RecipeError("the network has no convolution whose filters could be shown: name a layer")
     rows = [_filter_tiles(network, geometry, layer, real, _FILTERS) for _, layer in layers]
-    names = [name.replace(".", ".\n", name.count(".") - 1) for name, _ in layers]
+    names = [name for name, _ in layers]
     caption = (
         f"The inputs that filters respond to most: a row for each of {len(rows)} "
         f"convolutions, from the first to the last, with {_chosen(real)}. {_METHOD}"

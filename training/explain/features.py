@@ -11,7 +11,7 @@ from training.explain.filters import as_block
 from training.explain.onnx_layers import Floats, WeightedLayer, run_layers
 from training.explain.picture import Picture, Tile, draw_grid, evenly
 
-_ACROSS = 8
+_ACROSS = 6
 _MOST_LAYERS = 24  # of the overview
 _MOST_MAPS = 64  # of one layer
 _SIDE = 72
@@ -21,10 +21,10 @@ def draw_features(model_file: Path, layers: Sequence[WeightedLayer], image: Pixe
     """Draw the strongest maps of every layer for one image: one row per layer, at most 24 of them."""
     shown = evenly(layers, _MOST_LAYERS)
     rows: list[list[Tile | None]] = [[Tile(image, "the image")]]
-    names = [f"input\n{image.shape[0]} x {image.shape[1]}"]
+    names = [f"input, {image.shape[0]} x {image.shape[1]}"]
     for layer, output in zip(shown, run_layers(model_file, shown, image), strict=True):
         rows.append(list(_tiles(output, _ACROSS)))
-        names.append(f"{layer.name}\n{_shape(output)}")
+        names.append(f"{layer.name}, {_shape(output)}")
     some = "" if len(shown) == len(layers) else f" {len(shown)} of {len(layers)} layers are shown."
     caption = (
         "What each layer makes of one image, after its activation: the strongest feature maps with their "

@@ -11,7 +11,7 @@ from serving.bundle.images import Pixels
 from training.explain.onnx_layers import Floats, WeightedLayer
 from training.explain.picture import Picture, Tile, draw_grid, evenly, signed
 
-_ACROSS = 8  # tiles of a row
+_ACROSS = 6  # tiles of a row
 _MOST_LAYERS = 24  # of the overview
 _MOST_FILTERS = 64  # of one layer
 _MOST_KERNELS = 12  # filters and inputs of a later layer
@@ -33,7 +33,7 @@ def draw_filters(layers: Sequence[WeightedLayer], geometry: Geometry) -> Picture
         strength = strengths(layer.weights)
         order = np.argsort(-strength, kind="stable")[:_ACROSS]
         rows.append(_tiles(layer, geometry, strength, order))
-        names.append(f"{layer.name}\n{_shape(layer)}")
+        names.append(f"{layer.name}, {_shape(layer)}")
     some = "" if len(shown) == len(layers) else f" {len(shown)} of {len(layers)} layers are shown."
     caption = (
         f"The strongest filters or units of each layer, with their numbers. {_LEGEND} Of a filter with "
@@ -83,7 +83,7 @@ def _draw_kernels(layer: WeightedLayer, strength: Floats, order: npt.NDArray[np.
         "one scale for all. The percentage is a filter's strength, its L2 norm relative to the strongest of "
         "the layer."
     )
-    names = [f"filter {place}\n{100 * strength[place]:.0f} %" for place in filters]
+    names = [f"filter {place}, {100 * strength[place]:.0f} %" for place in filters]
     png = draw_grid(rows, names=names, columns=[f"input {channel}" for channel in inputs], side=_SIDE)
     return Picture("filters", caption, f"Kernels of layer {layer.name}", png)
 

@@ -61,7 +61,7 @@ def draw_grid(
     Args:
         rows: of tiles; rows may differ in length.
         columns: headings.
-        names: of the rows, on the left; a name may have several lines.
+        names: of the rows, above them: beside them they would take a third of a phone's width.
         side: pixels of the longer side of a tile; default: 112, or 144 if the images are photographs.
     """
     tiles = [tile for row in rows for tile in row if tile is not None]
@@ -72,27 +72,28 @@ def draw_grid(
     across = max(map(len, rows))
     text = min(max(1.0, across * (width + _GAP) / _NARROW), _LARGEST_TEXT)
     line = round(_LINE * text)  # pixels
-    heights = [_row_height(row, side, line) for row in rows]
-    left = round(_text_width(names) * text) + _GAP if any(names) else 0
+    named = line + _GAP // 2 if any(names) else 0  # height of a row's name
+    heights = [named + _row_height(row, side, line) for row in rows]
     top = line * max(map(_lines, columns), default=0) + _GAP
-    size = left + _GAP + across * (width + _GAP), top + sum(heights)
+    size = _GAP + across * (width + _GAP), top + sum(heights)
     figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI, facecolor="white")
     write = partial(_write, figure, size, points=_POINTS * text)
     canvas = np.full((size[1], size[0], 3), 255, np.uint8)
     y = top
     for row, height, name in zip(rows, heights, [*names, *[""] * (len(rows) - len(names))], strict=True):
-        write(name, 2, y + min(side, height) / 2, bold=True, centred=False)
+        write(name, _GAP, y + line / 2, bold=True, centred=False)
+        y += named
         for column, tile in enumerate(row):
             if tile is None:
                 continue
-            x = left + _GAP + column * (width + _GAP)
+            x = _GAP + column * (width + _GAP)
             shown = _resized(tile.pixels, side)
             canvas[y : y + shown.shape[0], x : x + shown.shape[1]] = shown
             below = y + shown.shape[0] + 2 + line * _lines(tile.text) / 2
             write(_cut(tile.text, round(width / text)), x + shown.shape[1] / 2, below)
-        y += height
+        y += height - named
     for column, heading in enumerate(columns):
-        x = left + _GAP + column * (width + _GAP) + width / 2
+        x = _GAP + column * (width + _GAP) + width / 2
         write(heading, x, top - _GAP / 2 - line * _lines(heading) / 2, bold=True)
     figure.figimage(canvas, 0, 0, origin="upper", zorder=-1)
     buffer = io.BytesIO()
@@ -184,10 +185,6 @@ def _write(
 
 def _lines(text: str) -> int:
     return text.count("\n") + 1 if text else 0
-
-
-def _text_width(texts: Sequence[str]) -> int:
-    return int(max(len(line) for text in texts for line in text.split("\n")) * _CHARACTER * 1.1) + 4
 
 
 def _cut(text: str, width: int) -> str:

@@ -46,7 +46,7 @@ def draw_quadrants(images: Images, predictions: Predictions) -> Picture:
         rows.append(
             [prediction_tile(images, predictions, int(index)) for index in quadrant.members[:_PER_QUADRANT]]
         )
-        names.append(f"{name.replace(' and ', chr(10))}\n{count:,} images\nloss {quadrant.mean_loss:.3f}")
+        names.append(f"{name}: {count:,} images, mean loss {quadrant.mean_loss:.3f}")
         parts.append(f"{count:,} are {name} (mean loss {quadrant.mean_loss:.3f})")
     caption = (
         f"Of {len(predictions):,} test images {', '.join(parts)}. Sure is a probability of {SURE:.0%} or "
