@@ -13,12 +13,9 @@ from pydantic_settings import CliPositionalArg
 from rich.console import Console
 from rich.progress import track
 
+from serving.bundle.images import IMAGE_SUFFIXES
 from serving.commandline import DONE, FAILED, Command, can_show, print_line, stderr
 from serving.errors import LenserveError, UsageError
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-)
 
 _BAR_WIDTH = 20
 _SILENCE_S = 2.0  # of an outage, before the user hears of it

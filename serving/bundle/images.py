@@ -22,6 +22,11 @@ Pixels = npt.NDArray[np.uint8]
 # Pillow has dozens more decoders; hostile bytes reach only these.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
+# What files of these formats are called, in lower case: how images are found in a directory.
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+)
+
 # Above this, Pillow warns of decompression bombs, so our limits must not exceed it.
 PILLOW_MAX_PIXELS = 89_478_485
 
