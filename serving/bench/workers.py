@@ -4,12 +4,10 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -17,6 +15,7 @@ from serving.bench.load import run_load
 from serving.bench.plan import Loop
 from serving.bench.points import WorkerResult
 from serving.bench.target import Target
+from serving.commandline.children import sigint_blocked
 from serving.errors import LenserveError
 
 _HEAD_START_S = 0.1  # time for all workers to receive their shares
@@ -67,7 +66,7 @@ def start_workers(count: int, target: Target) -> Iterator[Workers]:
         for _ in range(count):
             parent_end, worker_end = context.Pipe()
             process = context.Process(target=_work, args=(worker_end, target), daemon=True)
-            with _sigint_blocked():
+            with sigint_blocked():
                 process.start()
             worker_end.close()
             connections.append(parent_end)
@@ -109,26 +108,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)  # the parent was killed: no process would read the result
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Block SIGINT in children: the terminal sends Ctrl-C to them too, but the parent stops them.
-
-    Children inherit the signal mask. A SIGINT that arrives in the block is raised at its end: gRPC's threads
-    would otherwise deliver it while a child starts.
-    """
-    resource_tracker.ensure_running()  # the first child would start it, and it would unblock the signal
-    arrived: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _frame: arrived.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, handler)
-    if arrived:
-        raise KeyboardInterrupt
 
 
 @contextmanager
