@@ -1,4 +1,4 @@
-"""`lenserve`: serve, classify, models ..., tokens hash, bench. Reads options and prints results."""
+"""`lenserve`: serve, classify, models ..., tokens hash, batch, bench. Reads options and prints results."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
+from serving.batch_job.cli import Batch
 from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
 from serving.cli_classify import Classify
@@ -149,6 +150,7 @@ COMMANDS: Commands = {
         "export-config": ExportConfig,
     },
     "tokens": {"hash": HashToken},
+    "batch": Batch,
     "bench": Bench,
 }
 

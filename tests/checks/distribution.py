@@ -23,7 +23,7 @@ from readme_renderer import markdown
 from serving import __version__
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = {"serve", "serve-cpu", "train", "tensorboard", "mlflow", "cuda"}
+EXTRAS = {"serve", "serve-cpu", "train", "import", "batch", "ray", "tensorboard", "mlflow", "cuda"}
 NOT_IN_BASE = ("onnxruntime", "onnxruntime-gpu", "torch", "uvloop")
 
 
@@ -163,6 +163,7 @@ def check_base_install(base: Path) -> None:
         ("lenserve classify --model m --server 127.0.0.1:1 gone.png", 2, "gone.png"),
         ("lenserve bench --model m --server 127.0.0.1:1", 1, "lenserve bench: "),
         ("lenserve serve --repository .", 2, "pip install '.[serve]'"),
+        ("lenserve batch . --model m --repository . --output o", 2, "pip install '.[serve]'"),
         ("lenserve-train --help", 0, "usage: lenserve-train COMMAND"),
         ("lenserve-train recipes --json", 0, "lenet5-digits"),
         ("lenserve-train run lenet5-digits", 2, "pip install '.[serve,train]'"),

@@ -2,10 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
+from PIL import Image
+
+from serving.bundle import Repository
+from tests.colours import write_colours
 from training.recipe import resolve, shipped_names
 from training.recipe.measured import read_measured
 from training.recipe.results import markdown_table
@@ -70,6 +77,27 @@ def test_commands_of_import_run(tmp_path: Path, free_ports: tuple[int, int]) -> 
     for line in shown[1].splitlines():
         if "differ from" not in line and "pytorch" not in line:  # vary with the machine
             assert line in printed, line
+
+
+def test_commands_of_the_batch_page_run(
+    tmp_path: Path, free_ports: tuple[int, int], repository: Repository
+) -> None:
+    """Every source, and Ray where it is installed."""
+    repository.publish("transfer", lambda folder: write_colours(folder, rotate=0, lie=False))
+    (tmp_path / "photos").mkdir()
+    for name, colour in (("a.jpg", (255, 0, 0)), ("b.jpg", (0, 0, 255))):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "photos" / name, quality=100)
+    shutil.copy(tmp_path / "photos" / "a.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "index.csv").write_text("file\na.jpg\nb.jpg\n")
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "photos" / "b.jpg", "b.jpg")
+    page = PAGES["batch.md"]
+    if find_spec("ray") is None:
+        page = re.sub(r"## On Ray\n.*?(?=## )", "", page, flags=re.DOTALL)
+    printed = run_blocks(page, tmp_path, free_ports, stop_server=False)
+    assert printed.count("images with transfer version 1 in") == page.count("\nlenserve batch ") + 1
+    assert "a.jpg red\nb.jpg blue\n" in printed
+    assert re.search(r"^7 red \d+\.\d% $", printed, re.MULTILINE)
 
 
 def run_blocks(

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from serving import errors
+from serving.batch_job.cli import Batch
 from serving.bundle import Manifest
 from serving.cli import COMMANDS
 from serving.commandline import Command
@@ -67,6 +68,21 @@ def in_words(default: object) -> str:
     if isinstance(default, int):
         return str(default) if 8000 < default < 9000 else f"{default:,}"  # ports have no separator
     return "none" if default in (None, []) else str(default)
+
+
+def test_batch_page_lists_every_option_with_its_default() -> None:
+    """Options and defaults of docs/batch.md are those of `lenserve batch`."""
+    documented = rows(PAGES["batch.md"], r"--[\w-]+")
+    fields = {
+        f"--{(field.alias or name).replace('_', '-')}": field
+        for name, field in Batch.model_fields.items()
+        if name not in ("source", "config")
+    }
+    assert set(documented) == set(fields)
+    for option, field in fields.items():
+        default, meaning = documented[option]
+        assert default == in_words(field.default), option
+        assert meaning
 
 
 def test_bundle_page_lists_every_key_of_the_manifest() -> None:

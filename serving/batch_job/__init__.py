@@ -1,0 +1,1 @@
+"""Classifies many files with a published version: without a server, resumable, on this machine or on Ray."""

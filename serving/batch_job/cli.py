@@ -1,0 +1,115 @@
+"""The command `lenserve batch`: options and output."""
+
+import json
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
+from serving.commandline import DONE, Command, print_line, require_server, stderr
+from serving.validation_errors import matching
+
+SOME_FAILED = 3  # the job is complete, but some of its rows are errors
+
+
+class Batch(Command):
+    """Classify many files with a published version, without a server; continues where it was killed."""
+
+    example: ClassVar[str] = "lenserve batch photos --model digits --repository repository --output out"
+
+    source: CliPositionalArg[str] = Field(
+        description="directory, list (.txt, or - for stdin), table (.csv, .tsv, .parquet), .tar, or the URL "
+        "of one of them"
+    )
+    model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
+    repository: Path = Field(description="directory of published models")
+    output: Path = Field(
+        description="directory of the results; one that holds a part of this job is continued"
+    )
+    format: Literal["csv", "parquet"] = Field(default="csv", description="csv or parquet")
+    top_k: int = Field(default=5, ge=1, description="labels per image")
+    column: str = Field(default="path", description="column of a table with the paths of images")
+    root: str | None = Field(
+        default=None,
+        description="directory or URL that relative paths start at; default: the folder of the list or "
+        "table, for stdin the working directory",
+    )
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="local: processes of this machine; ray: Ray Data"
+    )
+    ray_address: str = Field(
+        default="local",
+        description="Ray cluster, such as auto or HOST:PORT; local starts one on this machine",
+    )
+    processes: int = Field(default=0, ge=0, le=1024, description="processes or actors; 0: one per core")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="threads per process that read and decode; 0: 2 for files, 16 for URLs",
+    )
+    device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")] = Field(
+        default="auto", description="auto, cpu, cuda or cuda:N"
+    )
+    precision: Literal["auto", "fp32", "int8", "fp16"] = Field(
+        default="auto", description="as in `lenserve serve`"
+    )
+    max_batch_size: int = Field(
+        default=32, ge=1, le=1024, description="maximum images in one run of a network"
+    )
+    max_image_bytes: int = Field(default=16 * 2**20, ge=1, description="maximum bytes of one encoded image")
+    max_image_pixels: int = Field(
+        default=50_000_000,
+        ge=1,
+        le=PILLOW_MAX_PIXELS,
+        description="maximum pixels of one image (width times height), checked before decoding",
+    )
+    part_images: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="images in one file of the output; a kill loses at most that many per process",
+    )
+    as_json: bool = Field(default=False, alias="json", description="print one JSON object")
+
+    def run(self) -> int:
+        """Classify; return 3 if the job is complete but some images failed."""
+        require_server()
+        from serving.batch_job.job import Plan, run_job
+
+        summary = run_job(
+            Plan(
+                source=self.source,
+                column=self.column,
+                root=self.root,
+                repository=self.repository,
+                model=self.model,
+                output=self.output,
+                format=self.format,
+                part_images=self.part_images,
+                top_k=self.top_k,
+                limits=ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels),
+                precision=self.precision,
+                device=self.device,
+                max_batch_size=self.max_batch_size,
+                engine=self.engine,
+                ray_address=self.ray_address,
+                processes=self.processes,
+                threads=self.threads,
+            ),
+            stderr,
+        )
+        if self.as_json:
+            print_line(json.dumps(summary.to_json()))
+        else:
+            done = f"classified {summary.classified:,} of {summary.images:,} images"
+            version = f"{summary.model} version {summary.version}"
+            rate = f"{summary.seconds:,.1f} s ({summary.images_per_s:,.0f} images/s)"
+            print_line(f"{done} with {version} in {rate}: {summary.output}")
+        if summary.failed:
+            kinds = ", ".join(f"{count:,} {code}" for code, count in sorted(summary.errors.items()))
+            failed = f"{summary.failed:,} of {summary.images:,} images failed"
+            stderr.print(f"{failed} ({kinds}); their rows say why", markup=False)
+        return SOME_FAILED if summary.failed else DONE

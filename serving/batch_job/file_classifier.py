@@ -1,0 +1,140 @@
+"""The callable that every engine runs: a batch of paths or bytes in, columns of labels out.
+
+Decodes, resizes, runs and ranks as the server does. Also works alone, in `map_batches` of Ray Data or Daft,
+in Dask or in Spark: it is created once in each process, from values that can be pickled.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.batch_job.columns import Columns, result_columns
+from serving.batch_job.reading import Reader
+from serving.bundle import Geometry, ImageLimits, Repository, apply_geometry, decode_image
+from serving.bundle.decoder_messages import silence_decoders
+from serving.bundle.images import Pixels
+from serving.classify.results import Ranking, rank
+from serving.engine.base import Engine, batch_buckets
+from serving.engine.devices import find_device
+from serving.engine.onnx import OnnxEngine
+from serving.errors import BundleError, EngineError, LenserveError, OutOfMemory, forget_frames
+from serving.models.loader import load_network
+from serving.models.precision import choose_precision, read_cpu_flags
+
+_Prepared = Pixels | LenserveError
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierOptions:
+    """Everything that a `FileClassifier` needs. Can be pickled."""
+
+    repository: Path
+    model: str
+    version: int
+    digest: str = ""  # expected digest of the version; empty: any
+    reader: Reader = field(default_factory=Reader)
+    top_k: int = 5
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
+    max_batch_size: int = 32
+    threads: int = 1  # that read, decode and resize
+
+
+class FileClassifier:
+    """Classifies batches of images with one version. Creating it loads and proves the network."""
+
+    def __init__(self, options: ClassifierOptions) -> None:
+        """Load and prove the network.
+
+        Raises:
+            BundleError: the version is invalid, or is not the expected one.
+            UnknownModel: the repository has no such version.
+            DeviceUnavailable: the device was requested but is not available.
+        """
+        silence_decoders()
+        bundle = Repository(options.repository).read(options.model, options.version)
+        if options.digest not in ("", bundle.digest):
+            raise BundleError(
+                f"{bundle.folder} has the digest {bundle.digest}, expected {options.digest}: restore the "
+                "published version"
+            )
+        device, size = find_device(options.device), options.max_batch_size
+        self._options = options
+        self._labels, self._geometry = bundle.manifest.labels, bundle.manifest.geometry
+        # One thread: there are as many processes as cores, and that scales better than threads of one run.
+        load = partial(OnnxEngine.load, device=device, threads=1, max_batch_size=size)
+        sizes = batch_buckets(device, size) or (1, size)
+        precision = choose_precision(options.precision, device, read_cpu_flags())
+        self._engine: Engine = load_network(bundle, load, sizes=sizes, precision=precision).engine
+        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="decode")
+
+    def __call__(self, batch: Mapping[str, Sequence[Any] | npt.NDArray[Any]]) -> Columns:
+        """Classify a batch. Images that cannot be read or decoded get an error, and the others their labels.
+
+        Args:
+            batch: columns of the same length N. `path`: as the reader opens it, or any name if there is
+                `bytes`: encoded images. `offset` and `size_bytes` of a tar file. Others are passed through.
+
+        Returns: the columns of the batch without `bytes`, and label, probability, labels, probabilities,
+            error, each (N,). An image with an error has no labels and the probability NaN.
+        """
+        size = self._options.max_batch_size
+        results: list[Ranking | LenserveError] = []
+        for prepared in self._prepared(self._jobs(batch), size):
+            results += self._classify(prepared)
+        passed = {name: np.asarray(values) for name, values in batch.items() if name != "bytes"}
+        return passed | result_columns(results)
+
+    def _jobs(self, batch: Mapping[str, Sequence[Any] | npt.NDArray[Any]]) -> list[Callable[[], _Prepared]]:
+        read, limits = self._options.reader.read, self._options.reader.limits
+        prepare = partial(_prepare, limits=limits, geometry=self._geometry)
+        if "bytes" in batch:
+            return [partial(prepare, partial(bytes, encoded)) for encoded in batch["bytes"]]
+        names = ("path", "offset", "size_bytes") if "offset" in batch else ("path",)
+        rows = zip(*(batch[name] for name in names), strict=True)
+        return [partial(prepare, partial(read, *row)) for row in rows]
+
+    def _prepared(self, jobs: Sequence[Callable[[], _Prepared]], size: int) -> Iterator[list[_Prepared]]:
+        """Yield prepared images, `size` at a time; threads prepare the next ones while these are run."""
+        ahead: deque[list[Future[_Prepared]]] = deque()
+        for start in range(0, len(jobs), size):
+            ahead.append([self._threads.submit(job) for job in jobs[start : start + size]])
+            if len(ahead) > 1:
+                yield [future.result() for future in ahead.popleft()]
+        for futures in ahead:
+            yield [future.result() for future in futures]
+
+    def _classify(self, prepared: Sequence[_Prepared]) -> list[Ranking | LenserveError]:
+        good = [pixels for pixels in prepared if not isinstance(pixels, LenserveError)]
+        ranked = iter(self._run(good))
+        return [each if isinstance(each, LenserveError) else next(ranked) for each in prepared]
+
+    def _run(self, images: Sequence[Pixels]) -> list[Ranking | LenserveError]:
+        """Run the network. If it fails on several images, run them one by one."""
+        if not images:
+            return []
+        try:
+            probabilities = self._engine.run(np.stack(images)).probabilities  # (N, K)
+        except EngineError as error:
+            if len(images) > 1:
+                return [result for image in images for result in self._run([image])]
+            if isinstance(error, OutOfMemory):  # not the image's fault: every one would fail
+                raise
+            forget_frames(error)
+            return [error]
+        return [rank(row, self._labels, self._options.top_k) for row in probabilities]
+
+
+def _prepare(read: Callable[[], bytes], *, limits: ImageLimits, geometry: Geometry) -> _Prepared:
+    try:
+        return apply_geometry(decode_image(read(), limits), geometry)
+    except LenserveError as error:
+        forget_frames(error)  # a result, not a failure
+        return error

@@ -1,0 +1,113 @@
+"""Runs a batch on Ray Data, on this machine or a cluster: the same `FileClassifier`, in a pool of actors."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from serving.batch_job.columns import Columns
+from serving.batch_job.file_classifier import ClassifierOptions, FileClassifier
+from serving.errors import LenserveError, UsageError
+
+# Ray has no other way to set these.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its maker
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its core logs to stderr
+}
+
+
+class RayFailed(LenserveError):
+    """Ray could not run the batch."""
+
+
+class RayEngine:
+    """Ray Data with one pool of actors, each with its own network."""
+
+    def __init__(
+        self,
+        options: ClassifierOptions,
+        batch_of: Callable[[range], Columns],
+        *,
+        address: str,
+        actors: int,
+    ) -> None:
+        """Store the options.
+
+        Args:
+            options: of the classifier of every actor.
+            batch_of: returns the columns of a range of rows.
+            address: of a running cluster, such as auto or HOST:PORT; local starts Ray on this machine.
+            actors: how many; 0: one for each CPU, or each GPU if there are any.
+        """
+        self._options = options
+        self._batch_of = batch_of
+        self._address = address
+        self._actors = actors
+
+    def run(self, chunks: Iterable[range]) -> Iterator[Columns]:
+        """Classify chunks; yield results in the order in which they are ready.
+
+        Raises:
+            UsageError: Ray is not installed, the cluster does not answer, or a path is not UTF-8.
+            RayFailed: an actor failed.
+        """
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray  # noqa: PLC0415 - of an extra
+            import ray.data  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise UsageError("--engine ray needs Ray: in a checkout, pip install '.[ray]'") from error
+        try:
+            ray.init(
+                address=self._address, log_to_driver=False, logging_level="error", include_dashboard=False
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(f"--ray-address {self._address}: {error}") from error
+        try:
+            yield from self._results(ray, chunks)
+        finally:
+            ray.shutdown()
+
+    def _results(self, ray: Any, chunks: Iterable[range]) -> Iterator[Columns]:  # noqa: ANN401 - untyped library
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # the progress of the job is shown
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        resources = ray.cluster_resources()
+        gpus = 0 if self._options.device == "cpu" else int(resources.get("GPU", 0))
+        actors = self._actors or gpus or int(resources.get("CPU", 1))
+        blocks = ray.data.from_arrow([_table(self._batch_of(chunk)) for chunk in chunks])
+        results = blocks.map_batches(
+            FileClassifier,
+            fn_constructor_args=(self._options,),
+            batch_size=None,  # a block as it is: one chunk
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        try:
+            yield from results.iter_batches(batch_size=None)
+        except ray.exceptions.RayError as error:
+            raise RayFailed(f"Ray could not run the batch: {_cause(error)}") from error
+
+
+def _table(columns: Columns) -> Any:  # noqa: ANN401 - untyped library
+    import pyarrow as pa  # noqa: PLC0415 - Ray Data requires it
+
+    try:
+        return pa.table({name: np.asarray(values) for name, values in columns.items()})
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the path {error.object!r} is not UTF-8, which Ray requires: rename it, or use --engine local"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return the innermost reason, without the frames of Ray."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__
