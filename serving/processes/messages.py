@@ -19,6 +19,7 @@ class WorkerCommand(Strict):
 
     worker: int  # 1..workers; a successor gets the same number. 0: the device server
     settings: ServerSettings
+    counts: tuple[tuple[int, int], ...] = ()  # inherited memories of the counters of workers 1, 2, ...
     device_server: Path | None = None  # Unix socket of the device server; None: this worker runs the networks
     listener: int | None = None  # for the device server: the inherited descriptor of that Unix socket
     worker_socket: int | None = (

@@ -1,7 +1,6 @@
 """The supervisor's metrics: the sums of its workers' counters, and the state of each worker."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
@@ -9,7 +8,7 @@ from prometheus_client.registry import Collector
 from serving.logs import dropped_lines
 from serving.metrics.families import MetricFamilies
 from serving.metrics.recorder import MetricsCollector
-from serving.metrics.shared_counts import forget_live, read_counts
+from serving.metrics.shared_counts import CountsMemory, forget_live, read_counts
 
 
 class WorkerMetrics:
@@ -17,7 +16,7 @@ class WorkerMetrics:
 
     def __init__(
         self,
-        folder: Path,
+        memories: Mapping[int, CountsMemory],
         pids: Callable[[], Mapping[int, int]],
         *,
         refused_connections: Callable[[], int] = lambda: 0,
@@ -26,12 +25,12 @@ class WorkerMetrics:
         """Register the metrics.
 
         Args:
-            folder: where the workers write their counters.
+            memories: the counters of all workers, by number.
             pids: returns worker number -> process id, for running workers.
             refused_connections: returns how many connections the supervisor has refused.
             is_ready: returns whether the server is ready, which it is while one worker is.
         """
-        self._folder = folder
+        self._memories = memories
         self._refused_connections = refused_connections
         self._is_ready = is_ready
         self.registry = CollectorRegistry()
@@ -56,7 +55,7 @@ class WorkerMetrics:
         )
 
     def _read(self) -> MetricFamilies:
-        metrics = read_counts(self._folder)
+        metrics = read_counts(self._memories.values())
         metrics.refused_connections.labels().value += self._refused_connections()
         metrics.dropped_log_lines.labels().value += dropped_lines()
         metrics.ready.labels().set(self._is_ready())
@@ -75,7 +74,8 @@ class WorkerMetrics:
     def count_death(self, worker: int) -> None:
         """Count a death, and drop the worker's live gauges."""
         self._deaths.labels(str(worker)).inc()
-        forget_live(self._folder, worker)
+        if worker in self._memories:  # the device server has no counters
+            forget_live(self._memories[worker])
 
 
 class _WorkerProcesses(Collector):

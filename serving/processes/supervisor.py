@@ -6,14 +6,16 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
 from serving.addresses import join_address
 from serving.admin.http_server import HttpServer
+from serving.errors import UsageError
 from serving.event_loop import LoopMonitor
+from serving.metrics.shared_counts import CountsMemory
 from serving.processes.messages import WorkerCommand
 from serving.processes.metrics import WorkerMetrics
 from serving.processes.worker_process import DEVICE_SERVER, WorkerProcess
@@ -53,9 +55,12 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         AddressUnavailable: a port is taken.
     """
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True)
-        )
+        memories = {
+            number: CountsMemory.create(f"lenserve-counts-{number}")
+            for number in range(1, settings.processes + 1)
+        }
+        for memory in memories.values():
+            stack.callback(memory.close)
         distributor: ConnectionDistributor | None = None
         if settings.transport == "h2":
             distributor = await stack.enter_async_context(
@@ -67,12 +72,10 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         else:  # grpcio cannot serve connections that another process accepted
             reserved = stack.enter_context(reserve_port(settings.host, settings.grpc_port))
             port = reserved.getsockname()[1]
-        listener = (
-            stack.enter_context(_device_server_socket(Path(folder))) if settings.device_process else None
-        )
+        listener = stack.enter_context(_device_server_socket()) if settings.device_process else None
         monitor = await stack.enter_async_context(LoopMonitor(hung_after_s=settings.hung_after_s))
         supervisor = Supervisor(
-            settings.of_worker(port), Path(folder), distributor=distributor, device_server_listener=listener
+            settings.of_worker(port), memories, distributor=distributor, device_server_listener=listener
         )
         http = await stack.enter_async_context(
             HttpServer(
@@ -87,11 +90,23 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
         yield supervisor
 
 
-def _device_server_socket(folder: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(folder / "device_server.sock"))
-    listener.listen()
-    return listener
+@contextmanager
+def _device_server_socket() -> Iterator[socket.socket]:
+    """Listen on a Unix socket in a folder of its own.
+
+    Raises:
+        UsageError: there is no folder for it.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="lenserve-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UsageError(
+            f"--device-process needs a folder for temporary files: {error}; free one, or set TMPDIR"
+        ) from error
+    with folder as path, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(Path(path) / "device_server.sock"))
+        listener.listen()
+        yield listener
 
 
 class Supervisor:
@@ -100,7 +115,7 @@ class Supervisor:
     def __init__(
         self,
         settings: ServerSettings,
-        folder: Path,
+        memories: Mapping[int, CountsMemory],
         *,
         distributor: ConnectionDistributor | None,
         device_server_listener: socket.socket | None,
@@ -109,12 +124,12 @@ class Supervisor:
 
         Args:
             settings: settings of each worker.
-            folder: where the workers write their counters.
+            memories: the counters of all workers, by number.
             distributor: passes connections to the workers; without it they share a listening port.
             device_server_listener: inherited by the device server and its successors.
         """
         self.metrics = WorkerMetrics(
-            folder,
+            memories,
             self._pids,
             refused_connections=lambda: 0 if distributor is None else distributor.refused.count,
             is_ready=lambda: not self.problem,
@@ -122,16 +137,16 @@ class Supervisor:
         self.http_port = settings.http_port
         make = partial(
             WorkerProcess,
-            folder=folder,
             on_report=self._update,
             on_death=self.metrics.count_death,
             on_hang=self.metrics.count_hang,
         )
         listener = device_server_listener
         address = None if listener is None else Path(listener.getsockname())
+        descriptors = tuple(memories[number].descriptors for number in sorted(memories))
         self._serving: list[WorkerProcess] = [
             make(
-                WorkerCommand(worker=number, settings=settings, device_server=address),
+                WorkerCommand(worker=number, settings=settings, device_server=address, counts=descriptors),
                 on_break=self._replace_device_server,
                 distributor=distributor,
             )

@@ -10,13 +10,11 @@ if __name__ == "__main__":  # before the imports, which take a second: SIGHUP mu
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import asyncio
-import os
 import shutil
 import socket
 import sys
-from pathlib import Path
 
-from serving.metrics.shared_counts import SHARED_FOLDER, SharedCounts
+from serving.metrics.shared_counts import CountsMemory, SharedCounts
 from serving.processes.hangup import handle_hangups
 from serving.processes.memory_tuning import return_memory
 from serving.processes.messages import WorkerReport
@@ -33,7 +31,7 @@ def main() -> int:
 
 async def _serve(control: SupervisorChannel) -> None:
     command = control.command
-    folder = Path(os.environ[SHARED_FOLDER])
+    memories = {number: CountsMemory(each) for number, each in enumerate(command.counts, 1)}
     inherited = command.worker_socket
     worker_socket = None if inherited is None else socket.socket(fileno=inherited)
     async with (
@@ -41,7 +39,7 @@ async def _serve(control: SupervisorChannel) -> None:
             command.settings,
             device_server=command.device_server,
             worker_socket=worker_socket,
-            counts=SharedCounts(folder, command.worker),
+            counts=SharedCounts(memories, command.worker),
             worker=command.worker,
         ) as server,
         asyncio.TaskGroup() as tasks,
@@ -57,8 +55,9 @@ async def _serve(control: SupervisorChannel) -> None:
         for task in background:
             task.cancel()
         server.metrics.flush()
-    if orphaned:
-        shutil.rmtree(folder, ignore_errors=True)  # the supervisor can no longer remove it
+    if orphaned and command.device_server is not None:
+        # The supervisor can no longer remove it.
+        shutil.rmtree(command.device_server.parent, ignore_errors=True)
 
 
 async def _report_changes(server: Server, control: SupervisorChannel) -> None:

@@ -8,11 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
+from itertools import chain
 
 from serving import errors
 from serving.errors import LenserveError
-from serving.metrics.shared_counts import SHARED_FOLDER
 from serving.processes.heartbeat import LOOK_S, Heartbeat
 from serving.processes.messages import BEAT, STOP, WorkerCommand, WorkerReport, to_line
 from serving.transports.connection_passing import ConnectionDistributor, Receiver
@@ -43,7 +42,6 @@ class WorkerProcess:
     def __init__(
         self,
         command: WorkerCommand,
-        folder: Path,
         *,
         on_report: Callable[[], None],
         on_death: Callable[[int], None],
@@ -56,7 +54,6 @@ class WorkerProcess:
 
         Args:
             command: sent to each process of this worker.
-            folder: where the workers write their counters.
             on_report: called after each report, when the process is late or answers again, and when it ends.
             on_death: called with the number of a worker that exited without being stopped.
             on_hang: called with the number of a worker that hangs, before it is killed.
@@ -68,7 +65,6 @@ class WorkerProcess:
         self.report: WorkerReport | None = None  # None: the worker does not listen yet
         self._name = f"worker {command.worker}" if command.listener is None else "the device server"
         self._command = command
-        self._folder = folder
         self._on_report = on_report
         self._on_death = on_death
         self._on_hang = on_hang
@@ -201,14 +197,15 @@ class WorkerProcess:
                 self._receiver = self._distributor.add_receiver()
                 worker_socket = stack.enter_context(self._receiver.worker_end)
                 self._command = self._command.model_copy(update={"worker_socket": worker_socket.fileno()})
-            inherited = (self._command.listener, self._command.worker_socket)
+            counts = chain.from_iterable(self._command.counts)
+            inherited = (self._command.listener, self._command.worker_socket, *counts)
             return await asyncio.create_subprocess_exec(
                 *self._argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_REPORT_BYTES,
                 pass_fds=[each for each in inherited if each is not None],
-                env={**os.environ, SHARED_FOLDER: str(self._folder), "PYTHONPATH": os.pathsep.join(sys.path)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
 
     async def _follow(self, process: asyncio.subprocess.Process) -> str:

@@ -1,7 +1,5 @@
 """What a version answers, as metrics: predicted labels, confidence, drift."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from prometheus_client import generate_latest
@@ -10,7 +8,7 @@ from serving.bundle import Reference, reference_of
 from serving.metrics.families import MAX_SHOWN_LABELS, MIN_DRIFT_IMAGES
 from serving.metrics.quality import Probabilities
 from serving.metrics.recorder import Metrics, MetricsCollector
-from serving.metrics.shared_counts import SharedCounts, read_counts
+from serving.metrics.shared_counts import CountsMemory, SharedCounts, read_counts
 
 LABELS = ("red", "green", "blue")
 
@@ -102,14 +100,18 @@ def test_a_version_without_a_reference_has_no_drift() -> None:
     assert _scraped(metrics, "lenserve_predictions_total", label="red") == 500
 
 
-def test_workers_add_up_their_windows(tmp_path: Path) -> None:
+def test_workers_add_up_their_windows() -> None:
     """One worker sees only red and the other no red: together there is no drift."""
     reference = _reference()
-    workers = [Metrics(SharedCounts(tmp_path, number)) for number in range(2)]
+    memories = {number: CountsMemory.create("test") for number in range(2)}
+    workers = [Metrics(SharedCounts(memories, number)) for number in memories]
     for metrics, labels in zip(workers, ([0] * 200, [1, 2] * 200), strict=True):
         metrics.quality("colours", 1, LABELS, reference).record_answers(_answers(*labels))
         metrics.flush()
-    together = {each.name: each for each in MetricsCollector(lambda: read_counts(tmp_path)).collect()}
+    collector = MetricsCollector(lambda: read_counts(memories.values()))
+    together = {each.name: each for each in collector.collect()}
+    for memory in memories.values():
+        memory.close()
     indices = {
         each.labels["distribution"]: each.value
         for each in together["lenserve_population_stability_index"].samples

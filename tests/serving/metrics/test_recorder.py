@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 
 from serving.bundle import reference_of
 from serving.metrics.recorder import Metrics
+from serving.metrics.shared_counts import CountsMemory
 
 LARGEST_BATCH = 1024
 
@@ -204,8 +205,10 @@ import sys
 from pathlib import Path
 from prometheus_client import generate_latest
 from serving.metrics.recorder import Metrics
-from serving.metrics.shared_counts import SharedCounts
-metrics = Metrics(SharedCounts(Path(sys.argv[1]), int(sys.argv[2])))
+from serving.metrics.shared_counts import CountsMemory, SharedCounts
+a, b, c, d = map(int, sys.argv[2:])
+memories = {1: CountsMemory((a, b)), 2: CountsMemory((c, d))}
+metrics = Metrics(SharedCounts(memories, int(sys.argv[1])))
 metrics.version("digits", 1).record_run(3, 0.5, [0.25])
 metrics.rpc("/a/B").record_call("OK", 0.5)
 metrics.ready.labels().set(1)
@@ -213,16 +216,21 @@ print(generate_latest(metrics.registry).decode())
 """
 
 
-def test_counts_of_processes_are_summed(tmp_path: Path) -> None:
+def test_counts_of_processes_are_summed() -> None:
     """A scrape of any process shows the sum of all, Triton's metrics too."""
+    memories = [CountsMemory.create("test") for _ in range(2)]
+    descriptors = [each for memory in memories for each in memory.descriptors]
     for worker in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-c", _WORKER, str(tmp_path), worker],
+            [sys.executable, "-c", _WORKER, worker, *map(str, descriptors)],
             cwd=Path(__file__).parents[3],
+            pass_fds=descriptors,
             capture_output=True,
             text=True,
             check=True,
         )
+    for memory in memories:
+        memory.close()
 
     lines = done.stdout.splitlines()
     for line in (

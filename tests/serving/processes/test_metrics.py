@@ -5,14 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from serving.metrics.shared_counts import CountsMemory
 from serving.processes.metrics import WorkerMetrics
 
 _NUMBERED = """
 import sys
-from pathlib import Path
 from serving.metrics.recorder import Metrics
-from serving.metrics.shared_counts import SharedCounts
-metrics = Metrics(SharedCounts(Path(sys.argv[1]), int(sys.argv[2])))
+from serving.metrics.shared_counts import CountsMemory, SharedCounts
+first, second = map(int, sys.argv[2:])
+metrics = Metrics(SharedCounts({1: CountsMemory((first, second))}, 1))
 metrics.rpc("/a/B").record_call("OK", 0.5)
 metrics.pending_images.labels().set(2)
 for state in ("loading", "ready"):
@@ -22,17 +23,20 @@ metrics.flush()
 """
 
 
-def test_a_successor_continues_the_counters_of_the_dead_worker(tmp_path: Path) -> None:
-    """Deaths add no files; gauges of a dead worker are dropped."""
-    workers = WorkerMetrics(tmp_path, dict)
+def test_a_successor_continues_the_counters_of_the_dead_worker() -> None:
+    """Its gauges are dropped. The device server, which is worker 0, has no counters."""
+    memories = {number: CountsMemory.create("test") for number in (1, 2)}
+    workers = WorkerMetrics(memories, dict)
 
     def shown(name: str, **labels: str) -> float | None:
         return workers.registry.get_sample_value(name, labels)
 
     for number in (1, 2, 1):
+        descriptors = memories[number].descriptors
         subprocess.run(
-            [sys.executable, "-c", _NUMBERED, str(tmp_path), str(number)],
+            [sys.executable, "-c", _NUMBERED, str(number), *map(str, descriptors)],
             cwd=Path(__file__).parents[3],
+            pass_fds=descriptors,
             check=True,
         )
     assert shown("lenserve_requests_total", method="/a/B", code="OK") == 3
@@ -41,19 +45,21 @@ def test_a_successor_continues_the_counters_of_the_dead_worker(tmp_path: Path) -
     assert shown("lenserve_pending_images") == 4
 
     workers.count_death(1)
+    workers.count_death(0)
     workers.set_ready(2, ready=True)
     assert shown("lenserve_pending_images") == 2
     assert shown("lenserve_requests_total", method="/a/B", code="OK") == 3
     assert shown("lenserve_worker_deaths_total", worker="1") == 1
     assert shown("lenserve_worker_ready", worker="2") == 1
-    assert {file.stem.rpartition("_")[2] for file in tmp_path.iterdir()} == {"1", "2"}
+    for memory in memories.values():
+        memory.close()
 
 
-def test_memory_and_time_of_each_worker_are_shown(tmp_path: Path) -> None:
+def test_memory_and_time_of_each_worker_are_shown() -> None:
     """The supervisor's own values would not cover the workers; a dead process is left out."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    workers = WorkerMetrics(tmp_path, lambda: {1: os.getpid(), 2: ended.pid})
+    workers = WorkerMetrics({}, lambda: {1: os.getpid(), 2: ended.pid})
 
     def shown(name: str, **labels: str) -> float | None:
         return workers.registry.get_sample_value(name, labels)

@@ -8,9 +8,10 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from serving.bundle import Repository
 from serving.bundle.images import Pixels
 from serving.client.client import AsyncClient
+from serving.metrics.shared_counts import CountsMemory
 from serving.pb.inference import grpc_service_pb2 as inference
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from tests.colours import Publish
@@ -67,7 +69,7 @@ class TestTogether:
             statistics = [await _statistics(channel) for channel in channels[:4]]
 
         assert [each.model_stats[0].inference_count for each in statistics] == [CONNECTIONS] * 4
-        shares = [_calls(_folder(server) / f"counts_{worker}.json") for worker in (1, 2)]
+        shares = [_calls(server, worker) for worker in (1, 2)]
         assert sum(shares) == CONNECTIONS
         if transport == "h2":
             assert shares[0] == shares[1]
@@ -88,9 +90,7 @@ class TestTogether:
             for channel in channels:
                 await _classify(channel)
             await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
-        assert [_calls(_folder(server) / f"counts_{worker}.json") for worker in (1, 2)] == [
-            CONNECTIONS / 2
-        ] * 2
+        assert [_calls(server, worker) for worker in (1, 2)] == [CONNECTIONS / 2] * 2
 
     async def test_a_new_version_reaches_every_worker(
         self, publish: Publish, start_workers: StartWorkers
@@ -191,16 +191,49 @@ class TestDeath:
     async def test_workers_outlive_their_supervisor_for_no_longer_than_their_calls(
         self, publish: Publish, start_workers: StartWorkers
     ) -> None:
-        """A killed supervisor leaves no process and no folder."""
+        """A killed supervisor leaves no process."""
         publish()
         server = await start_workers("--lame-duck-s", "600")
-        workers, folder = [os.pidfd_open(pid) for pid in _workers(server)], _folder(server)
+        workers = [os.pidfd_open(pid) for pid in _workers(server)]
         server.process.kill()
         for worker in workers:
             assert await asyncio.to_thread(select.select, [worker], [], [], 20) == ([worker], [], [])
             os.close(worker)
-        assert not folder.exists()
         assert len(list(server.events("stopped"))) == 2
+
+
+_WITHOUT_TEMPORARY_FILES = """
+import sys, tempfile
+from serving.cli import main
+tempfile.tempdir = "/nowhere"
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class TestFullDisk:
+    """No temporary file can be made: `/tmp` is full or read-only, and everything else too."""
+
+    async def test_workers_serve_and_count(self, publish: Publish, start_server: StartServer) -> None:
+        """Their counters are in memory."""
+        publish()
+        server = await asyncio.to_thread(start_server, "--workers", "2", code=_WITHOUT_TEMPORARY_FILES)
+        async with _connections(server.grpc) as channels:
+            for channel in channels:
+                await _classify(channel)
+        await _until_scraped(server, f"{CLASSIFIED} {CONNECTIONS}.0")
+
+    async def test_a_device_server_says_what_it_needs(self, repository: Repository) -> None:
+        """Its socket has a path."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _WITHOUT_TEMPORARY_FILES, "serve", "--repository", str(repository.root)),
+            *("--device-process", "--grpc-port", "0", "--http-port", "0"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 2
+        assert errors.decode().startswith(
+            "lenserve serve: --device-process needs a folder for temporary files"
+        )
 
 
 class TestStart:
@@ -266,12 +299,10 @@ class TestStop:
         """A second signal skips the lame duck; the exit code is 1, because the stop was not clean."""
         publish()
         server = await start_workers("--lame-duck-s", "600")
-        folder = _folder(server)
         server.process.send_signal(signal.SIGINT)
         await asyncio.to_thread(server.wait_for, "stopping", times=3)
         assert await _get(server.http, "/readyz") == (503, "the server is stopping\n")
         assert await asyncio.to_thread(server.stop) == 1
-        assert not folder.exists()
         assert not [event for event in server.log if "text" in event], server.log
 
     async def test_a_worker_that_hangs_is_killed(self, publish: Publish, start_workers: StartWorkers) -> None:
@@ -302,7 +333,7 @@ class TestDeviceServer:
     ) -> None:
         """The old network is unloaded when the last worker has switched to the new version."""
         publish()
-        server = await start_workers("--device-process")
+        server = await start_workers("--device-process", "--keep-warm-s", "0")
         async with _connections(server.grpc) as channels:
             for channel in channels:
                 assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
@@ -359,10 +390,15 @@ class TestDeviceServer:
         assert len(list(server.events("network_loaded"))) == 1
 
     async def test_all_stop_together_and_answer_accepted_calls(
-        self, publish: Publish, start_workers: StartWorkers
+        self,
+        publish: Publish,
+        start_workers: StartWorkers,
+        monkeypatch: pytest.MonkeyPatch,
+        short_folder: Path,
     ) -> None:
-        """The device server exits last, after SIGTERM and after the supervisor's death."""
+        """The device server exits last, after SIGTERM and after the supervisor's death. No file is left."""
         publish()
+        monkeypatch.setenv("TMPDIR", str(short_folder))
         for kill in (False, True):
             server = await start_workers("--device-process")
             processes = [os.pidfd_open(pid) for pid in _workers(server)]
@@ -383,7 +419,15 @@ class TestDeviceServer:
                 assert await asyncio.to_thread(select.select, [process], [], [], 20) == ([process], [], [])
                 os.close(process)
             assert set(os.listdir("/dev/shm")) <= shared  # noqa: PTH208, S108
+            assert not os.listdir(short_folder)  # noqa: PTH208
             assert not list(server.events("worker_killed"))
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for temporary files: the path of a Unix socket may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -479,15 +523,16 @@ def _held(pid: int) -> tuple[int, int]:
     return descriptors, Path(f"/proc/{pid}/maps").read_text().count("memfd:lenserve")
 
 
-def _folder(server: ServerProcess) -> Path:
-    """The folder with the workers' counters."""
-    environment = Path(f"/proc/{_workers(server)[0]}/environ").read_text().split("\0")
-    return Path(dict(each.split("=", 1) for each in environment if each)["LENSERVE_COUNTS_FOLDER"])
-
-
-def _calls(file: Path) -> int:
+def _calls(server: ServerProcess, worker: int) -> int:
     """Classify calls that one worker has counted."""
-    series = json.loads(file.read_bytes())["lenserve_requests"]
+    opened = [
+        os.open(link, os.O_RDONLY)
+        for link in sorted(Path(f"/proc/{server.process.pid}/fd").iterdir())
+        if f"lenserve-counts-{worker} " in str(link.readlink())
+    ]
+    memory = CountsMemory((opened[0], opened[1]))
+    series = json.loads(memory.read())["lenserve_requests"]
+    memory.close()
     return int(sum(count for (method, _code), (count,) in series if method == CLASSIFY))
 
 

@@ -47,7 +47,6 @@ class Place:
         self._told = asyncio.Event()
         self.worker = WorkerProcess(
             WorkerCommand(worker=7, settings=ServerSettings(repository=folder, hung_after_s=hung_after_s)),
-            folder,
             on_report=self._note,
             on_death=self._count,
             on_hang=lambda _: self._hang(),
