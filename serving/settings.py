@@ -1,6 +1,5 @@
 """The server's options, as one frozen object that is created once and passed down."""
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
 from serving.bundle.manifest import Strict
+from serving.cpu_quota import available_cores
 from serving.validation_errors import matching
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -294,7 +294,7 @@ class ServerSettings(Strict):
     @property
     def cores(self) -> int:
         """Cores per serving process, at least 1."""
-        return max(1, _cores() // self.processes)
+        return max(1, available_cores() // self.processes)
 
     @property
     def decoders(self) -> int:
@@ -304,7 +304,7 @@ class ServerSettings(Strict):
     @property
     def processes(self) -> int:
         """Number of serving processes."""
-        return self.workers or _cores()
+        return self.workers or available_cores()
 
     @property
     def supervised(self) -> bool:
@@ -321,8 +321,3 @@ class ServerSettings(Strict):
                 "engine_threads": self.cores if self.engine_threads == 0 else self.engine_threads,
             }
         )
-
-
-def _cores() -> int:
-    """Count the cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

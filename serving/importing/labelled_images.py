@@ -1,7 +1,6 @@
 """Labelled images below <directory>/<label>/: found, halved, and decoded as the server does."""
 
 import hashlib
-import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
 from serving.bundle.images import Pixels
+from serving.cpu_quota import available_cores
 from serving.errors import ImageError, UsageError
 
 _MAX_NAMED = 5  # directories in one message
@@ -92,7 +92,7 @@ def decode_batches(
         except (ImageError, OSError):
             return None
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             decoded = list(pool.map(decode, batch))

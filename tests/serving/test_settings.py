@@ -1,11 +1,11 @@
 """The server's options: defaults, bounds, and combinations."""
 
-import os
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from serving import settings as settings_module
 from serving.bundle.images import PILLOW_MAX_PIXELS
 from serving.settings import ServerSettings
 
@@ -135,7 +135,7 @@ def test_zero_decode_threads_means_one_for_each_core() -> None:
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """If 0 means one per core, the sum over all workers is the number of cores, and each has at least one."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(settings_module, "available_cores", lambda: 8)
 
     def of_worker(**options: int) -> tuple[int, int, int | None]:
         settings = ServerSettings.model_validate({"repository": HERE, **options}).of_worker(grpc_port=7)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from serving.cpu_quota import available_cores
 from serving.errors import DeviceUnavailable, UsageError
 from training.devices.kernels import Kernels, use_kernels
 
@@ -89,7 +90,7 @@ def prepare(device: Device, processes: int = 1) -> None:
         device: the chosen device.
         processes: number of processes that share this machine's cores.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     torch.set_num_threads(max(1, min(_MAX_THREADS, cores) // processes))
     use_kernels(device.kernels, device.torch_device)
     if device.torch_device.type == "cuda":
