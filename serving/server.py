@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -123,11 +123,11 @@ async def run_server(
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics(counts, drift_window_s=settings.drift_window_s)
     metrics.device.labels(device.name, device.provider).set(1)
-    tokens, watched = _tokens(settings)
+    loop = asyncio.get_running_loop()
+    tokens, watched = _tokens(settings, lambda: loop.call_soon_threadsafe(models.wake_watchers))
     turns = Turns()
     access_log = AccessLog(settings.access_log_sample) if settings.access_log_sample else None
     middleware = Middleware(metrics, tokens, turns=turns, access_log=access_log)
-    loop = asyncio.get_running_loop()
     metrics.event_loop_tasks.labels().set_function(lambda: len(asyncio.all_tasks(loop)))
     async with AsyncExitStack() as stack:
         monitor = await stack.enter_async_context(_monitor(settings, metrics))
@@ -197,11 +197,18 @@ def build_table(
     return (*rows, *reflection_rpcs(services(rows)))
 
 
-def _tokens(settings: ServerSettings) -> tuple[Tokens | None, list[ChangedFiles]]:
+def _tokens(
+    settings: ServerSettings, on_replaced: Callable[[], object] = lambda: None
+) -> tuple[Tokens | None, list[ChangedFiles]]:
     file = settings.token_file
     if file is None:
         return None, []
-    watched = ChangedFiles([file], lambda: tokens.replace(Tokens.read(file)))
+
+    def reload() -> None:  # in a thread
+        tokens.replace(Tokens.read(file))
+        on_replaced()
+
+    watched = ChangedFiles([file], reload)
     tokens = Tokens.read(file)
     return tokens, [watched]
 

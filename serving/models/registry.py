@@ -209,6 +209,10 @@ class Models:
         """Set at the next change of a model or of readiness. Get it before reading states, then wait."""
         return self._change
 
+    def wake_watchers(self) -> None:
+        """Let those who wait for `change` look again: tokens, for example, have changed what they may see."""
+        self._announce()
+
     async def scanned(self) -> None:
         """Wait until the repository has been read for the first time."""
         await self._scanned.wait()

@@ -5,10 +5,11 @@ Token files hold SHA-256 digests. Tokens are random and long, so a slow hash for
 
 import hashlib
 import hmac
+import itertools
 import logging
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +32,13 @@ class _TokenFile(BaseModel):
     tokens: dict[str, list[str]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grant:
-    """What a call may do: that of its token."""
+    """What a call may do: that of its token. It follows the token file, also while the call runs."""
 
     models: frozenset[str]  # `EVERY_MODEL` among them allows all
     owner: str  # tells tokens apart, without revealing them; empty: the call has no token
+    is_withdrawn: bool = False
 
     def allows(self, model: str) -> bool:
         """Whether the call may name a model."""
@@ -46,7 +48,7 @@ class Grant:
         """Check that the call may name a model; the empty name stands for none.
 
         Raises:
-            Unauthenticated: the call has no token.
+            Unauthenticated: the call has no token, or its token is no longer valid.
             PermissionDenied: the token does not allow this model.
         """
         if not model or self.allows(model):
@@ -55,6 +57,8 @@ class Grant:
             raise Unauthenticated(
                 f"model {model!r} needs a bearer token: send the metadata `authorization: Bearer TOKEN`"
             )
+        if self.is_withdrawn:
+            raise Unauthenticated("the bearer token is no longer valid: reconnect with another one")
         raise PermissionDenied(f"the bearer token does not allow model {model!r}")
 
 
@@ -107,8 +111,20 @@ class Tokens:
         return read
 
     def replace(self, other: "Tokens") -> None:
-        """Take the tokens of another object instead. Calls that run keep what they were granted."""
-        self._grants = other._grants  # noqa: SLF001 - of the same class
+        """Take the tokens of another object instead, also for the next messages of streams that run."""
+        old = {grant.owner: grant for _, grant in self._all()}
+        for place, entries in other._grants.items():  # noqa: SLF001 - of the same class
+            # Running calls hold the old objects.
+            kept = [(digest, old.pop(grant.owner, grant), grant.models) for digest, grant in entries]
+            for _, grant, models in kept:
+                grant.models = models
+            other._grants[place] = [(digest, grant) for digest, grant, _ in kept]  # noqa: SLF001
+        for withdrawn in old.values():
+            withdrawn.models, withdrawn.is_withdrawn = frozenset(), True
+        self._grants = other._grants  # noqa: SLF001
+
+    def _all(self) -> Iterator[tuple[bytes, Grant]]:
+        return itertools.chain.from_iterable(self._grants.values())
 
     def grant(self, authorization: str) -> Grant:
         """Return what a call may do.

@@ -20,7 +20,7 @@ _SERVICE_UNKNOWN: int = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService:
-    """Serves Check and Watch."""
+    """Serves Check, List and Watch."""
 
     def __init__(self, models: Models, services: Collection[str]) -> None:
         self._models = models
@@ -30,6 +30,7 @@ class HealthService:
         """The RPCs of this service. They are probes, which need no token."""
         return (
             Unary(f"/{SERVICE}/Check", pb.HealthCheckRequest, self.check, is_probe=True),
+            Unary(f"/{SERVICE}/List", pb.HealthListRequest, self.list, is_probe=True),
             Stream(
                 f"/{SERVICE}/Watch",
                 pb.HealthCheckRequest,
@@ -47,15 +48,21 @@ class HealthService:
             raise UnknownModel(f"there is no service or model {request.service!r}")
         return pb.HealthCheckResponse(status=status)
 
+    async def list(self, _request: pb.HealthListRequest, call: Call) -> pb.HealthListResponse:
+        """Return the status of the server, its services, and the models that the call may name."""
+        names = [*self._services, *filter(call.allows, self._models.names())]
+        statuses = {name: pb.HealthCheckResponse(status=self._status(name)) for name in names}
+        return pb.HealthListResponse(statuses=statuses)
+
     async def watch(
         self, requests: AsyncIterator[pb.HealthCheckRequest], call: Call
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        """Yield the current status and each change of it, until the server stops."""
+        """Yield the current status and each change of it, until the server stops or the token is invalid."""
         async for request in requests:
-            self._check_may_see(request, call)
             sent = None
             while True:
                 change = self._models.change
+                self._check_may_see(request, call)
                 # Read both before `yield` may pause: the stream must not end before its last status.
                 status, draining = self._status(request.service), self._models.draining
                 if status != sent:

@@ -85,6 +85,27 @@ def test_a_damaged_hash_is_a_usage_error(tmp_path: Path) -> None:
         Tokens.read(file)
 
 
+def test_grants_follow_the_file() -> None:
+    """Those of running calls too, through several changes; a token that comes back needs a new call."""
+    tokens = Tokens({"abc": ["colours"], "xyz": ["*"]})
+    grant, other = tokens.grant("Bearer abc"), tokens.grant("Bearer xyz")
+
+    tokens.replace(Tokens({"abc": ["shapes"], "xyz": ["*"], "new": ["*"]}))
+    grant.check("shapes")
+    with pytest.raises(PermissionDenied):
+        grant.check("colours")
+
+    tokens.replace(Tokens({"xyz": ["*"]}))
+    tokens.replace(Tokens({"xyz": ["*"], "abc": ["*"]}))
+    with pytest.raises(
+        Unauthenticated, match="the bearer token is no longer valid: reconnect with another one"
+    ):
+        grant.check("shapes")
+    tokens.grant("Bearer abc").check("shapes")
+    other.check("anything")
+    assert tokens.grant("Bearer xyz") is other
+
+
 def test_a_token_file_is_read(tmp_path: Path) -> None:
     """[tokens] maps tokens to lists of models."""
     file = tmp_path / "tokens.toml"

@@ -245,3 +245,23 @@ async def test_tokens_are_checked_inside_a_stream(
 
     assert stranger.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert received == [("", "red"), ("", "PERMISSION_DENIED")]
+
+
+async def test_a_stream_follows_the_token_file(
+    publish: Publish, serve_gated: ServeGated, connect: Connect
+) -> None:
+    """The next message of a stream whose token is withdrawn is rejected."""
+    publish()
+    tokens = Tokens({"abc": ["colours"]})
+    async with serve_gated(tokens=tokens) as server:
+        stream = connect(server.grpc.port).talk(CLASSIFY, metadata=[("authorization", "Bearer abc")])
+        summaries = []
+        for each in (Tokens({"abc": ["colours"], "more": ["*"]}), Tokens({"more": ["*"]})):
+            await stream.write(_classify("red"))
+            summaries.append(_summary(await stream.read()))
+            tokens.replace(each)
+        await stream.write(_classify("red"))
+        summaries.append(_summary(await stream.read()))
+        stream.cancel()
+
+    assert [reason for _, reason in summaries] == ["red", "red", "UNAUTHENTICATED"]

@@ -1,6 +1,7 @@
 """grpc.health.v1 over a real channel: the server and each model, now and as they change."""
 
 import asyncio
+from pathlib import Path
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 CHECK = "grpc.health.v1.Health/Check"
+LIST = "grpc.health.v1.Health/List"
 WATCH = "grpc.health.v1.Health/Watch"
 
 
@@ -115,6 +117,70 @@ async def test_a_new_version_in_the_background_changes_nothing(
         sent.append(await _next(watch))
 
     assert sent == [SERVING, NOT_SERVING]
+
+
+async def test_all_names_are_listed_with_their_status(
+    publish: Publish, serve: Serve, connect: Connect
+) -> None:
+    """The server under the empty name, its services, and its models."""
+    publish()
+    publish("liars", lie=True)
+    async with serve() as server:
+        answer = await connect(server.grpc.port).call(LIST, health_pb2.HealthListRequest())
+
+    services = ("", "inference.GRPCInferenceService", "lenserve.v1.Classifier")
+    assert {name: each.status for name, each in answer.statuses.items()} == {
+        **dict.fromkeys((*services, "colours"), SERVING),
+        "liars": NOT_SERVING,
+    }
+
+
+async def test_models_are_listed_for_their_tokens(
+    publish: Publish, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """As for Check: the server needs no token, a model needs one that allows it."""
+    publish("colours")
+    publish("shapes")
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[tokens]\n"abc" = ["shapes"]\n"all" = ["*"]\n')
+    listed = []
+    async with serve(token_file=tokens) as server:
+        stub = connect(server.grpc.port)
+        for token in ("", "abc", "all"):
+            answer = await stub.call(LIST, health_pb2.HealthListRequest(), metadata=_bearer(token))
+            listed.append({name for name in answer.statuses if "." not in name} - {""})
+            assert answer.statuses[""].status == SERVING
+
+    assert listed == [set(), {"shapes"}, {"colours", "shapes"}]
+
+
+@pytest.mark.parametrize(
+    ("after", "code"), [('"other" = ["*"]', "UNAUTHENTICATED"), ('"abc" = ["shapes"]', "PERMISSION_DENIED")]
+)
+async def test_a_watch_ends_with_its_token(
+    *, publish: Publish, serve: Serve, connect: Connect, tmp_path: Path, after: str, code: str
+) -> None:
+    """When the token file changes. A watch of the server needs no token, and goes on."""
+    publish()
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[tokens]\n"abc" = ["colours"]\n')
+    async with serve(token_file=tokens) as server:
+        stub = connect(server.grpc.port)
+        model = stub.stream(WATCH, _request("colours"), metadata=_bearer("abc"))
+        whole = stub.stream(WATCH, _request(""), metadata=_bearer("abc"))
+        assert [await _next(model), await _next(whole)] == [SERVING, SERVING]
+        tokens.write_text('[tokens]\n"unrelated" = ["*"]\n"abc" = ["colours", "more"]\n')
+        await asyncio.to_thread(server.files[0].look)
+        tokens.write_text(f"[tokens]\n{after}\n")
+        await asyncio.to_thread(server.files[0].look)
+        async with asyncio.timeout(10):
+            assert (await model.code()).name == code
+        server.models.drain()
+        assert await _next(whole) == NOT_SERVING
+
+
+def _bearer(token: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {token}")] if token else []
 
 
 async def test_draining_ends_every_watch(publish: Publish, serve: Serve, connect: Connect) -> None:
