@@ -92,7 +92,7 @@ async def open_supervisor(settings: ServerSettings) -> AsyncIterator["Supervisor
 
 @contextmanager
 def _device_server_socket() -> Iterator[socket.socket]:
-    """Listen on a Unix socket in a folder of its own.
+    """Listen on a Unix socket in a separate folder.
 
     Raises:
         UsageError: there is no folder for it.
