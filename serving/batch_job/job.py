@@ -1,6 +1,5 @@
 """Runs a batch job: lists the images, finds out what is left, classifies it, and writes the parts."""
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from serving.batch_job.reading import is_url
 from serving.batch_job.sources import Source, open_source
 from serving.batch_job.tables import require_pyarrow
 from serving.bundle import STABLE_ALIAS, Bundle, ImageLimits, Repository
+from serving.cpu_quota import available_cores
 from serving.errors import UnknownModel, UsageError
 
 # Images that a process gets at once: few enough that all processes end at about the same time.
@@ -152,7 +152,7 @@ def _engine(plan: Plan, source: Source, bundle: Bundle, output: Output) -> Engin
     if plan.engine == "ray":
         return RayEngine(options, source.batch, address=plan.ray_address, actors=plan.processes)
     images = sum(len(output.rows(part)) for part in output.missing())
-    processes = min(plan.processes or _cores(), -(-images // _CHUNK_IMAGES))
+    processes = min(plan.processes or available_cores(), -(-images // _CHUNK_IMAGES))
     return LocalEngine(options, source.batch, processes=processes)
 
 
@@ -193,7 +193,3 @@ def _find_bundle(plan: Plan) -> Bundle:
     if begun is not None and begun.model == name:
         return repository.read(name, begun.version)
     return repository.read(name, aliases.get(STABLE_ALIAS, versions[-1]))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -11,6 +11,7 @@ from serving.client.retries import OnRetry, Retries
 from serving.errors import UsageError
 from serving.pb.inference import grpc_service_pb2 as inference_pb
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.text_files import without_mark
 
 _SERVICE = "lenserve.v1.Classifier"
 _INFERENCE = "inference.GRPCInferenceService"
@@ -109,7 +110,7 @@ def open_channel(
 
 def _read_pem(file: Path | str | None) -> bytes | None:
     try:
-        return None if file is None else Path(file).read_bytes()
+        return None if file is None else without_mark(Path(file).read_bytes())
     except OSError as error:
         raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
 

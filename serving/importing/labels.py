@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serving.bundle.files import read_limited
 from serving.errors import UsageError
+from serving.text_files import decode_text
 
 _MAX_LABELS_BYTES = 16 * 2**20
 _MAX_NAMED = 3  # faulty labels in one message
@@ -22,9 +23,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, or is not a list of distinct labels.
     """
     try:
-        text = read_limited(path, _MAX_LABELS_BYTES).decode(
-            "utf-8-sig"
-        )  # without the mark of Windows editors
+        text = decode_text(read_limited(path, _MAX_LABELS_BYTES))
     except OSError as error:
         raise UsageError(f"--labels {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -1,10 +1,14 @@
 """The server's TLS certificates, checked at start so that no handshake fails because of a wrong file."""
 
+import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import UsageError
+from serving.text_files import without_mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,9 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
         try:
-            # By default, OpenSSL would ask for a password on the terminal.
-            context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
+            with _for_openssl(self.cert_file) as certificate, _for_openssl(self.key_file) as key:
+                # By default, OpenSSL would ask for a password on the terminal.
+                context.load_cert_chain(certificate, key, password=_no_password)
         except (ssl.SSLError, ValueError) as error:
             raise UsageError(
                 f"TLS files {self.cert_file} and {self.key_file} are not a certificate and its key: {error}"
@@ -56,7 +61,8 @@ class TlsFiles:
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
         try:
-            context.load_verify_locations(self.client_ca_file)
+            with _for_openssl(self.client_ca_file) as authorities:
+                context.load_verify_locations(authorities)
         except ssl.SSLError as error:
             raise UsageError(f"TLS file {self.client_ca_file} contains no certificates: {error}") from error
         return context
@@ -88,6 +94,28 @@ class RenewedTls:
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         # Called for each handshake, also without a name: SSL_CTX_set_tlsext_servername_callback(3).
         connection.context = self._current
+
+
+def read_pem(file: Path) -> bytes:
+    """Read a PEM file, without the byte order mark of an editor, after which OpenSSL finds nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return without_mark(file.read_bytes())
+
+
+@contextmanager
+def _for_openssl(file: Path) -> Iterator[Path]:
+    """Give a path to the content of `read_pem`: OpenSSL reads keys from files only."""
+    content = file.read_bytes()
+    if without_mark(content) == content:
+        yield file
+        return
+    with os.fdopen(os.memfd_create("pem"), "wb") as copy:
+        copy.write(without_mark(content))
+        copy.flush()
+        yield Path(f"/proc/self/fd/{copy.fileno()}")
 
 
 def _no_password() -> bytes:

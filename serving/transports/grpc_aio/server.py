@@ -23,7 +23,7 @@ from serving.rpc.handlers import (
 from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY, Code, Status
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
-from serving.transports.tls import TlsFiles
+from serving.transports.tls import TlsFiles, read_pem
 
 # When grpc.aio stops, calls that it has received but not yet handed over end as CANCELLED, which clients do
 # not retry. So new calls are first rejected as UNAVAILABLE, long enough for clients to move to other servers,
@@ -182,8 +182,8 @@ def _time_limits(limits: Limits) -> Sequence[tuple[str, int]]:
 
 
 def _certificates(tls: TlsFiles) -> Any:  # noqa: ANN401
-    chain = [(tls.key_file.read_bytes(), tls.cert_file.read_bytes())]
-    client_ca = tls.client_ca_file.read_bytes() if tls.client_ca_file else None
+    chain = [(read_pem(tls.key_file), read_pem(tls.cert_file))]
+    client_ca = read_pem(tls.client_ca_file) if tls.client_ca_file else None
     return grpc.ssl_server_certificate_configuration(chain, client_ca)
 
 

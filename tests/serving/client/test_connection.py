@@ -1,6 +1,7 @@
 """The base of both clients: channels with and without TLS."""
 
 import asyncio
+import codecs
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,6 +83,24 @@ def test_unusable_files_are_reported_at_once(
     paths: dict[str, Any] = {name: certificates / file for name, file in files.items()}
     with pytest.raises(UsageError, match=message):
         kind("localhost:1", **paths)
+
+
+@pytest.mark.parametrize("transport", ["h2", "grpc"])
+async def test_pem_files_may_begin_with_a_byte_order_mark(
+    publish: Publish, serve: Serve, certificates: Path, tmp_path: Path, transport: str
+) -> None:
+    """Chains are joined in editors, and OpenSSL finds nothing after the mark. On both sides."""
+    publish()
+    for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key"):
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + (certificates / name).read_bytes())
+    files = {"cert_file": "server.pem", "key_file": "server.key", "client_ca_file": "ca.pem"}
+    options = {f"tls_{name}": tmp_path / file for name, file in files.items()}
+    shown: dict[str, Any] = _shown(tmp_path, "client")
+    async with (
+        serve(transport=transport, **options) as server,
+        AsyncClient(f"localhost:{server.grpc.port}", **shown) as client,
+    ):
+        assert (await client.classify(RED, model="colours")).top.label == "red"
 
 
 async def test_the_name_of_the_certificate_can_be_set(serve_tls: Serve, certificates: Path) -> None:

@@ -14,6 +14,7 @@ from serving.importing.labels import check_count, labels_in, read_labels
     [
         ("plain.txt", b"cat\ndog\nb\xc3\xa4r\n"),
         ("windows.txt", b"\xef\xbb\xbfcat\r\ndog\r\nb\xc3\xa4r\r\n"),
+        ("powershell.txt", "\ufeffcat\r\ndog\r\nbär\r\n".encode("utf-16-le")),
         ("spaced.txt", b"\n cat \n\ndog\t\nb\xc3\xa4r\n\n\n"),
         ("list.json", '["cat", "dog", "bär"]'.encode()),
         ("index.json", '{"1": "dog", "0": "cat", "2": "bär"}'.encode()),
