@@ -34,6 +34,8 @@ class Bench(Command):
     )
     processes: int = Field(default=1, ge=1, le=256, description="client processes, with one connection each")
     p99_ms: float | None = Field(default=None, gt=0, description="advise how to keep p99 within this limit")
+    wait: bool = Field(default=False, description="first wait until the server and the model are ready")
+    wait_timeout_s: float = Field(default=60.0, gt=0, le=86_400, description="seconds for --wait")
     timeout_s: float = Field(default=10.0, gt=0, le=3600, description="deadline of one request")
     token: str | None = Field(
         default=None, description="bearer token; set LENSERVE_TOKEN instead to keep it out of process lists"
@@ -55,6 +57,11 @@ class Bench(Command):
             raise UsageError(
                 f"--picture {self.picture}: {self.picture.parent} is not a directory; create it first"
             )
+        if self.wait:
+            from serving.client import Client
+
+            with Client(self.server, token=self.token) as client:
+                client.wait_ready(self.model, timeout_s=self.wait_timeout_s)
         p99_s = self.p99_ms / 1000 if self.p99_ms else None
         report = run_plan(self._plan(), stderr)
         answered = any(point.requests_per_s for point in report.points)

@@ -96,6 +96,7 @@ def test_the_text_output_is_a_table_and_advice(server: ServerProcess, tmp_path: 
         (("--model", "nope"), 1, "NOT_FOUND: there is no model 'nope'"),
         (("--model", "colours", "--server", "127.0.0.1:9"), 1, "127.0.0.1:9 does not answer"),
         (("--model", "colours", "--server", "http://a"), 2, "is a URL: write a:8001"),
+        (("--model", "x", "--wait", "--wait-timeout-s", "0.1"), 1, "UNAVAILABLE: model 'x' is not ready"),
         (("--model", "colours", "--image", "/nope.png"), 1, "/nope.png cannot be read: No such file"),
         (("--model", "colours", "--picture", "/nope/x.svg"), 2, "/nope is not a directory"),
         (("--model", "colours", "--metrics-url", "http://127.0.0.1:9/"), 2, "cannot be read"),
