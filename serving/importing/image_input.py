@@ -23,6 +23,10 @@ _TYPES: Mapping[int, np.dtype[np.generic]] = {
 _CHANNELS = (1, 3)
 _IMAGE_AXES = 4
 _CHANNEL_AXIS = {"NCHW": 1, "NHWC": 3}
+# Operators between an image and the first layer: types and normalisation.
+_BEFORE_LAYERS = frozenset(
+    {"Identity", "Cast", "Sub", "Div", "Mul", "Add", "QuantizeLinear", "DequantizeLinear"}
+)
 _EXPECTED = "an image classifier takes (batch, channels, height, width) or (batch, height, width, channels)"
 
 
@@ -86,10 +90,32 @@ def describe_input(
             f"input {value.name!r} is {kind}; an image is float, float16, double or uint8: export it as such"
         )
     dims = _dimensions(value)
-    found = _find_layout(value.name, dims, layout)
+    found = _find_layout(value.name, dims, layout or _layout_of_first_layer(graph, dims))
     channels, height, width = dims[1:] if found == "NCHW" else (dims[3], dims[1], dims[2])
     height, width = _complete_size((height, width), size)
     return ImageInput(value.name, dtype, found, height, width, channels or _CHANNELS[-1], dims[0])
+
+
+def _layout_of_first_layer(graph: onnx.GraphProto, dims: list[int | None]) -> Layout | None:
+    """Return the layout that the first convolution needs, if the shape leaves it open; None: not found.
+
+    ONNX's convolutions are NCHW: an NHWC image is transposed before them.
+    """
+    possible = [each for each in ("NCHW", "NHWC") if dims[_CHANNEL_AXIS[each]] in (*_CHANNELS, None)]
+    if len(possible) < len(_CHANNEL_AXIS):
+        return None
+    reached = {graph.input[0].name}
+    for node in graph.node:  # ONNX requires that nodes are sorted
+        if reached.isdisjoint(node.input[:1]):
+            continue
+        if node.op_type == "Conv":
+            return "NCHW"
+        if node.op_type == "Transpose":
+            perm = next((list(each.ints) for each in node.attribute if each.name == "perm"), [])
+            return "NHWC" if perm == [0, 3, 1, 2] else None
+        if node.op_type in _BEFORE_LAYERS:
+            reached.update(node.output)
+    return None
 
 
 def _only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:

@@ -94,7 +94,7 @@ def verify_bundle(bundle_dir: Path, data_root: Path | None, cache: Path | None =
     if golden is None or not reproduced:
         findings.not_checked.append("test split: no file reproduces the golden examples")
     elif _REPORT not in intact:
-        findings.not_checked.append(f"test split: {_REPORT}, which names it, is not the published file")
+        findings.not_checked.append(f"test split: {_why_no_report(bundle)}")
     elif test := _load_test(bundle, data_root, cache, findings):
         _verify_test_split(bundle, golden, reproduced, test, metrics, findings)
         _verify_parity(bundle, reproduced, test, intact, findings)
@@ -137,7 +137,7 @@ def _verify_files(bundle: Bundle, findings: _Findings) -> set[str]:
 def _verify_report(bundle: Bundle, intact: set[str], findings: _Findings) -> Metrics | None:
     """Compare the report's figures with the manifest's; None if there is no intact report."""
     if _REPORT not in intact:
-        findings.not_checked.append(f"report and gates: {_REPORT} is not the published file")
+        findings.not_checked.append(f"report and gates: {_why_no_report(bundle)}")
         return None
     try:
         metrics = Metrics.model_validate_json((bundle.folder / _REPORT).read_bytes())
@@ -161,6 +161,12 @@ def _verify_report(bundle: Bundle, intact: set[str], findings: _Findings) -> Met
     detail = f"differs from manifest.json in {differing}" if differing else "agrees with manifest.json"
     findings.add("report", detail, passed=not differing)
     return metrics
+
+
+def _why_no_report(bundle: Bundle) -> str:
+    if _REPORT not in bundle.manifest.files and bundle.manifest.provenance.imported:
+        return "another program trained this version, so it has no report"
+    return f"{_REPORT} is not the published file"
 
 
 def _read_golden(bundle: Bundle, intact: set[str], findings: _Findings) -> Golden | None:

@@ -1,5 +1,6 @@
 """Imported versions give the probabilities of the file itself, whatever program wrote it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,35 @@ def test_ultralytics_needs_no_option(repository: Repository, images: Pixels, tmp
     assert manifest.labels == tuple(f"class {number}" for number in range(files.CLASSES))
     assert (manifest.geometry.fit, manifest.geometry.crop_fraction) == ("crop", 1.0)
     assert result.foreign.assumed == ()
+
+
+def test_neighbours_of_hugging_face_answer_every_question(
+    repository: Repository, images: Pixels, tmp_path: Path
+) -> None:
+    """Optimum leaves every axis open; the first convolution shows the layout, its JSON files the rest."""
+    path = files.write(
+        tmp_path / "model.onnx",
+        files.layers(),
+        files.weights(),
+        shape=("batch", "channels", "height", "width"),
+    )
+    processor = {
+        "do_normalize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "resample": 2,
+        "size": {"height": files.SIDE, "width": files.SIDE},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    names = {str(number): f"class {number}" for number in range(files.CLASSES)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    expected = softmax(reference(path, images, nchw)["logits"])
+
+    result = import_file(repository, path, None, mean=None, std=None)
+
+    assert np.abs(run(result.bundle, images).probabilities - expected).max() < TOLERANCE
+    assert result.foreign.assumed == ()
+    assert result.foreign.origin == ("preprocessor_config.json", "config.json")
 
 
 def test_weights_in_another_file_come_into_the_bundle(

@@ -231,7 +231,9 @@ GRAPHS: dict[str, tuple[Make, str]] = {
         "the file takes images of any size: say by --size",
     ),
     "any layout": (
-        lambda path: write(path, layers(), weights(), shape=("N", 3, 3, 3)),
+        lambda path: write(
+            path, [node("Neg", ["x"], ["pixels"]), *layers("pixels")], weights(), shape=("N", 3, 3, 3)
+        ),
         "can be NCHW (torch) or NHWC (Keras): say which by --layout",
     ),
     "opset of the future": (
