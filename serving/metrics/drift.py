@@ -14,7 +14,7 @@ import numpy.typing as npt
 from serving.bundle import Reference
 
 _MAX_LABEL_BINS = 20
-_MIN_REFERENCE_IMAGES = 5  # in each bin, on average (labels) or at least (confidence)
+_MIN_REFERENCE_IMAGES = 5  # of a bin, on average (labels), or to begin one (confidence)
 # Added to each count, so that an empty bin has a logarithm (Jeffreys' prior).
 _PRIOR = 0.5
 
@@ -38,14 +38,18 @@ def label_bins(reference: Reference) -> Bins:
 
 
 def confidence_bins(reference: Reference) -> Bins:
-    """Join neighbouring buckets of confidence until each bin has five images of the reference: (buckets,)."""
+    """Join neighbouring buckets of confidence that have few images of the reference: (buckets,).
+
+    A bucket with five images or more begins a bin, so that rare values are apart from frequent ones: a
+    network may be sure of all its test images, and of few live ones.
+    """
     bins: list[int] = []
-    at, images, left = 0, 0, sum(reference.confidence)
-    for count in reference.confidence:
-        if images >= _MIN_REFERENCE_IMAGES and left >= _MIN_REFERENCE_IMAGES:
+    at, images = 0, 0
+    for bucket, count in enumerate(reference.confidence):
+        if bucket and max(images, count) >= _MIN_REFERENCE_IMAGES:
             at, images = at + 1, 0
         bins.append(at)
-        images, left = images + count, left - count
+        images += count
     return np.array(bins)
 
 

@@ -30,11 +30,11 @@ def test_labels_of_a_small_reference_share_bins() -> None:
     assert len(in_bins([2, 2, 1, 1, 1, 1, 1, 1, 1, 1], label_bins(_reference([2, 2, *[1] * 8])))) == 2
 
 
-def test_bins_of_confidence_have_five_images_each() -> None:
-    """Neighbours are joined, at the upper end too."""
+def test_bins_of_confidence_are_few() -> None:
+    """Neighbours with few images are joined; what is rare stays apart from what is frequent."""
     confidence = [0, 1, 2, 0, 0, 3, 4, 0, 0, 9, 300, 0, 2]
     bins = confidence_bins(_reference([sum(confidence)], confidence))
-    assert in_bins(confidence, bins) == [6, 13, 302]
+    assert in_bins(confidence, bins) == [6, 4, 9, 300, 2]
     assert bins.tolist() == sorted(bins.tolist())
     assert len(bins) == CONFIDENCE_BUCKETS
 
@@ -52,6 +52,30 @@ def test_without_drift_the_index_is_small(live: int, reference: int) -> None:
     ]
     assert np.quantile(indices, 0.99) < 0.1
     assert np.mean(indices) < 0.02
+
+
+@pytest.mark.parametrize("bucket", [4, 12])
+def test_a_network_that_was_sure_of_every_test_image_may_be_unsure(bucket: int) -> None:
+    """And the other way round: all images of the reference are in one bucket, all live ones in another."""
+    reference = [0] * 13
+    live = [0] * 13
+    reference[-1 if bucket == 4 else 9] = live[bucket] = 300
+    bins = confidence_bins(_reference([300], reference))
+    assert stability_index(in_bins(live, bins), in_bins(reference, bins)) > 1
+
+
+@pytest.mark.parametrize("images", [300, 1000, 10_000])
+def test_confidence_without_drift_has_a_small_index(images: int) -> None:
+    """Also where a network is sure of nearly all images, so that most buckets are nearly empty."""
+    generator = np.random.default_rng(0)
+    shares = np.array([0, 0, 0, 1, 1, 2, 3, 3, 5, 5, 20, 60, 900]) / 1000
+    indices = []
+    for _ in range(300):
+        reference = generator.multinomial(images, shares).tolist()
+        bins = confidence_bins(_reference([images], reference))
+        live = generator.multinomial(500, shares).tolist()
+        indices.append(stability_index(in_bins(live, bins), in_bins(reference, bins)))
+    assert np.quantile(indices, 0.99) < 0.1
 
 
 def test_a_class_that_doubles_is_seen() -> None:
