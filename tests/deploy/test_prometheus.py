@@ -8,17 +8,20 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from serving.bundle import Repository
-from tests.colours import Publish
+from serving.bundle import Repository, reference_of
+from tests.colours import Publish, write_colours
 from tests.deploy.calls import calls, stream
 from tests.deploy.prometheus import Prometheus, running_prometheus
 from tests.deploy.rules import DEPLOY, expressions
@@ -42,7 +45,7 @@ def queries_of_the_dashboard() -> dict[str, list[str]]:
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     return {
         panel["title"]: [
-            target["expr"].replace("$job", ".+").replace("$__rate_interval", "2s")
+            target["expr"].replace("$job", ".+").replace("$__rate_interval", "5s")
             for target in panel["targets"]
         ]
         for panel in panels
@@ -57,11 +60,22 @@ def selectors() -> set[str]:
     return names
 
 
+def publish_with_reference(repository: Repository) -> None:
+    """Publish a version that answered red, green and blue for its test images, so that it has a drift."""
+    sure = np.repeat(np.eye(3, dtype=np.float32), 100, axis=0)  # (N, K)
+    repository.publish(
+        "colours",
+        lambda folder: write_colours(folder, rotate=0, lie=False).model_copy(
+            update={"reference": reference_of(sure)}
+        ),
+    )
+
+
 def test_every_query_gives_a_series(
-    publish: Publish, start_server: StartServer, prometheus: Prometheus
+    repository: Repository, start_server: StartServer, prometheus: Prometheus
 ) -> None:
     """Recording rules, all that alerts read, and every panel, from a server with two workers and calls."""
-    publish()
+    publish_with_reference(repository)
     server = start_server("--workers", "2")
     prometheus.scrape(server.http)
     missing: set[str] = set()
@@ -82,7 +96,7 @@ def test_every_query_gives_a_series(
         )
         return not missing
 
-    with calls(server.grpc):
+    with calls(server.grpc, images=16):
         stream(server.grpc)
         prometheus.wait_until(all_there, missing)
 
@@ -237,6 +251,56 @@ def only_bad_versions(lab: Lab) -> Iterator[None]:
 
 
 @contextmanager
+def workers_that_are_replaced(lab: Lab) -> Iterator[None]:
+    """A worker that is halted until the supervisor kills it."""
+    lab.publish()
+    server = lab.scraped("--workers", "2", "--hung-after-s", "1")
+    lab.prometheus.wait_until(
+        lambda: bool(lab.prometheus.query("lenserve_worker_hangs_total == 0")), "not scraped"
+    )
+    os.kill(_workers(server)[0], signal.SIGSTOP)
+    yield
+
+
+@contextmanager
+def halted_event_loop(lab: Lab) -> Iterator[None]:
+    """A process that was halted for two seconds, as a loop that something blocks."""
+    lab.publish()
+    server = lab.scraped()
+    server.process.send_signal(signal.SIGSTOP)
+    time.sleep(2)  # the lag that it then has
+    server.process.send_signal(signal.SIGCONT)
+    yield
+    server.process.kill()
+
+
+@contextmanager
+def black_images(lab: Lab) -> Iterator[None]:
+    """Calls with black images, which the test images were not."""
+    publish_with_reference(lab.repository)
+    server = lab.scraped()
+    with calls(server.grpc, images=16):
+        yield
+    server.process.kill()
+
+
+@contextmanager
+def no_room_for_capture(lab: Lab) -> Iterator[None]:
+    """The folder of captured images became a file, until it is a folder again."""
+    lab.publish()
+    folder = lab.repository.root.parent / "captured"
+    server = lab.scraped("--capture-dir", str(folder), "--capture-rate", "1")
+    shutil.rmtree(folder)
+    folder.write_text("")
+    with calls(server.grpc):
+        yield
+        folder.unlink()
+        lab.prometheus.wait_until(
+            lambda: "LenserveCaptureStopped" not in lab.prometheus.firing(), "capture does not go on"
+        )
+
+
+@contextmanager
 def restarts(lab: Lab) -> Iterator[None]:
     """A server that is started five times on one port."""
     lab.publish()
@@ -298,9 +362,13 @@ LONG: dict[str, Scenario] = {
     "LenserveModelNotServed": only_bad_versions,
     "LenserveVersionLoadsLong": endless_version,
     "LenserveWorkersDie": workers_that_die,
+    "LenserveWorkersHang": workers_that_are_replaced,
+    "LenserveEventLoopLags": halted_event_loop,
     "LenserveRestarts": restarts,
     "LenserveRefusesConnections": too_many_connections,
     "LenserveFilesRunOut": open_files,
+    "LenserveDrift": black_images,
+    "LenserveCaptureStopped": no_room_for_capture,
 }
 # No healthy CPU stops reproducing its golden examples: only test_rules.py has this one.
 NOT_TO_BE_MADE = {"LenserveVersionBroken"}

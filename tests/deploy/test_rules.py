@@ -38,6 +38,11 @@ def of_state(state: str, quiet_min: int, fires_min: int) -> Case:
     return Case({STATE % state: "_x4 1+0x25 stale"}, quiet_min, fires_min, 40)
 
 
+def of_gauge(series: str, value: str, quiet_min: int, fires_min: int) -> Case:
+    """A gauge has this value from the fifth to the fiftieth minute."""
+    return Case({series % SERVER: f"0.1+0x4 {value}+0x45 0.1+0x20"}, quiet_min, fires_min, 60)
+
+
 CASES = {
     "LenserveDown": Case({'up{job="lenserve",instance="a"}': "1+0x4 0+0x9 1+0x20"}, 5, 8, 20),
     "LenserveAbsent": Case({'up{job="lenserve",instance="a"}': "1+0x4 stale _x20 1+0x20"}, 8, 16, 40),
@@ -67,8 +72,14 @@ CASES = {
     # It stays refused, and the alert clears after an hour.
     "LenserveVersionRefused": Case({STATE % "refused": "_x4 1+0x100"}, 4, 8, 80),
     "LenserveModelNotServed": Case(
-        {STATE % "refused": "_x4 1+0x60", STATE % "ready": "_x20 1+0x40"}, 5, 10, 30
+        {f'lenserve_model_ready{{{SERVER},model="m"}}': "1+0x4 0+0x9 1+0x30"}, 6, 9, 30
     ),
+    "LenserveWorkersHang": Case(
+        {f'lenserve_worker_hangs_total{{{SERVER},worker="1"}}': "0+0x4 1+0x80"}, 3, 8, 40
+    ),
+    "LenserveEventLoopLags": of_gauge("lenserve_event_loop_lag_seconds{%s}", "2", 7, 14),
+    "LenserveDrift": of_gauge('lenserve_population_stability_index{%s,model="m"}', "0.3", 30, 45),
+    "LenserveCaptureStopped": of_gauge("lenserve_capture_stopped{%s}", "1", 7, 14),
     "LenserveVersionBroken": of_state("broken", 3, 6),
     "LenserveVersionLoadsLong": of_state("loading", 12, 20),
     "LenserveWorkersDie": Case(
