@@ -1,22 +1,37 @@
-# The server, without torch and compilers, as an unprivileged user. Build from the root of the repository:
-#   docker build -f deploy/serving.Dockerfile -t lenserve .
-# For an NVIDIA GPU add CUDA and cuDNN as pip packages, and run with --gpus all:
+# The server, without torch and compilers, for CPUs. Build from the root of the repository:
+#   docker build -f deploy/serving.Dockerfile -t lenserve:cpu .
+# For NVIDIA GPUs, with CUDA and cuDNN as pip packages; run it with --gpus all:
 #   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=cuda -t lenserve:cuda .
-# For a smaller image that runs on CPUs only:
-#   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=serve-cpu -t lenserve:cpu .
-FROM python:3.12-slim AS build
-ARG EXTRAS=serve
+# BASE is any image with Python 3.11 or newer and its venv, such as a mirror of this one.
+ARG BASE=python:3.12-slim
+
+FROM ${BASE} AS build
+ARG EXTRAS=serve-cpu
 WORKDIR /src
-RUN python -m venv /opt/lenserve
+# Dependencies first, for an empty package: a change of the source then leaves their layer as it is.
 COPY constraints.txt pyproject.toml README.md LICENSE ./
+RUN mkdir serving training && echo '__version__ = "0"' > serving/__init__.py && touch training/__init__.py && \
+    python3 -m venv --without-pip /opt/lenserve && \
+    python3 -m venv /opt/build && \
+    /opt/build/bin/pip --python /opt/lenserve/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]" && \
+    /opt/build/bin/pip --python /opt/lenserve/bin/python uninstall --yes lenserve
 COPY serving serving
 COPY training training
-RUN /opt/lenserve/bin/pip install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
+# Tests and C sources of the dependencies go, and ONNX Runtime's tools that make models: 36 MB that nothing imports.
+RUN /opt/build/bin/pip --python /opt/lenserve/bin/python install --no-cache-dir --no-deps . && \
+    find /opt/lenserve -depth \( -name tests -o -name '*.c' -o -name '*.pyx' \
+        -o -path '*/onnxruntime/transformers' -o -path '*/onnxruntime/quantization' -o -path '*/onnxruntime/tools' \) \
+        -exec rm -rf {} +
 
-FROM python:3.12-slim
-RUN useradd --uid 10001 --create-home lenserve
+FROM ${BASE}
+# Numbers, so that Kubernetes can tell that this is not root. Training writes as the same user. An empty volume takes
+# over the owner of /models from the first container that uses it, so both images have it.
+RUN groupadd --gid 10001 lenserve && \
+    useradd --uid 10001 --gid 10001 --no-log-init --create-home lenserve && \
+    install --directory --owner=10001 --group=10001 /models
 COPY --from=build /opt/lenserve /opt/lenserve
-USER lenserve
+COPY deploy/serve-mounted.sh /usr/local/bin/serve-mounted
+USER 10001:10001
 ENV PATH=/opt/lenserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     LENSERVE_HOST=0.0.0.0 \
@@ -25,8 +40,8 @@ ENV PATH=/opt/lenserve/bin:$PATH \
     LENSERVE_LOG_JSON=true
 VOLUME /models
 EXPOSE 8001 8002
-# Probe of Docker; in Kubernetes, use a readinessProbe with the same address.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8002/readyz', timeout=2)"]
+# Set another port with the variable LENSERVE_HTTP_PORT: the probe follows it. Kubernetes ignores this probe.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-ISc", "import os, urllib.request as u; \
+u.urlopen('http://127.0.0.1:' + os.environ.get('LENSERVE_HTTP_PORT', '8002') + '/readyz', timeout=2)"]
 ENTRYPOINT ["lenserve"]
 CMD ["serve"]
