@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first signal stops the job at a safe point, the second ends it immediately."""
+"""SIGTERM, Ctrl-C, a closed terminal: the first signal stops the job at a safe point, the second at once."""
 
 import signal
 from collections.abc import Iterator
@@ -29,8 +29,10 @@ class Interrupts:
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT while the context is open; main thread only."""
-        previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        """Handle signals while the context is open, main thread only; SIGHUP unless `nohup` ignores it."""
+        hears_hangup = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+        handled = (*_SIGNALS, signal.SIGHUP) if hears_hangup else _SIGNALS
+        previous = {number: signal.signal(number, self._receive) for number in handled}
         try:
             yield
         finally:
@@ -59,3 +61,4 @@ class Interrupts:
         self.received = signal.Signals(number)
         for again in _SIGNALS:
             signal.signal(again, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends it twice
