@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from pydantic import Field
 from rich.markup import escape
@@ -31,6 +31,7 @@ from serving.errors import BundleError, UsageError
 from serving.importing.cli import ImportModel
 from serving.model_commands import Alias, History, Promote, Prune, Remove, Rollback, Show
 from serving.settings import ServerSettings
+from serving.text_files import decode_text, encoding_of
 from serving.triton.cli import ExportConfig
 
 _log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class HashToken(Command):
         require_server()
         from serving.rpc.bearer_tokens import hash_token
 
-        token = sys.stdin.readline().strip()
+        token = _first_line(sys.stdin.buffer)
         if not token:
             raise UsageError("stdin has no token: write it there, so that it is in no list of processes")
         print_line(f'"{hash_token(token)}" = {json.dumps(self.model)}')
@@ -161,6 +162,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_commands(
         "lenserve", "Serve image classifiers over gRPC, and send images to them.", COMMANDS, arguments
     )
+
+
+def _first_line(file: BinaryIO) -> str:
+    """Read a line, as an editor, a shell or a terminal has written it."""
+    line = file.readline()
+    if encoding_of(line) == "utf-16":  # its line ends have two bytes
+        line += file.read()
+    try:
+        return decode_text(line).partition("\n")[0].strip()
+    except UnicodeDecodeError as error:
+        raise UsageError("stdin is not text in UTF-8: write only the token there") from error
 
 
 def _rows(repository: Repository) -> Iterator[dict[str, object]]:

@@ -5,6 +5,16 @@ from pathlib import Path
 
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
+MARK_BYTES = 4  # that `encoding_of` needs
+
+
+def encoding_of(content: bytes) -> str:
+    """Return the encoding that a byte order mark names: it removes the mark, and UTF-8 needs none."""
+    for mark, encoding in _ENCODINGS.items():
+        if content.startswith(mark) and len(content) > len(mark):
+            return encoding
+    return "utf-8-sig"
+
 
 def decode_text(content: bytes) -> str:
     """Decode the content of a file, without its byte order mark.
@@ -12,10 +22,7 @@ def decode_text(content: bytes) -> str:
     Raises:
         UnicodeDecodeError: it is neither UTF-8 nor UTF-16 with a mark.
     """
-    for mark, encoding in _ENCODINGS.items():
-        if content.startswith(mark) and len(content) > len(mark):
-            return content.decode(encoding)
-    return content.decode("utf-8")
+    return content.decode(encoding_of(content))
 
 
 def read_text(path: Path) -> str:

@@ -21,6 +21,7 @@ from serving.batch_job.tables import TABLE_SUFFIXES, column_of_table
 from serving.bundle import ImageLimits
 from serving.bundle.images import IMAGE_SUFFIXES
 from serving.errors import UsageError
+from serving.text_files import without_mark
 
 STDIN = "-"
 _LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
@@ -192,7 +193,7 @@ def _listed(source: str, paths: list[str], root: str, limits: ImageLimits) -> So
 
 
 def _lines(text: bytes) -> list[str]:
-    lines = text.removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n").split(b"\n")
+    lines = without_mark(text).removeprefix(_BYTE_ORDER_MARK).replace(b"\r\n", b"\n").split(b"\n")
     return [os.fsdecode(line) for line in lines if line.strip()]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from serving.batch_job.reading import open_file
 from serving.errors import UsageError
+from serving.text_files import MARK_BYTES, encoding_of
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
@@ -26,7 +27,11 @@ def column_of_table(source: str, column: str) -> list[str]:
     with open_file(source) as file:
         if separator is None:
             return _of_parquet(source, file, column)
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        encoding = "utf-8-sig"
+        if file.seekable():
+            encoding = encoding_of(file.read(MARK_BYTES))
+            file.seek(0)
+        text = io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline="")
         return _of_csv(source, text, column, separator)
 
 

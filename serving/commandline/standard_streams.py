@@ -17,7 +17,8 @@ def repair_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, flags)  # takes the lowest number that is free
+            opened = os.open(os.devnull, flags)  # takes the lowest number that is free
+            os.set_inheritable(opened, True)  # noqa: FBT003 - its only option
     sys.stdin = _usable(sys.stdin, 0)
     sys.stdout = _usable(sys.stdout, 1)
     sys.stderr = _usable(sys.stderr, 2)

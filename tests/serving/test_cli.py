@@ -318,11 +318,12 @@ def test_a_token_is_hashed_from_stdin(lenserve: Run) -> None:
     """The line belongs into a token file. Without a token there is none."""
     some = lenserve("tokens", "hash", "--model", "digits", "--model", "photos", stdin="abc\n")
     every = lenserve("tokens", "hash", stdin="abc")
+    marked = lenserve("tokens", "hash", stdin="\ufeffabc\r\n")  # `type token.txt | lenserve tokens hash`
     none = lenserve("tokens", "hash", stdin="\n")
 
     digest = hashlib.sha256(b"abc").hexdigest()
     assert some.stdout == f'"sha256:{digest}" = ["digits", "photos"]\n'
-    assert every.stdout == f'"sha256:{digest}" = ["*"]\n'
+    assert every.stdout == marked.stdout == f'"sha256:{digest}" = ["*"]\n'
     assert (none.returncode, none.stdout) == (2, "")
     assert "stdin has no token" in none.stderr
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 PROGRAM = '''
-import os, socket, sys
+import os, socket, subprocess, sys
 from serving.commandline import Command, print_line, print_table, run_commands, stderr
 from rich.table import Table
 from rich.tree import Tree
@@ -22,6 +22,8 @@ class Show(Command):
         with socket.socket() as first:
             assert first.fileno() > 2, first
         assert sys.stdin.read() == ""
+        child = "import os; [os.fstat(each) for each in range(3)]"
+        assert subprocess.run([sys.executable, "-c", child]).returncode == 0  # it inherits them
         stderr.print("progress █ \\udcff")
         table = Table("ä", "█")
         table.add_row("日本", "≤ 1")
