@@ -128,8 +128,10 @@ class Classifier:
             version = await self._lease_in_turn(model, revision)
         with _AdmittedRequest(self.admission, version, len(images), deadline_s) as request:
             preprocessed = await self._preprocess(images, version, deadline_s)
+            if self._capture is None:
+                images = ()  # files can be much larger than the pixels that wait for the network
             good = [pixels for pixels in preprocessed if not isinstance(pixels, ImageError)]
-            request.failed_images = len(images) - len(good)
+            request.failed_images = len(preprocessed) - len(good)
             answers: Sequence[Ranking | InvalidOutput] = ()
             started_s = time.perf_counter()
             if good:
@@ -179,6 +181,8 @@ class Classifier:
             version = await self._lease_in_turn(model, revision)
         with _AdmittedRequest(self.admission, version, len(images), deadline_s):
             preprocessed = await self._preprocess(images, version, deadline_s)
+            if self._capture is None:
+                images = ()
             for place, pixels in enumerate(preprocessed):
                 if isinstance(pixels, ImageError):
                     raise type(pixels)(f"image {place}: {pixels}")

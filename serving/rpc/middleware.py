@@ -181,7 +181,9 @@ class Middleware:
                 )
                 if call.grant is not None and model_field:
                     call.grant.check(getattr(request, model_field))
-                return await compute(request, call)
+                work = compute(request, call)
+                del message, request  # a request that waits is held once: the images that `compute` keeps
+                return await work
             finally:
                 self._end_call()
 

@@ -50,13 +50,17 @@ class ClassifierService:
     async def classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
         """Rank the labels of each image. If the only image is invalid, the request fails."""
         response = pb.ClassifyResponse()
-        await self._classify(request, call, response)
+        work = self._classify(request, call, response)
+        del request  # see `_classify`
+        await work
         return response
 
     async def classify_in_stream(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyStreamResponse:
         """Answer one request of a stream."""
         response = pb.ClassifyStreamResponse(id=request.id)
-        await self._classify(request, call, response.response, may_wait=True)
+        work = self._classify(request, call, response.response, may_wait=True)
+        del request
+        await work
         return response
 
     async def _decode_images(self, request: pb.ClassifyRequest) -> list[Image]:
@@ -82,7 +86,7 @@ class ClassifierService:
     ) -> None:
         self._classifier.check_count(len(request.images))  # before they are decoded
         images = await self._decode_images(request)
-        answer = await self._classifier.classify(
+        work = self._classifier.classify(
             images,
             model=request.model,
             revision=_revision(request),
@@ -90,6 +94,9 @@ class ClassifierService:
             deadline_s=call.deadline_s,
             may_wait=may_wait,
         )
+        # The images are copies, and can wait for a second: without this they would be held three times.
+        del request, images
+        answer = await work
         if len(answer.results) == 1 and isinstance(answer.results[0], Failure):
             raise answer.results[0]
         response.model = answer.model

@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -157,6 +158,37 @@ async def test_calls_are_counted_by_method_and_code() -> None:
         "lenserve_request_duration_seconds_count", {"method": METHOD}
     )
     assert durations == 4
+
+
+async def test_a_call_that_waits_for_its_turn_holds_its_request_once(
+    publish: Publish, serve_gated: ServeGated
+) -> None:
+    """Not also as a message and as what was parsed from it; and once decoded, only as pixels."""
+    publish()
+    file = b"P6 1000 1000 255\n" + bytes(3_000_000)
+    message = pb.ClassifyRequest(model="colours", images=[pb.Image(encoded=file)]).SerializeToString()
+
+    async def read() -> bytes:
+        return bytes(bytearray(message))  # a copy
+
+    async with serve_gated() as server:
+        rows = build_table(server.classifier, server.models, server.metrics)
+        handler = server.middleware.wrap(next(row for row in rows if row.method == f"/{CLASSIFY}"))
+        assert isinstance(handler, UnaryHandler)
+        server.engine.close()
+        tracemalloc.start()
+        try:
+            calls = [asyncio.create_task(_answered(handler, read)) for _ in range(4)]
+            await asyncio.to_thread(server.engine.entered.wait, 10)
+            await _until(lambda: tracemalloc.get_traced_memory()[0] < len(file))
+        finally:
+            tracemalloc.stop()
+            server.engine.gate.set()
+        await asyncio.gather(*calls)
+
+
+async def _answered(handler: UnaryHandler, read: Read) -> bytes:
+    return await handler.answer(read, Call({}))
 
 
 async def test_a_cancelled_call_is_counted_as_cancelled(
