@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from tests.benchmarks.cells import replace_table
 from tests.chaos import late_calls
 from tests.chaos.attack import all_attacks
 from tests.chaos.attacker import raise_descriptors
+from tests.chaos.machine import machine
 from tests.chaos.measuring import MOST_P99_MS, MOST_P99_RATIO, PENDING_MIB, Result, measure
 from tests.chaos.table import attacks_table, late_table
 
@@ -106,17 +105,6 @@ def described(results: list[Result], late: list[late_calls.LateCalls], options: 
         f"once against a new server. {machine()}."
     )
     return "\n\n".join(parts) + "\n"
-
-
-def machine() -> str:
-    """The machine and the interpreter."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine()
-    )
-    return (
-        f"{os.cpu_count()} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}"
-    )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import numpy as np
 
-from serving.bundle import Repository
+from serving.bundle import Description, Repository
 from serving.pb.inference import grpc_service_pb2 as pb
 from tests.benchmarks.processes import Process
 from tests.colours import SIDE, write_colours
@@ -76,18 +76,26 @@ class Victim:
         return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith(key)), 0.0)
 
 
+def write_small(folder: Path) -> Description:
+    """Write the files of a model whose run takes some microseconds."""
+    return write_colours(folder, rotate=0, lie=False)
+
+
 @contextmanager
-def running(folder: Path, options: Sequence[str] = ()) -> Iterator[Victim]:
+def running(
+    folder: Path, options: Sequence[str] = (), *, write: Callable[[Path], Description] = write_small
+) -> Iterator[Victim]:
     """Run `lenserve serve` with a token file, until the end of the block.
 
     Args:
         folder: where its repository, its tokens and its log are.
         options: of the command.
+        write: writes the files of the model, if there is no repository.
     """
     repository = Repository(folder / "repository")
     if not repository.root.exists():
         repository.root.mkdir(parents=True)
-        repository.publish(MODEL, lambda files: write_colours(files, rotate=0, lie=False))
+        repository.publish(MODEL, write)
         (folder / "tokens.toml").write_text(f'[tokens]\n"{TOKEN}" = ["*"]\n')
     log = folder / "server.log"
     command = [sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository.root)]

@@ -1,0 +1,288 @@
+"""Asks a server for more than it can do: how much of that is answered in time, and what memory it takes.
+
+`python -m tests.chaos.overload` measures the capacity with a number of calls that are always in flight,
+memory at 80 % of it, and then 200 % and 400 % of it: calls at random times with deadlines of 1 s and 10 s.
+"""
+
+import argparse
+import io
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from PIL import Image
+from rich.console import Console
+
+from serving.bundle import MODEL_FILE, Description
+from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from tests.benchmarks.cells import replace_table
+from tests.chaos import victim
+from tests.chaos.load import Outcome, Plan, applied
+from tests.chaos.machine import machine
+from tests.chaos.victim import MODEL, TOKEN, Victim, running, small_request
+
+SECONDS = 60.0
+TRANSPORTS = ("h2", "grpc")
+SHARES, DEADLINES_S = (2, 4), (1.0, 10.0)
+LEAST_GOODPUT = {2: 0.90, 4: 0.75}
+MOST_LATE = 0.01
+MOST_MEMORY = 2.0
+
+_CALM_SHARE = 0.8
+_IN_FLIGHT = 64
+_CAPACITY_PART = 6  # the capacity is measured again before each load, for this part of its time
+_CLASSIFY = "/lenserve.v1.Classifier/Classify"
+_WIDTH, _HEIGHT, _QUALITY = 1600, 1200, 85
+_HIDDEN, _LAYERS = 2048, 96
+_OK, _LATE = "OK", "DEADLINE_EXCEEDED"
+
+_stderr = Console(stderr=True, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the server is asked for, again and again."""
+
+    name: str
+    method: str
+    message: bytes
+    write: Callable[[Path], Description]  # writes the files of the model
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """The result of one load."""
+
+    work: str
+    transport: str
+    share: float  # of the capacity
+    deadline_s: float
+    capacity_per_s: float
+    good_per_s: float
+    refused: int
+    late: int
+    codes: dict[str, int]
+    p99_ms: float  # of what was answered
+    memory: float  # peak, as a ratio to that at 80 % load
+    client_busy: float
+
+    @property
+    def goodput(self) -> float:
+        """Calls that were answered in time, as a share of the capacity."""
+        return self.good_per_s / self.capacity_per_s
+
+    @property
+    def late_share(self) -> float:
+        """Of the calls that were accepted."""
+        return self.late / max(1, self.late + self.codes.get(_OK, 0))
+
+    def misses(self) -> list[str]:
+        """The musts that are not met, in words."""
+        found = []
+        if self.goodput < LEAST_GOODPUT[round(self.share)]:
+            found.append(f"below {LEAST_GOODPUT[round(self.share)]:.0%}")
+        if self.late_share > MOST_LATE:
+            found.append(f"more than {MOST_LATE:.0%} late")
+        if self.memory > MOST_MEMORY:
+            found.append(f"more than {MOST_MEMORY:g} times the memory")
+        other = {code: count for code, count in self.codes.items() if code not in _EXPECTED}
+        if other:
+            found.append("failed: " + ", ".join(f"{count} {code}" for code, count in other.items()))
+        return found
+
+
+_EXPECTED = frozenset({_OK, _LATE, "RESOURCE_EXHAUSTED"})
+
+
+def photographs() -> Work:
+    """JPEG files of 1600x1200 pixels for a small network: decoding is what takes the time."""
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 255, (30, 40, 3), np.uint8)  # (H, W, C)
+    file = io.BytesIO()
+    picture = Image.fromarray(blocks).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+    picture.save(file, "JPEG", quality=_QUALITY)
+    request = pb.ClassifyRequest(model=MODEL, images=[pb.Image(encoded=file.getvalue())])
+    return Work("photographs", _CLASSIFY, request.SerializeToString(), victim.write_small)
+
+
+def tensors() -> Work:
+    """Small tensors for a network of some milliseconds: running it is what takes the time."""
+    return Work("tensors", victim.METHOD, small_request(), _write_slow_colours)
+
+
+def _write_slow_colours(folder: Path) -> Description:
+    """The small network, whose logits also get the output of many layers, times zero."""
+    description = victim.write_small(folder)
+    model = onnx.load(folder / MODEL_FILE)
+    graph, rng = model.graph, np.random.default_rng(3)
+    weights = {
+        "wide": rng.normal(size=(3, _HIDDEN)),
+        "square": rng.normal(0, _HIDDEN**-0.5, (_HIDDEN, _HIDDEN)),
+        "narrow": np.zeros((_HIDDEN, 3)),
+    }
+    for name, values in weights.items():
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    layers = [helper.make_node("MatMul", ["mean", "wide"], ["hidden0"])]
+    for number in range(_LAYERS):
+        weighted, hidden = f"weighted{number}", f"hidden{number + 1}"
+        layers.append(helper.make_node("MatMul", [f"hidden{number}", "square"], [weighted]))
+        layers.append(helper.make_node("Relu", [weighted], [hidden]))
+    layers.append(helper.make_node("MatMul", [f"hidden{_LAYERS}", "narrow"], ["nothing"]))
+    layers.append(helper.make_node("Add", ["mean", "nothing"], ["embedding"]))
+    nodes = [node for node in graph.node if node.output[0] != "embedding"]
+    at = next(place for place, node in enumerate(nodes) if "embedding" in node.input)
+    del graph.node[:]
+    graph.node.extend([*nodes[:at], *layers, *nodes[at:]])
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / MODEL_FILE)
+    return description
+
+
+def measure(
+    work: Work,
+    folder: Path,
+    transport: str,
+    *,
+    seconds: float,
+    loads: Sequence[tuple[int, float]],
+) -> list[Overload]:
+    """Overload one server again and again.
+
+    Args:
+        work: what it is asked for.
+        folder: of its repository and its log; empty.
+        transport: of the server.
+        seconds: of each load.
+        loads: share of the capacity, and deadline in seconds.
+    """
+    results = []
+    with running(folder, ["--transport", transport], write=work.write) as server:
+        _capacity_per_s(server, work, seconds / _CAPACITY_PART)  # it warms up
+        capacity_per_s = _capacity_per_s(server, work, seconds / _CAPACITY_PART)
+        server.reset_peak()
+        applied(_plan(server, work, seconds=seconds, calls_per_s=_CALM_SHARE * capacity_per_s))
+        calm_mib = server.peak_mib()
+        for share, deadline_s in loads:
+            capacity_per_s = _capacity_per_s(server, work, seconds / _CAPACITY_PART)
+            server.reset_peak()
+            outcome = applied(
+                _plan(
+                    server, work, seconds=seconds, calls_per_s=share * capacity_per_s, deadline_s=deadline_s
+                )
+            )
+            codes = outcome.codes()
+            results.append(
+                Overload(
+                    work=work.name,
+                    transport=transport,
+                    share=share,
+                    deadline_s=deadline_s,
+                    capacity_per_s=capacity_per_s,
+                    good_per_s=outcome.count(_OK) / _span_s(outcome),
+                    refused=codes.get("RESOURCE_EXHAUSTED", 0),
+                    late=codes.get(_LATE, 0),
+                    codes=codes,
+                    p99_ms=outcome.p99_ms(),
+                    memory=server.peak_mib() / calm_mib,
+                    client_busy=outcome.busy,
+                )
+            )
+            _stderr.print(_line(results[-1]))
+    return results
+
+
+def _plan(
+    server: Victim,
+    work: Work,
+    *,
+    seconds: float,
+    calls_per_s: float = 0.0,
+    in_flight: int = 0,
+    deadline_s: float = 60.0,
+) -> Plan:
+    return Plan(
+        server.port,
+        work.method,
+        work.message.hex(),
+        seconds,
+        calls_per_s=calls_per_s,
+        in_flight=in_flight,
+        deadline_s=deadline_s,
+        metadata=(("authorization", f"Bearer {TOKEN}"),),
+    )
+
+
+def _capacity_per_s(server: Victim, work: Work, seconds: float) -> float:
+    """Answers a second, with calls always in flight. Those that are refused are not answers."""
+    outcome = applied(_plan(server, work, seconds=seconds, in_flight=_IN_FLIGHT))
+    return outcome.count(_OK) / _span_s(outcome)
+
+
+def _span_s(outcome: Outcome) -> float:
+    begin_s = min(call.due_s for call in outcome.calls)
+    return max(call.due_s + call.latency_s for call in outcome.calls) - begin_s
+
+
+def _line(result: Overload) -> str:
+    return (
+        f"{result.work:12} {result.transport:5} {result.share:.0%} of {result.capacity_per_s:6.0f}/s, "
+        f"{result.deadline_s:g} s: goodput {result.goodput:.3f}  late {result.late_share:.4f}  "
+        f"p99 {result.p99_ms:.0f} ms  memory {result.memory:.2f}  client {result.client_busy:.0%}  "
+        f"{result.codes}  {'; '.join(result.misses()) or 'met'}"
+    )
+
+
+_HEAD = (
+    "| what | transport | capacity, calls/s | asked for | deadline, s | answered in time, of the capacity | "
+    "refused | late, of the accepted | p99, ms | memory, of that at 80 % | |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def table(results: Sequence[Overload]) -> str:
+    """One row for each load, as Markdown."""
+    rows = [
+        f"| {each.work} | `{each.transport}` | {each.capacity_per_s:,.0f} | {each.share:.0%} | "
+        f"{each.deadline_s:g} | {each.goodput:.1%} | {each.refused:,} | {each.late_share:.2%} | "
+        f"{each.p99_ms:,.0f} | {each.memory:.2f} | {_verdict(each.misses())} |"
+        for each in results
+    ]
+    return "\n".join([_HEAD, *rows])
+
+
+def _verdict(misses: Sequence[str]) -> str:
+    return f"**{'; '.join(misses)}**" if misses else "met"
+
+
+def main() -> None:
+    """Measure, and print or write the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.overload", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each load")
+    parser.add_argument("--transport", choices=TRANSPORTS, nargs="+", default=TRANSPORTS)
+    parser.add_argument("--work", choices=("photographs", "tensors"), nargs="+")
+    parser.add_argument("--json", type=Path, help="a file that keeps every figure")
+    parser.add_argument("--write", type=Path, help="a Markdown file whose table of overload is replaced")
+    options = parser.parse_args()
+    loads = [(share, deadline_s) for share in SHARES for deadline_s in DEADLINES_S]
+    results = []
+    for transport in options.transport:
+        for work in (photographs(), tensors()):
+            if not options.work or work.name in options.work:
+                with tempfile.TemporaryDirectory() as folder:
+                    results += measure(work, Path(folder), transport, seconds=options.seconds, loads=loads)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(each) for each in results], indent=1))
+    command = f"python -m tests.chaos.overload --seconds {options.seconds:g}"
+    text = f"{table(results)}\n\n`{command}`. {machine()}.\n"
+    print(text)
+    if options.write:
+        replace_table(options.write, text, name="overload")
+
+
+if __name__ == "__main__":
+    main()
