@@ -48,7 +48,7 @@ class Batch(Command):
         default=0,
         ge=0,
         le=256,
-        description="threads per process that read and decode; 0: 2 for files, 16 for URLs",
+        description="threads per process that read ahead; 0: 2 for files, 16 for URLs",
     )
     device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")] = Field(
         default="auto", description="auto, cpu, cuda or cuda:N"

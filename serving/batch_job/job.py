@@ -24,7 +24,7 @@ from serving.errors import UnknownModel, UsageError
 
 # Images that a process gets at once: few enough that all processes end at about the same time.
 _CHUNK_IMAGES = 128
-# Threads of each process that read and decode, for files and for URLs, which answer after a while.
+# Threads of each process that read ahead, for files and for URLs, which answer after a while.
 _FILE_THREADS, _URL_THREADS = 2, 16
 
 
