@@ -130,21 +130,16 @@ def test_a_killed_server_that_is_back_after_four_seconds_loses_no_call(
 async def test_a_graceful_restart_loses_no_call(publish: Publish, serve: Serve, transport: str) -> None:
     """As in a rolling update of a single instance: the streams are ended, and resume."""
     publish()
-    port = 0
-    load: _Load | None = None
-    try:
-        for _ in range(2):
-            async with serve(grpc_port=port, transport=transport) as server:
-                port = server.grpc.port
-                load = load or _Load(f"127.0.0.1:{port}")
-                await asyncio.to_thread(load.wait_for_more, BEFORE)
-                await server.stop()
-        async with serve(grpc_port=port, transport=transport):
-            await asyncio.to_thread(load.wait_for_more, AFTER)  # type: ignore[union-attr] # set above
-            await asyncio.to_thread(load.close)  # type: ignore[union-attr]
-    finally:
-        if load is not None:
-            load.end.set()
+    async with serve(transport=transport) as server:
+        port = server.grpc.port
+        load = _Load(f"127.0.0.1:{port}")
+        await asyncio.to_thread(load.wait_for_more, BEFORE)
+        await server.stop()
+    async with serve(grpc_port=port, transport=transport):
+        try:
+            await asyncio.to_thread(load.wait_for_more, AFTER)
+        finally:
+            await asyncio.to_thread(load.close)
 
 
 async def test_a_source_that_waits_for_its_next_image_survives_a_restart(

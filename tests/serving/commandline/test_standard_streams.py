@@ -89,7 +89,7 @@ def test_a_terminal_that_is_not_utf8_shows_escapes(run: Run, environment: dict[s
     assert b"\\u65e5\\u672c" in shown.stdout
     assert b"progress" in shown.stderr
 
-    for arguments, code in ((["--help"], 0), (["show", "--help"], 0), (["show", "é█"], 2), (["é█"], 2)):
+    for arguments, code in ((["show", "--help"], 0), (["show", "é█"], 2)):
         done = run(*arguments, **environment)
         assert done.returncode == code, done.stderr
         assert b"UnicodeEncodeError" not in done.stderr

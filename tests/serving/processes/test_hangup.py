@@ -25,7 +25,7 @@ def _tree(pid: int) -> list[int]:
 def test_sighup_reads_files_and_ends_no_process(
     publish: Publish, start_server: StartServer, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """To every process at once, as when a terminal closes; again and again."""
+    """To the process that an operator has started, and to all at once, as when a terminal closes."""
     publish()
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(f'[tokens]\n"{hash_token("old")}" = ["*"]\n')
@@ -34,27 +34,19 @@ def test_sighup_reads_files_and_ends_no_process(
     publish()
     tokens.write_text(f'[tokens]\n"{hash_token("new")}" = ["*"]\n')
 
+    serving = 2 if options else 1
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("version_serving", version=2, times=serving)
+    server.wait_for("files_reloaded", times=serving)
+    publish()
     for _ in range(3):
         for pid in processes:
             os.kill(pid, signal.SIGHUP)
-    serving = 2 if options else 1
-    server.wait_for("version_serving", version=2, times=serving)
-    server.wait_for("files_reloaded", times=serving)
+    server.wait_for("version_serving", version=3, times=serving)
 
     with Client(server.grpc, token="new") as client:  # noqa: S106
-        assert client.classify(RED, model="colours").version == 2
+        assert client.classify(RED, model="colours").version == 3
     with Client(server.grpc, token="old") as client, pytest.raises(CallFailed, match="UNAUTHENTICATED"):  # noqa: S106
         client.classify(RED, model="colours")
     assert _tree(server.process.pid) == processes
     assert server.stop() == 0
-
-
-def test_the_supervisor_tells_its_workers(publish: Publish, start_server: StartServer) -> None:
-    """`kill -HUP` of the process that an operator has started is enough."""
-    publish()
-    server = start_server("--workers", "2", *ONLY_WHEN_TOLD)
-    publish()
-
-    server.process.send_signal(signal.SIGHUP)
-
-    assert {each["worker"] for each in server.wait_for("version_serving", version=2, times=2)} == {1, 2}
