@@ -1,8 +1,13 @@
 """`lenserve`: serve, classify, models ..., tokens hash, batch, bench. Reads options and prints results."""
 
+import signal
+import sys
+
+if sys.argv[1:2] == ["serve"]:  # before the imports, which take half a second: SIGHUP must not end a server
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
