@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import helper
 
 from serving.bundle import Geometry
@@ -21,13 +20,13 @@ from serving.importing.hints import Hints, read_hints
 from serving.importing.image_input import ChannelOrder, ImageInput, Normalization, describe_input, to_tensor
 from serving.importing.labels import check_count, read_labels
 from serving.importing.scores import Scores, choose_output, describe_scores
+from serving.importing.sessions import open_session
 from serving.importing.settings import ImportSettings
 from serving.importing.source import Source, first_line, read_source
 from serving.importing.wrap import Features
 
 Floats64 = npt.NDArray[np.float64]
 
-_FATAL_ONLY = 4  # ONNX Runtime's severity: failures come as exceptions, and some are expected
 _MAX_PLAIN_MEAN = 2.0  # above, --mean is of pixels in 0..255
 _MAX_PLAIN_STD = 10.0
 
@@ -108,30 +107,6 @@ def understand(path: Path, settings: ImportSettings) -> ForeignModel:
     )
 
 
-def open_session(model: bytes | str) -> Any:  # noqa: ANN401 - ONNX Runtime ships no type information
-    """Open a session on the CPU that does not spin while it waits.
-
-    Args:
-        model: serialized, or the path of a file.
-
-    Raises:
-        UnsupportedModel: ONNX Runtime cannot run it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        # With fallback, ONNX Runtime prints the failure to stdout and starts again.
-        return onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
-    except Exception as error:  # ONNX Runtime's exceptions have no public base class
-        raise UnsupportedModel(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {first_line(error)}; "
-            "export it with opset 11 to 22, and only with operators of ONNX"
-        ) from error
-
-
 def _is_open(graph: onnx.GraphProto) -> bool:
     """Whether the file leaves a side of the image open."""
     return any(not axis.dim_value for value in graph.input for axis in value.type.tensor_type.shape.dim[1:])
@@ -145,7 +120,9 @@ def _normalization(image: ImageInput, settings: ImportSettings, hints: Hints) ->
         if settings.mean is not None:
             raise UsageError(f"input {image.name!r} takes uint8 pixels: leave --mean and --std out")
         return Normalization((), (), order)
-    mean, std = (settings.mean, settings.std) if settings.mean is not None else (hints.mean, hints.std)
+    mean, std = settings.mean, settings.std
+    if mean is None and {len(hints.mean or ()), len(hints.std or ())} <= {1, image.channels}:
+        mean, std = hints.mean, hints.std
     if mean is None or std is None:
         raise UsageError(_ASK_NORMALIZATION)
     for option, values in (("--mean", mean), ("--std", std)):

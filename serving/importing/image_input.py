@@ -49,6 +49,11 @@ class ImageInput:
             return self.channels, self.height, self.width
         return self.height, self.width, self.channels
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
     def __str__(self) -> str:
         batch = "any batch" if self.batch is None else f"batch {self.batch}"
         return f"{self.dtype} {self.layout} {' x '.join(map(str, self.shape))}, {batch}"

@@ -39,7 +39,7 @@ def find_labelled_files(root: Path, labels: Sequence[str]) -> list[LabelledFile]
             f"--images {root} is not a directory: name one that holds a directory for each label"
         )
     known = {unicodedata.normalize("NFC", label): index for index, label in enumerate(labels)}
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = _directories(root)
     unknown = [path.name for path in folders if unicodedata.normalize("NFC", path.name) not in known]
     if unknown:
         hint = "rename them, or leave them out"
@@ -50,14 +50,23 @@ def find_labelled_files(root: Path, labels: Sequence[str]) -> list[LabelledFile]
             f"--images {root}: {len(unknown)} of {len(folders)} directories are not labels of the model "
             f"({named}): {hint}"
         )
-    found = {
-        file.sha256: file
-        for folder in folders
-        for file in _files(folder, known[unicodedata.normalize("NFC", folder.name)])
-    }
+    found = {}
+    for folder in folders:
+        label = known[unicodedata.normalize("NFC", folder.name)]
+        try:
+            found.update({file.sha256: file for file in _files(folder, label)})
+        except OSError as error:
+            raise UsageError(f"--images: {error.filename} cannot be read: {error.strerror}") from error
     if not found:
         raise UsageError(f"--images {root} has no files in directories that are named like labels: add some")
     return sorted(found.values(), key=lambda file: (file.label, file.sha256))
+
+
+def _directories(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"--images {root} cannot be read: {error.strerror}") from error
 
 
 def _files(folder: Path, label: int) -> Iterator[LabelledFile]:

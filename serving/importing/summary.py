@@ -2,7 +2,13 @@
 
 import json
 
+import numpy as np
+
 from serving.importing.importer import ImportResult
+from serving.importing.measuring import MIN_CALIBRATION_IMAGES
+
+# Largest range of a probability over generated images of a network that does not look at them.
+_CONSTANT = 1e-4
 
 
 def notes(result: ImportResult) -> list[str]:
@@ -24,6 +30,8 @@ def notes(result: ImportResult) -> list[str]:
         f"checked   probabilities differ from the file's by {result.difference:.1g} at most; "
         f"batches: {result.batch}"
     )
+    if np.ptp(foreign.expected, axis=0).max() < _CONSTANT:
+        lines.append("warning   all generated images get the same probabilities: are --mean and --std right?")
     if measured is None:
         lines.append("measured  nothing: --images names labelled images to measure on")
         return lines
@@ -40,7 +48,7 @@ def notes(result: ImportResult) -> list[str]:
             f"{calibration.ece_before:.2%} before, {calibration.ece_after:.2%} after"
         )
     else:
-        lines.append("calibrated not: fewer than 100 images")
+        lines.append(f"calibrated not: fewer than {2 * MIN_CALIBRATION_IMAGES} images")
     return lines
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serving.bundle import Repository
@@ -80,6 +81,30 @@ def test_wrong_options_are_one_line(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not repository.root.exists()
+
+
+def test_a_repository_that_cannot_be_written_is_one_line(
+    labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its path leads through a file."""
+    path = files.plain(tmp_path / "plain.onnx")
+    broken = Repository(path / "repository")
+    code = main([*import_of(path, broken), "--labels", str(labels), "--mean", "0", "--std", "1"])
+    assert code == 2
+    assert capsys.readouterr().err == (
+        f"lenserve models import: the repository {broken.root} cannot be written: Not a directory; "
+        "make room or set another --repository\n"
+    )
+
+
+def test_a_network_that_does_not_look_is_warned_of(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most often, pixels in another range saturate it."""
+    constant = {**files.weights(), "dense.weight": np.zeros((files.CLASSES, files.FILTERS), np.float32)}
+    path = files.write(tmp_path / "constant.onnx", files.layers(), constant)
+    assert main([*import_of(path, repository), "--labels", str(labels), "--mean", "0", "--std", "1"]) == 0
+    assert "warning   all generated images get the same probabilities" in capsys.readouterr().err
 
 
 def test_models_list_says_that_nothing_was_measured(
