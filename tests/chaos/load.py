@@ -1,11 +1,12 @@
 """A load from a separate process: calls at random times, or a number of calls that are always in flight.
 
-`python -m tests.chaos.load` reads its plan from standard input, a JSON object with the fields of `Plan`, and
-prints its calls and the different answers as JSON. `applied` runs it on the client's core.
+`python -m tests.chaos.load` reads its plan from a line of standard input, a JSON object with the fields of
+`Plan`, and prints its calls and the different answers as JSON. `applied` runs it on the client's core.
 """
 
 import asyncio
 import json
+import math
 import random
 import subprocess
 import sys
@@ -32,7 +33,7 @@ class Plan:
     port: int
     method: str
     message_hex: str
-    seconds: float
+    seconds: float  # infinite: until standard input ends
     calls_per_s: float = 0.0  # at random times (a Poisson process); 0: `in_flight` calls at any time
     in_flight: int = 0
     deadline_s: float = _PATIENCE_S  # from when a call was due
@@ -68,8 +69,13 @@ class Outcome:
 
     def p99_ms(self) -> float:
         """99th percentile of the answered calls."""
-        times_s = sorted(call.latency_s for call in self.calls if call.code == "OK")
-        return 1000 * times_s[int(0.99 * (len(times_s) - 1))] if times_s else float("inf")
+        return p99_ms(self.calls)
+
+
+def p99_ms(calls: Sequence[Call]) -> float:
+    """99th percentile of the calls that were answered."""
+    times_s = sorted(call.latency_s for call in calls if call.code == "OK")
+    return 1000 * times_s[int(0.99 * (len(times_s) - 1))] if times_s else math.inf
 
 
 class Load:
@@ -82,12 +88,11 @@ class Load:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(plan)))
-        self._process.stdin.close()
-        self._process.stdin = None  # `communicate` would flush it
+        self._process.stdin.write(json.dumps(asdict(plan)) + "\n")
+        self._process.stdin.flush()
 
     def outcome(self) -> Outcome:
-        """Wait for the end."""
+        """Wait for the end, or end a load without one."""
         text, _ = self._process.communicate()
         if self._process.returncode:
             raise SystemExit("the load failed: its error is above")
@@ -122,8 +127,11 @@ async def _apply(plan: Plan) -> Outcome:
             code = error.code().name
         outcome.calls.append(Call(due_s, time.monotonic() - due_s, code, place))
 
+    stopped = asyncio.get_running_loop().create_future()
+    if plan.seconds == math.inf:
+        stopped = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     cpu_s, started_s = time.process_time(), time.monotonic()
-    await (_open_loop(plan, call) if plan.calls_per_s else _closed_loop(plan, call))
+    await (_open_loop(plan, call, stopped) if plan.calls_per_s else _closed_loop(plan, call, stopped))
     outcome.busy = (time.process_time() - cpu_s) / (time.monotonic() - started_s)
     outcome.answers = list(places)
     for channel in channels:
@@ -132,11 +140,11 @@ async def _apply(plan: Plan) -> Outcome:
     return outcome
 
 
-async def _open_loop(plan: Plan, call: _MakeCall) -> None:
+async def _open_loop(plan: Plan, call: _MakeCall, stopped: asyncio.Future[str]) -> None:
     generator = random.Random(plan.seed)  # noqa: S311 - arrival times
     running, due_s, number = set[asyncio.Task[None]](), time.monotonic(), 0
     end_s = due_s + plan.seconds
-    while (due_s := due_s + generator.expovariate(plan.calls_per_s)) < end_s:
+    while (due_s := due_s + generator.expovariate(plan.calls_per_s)) < end_s and not stopped.done():
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
         task = asyncio.create_task(call(number, due_s))
         running.add(task)
@@ -145,11 +153,11 @@ async def _open_loop(plan: Plan, call: _MakeCall) -> None:
     await asyncio.gather(*running)
 
 
-async def _closed_loop(plan: Plan, call: _MakeCall) -> None:
+async def _closed_loop(plan: Plan, call: _MakeCall, stopped: asyncio.Future[str]) -> None:
     end_s = time.monotonic() + plan.seconds
 
     async def caller(number: int) -> None:
-        while (due_s := time.monotonic()) < end_s:
+        while (due_s := time.monotonic()) < end_s and not stopped.done():
             await call(number, due_s)
 
     await asyncio.gather(*map(caller, range(plan.in_flight)))
@@ -157,7 +165,7 @@ async def _closed_loop(plan: Plan, call: _MakeCall) -> None:
 
 def main() -> None:
     """Apply the plan, and print the outcome."""
-    outcome = asyncio.run(_apply(Plan(**json.load(sys.stdin))))
+    outcome = asyncio.run(_apply(Plan(**json.loads(sys.stdin.readline()))))
     calls = [(each.due_s, each.latency_s, each.code, each.answer) for each in outcome.calls]
     answers = [each.hex() for each in outcome.answers]
     print(json.dumps({"calls": calls, "answers": answers, "busy": outcome.busy}))

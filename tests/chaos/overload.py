@@ -10,20 +10,20 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 from PIL import Image
 from rich.console import Console
 
-from serving.bundle import MODEL_FILE, Description
+from serving.bundle import Description
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from tests.benchmarks.cells import replace_table
 from tests.chaos import victim
 from tests.chaos.load import Outcome, Plan, applied
 from tests.chaos.machine import machine
+from tests.chaos.networks import write_slow
 from tests.chaos.victim import MODEL, TOKEN, Victim, running, small_request
 
 SECONDS = 60.0
@@ -38,7 +38,7 @@ _IN_FLIGHT = 64
 _CAPACITY_PART = 6  # the capacity is measured again before each load, for this part of its time
 _CLASSIFY = "/lenserve.v1.Classifier/Classify"
 _WIDTH, _HEIGHT, _QUALITY = 1600, 1200, 85
-_HIDDEN, _LAYERS = 2048, 96
+_LAYERS = 96
 _OK, _LATE = "OK", "DEADLINE_EXCEEDED"
 
 _stderr = Console(stderr=True, soft_wrap=True)
@@ -112,35 +112,7 @@ def photographs() -> Work:
 
 def tensors() -> Work:
     """Small tensors for a network of some milliseconds: running it is what takes the time."""
-    return Work("tensors", victim.METHOD, small_request(), _write_slow_colours)
-
-
-def _write_slow_colours(folder: Path) -> Description:
-    """The small network, whose logits also get the output of many layers, times zero."""
-    description = victim.write_small(folder)
-    model = onnx.load(folder / MODEL_FILE)
-    graph, rng = model.graph, np.random.default_rng(3)
-    weights = {
-        "wide": rng.normal(size=(3, _HIDDEN)),
-        "square": rng.normal(0, _HIDDEN**-0.5, (_HIDDEN, _HIDDEN)),
-        "narrow": np.zeros((_HIDDEN, 3)),
-    }
-    for name, values in weights.items():
-        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
-    layers = [helper.make_node("MatMul", ["mean", "wide"], ["hidden0"])]
-    for number in range(_LAYERS):
-        weighted, hidden = f"weighted{number}", f"hidden{number + 1}"
-        layers.append(helper.make_node("MatMul", [f"hidden{number}", "square"], [weighted]))
-        layers.append(helper.make_node("Relu", [weighted], [hidden]))
-    layers.append(helper.make_node("MatMul", [f"hidden{_LAYERS}", "narrow"], ["nothing"]))
-    layers.append(helper.make_node("Add", ["mean", "nothing"], ["embedding"]))
-    nodes = [node for node in graph.node if node.output[0] != "embedding"]
-    at = next(place for place, node in enumerate(nodes) if "embedding" in node.input)
-    del graph.node[:]
-    graph.node.extend([*nodes[:at], *layers, *nodes[at:]])
-    onnx.checker.check_model(model)
-    onnx.save(model, folder / MODEL_FILE)
-    return description
+    return Work("tensors", victim.METHOD, small_request(), partial(write_slow, layers=_LAYERS))
 
 
 def measure(
