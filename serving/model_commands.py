@@ -249,6 +249,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "recipe_digest": made.recipe_digest,
         "data_digest": made.data_digest,
         "framework": made.framework,
+        "imported": sorted(made.imported.files) if made.imported else [],
         "parameters": made.parameters,
         "labels": len(manifest.labels),
         "input": list(manifest.geometry.shape),

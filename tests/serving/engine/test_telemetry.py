@@ -10,7 +10,9 @@ import pytest
 SUPPRESSED_BY = {"CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"}  # also by the variables of CI services
 
 
-@pytest.mark.parametrize("module", ["serving.engine.onnx", "training.evaluation.onnx_session"])
+@pytest.mark.parametrize(
+    "module", ["serving.engine.onnx", "serving.importing.sessions", "training.evaluation.onnx_session"]
+)
 def test_nothing_is_collected(module: str, tmp_path: Path) -> None:
     """Collecting starts with an identifier in the user's cache; a program that turned it off writes none."""
     environment = {name: value for name, value in os.environ.items() if name not in SUPPRESSED_BY}

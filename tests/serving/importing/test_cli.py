@@ -1,6 +1,7 @@
 """`lenserve models import` as an operator runs it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_a_network_that_does_not_look_is_warned_of(
     assert "warning   all generated images get the same probabilities" in capsys.readouterr().err
 
 
-def test_models_list_says_that_nothing_was_measured(
+def test_models_list_and_show_say_what_is_known(
     repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An accuracy that nobody measured is not 0."""
@@ -116,3 +117,9 @@ def test_models_list_says_that_nothing_was_measured(
     assert main([*import_of(path, repository), *options]) == 0
     assert main(["models", "list", "--repository", str(repository.root)]) == 0
     assert "not measured" in capsys.readouterr().out
+    assert main(["models", "show", "foreign@1", "--repository", str(repository.root)]) == 0
+    shown = dict(
+        re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines()
+    )
+    assert shown["imported"] == "plain.onnx"
+    assert shown["framework"] == "by hand, ONNX opset 17"
