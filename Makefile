@@ -44,12 +44,13 @@ bench: .venv/dev.done
 	PYTHON=$(PYTHON) tests/benchmarks/fetch.sh
 	$(BIN)/python -m tests.benchmarks $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(BENCH_ARGS)
 
-# Attacks servers for about 19 minutes, overloads them for 25, publishes under load for 10, feeds a million inputs to
-# everything that reads requests or files in 10 more, and lets the clients and proxies of other makers call that this
-# machine has. TRANSPORT=grpc attacks the reference transport.
+# Attacks servers for about 19 minutes, gives them bad days for 5, overloads them for 25, publishes under load for 10,
+# feeds a million inputs to everything that reads requests or files in 10 more, and lets the clients and proxies of other
+# makers call that this machine has. TRANSPORT=grpc attacks the reference transport.
 TRANSPORT ?= h2
 chaos: .venv/dev.done
 	$(BIN)/python -m tests.chaos --transport $(TRANSPORT) --write docs/reliability.md $(CHAOS_ARGS)
+	$(BIN)/python -m tests.chaos.bad_days --write docs/reliability.md
 	$(BIN)/python -m tests.chaos.overload --write docs/reliability.md $(OVERLOAD_ARGS)
 	$(BIN)/python -m tests.chaos.refresh --write docs/reliability.md $(REFRESH_ARGS)
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)

@@ -214,6 +214,11 @@ class MetricFamilies:
             ("model",),
             across=min,
         )
+        self.repository_problems = GaugeFamily(
+            "lenserve_repository_problems",
+            "Models whose folder cannot be read or followed, and 1 if the repository itself cannot be read",
+            across=max,
+        )
         self.load_duration = HistogramFamily(
             "lenserve_version_load_duration_seconds",
             "Reading, verifying, loading, warming and proving a version",

@@ -75,6 +75,7 @@ class Models:
         self._refresher = ModelRefresher(loader, self._load, self._overlooked, self._threads)
         self._state_metrics = StateMetrics(loader.metrics)
         loader.metrics.ready.labels().set_function(lambda: self.ready)
+        loader.metrics.repository_problems.labels().set_function(self._count_problems)
         self._readiness = readiness or Readiness()
         self._proof_pause_s = proof_pause_s
         self._poll_interval_s = poll_interval_s
@@ -95,6 +96,7 @@ class Models:
         self._change = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: dict[str, asyncio.Task[None]] = {}
+        self._overdue: frozenset[str] = frozenset()  # models whose refresh took longer than others waited
 
     async def __aenter__(self) -> Self:
         self._start(watch(self.refresh, self._poll_interval_s, self._after_refresh))
@@ -330,6 +332,7 @@ class Models:
                 refresh.add_done_callback(partial(self._refreshing.pop, name))
         if self._refreshing:
             await asyncio.wait(list(self._refreshing.values()), timeout=self._patience_s)
+        self._overdue = frozenset(self._refreshing)
 
     def _list(self) -> list[str]:
         """List the folders of the repository. Called in a thread."""
@@ -366,6 +369,12 @@ class Models:
                     exc_info=not isinstance(error, OSError | LenserveError),
                 )
                 self._announce(name)
+
+    def _count_problems(self) -> int:
+        """Count what cannot be read, hangs, or cannot be followed. Any thread may call this."""
+        models = list(self._models.values())
+        wrong = {model.name for model in models if model.problem and model.name not in self._unloaded}
+        return bool(self.unreadable) + len(wrong | self._overdue)
 
     def _after_refresh(self, problem: str) -> None:
         if not self._scanned.is_set() or self.unreadable != problem:
