@@ -113,10 +113,21 @@ class Probes:
         """Wait until every connection is answered by a version."""
         end_s = time.monotonic() + _SERVED_S
         for infer in self._infer:
-            while _version_and_label(infer(small_request(), metadata=_METADATA))[0] != version:
+            while _version_of(infer) != version:
                 if time.monotonic() > end_s:
                     raise SystemExit(f"version {version} was not served after {_SERVED_S:g} s")
                 time.sleep(_POLL_S)
+
+
+def _version_of(infer: grpc.UnaryUnaryMultiCallable) -> int:
+    """The version that answers; 0 if the call is refused."""
+    try:
+        answer = infer(small_request(), metadata=_METADATA)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return 0
+        raise
+    return _version_and_label(answer)[0]
 
 
 def _version_and_label(answer: bytes) -> tuple[int, str]:
@@ -143,6 +154,8 @@ def swaps(
     change: str,
     changes: int = CHANGES,
     calm_s: float = _CALM_S,
+    layers: int = _LAYERS,
+    calls_per_s: float = 0.0,
 ) -> Swaps:
     """Change what is served, again and again, under a load of half of the capacity.
 
@@ -153,8 +166,10 @@ def swaps(
         change: version or alias.
         changes: how many.
         calm_s: seconds under the same load before the first change, and of measuring the capacity.
+        layers: of the network.
+        calls_per_s: the load; 0: half of the capacity.
     """
-    write = partial(write_slow, layers=_LAYERS)
+    write = partial(write_slow, layers=layers)
     options = ["--transport", transport, "--workers", str(workers), *_POLL_OPTIONS]
     with running(folder, options, write=_write(write, 1)) as server, Probes(server) as probes:
         repository = Repository(folder / "repository")
@@ -162,8 +177,9 @@ def swaps(
             repository.publish(MODEL, _write(write, 2))
             repository.set_alias(MODEL, "stable", 1)
             probes.wait_for(1)
-        capacity = applied(_plan(server, calm_s, in_flight=_IN_FLIGHT))
-        calls_per_s = _SHARE * capacity.count("OK") / calm_s
+        if not calls_per_s:
+            capacity = applied(_plan(server, calm_s, in_flight=_IN_FLIGHT))
+            calls_per_s = _SHARE * capacity.count("OK") / calm_s
         load = Load(_plan(server, math.inf, calls_per_s=calls_per_s))
         time.sleep(calm_s)
         windows = []
