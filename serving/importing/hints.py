@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serving.bundle.files import read_limited
+from serving.importing.image_input import MAX_SIDE
 from serving.importing.labels import labels_in
 
 Fit = Literal["stretch", "crop", "pad"]
@@ -17,6 +18,7 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 _MAX_JSON_BYTES = 16 * 2**20
 _PROCESSOR_FILE = "preprocessor_config.json"  # Hugging Face
 _MAX_PIXEL = 255
+_CONVNEXT_STRETCHED_SIDE = 384  # pixels; from there on, Hugging Face's processor for ConvNeXt does not crop
 _CONFIG_FILE = "config.json"  # Hugging Face and timm
 _PIL_FILTERS: Mapping[object, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -73,32 +75,44 @@ def _ultralytics(metadata: Mapping[str, str]) -> dict[str, Any]:
         "interpolation": "bilinear",
     }
     try:
-        height, width = map(int, ast.literal_eval(metadata.get("imgsz", "")))
-    except (ValueError, SyntaxError, TypeError):
+        sides = ast.literal_eval(metadata.get("imgsz", ""))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return found
-    return {**found, "size": (height, width)}
+    match sides:
+        case [height, width] if size := _size({"height": height, "width": width}):
+            return {**found, "size": size}
+    return found
 
 
 def _processor(values: Mapping[str, Any]) -> dict[str, Any]:
     """Hugging Face's image processor. `do_rescale` divides by 255, unless the factor is another one."""
     found: dict[str, Any] = {}
     mean, std = _numbers(values.get("image_mean")), _numbers(values.get("image_std"))
-    factor = values.get("rescale_factor", 1 / _MAX_PIXEL)
+    (factor,) = _numbers([values.get("rescale_factor", 1 / _MAX_PIXEL)]) or (0.0,)
     rescales = values.get("do_rescale", True) and math.isclose(factor, 1 / _MAX_PIXEL, rel_tol=1e-3)
     if values.get("do_normalize") and rescales and mean and std:
         found |= {"mean": mean, "std": std}
     elif values.get("do_normalize") is False and rescales:
         found |= {"mean": (0.0,), "std": (1.0,)}
-    size, crop = _size(values.get("size")), _size(values.get("crop_size"))
-    if values.get("do_center_crop") and crop:
-        found |= {"size": crop, "fit": "crop"}
-        if size and crop[0] <= size[0]:
-            found["crop_fraction"] = crop[0] / size[0]
-    elif size and "shortest_edge" not in values.get("size", {}):
-        found |= {"size": size, "fit": "stretch"}
-    if values.get("resample") in _PIL_FILTERS:
-        found["interpolation"] = _PIL_FILTERS[values["resample"]]
+    found |= _processor_geometry(values)
+    for number, name in _PIL_FILTERS.items():
+        if values.get("resample") == number:
+            found["interpolation"] = name
     return found
+
+
+def _processor_geometry(values: Mapping[str, Any]) -> dict[str, Any]:
+    size, crop = _size(values.get("size")), _size(values.get("crop_size"))
+    fraction = _fraction(values.get("crop_pct"))
+    if size and fraction and size[0] < _CONVNEXT_STRETCHED_SIDE:  # ConvNeXt's and ResNet's processor
+        return {"size": size, "fit": "crop", "crop_fraction": fraction}
+    if size and fraction:
+        return {"size": size, "fit": "stretch"}
+    if values.get("do_center_crop") and crop:
+        kept = crop[0] / size[0] if size and crop[0] <= size[0] else 1.0
+        return {"size": crop, "fit": "crop", "crop_fraction": kept}
+    is_short_side = isinstance(values.get("size"), dict) and "shortest_edge" in values["size"]
+    return {"size": size, "fit": "stretch"} if size and not is_short_side else {}
 
 
 def _config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,20 +129,28 @@ def _config(values: Mapping[str, Any]) -> dict[str, Any]:
     mean, std = _numbers(timm.get("mean")), _numbers(timm.get("std"))
     if mean and std:
         found |= {"mean": mean, "std": std}
-    shape = timm.get("input_size")
-    if isinstance(shape, list) and len(shape) == 3 and all(isinstance(each, int) for each in shape):  # noqa: PLR2004
-        found["size"] = (shape[1], shape[2])
-    if isinstance(timm.get("crop_pct"), int | float) and 0 < timm["crop_pct"] <= 1:
-        found |= {"fit": "crop", "crop_fraction": float(timm["crop_pct"])}
+    match timm.get("input_size"):
+        case [_, height, width] if size := _size({"height": height, "width": width}):
+            found["size"] = size
+    if fraction := _fraction(timm.get("crop_pct")):
+        found |= {"fit": "crop", "crop_fraction": fraction}
     if timm.get("interpolation") in _PIL_FILTERS.values():
         found["interpolation"] = timm["interpolation"]
     return found
 
 
+def _fraction(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 < value <= 1 else None
+
+
 def _numbers(value: object) -> tuple[float, ...] | None:
-    if isinstance(value, list) and value and all(isinstance(each, int | float) for each in value):
-        return tuple(map(float, value))
-    return None
+    if not isinstance(value, list) or not value or not all(isinstance(each, int | float) for each in value):
+        return None
+    try:
+        numbers = tuple(map(float, value))
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def _size(value: object) -> tuple[int, int] | None:
@@ -141,4 +163,11 @@ def _size(value: object) -> tuple[int, int] | None:
     else:
         sides = (value, value)
     height, width = sides
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    if (
+        isinstance(height, int)
+        and isinstance(width, int)
+        and 0 < height <= MAX_SIDE
+        and 0 < width <= MAX_SIDE
+    ):
+        return height, width
+    return None

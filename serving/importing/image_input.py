@@ -21,6 +21,7 @@ _TYPES: Mapping[int, np.dtype[np.generic]] = {
     onnx.TensorProto.UINT8: np.dtype(np.uint8),
 }
 _CHANNELS = (1, 3)
+MAX_SIDE = 4096  # pixels, as of the manifest's geometry
 _IMAGE_AXES = 4
 _CHANNEL_AXIS = {"NCHW": 1, "NHWC": 3}
 # Operators between an image and the first layer: types and normalisation.
@@ -98,6 +99,11 @@ def describe_input(
     found = _find_layout(value.name, dims, layout or _layout_of_first_layer(graph, dims))
     channels, height, width = dims[1:] if found == "NCHW" else (dims[3], dims[1], dims[2])
     height, width = _complete_size((height, width), size)
+    if max(height, width) > MAX_SIDE:
+        raise UnsupportedModel(
+            f"input {value.name!r} has {height} x {width} pixels, the limit of a side is {MAX_SIDE}: "
+            "export it for smaller images"
+        )
     return ImageInput(value.name, dtype, found, height, width, channels or _CHANNELS[-1], dims[0])
 
 

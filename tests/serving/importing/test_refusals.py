@@ -174,6 +174,10 @@ GRAPHS: dict[str, tuple[Make, str]] = {
         ),
         "input 'x' is int64; an image is float, float16, double or uint8",
     ),
+    "huge images": (
+        lambda path: write(path, layers(), weights(), shape=(1, 3, 16, 5000)),
+        "input 'x' has 16 x 5000 pixels, the limit of a side is 4096",
+    ),
     "detector": (
         lambda path: write(
             path,
