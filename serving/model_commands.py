@@ -15,6 +15,7 @@ from rich.table import Table
 
 from serving.bench.server_facts import Sample, read_metrics
 from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
+from serving.bundle.looks_like import version_number
 from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
@@ -212,9 +213,9 @@ def _version(repository: Repository, name: str) -> tuple[str, int]:
 
 
 def _number(repository: Repository, model: str, revision: str) -> int:
-    if revision.isascii() and revision.isdigit():
-        repository.require_version(model, int(revision))
-        return int(revision)
+    if (number := version_number(model, revision)) is not None:
+        repository.require_version(model, number)
+        return number
     aliases = repository.aliases(model)
     if revision not in aliases:
         known = ", ".join(sorted(aliases)) or "none"

@@ -19,6 +19,7 @@ from serving.batch_job.reading import is_url
 from serving.batch_job.sources import Source, open_source
 from serving.batch_job.tables import require_pyarrow
 from serving.bundle import STABLE_ALIAS, Bundle, ImageLimits, Repository
+from serving.bundle.looks_like import version_number
 from serving.cpu_quota import available_cores
 from serving.errors import UnknownModel, UsageError
 
@@ -182,8 +183,8 @@ def _find_bundle(plan: Plan) -> Bundle:
     versions = repository.versions(name)
     if not versions:
         raise UnknownModel(f"the repository has no model {name!r}", known=tuple(repository.models()))
-    if revision.isdigit():
-        return repository.read(name, int(revision))
+    if (number := version_number(name, revision)) is not None:
+        return repository.read(name, number)
     aliases = repository.aliases(name)
     if revision:
         if revision not in aliases:

@@ -46,9 +46,11 @@ def prepare(
 
     Raises:
         UsageError: the address is invalid.
+        InvalidRequest: the model cannot be named so.
         ImageError: an image file cannot be read.
         CallFailed: the server does not answer, or rejects the model or an image.
     """
+    encode_request([], model, _TOP_K)  # checks the model's name
     target = Target(server_address(server), (), timeout_s, token and sendable_token(token))
     with grpc.insecure_channel(target.server, options=channel_options(target.server)) as channel:
         contents = [encode_image(each) for each in images]

@@ -4,9 +4,27 @@ import re
 from pathlib import Path
 
 from serving.bundle.manifest import MANIFEST_FILE, NAME_ALLOWED, NAME_PATTERN
+from serving.errors import UnknownModel
 
+_MAX_DIGITS = 18  # 64 bits hold any number of these
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _NEARLY_A_VERSION = re.compile(r"[vV]?[-_.]?0*(?P<number>[1-9][0-9]{0,17})(\.0)*")
+
+
+def version_number(model: str, revision: str) -> int | None:
+    """Return the version that MODEL@REVISION names by its number; None if it names an alias.
+
+    Raises:
+        UnknownModel: no version can have this number.
+    """
+    if not (revision.isascii() and revision.isdigit()):
+        return None
+    if len(revision) > _MAX_DIGITS:
+        raise UnknownModel(
+            f"there is no version {revision[:_MAX_DIGITS]}... of model {model!r}: versions have at most "
+            f"{_MAX_DIGITS} digits"
+        )
+    return int(revision)
 
 
 def is_version_name(name: str) -> bool:

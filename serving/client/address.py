@@ -48,12 +48,21 @@ def is_loopback(address: str) -> bool:
 def _split(server: str) -> tuple[str, str]:
     """Return the host, in brackets if it is an IPv6 address, and the port."""
     if server.startswith("["):
-        host, bracket, rest = server.partition("]")
-        return host + bracket if bracket else "", rest.removeprefix(":") if rest else str(DEFAULT_PORT)
+        host, bracket, rest = server[1:].partition("]")
+        return _in_brackets(host) if bracket else "", rest.removeprefix(":") or str(DEFAULT_PORT)
     if server.count(":") > 1:  # an IPv6 address without a port
-        return f"[{server}]", str(DEFAULT_PORT)
+        return _in_brackets(server), str(DEFAULT_PORT)
     host, _, port = server.partition(":")
     return host, port or str(DEFAULT_PORT)
+
+
+def _in_brackets(address: str) -> str:
+    """Return an IPv6 address in brackets; nothing if it is not one."""
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        return ""
+    return f"[{address}]"
 
 
 def _without_scheme(url: str) -> str:

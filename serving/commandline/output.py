@@ -7,7 +7,7 @@ import sys
 from rich.console import Console, RenderableType
 
 # stdout is for results; stderr for progress, logs and errors.
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # a label may be :b:
 
 _UNLIMITED = 100_000  # characters: wider than any row
 
@@ -40,8 +40,8 @@ def discard_output() -> None:
 def print_table(table: RenderableType) -> None:
     """Print a table on stdout, as wide as the terminal; in a pipe or a file, as wide as its longest row."""
     if sys.stdout.isatty():
-        Console().print(table)
+        Console(emoji=False).print(table)
         return
     text = io.StringIO()
-    Console(file=text, width=_UNLIMITED).print(table)
+    Console(file=text, width=_UNLIMITED, emoji=False).print(table)
     print_line("\n".join(line.rstrip() for line in text.getvalue().splitlines()))

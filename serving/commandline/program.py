@@ -43,7 +43,7 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
             summary = ""  # the program's, not a group's
             continue
         if rest[:1] in (["-h"], ["--help"]):
-            _print_commands(Console(highlight=False, soft_wrap=True), name, summary, command)
+            _print_commands(Console(highlight=False, soft_wrap=True, emoji=False), name, summary, command)
             return DONE
         if rest == ["--version"]:
             print_line(f"{name} {__version__}")

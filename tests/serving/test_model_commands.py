@@ -133,6 +133,8 @@ def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Captu
         (("promote", "colours"), "colours names no version: use MODEL@VERSION"),
         (("promote", "colours@canary"), "has no alias 'canary'; known aliases: none"),
         (("promote", "colours@7"), "no version 7"),
+        (("promote", "colours@" + "9" * 5000), "... of model 'colours': versions have at most 18 digits"),
+        (("show", "colours@²"), "has no alias '²'"),
         (("promote", "plants@1"), "no model 'plants'; it has colours"),
         (("show", "../colours"), "is not a valid model name"),
         (("remove", "colours@3"), "it is the newest"),

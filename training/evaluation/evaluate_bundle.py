@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from serving.bundle import Bundle, Repository
+from serving.bundle.looks_like import is_version_name
 from serving.bundle.manifest import Strict
 from serving.errors import UsageError
 from training import data
@@ -104,7 +105,7 @@ def locate(bundle_dir: Path) -> tuple[Repository, str, int]:
         UsageError: the directory is not that of a version.
     """
     folder = require_utf8(bundle_dir.resolve(), "the bundle's directory")
-    if not folder.name.isdigit():
+    if not is_version_name(folder.name):
         raise UsageError(
             f"{bundle_dir} is not a bundle: name the folder of one version, <repository>/<model>/<version>"
         )

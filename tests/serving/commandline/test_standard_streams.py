@@ -31,6 +31,7 @@ class Show(Command):
         tree.add("█")
         print_table(table)
         print_table(tree)
+        stderr.print("failed: no model :b:", markup=False)
         print_line("label é █ 日本 \\udcff")
         return 0
 
@@ -88,6 +89,7 @@ def test_a_terminal_that_is_not_utf8_shows_escapes(run: Run, environment: dict[s
     assert shown.returncode == 0, shown.stderr
     assert b"\\u65e5\\u672c" in shown.stdout
     assert b"progress" in shown.stderr
+    assert b"no model :b:" in shown.stderr  # not an emoji
 
     for arguments, code in ((["show", "--help"], 0), (["show", "é█"], 2)):
         done = run(*arguments, **environment)
