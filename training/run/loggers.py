@@ -1,4 +1,4 @@
-"""Logs the history of a run to TensorBoard and MLflow, if requested.
+"""Logs the history of a run to TensorBoard and MLflow, if requested, and to Kubeflow, if it runs there.
 
 A logger that cannot be opened is an error before training. Later failures, such as an unreachable tracking
 server or a full disk, do not stop the run: failed entries are sent again after the next epoch.
@@ -24,6 +24,7 @@ from serving.errors import UsageError
 from training.errors import LoggerUnavailable
 from training.learning.history import EpochRecord
 from training.networks import Network
+from training.run.trainjob_status import is_trainjob, status_of_trainjob
 
 _SCALARS = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
@@ -62,7 +63,7 @@ def open_loggers(
     """Open loggers; close them at the end, also after an error.
 
     Args:
-        names: tensorboard, mlflow.
+        names: tensorboard, mlflow. A TrainJob of Kubeflow is always reported to.
         folder: folder of the run; TensorBoard writes to its subfolder tensorboard/, MLflow to
             MLFLOW_TRACKING_URI or to the file mlflow.db.
         run: name of the run.
@@ -75,9 +76,10 @@ def open_loggers(
     """
     opened: list[_RetryingLogger] = []
     finished = False
+    asked = (*names, *(["kubeflow"] if is_trainjob() else ()))
     try:
         opened.extend(
-            _RetryingLogger(name, _open(name, folder, run, settings), warn) for name in dict.fromkeys(names)
+            _RetryingLogger(name, _open(name, folder, run, settings), warn) for name in dict.fromkeys(asked)
         )
         yield tuple(opened)
         finished = True
@@ -202,6 +204,26 @@ class _Mlflow:
         self._mlflow.end_run("FINISHED" if finished else "FAILED")
 
 
+class _Kubeflow:
+    """Reports to the TrainJob that this run is."""
+
+    def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
+        del folder, run  # the job has its own name
+        self._status = status_of_trainjob(settings)
+
+    def epoch(self, record: EpochRecord) -> None:
+        self._status.epoch(record)
+
+    def pictures(self, pictures: Mapping[str, bytes], network: Network, geometry: Geometry) -> None:
+        """Do nothing: the report has them."""
+
+    def result(self, metrics: Mapping[str, int | float]) -> None:
+        self._status.result(metrics)
+
+    def close(self, *, finished: bool) -> None:
+        """Do nothing: Kubernetes sees how the process ends."""
+
+
 def _scalars(record: EpochRecord) -> dict[str, float]:
     values = asdict(record)
     return {name: float(values[name]) for name in _SCALARS if values[name] is not None}
@@ -214,4 +236,5 @@ def _first_line(error: Exception) -> str:
 _LOGGERS: dict[str, Callable[[Path, str, Mapping[str, Any]], Logger]] = {
     "tensorboard": _TensorBoard,
     "mlflow": _Mlflow,
+    "kubeflow": _Kubeflow,
 }
