@@ -57,6 +57,8 @@ class Metrics(MetricFamilies):
     ) -> QualityMetrics:
         """Return the recorder of a version's answers. Call this once, when the version is loaded."""
         served = (model, str(version))
+        if served in self._qualities:  # loaded again
+            self._qualities[served].count()
         window_s = self._drift_window_s
         quality = self._qualities[served] = QualityMetrics(self, served, labels, reference, window_s=window_s)
         return quality

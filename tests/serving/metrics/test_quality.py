@@ -126,6 +126,14 @@ def test_workers_add_up_their_windows() -> None:
     assert window.value == 600
 
 
+def test_a_version_that_is_loaded_again_loses_no_answers() -> None:
+    """Those that were not counted yet are counted then."""
+    metrics = Metrics()
+    for _ in range(2):
+        metrics.quality("colours", 1, LABELS, None).record_answers(_answers(0))
+    assert _scraped(metrics, "lenserve_predictions_total", label="red") == 2
+
+
 def test_a_forgotten_version_leaves_no_answers() -> None:
     """Its series go with it, and no later scrape brings them back."""
     metrics = Metrics()

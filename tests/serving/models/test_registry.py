@@ -499,6 +499,19 @@ class TestNewVersions:
 class TestBadVersions:
     """A bad version never replaces one that works."""
 
+    async def test_failed_loads_are_counted_until_their_model_is_removed(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """From 0 on for a model that loads; the count goes with the folder of a model that never did."""
+        good, bad = publish(), publish("bad", lie=True)
+        metrics = Metrics()
+        async with open_models(metrics=metrics) as models:
+            counts = {labels: each.value for labels, each in metrics.load_failures.items()}
+            assert counts == {(good.model,): 0, ("bad",): 1}
+            shutil.rmtree(bad.folder.parent)
+            await models.refresh()
+            assert [labels for labels, _ in metrics.load_failures.items()] == [(good.model,)]
+
     @pytest.mark.parametrize("file", [MODEL_FILE, GOLDEN_FILE])
     async def test_a_flipped_bit_is_refused_and_the_old_version_stays(
         self, publish: Publish, open_models: OpenModels, file: str
