@@ -266,6 +266,7 @@ def open_models(
         parallel_loads=settings.cores,
         readiness=Readiness(tuple(settings.require_model), is_strict=settings.readiness == "strict"),
         keep_warm_s=settings.keep_warm_s,
+        hung_run_s=settings.hung_run_s,
         alias_interval_s=LOOK_INTERVAL_S,
     )
 

@@ -170,6 +170,13 @@ class ServerSettings(Strict):
         description="seconds after which a process whose event loop does not turn is not live, and a worker "
         "is killed and replaced",
     )
+    hung_run_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="seconds after which a batch that the network has not finished makes its version broken; "
+        "only a new process repairs that",
+    )
     keep_warm_s: float = Field(
         default=300.0,
         ge=0,

@@ -80,6 +80,7 @@ class Batcher:
         self._queue: list[QueuedRequest] = []
         self._retries: deque[QueuedRequest] = deque()  # requests of a failed batch, to be run one by one
         self._running: list[QueuedRequest] = []  # in the thread
+        self._run_began_s = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop
         self._single_runs = 0  # consecutive batches of one request
@@ -100,6 +101,11 @@ class Batcher:
         self._thread.shutdown(wait=False)
         for request in (*self._running, *self._retries, *self._queue):
             _fail(request, _unloaded())
+
+    @property
+    def running_s(self) -> float:
+        """How long the current run in the engine's thread has taken so far; 0 without one."""
+        return time.monotonic() - self._run_began_s if self._running else 0.0
 
     def submit(
         self, images: Pixels, deadline_s: float = NO_DEADLINE_S, priority: int = 0
@@ -234,8 +240,8 @@ class Batcher:
                 _fail(request, _without_frames(_engine_error(error)))
             self._decide_next()
             return
-        self._running = batch
-        run.add_done_callback(partial(self._end_run, batch, time.monotonic()))
+        self._running, self._run_began_s = batch, time.monotonic()
+        run.add_done_callback(partial(self._end_run, batch, self._run_began_s))
 
     def _end_run(self, batch: list[QueuedRequest], started_s: float, run: asyncio.Future[Output]) -> None:
         self._running = []

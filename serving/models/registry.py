@@ -31,6 +31,7 @@ from serving.models.watch import watch
 KEEP_METRICS_S = 900.0
 PATIENCE_S = 30.0
 _INVALID_OUTPUTS = 3  # outputs that cannot be right, before an engine is proven again
+_HUNG_RUN_S = 60.0
 _PROOF_PAUSE_S = 10.0  # between two of these proofs: images that provoke such outputs must not cost more
 _MAX_READERS = 16  # threads that read folders; a volume that hangs takes one
 
@@ -52,6 +53,7 @@ class Models:
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
         proof_pause_s: float = _PROOF_PAUSE_S,
+        hung_run_s: float = _HUNG_RUN_S,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
     ) -> None:
@@ -64,6 +66,7 @@ class Models:
             keep_metrics_s: seconds after which the metrics of an unloaded version are removed.
             patience_s: seconds that other models wait for one whose folder hangs, or whose version loads.
             readiness: which models must be able to answer.
+            hung_run_s: seconds after which a batch that has not ended makes its version broken.
             proof_pause_s: seconds between two proofs of an engine that gives invalid outputs.
             keep_warm_s: seconds that the version before the served one stays loaded; 0: none.
             alias_interval_s: seconds between two looks at the aliases alone; None: scans look at them.
@@ -78,6 +81,7 @@ class Models:
         loader.metrics.repository_problems.labels().set_function(self._count_problems)
         self._readiness = readiness or Readiness()
         self._proof_pause_s = proof_pause_s
+        self._hung_run_s = hung_run_s
         self._poll_interval_s = poll_interval_s
         self._alias_interval_s = alias_interval_s
         self._alias_watch = AliasWatch(loader.repository)
@@ -100,6 +104,7 @@ class Models:
 
     async def __aenter__(self) -> Self:
         self._start(watch(self.refresh, self._poll_interval_s, self._after_refresh))
+        self._start(self._watch_runs())
         if self._alias_interval_s is not None and self._alias_interval_s < self._poll_interval_s:
             self._start(watch(self._follow_aliases, self._alias_interval_s))
         return self
@@ -244,7 +249,18 @@ class Models:
                 version.check = self._start(self._check(version))
 
     async def _check(self, version: Version) -> None:
-        reason = await self._loader.why_broken(version)
+        self._break(version, await self._loader.why_broken(version))
+
+    async def _watch_runs(self) -> None:
+        """Mark versions broken whose network does not finish a batch: a device may hang for ever."""
+        while True:
+            await asyncio.sleep(self._hung_run_s / 10)
+            for version in self._loaded:
+                if version.batcher.running_s > self._hung_run_s:
+                    self._break(version, f"a batch has not ended after {self._hung_run_s:g} s")
+
+    def _break(self, version: Version, reason: str) -> None:
+        """Mark a version broken, unless it is already or there is no reason."""
         if reason and not version.broken:
             version.broken = reason
             _log.error("version_broken", extra=version.log_fields(reason=reason))

@@ -29,6 +29,7 @@ from serving.engine.onnx import close
 from serving.engine.remote.protocol import MAX_TEXT_BYTES, RunRequest, RunResult, SharedMemory
 from serving.engine.tuning import load_tuned
 from serving.errors import BundleError, EngineError, LenserveError
+from serving.logs import flush_logs
 from serving.processes.messages import WorkerReport
 from serving.processes.supervisor_channel import SupervisorChannel, run_supervised
 from serving.transports.ports import accept
@@ -64,6 +65,11 @@ class DeviceServer:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 tasks.create_task(self._serve_connection(await accept(listener)))
+
+    async def wait_until_hung(self, hung_run_s: float) -> None:
+        """Wait until a network does not finish a batch: a device may hang for ever."""
+        while not any(each.batcher.running_s > hung_run_s for each in self.loaded.values()):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(hung_run_s / 10)
 
     async def wait_until_unused(self) -> None:
         """Wait until no worker uses any network, and all are closed."""
@@ -202,6 +208,7 @@ async def _serve(control: SupervisorChannel) -> None:
         # `serve` only ends with an error, which ends the group and this process; a successor takes over.
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(device_server.serve(listener))
+            watching = tasks.create_task(_exit_if_hung(device_server, settings.hung_run_s))
             control.report(WorkerReport())
             await control.wait_for_stop()
             with suppress(TimeoutError):
@@ -209,6 +216,15 @@ async def _serve(control: SupervisorChannel) -> None:
                     device_server.wait_until_unused(), settings.lame_duck_s + settings.drain_timeout_s
                 )
             serving.cancel()
+            watching.cancel()
+
+
+async def _exit_if_hung(device_server: DeviceServer, hung_run_s: float) -> None:
+    """Exit once a batch does not end, without waiting for its thread: a successor takes over."""
+    await device_server.wait_until_hung(hung_run_s)
+    _log.error("device_hangs", extra={"reason": f"a batch has not ended after {hung_run_s:g} s"})
+    flush_logs()
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Receiver:
     supervisor_end: socket.socket
     worker_end: socket.socket  # which the worker inherits: close it once the worker has it
     is_listening: bool = False
-    is_preferred: bool = True  # others get connections only if no preferred one takes them
+    is_preferred: bool = False  # others get connections only if no preferred one takes them
     passed: int = 0  # connections passed to it
     closed: int = 0  # how many of them have closed
 

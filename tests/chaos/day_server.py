@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from serving.bundle import Repository
@@ -112,7 +113,8 @@ def day_server(folder: Path, options: Sequence[str], wrapper: Sequence[str] = ()
     shutil.rmtree(repository.root, ignore_errors=True)
     repository.root.mkdir(parents=True)
     for model in MODELS:
-        repository.publish(model, lambda files: write_colours(files, rotate=0, lie=False))
+        for rotate in (1, 0):  # the version before gives wrong labels
+            repository.publish(model, partial(write_colours, rotate=rotate, lie=False))
     log, pipe = os.pipe()
     command = [*wrapper, sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository.root)]
     command += ["--grpc-port", "0", "--http-port", "0", "--log-json", "--poll-interval-s", "0.5", *options]

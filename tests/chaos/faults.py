@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.bundle import MODEL_FILE
 from tests.chaos.day_server import DayServer
 
 _WORKERS = ("--workers", "2")
@@ -104,6 +105,13 @@ def _chmod(mode: int, model: str = ".") -> Callable[[DayServer], None]:
     return lambda server: (server.repository.root / model).chmod(mode)
 
 
+def _damage_and_kill(server: DayServer) -> None:
+    """Damage the served version of a model, and kill a worker: its successor can only load the one before."""
+    model_file = server.repository.folder("other", 2) / MODEL_FILE
+    model_file.write_bytes(model_file.read_bytes()[::-1])
+    os.kill(server.children()[0], signal.SIGKILL)
+
+
 def _touch(name: str) -> Callable[[DayServer], None]:
     return lambda server: (server.repository.root.parent / name).touch()
 
@@ -148,6 +156,13 @@ _FAULTS = (
         "SIGSTOP for one of two workers: it hangs",
         _send(signal.SIGSTOP, 0),
         "lenserve_worker_hangs_total",
+        options=_WORKERS,
+    ),
+    Fault(
+        "version-damaged",
+        "the served version of one model is damaged, and one of two workers killed",
+        _damage_and_kill,
+        "lenserve_worker_ready",
         options=_WORKERS,
     ),
     Fault(

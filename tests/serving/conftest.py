@@ -137,6 +137,7 @@ def open_models(repository: Repository) -> OpenModels:
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
         proof_pause_s: float = 0.0,
+        hung_run_s: float = 60.0,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
         **options: Any,
@@ -156,6 +157,7 @@ def open_models(repository: Repository) -> OpenModels:
             patience_s=patience_s,
             readiness=readiness,
             proof_pause_s=proof_pause_s,
+            hung_run_s=hung_run_s,
             keep_warm_s=keep_warm_s,
             alias_interval_s=alias_interval_s,
         ) as models:

@@ -22,6 +22,7 @@ class OpenModels(Protocol):
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
         proof_pause_s: float = 0.0,
+        hung_run_s: float = 60.0,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
         **options: Any,

@@ -101,10 +101,13 @@ class Probed:
         self.error: Exception | None = None
         self.skew = 0.0
         self.runs = 0
+        self.gate = threading.Event()
+        self.gate.set()
 
     def run(self, images: Pixels) -> Output:
         """Run, fail, or return wrong probabilities."""
         self.runs += 1
+        assert self.gate.wait(timeout=30)
         if self.error is not None:
             raise self.error
         output = self._engine.run(images)
@@ -1251,6 +1254,24 @@ class TestCheckEngine:
             assert [each.state for each in models.statuses()] == [State.BROKEN]
             with pytest.raises(ModelUnavailable, match=f"version 1 of model 'colours' is broken: {reason}"):
                 models.lease(NAME).__enter__()
+
+    async def test_a_network_that_does_not_finish_a_batch_is_broken(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Calls would wait for it while the probes say that all is well."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load, hung_run_s=0.05) as models:
+            with models.lease(NAME) as version:
+                load.engines[0].gate.clear()
+                run = version.batcher.submit(np.zeros((1, 8, 8, 3), np.uint8))
+                async with asyncio.timeout(20):
+                    while models.ready:
+                        await models.change.wait()
+                load.engines[0].gate.set()
+                await run
+            reason = "a batch has not ended after 0.05 s"
+            assert models.why_broken == f"version 1 of model 'colours' is broken: {reason}"
 
     async def test_many_failures_at_once_are_one_check(
         self, publish: Publish, open_models: OpenModels

@@ -5,13 +5,16 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from serving.batching.batcher import Batcher
 from serving.batching.policy import BatchPolicy
 from serving.engine.remote.protocol import RunRequest, SharedMemory
-from serving.processes.device_server import DeviceServer, _receive_opening
+from serving.processes.device_server import DeviceServer, _receive_opening, _SharedNetwork
 from serving.processes.messages import WorkerCommand, WorkerReport, to_line
 from serving.settings import ServerSettings
 from tests.serving.engines import FakeEngine
@@ -112,6 +115,20 @@ async def test_the_memory_of_an_incomplete_connection_is_closed_with_the_device_
     opening.cancel()
     await asyncio.wait([opening])
     assert _memories() == before
+
+
+async def test_a_network_that_does_not_finish_a_batch_is_noticed() -> None:
+    """A device may hang for ever, and workers would wait for it."""
+    engine, policy = FakeEngine(), BatchPolicy(1)
+    engine.gate.clear()
+    async with Batcher(engine.run, policy) as batcher:
+        device_server = DeviceServer(lambda _: engine, policy)
+        device_server.loaded["model.onnx", 0, 0] = _SharedNetwork(batcher, AsyncExitStack())
+        hung = asyncio.create_task(device_server.wait_until_hung(0.05))
+        run = batcher.submit(np.zeros((1, 1, 1, 1), np.uint8))
+        await asyncio.wait_for(hung, 20)
+        engine.gate.set()
+        await run
 
 
 def _open(worker: socket.socket, opening: bytes) -> None:
