@@ -162,11 +162,14 @@ def check_files(settings: ServerSettings) -> None:
     """Check the files that the settings name, except what is in the repository.
 
     Raises:
-        UsageError: the repository, the token file or a TLS file is missing or invalid.
+        UsageError: the repository, the token file, a TLS file or the folder for captured images is missing or
+            invalid.
     """
     _check_repository(settings)
     _tokens(settings)
     _tls(settings)
+    if settings.capture_dir is not None:
+        check_capture_folder(settings.capture_dir)
 
 
 def _check_repository(settings: ServerSettings) -> None:

@@ -322,6 +322,11 @@ class IndexFamily(Family[IndexValue]):
         self._index = index
         self._min_images = min_images
 
+    def merge(self, labels: Labels, states: Iterable[State]) -> None:
+        """See `Family`. Workers whose version has other bins do not count."""
+        first, *others = states
+        super().merge(labels, [first, *(each for each in others if len(each) == len(first))])
+
     def collect(self) -> Metric:
         """See `Family`."""
         metric = GaugeMetricFamily(self.name, self._meaning, labels=self._label_names)

@@ -65,3 +65,12 @@ async def test_a_wrong_token_file_is_reported_as_at_start(repository: Repository
     """No server is needed to find it."""
     with pytest.raises(UsageError, match=r"tokens\.toml"):
         await check(ServerSettings(repository=repository.root, token_file=tmp_path / "tokens.toml"))
+
+
+async def test_a_folder_for_captures_that_cannot_be_used_is_reported_as_at_start(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """A file in its place."""
+    (tmp_path / "capture").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"--capture-dir .*/capture cannot be used: File exists"):
+        await check(ServerSettings(repository=repository.root, capture_dir=tmp_path / "capture"))

@@ -126,6 +126,14 @@ def test_workers_add_up_their_windows() -> None:
     assert window.value == 600
 
 
+def test_workers_with_different_references_do_not_break_a_scrape() -> None:
+    """One of them has loaded the version after its files were exchanged."""
+    metrics = Metrics()
+    states = [(100.0, 100.0, 50.0, 50.0), (200.0, 200.0)]
+    metrics.stability_index.merge(("colours", "1", "labels"), states)
+    assert _scraped(metrics, "lenserve_population_stability_index", distribution="labels") == 0
+
+
 def test_a_version_that_is_loaded_again_loses_no_answers() -> None:
     """Those that were not counted yet are counted then."""
     metrics = Metrics()
