@@ -30,6 +30,7 @@ from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts
 from serving.models.alias_watch import LOOK_INTERVAL_S
 from serving.models.loader import VersionLoader
+from serving.models.low_priority import low_priority_threads
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.readiness import Readiness
 from serving.models.registry import Models
@@ -271,6 +272,8 @@ def open_models(
         keep_warm_s=settings.keep_warm_s,
         hung_run_s=settings.hung_run_s,
         alias_interval_s=LOOK_INTERVAL_S,
+        # With more threads of ONNX Runtime, these would inherit the priority of the thread that loads.
+        background=low_priority_threads() if device.kind == "cpu" and settings.one_engine_thread else None,
     )
 
 

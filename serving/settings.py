@@ -304,6 +304,11 @@ class ServerSettings(Strict):
         return max(1, available_cores() // self.processes)
 
     @property
+    def one_engine_thread(self) -> bool:
+        """Whether networks run in one thread each, on a CPU."""
+        return self.engine_threads == 1 or (self.engine_threads is None and self.cores == 1)
+
+    @property
     def decoders(self) -> int:
         """Decoding threads per serving process."""
         return self.decode_threads or self.cores

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 # The weight of all earlier batches, beside that of the newest: the estimate follows within about ten.
 _KEPT = 0.9
-# A longer measurement counts as this many times the estimate: a process that was stopped for a minute is not
-# slow.
+# A longer measurement, except for the first one, counts as this many times the estimate: a process that was
+# stopped for a minute is not slow.
 _LARGEST_STEP = 10.0
 
 
@@ -38,7 +38,7 @@ class Backlog:
             images: in the batch.
             duration_s: from its start until its answers.
         """
-        if self.run_s:
+        if self._recent_images:
             duration_s = min(duration_s, _LARGEST_STEP * self.run_s * images)
         self._recent_s = _KEPT * self._recent_s + duration_s
         self._recent_images = _KEPT * self._recent_images + images

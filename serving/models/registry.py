@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -56,6 +56,7 @@ class Models:
         hung_run_s: float = _HUNG_RUN_S,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
+        background: Executor | None = None,
     ) -> None:
         """Store the options.
 
@@ -70,6 +71,7 @@ class Models:
             proof_pause_s: seconds between two proofs of an engine that gives invalid outputs.
             keep_warm_s: seconds that the version before the served one stays loaded; 0: none.
             alias_interval_s: seconds between two looks at the aliases alone; None: scans look at them.
+            background: threads that load versions after the first scan, beside requests; None: as before it.
         """
         self._loader = loader
         self._repository = loader.repository
@@ -93,6 +95,7 @@ class Models:
         self._patience_s = patience_s
         self._keep_metrics_s = keep_metrics_s
         self._load_slots = asyncio.Semaphore(parallel_loads)
+        self._background = background
         self._scanned = asyncio.Event()
         self.unreadable = ""  # why the repository could not be read the last time
         self._draining = False
@@ -117,6 +120,8 @@ class Models:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._background is not None:
+            self._background.shutdown(wait=False, cancel_futures=True)
         self._warm.clear()
         for version in self._loaded:
             await version.stack.aclose()
@@ -424,7 +429,8 @@ class Models:
             async with self._load_slots:
                 self._loading.add((name, number))
                 self._announce(name)
-                loading = self._start(self._loader.load(name, number))
+                threads = self._background if self._scanned.is_set() else None
+                loading = self._start(self._loader.load(name, number, threads))
                 await asyncio.wait([loading], timeout=self._patience_s)  # then the next load may begin
             version = await loading
         finally:

@@ -34,7 +34,7 @@ class ProvenNetwork:
     bundle: Bundle
     engine: Engine
     precision: Precision | None  # None: the exported file, FP32
-    image_s: float = 0.0  # duration of a run with one image, measured once
+    image_s: float = 0.0  # CPU time of a run with one image, measured once
     sums_to_one: bool = True  # the probabilities of each golden example
 
 

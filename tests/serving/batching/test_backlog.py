@@ -16,6 +16,13 @@ def test_the_estimate_is_the_time_of_an_image_in_batches_as_they_are_now() -> No
     assert backlog.run_s < 0.0003
 
 
+def test_the_first_run_replaces_what_was_known_before() -> None:
+    """CPU time says little of a network that runs elsewhere."""
+    backlog = Backlog(run_s=0.00001)
+    backlog.record_run(2, 0.04)
+    assert backlog.run_s == pytest.approx(0.02)
+
+
 def test_a_process_that_was_stopped_does_not_count_as_slow() -> None:
     """One run of a minute changes the estimate by a small factor, and the next ones repair it."""
     backlog = Backlog()
