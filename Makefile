@@ -1,5 +1,5 @@
 # Every target sets up .venv if necessary.
-.PHONY: demo test check check-deploy proto bench bench-memory chaos bench-training gpu results picture report-pictures clean
+.PHONY: demo test check check-deploy proto bench bench-memory bench-refresh chaos bench-training gpu results picture report-pictures clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -72,6 +72,10 @@ report-pictures: .venv/dev.done
 
 bench-memory: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.model_memory $(BENCH_ARGS)
+
+# Rewrites the table of docs/refresh.md: how often the gate is right, on simulated pairs of versions.
+bench-refresh: .venv/dev.done
+	$(BIN)/python -m tests.benchmarks.gate --write docs/refresh.md $(BENCH_ARGS)
 
 bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)

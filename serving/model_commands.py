@@ -242,7 +242,7 @@ def _row(
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
-    made, tested = manifest.provenance, manifest.evaluation
+    made, tested, gate = manifest.provenance, manifest.evaluation, manifest.gate
     return {
         "created_at": made.created_at.isoformat(timespec="seconds"),
         "created_by": made.created_by,
@@ -260,6 +260,10 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "ece": tested and tested.ece,
         "test_images": tested.images if tested else 0,
         "variants": sorted(manifest.variants),
+        "verdict": gate and gate.verdict,
+        "champion": gate and gate.champion,
+        "forced": gate and gate.forced,
+        "reasons": list(gate.reasons) if gate else [],
         "size_bytes": sum(file.size_bytes for file in manifest.files.values()),
         "digest": bundle.digest,
     }
@@ -269,7 +273,18 @@ def _all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     has_live = any("live" in row for row in rows)
     live_columns = ("answered", "drift") if has_live else ()
-    columns = ("version", "aliases", "created", "by", "recipe", "accuracy", *live_columns, "data", "digest")
+    columns = (
+        "version",
+        "aliases",
+        "created",
+        "by",
+        "recipe",
+        "accuracy",
+        *live_columns,
+        "verdict",
+        "data",
+        "digest",
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -284,6 +299,7 @@ def _all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
             escape(row["recipe"]),
             "not measured" if row["accuracy"] is None else f"{row['accuracy']:.2%} of {row['test_images']:,}",
             *(_live_cells(row["live"]) if has_live else ()),
+            (row["verdict"] or "") + (" (forced)" if row["forced"] else ""),
             row["data_digest"][:12],
             row["digest"][:12],
         )
@@ -304,7 +320,8 @@ def _one_version(row: Mapping[str, Any]) -> Table:
             continue
         if value in ([], None):
             continue
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        between = "; " if name == "reasons" else ", "
+        shown = between.join(map(str, value)) if isinstance(value, list) else str(value)
         table.add_row(name.replace("_", " "), escape(shown))
     return table
 

@@ -136,6 +136,10 @@ class Run(_RecipeCommand):
     log: list[Literal["tensorboard", "mlflow"]] = Field(
         default=[], description="also write the run's history there; may be repeated"
     )
+    force: bool = Field(
+        default=False,
+        description="promote the version even if it is worse than the one before; the manifest records it",
+    )
     record: bool = Field(
         default=False,
         description="record the result in recipes/measured.json; allows no --set except network.weights=FILE",
@@ -186,6 +190,7 @@ class Run(_RecipeCommand):
                 resume=self.resume,
                 group=group,
                 loggers=tuple(self.log),
+                force=self.force,
             )
             if not group.is_main:
                 job.follow(recipe, task)
@@ -193,6 +198,8 @@ class Run(_RecipeCommand):
             summary = job.train_and_evaluate(recipe, task)
         if summary.path is not None:
             display.published(Path(summary.path), self.repository, summary.metrics, summary.seconds)
+            if summary.gate == "candidate":
+                display.candidate(self.repository, summary.model, summary.version or 0)
         return summary
 
     def _check_whole(self, recipe: Recipe) -> None:

@@ -193,6 +193,17 @@ class Reference(Strict):
         return self
 
 
+class Gate(Strict):
+    """What the run decided about a version before it was published."""
+
+    verdict: Literal["promote", "candidate", "refuse"] = Field(
+        description="promote: it became the default; candidate: published only; refuse: published by --force"
+    )
+    champion: int | None = Field(ge=1, description="version that it was compared with; null: the first one")
+    reasons: tuple[str, ...] = Field(default=(), description="what spoke against it")
+    forced: bool = Field(default=False, description="whether --force promoted it whatever the verdict")
+
+
 class FileDigest(Strict):
     """Size and digest of one file of a version."""
 
@@ -225,6 +236,7 @@ class Description(Strict):
         description="maximum difference from a golden probability, on any device",
     )
     reference: Reference | None = Field(default=None, description="null: drift is not measured")
+    gate: Gate | None = Field(default=None, description="null: no run compared it with the version before")
 
     @field_validator("labels")
     @classmethod
@@ -243,11 +255,12 @@ class Description(Strict):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_null_reference(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a null `reference`: servers that are older than the key reject it."""
+    def _without_null_additions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys that are null: servers that are older than the key reject it."""
         values: dict[str, Any] = serialize(self)
-        if self.reference is None:
-            del values["reference"]
+        for name in ("reference", "gate"):
+            if getattr(self, name) is None:
+                del values[name]
         return values
 
     def measured(self) -> Evaluation:

@@ -70,8 +70,9 @@ def test_sigterm_saves_and_resume_publishes_once(tmp_path: Path) -> None:
     assert "epoch" not in stderr, "training was finished and is not done again"
     (line,) = stdout.splitlines()
     result = json.loads(line)
-    assert set(result) == {"model", "version", "path", "verdict", "metrics", "seconds"}
+    assert set(result) == {"model", "version", "path", "verdict", "gate", "metrics", "seconds"}
     assert (result["model"], result["version"], result["verdict"]) == ("lenet5-fake", 1, "published")
+    assert result["gate"] == "promote"
     assert (Path(result["path"]) / "manifest.json").is_file()
 
 

@@ -70,6 +70,7 @@ def _find(repository: Repository, intent: PublishIntent) -> RunSummary | None:
                 version=version,
                 path=str(bundle.folder),
                 verdict="published",
+                gate=metrics.champion and metrics.champion.decision,
                 metrics=metrics.headline(),
                 seconds=intent.seconds,
             )

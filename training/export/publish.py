@@ -17,6 +17,7 @@ from serving.bundle import (
 from serving.bundle.golden import MAX_GOLDEN_IMAGES, class_balanced_indices
 from serving.bundle.who import who
 from training.data.splits import Split
+from training.errors import GateFailed
 from training.evaluation.gates import raise_if_failed
 from training.evaluation.onnx_session import open_session, run
 from training.recipe import Recipe
@@ -37,10 +38,16 @@ def publish(
     """Publish the exported file and the report of a run folder.
 
     Raises:
-        GateFailed: a check failed; the repository is unchanged.
+        GateFailed: a check failed, or the version is worse than the champion; the repository is unchanged.
         BundleError: the model's name is invalid.
     """
     raise_if_failed(metrics.checks)
+    challenge = metrics.champion
+    if challenge is not None and challenge.decision == "refuse":
+        raise GateFailed(
+            f"not published: worse than version {challenge.champion}: {'; '.join(challenge.reasons)}; "
+            "--force publishes it all the same"
+        )
 
     def write(staging: Path) -> Description:
         shutil.copyfile(folder.model, staging / MODEL_FILE)
@@ -60,6 +67,7 @@ def publish(
             evaluation=metrics.test.evaluation,
             variants=variants,
             reference=reference,
+            gate=challenge and challenge.for_manifest(),
             provenance=Provenance(
                 recipe=recipe.name,
                 recipe_digest=metrics.recipe_digest,

@@ -10,6 +10,7 @@ from training.recipe.recipe import (
 )
 from training.recipe.sections import (
     AugmentationRecipe,
+    ChampionRecipe,
     DataRecipe,
     GateRecipe,
     HeadRecipe,
@@ -20,6 +21,7 @@ from training.recipe.sections import (
 
 __all__ = [
     "AugmentationRecipe",
+    "ChampionRecipe",
     "DataRecipe",
     "GateRecipe",
     "HeadRecipe",

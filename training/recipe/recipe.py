@@ -23,6 +23,7 @@ from training.recipe.backbone_names import BACKBONES, IMAGENET_CLASSES
 from training.recipe.sections import (
     LOGITS,
     AugmentationRecipe,
+    ChampionRecipe,
     DataRecipe,
     GateRecipe,
     HeadRecipe,
@@ -50,7 +51,7 @@ _ADDED_LATER: dict[str, object] = {
     "gates.min_skill": 0.1,
     "network.head_hidden": [],
 }
-_ABOUT_REPORT = "report."  # settings of this section never change a digest
+_WITHOUT_EFFECT = ("report.", "champion.")  # settings of these sections never change a digest
 
 _FOLDER = resources.files("training.recipe") / "recipes"
 
@@ -79,6 +80,7 @@ class Recipe(Strict):
     augmentation: AugmentationRecipe = AugmentationRecipe()
     training: TrainingRecipe = TrainingRecipe()
     gates: GateRecipe = GateRecipe()
+    champion: ChampionRecipe = ChampionRecipe()
     variants: VariantRecipe = VariantRecipe()
     report: ReportRecipe = ReportRecipe()
 
@@ -141,7 +143,7 @@ class Recipe(Strict):
         counted = {
             key: value
             for key, value in self.settings().items()
-            if value not in (0, _ADDED_LATER.get(key, 0)) and not key.startswith(_ABOUT_REPORT)
+            if value not in (0, _ADDED_LATER.get(key, 0)) and not key.startswith(_WITHOUT_EFFECT)
         }
         canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

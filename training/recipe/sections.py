@@ -310,6 +310,39 @@ class TrainingRecipe(Strict):
     )
 
 
+class ChampionRecipe(Strict):
+    """Limits of a new version against the one that it would replace. They do not change what is trained."""
+
+    max_accuracy_loss: float = Field(
+        default=0.015,
+        gt=0,
+        le=1,
+        description="non-inferiority margin: the new version is promoted if, with 95 % confidence, its test "
+        "accuracy is at most this much lower. A smaller margin needs more test images",
+    )
+    max_recall_loss: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="a label may lose this much recall; a proven larger loss refuses the new version",
+    )
+    max_ece_rise: float = Field(
+        default=0.03, ge=0, le=1, description="maximum rise of the calibration error in excess of chance"
+    )
+    max_latency_ratio: float = Field(
+        default=2.0, gt=0, description="maximum time for one image, relative to the champion's"
+    )
+    max_size_ratio: float = Field(
+        default=4.0, gt=0, description="maximum size of model.onnx, relative to the champion's"
+    )
+    max_drift: float = Field(
+        default=0.25,
+        gt=0,
+        description="maximum population stability index of the data since the champion: shares of labels, "
+        "and what the champion answers for the test images. 0.1 is a moderate change, 0.25 a large one",
+    )
+
+
 class VariantRecipe(Strict):
     """Other precisions of the exported file, each published with it if it is nearly as good."""
 

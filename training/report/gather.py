@@ -12,6 +12,7 @@ from serving.bundle import Bundle, Repository
 from serving.errors import UsageError
 from serving.validation_errors import describe
 from training import data
+from training.champion.compare import Outcome
 from training.data import Dataset
 from training.data.assignment import SPLITS_FILE, read_assignment
 from training.data.augmentation.examples import augmented_examples
@@ -28,7 +29,7 @@ from training.recipe import DataRecipe, Recipe, recipe_from_settings
 from training.report.evidence import Evidence
 from training.report.metrics import METRICS_FILE, Metrics
 from training.report.predictions import PREDICTIONS_FILE, Predictions, predict_splits, read_predictions
-from training.report.replaced import find_replaced
+from training.report.replaced import find_replaced, replaced_by_run
 from training.report.report import HISTORY_FILE
 
 _WITHOUT_FILES = ("digits", "fake")  # sources that need no --data-root
@@ -44,6 +45,7 @@ def evidence_of_run(
     proof: Proof,
     model_file: Path,
     repository: Repository,
+    outcome: Outcome | None = None,
 ) -> Evidence:
     """Gather what a run has when it is proven, before anything is published.
 
@@ -55,9 +57,10 @@ def evidence_of_run(
         proof: of the exported file.
         model_file: the exported file.
         repository: where the version is going to be published.
+        outcome: of the comparison with the champion; None: a check failed before it.
     """
     predictions = predict_splits(dataset, proof.probabilities, model_file, recipe.data.group_pattern)
-    passed = all(check.passed for check in metrics.checks)
+    passed = all(check.passed for check in metrics.checks) and not _is_refused(metrics)
     # The next number; another publisher of the same model at the same moment could take it.
     version = max(repository.versions(metrics.model), default=0) + 1 if passed else None
     return Evidence(
@@ -71,11 +74,14 @@ def evidence_of_run(
         examples=augmented_examples(recipe, dataset.train) if history else None,
         model_file=model_file,
         version=version,
-        replaced=find_replaced(
-            repository, metrics.model, None, predictions["test"], dataset, recipe.geometry
-        ),
+        replaced=replaced_by_run(outcome)
+        or find_replaced(repository, metrics.model, None, predictions["test"], dataset, recipe.geometry),
         machine=metrics.machine,
     )
+
+
+def _is_refused(metrics: Metrics) -> bool:
+    return metrics.champion is not None and metrics.champion.decision == "refuse"
 
 
 def evidence_of_bundle(
@@ -114,7 +120,13 @@ def evidence_of_bundle(
     if data_root is not None or source.source in _WITHOUT_FILES:
         evidence = _with_data(evidence, bundle, source, recipe, data_root, cache)
     replaced = find_replaced(
-        repository, model, number, evidence.test, evidence.dataset, bundle.manifest.geometry
+        repository,
+        model,
+        number,
+        evidence.test,
+        evidence.dataset,
+        bundle.manifest.geometry,
+        None if metrics.champion is None else metrics.champion.champion,
     )
     return replace(evidence, replaced=replaced), _network(recipe, len(bundle.manifest.labels))
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from serving.bundle import Calibration, Estimate, Pretrained
 from serving.bundle.manifest import Sha256, Strict
+from training.champion.result import Challenge
 from training.data.checks import DataReport
 from training.evaluation.gates import Check
 from training.evaluation.scores import Scores
@@ -61,6 +62,11 @@ class Metrics(Strict):
     )
     test: Scores
     checks: tuple[Check, ...]
+    champion: Challenge | None = Field(
+        default=None,
+        description="the comparison with the version before; None: a check failed first, or not recorded by "
+        "older versions",
+    )
     variants: tuple[VariantReport, ...] = ()
     created_at: datetime
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from serving.bundle import Bundle, Geometry, Repository
 from serving.errors import LenserveError
+from training.champion.compare import Outcome
 from training.data import Dataset
 from training.errors import DataError
 from training.evaluation.onnx_session import open_session, run
@@ -26,8 +27,9 @@ def find_replaced(  # noqa: PLR0917 - two versions, and what is known of the new
     test: Predictions | None,
     dataset: Dataset | None,
     geometry: Geometry,
+    champion: int | None = None,
 ) -> Replaced | None:
-    """The newest version before another one, with its predictions for the same test images.
+    """The version that another one replaces, with its predictions for the same test images.
 
     Args:
         repository: where both are.
@@ -36,17 +38,32 @@ def find_replaced(  # noqa: PLR0917 - two versions, and what is known of the new
         test: what the new version predicts.
         dataset: the images, if they are at hand.
         geometry: of these images.
+        champion: the replaced version; None: the newest before the other one.
     """
     older = [version for version in repository.versions(model) if before is None or version < before]
     if not older:
         return None
     try:
-        bundle = repository.read(model, older[-1])
+        bundle = repository.read(model, older[-1] if champion is None else champion)
         accuracy = bundle.manifest.measured().accuracy.value
     except LenserveError:  # a damaged version, or one that was never measured, is not worth failing a run
         return None
     predicted, reason = _predictions(bundle, test, dataset, geometry)
     return Replaced(bundle.version, accuracy, predicted, reason)
+
+
+def replaced_by_run(outcome: Outcome | None) -> Replaced | None:
+    """The champion that a run compared its version with; None if no image could be compared."""
+    if outcome is None or outcome.champion is None or outcome.predicted is None:
+        return None
+    measured, left_out = outcome.champion.manifest.evaluation, outcome.challenge.left_out
+    reason = "Both were measured on the same test images."
+    if left_out:
+        reason = (
+            f"It was trained on {left_out:,} of these images, which the comparison leaves out; they are here."
+        )
+    accuracy = 0.0 if measured is None else measured.accuracy.value
+    return Replaced(outcome.champion.version, accuracy, outcome.predicted, reason)
 
 
 def flips(test: Predictions, replaced: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.intp], ...]:

@@ -22,20 +22,44 @@ def verdict(evidence: Evidence) -> Verdict:
             text=f"{count}. Nothing was published: servers keep the version that they have.",
             failed=failed,
         )
+    passed, challenge = f"All {len(metrics.checks)} checks passed.", metrics.champion
+    against = () if challenge is None else tuple((c.name, c.detail) for c in challenge.checks if not c.passed)
+    if challenge is not None and challenge.decision == "refuse":
+        return Verdict(
+            published=False,
+            word="Refused",
+            text=f"{passed} It is worse than version {challenge.champion}, which is served. "
+            "Nothing was published.",
+            failed=against,
+        )
+    if challenge is not None and challenge.decision == "candidate":
+        return Verdict(
+            published=True,
+            word="Candidate",
+            text=f"{passed} It is published{_number(evidence)}, but not served by default: version "
+            f"{challenge.champion} is. This speaks against it:",
+            failed=against,
+        )
+    text = f"{passed}{_version(evidence)}"
+    if challenge is not None and challenge.forced:
+        text += " It was promoted by --force, although this speaks against it:"
+    return Verdict(published=True, word="Published", text=text, failed=against)
+
+
+def _number(evidence: Evidence) -> str:
+    return "" if evidence.version is None else f" as version {evidence.version}"
+
+
+def _version(evidence: Evidence) -> str:
     replaced = evidence.replaced
     before = (
         "the first one"
         if replaced is None
         else f"which replaces version {replaced.version} (accuracy {replaced.accuracy:.2%} on its test split)"
     )
-    version = (
-        ""
-        if evidence.version is None
-        else f" This is version {evidence.version} of {metrics.model}, {before}."
-    )
-    return Verdict(
-        published=True, word="Published", text=f"All {len(metrics.checks)} checks passed.{version}"
-    )
+    if evidence.version is None:
+        return ""
+    return f" This is version {evidence.version} of {evidence.metrics.model}, {before}."
 
 
 def summary_blocks(evidence: Evidence) -> tuple[Block, ...]:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from serving.bundle import Estimate
+from training.champion.result import Challenge
 from training.data.checks import DataReport
 from training.evaluation.gates import Check
 from training.few_shot.curve import CurvePoint
@@ -121,6 +122,16 @@ class Display:
             mark = "[green]✓[/green]" if check.passed else "[red]✗[/red]"
             self._console.print(f"  {mark} {escape(f'{check.name}: {check.detail}')}")
 
+    def challenge(self, challenge: Challenge, model: str) -> None:
+        """Print the comparison with the champion."""
+        self.note(challenge.summary(model))
+        if challenge.left_out:
+            total = challenge.images + challenge.left_out
+            self.note(f"  {challenge.left_out:,} of {total:,} test images left out: the champion knows them")
+        for check in challenge.checks:
+            mark = "[green]✓[/green]" if check.passed else "[red]✗[/red]"
+            self._console.print(f"  {mark} {escape(f'{check.name}: {check.detail}')}")
+
     def biases(self, recipe: Recipe, validation: Estimate | None) -> None:
         """Print the validation accuracy, and which accuracies are optimistic."""
         if validation is not None:
@@ -146,3 +157,10 @@ class Display:
             f"{seconds:.0f} s"
         )
         self._console.print(f"next: lenserve serve --repository {repository}", markup=False)
+
+    def candidate(self, repository: Path, model: str, version: int) -> None:
+        """Print that a version is not served by default, and the command that serves it."""
+        self.warning(
+            f"version {version} is a candidate: it is not served by default. To serve it: "
+            f"lenserve models promote {model}@{version} --repository {repository}"
+        )

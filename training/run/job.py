@@ -1,6 +1,7 @@
 """A whole run: data, training, calibration, export, proof, report, publishing."""
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from serving.bundle.golden import class_balanced_indices
 from serving.bundle.measures import wilson_interval
 from training import data
 from training.atomic_files import RESUME, replace_file, writing
+from training.champion.compare import Challenger, Outcome, challenge_champion
+from training.champion.promote import keep_champion, promote
 from training.data import DataReport, Dataset
 from training.data.groups import find_groups
 from training.data.storage.device_images import DeviceImages
@@ -75,6 +78,7 @@ class Job:
     resume: bool = False
     group: ProcessGroup = SINGLE_PROCESS
     loggers: tuple[str, ...] = ()
+    force: bool = False  # promote whatever the champion is worth
 
     @property
     def cache(self) -> Path:
@@ -122,6 +126,10 @@ def _recover_summary(recipe: Recipe, job: Job, folder: RunFolder) -> None:
     summary = find_published(folder, job.repository)
     if summary is not None:
         job.display.note(f"this run has already published {summary.path}")
+        if summary.version is not None:
+            challenge = read_recorded(folder.report / METRICS_FILE, Metrics, _REMEDY).champion
+            decision = promote(job.repository, job.model, summary.version, challenge, job.display.warning)
+            summary = summary.model_copy(update={"gate": decision})
         with _open_loggers(recipe, job, folder) as loggers:
             for logger in loggers:
                 logger.result(summary.metrics)
@@ -175,6 +183,7 @@ def _prepare(recipe: Recipe, job: Job) -> None:
     for warning in preflight(recipe, job.run_dir, job.repository.root):
         job.display.warning(warning)
     data.require_root(recipe.data, job.data_root)
+    job.repository.aliases(job.model)  # invalid ones would fail the run when it looks for the champion
 
 
 def _load_and_show(recipe: Recipe, job: Job) -> _Loaded:
@@ -244,10 +253,11 @@ def _run_logged(  # noqa: PLR0917 - the whole run
 
     with writing(folder.path, RESUME):
         variants = _variants(recipe, folder, dataset, job)
+    outcome = _challenge(recipe, job, folder, dataset, proof, groups)
     continued_from = read_extension(folder)
     metrics = _metrics(
         recipe, job, trained, calibration, validation, data_report, proof, variants, continued_from
-    )
+    ).model_copy(update={"champion": outcome and outcome.challenge})
     evidence = evidence_of_run(
         recipe,
         metrics,
@@ -256,6 +266,7 @@ def _run_logged(  # noqa: PLR0917 - the whole run
         proof=proof,
         model_file=folder.model,
         repository=job.repository,
+        outcome=outcome,
     )
     why = why_section(
         evidence,
@@ -338,6 +349,30 @@ def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> 
     return tuple(reports)
 
 
+def _challenge(  # noqa: PLR0917 - the proven version, and where the champion is
+    recipe: Recipe,
+    job: Job,
+    folder: RunFolder,
+    dataset: Dataset,
+    proof: Proof,
+    groups: Sequence[str] | None,
+) -> Outcome | None:
+    """Compare with the champion; None if a check failed, which refuses the version anyway."""
+    if not all(check.passed for check in proof.checks):
+        return None
+    outcome = challenge_champion(
+        job.repository,
+        job.model,
+        Challenger(recipe, folder.model, dataset, proof.probabilities, groups),
+        data_root=job.data_root,
+        cache=job.cache,
+        force=job.force,
+    )
+    job.display.challenge(outcome.challenge, job.model)
+    job.interrupts.raise_if_stopped("training is finished and saved, nothing is published yet")
+    return outcome
+
+
 def _metrics(  # noqa: PLR0917 - one argument per measured value
     recipe: Recipe,
     job: Job,
@@ -387,10 +422,11 @@ def _publish(  # noqa: PLR0917 - the last step needs the results of all others
     reference: Reference,
     began_s: float,
 ) -> RunSummary:
-    version, path, refusal = None, None, None
+    version, path, refusal, decision = None, None, None, None
     write_intent(folder, job.repository, job.model, round(time.perf_counter() - began_s, 1))
     try:
         with writing(job.repository.root, RESUME):
+            keep_champion(job.repository, job.model, metrics.champion)
             bundle = publish(
                 job.repository,
                 recipe=recipe,
@@ -400,14 +436,18 @@ def _publish(  # noqa: PLR0917 - the last step needs the results of all others
                 labels=dataset.labels,
                 reference=reference,
             )
+            decision = promote(
+                job.repository, job.model, bundle.version, metrics.champion, job.display.warning
+            )
         version, path = bundle.version, str(bundle.folder)
     except GateFailed as error:
-        refusal = str(error)
+        refusal, decision = str(error), "refuse"
     return RunSummary(
         model=job.model,
         version=version,
         path=path,
         verdict="published" if refusal is None else "refused",
+        gate=decision,
         metrics=metrics.headline(),
         seconds=round(time.perf_counter() - began_s, 1),
         refusal=refusal,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from serving.bundle import Repository
+from training.champion.known_images import KNOWN_IMAGES_FILE, write_known_images
 from training.data import Dataset
 from training.data.assignment import (
     SPLITS_FILE,
@@ -15,11 +16,12 @@ from training.run.display import Display
 
 
 def keep_splits(dataset: Dataset, report: Path, repository: Repository, model: str, display: Display) -> None:
-    """Write splits.csv, and compare it with that of the newest version. Nothing, if images are not files."""
+    """Write splits.csv, and compare it with that of the newest version; for arrays known-images.npy."""
     now = assignment_of(dataset)
-    if not now:
-        return
     report.mkdir(parents=True, exist_ok=True)
+    if not now:
+        write_known_images(dataset, report / KNOWN_IMAGES_FILE)
+        return
     write_assignment(dataset, report / SPLITS_FILE)
     versions = repository.versions(model)
     if not versions:

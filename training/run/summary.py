@@ -15,6 +15,11 @@ class RunSummary(Strict):
     version: int | None = Field(description="None if a gate failed")
     path: str | None = Field(description="number of the published version")
     verdict: Literal["published", "refused"]
+    gate: Literal["promote", "candidate", "refuse"] | None = Field(
+        default=None,
+        description="promote: the alias `stable` names it; candidate: published, not the default; None: "
+        "not recorded by older versions",
+    )
     metrics: Mapping[str, int | float]
     seconds: float = Field(description="duration of this process; time before a resume is not included")
     refusal: str | None = Field(default=None, description="every failed check with its value and limit")

@@ -81,7 +81,8 @@ def test_a_run_killed_while_it_publishes_publishes_once(
     recipe = fake_recipe(*OVERRIDES)
     summary = train_and_evaluate(recipe, resumed(job))
     assert job.repository.versions("fake") == [1]
-    assert (summary.version, summary.verdict) == (1, "published")
+    assert (summary.version, summary.verdict, summary.gate) == (1, "published", "promote")
+    assert job.repository.aliases("fake") == {"stable": 1}
     assert summary.path == str(job.repository.folder("fake", 1))
     assert summary.metrics["images"] == job.repository.read("fake", 1).manifest.measured().images
     assert train_and_evaluate(recipe, resumed(job)) == summary

@@ -52,6 +52,7 @@ def test_the_bundle_is_complete_and_verified(
         "model.onnx",
         "golden.npz",
         "report/metrics.json",
+        "report/known-images.npy",
         "report/predictions.csv",
         "report/history.json",
         "report/report.html",

@@ -1,0 +1,217 @@
+"""Champions run on the images of their challengers: known images, other labels, what cannot be compared."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from serving.bundle import MODEL_FILE, Description, Repository
+from serving.bundle.reference import reference_of
+from tests.colours import LABELS, SIDE, write_colours
+from training.champion.compare import Challenger, Outcome, challenge_champion
+from training.champion.known_images import KNOWN_IMAGES_FILE, write_known_images
+from training.data import Dataset
+from training.data.assignment import SPLITS_FILE, write_assignment
+from training.data.splits import Split
+from training.evaluation.onnx_session import open_session, run
+from training.recipe import resolve
+
+MODEL = "colours"
+RECIPE = resolve(
+    "lenet5-fake",
+    [f"geometry.height={SIDE}", f"geometry.width={SIDE}", "geometry.channels=3", "geometry.background=255"],
+)
+
+
+def _split(count: int, seed: int, *, files: bool = False) -> Split:
+    """Dark noise with one strong channel, which is the label."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int64) % len(LABELS)
+    images = random.integers(0, 100, (count, SIDE, SIDE, 3), np.uint8)  # (N, H, W, C)
+    images[np.arange(count), :, :, labels] += 150
+    names = tuple(f"{seed}-{number}" for number in range(count))
+    digests = tuple(f"{name:>032}".encode() for name in names) if files else ()
+    return Split(images, labels, names, digests)
+
+
+def _dataset(*, files: bool = False, test: int = 300) -> Dataset:
+    return Dataset(
+        LABELS,
+        _split(90, 1, files=files),
+        _split(30, 2, files=files),
+        _split(test, 3, files=files),
+    )
+
+
+def _publish(
+    repository: Repository, known: Dataset | None, *, rotate: int = 0, data_digest: str = "0" * 64
+) -> None:
+    def write(folder: Path) -> Description:
+        described = write_colours(folder, rotate=rotate, lie=False)
+        (folder / "report").mkdir()
+        if known is not None and known.train.digests:
+            write_assignment(known, folder / "report" / SPLITS_FILE)
+        elif known is not None:
+            write_known_images(known, folder / "report" / KNOWN_IMAGES_FILE)
+        made = described.provenance.model_copy(update={"data_digest": data_digest})
+        return described.model_copy(update={"provenance": made})
+
+    repository.publish(MODEL, write)
+
+
+def _challenger(folder: Path, dataset: Dataset, *, confused: bool = False) -> Challenger:
+    """The same network; confused: it takes green for red."""
+    write_colours(folder, rotate=0, lie=False)
+    path = folder / MODEL_FILE
+    if confused:
+        graph = onnx.load(path)
+        (weights,) = [each for each in graph.graph.initializer if each.name == "weights"]
+        matrix: npt.NDArray[np.float32] = numpy_helper.to_array(weights).copy()
+        matrix[1] = matrix[0]
+        weights.CopyFrom(numpy_helper.from_array(matrix, "weights"))
+        onnx.save(graph, path)
+    probabilities, _ = run(open_session(path), dataset.test.images)
+    return Challenger(RECIPE, path, dataset, probabilities)
+
+
+def _challenge(
+    repository: Repository, folder: Path, dataset: Dataset, *, confused: bool = False, force: bool = False
+) -> Outcome:
+    return challenge_champion(repository, MODEL, _challenger(folder, dataset, confused=confused), force=force)
+
+
+def test_a_first_version_has_no_champion(repository: Repository, tmp_path: Path) -> None:
+    """It is promoted without a comparison."""
+    outcome = _challenge(repository, tmp_path, _dataset())
+    assert (outcome.challenge.verdict, outcome.challenge.champion, outcome.challenge.checks) == (
+        "promote",
+        None,
+        (),
+    )
+
+
+def test_stable_is_the_champion_and_the_newest_without_it(repository: Repository, tmp_path: Path) -> None:
+    """A network that is always wrong is no obstacle, unless it is the champion's place that it has."""
+    dataset = _dataset()
+    _publish(repository, dataset)
+    _publish(repository, dataset, rotate=1)
+    newest = _challenge(repository, tmp_path, dataset).challenge
+    repository.set_alias(MODEL, "stable", 1)
+    stable = _challenge(repository, tmp_path, dataset).challenge
+    assert (newest.champion, newest.champion_accuracy, newest.accuracy) == (2, 0.0, 1.0)
+    assert (stable.champion, stable.champion_accuracy, stable.verdict) == (1, 1.0, "promote")
+
+
+def test_a_lost_label_is_refused_and_named(repository: Repository, tmp_path: Path) -> None:
+    """--force promotes it, and that is recorded with the reasons."""
+    dataset = _dataset()
+    _publish(repository, dataset)
+    outcome = _challenge(repository, tmp_path, dataset, confused=True)
+    forced = _challenge(repository, tmp_path, dataset, confused=True, force=True).challenge
+    assert (outcome.challenge.verdict, outcome.challenge.decision) == ("refuse", "refuse")
+    assert any("'green' 0.00, champion 1.00" in reason for reason in outcome.challenge.reasons)
+    assert (forced.verdict, forced.decision, forced.forced) == ("refuse", "promote", True)
+    assert forced.for_manifest().reasons == outcome.challenge.reasons
+    assert outcome.predicted is not None
+    assert (outcome.predicted == dataset.test.labels).all()
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_images_that_the_champion_knows_are_left_out(
+    repository: Repository, tmp_path: Path, *, files: bool
+) -> None:
+    """By the digest of their files, or of their pixels."""
+    dataset = _dataset(files=files)
+    known, new = dataset.test.take(np.arange(100)), dataset.test.take(np.arange(100, 300))
+    _publish(repository, replace(dataset, train=known, test=new))
+    challenge = _challenge(repository, tmp_path, dataset).challenge
+    assert (challenge.images, challenge.left_out) == (200, 100)
+
+
+def test_if_the_champion_knows_every_image_nothing_is_compared(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """The version is a candidate, which says why."""
+    dataset = _dataset()
+    _publish(repository, replace(dataset, validation=dataset.test))
+    challenge = _challenge(repository, tmp_path, dataset).challenge
+    assert challenge.verdict == "candidate"
+    assert challenge.reasons == (
+        "test images new to the champion: none of 300: add images, or promote by hand",
+    )
+
+
+def test_a_champion_that_does_not_say_what_it_knows_makes_a_candidate(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Such as one that was imported."""
+    _publish(repository, None)
+    for confused in (True, False):
+        challenge = _challenge(repository, tmp_path, _dataset(), confused=confused).challenge
+        assert challenge.verdict == "candidate"
+        assert any("does not record its training images" in reason for reason in challenge.reasons)
+
+
+def test_a_champion_of_the_same_data_knows_none_of_its_test_images(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Versions that were published before their training images were recorded are compared like that."""
+    dataset = _dataset()
+    _publish(repository, None, data_digest=dataset.digest())
+    assert _challenge(repository, tmp_path, dataset, confused=True).challenge.verdict == "refuse"
+
+
+def test_other_labels_make_a_candidate(repository: Repository, tmp_path: Path) -> None:
+    """Whatever they are worth; the reason names them."""
+    dataset = _dataset()
+    _publish(repository, dataset)
+    other = replace(dataset, labels=("red", "green", "violet"))
+    challenge = _challenge(repository, tmp_path, other).challenge
+    assert challenge.verdict == "candidate"
+    assert challenge.reasons == ("same labels: 1 new (violet); 1 missing (blue)",)
+
+
+def test_the_order_of_labels_may_differ(repository: Repository, tmp_path: Path) -> None:
+    """Answers are compared by the names of labels."""
+    dataset = _dataset()
+    _publish(repository, dataset)
+    challenger = _challenger(tmp_path, dataset)
+    test = replace(dataset.test, labels=(dataset.test.labels + 1) % 3)
+    turned = replace(dataset, labels=("blue", "red", "green"), test=test)
+    probabilities = np.roll(challenger.probabilities, 1, axis=1)
+    outcome = challenge_champion(
+        repository, MODEL, replace(challenger, dataset=turned, probabilities=probabilities)
+    )
+    assert (outcome.challenge.accuracy, outcome.challenge.champion_accuracy) == (1.0, 1.0)
+
+
+def test_a_damaged_champion_makes_a_candidate(repository: Repository, tmp_path: Path) -> None:
+    """Servers still answer with it from memory, so it is not replaced unseen."""
+    dataset = _dataset()
+    _publish(repository, dataset)
+    repository.set_alias(MODEL, "stable", 1)
+    (repository.folder(MODEL, 1) / MODEL_FILE).write_bytes(b"changed")
+    challenge = _challenge(repository, tmp_path, dataset).challenge
+    assert (challenge.verdict, challenge.champion) == ("candidate", 1)
+    assert "the champion can be read: " in challenge.reasons[0]
+
+
+def test_drifted_answers_make_a_candidate(repository: Repository, tmp_path: Path) -> None:
+    """The champion's manifest says what it answered for its own test images."""
+    dataset = _dataset()
+    reds = np.tile(np.array([[0.9, 0.06, 0.04]], np.float32), (300, 1))
+
+    def write(folder: Path) -> Description:
+        described = write_colours(folder, rotate=0, lie=False)
+        (folder / "report").mkdir()
+        write_known_images(dataset, folder / "report" / KNOWN_IMAGES_FILE)
+        return described.model_copy(update={"reference": reference_of(reds)})
+
+    repository.publish(MODEL, write)
+    challenge = _challenge(repository, tmp_path, dataset).challenge
+    assert challenge.verdict == "candidate"
+    assert "drift of the data: population stability index" in challenge.reasons[0]

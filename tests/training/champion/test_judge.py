@@ -1,0 +1,139 @@
+"""Verdicts: what is proven worse is refused, what is not proven either way is a candidate."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.benchmarks.gate import failures, simulate
+from training.champion.judge import Answers, Compared, judge
+from training.recipe import ChampionRecipe
+
+Correct = npt.NDArray[np.bool_]
+LABELS = ("ant", "bee", "cat", "dog")
+
+
+def _compared(
+    challenger: Correct,
+    champion: Correct,
+    *,
+    groups: Sequence[str] | None = None,
+    may_know_images: str = "",
+) -> Compared:
+    truth = np.arange(len(champion), dtype=np.int64) % len(LABELS)
+    return Compared(
+        Answers(challenger, 0.01),
+        Answers(champion, 0.01),
+        truth,
+        LABELS,
+        groups=groups,
+        may_know_images=may_know_images,
+    )
+
+
+def _right(images: int = 1000, *, wrong: slice = slice(0)) -> Correct:
+    correct = np.ones(images, bool)
+    correct[wrong] = False
+    return correct
+
+
+def _failed(compared: Compared) -> tuple[str, dict[str, str]]:
+    verdict, checks = judge(compared, ChampionRecipe())
+    return verdict, {check.name: check.detail for check in checks if not check.passed}
+
+
+def test_equal_answers_on_enough_images_are_promoted() -> None:
+    """178 of them prove that at most 1.5 points are lost."""
+    assert _failed(_compared(_right(178), _right(178))) == ("promote", {})
+    verdict, failed = _failed(_compared(_right(170), _right(170)))
+    assert verdict == "candidate"
+    assert "too few images to tell" in failed["accuracy"]
+
+
+def test_a_proven_loss_is_refused_with_its_numbers() -> None:
+    """The detail has images, counts, interval, margin and p-value."""
+    verdict, failed = _failed(_compared(_right(wrong=slice(0, 40)), _right(wrong=slice(0, 10))))
+    assert verdict == "refuse"
+    assert failed["accuracy"].startswith(
+        "-3.00 points on 1,000 images: 0 gained, 30 lost; with 95 % confidence"
+    )
+    assert (
+        "allowed -1.50 (champion.max_accuracy_loss); it is worse (McNemar's exact test, p = 9.3e-10)"
+        in (failed["accuracy"])
+    )
+
+
+def test_a_proven_loss_within_the_margin_is_promoted() -> None:
+    """Of 50,000 images, a loss of 0.2 points is certain, and allowed."""
+    champion = _right(50_000)
+    assert _failed(_compared(_right(50_000, wrong=slice(0, 100)), champion)) == ("promote", {})
+
+
+def test_a_label_that_was_lost_is_refused_by_name() -> None:
+    """Even where other labels make up for it."""
+    challenger, champion = _right(), _right()
+    challenger[2::4][:60] = False  # cat
+    champion[0::4][:70] = False  # ant
+    verdict, failed = _failed(_compared(challenger, champion))
+    assert verdict == "refuse"
+    assert failed == {
+        "recall of every label": "'cat' 0.76, champion 1.00; maximum loss 0.05 (champion.max_recall_loss)"
+    }
+
+
+def test_a_label_with_few_images_is_not_refused_by_chance() -> None:
+    """Three of ten images more are no proof, with four labels tested."""
+    challenger, champion = _right(40), _right(40)
+    challenger[2::4][:3] = False
+    verdict, failed = _failed(_compared(challenger, champion))
+    assert (verdict, set(failed)) == ("candidate", {"accuracy"})
+
+
+EQUAL = _compared(_right(), _right())
+
+
+@pytest.mark.parametrize(
+    ("compared", "name", "detail"),
+    [
+        (
+            replace(EQUAL, challenger=Answers(_right(), 0.08)),
+            "calibration error",
+            "0.080, champion 0.010, max",
+        ),
+        (replace(EQUAL, latency_ratio=2.5), "latency of one image", "2.50 of the champion's, maximum 2"),
+        (replace(EQUAL, size_ratio=5.0), "size of the file", "5.00 of the champion's, maximum 4"),
+        (replace(EQUAL, drift=0.5, drift_of="x"), "drift of the data", "index 0.500 of x, maximum 0.25"),
+    ],
+    ids=["calibration", "latency", "size", "drift"],
+)
+def test_what_people_should_look_at_makes_a_candidate(compared: Compared, name: str, detail: str) -> None:
+    """The detail has the value, the limit and its setting."""
+    verdict, failed = _failed(compared)
+    assert (verdict, set(failed)) == ("candidate", {name})
+    assert detail in failed[name]
+    assert "(champion.max_" in failed[name]
+
+
+def test_a_champion_that_may_know_the_images_refuses_nobody() -> None:
+    """It looks better than it is. What beats it all the same is still a candidate only."""
+    worse = _compared(_right(wrong=slice(0, 40)), _right(), may_know_images="it does not say")
+    equal = _compared(_right(), _right(), may_know_images="it does not say")
+    assert [_failed(each)[0] for each in (worse, equal)] == ["candidate", "candidate"]
+
+
+def test_images_of_few_patients_prove_less() -> None:
+    """What 400 independent images prove, 400 of ten patients do not."""
+    challenger, champion = _right(400, wrong=slice(0, 40)), _right(400)
+    assert _failed(_compared(challenger, champion))[0] == "refuse"
+    patients = [f"patient-{number // 40}" for number in range(400)]
+    limits = ChampionRecipe(max_recall_loss=1)
+    assert judge(_compared(challenger, champion, groups=patients), limits)[0] == "candidate"
+
+
+def test_verdicts_on_simulated_pairs_are_as_rarely_wrong_as_stated() -> None:
+    """The small form of `make bench-refresh`: 200 pairs of each kind instead of 2,000."""
+    outcomes = [simulate(difference, 0.08, pairs=200, images=1000) for difference in (-0.02, 0.0, 0.02)]
+    assert list(failures(outcomes)) == []
+    assert outcomes[2].promote > 0.95

@@ -1,0 +1,67 @@
+"""`stable` follows the verdicts of runs, and gives way to operators."""
+
+import pytest
+
+from serving.bundle import Repository
+from serving.bundle.operations import history, roll_back
+from tests.colours import Publish
+from training.champion.judge import Verdict
+from training.champion.promote import keep_champion, promote
+from training.champion.result import Challenge
+
+MODEL = "colours"
+
+
+def _challenge(verdict: Verdict, champion: int | None, *, forced: bool = False) -> Challenge:
+    return Challenge(verdict=verdict, champion=champion, forced=forced)
+
+
+def _run(repository: Repository, publish: Publish, challenge: Challenge) -> Verdict | None:
+    """What a run does when it publishes."""
+    keep_champion(repository, MODEL, challenge)
+    return promote(repository, MODEL, publish().version, challenge, pytest.fail)
+
+
+def test_a_first_version_becomes_stable(repository: Repository, publish: Publish) -> None:
+    """So that a later candidate is not served for want of the alias."""
+    assert _run(repository, publish, _challenge("promote", None)) == "promote"
+    assert repository.aliases(MODEL) == {"stable": 1}
+
+
+def test_a_candidate_leaves_stable_on_the_champion(repository: Repository, publish: Publish) -> None:
+    """Also where there was no alias: the version that was served gets it before the candidate appears."""
+    publish()
+    assert _run(repository, publish, _challenge("candidate", 1)) == "candidate"
+    assert repository.aliases(MODEL) == {"stable": 1}
+    assert _run(repository, publish, _challenge("promote", 1)) == "promote"
+    assert repository.aliases(MODEL) == {"stable": 3}
+    assert roll_back(repository, MODEL).version == 1
+
+
+def test_a_forced_version_is_promoted_and_the_log_says_so(repository: Repository, publish: Publish) -> None:
+    """Whatever the verdict."""
+    publish()
+    assert _run(repository, publish, _challenge("refuse", 1, forced=True)) == "promote"
+    assert history(repository, MODEL)[-1].reason == "promoted by its run, by --force"
+
+
+def test_an_operator_who_moved_stable_meanwhile_wins(repository: Repository, publish: Publish) -> None:
+    """The run compared with version 1, which is not the champion any more."""
+    for _ in range(2):
+        publish()
+    repository.set_alias(MODEL, "stable", 2)
+    warnings: list[str] = []
+    version = publish().version
+    assert promote(repository, MODEL, version, _challenge("promote", 1), warnings.append) == "candidate"
+    assert repository.aliases(MODEL) == {"stable": 2}
+    assert "version 3 stays a candidate, because alias 'stable'" in warnings[0]
+
+
+def test_a_resumed_run_does_not_undo_a_rollback(repository: Repository, publish: Publish) -> None:
+    """It may have died after the promotion, and be resumed days later."""
+    publish()
+    challenge = _challenge("promote", 1)
+    assert _run(repository, publish, challenge) == "promote"
+    roll_back(repository, MODEL)
+    assert promote(repository, MODEL, 2, challenge, pytest.fail) == "promote"
+    assert repository.aliases(MODEL) == {"stable": 1}

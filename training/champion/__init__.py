@@ -1,0 +1,1 @@
+"""Judges a new version, the challenger, against the one that it would replace, the champion."""

@@ -1,0 +1,258 @@
+"""Finds the champion, and runs it on the challenger's test images."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle import STABLE_ALIAS, Bundle, Repository, reference_of
+from serving.errors import LenserveError
+from training import data
+from training.champion.drift import largest_drift
+from training.champion.judge import Answers, ChampionCheck, Compared, judge
+from training.champion.known_images import KNOWN_IMAGES_FILE, prefixes, read_known_images
+from training.champion.result import Challenge
+from training.data import Dataset
+from training.data.assignment import REMOVED, SPLITS_FILE, read_assignment
+from training.data.storage.disk_images import Images
+from training.evaluation.calibrate import debiased_calibration_error
+from training.evaluation.onnx_session import open_session, run
+from training.recipe import Recipe
+
+_METRICS = Path("report") / "metrics.json"
+_ROUNDS = 200  # timed runs of each file
+_BUDGET_S = 2.0  # for all of them
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Challenger:
+    """A proven version that is not published yet."""
+
+    recipe: Recipe
+    model_file: Path
+    dataset: Dataset
+    probabilities: Floats  # (N, K) on the test split
+    groups: Sequence[str] | None = None  # N, such as patients; None: images are independent
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a comparison, and what the champion predicts."""
+
+    challenge: Challenge
+    champion: Bundle | None = None
+    predicted: npt.NDArray[np.int64] | None = None  # (N,) labels of the challenger; None: not comparable
+
+
+def challenge_champion(
+    repository: Repository,
+    model: str,
+    challenger: Challenger,
+    *,
+    data_root: Path | None = None,
+    cache: Path | None = None,
+    force: bool = False,
+) -> Outcome:
+    """Compare a challenger with the version that is served by default.
+
+    Args:
+        repository: where the champion is.
+        model: name of both.
+        challenger: the new version.
+        data_root: directory of the test images; read again if the champion has another geometry.
+        cache: directory of decoded images.
+        force: promote the challenger whatever the verdict.
+
+    Raises:
+        BundleError: aliases.json is invalid.
+    """
+    stable = repository.aliases(model).get(STABLE_ALIAS)
+    try:
+        champion = find_champion(repository, model, stable)
+    except LenserveError as error:
+        damaged = _not_comparable(stable, "the champion can be read", str(error))
+        return Outcome(damaged.model_copy(update={"forced": force}))
+    if champion is None:
+        return Outcome(Challenge(verdict="promote", champion=None))
+    outcome = _compare(champion, challenger, data_root, cache)
+    is_forced = force and outcome.challenge.verdict != "promote"
+    return Outcome(outcome.challenge.model_copy(update={"forced": is_forced}), champion, outcome.predicted)
+
+
+def find_champion(repository: Repository, model: str, stable: int | None) -> Bundle | None:
+    """Return the version that is served by default; None if there is none.
+
+    Args:
+        repository: where it is.
+        model: its name.
+        stable: version that the alias `stable` names; None: the newest that is not damaged is served.
+
+    Raises:
+        LenserveError: that version is missing or damaged.
+    """
+    if stable is not None:
+        return repository.read(model, stable)
+    for version in reversed(repository.versions(model)):
+        try:
+            return repository.read(model, version)
+        except LenserveError:  # servers do not load it either
+            continue
+    return None
+
+
+def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, cache: Path | None) -> Outcome:
+    labels, theirs = challenger.dataset.labels, champion.manifest.labels
+    if set(labels) != set(theirs):
+        return Outcome(_other_labels(champion.version, labels, theirs))
+    test = challenger.dataset.test
+    images = _images_for(champion, challenger, data_root, cache)
+    if len(images) != len(test):
+        detail = f"{len(images)} in the champion's geometry, {len(test)} in that of the challenger"
+        return Outcome(_not_comparable(champion.version, "same test images", detail))
+    answers, _ = run(open_session(champion.model_file), images)  # (N, K) in the champion's order
+    answers = answers[:, [theirs.index(label) for label in labels]]
+    predicted: npt.NDArray[np.int64] = answers.argmax(axis=1)
+    new, may_know = _new_to(champion, challenger.dataset, images)
+    if not len(new):
+        detail = f"none of {len(test)}: add images, or promote by hand"
+        return Outcome(
+            _not_comparable(champion.version, "test images new to the champion", detail), None, predicted
+        )
+    compared = _measure(champion, challenger, answers, images, new, may_know)
+    verdict, checks = judge(compared, challenger.recipe.champion)
+    challenge = Challenge(
+        verdict=verdict,
+        champion=champion.version,
+        images=len(new),
+        left_out=len(test) - len(new),
+        accuracy=float(compared.challenger.correct.mean()),
+        champion_accuracy=float(compared.champion.correct.mean()),
+        checks=checks,
+    )
+    return Outcome(challenge, None, predicted)
+
+
+def _measure(  # noqa: PLR0917 - both sides, and the images
+    champion: Bundle,
+    challenger: Challenger,
+    answers: Floats,
+    images: Images,
+    new: npt.NDArray[np.intp],
+    may_know: str,
+) -> Compared:
+    test, dataset = challenger.dataset.test, challenger.dataset
+    trained_now = {
+        label: int((dataset.train.labels == index).sum()) for index, label in enumerate(dataset.labels)
+    }
+    drift, drift_of = largest_drift(
+        trained_now,
+        _training_counts(champion),
+        # In the order of the champion's labels, as its reference.
+        reference_of(answers[new][:, [dataset.labels.index(label) for label in champion.manifest.labels]]),
+        champion.manifest.reference,
+    )
+    return Compared(
+        challenger=_answers(challenger.probabilities[new], test.labels[new]),
+        champion=_answers(answers[new], test.labels[new]),
+        truth=test.labels[new],
+        labels=dataset.labels,
+        groups=None if challenger.groups is None else [challenger.groups[index] for index in new],
+        latency_ratio=_latency_ratio(
+            (challenger.model_file, test.images[:1]), (champion.model_file, images[:1])
+        ),
+        size_ratio=challenger.model_file.stat().st_size / champion.model_file.stat().st_size,
+        drift=drift,
+        drift_of=drift_of,
+        may_know_images=may_know,
+    )
+
+
+def _answers(probabilities: Floats, truth: npt.NDArray[np.int64]) -> Answers:
+    return Answers(probabilities.argmax(axis=1) == truth, debiased_calibration_error(probabilities, truth))
+
+
+def _images_for(
+    champion: Bundle, challenger: Challenger, data_root: Path | None, cache: Path | None
+) -> Images:
+    """The challenger's test images in the champion's geometry, in the same order."""
+    if champion.manifest.geometry == challenger.recipe.geometry:
+        return challenger.dataset.test.images
+    loaded = data.load_unchecked(challenger.recipe.data, champion.manifest.geometry, data_root, cache)
+    return loaded.test.images
+
+
+def _new_to(champion: Bundle, dataset: Dataset, images: Images) -> tuple[npt.NDArray[np.intp], str]:
+    """Return the indices of test images that the champion was not trained on; and why that is not certain.
+
+    Args:
+        champion: the version.
+        dataset: of the challenger.
+        images: its test images in the champion's geometry.
+    """
+    test, every = dataset.test, np.arange(len(dataset.test))
+    report = champion.folder / "report"
+    if test.digests:
+        assignment = read_assignment(report / SPLITS_FILE)
+        if assignment is not None:
+            files = {digest for digest, split in assignment.items() if split not in ("test", REMOVED)}
+            return np.flatnonzero([digest not in files for digest in test.digests]), ""
+    else:
+        known = read_known_images(report / KNOWN_IMAGES_FILE)
+        if known is not None:
+            return np.flatnonzero(~np.isin(prefixes(images), known)), ""
+    if champion.manifest.provenance.data_digest == dataset.digest():  # the same images in the same splits
+        return every, ""
+    return every, f"version {champion.version} does not record its training images"
+
+
+def _training_counts(champion: Bundle) -> Mapping[str, int]:
+    counts = _recorded(champion).get("data", {})
+    train = counts.get("counts", {}).get("train", {}) if isinstance(counts, Mapping) else {}
+    return train if isinstance(train, Mapping) else {}
+
+
+def _recorded(champion: Bundle) -> Mapping[str, Any]:
+    """What the champion's run measured; empty if it was imported."""
+    try:
+        recorded = json.loads((champion.folder / _METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _latency_ratio(challenger: tuple[Path, Images], champion: tuple[Path, Images]) -> float:
+    """Time both files in turn on one image; the fastest run of each counts: other work disturbs it least."""
+    sessions = [(open_session(file), {"image": image[:1]}) for file, image in (challenger, champion)]
+    fastest = [float("inf")] * 2
+    began_s = time.perf_counter()
+    for number in range(_ROUNDS + 1):
+        for index, (session, feed) in enumerate(sessions):
+            start_s = time.perf_counter()
+            session.run(["probabilities"], feed)
+            if number:  # the first one allocates memory
+                fastest[index] = min(fastest[index], time.perf_counter() - start_s)
+        if number and time.perf_counter() - began_s > _BUDGET_S:
+            break
+    return fastest[0] / fastest[1]
+
+
+def _other_labels(champion: int, labels: Sequence[str], theirs: Sequence[str]) -> Challenge:
+    added, gone = sorted(set(labels) - set(theirs)), sorted(set(theirs) - set(labels))
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:5])})"
+        for what, names in (("new", added), ("missing", gone))
+        if names
+    ]
+    return _not_comparable(champion, "same labels", "; ".join(parts))
+
+
+def _not_comparable(champion: int | None, name: str, detail: str) -> Challenge:
+    check = ChampionCheck(name=name, passed=False, detail=detail, at_best="candidate")
+    return Challenge(verdict="candidate", champion=champion, checks=(check,))

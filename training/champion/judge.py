@@ -1,0 +1,171 @@
+"""Decides what becomes of a challenger. Pure: measurements of both in, a verdict with its reasons out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from serving.bundle.manifest import Strict
+from training.champion.paired import effective, lowest_difference, p_worse, pair_of
+from training.recipe import ChampionRecipe
+
+Verdict = Literal["promote", "candidate", "refuse"]
+
+# One equal challenger in twenty may be refused: half of that by its accuracy, half by that of its labels.
+_ALPHA = 0.025
+_MAX_NAMED = 5  # labels in a message
+MIN_LABEL_IMAGES = 5  # with fewer, not even a label that is never right any more is a significant loss
+
+
+class ChampionCheck(Strict):
+    """One comparison with the champion."""
+
+    name: str
+    passed: bool
+    detail: str
+    at_best: Literal["candidate", "refuse"] = Field(description="the best verdict if it fails")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one of the two makes of the images that both are compared on."""
+
+    correct: npt.NDArray[np.bool_]  # (N,)
+    ece: float  # 0..1, in excess of chance
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Both on the same images, none of which the champion was trained on."""
+
+    challenger: Answers
+    champion: Answers
+    truth: npt.NDArray[np.int64]  # (N,) index into labels
+    labels: Sequence[str]
+    groups: Sequence[str] | None = None  # N, such as patients; None: images are independent
+    latency_ratio: float = 1.0  # time of the challenger for one image, relative
+    size_ratio: float = 1.0
+    drift: float = 0.0  # population stability index
+    drift_of: str = ""  # what has drifted
+    may_know_images: str = ""  # why the champion may have been trained on some of the images
+
+
+def judge(compared: Compared, limits: ChampionRecipe) -> tuple[Verdict, tuple[ChampionCheck, ...]]:
+    """Compare a challenger with its champion.
+
+    Returns: `refuse` if it is proven worse, overall or for one label; `promote` if it is proven not to be
+        worse than the margin, and nothing else speaks against it; otherwise `candidate`.
+    """
+    checks = tuple(_checks(compared, limits))
+    failed = {check.at_best for check in checks if not check.passed}
+    # A champion that was trained on some of these images looks better than it is.
+    if "refuse" in failed and not compared.may_know_images:
+        return "refuse", checks
+    return ("candidate" if failed else "promote"), checks
+
+
+def _checks(compared: Compared, limits: ChampionRecipe) -> Iterator[ChampionCheck]:
+    # 1. What may refuse, 2. what may only make a candidate.
+    yield _accuracy(compared, limits)
+    yield _labels(compared, limits)
+    if compared.may_know_images:
+        yield ChampionCheck(
+            name="test images that the champion was not trained on",
+            passed=False,
+            detail=compared.may_know_images,
+            at_best="candidate",
+        )
+    challenger, champion = compared.challenger, compared.champion
+    yield _at_most(
+        "calibration error",
+        challenger.ece - champion.ece,
+        limits.max_ece_rise,
+        f"{challenger.ece:.3f}, champion {champion.ece:.3f}, maximum rise {limits.max_ece_rise:g} "
+        "(champion.max_ece_rise)",
+    )
+    yield _at_most(
+        "latency of one image",
+        compared.latency_ratio,
+        limits.max_latency_ratio,
+        f"{compared.latency_ratio:.2f} of the champion's, maximum {limits.max_latency_ratio:g} "
+        "(champion.max_latency_ratio)",
+    )
+    yield _at_most(
+        "size of the file",
+        compared.size_ratio,
+        limits.max_size_ratio,
+        f"{compared.size_ratio:.2f} of the champion's, maximum {limits.max_size_ratio:g} "
+        "(champion.max_size_ratio)",
+    )
+    yield _at_most(
+        "drift of the data",
+        compared.drift,
+        limits.max_drift,
+        f"population stability index {compared.drift:.3f}"
+        f"{f' of {compared.drift_of}' if compared.drift_of else ''}, maximum {limits.max_drift:g} "
+        "(champion.max_drift)",
+    )
+
+
+def _accuracy(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
+    challenger, champion = compared.challenger.correct, compared.champion.correct
+    counted = pair_of(challenger, champion)
+    pair = effective(counted, challenger, champion, compared.groups)
+    lowest = lowest_difference(pair)
+    detail = (
+        f"{_signed(pair.difference)} points on {counted.images:,} images: {counted.gained:,} gained, "
+        f"{counted.lost:,} lost; with 95 % confidence at least {_signed(lowest)} points"
+    )
+    if lowest >= -limits.max_accuracy_loss:
+        return ChampionCheck(name="accuracy", passed=True, detail=detail, at_best="refuse")
+    allowed = f"allowed {_signed(-limits.max_accuracy_loss)} (champion.max_accuracy_loss)"
+    p = p_worse(pair)
+    if p < _ALPHA:
+        worse = f"{detail}, {allowed}; it is worse (McNemar's exact test, p = {p:.2g})"
+        return ChampionCheck(name="accuracy", passed=False, detail=worse, at_best="refuse")
+    unknown = f"{detail}, {allowed}: too few images to tell"
+    return ChampionCheck(name="accuracy", passed=False, detail=unknown, at_best="candidate")
+
+
+def _labels(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
+    """Find labels whose recall is proven to have fallen: McNemar's exact test, Bonferroni's correction."""
+    tested = [
+        label for label in np.unique(compared.truth) if (compared.truth == label).sum() >= MIN_LABEL_IMAGES
+    ]
+    worse = []
+    for label in map(int, tested):
+        members = np.flatnonzero(compared.truth == label)
+        challenger, champion = compared.challenger.correct[members], compared.champion.correct[members]
+        groups = None if compared.groups is None else [compared.groups[index] for index in members.tolist()]
+        counted = pair_of(challenger, champion)
+        pair = effective(counted, challenger, champion, groups)
+        if -pair.difference > limits.max_recall_loss and p_worse(pair) < _ALPHA / len(tested):
+            worse.append((pair.difference, compared.labels[label], challenger.mean(), champion.mean()))
+    if not worse:
+        return ChampionCheck(
+            name="recall of every label",
+            passed=True,
+            detail=f"none of {len(tested)} is proven to be worse",
+            at_best="refuse",
+        )
+    named = ", ".join(
+        f"{label!r} {now:.2f}, champion {before:.2f}" for _, label, now, before in sorted(worse)[:_MAX_NAMED]
+    )
+    more = f" and {len(worse) - _MAX_NAMED} more" if len(worse) > _MAX_NAMED else ""
+    return ChampionCheck(
+        name="recall of every label",
+        passed=False,
+        detail=f"{named}{more}; maximum loss {limits.max_recall_loss:g} (champion.max_recall_loss)",
+        at_best="refuse",
+    )
+
+
+def _at_most(name: str, value: float, limit: float, detail: str) -> ChampionCheck:
+    return ChampionCheck(name=name, passed=value <= limit, detail=detail, at_best="candidate")
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.2f}"

@@ -1,0 +1,51 @@
+"""Makes the alias `stable` follow the verdicts of runs, without overwriting what operators do meanwhile."""
+
+from collections.abc import Callable
+
+from serving.bundle import STABLE_ALIAS, Repository
+from serving.bundle.operations import history
+from serving.errors import AliasMoved
+from training.champion.judge import Verdict
+from training.champion.result import Challenge
+
+
+def keep_champion(repository: Repository, model: str, challenge: Challenge | None) -> None:
+    """Let `stable` name the champion, where there is no such alias: a newer candidate is then not served.
+
+    Args:
+        repository: where both are.
+        model: name of both.
+        challenge: the comparison with the champion; None: there was none.
+    """
+    if challenge is None or challenge.champion is None or challenge.decision == "refuse":
+        return
+    if STABLE_ALIAS not in repository.aliases(model):
+        reason = "the version that was served before a run published a newer one"
+        repository.set_alias(model, STABLE_ALIAS, challenge.champion, reason=reason)
+
+
+def promote(
+    repository: Repository,
+    model: str,
+    version: int,
+    challenge: Challenge | None,
+    warn: Callable[[str], None],
+) -> Verdict | None:
+    """Point `stable` at a published version if that is the decision, once, unless an operator moved it.
+
+    Returns: what became of it; None if nothing was decided.
+    """
+    if challenge is None:
+        return None
+    if challenge.decision != "promote":
+        return challenge.decision
+    changes = history(repository, model)
+    if any(change.alias == STABLE_ALIAS and change.version == version for change in changes):
+        return "promote"  # by an earlier process of this run; what came after that is an operator's will
+    reason = "promoted by its run" + (", by --force" if challenge.forced else "")
+    try:
+        repository.set_alias(model, STABLE_ALIAS, version, expect=challenge.champion or 0, reason=reason)
+    except AliasMoved as error:
+        warn(f"version {version} stays a candidate, because {error}")
+        return "candidate"
+    return "promote"

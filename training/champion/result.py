@@ -1,0 +1,45 @@
+"""The outcome of a comparison with the champion, as metrics.json keeps it."""
+
+from pydantic import Field
+
+from serving.bundle.manifest import Fraction, Gate, Strict
+from training.champion.judge import ChampionCheck, Verdict
+
+
+class Challenge(Strict):
+    """A new version against the one that it would replace."""
+
+    verdict: Verdict = Field(description="promote: it becomes the default; candidate: it is only published")
+    champion: int | None = Field(description="version that it was compared with; null: it is the first one")
+    images: int = Field(default=0, description="compared images: test images new to the champion")
+    left_out: int = Field(default=0, description="test images that the champion was trained on")
+    accuracy: Fraction | None = Field(default=None, description="of the new version on the compared images")
+    champion_accuracy: Fraction | None = Field(default=None, description="of the champion on the same images")
+    checks: tuple[ChampionCheck, ...] = ()
+    forced: bool = Field(default=False, description="whether `--force` promoted it whatever the verdict")
+
+    @property
+    def decision(self) -> Verdict:
+        """What is done: the verdict, unless it was forced."""
+        return "promote" if self.forced else self.verdict
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What speaks against it, in one line each."""
+        return tuple(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
+
+    def for_manifest(self) -> Gate:
+        """Return the part that is published."""
+        return Gate(verdict=self.verdict, champion=self.champion, reasons=self.reasons, forced=self.forced)
+
+    def summary(self, model: str) -> str:
+        """Return one line for people."""
+        if self.champion is None:
+            return f"{model} has no version yet: the first one meets the limits of its recipe alone"
+        against = f"against version {self.champion}, the champion"
+        words = {
+            "promote": f"{against}: not worse, so it is promoted",
+            "candidate": f"{against}: a candidate, published but not served by default",
+            "refuse": f"{against}: refused",
+        }
+        return words[self.verdict] + (" (--force promotes it all the same)" if self.forced else "")
