@@ -226,6 +226,7 @@ class WorkerProcess:
                 reason = self._failed_start(report)
                 continue
             self._has_listened = True
+            self._heartbeat.begin_serving()
             has_broken = report.why_broken and not (self.report and self.report.why_broken)
             self.report = report
             self._on_report()

@@ -11,7 +11,7 @@ from tests.chaos.faults import all_faults
 @pytest.mark.parametrize("name", ["repository-gone", "log-reader-gone"])
 async def test_a_fault_costs_no_call(name: str, tmp_path: Path) -> None:
     """Every call is answered, and both probes stay 200; a metric shows it."""
-    day = await have(all_faults()[name], tmp_path, seconds=2.0, calm_s=0.3)
+    day = await have(all_faults()[name], tmp_path, seconds=1.5, calm_s=0.2)
     assert not day.lost_plain
     assert not day.lost_retrying
     assert len(day.plain) > 10
