@@ -14,7 +14,8 @@ RUN mkdir serving training && echo '__version__ = "0"' > serving/__init__.py && 
     python3 -m venv --without-pip /opt/lenserve && \
     python3 -m venv /opt/build && \
     /opt/build/bin/pip --python /opt/lenserve/bin/python install --no-cache-dir -c constraints.txt ".[${EXTRAS}]" && \
-    /opt/build/bin/pip --python /opt/lenserve/bin/python uninstall --yes lenserve
+    /opt/build/bin/pip --python /opt/lenserve/bin/python uninstall --yes lenserve && \
+    rm -rf build lenserve.egg-info serving training
 COPY serving serving
 COPY training training
 # Tests and C sources of the dependencies go, and ONNX Runtime's tools that make models: 36 MB that nothing imports.

@@ -23,7 +23,8 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN mkdir serving training && echo '__version__ = "0"' > serving/__init__.py && touch training/__init__.py && \
     python3 -m venv /opt/lenserve && \
     /opt/lenserve/bin/pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.txt ".[train]" && \
-    /opt/lenserve/bin/pip uninstall --yes lenserve
+    /opt/lenserve/bin/pip uninstall --yes lenserve && \
+    rm -rf build lenserve.egg-info serving training
 COPY serving serving
 COPY training training
 RUN /opt/lenserve/bin/pip install --no-cache-dir --no-deps .
