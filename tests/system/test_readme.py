@@ -20,7 +20,11 @@ from training.recipe.results import markdown_table
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-EVERY_PAGE = {"README.md": README} | {f"docs/{name}": text for name, text in PAGES.items()}
+EVERY_PAGE = (
+    {"README.md": README}
+    | {f"docs/{name}": text for name, text in PAGES.items()}
+    | {"deploy/README.md": (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")}
+)
 
 TREE_GROUPS = ("serving/pb/", "tests/deploy/", "tests/serving/", "tests/training/", "tests/system/peers/")
 MAKE_VERBS = ("make demo", "make test", "make check")
