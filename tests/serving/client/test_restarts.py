@@ -33,7 +33,7 @@ def _label(result: Result) -> str:
 class _Load:
     """Calls of both clients, unary and in streams, each in a thread, until `end`."""
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, address: str, *, timeout_s: float = 120.0) -> None:
         self.address = address
         self.timeout_s = timeout_s
         self.counts = [0, 0, 0, 0]
