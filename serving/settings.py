@@ -13,6 +13,8 @@ from serving.validation_errors import matching
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
+_MIN_CAPTURE_BYTES = 2**20  # for each worker: a photograph has room
+
 
 class ServerSettings(Strict):
     """The server's options. Names end with the unit: seconds, bytes, pixels, images."""
@@ -231,7 +233,7 @@ class ServerSettings(Strict):
     )
     capture_max_bytes: int = Field(
         default=2**30,
-        ge=2**20,
+        ge=_MIN_CAPTURE_BYTES,
         description="bytes of captured images on disk, of all workers; the oldest are removed",
     )
     capture_max_age_s: float = Field(
@@ -282,6 +284,11 @@ class ServerSettings(Strict):
         if self.capture_dir is None:
             if given:
                 raise ValueError(f"{given[0]} needs --capture-dir: set it too")
+        elif self.capture_max_bytes < self.processes * _MIN_CAPTURE_BYTES:
+            raise ValueError(
+                f"--capture-max-bytes {self.capture_max_bytes} is less than {_MIN_CAPTURE_BYTES} for each of "
+                f"{self.processes} workers: raise it"
+            )
         elif self.capture_dir.resolve().is_relative_to(self.repository.resolve()):
             raise ValueError(
                 f"--capture-dir {self.capture_dir} is inside the repository {self.repository}, where its "

@@ -124,6 +124,15 @@ def test_an_option_of_capture_needs_its_folder(options: dict[str, float], tmp_pa
         ServerSettings(repository=tmp_path, **options)
 
 
+def test_each_worker_needs_room_for_captures(tmp_path: Path) -> None:
+    """Otherwise every image would be too large for its share."""
+    room = {"repository": tmp_path / "repository", "capture_dir": tmp_path / "capture"}
+    message = "--capture-max-bytes 2097152 is less than 1048576 for each of 3 workers: raise it"
+    with pytest.raises(ValueError, match=message):
+        ServerSettings(**room, workers=3, capture_max_bytes=2 * 2**20)
+    ServerSettings(**room, workers=2, capture_max_bytes=2 * 2**20)
+
+
 async def test_a_folder_that_cannot_be_used_is_reported_at_start(tmp_path: Path) -> None:
     """A file in its place, or a folder of the repository, which would look like a model."""
     with pytest.raises(ValueError, match="is inside the repository"):
