@@ -21,15 +21,19 @@ def find_embedding(graph: onnx.GraphProto, output: str) -> str | None:
     """
     found, fixed = producers(graph), _independent_of_inputs(graph)
     name = output
-    while (node := found.get(name)) is not None:
-        if node.op_type in _LAYERS:
-            return node.input[0] if node.input[1] in fixed and node.input[0] not in fixed else None
-        data = list(node.input[:1])
-        if node.op_type in _BIASES:
-            data = [each for each in node.input if each not in fixed]
-        if node.op_type not in _AFTER | _BIASES or len(data) != 1:
+    for _ in graph.node:  # not for ever: a damaged graph may be a circle
+        node = found.get(name)
+        if node is None or not node.input:
             return None
-        name = data[0]
+        if node.op_type in _LAYERS:
+            data, weights = (*node.input, "")[:2]
+            return data if weights in fixed and data not in fixed else None
+        before = list(node.input[:1])
+        if node.op_type in _BIASES:
+            before = [each for each in node.input if each not in fixed]
+        if node.op_type not in _AFTER | _BIASES or len(before) != 1:
+            return None
+        name = before[0]
     return None
 
 

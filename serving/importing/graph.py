@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 # Operators that keep every value, so that what is before them is what is after them in another shape or type.
 _PASSING = frozenset(
@@ -25,20 +25,34 @@ def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Tensor name -> its value, of weights and of Constant nodes."""
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute:
-            value = helper.get_attribute_value(node.attribute[0])
-            if isinstance(value, int | float | list):
-                value = numpy_helper.from_array(np.asarray(value))
-            if isinstance(value, onnx.TensorProto):
-                found[node.output[0]] = value
+        if node.op_type == "Constant" and node.output:
+            values = [value for value in map(_tensor, node.attribute) if value is not None]
+            found.update(zip(node.output, values, strict=False))  # none, or one
     return found
+
+
+def _tensor(attribute: onnx.AttributeProto) -> onnx.TensorProto | None:
+    """Return the value of a Constant's attribute; None if it is sparse or text."""
+    match attribute.name:
+        case "value":
+            return attribute.t
+        case "value_int" | "value_float":
+            return numpy_helper.from_array(
+                np.asarray(attribute.i if "int" in attribute.name else attribute.f)
+            )
+        case "value_ints" | "value_floats":
+            values = attribute.ints if "int" in attribute.name else attribute.floats
+            return numpy_helper.from_array(np.asarray(list(values)))
+    return None
 
 
 def source_node(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto | None:
     """Return the node that computes the values of a tensor, before operators that only move them."""
     found = producers(graph)
     node = found.get(tensor)
-    while node is not None and node.op_type in _PASSING:
+    for _ in graph.node:  # not for ever: a damaged graph may be a circle
+        if node is None or node.op_type not in _PASSING or not node.input:
+            break
         node = found.get(node.input[0])
     return node
 

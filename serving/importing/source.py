@@ -83,11 +83,18 @@ def read_source(path: Path) -> Source:
         model.ParseFromString(content)
     except DecodeError as error:
         raise _not_onnx(path, content) from error
-    if not model.graph.node or not model.opset_import or not _has_text(model):
+    if not model.graph.node or not model.opset_import:
         raise _not_onnx(path, content)
     files = {path.name: hashlib.sha256(content).hexdigest(), **_load_weights(path, model)}
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except Exception as error:  # RuntimeError, and whatever onnx's C++ raises
+            raise UnsupportedModel(
+                f"the functions of {path} cannot be inlined: {first_line(error)}; export it again"
+            ) from error
+    if not _has_text(model):
+        raise _not_onnx(path, content)
     opset = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
     model.ir_version = max(model.ir_version, _MIN_IR_VERSION)
     _remove_weights_from_inputs(model.graph)

@@ -221,6 +221,18 @@ GRAPHS: dict[str, tuple[Make, str]] = {
         ),
         "cannot load the model: ",
     ),
+    "a circle": (
+        lambda path: write(
+            path,
+            [*layers()[:2], node("Relu", ["logits"], ["again"]), node("Relu", ["again"], ["logits"])],
+            weights(),
+        ),
+        "cannot load the model: ",
+    ),
+    "a layer without weights": (
+        lambda path: write(path, [node("Gemm", ["x"], ["logits"])], weights()),
+        "cannot load the model: ",
+    ),
     "two outputs": (
         lambda path: write(
             path,
