@@ -73,9 +73,10 @@ report-pictures: .venv/dev.done
 bench-memory: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.model_memory $(BENCH_ARGS)
 
-# Rewrites the table of docs/refresh.md: how often the gate is right, on simulated pairs of versions.
+# How often the gate is right, on simulated pairs of versions (seconds), and what new versions cost under load (10 minutes).
 bench-refresh: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.gate --write docs/refresh.md $(BENCH_ARGS)
+	$(BIN)/python -m tests.chaos.refresh --write docs/reliability.md $(REFRESH_ARGS)
 
 bench-training: .venv/dev.done
 	$(BIN)/python -m tests.benchmarks.training --data-root $(DATA) $(BENCH_ARGS)

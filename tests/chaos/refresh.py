@@ -33,6 +33,10 @@ from tests.colours import LABELS, write_colours
 TRANSPORTS, WORKERS = ("h2", "grpc"), (1, 2)
 CHANGES, PUBLICATIONS, FIRST_PUBLICATIONS = 50, 200, 50
 MOST_P99_RATIO, MOST_GROWTH = 2.5, 1.05
+POLL_S = 1.0  # the default of --poll-interval-s
+# From a change until all connections are answered by the new version: a version waits for the next scan, and
+# is loaded; an alias is noticed sooner, and goes to a version that is still in memory.
+MOST_SERVED_S = {"version": POLL_S + 0.2, "alias": 0.3}
 
 _LAYERS = 10  # about half a millisecond for an image
 _CAPACITY_S, _IN_FLIGHT, _SHARE = 3.0, 64, 0.5
@@ -59,12 +63,15 @@ class Swaps:
     calm_p99_ms: float
     p99_ms: float  # of calls that came between a change and the moment when the last worker served it
     seconds: float  # of such a change, at the median
+    slowest_s: float  # of all changes
 
     def misses(self) -> list[str]:
         """The musts that are not met, in words."""
         found = [f"{count} {code}" for code, count in self.failed.items()]
         if self.wrong:
             found.append(f"{self.wrong} wrong")
+        if self.slowest_s > MOST_SERVED_S[self.change]:
+            found.append(f"served after more than {MOST_SERVED_S[self.change]:g} s")
         if self.p99_ms > MOST_P99_RATIO * self.calm_p99_ms:
             found.append(f"p99 above {MOST_P99_RATIO:g} times")
         return found
@@ -170,13 +177,14 @@ def swaps(
         calls_per_s: the load; 0: half of the capacity.
     """
     write = partial(write_slow, layers=layers)
-    options = ["--transport", transport, "--workers", str(workers), *_POLL_OPTIONS]
+    options = ["--transport", transport, "--workers", str(workers)]
     with running(folder, options, write=_write(write, 1)) as server, Probes(server) as probes:
         repository = Repository(folder / "repository")
         if change == "alias":
             repository.publish(MODEL, _write(write, 2))
-            repository.set_alias(MODEL, "stable", 1)
-            probes.wait_for(1)
+            for version in (2, 1):  # then both are in memory
+                repository.set_alias(MODEL, "stable", version)
+                probes.wait_for(version)
         if not calls_per_s:
             capacity = applied(_plan(server, calm_s, in_flight=_IN_FLIGHT))
             calls_per_s = _SHARE * capacity.count("OK") / calm_s
@@ -216,6 +224,7 @@ def _swaps(
         calm_p99_ms=p99_ms(calm),
         p99_ms=p99_ms(meanwhile),
         seconds=float(np.median([end - begin for begin, end in windows])),
+        slowest_s=max(end - begin for begin, end in windows),
     )
 
 
@@ -257,8 +266,8 @@ def _plan(server: Victim, seconds: float, *, calls_per_s: float = 0.0, in_flight
 
 _HEAD = (
     "| what changes | transport | workers | changes | calls | failed | wrong | p99 before, ms | "
-    "p99 meanwhile, ms | seconds until served | |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "p99 meanwhile, ms | seconds until served | at most | |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 _GROWTH_HEAD = (
     "| publications | RSS after the first, MiB | after all | CPU of a call after the first, us | after all | "
@@ -272,7 +281,7 @@ def table(results: Sequence[Swaps]) -> str:
     rows = [
         f"| {each.change} | `{each.transport}` | {each.workers} | {each.changes} | {each.calls:,} | "
         f"{sum(each.failed.values())} | {each.wrong} | {each.calm_p99_ms:.1f} | {each.p99_ms:.1f} | "
-        f"{each.seconds:.2f} | {_verdict(each.misses())} |"
+        f"{each.seconds:.2f} | {each.slowest_s:.2f} | {_verdict(each.misses())} |"
         for each in results
     ]
     return "\n".join([_HEAD, *rows])
