@@ -48,7 +48,7 @@ class ImportModel(Command):
     ) = Field(default=None, description="side in pixels, or HEIGHTxWIDTH; only for files that take any size")
     fit: Literal["stretch", "crop", "pad"] | None = Field(
         default=None,
-        description="how images of other proportions fit; default: the file's neighbours, or stretch",
+        description="how images of other proportions fit; default: as JSON beside the file says, or stretch",
     )
     crop_fraction: float | None = Field(
         default=None,
@@ -57,7 +57,7 @@ class ImportModel(Command):
         description="with crop: fraction of each side that is kept, such as 224/256 = 0.875",
     )
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = Field(
-        default=None, description="how images are resized; default: the file's neighbours, or bilinear"
+        default=None, description="how images are resized; default: as JSON beside the file says, or bilinear"
     )
     layout: Literal["NCHW", "NHWC"] | None = Field(
         default=None, description="order of the input's axes; only for shapes that can be both"
@@ -70,7 +70,7 @@ class ImportModel(Command):
     )
     images: Path | None = Field(
         default=None,
-        description="directory with a directory of images for each label: half of them calibrate, half test",
+        description="directory with a directory of images for each label: half calibrate, half test; none of the model's training images",
     )
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
