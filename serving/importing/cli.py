@@ -70,7 +70,8 @@ class ImportModel(Command):
     )
     images: Path | None = Field(
         default=None,
-        description="directory with a directory of images for each label: half calibrate, half test; none of the model's training images",
+        description="directory with a directory of images for each label: half calibrate, half test; "
+        "none of the model's training images",
     )
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
