@@ -225,6 +225,16 @@ def endless_version(lab: Lab) -> Iterator[None]:
 
 
 @contextmanager
+def lost_repository(lab: Lab) -> Iterator[None]:
+    """The folder of the repository is gone, as when a mount falls away, until it is back."""
+    lab.publish()
+    lab.scraped("--poll-interval-s", "0.05")
+    away = lab.repository.root.rename(lab.repository.root.with_name("away"))
+    yield
+    away.rename(lab.repository.root)
+
+
+@contextmanager
 def workers_that_die(lab: Lab) -> Iterator[None]:
     """Both workers are killed four times."""
     lab.publish()
@@ -361,6 +371,7 @@ LONG: dict[str, Scenario] = {
     "LenserveVersionRefused": bad_version,
     "LenserveModelNotServed": only_bad_versions,
     "LenserveVersionLoadsLong": endless_version,
+    "LenserveRepositoryProblems": lost_repository,
     "LenserveWorkersDie": workers_that_die,
     "LenserveWorkersHang": workers_that_are_replaced,
     "LenserveEventLoopLags": halted_event_loop,

@@ -40,7 +40,7 @@ def of_state(state: str, quiet_min: int, fires_min: int) -> Case:
 
 def of_gauge(series: str, value: str, quiet_min: int, fires_min: int) -> Case:
     """A gauge has this value from the fifth to the fiftieth minute."""
-    return Case({series % SERVER: f"0.1+0x4 {value}+0x45 0.1+0x20"}, quiet_min, fires_min, 60)
+    return Case({series % SERVER: f"0+0x4 {value}+0x45 0+0x20"}, quiet_min, fires_min, 60)
 
 
 CASES = {
@@ -77,6 +77,7 @@ CASES = {
     "LenserveWorkersHang": Case(
         {f'lenserve_worker_hangs_total{{{SERVER},worker="1"}}': "0+0x4 1+0x80"}, 3, 8, 40
     ),
+    "LenserveRepositoryProblems": of_gauge("lenserve_repository_problems{%s}", "1", 7, 14),
     "LenserveEventLoopLags": of_gauge("lenserve_event_loop_lag_seconds{%s}", "2", 7, 14),
     "LenserveDrift": of_gauge('lenserve_population_stability_index{%s,model="m"}', "0.3", 30, 45),
     "LenserveCaptureStopped": of_gauge("lenserve_capture_stopped{%s}", "1", 7, 14),
