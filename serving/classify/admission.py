@@ -24,7 +24,7 @@ _MARGIN = 2.0
 _SHARE_OF_STREAMS = 0.25
 _LEAST_TURNS_OF_STREAMS = 4
 # The last eighth of the places is for versions that hold fewer: one that is overloaded leaves room for
-# others. It is reserved for a while after another version has needed it.
+# others. It is reserved for this time after the last request for another version than the one before it.
 _RESERVED_PART = 8
 _RESERVED_S = 10.0
 _LEAST_RETRY_S = 0.1
@@ -53,6 +53,7 @@ class Admission:
         self._decode_wait_s = preprocessor.wait_s
         self._max_queue_s = max_queue_s
         self._reserve = limit // _RESERVED_PART
+        self._latest: Backlog | None = None  # of the version of the latest request
         self._reserved_until_s = -math.inf
 
     def check(self) -> None:
@@ -75,6 +76,10 @@ class Admission:
         Raises:
             Overloaded: the images would exceed the limit, or would wait too long.
         """
+        if backlog is not self._latest:
+            if self._latest is not None:
+                self._reserved_until_s = time.monotonic() + _RESERVED_S
+            self._latest = backlog
         if self.pending + images > self.limit - self._reserve:
             self._check_places(images, backlog)
         if backlog.images:
@@ -121,11 +126,8 @@ class Admission:
         return max(backlog.images * backlog.run_s, self._decode_wait_s(backlog))
 
     def _check_places(self, images: int, backlog: Backlog) -> None:
-        now_s = time.monotonic()
         reserve = 0
-        if backlog.images + images <= self._reserve:
-            self._reserved_until_s = now_s + _RESERVED_S
-        elif now_s < self._reserved_until_s:
+        if backlog.images + images > self._reserve and time.monotonic() < self._reserved_until_s:
             reserve = self._reserve
         if self.pending + images > self.limit - reserve:
             others = f", of which {reserve} are for other models" if reserve else ""

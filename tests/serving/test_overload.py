@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -11,17 +12,19 @@ from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from tests.colours import Publish
 from tests.serving.gated_server import ServeGated
 from tests.serving.stub import Connect
+from tests.serving.until import until
 
 CLASSIFY = "lenserve.v1.Classifier/Classify"
+STREAM = "lenserve.v1.Classifier/ClassifyStream"
 IMAGE_S = 0.02  # without CPU: what is measured does not depend on the machine
 DEADLINE_S = 0.6
 SECONDS = 1.5
 TIMES_CAPACITY = 3
 
 
-def _request() -> pb.ClassifyRequest:
+def _request(model: str = "colours") -> pb.ClassifyRequest:
     pixels = pb.Pixels(height=8, width=8, channels=3, data=bytes(192))
-    return pb.ClassifyRequest(model="colours", images=[pb.Image(pixels=pixels)])
+    return pb.ClassifyRequest(model=model, images=[pb.Image(pixels=pixels)])
 
 
 async def test_three_times_the_load_is_answered_as_far_as_possible_and_the_rest_is_refused_at_once(
@@ -59,3 +62,46 @@ async def test_three_times_the_load_is_answered_as_far_as_possible_and_the_rest_
     retry = error_details_pb2.RetryInfo()
     assert status_pb2.Status.FromString(refusals[-1][1]).details[1].Unpack(retry)
     assert 0.1 <= retry.retry_delay.ToTimedelta().total_seconds() <= 1
+
+
+async def test_requests_of_a_stream_wait_for_their_turn_instead_of_being_refused(
+    publish: Publish, serve_gated: ServeGated, connect: Connect
+) -> None:
+    """A stream may send far more than fits into the queue: its flow control slows its client down."""
+    publish()
+
+    async def requests() -> AsyncIterator[pb.ClassifyRequest]:
+        for _ in range(40):
+            yield _request()
+
+    async with serve_gated(image_s=0.01, max_queue_s=0.05) as server:
+        answers = [answer async for answer in connect(server.grpc.port).talk(STREAM, requests())]
+
+    assert [answer.WhichOneof("outcome") for answer in answers] == ["response"] * 40
+
+
+async def test_a_model_that_is_overloaded_does_not_get_another_refused(
+    publish: Publish, serve_gated: ServeGated, connect: Connect
+) -> None:
+    """Its places run out, but an eighth is kept for others."""
+    publish()
+    publish("other")
+    async with serve_gated(max_pending_images=32) as server:
+        stub = connect(server.grpc.port)
+        for engine in server.engines:
+            engine.close()
+        async with asyncio.timeout(10):
+            others = [stub.start(CLASSIFY, _request("other"))]
+            await until(lambda: server.classifier.admission.pending == 1)
+            running = [stub.start(CLASSIFY, _request()) for _ in range(27)]
+            await until(lambda: server.classifier.admission.pending == 28)
+            refusal = await stub.refusal(CLASSIFY, _request())
+            others += [stub.start(CLASSIFY, _request("other")) for _ in range(3)]
+            await until(lambda: server.classifier.admission.pending == 31)
+            for engine in server.engines:
+                engine.gate.set()
+            assert [(await call).model for call in others] == ["other"] * 4
+            await asyncio.gather(*running)
+
+    assert refusal.reason == "OVERLOADED"
+    assert "of which 4 are for other models" in refusal.message

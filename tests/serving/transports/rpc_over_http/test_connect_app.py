@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.status import Code
+from serving.rpc.status import Code, Status
 from serving.transports.rpc_over_http import connect_app
 from tests.colours import Publish
 from tests.servers import Serve
@@ -251,3 +251,11 @@ class TestGrpcWeb:
             assert (await reader.readuntil(expected)).endswith(expected)
         writer.close()
         await writer.wait_closed()
+
+
+def test_a_refusal_because_of_overload_has_its_delay_in_the_details() -> None:
+    """As gRPC clients get it: a RetryInfo after the ErrorInfo."""
+    status = Status(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "full", 1.5)
+    _, detail = json.loads(connect_app._error(status, "id-1"))["details"]
+    retry = error_details_pb2.RetryInfo.FromString(base64.b64decode(detail["value"] + "=="))
+    assert (detail["type"], retry.retry_delay.ToMilliseconds()) == ("google.rpc.RetryInfo", 1500)
