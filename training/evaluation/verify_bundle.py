@@ -150,6 +150,7 @@ def _verify_report(bundle: Bundle, intact: set[str], findings: _Findings) -> Met
         "evaluation": (metrics.test.evaluation, manifest.evaluation),
         "calibration": (metrics.calibration, manifest.calibration),
         "variants": (variants, dict(manifest.variants)),
+        "gate": (None if metrics.champion is None else metrics.champion.for_manifest(), manifest.gate),
         "provenance.recipe_digest": (metrics.recipe_digest, origin.recipe_digest),
         "provenance.data_digest": (metrics.data_digest, origin.data_digest),
         "provenance.parameters": (metrics.parameters, origin.parameters),
