@@ -88,7 +88,7 @@ SIZES = (
 TIMM_VALUES = st.dictionaries(st.sampled_from(sorted(TIMM["pretrained_cfg"])), JSON)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.sampled_from([*HUGGING_FACE, "crop_pct"]), SIZES),
     st.fixed_dictionaries({"pretrained_cfg": JSON | TIMM_VALUES, "id2label": JSON}),
