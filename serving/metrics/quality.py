@@ -1,7 +1,8 @@
 """Watches what a version answers: predicted labels, confidence, and their drift from the reference.
 
-A run of the network only keeps its probabilities. They are counted together, every 256 images and at a
-scrape: 0.3 us for a request of one image of ten labels, where counting each alone takes 15 us.
+A run of the network only copies its probabilities. They are counted together, every 1,024 images and at a
+scrape: 0.3 us for a request of one image of ten labels, where counting each alone takes 15 us. Keeping the
+arrays instead of copies costs 1 us more, since numpy then cannot use their memory for the next outputs.
 """
 
 import time
@@ -19,7 +20,7 @@ from serving.metrics.drift import Window, confidence_bins, in_bins, label_bins
 from serving.metrics.families import MetricFamilies
 
 # Few enough to be counted in 0.1 ms, and to hold little memory.
-_MAX_KEPT_IMAGES = 256
+_MAX_KEPT_IMAGES = 1024
 _MAX_KEPT_PROBABILITIES = 65_536
 
 # The window has at least this many images before half of it is dropped.
@@ -54,7 +55,7 @@ class QualityMetrics:
         self._families = families
         self._served = served
         self._labels = labels
-        self._kept: deque[Probabilities] = deque()  # thread-safe: runs append, a scrape takes
+        self._kept: deque[bytes] = deque()  # float32; thread-safe: runs append, a scrape takes
         self._kept_images = 0
         self._max_images = max(1, min(_MAX_KEPT_IMAGES, _MAX_KEPT_PROBABILITIES // len(labels)))
         self._counting = Lock()
@@ -63,7 +64,7 @@ class QualityMetrics:
 
     def record_answers(self, probabilities: Probabilities) -> None:
         """Keep the answers of one run of the network. Called on the event loop."""
-        self._kept.append(probabilities)
+        self._kept.append(probabilities.tobytes())
         self._kept_images += len(probabilities)
         if self._kept_images >= self._max_images:
             self.count()
@@ -74,7 +75,8 @@ class QualityMetrics:
             kept = [self._kept.popleft() for _ in range(len(self._kept))]
             self._kept_images = 0
             if kept:
-                self._count(count_answers(np.concatenate(kept)))
+                rows = np.frombuffer(b"".join(kept), np.float32).reshape(-1, len(self._labels))  # (N, K)
+                self._count(count_answers(rows))
 
     def _count(self, answers: Answers) -> None:
         for index in np.flatnonzero(answers.predicted).tolist():

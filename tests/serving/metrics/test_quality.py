@@ -48,7 +48,7 @@ def test_predicted_labels_and_confidence_are_counted() -> None:
 def test_many_runs_are_counted_without_a_scrape() -> None:
     """What is kept until then is bounded, by images and by probabilities."""
     metrics = Metrics()
-    for name, labels, images in (("colours", 3, 256), ("things", 1000, 65)):
+    for name, labels, images in (("colours", 3, 1024), ("things", 1000, 65)):
         quality = metrics.quality(name, 1, [str(each) for each in range(labels)], None)
         for _ in range(images - 1):
             quality.record_answers(_answers(1, of=labels))
