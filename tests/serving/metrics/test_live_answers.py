@@ -52,7 +52,7 @@ async def test_an_operator_sees_answers_and_drift(
     rows = {" ".join(line.split()) for line in one.splitlines()}
     assert {"answered images 150", "answered green 100.00% (test images: 33.33%)"} <= rows
     assert any(row.startswith("drift ") and row.endswith("of confidence in 150 images") for row in rows)
-    assert every.splitlines()[0].split()[-4:] == ["answered", "drift", "data", "digest"]
+    assert {"answered", "drift"} <= set(every.splitlines()[0].split())
     second, first = (version["live"] for version in as_json["versions"])
     assert (first["images"], first["labels"], first["window_images"]) == (150, {"green": 1.0}, 150)
     assert first["drift"]["labels"] > 0.25
