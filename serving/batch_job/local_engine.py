@@ -135,8 +135,7 @@ class LocalEngine:
         suspect, *others = worker.chunks
         self._again.extendleft(reversed(others))
         if len(suspect) > 1:
-            middle = len(suspect) // 2
-            self._again.extendleft((suspect[middle:], suspect[:middle]))
+            self._again.extendleft(reversed(halves(suspect)))
         else:
             error = WorkerDied(f"the process that decoded this image ended with exit code {code}")
             yield failed_columns(self._batch_of(suspect), error)
@@ -181,6 +180,12 @@ def _receive_all(connection: Connection, batches: "queue.SimpleQueue[Columns]") 
         while True:
             batches.put(connection.recv())
     os._exit(1)  # the parent is gone: no process would read the results
+
+
+def halves(chunk: range) -> tuple[range, range]:
+    """Divide a chunk of at least two rows."""
+    middle = len(chunk) // 2
+    return chunk[:middle], chunk[middle:]
 
 
 def chunks_of(ranges: Sequence[range], size: int) -> Iterator[range]:

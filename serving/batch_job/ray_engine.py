@@ -1,14 +1,20 @@
-"""Runs a batch on Ray Data, on this machine or a cluster: the same `FileClassifier`, in a pool of actors."""
+"""Runs a batch on Ray Data, on this machine or a cluster: the same `FileClassifier`, in a pool of actors.
+
+Ray runs a chunk again whose actor has died, without end by default. Here it gives up after a second attempt:
+the chunk is divided in two, until the image that ended its actors is alone.
+"""
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from serving.batch_job.columns import Columns
+from serving.batch_job.columns import Columns, failed_columns
 from serving.batch_job.file_classifier import ClassifierOptions, FileClassifier
+from serving.batch_job.local_engine import WorkerDied, halves
 from serving.errors import LenserveError, UsageError
 
 # Ray has no other way to set these.
@@ -16,6 +22,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its maker
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its core logs to stderr
 }
+
+_RETRIES = 1  # of a chunk whose actor has died
 
 
 class RayFailed(LenserveError):
@@ -32,6 +40,7 @@ class RayEngine:
         *,
         address: str,
         actors: int,
+        load: type = FileClassifier,
     ) -> None:
         """Store the options.
 
@@ -40,11 +49,13 @@ class RayEngine:
             batch_of: returns the columns of a range of rows.
             address: of a running cluster, such as auto or HOST:PORT; local starts Ray on this machine.
             actors: how many; 0: one for each CPU, or each GPU if there are any.
+            load: the class of the actors; of a module that they can import.
         """
         self._options = options
         self._batch_of = batch_of
         self._address = address
         self._actors = actors
+        self._load = load
 
     def run(self, chunks: Iterable[range]) -> Iterator[Columns]:
         """Classify chunks; yield results in the order in which they are ready.
@@ -67,25 +78,47 @@ class RayEngine:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(f"--ray-address {self._address}: {error}") from error
         try:
-            yield from self._results(ray, chunks)
+            first, answered = list(chunks), set[int]()
+            for columns in self._results(ray, first):
+                answered.update(columns["row"].tolist())
+                yield columns
+            if not answered and len(first) > 1:
+                raise RayFailed("Ray's actors failed on all images: see the logs of Ray")
+            yield from self._one_by_one(ray, [chunk for chunk in first if chunk.start not in answered])
         finally:
             ray.shutdown()
 
-    def _results(self, ray: Any, chunks: Iterable[range]) -> Iterator[Columns]:  # noqa: ANN401 - untyped library
+    def _one_by_one(self, ray: Any, lost: list[range]) -> Iterator[Columns]:  # noqa: ANN401 - untyped library
+        """Run chunks again whose actor died: each alone, since others that waited there were lost too."""
+        suspects = deque(lost)
+        while suspects:
+            chunk = suspects.popleft()
+            results = list(self._results(ray, [chunk], actors=1))
+            if results:
+                yield from results
+            elif len(chunk) > 1:
+                suspects.extendleft(reversed(halves(chunk)))
+            else:
+                error = WorkerDied("the actor that decoded this image died, or failed")
+                yield failed_columns(self._batch_of(chunk), error)
+
+    def _results(self, ray: Any, chunks: Iterable[range], actors: int = 0) -> Iterator[Columns]:  # noqa: ANN401 - untyped library
         context = ray.data.DataContext.get_current()
+        context.max_errored_blocks = -1  # go on with the other chunks
         context.enable_progress_bars = False  # the progress of the job is shown
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         resources = ray.cluster_resources()
         gpus = 0 if self._options.device == "cpu" else int(resources.get("GPU", 0))
-        actors = self._actors or gpus or int(resources.get("CPU", 1))
+        actors = actors or self._actors or gpus or int(resources.get("CPU", 1))
         blocks = ray.data.from_arrow([_table(self._batch_of(chunk)) for chunk in chunks])
         results = blocks.map_batches(
-            FileClassifier,
+            self._load,
             fn_constructor_args=(self._options,),
             batch_size=None,  # a block as it is: one chunk
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
+            max_task_retries=_RETRIES,
         )
         try:
             yield from results.iter_batches(batch_size=None)
@@ -105,9 +138,6 @@ def _table(columns: Columns) -> Any:  # noqa: ANN401 - untyped library
 
 
 def _cause(error: Exception) -> str:
-    """Return the innermost reason, without the frames of Ray."""
-    cause: BaseException = error
-    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-        cause = inner
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
+    """Return the last line of a message of Ray: the exception in the actor, below its frames."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -41,14 +41,15 @@ class Reader:
         try:
             if self.archive:
                 check_encoded_size(size_bytes, self.limits)
-                return _read_range(self.archive, offset, size_bytes)
+                return _read_range(self.archive, int(offset), int(size_bytes))
             return _read_url(location, self.limits) if is_url(location) else _read_file(location, self.limits)
         except LenserveError:
             raise
         except OSError as error:
             raise UnreadableFile(f"the file cannot be read: {error.strerror or error}") from error
         except Exception as error:  # file systems of fsspec raise many kinds of errors
-            raise UnreadableFile(f"the file cannot be read: {type(error).__name__}: {error}") from error
+            reason = " ".join(str(error).split())  # in one line
+            raise UnreadableFile(f"the file cannot be read: {type(error).__name__}: {reason}") from error
 
 
 def is_url(location: str) -> bool:
@@ -111,7 +112,7 @@ def _read_url(location: str, limits: ImageLimits) -> bytes:
 def _read_range(archive: str, offset: int, size_bytes: int) -> bytes:
     if is_url(archive):
         file_system, path = url_file_system(archive)
-        content: bytes = file_system.cat_file(path, offset, offset + size_bytes)
+        content: bytes = file_system.cat_file(path, start=offset, end=offset + size_bytes)
     else:
         with open_regular(Path(archive)) as file:
             content = os.pread(file.fileno(), size_bytes, offset)
