@@ -4,6 +4,7 @@ A decoded image is uint8 (height, width, channels): 1 grey, 2 grey + alpha, 3 RG
 """
 
 import io
+import re
 from typing import Annotated
 
 import numpy as np
@@ -36,6 +37,8 @@ MAX_SIDE = 65_535
 
 # Maximum scans of a progressive JPEG: ten are usual. Each costs time, even if it has few bytes.
 MAX_SCANS = 100
+
+_WEBP_HEAD = re.compile(rb"RIFF.{4}WEBP", re.DOTALL)  # short of memory, Pillow does not even know the format
 
 # What a decoder may need for a pixel: a progressive JPEG takes 6 bytes for coefficients, and 4 for samples.
 _DECODER_BYTES_PER_PIXEL = 12
@@ -110,7 +113,7 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
         ) from error
     except Exception as error:  # Pillow's parsers raise many kinds of errors
         detail = "unknown image format"
-        if not isinstance(error, UnidentifiedImageError):
+        if not isinstance(error, UnidentifiedImageError) or _WEBP_HEAD.match(encoded):
             _check_memory(pixels or limits.max_pixels)  # 0: WebP's decoder failed before it said the size
             detail = str(error)
         raise UndecodableImage(f"the image cannot be decoded: {detail} ({len(encoded)} bytes)") from error

@@ -304,9 +304,11 @@ class Middleware:
             if call.grant is not None and isinstance(error, UnknownModel) and error.known is not None:
                 error.known = tuple(filter(call.grant.allows, error.known))
             status = status_of(error, call.request_id)
+            fields = {"method": rpc.method, "request_id": call.request_id}
             if status.code is Code.INTERNAL:
-                fields = {"method": rpc.method, "request_id": call.request_id}
                 _log.error("call_failed", exc_info=error, extra=fields)
+            elif isinstance(error, MemoryError):
+                _log.warning("out_of_memory", extra=fields)
         forget_frames(error)  # the failed request is no longer needed
         return status
 

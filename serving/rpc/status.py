@@ -90,6 +90,12 @@ def code_of(error: BaseException) -> Code:
 
 def status_of(error: BaseException, request_id: str) -> Status:
     """Return the status for the client. Unexpected errors get a fixed message: the log has the details."""
+    if isinstance(error, MemoryError):
+        return Status(
+            Code.RESOURCE_EXHAUSTED,
+            "OUT_OF_MEMORY",
+            "the server has too little memory for this request: try again, or send less at once",
+        )
     code = code_of(error)
     if code is Code.INTERNAL or not isinstance(error, errors.LenserveError):
         return Status(

@@ -695,9 +695,12 @@ for kind, options in [
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     files[f"{kind} {options}"] = buffer.getvalue()
-del image, buffer
+noise = Image.effect_noise((1500, 1500), 100).convert("RGB")
+noise.save(buffer := io.BytesIO(), "WEBP", lossless=True, method=0)
+files["large WEBP"] = buffer.getvalue()
+del image, noise, buffer
 used_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-for free_bytes in (4 * 2**20, 25 * 2**20, 50 * 2**20):
+for free_bytes in (1 * 2**20, 4 * 2**20, 25 * 2**20, 50 * 2**20):
     resource.setrlimit(resource.RLIMIT_AS, (used_bytes + free_bytes, resource.RLIM_INFINITY))
     for name, encoded in files.items():
         try:

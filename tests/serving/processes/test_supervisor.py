@@ -173,7 +173,7 @@ class TestDeath:
     ) -> None:
         """SIGSTOP: new connections go to the other worker, and both probes stay 200."""
         publish()
-        server = await start_workers("--hung-after-s", "3")
+        server = await start_workers("--hung-after-s", "2")
         os.kill(_workers(server)[0], signal.SIGSTOP)
         while 'lenserve_worker_ready{worker="1"} 0.0' not in (await _get(server.http, "/metrics"))[1]:
             pass
@@ -184,8 +184,7 @@ class TestDeath:
         probes = [await _get(server.http, path) for path in ("/readyz", "/livez")]
         assert probes == [(200, "ok\n"), (200, "ok\n")]
         (died,) = await asyncio.to_thread(server.wait_for, "worker_died")
-        assert died["reason"] == "it hung: no sign of life for 3.25 s"
-        await asyncio.to_thread(server.wait_for, "listening", times=2, worker=1)
+        assert died["reason"] == "it hung: no sign of life for 2.25 s"
         await _until_scraped(server, 'lenserve_worker_hangs_total{worker="1"} 1.0')
 
     async def test_workers_outlive_their_supervisor_for_no_longer_than_their_calls(

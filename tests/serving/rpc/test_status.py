@@ -56,6 +56,13 @@ EVERY_ERROR = [
 ]
 
 
+def test_memory_that_runs_out_anywhere_is_no_internal_error() -> None:
+    """Wherever Python raised it: the client may try again."""
+    status = status_of(MemoryError("Unable to allocate 8 GiB in /srv"), "abc")
+    assert (status.code, status.reason) == (Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert "/srv" not in status.message
+
+
 @pytest.mark.parametrize("kind", EVERY_ERROR, ids=lambda kind: kind.__name__)
 def test_every_error_has_the_code_of_the_table(kind: type[errors.LenserveError]) -> None:
     """An error has the code of its row; one that requests cannot cause is INTERNAL."""
