@@ -263,6 +263,7 @@ class Classifier:
     ) -> list[Ranking | InvalidOutput]:
         """Run the images of a request with an invalid output again, each alone: the others have an answer."""
         if len(images) == 1:
+            forget_frames(error)  # a result, not a failure
             return [error]
         answers: list[Ranking | InvalidOutput] = []
         for pixels in images:
