@@ -79,28 +79,30 @@ class Batch(Command):
         require_server()
         from serving.batch_job.job import Plan, run_job
 
-        summary = run_job(
-            Plan(
-                source=self.source,
-                column=self.column,
-                root=self.root,
-                repository=self.repository,
-                model=self.model,
-                output=self.output,
-                format=self.format,
-                part_images=self.part_images,
-                top_k=self.top_k,
-                limits=ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels),
-                precision=self.precision,
-                device=self.device,
-                max_batch_size=self.max_batch_size,
-                engine=self.engine,
-                ray_address=self.ray_address,
-                processes=self.processes,
-                threads=self.threads,
-            ),
-            stderr,
+        plan = Plan(
+            source=self.source,
+            column=self.column,
+            root=self.root,
+            repository=self.repository,
+            model=self.model,
+            output=self.output,
+            format=self.format,
+            part_images=self.part_images,
+            top_k=self.top_k,
+            limits=ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels),
+            precision=self.precision,
+            device=self.device,
+            max_batch_size=self.max_batch_size,
+            engine=self.engine,
+            ray_address=self.ray_address,
+            processes=self.processes,
+            threads=self.threads,
         )
+        try:
+            summary = run_job(plan, stderr)
+        except KeyboardInterrupt:
+            stderr.print("stopped: run the same command again to continue")
+            raise
         if self.as_json:
             print_line(json.dumps(summary.to_json()))
         else:

@@ -4,7 +4,10 @@
 """
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +18,8 @@ from PIL import Image
 from serving.bundle import Repository
 from serving.cli import main
 from tests.colours import Publish
+
+ROOT = Path(__file__).parents[3]
 
 
 class Done(NamedTuple):
@@ -133,3 +138,22 @@ def test_a_missing_package_is_named_with_its_extra(
     for package in ("ray", "pyarrow"):
         monkeypatch.setitem(sys.modules, package, None)  # Python's way to say that it is not installed
     assert batch(option) == (2, "", f"lenserve batch: {message}\n")
+
+
+def test_ctrl_c_says_how_to_continue(repository: Repository, publish: Publish, tmp_path: Path) -> None:
+    """One line instead of a traceback; the parts that were written stay."""
+    publish()
+    (tmp_path / "a.png").touch()
+    (tmp_path / "list.txt").write_text("a.png\n" * 200_000)
+    places = ["--repository", str(repository.root), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "serving.cli", "batch", str(tmp_path / "list.txt"), "--model", "colours"]
+    process = subprocess.Popen(
+        [*command, *places, "--part-images", "100"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list((tmp_path / "out").glob("part-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+
+    assert (process.returncode, said) == (130, "stopped: run the same command again to continue\n")
+    assert (tmp_path / "out" / "job.json").exists()
