@@ -5,7 +5,7 @@ import io
 import json
 import resource
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,9 +205,12 @@ async def test_capture_that_failed_begins_again_later(tmp_path: Path, log_events
 
 async def test_a_folder_of_another_server_stops_capture_alone(tmp_path: Path, log_events: LogEvents) -> None:
     """Such as that of the server that this one replaces: it is tried again."""
-    metrics = Metrics()
-    async with _capture(tmp_path, Metrics()), _capture(tmp_path, metrics):
-        await until(lambda: metrics.capture_stopped.labels().value == 1)
+    first, second = Metrics(), Metrics()
+    async with _capture(tmp_path, first) as capture:
+        _offer(capture, _colour(0))
+        await until(lambda: _counted(first) == {"written": 1})
+        async with _capture(tmp_path, second):
+            await until(lambda: second.capture_stopped.labels().value == 1)
     (event,) = log_events.named("capture_stopped")
     assert "another server captures into" in event.reason
 
@@ -255,13 +258,14 @@ async def test_workers_capture_side_by_side(
     folder = tmp_path / "capture"
     options = ("--capture-dir", str(folder), "--capture-rate", "1", "--workers", "2")
     server = await asyncio.to_thread(start_server, *options)
-    for number in range(4):  # connections, which the workers share out
-        channel = grpc.aio.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", number + 1)])
-        async with channel:
+    async with AsyncExitStack() as stack:
+        for number in range(4):  # open connections, which the workers share out
+            channel = grpc.aio.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)])
+            stub = Stub(await stack.enter_async_context(channel))
             for level in range(5):
                 pixels = _colour(2, 100 + 5 * number + level)
                 image = pb.Image(pixels=pb.Pixels(height=8, width=8, channels=3, data=pixels.tobytes()))
-                await Stub(channel).call(CLASSIFY, pb.ClassifyRequest(model=NAME, images=[image]))
+                await stub.call(CLASSIFY, pb.ClassifyRequest(model=NAME, images=[image]))
     assert await asyncio.to_thread(server.stop) == 0
     assert {path.stem.rpartition("-")[2] for path in _images(folder)} == {"1", "2"}
     assert len(_images(folder)) == len(_answers(folder)) == 20
