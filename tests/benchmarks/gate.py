@@ -21,6 +21,7 @@ from training.recipe import ChampionRecipe
 LABELS = tuple("0123456789")
 DIFFERENCES = (-0.04, -0.02, 0.0, 0.02, 0.04)
 DISAGREEMENTS = (0.04, 0.08, 0.16)  # share of images that one of the two alone gets right
+LABEL_LOSSES = (0.1, 0.2, 0.3)
 _BOTH_RIGHT = 0.8
 
 
@@ -33,9 +34,12 @@ class Outcome:
     promote: float
     candidate: float
     refuse: float
+    label_loss: float = 0.0  # share of the images of one label that the challenger gets wrong on top of this
 
 
-def simulate(difference: float, disagreement: float, *, pairs: int, images: int, seed: int = 0) -> Outcome:
+def simulate(
+    difference: float, disagreement: float, *, pairs: int, images: int, seed: int = 0, label_loss: float = 0.0
+) -> Outcome:
     """Judge pairs whose true difference is known.
 
     Args:
@@ -44,6 +48,7 @@ def simulate(difference: float, disagreement: float, *, pairs: int, images: int,
         pairs: how many.
         images: test images of each pair, in ten labels.
         seed: of the random numbers.
+        label_loss: share of the images of one label that the challenger gets wrong on top of this.
     """
     random = np.random.default_rng(seed)
     gained = (disagreement + difference) / 2
@@ -53,10 +58,12 @@ def simulate(difference: float, disagreement: float, *, pairs: int, images: int,
         kind = np.searchsorted(
             bounds, random.random(images)
         )  # 0: challenger alone, 1: champion alone, 2: both
+        truth = np.arange(images, dtype=np.int64) % len(LABELS)
+        lost = (truth == 0) & (random.random(images) < label_loss)
         compared = Compared(
-            challenger=Answers((kind == 0) | (kind == 2), ece=0.0),
+            challenger=Answers(((kind == 0) | (kind == 2)) & ~lost, ece=0.0),
             champion=Answers((kind == 1) | (kind == 2), ece=0.0),
-            truth=np.arange(images, dtype=np.int64) % len(LABELS),
+            truth=truth,
             labels=LABELS,
         )
         verdicts[judge(compared, ChampionRecipe())[0]] += 1
@@ -67,6 +74,7 @@ def simulate(difference: float, disagreement: float, *, pairs: int, images: int,
         shares.get("promote", 0.0),
         shares.get("candidate", 0.0),
         shares.get("refuse", 0.0),
+        label_loss,
     )
 
 
@@ -77,11 +85,17 @@ def table(outcomes: list[Outcome]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {100 * each.difference:+.0f} points | {each.disagreement:.0%} | {each.promote:.1%} | "
+        f"| {_kind(each)} | {each.disagreement:.0%} | {each.promote:.1%} | "
         f"{each.candidate:.1%} | {each.refuse:.1%} |"
         for each in outcomes
     ]
     return "\n".join(lines) + "\n"
+
+
+def _kind(outcome: Outcome) -> str:
+    if outcome.label_loss:
+        return f"equal, but one label has lost {outcome.label_loss:.0%} of its images"
+    return f"{100 * outcome.difference:+.0f} points"
 
 
 def failures(outcomes: list[Outcome]) -> Iterator[str]:
@@ -89,7 +103,7 @@ def failures(outcomes: list[Outcome]) -> Iterator[str]:
     for each in outcomes:
         if each.difference <= -0.02 and each.promote > 0.05:
             yield f"{each.difference:+.0%} is promoted in {each.promote:.1%}, maximum 5%"
-        if each.difference == 0 and each.refuse > 0.05:
+        if each.difference == each.label_loss == 0 and each.refuse > 0.05:
             yield f"equal is refused in {each.refuse:.1%}, maximum 5%"
 
 
@@ -105,6 +119,10 @@ def main() -> int:
         for difference in DIFFERENCES
         for disagreement in DISAGREEMENTS
         if disagreement >= abs(difference)
+    ]
+    outcomes += [
+        simulate(0.0, DISAGREEMENTS[1], pairs=options.pairs, images=options.images, label_loss=loss)
+        for loss in LABEL_LOSSES
     ]
     print(table(outcomes), end="")
     missed = list(failures(outcomes))
