@@ -9,37 +9,33 @@ from serving.bundle.images import Pixels
 from serving.engine.base import Floats, Output
 from serving.errors import InvalidOutput
 
-# The sum of a batch of N images may differ from N by this much: FP16 has 11 bits of mantissa, so that the sum
-# of a thousand rounded probabilities is off by up to 0.005. Errors of many images average out.
+# FP16 has 11 bits of mantissa, so the sum of a thousand rounded probabilities is off by up to 0.005.
 _TOLERANCE = 0.02
-_TOLERANCE_PER_IMAGE = 0.001
+_LARGEST = sys.float_info.max
 
 
 def checked(run: Callable[[Pixels], Output], *, expects_one: bool) -> Callable[[Pixels], Output]:
     """Return a function that runs a network as `run` does, and raises InvalidOutput for an invalid output.
 
-    It checks the sum of each batch: one dot product. A batch whose errors cancel each other passes; the
-    requests of one that fails are run again, each alone.
+    The requests of a batch that fails are run again, each alone.
 
     Args:
         run: runs the network on a batch.
         expects_one: whether the probabilities of an image sum to one; otherwise they must only be finite.
     """
-    ones: Floats = np.ones(0, np.float32)
+    low, high = (1 - _TOLERANCE, 1 + _TOLERANCE) if expects_one else (-_LARGEST, _LARGEST)
+    ones: Floats = np.ones(0, np.float32)  # (K,)
 
     def run_checked(images: Pixels) -> Output:
-        # About 0.6 us for one image of ten labels.
+        # 0.4 us for one image of ten labels, 0.7 us for eight: a sum along an axis, and comparing arrays, take 2.5 us.
         nonlocal ones
         output = run(images)
-        probabilities = output.probabilities.ravel()
-        size = probabilities.size
-        if size > ones.size:
-            ones = np.ones(size, np.float32)
-        count = len(images)
-        excess = probabilities.dot(ones[:size]).item() - count
-        limit = _TOLERANCE + count * _TOLERANCE_PER_IMAGE if expects_one else sys.float_info.max
-        if not -limit <= excess <= limit:  # NaN fails
-            raise _invalid(output.probabilities)
+        probabilities = output.probabilities
+        if not ones.size:
+            ones = np.ones(probabilities.shape[1], np.float32)
+        for total in probabilities.dot(ones).tolist():
+            if not low <= total <= high:  # NaN fails
+                raise _invalid(probabilities)
         return output
 
     return run_checked
