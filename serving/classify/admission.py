@@ -16,9 +16,9 @@ DEFAULT_MAX_QUEUE_S = 1.0
 
 # A shorter queue is not worth a look at the clock.
 _NEGLIGIBLE_S = 1e-3
-# Estimates are wrong by up to this factor where the load changes. A queue that is half as long as the
-# deadlines allow keeps the server as busy as a full one.
-_MARGIN = 2.0
+# Estimates are wrong by up to this factor where the load changes. A queue that is shorter than the deadlines
+# allow keeps the server as busy, unless it is too short for full batches.
+_MARGIN = 1.5
 # Streams fill this share of a queue, and leave the rest to calls, which are refused if it is full. They get
 # at least every fourth place that becomes free, so that calls do not starve them.
 _SHARE_OF_STREAMS = 0.25

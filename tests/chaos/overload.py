@@ -38,7 +38,7 @@ _IN_FLIGHT = 64
 _CAPACITY_PART = 6  # the capacity is measured again before each load, for this part of its time
 _CLASSIFY = "/lenserve.v1.Classifier/Classify"
 _WIDTH, _HEIGHT, _QUALITY = 1600, 1200, 85
-_LAYERS = 96
+_LAYERS = 160
 _OK, _LATE = "OK", "DEADLINE_EXCEEDED"
 
 _stderr = Console(stderr=True, soft_wrap=True)
