@@ -213,7 +213,8 @@ class WorkerProcess:
             raise TypeError("a worker has no pipes. This is a bug.")
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)
-        process.stdin.write(to_line(self._command))
+        if not process.stdin.is_closing():  # a process that died at once has closed it
+            process.stdin.write(to_line(self._command))
         reason = ""
         async for line in process.stdout:
             self._heartbeat.beat()

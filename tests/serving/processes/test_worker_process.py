@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from serving.errors import UsageError
 from serving.processes.messages import WorkerCommand, WorkerReport
@@ -120,6 +121,29 @@ async def test_a_worker_that_is_killed_during_a_report_is_replaced(
 
     assert place.reports[0] == WorkerReport()
     assert log_events.named("worker_died")[0].reason == "exit code 0"
+
+
+def test_a_worker_that_dies_before_its_command_is_replaced(tmp_path: Path) -> None:
+    """On the event loop of servers, whose pipe is closed by then: the supervisor and the others live on."""
+
+    async def supervise() -> None:
+        place = Place("", tmp_path, python="/bin/true")
+        running = asyncio.create_task(place.worker.keep_running())
+        started = place.worker._start
+
+        async def start_and_wait_for_its_end() -> asyncio.subprocess.Process:
+            process = await started()
+            await process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+            return process
+
+        place.worker._start = start_and_wait_for_its_end  # type: ignore[method-assign]
+        await place.until(lambda: len(place.deaths) == 2)
+        place.worker.stop()
+        await asyncio.wait_for(running, 20)
+
+    uvloop.run(supervise())
 
 
 async def test_starting_a_worker_is_retried(tmp_path: Path, log_events: LogEvents) -> None:
