@@ -78,7 +78,7 @@ class ImportModel(Command):
     def run(self) -> int:
         """Import; the repository is unchanged if anything fails."""
         require_import()
-        from serving.bundle import Repository
+        from serving.bundle import STABLE_ALIAS, Repository
         from serving.importing.importer import import_model
         from serving.importing.settings import ImportSettings
         from serving.importing.summary import notes, to_json
@@ -104,6 +104,14 @@ class ImportModel(Command):
         result = import_model(self.file, self.name, Repository(self.repository), settings)
         for line in notes(result):
             stderr.print(line, markup=False)
+        bundle = result.bundle
+        stable = Repository(self.repository).aliases(bundle.model).get(STABLE_ALIAS)
+        if stable is not None:
+            stderr.print(
+                f"served    is version {stable}, which the alias {STABLE_ALIAS!r} names, until "
+                f"`lenserve models promote {bundle.model}@{bundle.version} --repository {self.repository}`",
+                markup=False,
+            )
         print_line(json.dumps(to_json(result)) if self.as_json else f"published {result.bundle.folder}")
         return DONE
 

@@ -37,6 +37,22 @@ def test_what_was_read_and_assumed_is_said(
     assert imported.mean == pytest.approx((123.7 / 255, 116.8 / 255, 103.9 / 255))
 
 
+def test_an_import_that_is_not_served_says_how_it_would_be(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The alias `stable` holds another version in place."""
+    path = files.plain(tmp_path / "plain.onnx", batch=1)
+    command = [*import_of(path, repository), "--labels", str(labels), "--mean", "0", "--std", "1"]
+    assert main(command) == 0
+    assert "promote" not in capsys.readouterr().err
+    repository.set_alias("foreign", "stable", 1)
+    assert main(command) == 0
+    assert (
+        "served    is version 1, which the alias 'stable' names, until `lenserve models promote foreign@2 "
+        f"--repository {repository.root}`\n"
+    ) in capsys.readouterr().err
+
+
 def test_geometry_options_reach_the_manifest(
     repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
