@@ -36,10 +36,10 @@ def test_three_servers_even_out(
             *("--tls-key-file", str(certificates / "server.key")),
         )
 
-    servers = [start(ports[0])]
     failures: list[Exception] = []
     stopped = threading.Event()
     with balancing(tmp_path, ports) as address, ExitStack() as stack:
+        servers = [start(ports[0])]
 
         def call() -> None:
             black = np.zeros((SIDE, SIDE, 3), np.uint8)  # (H, W, C)
