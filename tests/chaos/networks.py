@@ -12,21 +12,22 @@ from tests.colours import write_colours
 _HIDDEN = 2048
 
 
-def write_slow(folder: Path, *, layers: int, rotate: int = 0) -> Description:
+def write_slow(folder: Path, *, layers: int, width: int = _HIDDEN, rotate: int = 0) -> Description:
     """Write the files of a network that names a colour, and also computes layers, which it multiplies by 0.
 
     Args:
         folder: where the files go.
-        layers: of 2,048 by 2,048 weights, about 0.05 ms for an image in a large batch on one core.
+        layers: how many; of 2,048 by 2,048 weights, each takes about 0.05 ms for an image in a large batch.
+        width: square root of the weights of a layer.
         rotate: as in `write_colours`.
     """
     description = write_colours(folder, rotate=rotate, lie=False)
     model = onnx.load(folder / MODEL_FILE)
     graph, rng = model.graph, np.random.default_rng(3)
     weights = {
-        "wide": rng.normal(size=(3, _HIDDEN)),
-        "square": rng.normal(0, _HIDDEN**-0.5, (_HIDDEN, _HIDDEN)),
-        "narrow": np.zeros((_HIDDEN, 3)),
+        "wide": rng.normal(size=(3, width)),
+        "square": rng.normal(0, width**-0.5, (width, width)),
+        "narrow": np.zeros((width, 3)),
     }
     for name, values in weights.items():
         graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))

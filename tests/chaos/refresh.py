@@ -38,7 +38,7 @@ POLL_S = 1.0  # the default of --poll-interval-s
 # is loaded; an alias is noticed sooner, and goes to a version that is still in memory.
 MOST_SERVED_S = {"version": POLL_S + 0.2, "alias": 0.3}
 
-_LAYERS = 10  # about half a millisecond for an image
+_LAYERS, _WIDTH = 24, 512  # about half a millisecond for an image, and a load of about 0.1 s
 _CAPACITY_S, _IN_FLIGHT, _SHARE = 3.0, 64, 0.5
 _CALM_S, _PAUSE_S = 5.0, 0.3
 _CPU_S, _SETTLE_S = 5.0, 2.0
@@ -176,7 +176,7 @@ def swaps(
         layers: of the network.
         calls_per_s: the load; 0: half of the capacity.
     """
-    write = partial(write_slow, layers=layers)
+    write = partial(write_slow, layers=layers, width=_WIDTH)
     options = ["--transport", transport, "--workers", str(workers)]
     with running(folder, options, write=_write(write, 1)) as server, Probes(server) as probes:
         repository = Repository(folder / "repository")
