@@ -56,7 +56,7 @@ async def check(settings: ServerSettings) -> Check:
         if models.unreadable:
             raise UsageError(f"the repository {settings.repository} cannot be read: {models.unreadable}")
         return Check(
-            models.why_not_ready, _checked(models), tuple(_overlooked(Repository(settings.repository)))
+            models.why_not_ready, _checked(models), tuple(_overlooked(Repository(settings.repository_folder)))
         )
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from serving.batch_job.cli import Batch
 from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
+from serving.bundle.urls import RepositoryFolder
 from serving.cli_classify import Classify
 from serving.commandline import (
     DONE,
@@ -55,8 +56,6 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
     def run(self) -> int:
         """Serve, and stop gracefully; or check, and return 1 unless everything would be served."""
         require_server()
-        import uvloop
-
         from serving.processes.hangup import ignore_hangups
 
         ignore_hangups()  # until there is a handler
@@ -72,6 +71,17 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
             reason = "Kubernetes set them for a service of this name: they are addresses, not ports"
             _log.warning("variables_ignored", extra={"variables": ", ".join(variables), "reason": reason})
         try:
+            self._serve(settings)
+        finally:
+            flush_logs()  # before the line of an error
+        return DONE
+
+    def _serve(self, settings: ServerSettings) -> None:
+        import uvloop
+
+        from serving.mirroring import mirrored
+
+        with mirrored(settings):
             if settings.supervised:
                 from serving.processes.supervisor import supervise
 
@@ -82,17 +92,16 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
 
                 settle_memory()
                 uvloop.run(serve(settings))
-        finally:
-            flush_logs()  # before the line of an error
-        return DONE
 
     def _check(self, settings: ServerSettings) -> int:
         import uvloop
 
         from serving.check import check, show
+        from serving.mirroring import mirror_once
         from serving.processes.exit import exit_soon
 
         logging.getLogger().addHandler(logging.NullHandler())  # the result says it
+        mirror_once(settings)
         found = uvloop.run(check(settings))
         show(found, as_json=self.as_json)
         code = DONE if found.passed else FAILED
@@ -105,7 +114,7 @@ class ListModels(Command):
 
     example: ClassVar[str] = "lenserve models list --repository repository"
 
-    repository: Path = Field(description="directory of published models")
+    repository: RepositoryFolder = Field(description="directory of published models")
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
     def run(self) -> int:

@@ -7,6 +7,7 @@ LenserveError
         DigestMismatch               a file differs from the published one
         ProofFailed                  the loaded network does not reproduce its golden examples
         AliasMoved                   an alias does not name the version that was expected
+    StoreError                   an object store cannot be read
     UnsupportedModel             a foreign ONNX file is damaged, or not a classifier of images
     DeviceUnavailable            the requested device is not available
     AddressUnavailable           the server cannot listen on its address
@@ -79,6 +80,10 @@ class ProofFailed(BundleError):
 
 class AliasMoved(BundleError):
     """An alias does not name the version that was expected: another operator changed it."""
+
+
+class StoreError(LenserveError):
+    """An object store does not answer, refuses, or lacks an object."""
 
 
 class UnsupportedModel(LenserveError):

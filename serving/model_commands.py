@@ -5,7 +5,6 @@ They work on the files of a repository, without a server: running servers notice
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from serving.bench.server_facts import Sample, read_metrics
 from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
 from serving.bundle.looks_like import version_number
 from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
+from serving.bundle.urls import RepositoryFolder
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
@@ -35,7 +35,7 @@ _Reason = Annotated[str, Field(max_length=1000, description="why, for the histor
 class _RepositoryCommand(Command):
     """A command about the models of a repository."""
 
-    repository: Path = Field(description="directory of published models")
+    repository: RepositoryFolder = Field(description="directory of published models")
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
     @property

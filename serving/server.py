@@ -174,7 +174,7 @@ def check_files(settings: ServerSettings) -> None:
 
 
 def _check_repository(settings: ServerSettings) -> None:
-    if not settings.repository.is_dir():
+    if not settings.repository_folder.is_dir():
         raise UsageError(
             f"the repository {settings.repository} is not a directory: create it, or set another --repository"
         )
@@ -249,7 +249,7 @@ def open_models(
     """
     size = settings.max_batch_size
     loader = VersionLoader(
-        Repository(settings.repository),
+        Repository(settings.repository_folder),
         partial(
             load_tuned,
             device=device,
@@ -409,4 +409,4 @@ def _log_choices(
     if http is not None:
         addresses["http"] = join_address(http.host, http.port)
     wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
-    _log.info("listening", extra={**addresses, **wire, "repository": str(settings.repository)})
+    _log.info("listening", extra={**addresses, **wire, "repository": settings.repository})

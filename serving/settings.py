@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
 from serving.bundle.manifest import Strict
+from serving.bundle.mirror import COPY, KEPT_VERSIONS
+from serving.bundle.urls import copy_folder, is_url
 from serving.cpu_quota import available_cores
 from serving.validation_errors import matching
 
@@ -16,10 +18,31 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 _MIN_CAPTURE_BYTES = 2**20  # for each worker: a photograph has room
 
 
+def _as_text(location: object) -> object:
+    return str(location) if isinstance(location, Path) else location
+
+
 class ServerSettings(Strict):
     """The server's options. Names end with the unit: seconds, bytes, pixels, images."""
 
-    repository: Path = Field(description="directory of published models: <model>/<version>/")
+    repository: Annotated[str, BeforeValidator(_as_text)] = Field(
+        description="directory of published models, <model>/<version>/, or its URL in an object store, such "
+        "as s3://bucket/models"
+    )
+    repository_cache: Path = Field(
+        default=Path("~/.cache/lenserve"),
+        description="directory for the copy of a --repository that is a URL: it is served while the store "
+        "does not answer",
+    )
+    repository_cache_versions: int = Field(
+        default=KEPT_VERSIONS,
+        ge=1,
+        le=1000,
+        description="newest versions of each model in that copy, beside those that aliases name",
+    )
+    store_interval_s: float = Field(
+        default=10.0, gt=0, le=86_400, description="seconds between two looks at a --repository that is a URL"
+    )
     host: str = Field(
         default="127.0.0.1",
         description="address to listen on; in a container use 0.0.0.0, or :: for IPv4 and IPv6",
@@ -289,11 +312,22 @@ class ServerSettings(Strict):
                 f"--capture-max-bytes {self.capture_max_bytes} is less than {_MIN_CAPTURE_BYTES} for each of "
                 f"{self.processes} workers: raise it"
             )
-        elif self.capture_dir.resolve().is_relative_to(self.repository.resolve()):
+        elif self.capture_dir.resolve().is_relative_to(self.repository_folder.resolve()):
             raise ValueError(
                 f"--capture-dir {self.capture_dir} is inside the repository {self.repository}, where its "
                 "directories look like models: set a directory beside it"
             )
+
+    @property
+    def repository_folder(self) -> Path:
+        """The directory that is served: the repository, or the copy of one behind a URL.
+
+        Raises:
+            UsageError: there is no place for the copy.
+        """
+        if is_url(self.repository):
+            return copy_folder(self.repository, self.repository_cache) / COPY
+        return Path(self.repository)
 
     @property
     def image_limits(self) -> ImageLimits:

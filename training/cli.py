@@ -19,6 +19,7 @@ from rich.console import Console
 
 from serving.bundle import Repository
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
+from serving.bundle.urls import RepositoryFolder
 from serving.commandline import (
     DONE,
     FAILED,
@@ -119,7 +120,7 @@ class Run(_RecipeCommand):
 
     example: ClassVar[str] = "lenserve-train run transfer --data-root photos --repository repository"
 
-    repository: Path = Field(default=Path("repository"), description="directory to publish in")
+    repository: RepositoryFolder = Field(default=Path("repository"), description="directory to publish in")
     name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)] | None = Field(
         default=None, description="name to publish the model under; default: the recipe's name"
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
+from serving.bundle.urls import RepositoryFolder
 from serving.commandline import DONE, Command, print_line, require_server, stderr
 from serving.validation_errors import matching
 
@@ -24,7 +25,7 @@ class Batch(Command):
         "of one of them"
     )
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
-    repository: Path = Field(description="directory of published models")
+    repository: RepositoryFolder = Field(description="directory of published models")
     output: Path = Field(
         description="directory of the results; one that holds a part of this job is continued"
     )

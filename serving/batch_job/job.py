@@ -15,11 +15,11 @@ from serving.batch_job.output import JobDescription, Output, open_output, read_d
 from serving.batch_job.part_files import Format
 from serving.batch_job.progress import BatchProgress
 from serving.batch_job.ray_engine import RayEngine
-from serving.batch_job.reading import is_url
 from serving.batch_job.sources import Source, open_source
 from serving.batch_job.tables import require_pyarrow
 from serving.bundle import STABLE_ALIAS, Bundle, ImageLimits, Repository
 from serving.bundle.looks_like import version_number
+from serving.bundle.urls import is_url
 from serving.cpu_quota import available_cores
 from serving.errors import UnknownModel, UsageError
 

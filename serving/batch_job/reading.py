@@ -8,6 +8,7 @@ from typing import Any
 from serving.bundle import ImageLimits
 from serving.bundle.files import open_regular
 from serving.bundle.images import check_encoded_size
+from serving.bundle.urls import is_url, url_file_system
 from serving.errors import LenserveError, UsageError
 
 
@@ -52,11 +53,6 @@ class Reader:
             raise UnreadableFile(f"the file cannot be read: {type(error).__name__}: {reason}") from error
 
 
-def is_url(location: str) -> bool:
-    """Whether fsspec opens it: s3://bucket/key, and not a path."""
-    return "://" in location
-
-
 def join(base: str, path: str) -> str:
     """Return where a path leads that is relative to a folder or a URL; absolute paths and URLs stay."""
     if is_url(path) or not base:
@@ -77,23 +73,6 @@ def open_file(location: str) -> Any:  # noqa: ANN401 - fsspec is untyped
         return file_system.open(path, "rb")
     except OSError as error:
         raise UsageError(f"{location} cannot be read: {error.strerror or error}") from error
-
-
-def url_file_system(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path in it.
-
-    Raises:
-        UsageError: fsspec, or the package for the protocol, is missing.
-    """
-    try:
-        from fsspec.core import url_to_fs  # noqa: PLC0415 - of an extra
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{url} needs fsspec: in a checkout, pip install '.[batch]'") from error
-    try:
-        file_system, path = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # of an unknown protocol, or one whose package is missing
-        raise UsageError(f"{url} cannot be opened: {error}") from error
-    return file_system, path
 
 
 def _read_file(location: str, limits: ImageLimits) -> bytes:

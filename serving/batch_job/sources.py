@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.batch_job.columns import Columns, as_objects
-from serving.batch_job.reading import Reader, is_url, open_file, url_file_system
+from serving.batch_job.reading import Reader, open_file
 from serving.batch_job.tables import TABLE_SUFFIXES, column_of_table
 from serving.bundle import ImageLimits
 from serving.bundle.images import IMAGE_SUFFIXES
+from serving.bundle.urls import is_url, url_file_system
 from serving.errors import UsageError
 from serving.text_files import without_mark
 

@@ -23,7 +23,7 @@ from serving.validation_errors import describe
 
 ALIASES_FILE = "aliases.json"
 HISTORY_FILE = "aliases.history.jsonl"
-_MAX_ALIASES_BYTES = 2**20
+MAX_ALIASES_BYTES = 2**20
 _MAX_HISTORY_BYTES = 64 * 2**20  # 300,000 changes
 
 Action = Literal["set", "rollback", "remove", "found"]
@@ -78,11 +78,23 @@ def read_aliases(folder: Path) -> Mapping[str, int]:
     """
     path = folder / ALIASES_FILE
     try:
-        aliases = _Aliases.model_validate_json(without_mark(read_limited(path, _MAX_ALIASES_BYTES)))
+        return parse_aliases(read_limited(path, MAX_ALIASES_BYTES))
     except FileNotFoundError:
         return {}
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def parse_aliases(content: bytes) -> Mapping[str, int]:
+    """Return alias -> version of an aliases.json.
+
+    Raises:
+        BundleError: it is invalid.
+    """
+    try:
+        aliases = _Aliases.model_validate_json(without_mark(content))
     except ValidationError as error:
-        raise BundleError(f"{path}: {describe(error)}") from error
+        raise BundleError(describe(error)) from error
     return {alias: target.version for alias, target in aliases.root.items()}
 
 

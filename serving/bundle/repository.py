@@ -71,7 +71,7 @@ class Bundle:
         Raises:
             DigestMismatch: the file is missing or differs from its digest.
         """
-        _verify(self.folder / name, self.manifest.files[name])
+        verify_file(self.folder / name, self.manifest.files[name])
 
 
 class Repository:
@@ -282,7 +282,12 @@ class Repository:
         return self.root / model
 
 
-def _verify(path: Path, expected: FileDigest) -> None:
+def verify_file(path: Path, expected: FileDigest) -> None:
+    """Compare a file with its digest.
+
+    Raises:
+        DigestMismatch: it is missing, or differs.
+    """
     try:
         found = _digest(path)
     except OSError as error:

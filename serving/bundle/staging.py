@@ -17,9 +17,14 @@ _PREFIX = ".staging-"
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Replace a file atomically, as `replace_bytes`."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically. The caller holds the lock on its folder, and syncs that."""
     temporary = path.with_name(f".{path.name.lstrip('.')}.new")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     sync(temporary)
     temporary.rename(path)
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
+from serving.bundle.urls import RepositoryFolder
 from serving.commandline import DONE, Command, print_line, require_import, stderr
 from serving.errors import UsageError
 from serving.validation_errors import matching
@@ -27,7 +28,9 @@ class ImportModel(Command):
         description="ONNX file of any program; weights in other files beside it"
     )
     name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)] = Field(description="name of the model")
-    repository: Path = Field(description="directory of published models; created if it is missing")
+    repository: RepositoryFolder = Field(
+        description="directory of published models; created if it is missing"
+    )
     labels: Path | None = Field(
         default=None,
         description="text file with one label in each line, in the order of the output, or JSON; "

@@ -256,7 +256,7 @@ class Supervisor:
             "http": join_address(settings.http_address, self.http_port),
         }
         wire = {"transport": settings.transport, "tls": settings.tls_cert_file is not None}
-        more = {"repository": str(settings.repository), "workers": settings.processes}
+        more = {"repository": settings.repository, "workers": settings.processes}
         _log.info("listening", extra={**addresses, **wire, **more})
         if self.problem:
             _log.error("not_ready", extra={"reason": self.problem})
