@@ -7,7 +7,7 @@ the aliases cannot be read.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -32,20 +32,29 @@ class _Folder:
 class ModelRefresher:
     """Reads the folder of a model, loads what is new, and returns what to serve."""
 
-    def __init__(self, loader: VersionLoader, load: Load, overlooked: Overlooked, threads: Executor) -> None:
+    def __init__(
+        self,
+        loader: VersionLoader,
+        load: Load,
+        overlooked: Overlooked,
+        threads: Executor,
+        loading: Collection[tuple[str, int]] = (),
+    ) -> None:
         """Store the options.
 
         Args:
             loader: knows the repository, and which versions were refused.
-            load: loads a version; returns None if that fails.
+            load: loads a version; returns None if that fails, or is not done yet.
             overlooked: logs folders that look like versions.
             threads: read folders, which may take for ever on a volume that hangs.
+            loading: the models and versions that are loading now.
         """
         self._repository = loader.repository
         self._overlooked = overlooked
         self._refused = loader.refused
         self._load = load
         self._threads = threads
+        self._loading = loading
 
     async def refresh(self, old: Model, *, is_known: bool) -> Model:
         """Return the model as it is to be served now.
@@ -65,10 +74,10 @@ class ModelRefresher:
         stable = folder.aliases.get(STABLE_ALIAS)
         problem = folder.problem
         if stable not in (None, default):
-            problem = (
-                f"its alias {STABLE_ALIAS!r} names version {stable}, which cannot be served: publish it, or "
-                "move the alias"
-            )
+            why = "cannot be served: publish it, or move the alias"
+            if (old.name, stable) in self._loading:
+                why = "is still loading"
+            problem = f"its alias {STABLE_ALIAS!r} names version {stable}, which {why}"
         refused = self._refused(old.name, (*folder.numbers, *folder.aliases.values()))
         return Model(old.name, versions, folder.aliases, default, refused, problem)
 

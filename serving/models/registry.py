@@ -77,7 +77,6 @@ class Models:
         self._repository = loader.repository
         self._threads = ThreadPoolExecutor(_MAX_READERS, thread_name_prefix="repository")
         self._overlooked = Overlooked(loader.repository)
-        self._refresher = ModelRefresher(loader, self._load, self._overlooked, self._threads)
         self._state_metrics = StateMetrics(loader.metrics)
         loader.metrics.ready.labels().set_function(lambda: self.ready)
         loader.metrics.repository_problems.labels().set_function(self._count_problems)
@@ -92,6 +91,7 @@ class Models:
         self._loaded: set[Version] = set()  # served, about to be served, or still leased
         self._unloaded: set[str] = set()  # models that were unloaded on request
         self._loading: set[tuple[str, int]] = set()
+        self._refresher = ModelRefresher(loader, self._load, self._overlooked, self._threads, self._loading)
         self._patience_s = patience_s
         self._keep_metrics_s = keep_metrics_s
         self._load_slots = asyncio.Semaphore(parallel_loads)
@@ -102,11 +102,16 @@ class Models:
         self._refresh_lock = asyncio.Lock()
         self._change = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._refreshing: dict[str, asyncio.Task[None]] = {}
-        self._overdue: frozenset[str] = frozenset()  # models whose refresh took longer than others waited
+        self._refreshing: dict[str, asyncio.Task[None]] = {}  # at most one for each model
+        self._refreshing_since_s: dict[str, float] = {}
+        # What has taken longer than `patience_s`: refreshes as (model, 0), and loads.
+        self._overdue: set[tuple[str, int]] = set()
+        self._late: dict[tuple[str, int], Version] = {}  # loaded after that, and not served yet
+        self._listing: asyncio.Future[list[str]] | None = None
+        self._looking: asyncio.Future[None] | None = None  # for folders that only look like models
 
     async def __aenter__(self) -> Self:
-        self._start(watch(self.refresh, self._poll_interval_s, self._after_refresh))
+        self._start(watch(self._scan, self._poll_interval_s, self._after_refresh))
         self._start(self._watch_runs())
         if self._alias_interval_s is not None and self._alias_interval_s < self._poll_interval_s:
             self._start(watch(self._follow_aliases, self._alias_interval_s))
@@ -279,10 +284,8 @@ class Models:
             ModelUnavailable: the model or its newest version cannot be served. Versions that are served stay.
             OSError: the repository cannot be read.
         """
-        await self._refresh_lock.acquire()
         # In a separate task: if the caller's were cancelled half-way, it would lose track of loaded versions.
         reload = self._start(self._reload(name))
-        reload.add_done_callback(lambda _: self._refresh_lock.release())
         try:
             await asyncio.wait([reload])
         except asyncio.CancelledError:
@@ -291,13 +294,13 @@ class Models:
         reload.result()
 
     async def _reload(self, name: str) -> None:
-        await self._until_refreshed(name)
         if name not in await self._in_thread(self._repository.models):
             raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
+        await self._until_refreshed(name)
         self._unloaded.discard(name)
         self._loader.forget(name)
-        await self._refresh_or_keep(name)
-        model = self._models[name]
+        await asyncio.wait([self._start_refresh(name)])
+        model = self.get(name)
         newest = max(model.refused, default=0)
         if model.problem or model.default is None or newest > model.default:
             refused = (
@@ -311,52 +314,106 @@ class Models:
         Raises:
             UnknownModel, ModelUnavailable: as `get`.
         """
-        async with self._refresh_lock:
-            await self._until_refreshed(name)
-            model = self.get(name)
-            self._unloaded.add(name)
-            self._models[name] = Model(name, problem="it was unloaded on request")
-            self._announce(name)
-            self._warm.drop(name)
-            self._retire(model.versions.values())
+        await self._until_refreshed(name)
+        model = self.get(name)
+        self._unloaded.add(name)
+        self._models[name] = Model(name, problem="it was unloaded on request")
+        self._announce(name)
+        self._warm.drop(name)
+        self._retire_late(name)
+        self._retire(model.versions.values())
 
     async def refresh(self) -> None:
         """Read the repository once, load new versions, and unload removed ones.
 
+        Waits for models that are slow, but not for ever.
+
         Raises:
             OSError: the repository cannot be read. Versions that are served stay.
         """
+        await self._begin_refresh()
+        running = [*self._refreshing.values(), *filter(None, [self._looking])]
+        if running:
+            await asyncio.wait(running, timeout=self._patience_s)
+        self._note_overdue()
+
+    async def _scan(self) -> None:
+        """Refresh. Only the first scan waits for it: later, no model is noticed later because of another."""
+        if not self._scanned.is_set():
+            await self.refresh()
+        else:
+            await self._begin_refresh()
+            self._note_overdue()
+
+    async def _begin_refresh(self) -> None:
+        """Read the names of all models, start to refresh each, and unload those that were removed."""
         async with self._refresh_lock:
-            names = await self._in_thread(self._list)
-            await self._refresh_models(names)
-            for name in set(self._models) - set(names):
+            names = await self._list()
+            for name in names:
+                if name not in self._unloaded and name not in self._refreshing:
+                    self._start_refresh(name)
+            for name in set(self._models) - {*names, *self._refreshing}:
                 gone = self._models.pop(name)
                 self._unloaded.discard(name)
                 if not gone.versions:  # nothing is unloaded, after which its metrics would be forgotten
                     self._loader.metrics.load_failures.remove_all(("model",), (name,))
                 self._announce(name)
                 self._warm.drop(name)
+                self._retire_late(name)
+                self._loader.forget(name)
                 self._retire(gone.versions.values())
 
     async def _follow_aliases(self) -> None:
         """Refresh the models whose aliases have changed, before the next scan."""
-        changed = await self._in_thread(partial(self._alias_watch.changed, self.names()))
-        if changed:
-            async with self._refresh_lock:
-                await self._refresh_models(changed)
+        for name in await self._in_thread(partial(self._alias_watch.changed, self.names())):
+            if name in self._models and name not in self._unloaded and name not in self._refreshing:
+                self._start_refresh(name)
 
-    async def _refresh_models(self, names: Iterable[str]) -> None:
-        """Refresh models side by side; wait for slow ones, but not for ever. The caller holds the lock."""
-        for name in names:
-            if name not in self._unloaded and name not in self._refreshing:
-                self._refreshing[name] = refresh = self._start(self._refresh_or_keep(name))
-                refresh.add_done_callback(partial(self._refreshing.pop, name))
-        if self._refreshing:
-            await asyncio.wait(list(self._refreshing.values()), timeout=self._patience_s)
-        self._overdue = frozenset(self._refreshing)
+    def _start_refresh(self, name: str) -> asyncio.Task[None]:
+        """Start to refresh a model that is not being refreshed."""
+        self._refreshing[name] = refresh = self._start(self._refresh_or_keep(name))
+        self._refreshing_since_s[name] = time.monotonic()
+        refresh.add_done_callback(partial(self._end_refresh, name))
+        return refresh
 
-    def _list(self) -> list[str]:
-        """List the folders of the repository. Called in a thread."""
+    def _end_refresh(self, name: str, _: asyncio.Task[None]) -> None:
+        del self._refreshing[name], self._refreshing_since_s[name]
+        self._overdue.discard((name, 0))
+
+    def _note_overdue(self) -> None:
+        """Log the models whose folder hangs, each once."""
+        late_s = time.monotonic() - self._patience_s
+        loading = {name for name, _ in self._loading}  # `_load` logs these
+        for name, since_s in self._refreshing_since_s.items():
+            if since_s <= late_s and name not in loading and (name, 0) not in self._overdue:
+                self._overdue.add((name, 0))
+                reason = (
+                    f"reading its folder has taken more than {self._patience_s:g} s: what was loaded is "
+                    "served on; check its volume"
+                )
+                _log.error("model_overdue", extra={"model": name, "reason": reason})
+
+    async def _list(self) -> list[str]:
+        """List the folders of the repository.
+
+        Raises:
+            OSError: it cannot be read, or that hangs.
+        """
+        if self._listing is None:
+            self._listing = self._in_thread(self._list_folders)
+        await asyncio.wait([self._listing], timeout=self._patience_s)
+        if not self._listing.done():  # the next look waits for the same thread
+            raise TimeoutError(
+                f"reading the repository {self._repository.root} has taken more than {self._patience_s:g} s: "
+                "check its volume"
+            )
+        listing, self._listing = self._listing, None
+        if self._looking is None or self._looking.done():  # beside the refresh: one of the folders may hang
+            self._looking = self._in_thread(self._overlooked.log_new)
+        return listing.result()
+
+    def _list_folders(self) -> list[str]:
+        """Called in a thread."""
         root = self._repository.root
         names = self._repository.model_folders()
         if not root.is_dir():
@@ -365,12 +422,11 @@ class Models:
             raise FileNotFoundError(
                 f"the repository {root} is empty: what was loaded is served on; mount it again"
             )
-        self._overlooked.log_new()
         return names
 
     async def _until_refreshed(self, name: str) -> None:
-        """Wait for a refresh of this model that has taken longer than others waited for."""
-        if name in self._refreshing:
+        """Wait until no refresh of this model runs."""
+        while name in self._refreshing:
             await asyncio.wait([self._refreshing[name]])
 
     def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
@@ -395,7 +451,7 @@ class Models:
         """Count what cannot be read, hangs, or cannot be followed. Any thread may call this."""
         models = list(self._models.values())
         wrong = {model.name for model in models if model.problem and model.name not in self._unloaded}
-        return bool(self.unreadable) + len(wrong | self._overdue)
+        return bool(self.unreadable) + len(wrong | {name for name, _ in tuple(self._overdue)})
 
     def _after_refresh(self, problem: str) -> None:
         if not self._scanned.is_set() or self.unreadable != problem:
@@ -404,8 +460,9 @@ class Models:
             self._announce()
 
     async def _refresh_model(self, name: str) -> None:
-        old = self._models.get(name, Model(name))
+        old, late = self._models.get(name, Model(name)), [each for each in self._late if each[0] == name]
         new = await self._refresher.refresh(old, is_known=name in self._models)
+        self._retire([self._take_late(*each) for each in late if each in self._late])  # not chosen
         if new == old:
             return
         self._models[name] = new
@@ -420,25 +477,65 @@ class Models:
                 self._warm.keep(version) if version.number == old.default else self._retire([version])
 
     async def _load(self, name: str, number: int) -> Version | None:
-        if not self._loader.may_load(name, number):
+        """Load a version; None if that fails, or takes longer than its model waits: then it comes later."""
+        if (name, number) in self._late:
+            return self._take_late(name, number)
+        if (name, number) in self._loading or not await self._may_load(name, number):
             return None
         if (warm := self._warm.take(name, number)) is not None:
             return warm
         self._warm.drop(name)
-        try:
-            async with self._load_slots:
-                self._loading.add((name, number))
-                self._announce(name)
-                threads = self._background if self._scanned.is_set() else None
-                loading = self._start(self._loader.load(name, number, threads))
-                await asyncio.wait([loading], timeout=self._patience_s)  # then the next load may begin
-            version = await loading
-        finally:
-            self._loading.discard((name, number))
+        async with self._load_slots:
+            self._loading.add((name, number))
             self._announce(name)
+            threads = self._background if self._scanned.is_set() else None
+            loading = self._start(self._loader.load(name, number, threads))
+            await asyncio.wait([loading], timeout=self._patience_s)  # then the next load may begin
+        if loading.done():
+            return self._end_load(name, number, loading)
+        self._overdue.add((name, number))
+        reason = f"loading it has taken more than {self._patience_s:g} s: what was served is served on"
+        _log.error("version_overdue", extra={"model": name, "version": number, "reason": reason})
+        loading.add_done_callback(partial(self._end_late_load, name, number))
+        return None
+
+    def _end_load(self, name: str, number: int, loading: asyncio.Task[Version | None]) -> Version | None:
+        self._loading.discard((name, number))
+        self._announce(name)
+        version = loading.result()
         if version is not None:
             self._loaded.add(version)
         return version
+
+    def _end_late_load(self, name: str, number: int, loading: asyncio.Task[Version | None]) -> None:
+        """Keep a version that has loaded late until the next refresh, which begins now."""
+        if loading.cancelled():
+            return
+        self._overdue.remove((name, number))
+        version = None if loading.exception() else loading.result()
+        if version is None:
+            self._loading.discard((name, number))
+        else:
+            self._loaded.add(version)
+            self._late[name, number] = version
+        if name in self._unloaded:
+            self._retire_late(name)
+        elif name not in self._refreshing:
+            self._start_refresh(name)
+
+    def _take_late(self, name: str, number: int) -> Version:
+        self._loading.discard((name, number))
+        self._announce(name)
+        return self._late.pop((name, number))
+
+    def _retire_late(self, name: str) -> None:
+        """Retire the versions of a model that have loaded too late to be served."""
+        self._retire([self._take_late(*each) for each in tuple(self._late) if each[0] == name])
+
+    async def _may_load(self, name: str, number: int) -> bool:
+        if not self._loader.has_failed(name, number):
+            return True
+        return await self._in_thread(partial(self._loader.may_load, name, number))
 
     def _retire(self, versions: Iterable[Version]) -> None:
         for version in versions:

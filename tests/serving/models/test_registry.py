@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -988,6 +988,145 @@ class TestRepositoryChanges:
                 while "a" not in models.names():
                     await models.change.wait()
 
+    async def test_a_folder_that_hangs_delays_no_other_model(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """New versions and new models are served at the next scan."""
+        for name in ("a", "b"):
+            publish(name)
+        async with open_models(poll_interval_s=0.01, patience_s=20) as models:
+            gate = threading.Event()
+            monkeypatch.setattr(repository, "versions", _hang(repository.versions, "a", gate))
+            monkeypatch.setattr(repository, "overlooked", lambda model: [] if model else _wait(gate))
+            publish("b")
+            publish("c")
+            async with asyncio.timeout(10):
+                while models.names() != ["a", "b", "c"] or _default(models, "b") != 2:
+                    await models.change.wait()
+            gate.set()
+
+    async def test_a_folder_that_hangs_is_logged_once_and_counted(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+        log_events: LogEvents,
+    ) -> None:
+        """Until it can be read again."""
+        publish()
+        metrics = Metrics()
+        async with open_models(patience_s=0.05, metrics=metrics) as models:
+            gate = threading.Event()
+            with monkeypatch.context() as patched:
+                patched.setattr(repository, "versions", _hang(repository.versions, NAME, gate))
+                for _ in range(2):
+                    await models.refresh()
+            assert b"lenserve_repository_problems 1.0" in generate_latest(metrics.registry)
+            gate.set()
+            await models.refresh()
+            assert b"lenserve_repository_problems 0.0" in generate_latest(metrics.registry)
+        (overdue,) = log_events.named("model_overdue")
+        assert "more than 0.05 s" in overdue.reason
+
+    async def test_a_repository_that_hangs_is_a_problem(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+        log_events: LogEvents,
+    ) -> None:
+        """It is logged, what was loaded is served, and it takes one thread, however long it hangs."""
+        publish()
+        async with open_models(poll_interval_s=0.01, patience_s=0.05) as models:
+            listing, gate, calls = repository.model_folders, threading.Event(), []
+
+            def hang() -> list[str]:
+                calls.append(threading.current_thread())
+                assert gate.wait(timeout=30)
+                return listing()
+
+            monkeypatch.setattr(repository, "model_folders", hang)
+            for _ in range(3):
+                with pytest.raises(TimeoutError, match=r"has taken more than 0\.05 s: check its volume"):
+                    await models.refresh()
+            assert len(calls) == 1
+            assert "check its volume" in models.unreadable
+            assert models.ready
+            assert _default(models) == 1
+            gate.set()
+            async with asyncio.timeout(20):
+                while models.unreadable:
+                    await models.change.wait()
+        assert len(log_events.named("repository_unreadable")) == 1
+
+    async def test_a_version_that_hangs_while_it_loads_does_not_stop_its_model(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """Newer versions are served, aliases are followed, and what loads too late is not served."""
+        publish()
+        load, metrics = Loader(gated="2"), Metrics()
+        async with open_models(load_engine=load, patience_s=0.05, metrics=metrics) as models:
+            publish()
+            await models.refresh()
+            await log_events.wait_for("version_overdue")
+            assert b"lenserve_repository_problems 1.0" in generate_latest(metrics.registry)
+            publish()
+            await models.refresh()
+            assert _default(models) == 3
+            repository.set_alias(NAME, "stable", 2)
+            await models.refresh()
+            assert models.get(NAME).problem == "its alias 'stable' names version 2, which is still loading"
+            repository.set_alias(NAME, "stable", 1)
+            await models.refresh()
+            assert _default(models) == 1
+            load.gate.set()
+            await log_events.wait_for("version_unloaded", times=3)
+            assert [each.version for each in models.statuses()] == [1]
+            assert b"lenserve_repository_problems 0.0" in generate_latest(metrics.registry)
+        (overdue,) = log_events.named("version_overdue")
+        assert overdue.version == 2
+
+    async def test_a_version_that_loads_late_is_served_then(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Without another scan, and without loading it twice."""
+        publish()
+        load = Loader(gated="2")
+        async with open_models(load_engine=load, patience_s=0.05) as models:
+            publish()
+            await models.refresh()
+            assert _default(models) == 1
+            load.gate.set()
+            async with asyncio.timeout(20):
+                while _default(models) != 2:
+                    await models.change.wait()
+            await models.refresh()
+            assert len(load.engines) == 2
+
+    async def test_folders_are_not_read_on_the_event_loop(
+        self, publish: Publish, open_models: OpenModels, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not those of refused versions either: a volume that hangs must not stop calls."""
+        publish(lie=True)
+        found, threads = Path.rglob, []
+
+        def rglob(path: Path, pattern: str) -> Iterator[Path]:
+            threads.append(threading.current_thread())
+            return found(path, pattern)
+
+        monkeypatch.setattr(Path, "rglob", rglob)
+        async with open_models() as models:
+            await models.refresh()
+            assert models.get(NAME).refused
+        assert len(threads) > 1
+        assert threading.main_thread() not in threads
+
     async def test_other_content_under_a_served_number_is_refused(
         self, publish: Publish, open_models: OpenModels, log_events: LogEvents
     ) -> None:
@@ -1401,6 +1540,11 @@ def _deny(scan: Scan, model: str) -> Scan:
         return scan(name)
 
     return denied
+
+
+def _wait(gate: threading.Event) -> list[str]:
+    assert gate.wait(timeout=30)
+    return []
 
 
 def _hang(scan: Scan, model: str, gate: threading.Event) -> Scan:
