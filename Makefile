@@ -16,7 +16,8 @@ test: .venv/dev.done
 	tests/system/fetch_peers.sh
 	@# As in `lenserve-train`: spinning threads make small steps many times slower on busy cores.
 	@# Two processes, also on many cores: some tests hold a server to limits in time. Fixtures of a file are made once.
-	OMP_WAIT_POLICY=passive LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@# Files come in the order of their names: those with the fewest tests, which are the longest, would come last.
+	OMP_WAIT_POLICY=passive LENSERVE_TEST_DATA=$(DATA) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: .venv/dev.done
 	$(BIN)/ruff format --check .

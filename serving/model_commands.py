@@ -5,14 +5,13 @@ They work on the files of a repository, without a server: running servers notice
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 from rich.markup import escape
 from rich.table import Table
 
-from serving.bench.server_facts import Sample, read_metrics
 from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
 from serving.bundle.looks_like import version_number
 from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
@@ -20,6 +19,9 @@ from serving.bundle.urls import RepositoryFolder
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
+
+if TYPE_CHECKING:
+    from serving.bench.server_facts import Sample
 
 _Expect = Annotated[
     int | None,
@@ -81,7 +83,11 @@ class Show(_RepositoryCommand):
         require_model(self.models, name)
         versions = [_number(self.models, name, revision)] if revision else self.models.versions(name)
         aliases = self.models.aliases(name)
-        samples = read_metrics(self.metrics_url) if self.metrics_url else None
+        samples = None
+        if self.metrics_url:
+            from serving.bench.server_facts import read_metrics  # noqa: PLC0415 - it loads gRPC
+
+            samples = read_metrics(self.metrics_url)
         rows = [_row(self.models, name, version, aliases, samples) for version in reversed(versions)]
         if self.as_json:
             shown = {"model": name, "aliases": dict(aliases), "versions": rows}
@@ -228,7 +234,7 @@ def _row(
     model: str,
     version: int,
     aliases: Mapping[str, int],
-    samples: Mapping[Sample, float] | None,
+    samples: "Mapping[Sample, float] | None",
 ) -> dict[str, Any]:
     named = sorted(alias for alias, target in aliases.items() if target == version)
     row: dict[str, Any] = {"version": version, "aliases": named}

@@ -20,10 +20,11 @@ from tests.servers import ServerProcess
 SCRIPT = DEPLOY / "serve-mounted.sh"
 ROOT = DEPLOY.parent
 OPTIONS = ("--grpc-port", "0", "--http-port", "0", "--log-json")
-# A mount namespace in which everything is read-only but /tmp, and the model is mounted at /mnt.
+# A mount namespace in which everything is read-only but one folder, and the model is mounted at /mnt.
 READ_ONLY = (
-    'mount --bind "$1" /mnt && mount -o remount,ro,bind /mnt && mount -t tmpfs none /tmp '
-    '&& mount -o remount,ro,bind / && shift && exec "$@"'
+    'mount --bind "$1" /mnt && mount -o remount,ro,bind /mnt '
+    '&& mount -t tmpfs none "$2" && export TMPDIR="$2" '
+    '&& mount -o remount,ro,bind / && shift 2 && exec "$@"'
 )
 
 Start = Callable[..., ServerProcess]
@@ -117,8 +118,8 @@ def test_nothing_at_the_mount(start: Start, tmp_path: Path) -> None:
     assert f"{tmp_path} is empty or missing after 0 s" in json.dumps(server.log)
 
 
-def test_a_read_only_root(start: Start, publish: Publish) -> None:
-    """Only /tmp can be written, where two workers share counters."""
+def test_a_read_only_root(start: Start, publish: Publish, tmp_path: Path) -> None:
+    """Only the folder for temporary files can be written."""
     unshare = shutil.which("unshare")
     if (
         unshare is None
@@ -126,5 +127,6 @@ def test_a_read_only_root(start: Start, publish: Publish) -> None:
     ):
         pytest.skip("this user cannot make a mount namespace")
     bundle = publish()
-    before = (unshare, "-m", "sh", "-c", READ_ONLY, "sh", bundle.folder)
+    (tmp_path / "writable").mkdir()
+    before = (unshare, "-m", "sh", "-c", READ_ONLY, "sh", bundle.folder, tmp_path / "writable")
     check(start("digits", "/mnt", "--workers", "2", before=before), "digits")

@@ -146,7 +146,9 @@ def test_ctrl_c_says_how_to_continue(repository: Repository, publish: Publish, t
     (tmp_path / "a.png").touch()
     (tmp_path / "list.txt").write_text("a.png\n" * 200_000)
     places = ["--repository", str(repository.root), "--output", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "serving.cli", "batch", str(tmp_path / "list.txt"), "--model", "colours"]
+    # Shells let programs in the background ignore SIGINT, also these tests.
+    python = ["env", "--default-signal=INT", sys.executable]
+    command = [*python, "-m", "serving.cli", "batch", str(tmp_path / "list.txt"), "--model", "colours"]
     process = subprocess.Popen(
         [*command, *places, "--part-images", "100"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
