@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from serving.bundle import MANIFEST_FILE, STABLE_ALIAS, Repository
-from serving.errors import BundleError, UnknownModel
+from serving.bundle import MANIFEST_FILE, STABLE_ALIAS, Bundle, Repository
+from serving.errors import BundleError, InvalidManifest, UnknownModel
 from serving.models.loader import VersionLoader
 from serving.models.overlooked import Overlooked
 from serving.models.versions import Model, Version
@@ -134,15 +134,27 @@ def why_changed(repository: Repository, version: Version) -> str:
     try:
         stat = (bundle.folder / MANIFEST_FILE).stat()
         seen = stat.st_ctime_ns, stat.st_ino, stat.st_size
-        if version.manifest_seen == seen:
-            return ""
-        found = repository.read_manifest(bundle.model, bundle.version)
+        if version.manifest_seen != seen:
+            version.manifest_change = _describe_change(repository, bundle)
+            version.manifest_seen = seen
     except (OSError, BundleError, UnknownModel):
         return ""
-    if found.digest != bundle.digest:
-        return (
-            f"version {bundle.version} has manifest {found.digest[:12]} on disk, but {bundle.digest[:12]} "
-            "was loaded and is served: publish a new version instead of changing one"
-        )
-    version.manifest_seen = seen
-    return ""
+    return version.manifest_change
+
+
+def _describe_change(repository: Repository, loaded: Bundle) -> str:
+    """Describe how the manifest on disk differs from the loaded one; nothing if it does not.
+
+    Raises:
+        BundleError, UnknownModel: it cannot be read.
+    """
+    served = f"{loaded.digest[:12]} was loaded and is served: publish a new version instead of changing one"
+    try:
+        found = repository.read_manifest(loaded.model, loaded.version)
+    except InvalidManifest as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return f"version {loaded.version} has an invalid manifest on disk ({error}), but {served}"
+    if found.digest == loaded.digest:
+        return ""
+    return f"version {loaded.version} has manifest {found.digest[:12]} on disk, but {served}"

@@ -34,6 +34,7 @@ _INVALID_OUTPUTS = 3  # outputs that cannot be right, before an engine is proven
 _HUNG_RUN_S = 60.0
 _PROOF_PAUSE_S = 10.0  # between two of these proofs: images that provoke such outputs must not cost more
 _MAX_READERS = 16  # threads that read folders; a volume that hangs takes one
+_MAX_LOADERS = 32  # threads that load versions; a load that hangs takes one
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Models:
             proof_pause_s: seconds between two proofs of an engine that gives invalid outputs.
             keep_warm_s: seconds that the version before the served one stays loaded; 0: none.
             alias_interval_s: seconds between two looks at the aliases alone; None: scans look at them.
-            background: threads that load versions after the first scan, beside requests; None: as before it.
+            background: threads that load versions after the first scan; None: the same as before.
         """
         self._loader = loader
         self._repository = loader.repository
@@ -95,7 +96,9 @@ class Models:
         self._patience_s = patience_s
         self._keep_metrics_s = keep_metrics_s
         self._load_slots = asyncio.Semaphore(parallel_loads)
-        self._background = background
+        # Not the default threads of the event loop, which files and counters need: loads may hang.
+        self._loaders = ThreadPoolExecutor(_MAX_LOADERS, thread_name_prefix="load")
+        self._background = background or self._loaders
         self._scanned = asyncio.Event()
         self.unreadable = ""  # why the repository could not be read the last time
         self._draining = False
@@ -125,8 +128,8 @@ class Models:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._background is not None:
-            self._background.shutdown(wait=False, cancel_futures=True)
+        for loaders in (self._loaders, self._background):
+            loaders.shutdown(wait=False, cancel_futures=True)
         self._warm.clear()
         for version in self._loaded:
             await version.stack.aclose()
@@ -488,7 +491,7 @@ class Models:
         async with self._load_slots:
             self._loading.add((name, number))
             self._announce(name)
-            threads = self._background if self._scanned.is_set() else None
+            threads = self._background if self._scanned.is_set() else self._loaders
             loading = self._start(self._loader.load(name, number, threads))
             await asyncio.wait([loading], timeout=self._patience_s)  # then the next load may begin
         if loading.done():

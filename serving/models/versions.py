@@ -51,6 +51,7 @@ class Version:
     broken: str = ""  # why its engine is broken
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     manifest_seen: tuple[int, int, int] | None = None  # ctime, inode and size of the manifest, when last read
+    manifest_change: str = ""  # how it differed then from the one that was loaded
     invalid_outputs: int = 0  # since its engine was proven the last time
     next_proof_s: float = 0.0  # on the clock of time.monotonic(): not before, if outputs are invalid
     check: asyncio.Task[None] | None = None  # serializes checks, even if many requests fail

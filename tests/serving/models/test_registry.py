@@ -55,6 +55,7 @@ class Loader:
         if gated is None:
             self.gate.set()
         self.entered = threading.Event()
+        self.threads: set[str] = set()  # that loaded
         self.engines: list[Probed] = []
         self.most = 0  # loads at the same time
         self._running = 0
@@ -82,6 +83,7 @@ class Loader:
     def _load(self, file: Path) -> "Probed":
         if self._gated in (None, file.parent.name):
             self.entered.set()
+            self.threads.add(threading.current_thread().name)
             assert self.gate.wait(timeout=30)
         self.engines.append(Probed(OnnxEngine.load(file, CPU, threads=1, max_batch_size=4)))
         return self.engines[-1]
@@ -1092,6 +1094,16 @@ class TestRepositoryChanges:
         (overdue,) = log_events.named("version_overdue")
         assert overdue.version == 2
 
+    async def test_loads_that_hang_leave_the_threads_of_the_event_loop_free(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """Also during the first scan: token files and counters need them."""
+        publish()
+        load = Loader()
+        async with open_models(load_engine=load):
+            assert all(name.startswith("load") for name in load.threads)
+            assert load.threads
+
     async def test_a_version_that_loads_late_is_served_then(
         self, publish: Publish, open_models: OpenModels
     ) -> None:
@@ -1145,6 +1157,35 @@ class TestRepositoryChanges:
                 f"version 1 has manifest {other.digest[:12]} on disk, but {served.digest[:12]} was loaded "
                 "and is served: publish a new version instead of changing one"
             )
+
+    async def test_a_manifest_that_becomes_invalid_is_a_problem_until_it_is_restored(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The next start would refuse the version. It is read once for each change."""
+        served = publish()
+        manifest = served.folder / MANIFEST_FILE
+        content, read, reads = manifest.read_bytes(), repository.read_manifest, []
+
+        def read_manifest(model: str, version: int) -> Bundle:
+            reads.append(version)
+            return read(model, version)
+
+        async with open_models() as models:
+            monkeypatch.setattr(repository, "read_manifest", read_manifest)
+            manifest.write_bytes(content[:-5])
+            for _ in range(3):
+                await models.refresh()
+            assert len(reads) == 1
+            assert "version 1 has an invalid manifest on disk" in models.get(NAME).problem
+            assert f"but {served.digest[:12]} was loaded and is served" in models.get(NAME).problem
+            assert models.ready
+            manifest.write_bytes(content)
+            await models.refresh()
+            assert not models.get(NAME).problem
 
     async def test_folders_that_only_look_like_versions_or_models_are_named_once(
         self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
