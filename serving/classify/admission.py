@@ -100,6 +100,10 @@ class Admission:
         """Whether requests of streams should wait for their turn."""
         return self._wait_s(backlog) > _SHARE_OF_STREAMS * self._max_queue_s
 
+    def is_full(self, backlog: Backlog) -> bool:
+        """Whether a request would be refused now, because its images would wait too long."""
+        return self._wait_s(backlog) > self._max_queue_s
+
     async def turn(self, backlog: Backlog) -> bool:
         """Wait, after `is_long`, until a request of a stream may enter: it is not refused, but delayed.
 

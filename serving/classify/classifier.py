@@ -239,7 +239,10 @@ class Classifier:
     async def _lease_in_turn(self, model: str, revision: Revision) -> Version:
         """Wait for a short queue, or until it is the turn of this request of a stream."""
         version, is_turn = self._models.lease(model, revision), False
-        while not is_turn and self.admission.is_long(version.backlog):
+        # A call may have taken the free place before this task ran again: then it waits for the next one.
+        while self.admission.is_long(version.backlog) and (
+            not is_turn or self.admission.is_full(version.backlog)
+        ):
             is_turn = await self.admission.turn(version.backlog)
             version = self._models.lease(model, revision)
         return version

@@ -27,6 +27,10 @@ def _request(model: str = "colours") -> pb.ClassifyRequest:
     return pb.ClassifyRequest(model=model, images=[pb.Image(pixels=pixels)])
 
 
+async def _all(answers: AsyncIterator[pb.ClassifyStreamResponse]) -> list[pb.ClassifyStreamResponse]:
+    return [answer async for answer in answers]
+
+
 async def test_three_times_the_load_is_answered_as_far_as_possible_and_the_rest_is_refused_at_once(
     publish: Publish, serve_gated: ServeGated, connect: Connect
 ) -> None:
@@ -78,6 +82,30 @@ async def test_requests_of_a_stream_wait_for_their_turn_instead_of_being_refused
         answers = [answer async for answer in connect(server.grpc.port).talk(STREAM, requests())]
 
     assert [answer.WhichOneof("outcome") for answer in answers] == ["response"] * 40
+
+
+async def test_a_call_that_takes_the_place_of_a_stream_does_not_get_it_refused(
+    publish: Publish, serve_gated: ServeGated, connect: Connect
+) -> None:
+    """Between its turn and its next step: it waits for the next turn."""
+    publish()
+
+    async def requests() -> AsyncIterator[pb.ClassifyRequest]:
+        yield _request()
+
+    async with serve_gated(max_queue_s=0.05) as server:
+        control, backlog = server.classifier.admission, server.models.lease("colours").backlog
+        backlog.run_s = 0.01
+        control.enter(6, backlog)  # more than fits
+        answers = asyncio.create_task(_all(connect(server.grpc.port).talk(STREAM, requests())))
+        await until(lambda: len(backlog.waiting) == 1)
+        for _ in range(4):  # the fourth place is the stream's
+            control.leave(1, backlog)
+            control.enter(1, backlog)
+        assert not backlog.waiting
+        await until(lambda: len(backlog.waiting) == 1)
+        control.leave(6, backlog)
+        assert [answer.WhichOneof("outcome") for answer in await answers] == ["response"]
 
 
 async def test_a_model_that_is_overloaded_does_not_get_another_refused(
