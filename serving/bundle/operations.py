@@ -10,6 +10,7 @@ from serving.bundle.aliases import (
     AliasChange,
     earlier_targets,
     new_change,
+    read_aliases,
     read_history,
     require_expected,
     write_change,
@@ -31,8 +32,7 @@ def history(repository: Repository, model: str) -> Sequence[AliasChange]:
         UnknownModel: the repository has no such model.
     """
     require_model(repository, model)
-    folder = repository.model_folder(model)
-    with locked(folder, shared=True):
+    with repository.changing(model, shared=True) as folder:
         return read_history(folder)
 
 
@@ -64,13 +64,13 @@ def roll_back(
         UnknownModel: the repository has no such model.
     """
     require_model(repository, model)
-    folder = repository.model_folder(model)
-    with locked(folder):
-        now = repository.aliases(model).get(alias)
+    with repository.changing(model) as folder:
+        now = read_aliases(folder).get(alias)
         require_expected(now, model, alias, expect)
+        changes = read_history(folder)
         if expect is None:
-            _require_no_recent_rollback(read_history(folder), alias, recent_s)
-        earlier = earlier_versions(repository, model, alias)
+            _require_no_recent_rollback(changes, alias, recent_s)
+        earlier = _earlier_versions(repository.versions(model), changes, alias)
         if not earlier:
             choices = ", ".join(map(str, repository.versions(model)[-_MAX_LISTED:]))
             raise BundleError(
@@ -93,9 +93,8 @@ def remove_alias(
         UnknownModel: there is no such model or alias.
     """
     require_model(repository, model)
-    folder = repository.model_folder(model)
-    with locked(folder):
-        now = repository.aliases(model).get(alias)
+    with repository.changing(model) as folder:
+        now = read_aliases(folder).get(alias)
         require_expected(now, model, alias, expect)
         if now is None:
             raise UnknownModel(f"model {model!r} has no alias {alias!r}")
@@ -111,6 +110,7 @@ def remove(repository: Repository, model: str, version: int) -> None:
         BundleError: an alias names it, or it is served because it is the newest.
         UnknownModel: the repository has no such version.
     """
+    repository.require_removals()
     require_model(repository, model)
     with locked(repository.model_folder(model)):
         repository.require_version(model, version)
@@ -144,22 +144,22 @@ def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = Fals
         BundleError: aliases.json or its log is invalid; nothing is removed.
         UnknownModel: the repository has no such model.
     """
+    repository.require_removals()
     require_model(repository, model)
     with locked(repository.model_folder(model)):
         versions, aliases = repository.versions(model), repository.aliases(model)
+        changes = read_history(repository.model_folder(model))
         needed = {*versions[-keep:], *aliases.values()}
         for alias in {*aliases, STABLE_ALIAS}:
-            needed.update(earlier_versions(repository, model, alias)[:1])
+            needed.update(_earlier_versions(versions, changes, alias)[:1])
         removed = [version for version in versions if version not in needed]
         if not dry_run:
             _remove(repository, model, removed)
     return removed
 
 
-def earlier_versions(repository: Repository, model: str, alias: str) -> list[int]:
-    """Return the versions that a rollback may go to, its target first. The caller holds the model's lock."""
-    changes = read_history(repository.model_folder(model))
-    versions = repository.versions(model)
+def _earlier_versions(versions: Sequence[int], changes: Sequence[AliasChange], alias: str) -> list[int]:
+    """Return the versions that a rollback may go to, its target first."""
     named = [version for version in earlier_targets(changes, alias) if version in versions]
     if alias != STABLE_ALIAS:
         return named

@@ -5,7 +5,8 @@ Readers see all of a version or nothing: staging.py.
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,12 +198,11 @@ class Repository:
             BundleError: the name is not a valid model name.
             InvalidManifest: a required file is missing.
         """
-        if not NAME_PATTERN.fullmatch(model):
-            raise BundleError(f"{model!r} is not a valid model name: use {NAME_ALLOWED}")
+        require_name(model)
         model_folder = self.model_folder(model)
         model_folder.mkdir(parents=True, exist_ok=True)
         with staging_folder(model_folder) as staging:
-            manifest = _seal(staging, write(staging))
+            manifest = seal(staging, write(staging))
             with locked(model_folder):
                 version = max((_last_version(model_folder), *self.versions(model))) + 1
                 replace_text(model_folder / _LAST_VERSION_FILE, f"{version}\n")
@@ -251,16 +251,37 @@ class Repository:
         if not NAME_PATTERN.fullmatch(alias) or alias.isdigit():
             raise BundleError(f"{alias!r} is not a valid alias: use {NAME_ALLOWED}, and not a number")
         self.require_version(model, version)
-        folder = self.model_folder(model)
-        with locked(folder):
+        with self.changing(model) as folder:
             self.require_version(model, version)  # it may have been removed meanwhile
-            now = self.aliases(model).get(alias)
+            now = read_aliases(folder).get(alias)
             require_expected(now, model, alias, expect)
             if now == version:
                 return None
             change = new_change("set", alias, now, version, reason)
             write_change(folder, change)
         return change
+
+    @contextmanager
+    def changing(self, model: str, *, shared: bool = False) -> Iterator[Path]:
+        """Give a folder with the aliases of a model and their log, to be read and changed: see aliases.py.
+
+        Args:
+            model: its name.
+            shared: nothing is changed.
+
+        Raises:
+            UnknownModel: the name is not a valid model name.
+        """
+        folder = self.model_folder(model)
+        with locked(folder, shared=shared):
+            yield folder
+
+    def require_removals(self) -> None:
+        """Check that versions can be removed.
+
+        Raises:
+            BundleError: not by this program.
+        """
 
     def require_version(self, model: str, version: int) -> None:
         """Check that a version exists. Reads none of its files.
@@ -280,6 +301,16 @@ class Repository:
         if not NAME_PATTERN.fullmatch(model):
             raise UnknownModel(f"{model!r} is not a valid model name")
         return self.root / model
+
+
+def require_name(model: str) -> None:
+    """Check the name of a model.
+
+    Raises:
+        BundleError: it is not valid.
+    """
+    if not NAME_PATTERN.fullmatch(model):
+        raise BundleError(f"{model!r} is not a valid model name: use {NAME_ALLOWED}")
 
 
 def verify_file(path: Path, expected: FileDigest) -> None:
@@ -325,7 +356,7 @@ def _last_version(model_folder: Path) -> int:
     return int(text) if is_version_name(text.decode("ascii", "replace")) else 0
 
 
-def _seal(staging: Path, description: Description) -> Manifest:
+def seal(staging: Path, description: Description) -> Manifest:
     """Write the manifest with the digests of all files, and sync everything to disk."""
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     manifest = Manifest.seal(
