@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from pydantic import Field
@@ -20,7 +19,8 @@ from rich.table import Table
 from serving.batch_job.cli import Batch
 from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
-from serving.bundle.urls import RepositoryFolder
+from serving.bundle.stored_repository import open_repository
+from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
 from serving.cli_classify import Classify
 from serving.commandline import (
     DONE,
@@ -114,19 +114,19 @@ class ListModels(Command):
 
     example: ClassVar[str] = "lenserve models list --repository repository"
 
-    repository: RepositoryFolder = Field(description="directory of published models")
+    repository: RepositoryLocation = Field(description="directory of published models, or s3://bucket/models")
+    repository_cache: RepositoryCache = DEFAULT_CACHE
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
     def run(self) -> int:
         """List; return 1 if the files of a version do not match their digests."""
-        if not self.repository.is_dir():
-            raise UsageError(f"the repository {self.repository} is not a directory: set another --repository")
-        rows = list(_rows(Repository(self.repository)))
+        repository = open_repository(self.repository, self.repository_cache)
+        rows = list(_rows(repository))
         if self.as_json:
             print_line(json.dumps({"models": rows}))
         else:
             _print_rows(rows, self.repository)
-            _print_overlooked(Repository(self.repository))
+            _print_overlooked(repository)
         return FAILED if any("error" in row for row in rows) else DONE
 
 
@@ -203,7 +203,7 @@ def _rows(repository: Repository) -> Iterator[dict[str, object]]:
             named = sorted(alias for alias, target in aliases.items() if target == version)
             row: dict[str, object] = {"model": model, "version": version, "aliases": named}
             try:
-                yield row | _description(repository.read(model, version))
+                yield row | _description(repository.look_up(model, version))
             except BundleError as error:
                 yield row | {"error": str(error)}
 
@@ -227,7 +227,7 @@ def _print_overlooked(repository: Repository) -> None:
                 stderr.print(f"overlooked: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_rows(rows: Sequence[dict[str, object]], repository: Path) -> None:
+def _print_rows(rows: Sequence[dict[str, object]], repository: str) -> None:
     if not rows:
         stderr.print(f"{repository} has no models yet: it holds no <model>/<version> directories")
         return

@@ -7,7 +7,8 @@ LenserveError
         DigestMismatch               a file differs from the published one
         ProofFailed                  the loaded network does not reproduce its golden examples
         AliasMoved                   an alias does not name the version that was expected
-    StoreError                   an object store cannot be read
+    StoreError                   an object store cannot be read or written
+        StoreConflict                another one wrote the object
     UnsupportedModel             a foreign ONNX file is damaged, or not a classifier of images
     DeviceUnavailable            the requested device is not available
     AddressUnavailable           the server cannot listen on its address
@@ -84,6 +85,10 @@ class AliasMoved(BundleError):
 
 class StoreError(LenserveError):
     """An object store does not answer, refuses, or lacks an object."""
+
+
+class StoreConflict(StoreError):
+    """An object is not what it was when it was read: another one wrote it."""
 
 
 class UnsupportedModel(LenserveError):

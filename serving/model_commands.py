@@ -15,7 +15,8 @@ from rich.table import Table
 from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
 from serving.bundle.looks_like import version_number
 from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
-from serving.bundle.urls import RepositoryFolder
+from serving.bundle.stored_repository import open_repository
+from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
@@ -37,7 +38,8 @@ _Reason = Annotated[str, Field(max_length=1000, description="why, for the histor
 class _RepositoryCommand(Command):
     """A command about the models of a repository."""
 
-    repository: RepositoryFolder = Field(description="directory of published models")
+    repository: RepositoryLocation = Field(description="directory of published models, or s3://bucket/models")
+    repository_cache: RepositoryCache = DEFAULT_CACHE
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 
     @property
@@ -47,9 +49,7 @@ class _RepositoryCommand(Command):
         Raises:
             UsageError: it is not a directory.
         """
-        if not self.repository.is_dir():
-            raise UsageError(f"the repository {self.repository} is not a directory: set another --repository")
-        return Repository(self.repository)
+        return open_repository(self.repository, self.repository_cache)
 
     def finish(self, result: Mapping[str, Any], text: str) -> int:
         """Print the result, and return the exit code."""
@@ -239,7 +239,7 @@ def _row(
     named = sorted(alias for alias, target in aliases.items() if target == version)
     row: dict[str, Any] = {"version": version, "aliases": named}
     try:
-        bundle = repository.read(model, version)
+        bundle = repository.look_up(model, version)
         answers = {} if samples is None else {"live": live_answers(samples, model, version, bundle.manifest)}
         return row | _facts(bundle) | answers
     except (BundleError, UnknownModel) as error:

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
 from serving.bundle.manifest import Strict
 from serving.bundle.mirror import COPY, KEPT_VERSIONS
-from serving.bundle.urls import copy_folder, is_url
+from serving.bundle.urls import DEFAULT_CACHE, RepositoryLocation, copy_folder, is_url
 from serving.cpu_quota import available_cores
 from serving.validation_errors import matching
 
@@ -18,19 +18,15 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 _MIN_CAPTURE_BYTES = 2**20  # for each worker: a photograph has room
 
 
-def _as_text(location: object) -> object:
-    return str(location) if isinstance(location, Path) else location
-
-
 class ServerSettings(Strict):
     """The server's options. Names end with the unit: seconds, bytes, pixels, images."""
 
-    repository: Annotated[str, BeforeValidator(_as_text)] = Field(
+    repository: RepositoryLocation = Field(
         description="directory of published models, <model>/<version>/, or its URL in an object store, such "
         "as s3://bucket/models"
     )
     repository_cache: Path = Field(
-        default=Path("~/.cache/lenserve"),
+        default=DEFAULT_CACHE,
         description="directory for the copy of a --repository that is a URL: it is served while the store "
         "does not answer",
     )

@@ -17,9 +17,9 @@ from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import CliPositionalArg, NoDecode
 from rich.console import Console
 
-from serving.bundle import Repository
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
-from serving.bundle.urls import RepositoryFolder
+from serving.bundle.stored_repository import open_repository
+from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
 from serving.commandline import (
     DONE,
     FAILED,
@@ -120,7 +120,10 @@ class Run(_RecipeCommand):
 
     example: ClassVar[str] = "lenserve-train run transfer --data-root photos --repository repository"
 
-    repository: RepositoryFolder = Field(default=Path("repository"), description="directory to publish in")
+    repository: RepositoryLocation = Field(
+        default="repository", description="directory to publish in, or s3://bucket/models"
+    )
+    repository_cache: RepositoryCache = DEFAULT_CACHE
     name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)] | None = Field(
         default=None, description="name to publish the model under; default: the recipe's name"
     )
@@ -150,7 +153,7 @@ class Run(_RecipeCommand):
         """Run the command and return its exit code."""
         recipe = resolve(self.recipe, self.overrides)
         recorded = shipped_recipe(self.recipe, self.overrides) if self.record else None
-        require_utf8(self.repository, "--repository")
+        require_utf8(Path(self.repository), "--repository")
         require_utf8(self._run_dir(recipe), "--run-dir")
         if self.record and self.resume:
             self._check_whole(recipe)
@@ -181,7 +184,7 @@ class Run(_RecipeCommand):
         with process_group.join(place, chosen.torch_device) as group:
             display = Display(stderr if group.is_main else Console(quiet=True))
             task = job.Job(
-                repository=Repository(self.repository),
+                repository=open_repository(self.repository, self.repository_cache, must_exist=False),
                 model=self.name or recipe.name,
                 run_dir=self._run_dir(recipe),
                 data_root=self.data_root,

@@ -24,7 +24,7 @@ from serving.validation_errors import describe
 ALIASES_FILE = "aliases.json"
 HISTORY_FILE = "aliases.history.jsonl"
 MAX_ALIASES_BYTES = 2**20
-_MAX_HISTORY_BYTES = 64 * 2**20  # 300,000 changes
+MAX_HISTORY_BYTES = 64 * 2**20  # 300,000 changes
 
 Action = Literal["set", "rollback", "remove", "found"]
 
@@ -183,7 +183,7 @@ class _Log:
 def _read_log(folder: Path, aliases: Mapping[str, int]) -> _Log:
     path = folder / HISTORY_FILE
     try:
-        content = read_limited(path, _MAX_HISTORY_BYTES)
+        content = read_limited(path, MAX_HISTORY_BYTES)
     except FileNotFoundError:
         return _Log((), 0, b"")
     *lines, last = content.split(b"\n")

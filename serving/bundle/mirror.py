@@ -21,7 +21,7 @@ from serving.bundle.repository import MAX_MANIFEST_BYTES, Repository
 from serving.bundle.staging import locked, remove_folder, replace_bytes, sync
 from serving.bundle.store import Objects, Store
 from serving.bundle.version_copy import copy_version
-from serving.errors import BundleError, LenserveError, StoreError
+from serving.errors import BundleError, LenserveError, StoreError, UnknownModel
 
 COPY = "repository"  # folder of the copy, which servers read
 KEPT_VERSIONS = 3  # the newest of each model, beside those that aliases name
@@ -107,7 +107,7 @@ class Mirror:
             aliases, unread = self._new_aliases(objects, result)
             if aliases:  # they may name versions that were published after the listing
                 objects = self._store.objects()
-            versions = _published(objects)
+            versions = published_versions(objects)
             if not versions and self.repository.models():
                 raise StoreError(f"{self._store.url} has no versions: the copies of earlier ones stay")
             needed: set[tuple[str, int]] = set()
@@ -118,11 +118,30 @@ class Mirror:
             self._clean_up(needed, objects, result)
         return result
 
+    def fetch(self, model: str, version: int) -> None:
+        """Copy one version, unless its copy is complete.
+
+        Raises:
+            BundleError: it is damaged.
+            OSError: the folder cannot be written.
+            StoreError: the store cannot be read.
+            UnknownModel: the store has no such version.
+        """
+        base = f"{model}/{version}"
+        self.repository.root.mkdir(parents=True, exist_ok=True)
+        with locked(self._folder):
+            objects = self._store.objects(base)
+            if f"{base}/{MANIFEST_FILE}" not in objects:
+                raise UnknownModel(f"{self._store.url} has no version {version} of model {model!r}")
+            text = self._store.read(f"{base}/{MANIFEST_FILE}", MAX_MANIFEST_BYTES)
+            if not self._has(model, version, text):
+                self._copy(model, version, text, objects)
+
     def _new_aliases(self, objects: Objects, result: MirrorPass) -> tuple[Aliases, set[str]]:
         """Return each aliases.json that was not copied yet, and the models whose aliases cannot be read."""
         found: dict[str, tuple[str, bytes]] = {}
         unread: set[str] = set()
-        for model in _published(objects):
+        for model in published_versions(objects):
             key = f"{model}/{ALIASES_FILE}"
             if key not in objects or self._seen.get(key) == objects[key].state:
                 continue
@@ -260,7 +279,7 @@ class Mirror:
         result.removed.append(f"{model}@{version}")
 
 
-def _published(objects: Objects) -> dict[str, list[int]]:
+def published_versions(objects: Objects) -> dict[str, list[int]]:
     """Return the versions of each model, in ascending order: those that have a manifest, which comes last."""
     found: dict[str, list[int]] = {}
     for key in objects:

@@ -166,6 +166,14 @@ class Repository:
             bundle.verify(name)
         return bundle
 
+    def look_up(self, model: str, version: int) -> Bundle:
+        """Read a version to show it: verified, unless that means to transfer its files.
+
+        Raises:
+            BundleError, UnknownModel: as `read`.
+        """
+        return self.read(model, version)
+
     def read_manifest(self, model: str, version: int) -> Bundle:
         """Read a version without its other files: `Bundle.verify` has not been called for any of them.
 
@@ -185,6 +193,15 @@ class Repository:
         except InvalidManifest as error:
             raise InvalidManifest(f"{folder / MANIFEST_FILE}: {error}") from error
         return Bundle(model, version, folder, manifest, hashlib.sha256(text).hexdigest())
+
+    def prepare(self, model: str) -> None:
+        """Find what would prevent that a version is published, as far as that needs no version.
+
+        Raises:
+            BundleError: the name is not a valid model name.
+            LenserveError: it cannot be published.
+        """
+        require_name(model)
 
     def publish(self, model: str, write: Callable[[Path], Description]) -> Bundle:
         """Publish the next version of a model: all of it, or nothing. Numbers are never used twice.

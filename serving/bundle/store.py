@@ -1,4 +1,9 @@
-"""The objects of a repository behind a URL: lists, reads and copies them. Independent of versions."""
+"""The objects of a repository behind a URL: lists, reads, copies and writes them. Independent of versions.
+
+Writes are conditional: an object is created if it does not exist, and replaced if it is what it was. The
+answer to a write may be lost, and the write be repeated with another outcome: so after each failure the
+object itself says whether the write has happened.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -7,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.bundle.urls import url_file_system
-from serving.errors import StoreError, UsageError
+from serving.errors import StoreConflict, StoreError, UsageError
 
 # What object stores call the version of an object's content; a file system has its times.
 _STATES = ("ETag", "etag", "md5Hash", "generation", "content_md5", "mtime", "created", "LastModified")
@@ -20,6 +25,12 @@ class StoredObject:
     size_bytes: int
     state: str  # another one after the object was replaced
 
+
+# Those whose file system creates and replaces objects conditionally: `IfNoneMatch` and `IfMatch` of s3fs. The
+# base class of fsspec looks whether an object exists and then writes it, which is not atomic.
+_CONDITIONAL = ("s3", "s3a")
+_PROBE = b"0"
+_MAX_PROBE_BYTES = 16
 
 Objects = Mapping[str, StoredObject]  # by their path from the repository
 
@@ -42,8 +53,11 @@ class Store:
         self._open_url = open_url
         self._opened: tuple[Any, str] | None = None
 
-    def objects(self) -> Objects:
+    def objects(self, below: str = "") -> Objects:
         """List all objects, by one request for each thousand of them.
+
+        Args:
+            below: only those below this path, such as `digits/1`.
 
         Raises:
             StoreError: the store does not answer, refuses, or has no such bucket.
@@ -51,7 +65,7 @@ class Store:
         with self._errors(self.url):
             files, root = self._open()
             files.invalidate_cache()
-            found = files.find(root, detail=True)
+            found = files.find(f"{root}/{below}".rstrip("/"), detail=True)
         prefix = f"{root}/"
         return {
             path.removeprefix(prefix): StoredObject(int(facts.get("size") or 0), _state(facts))
@@ -89,9 +103,115 @@ class Store:
                 target.unlink()
             raise
 
+    def tag(self, key: str) -> str | None:
+        """Return the version of an object's content, for `replace`; None if there is no such object.
+
+        Raises:
+            StoreError: the store does not answer, or refuses.
+        """
+        with self._errors(self.url_of(key)):
+            files, root = self._open()
+            files.invalidate_cache()
+            try:
+                return str(files.info(f"{root}/{key}")["ETag"])
+            except FileNotFoundError:
+                return None
+
+    def require_conditional_writes(self, key: str) -> None:
+        """Create an object twice: the store must refuse the second, or two publishers could use one number.
+
+        Raises:
+            StoreError: it does not, or nothing can be written.
+            UsageError: it is not a store that can.
+        """
+        files, root = self._try_open()
+        protocols = (files.protocol,) if isinstance(files.protocol, str) else files.protocol
+        if not set(protocols) & set(_CONDITIONAL):
+            raise UsageError(
+                f"{self.url} cannot be published to: of URLs only s3:// has the conditional writes that it "
+                "needs; publish into a directory, and copy the version there with manifest.json last"
+            )
+        self.create(key, _PROBE)
+        with suppress(Exception):  # of any kind: the object says what happened
+            files.pipe_file(f"{root}/{key}", b"second", mode="create")
+        if self.read(key, _MAX_PROBE_BYTES) != _PROBE:
+            raise StoreError(
+                f"{self.url_of(key)} was created twice: this store ignores If-None-Match, so two publishers "
+                "could use one number; publish into a directory, or use a store with conditional writes"
+            )
+
+    def create(self, key: str, content: bytes) -> None:
+        """Create an object, unless it exists.
+
+        Raises:
+            StoreConflict: it exists with other content.
+            StoreError: it cannot be written.
+        """
+        self._write(key, content, mode="create")
+
+    def replace(self, key: str, content: bytes, tag: str | None) -> None:
+        """Replace an object if it is what it was.
+
+        Args:
+            key: of the object.
+            content: the new one.
+            tag: of the object that is replaced; None: there was none.
+
+        Raises:
+            StoreConflict: it is another one now.
+            StoreError: it cannot be written.
+        """
+        if tag is None:
+            self.create(key, content)
+        else:
+            self._write(key, content, IfMatch=tag)
+
+    def put(self, path: Path, key: str) -> None:
+        """Upload a file.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._errors(self.url_of(key), "written"):
+            files, root = self._open()
+            files.put_file(str(path), f"{root}/{key}")
+
+    def remove(self, below: str) -> None:
+        """Remove all objects below a path.
+
+        Raises:
+            StoreError: one cannot be removed.
+        """
+        with self._errors(self.url_of(below), "removed"):
+            files, root = self._open()
+            files.rm(f"{root}/{below}", recursive=True)
+
+    def _write(self, key: str, content: bytes, **condition: str) -> None:
+        try:
+            with self._errors(self.url_of(key), "written"):
+                files, root = self._open()
+                files.pipe_file(f"{root}/{key}", content, **condition)
+        except StoreError as error:
+            if self._content(key, len(content)) == content:
+                return  # an earlier attempt was answered too late
+            if self.tag(key) != condition.get("IfMatch"):
+                raise StoreConflict(f"{self.url_of(key)} was written by another one meanwhile") from error
+            raise
+
+    def _content(self, key: str, max_bytes: int) -> bytes | None:
+        """Return what an object has now; None if it is missing, cannot be read, or is longer."""
+        try:
+            return self.read(key, max_bytes)
+        except StoreError:
+            return None
+
     def url_of(self, key: str) -> str:
         """Return the URL of an object, for messages."""
         return f"{self.url}/{key}"
+
+    def _try_open(self) -> tuple[Any, str]:
+        with self._errors(self.url):
+            return self._open()
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:  # some file systems connect here
@@ -100,14 +220,14 @@ class Store:
         return self._opened
 
     @contextmanager
-    def _errors(self, url: str) -> Iterator[None]:
+    def _errors(self, url: str, what: str = "read") -> Iterator[None]:
         try:
             yield
         except UsageError as error:  # a package is missing
             raise StoreError(str(error)) from error
         except Exception as error:  # file systems of fsspec raise many kinds of errors
             reason = " ".join(str(error).split()) or "no reason given"  # in one line
-            raise StoreError(f"{url} cannot be read: {type(error).__name__}: {reason}") from error
+            raise StoreError(f"{url} cannot be {what}: {type(error).__name__}: {reason}") from error
 
 
 def _state(facts: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from serving.errors import UsageError
 
@@ -57,11 +57,26 @@ def copy_folder(url: str, cache: Path) -> Path:
         raise UsageError(f"the cache {cache} has no place: {error} Set --repository-cache") from error
 
 
+def as_text(location: object) -> object:
+    """Return a path as text, for settings that take a directory or a URL."""
+    return str(location) if isinstance(location, Path) else location
+
+
 def _no_url(location: object) -> object:
     if isinstance(location, str) and is_url(location):
-        raise ValueError(f"must be a directory, got the URL {location}: only `lenserve serve` takes a URL")
+        raise ValueError(f"must be a directory, got the URL {location}: this command works on files")
     return location
 
+
+DEFAULT_CACHE = Path("~/.cache/lenserve")
+
+# The repository of a command: a directory, or a URL.
+RepositoryLocation = Annotated[str, BeforeValidator(as_text)]
+
+# The folder for copies of a repository that is a URL.
+RepositoryCache = Annotated[
+    Path, Field(description="directory for copies of versions, if --repository is a URL")
+]
 
 # The repository of a command that needs its files: a Path would silently make s3:/bucket of s3://bucket.
 RepositoryFolder = Annotated[Path, BeforeValidator(_no_url)]

@@ -8,9 +8,8 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
-from serving.bundle.urls import RepositoryFolder
+from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line, require_import, stderr
-from serving.errors import UsageError
 from serving.validation_errors import matching
 
 _MAX_PIXEL = 255.0
@@ -28,9 +27,10 @@ class ImportModel(Command):
         description="ONNX file of any program; weights in other files beside it"
     )
     name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)] = Field(description="name of the model")
-    repository: RepositoryFolder = Field(
-        description="directory of published models; created if it is missing"
+    repository: RepositoryLocation = Field(
+        description="directory of published models, created if it is missing, or s3://bucket/models"
     )
+    repository_cache: RepositoryCache = DEFAULT_CACHE
     labels: Path | None = Field(
         default=None,
         description="text file with one label in each line, in the order of the output, or JSON; "
@@ -81,7 +81,8 @@ class ImportModel(Command):
     def run(self) -> int:
         """Import; the repository is unchanged if anything fails."""
         require_import()
-        from serving.bundle import STABLE_ALIAS, Repository
+        from serving.bundle import STABLE_ALIAS
+        from serving.bundle.stored_repository import open_repository
         from serving.importing.importer import import_model
         from serving.importing.settings import ImportSettings
         from serving.importing.summary import notes, to_json
@@ -101,14 +102,13 @@ class ImportModel(Command):
             output_name=self.output_name,
             images=self.images,
         )
-        if self.repository.exists() and not self.repository.is_dir():
-            raise UsageError(f"the repository {self.repository} is not a directory: set another --repository")
-
-        result = import_model(self.file, self.name, Repository(self.repository), settings)
+        repository = open_repository(self.repository, self.repository_cache, must_exist=False)
+        repository.prepare(self.name)
+        result = import_model(self.file, self.name, repository, settings)
         for line in notes(result):
             stderr.print(line, markup=False)
         bundle = result.bundle
-        stable = Repository(self.repository).aliases(bundle.model).get(STABLE_ALIAS)
+        stable = repository.aliases(bundle.model).get(STABLE_ALIAS)
         if stable is not None:
             stderr.print(
                 f"served    is version {stable}, which the alias {STABLE_ALIAS!r} names, until "

@@ -60,10 +60,16 @@ def _find(repository: Repository, intent: PublishIntent) -> RunSummary | None:
     name = f"report/{METRICS_FILE}"
     for version in reversed(repository.versions(intent.model)):
         try:
+            bundle = repository.read_manifest(intent.model, version)
+            if (
+                name not in bundle.manifest.files
+                or bundle.manifest.files[name].sha256 != intent.metrics_sha256
+            ):
+                continue
             bundle = repository.read(intent.model, version)
         except (BundleError, UnknownModel):
             continue  # damaged, or deleted meanwhile
-        if name in bundle.manifest.files and bundle.manifest.files[name].sha256 == intent.metrics_sha256:
+        else:
             metrics = Metrics.model_validate_json((bundle.folder / name).read_bytes())
             return RunSummary(
                 model=intent.model,

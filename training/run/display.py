@@ -147,7 +147,7 @@ class Display:
             )
 
     def published(
-        self, folder: Path, repository: Path, metrics: Mapping[str, int | float], seconds: float
+        self, folder: Path, repository: str, metrics: Mapping[str, int | float], seconds: float
     ) -> None:
         """Print the bundle's path and accuracy, and the command that serves it."""
         self._console.print(
@@ -158,7 +158,7 @@ class Display:
         )
         self._console.print(f"next: lenserve serve --repository {repository}", markup=False)
 
-    def candidate(self, repository: Path, model: str, version: int) -> None:
+    def candidate(self, repository: str, model: str, version: int) -> None:
         """Print that a version is not served by default, and the command that serves it."""
         self.warning(
             f"version {version} is a candidate: it is not served by default. To serve it: "

@@ -183,6 +183,7 @@ def _prepare(recipe: Recipe, job: Job) -> None:
     for warning in preflight(recipe, job.run_dir, job.repository.root):
         job.display.warning(warning)
     data.require_root(recipe.data, job.data_root)
+    job.repository.prepare(job.model)
     job.repository.aliases(job.model)  # invalid ones would fail the run when it looks for the champion
 
 

@@ -1,0 +1,240 @@
+"""A repository in an object store, for publishers and operators: writes go there, reads copy what they need.
+
+To publish, a number is claimed by creating `<model>/.versions/<number>`, which stays for ever; then come the
+files, and manifest.json last. A version exists once its manifest does. Aliases are replaced only if they were
+not changed since they were read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from serving.bundle.aliases import (
+    ALIASES_FILE,
+    HISTORY_FILE,
+    MAX_ALIASES_BYTES,
+    MAX_HISTORY_BYTES,
+    parse_aliases,
+)
+from serving.bundle.looks_like import is_version_name
+from serving.bundle.manifest import MANIFEST_FILE, Description, Manifest
+from serving.bundle.mirror import Mirror, published_versions
+from serving.bundle.repository import MAX_MANIFEST_BYTES, Bundle, Repository, require_name, seal
+from serving.bundle.staging import locked, remove_folder, staging_folder, sync
+from serving.bundle.store import Store
+from serving.bundle.urls import copy_folder, is_url
+from serving.bundle.who import who
+from serving.errors import AliasMoved, BundleError, InvalidManifest, StoreConflict, StoreError, UsageError
+
+_CLAIMS = ".versions"
+_MAX_CLAIMS = 100  # numbers to try, if others publish at once
+_KEEP_COPIES_S = 7 * 86_400  # after which a copy that was not read is removed
+
+
+def open_repository(location: str, cache: Path, *, must_exist: bool = True) -> Repository:
+    """Return the repository in a directory or behind a URL.
+
+    Args:
+        location: directory or URL.
+        cache: for copies of versions behind URLs.
+        must_exist: whether a directory must be there.
+
+    Raises:
+        UsageError: it is not a directory; or the cache has no place.
+    """
+    if is_url(location):
+        return StoredRepository(Store(location), copy_folder(location, cache) / "publisher")
+    root = Path(location)
+    if not root.is_dir() and (must_exist or root.exists()):
+        raise UsageError(f"the repository {root} is not a directory: set another --repository")
+    return Repository(root)
+
+
+class StoredRepository(Repository):
+    """Reads and writes an object store. `root` has copies of the versions that were read or published."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        """Store the options.
+
+        Args:
+            store: where the repository is.
+            folder: for copies.
+        """
+        self._store = store
+        self._mirror = Mirror(store, folder)
+        super().__init__(self._mirror.repository.root)
+
+    def __str__(self) -> str:
+        return self._store.url
+
+    def models(self) -> list[str]:
+        """Return the names of all models with at least one version, sorted."""
+        return list(published_versions(self._store.objects()))
+
+    def model_folders(self) -> list[str]:
+        """Return the same: stores have no empty folders."""
+        return self.models()
+
+    def overlooked(self, model: str | None = None) -> list[str]:  # noqa: ARG002 - of directories
+        """Return nothing: the mirror of a server copies only versions."""
+        return []
+
+    def versions(self, model: str) -> list[int]:
+        """Return the version numbers of a model in the store, in ascending order."""
+        self.model_folder(model)  # checks the name
+        return published_versions(self._store.objects(model)).get(model, [])
+
+    def read(self, model: str, version: int) -> Bundle:
+        """Copy a version, and verify every digest of its manifest."""
+        self._mirror.fetch(model, version)
+        os.utime(self.folder(model, version))
+        self._remove_old_copies()
+        return super().read(model, version)
+
+    def look_up(self, model: str, version: int) -> Bundle:
+        """Read a version to show it: only its manifest."""
+        return self.read_manifest(model, version)
+
+    def read_manifest(self, model: str, version: int) -> Bundle:
+        """Read a version without its other files, which are not copied."""
+        self.require_version(model, version)
+        text = self._store.read(f"{model}/{version}/{MANIFEST_FILE}", MAX_MANIFEST_BYTES)
+        try:
+            manifest = Manifest.from_json(text)
+        except InvalidManifest as error:
+            raise InvalidManifest(f"{self._store.url}/{model}/{version}: {error}") from error
+        digest = hashlib.sha256(text).hexdigest()
+        return Bundle(model, version, self.folder(model, version), manifest, digest)
+
+    def aliases(self, model: str) -> Mapping[str, int]:
+        """Read aliases.json: alias -> version; empty if it is missing."""
+        self.model_folder(model)  # checks the name
+        content, _ = self._read(f"{model}/{ALIASES_FILE}", MAX_ALIASES_BYTES)
+        try:
+            return parse_aliases(content) if content is not None else {}
+        except BundleError as error:
+            raise BundleError(f"{self._store.url}/{model}/{ALIASES_FILE}: {error}") from error
+
+    def prepare(self, model: str) -> None:
+        """Check that a version can be published: the store answers, can be written, and is atomic."""
+        require_name(model)
+        self._store.require_conditional_writes(f"{model}/{_CLAIMS}/0")
+
+    def publish(self, model: str, write: Callable[[Path], Description]) -> Bundle:
+        """Publish the next version of a model: all of it, or nothing. Numbers are never used twice."""
+        self.prepare(model)
+        model_folder = self.model_folder(model)
+        model_folder.mkdir(parents=True, exist_ok=True)
+        with staging_folder(model_folder) as staging:
+            manifest = seal(staging, write(staging))
+            version = self._claim(model)
+            self._upload(f"{model}/{version}", staging, manifest)
+            with locked(model_folder):
+                if self.folder(model, version).exists():  # of a store that was emptied since
+                    remove_folder(self.folder(model, version))
+                staging.rename(self.folder(model, version))
+                sync(model_folder)
+        digest = hashlib.sha256(manifest.to_json()).hexdigest()
+        return Bundle(model, version, self.folder(model, version), manifest, digest)
+
+    def require_removals(self) -> None:
+        """Raise: versions in a store are removed by its own tools."""
+        raise BundleError(
+            f"versions in {self._store.url} are not removed by this command: remove their objects with the "
+            "tools of the store, manifest.json first"
+        )
+
+    @contextmanager
+    def changing(self, model: str, *, shared: bool = False) -> Iterator[Path]:
+        """Give a folder with copies of the aliases and their log, and replace the objects at the end.
+
+        Raises:
+            AliasMoved: another operator changed them meanwhile; nothing is changed.
+        """
+        self.model_folder(model)  # checks the name
+        keys = f"{model}/{ALIASES_FILE}", f"{model}/{HISTORY_FILE}"
+        with tempfile.TemporaryDirectory(prefix="lenserve-") as name:
+            folder = Path(name)
+            aliases, aliases_tag = self._read(keys[0], MAX_ALIASES_BYTES)
+            log, log_tag = self._read(keys[1], MAX_HISTORY_BYTES)
+            for file, content in ((ALIASES_FILE, aliases), (HISTORY_FILE, log)):
+                if content is not None:
+                    (folder / file).write_bytes(content)
+            yield folder
+            changed = _content(folder / ALIASES_FILE)
+            if shared or changed is None or changed == aliases:
+                return
+            new_log = (folder / HISTORY_FILE).read_bytes()
+            try:
+                # As in a directory: a line of the log without an end counts only if aliases.json agrees.
+                self._store.replace(keys[1], new_log.removesuffix(b"\n"), log_tag)
+                self._store.replace(keys[0], changed, aliases_tag)
+            except StoreConflict as error:
+                raise AliasMoved(
+                    f"the aliases of model {model!r} were changed by another operator meanwhile: nothing is "
+                    f"changed; look at `lenserve models history {model}`, and repeat the command"
+                ) from error
+            with suppress(StoreError):  # the next change ends the line
+                self._store.replace(keys[1], new_log, self._store.tag(keys[1]))
+
+    def _read(self, key: str, max_bytes: int) -> tuple[bytes | None, str | None]:
+        """Return content and tag of an object, None if it is missing. The content may be newer."""
+        tag = self._store.tag(key)
+        return (None, None) if tag is None else (self._store.read(key, max_bytes), tag)
+
+    def _claim(self, model: str) -> int:
+        """Return a number that no publisher had before."""
+        objects = self._store.objects(model)
+        parts = [key.split("/") for key in objects]
+        used = [part[2 if part[1] == _CLAIMS else 1] for part in parts if len(part) > 2]  # noqa: PLR2004 - below
+        last = max((int(number) for number in used if is_version_name(number)), default=0)
+        claim = json.dumps({"by": who(), "at": time.time_ns(), "process": os.urandom(8).hex()}).encode()
+        for number in range(last + 1, last + 1 + _MAX_CLAIMS):
+            with suppress(StoreConflict):
+                self._store.create(f"{model}/{_CLAIMS}/{number}", claim)
+                return number
+        raise BundleError(
+            f"{_MAX_CLAIMS} numbers after {last} of model {model!r} are taken in {self._store.url}: others "
+            "publish at the same time; publish again"
+        )
+
+    def _upload(self, base: str, staging: Path, manifest: Manifest) -> None:
+        try:
+            for name in manifest.files:
+                self._store.put(staging / name, f"{base}/{name}")
+            self._require_uploaded(base, manifest)
+        except BaseException:
+            with suppress(StoreError):
+                self._store.remove(base)
+            raise
+        self._store.create(f"{base}/{MANIFEST_FILE}", manifest.to_json())
+
+    def _require_uploaded(self, base: str, manifest: Manifest) -> None:
+        objects = self._store.objects(base)
+        for name, file in manifest.files.items():
+            stored = objects.get(f"{base}/{name}")
+            if stored is None or stored.size_bytes != file.size_bytes:
+                found = "is missing" if stored is None else f"has {stored.size_bytes} bytes"
+                raise StoreError(
+                    f"{self._store.url_of(base)}/{name} {found} after it was written, expected "
+                    f"{file.size_bytes} bytes: nothing is published; publish again"
+                )
+
+    def _remove_old_copies(self) -> None:
+        oldest_s = time.time() - _KEEP_COPIES_S
+        for folder in self.root.glob("*/*"):
+            if is_version_name(folder.name) and folder.stat().st_mtime < oldest_s:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,237 @@
+"""Publishing into an object store: all of a version or nothing, one number for one publisher."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from serving.bundle.mirror import Mirror
+from serving.bundle.operations import history, prune, remove_alias, roll_back
+from serving.bundle.store import Store
+from serving.bundle.stored_repository import StoredRepository
+from serving.errors import AliasMoved, BundleError, StoreError, UnknownModel, UsageError
+from tests.object_store import ObjectStore, free_port, object_store
+from tests.serving.bundle.fake_s3 import FakeS3
+from tests.serving.bundle.publishing import Write
+
+
+@pytest.fixture
+def s3() -> FakeS3:
+    """An empty S3."""
+    return FakeS3()
+
+
+@pytest.fixture
+def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """The same by moto and s3fs, where they are installed."""
+    with object_store(monkeypatch, free_port()) as store:
+        yield store
+
+
+def store_of(files: FakeS3 | MemoryFileSystem) -> Store:
+    """The store of a repository in it."""
+    return Store("s3://bucket/models", lambda _url: (files, "bucket/models"))
+
+
+def opened(s3: FakeS3, folder: Path) -> StoredRepository:
+    """The repository as a publisher opens it, with copies in a folder of its own."""
+    return StoredRepository(store_of(s3), folder)
+
+
+def assert_sound(s3: FakeS3, folder: Path) -> list[int]:
+    """Every version can be read, and is copied by a server's mirror. Returns their numbers."""
+    repository = opened(s3, folder)
+    numbers = repository.versions("animals")
+    for number in numbers:
+        repository.read("animals", number)
+    mirror = Mirror(store_of(s3), folder / "server", kept_versions=100)
+    assert not mirror.look().problems
+    assert mirror.repository.versions("animals") == numbers
+    return numbers
+
+
+def test_a_published_version_is_read_by_others(s3: FakeS3, write: Write, tmp_path: Path) -> None:
+    """Numbers count up; the manifest is the last object that is written."""
+    first = opened(s3, tmp_path / "a").publish("animals", write)
+    second = opened(s3, tmp_path / "b").publish("animals", write)
+
+    assert (first.version, second.version) == (1, 2)
+    assert s3.calls[-1] == ("pipe_file", "bucket/models/animals/2/manifest.json")
+    other = opened(s3, tmp_path / "c")
+    assert other.models() == ["animals"]
+    assert other.read("animals", 2).digest == second.digest
+    with pytest.raises(UnknownModel, match="has no version 3 of model 'animals'"):
+        other.read("animals", 3)
+
+
+@pytest.mark.parametrize("hook", ["before", "after"])
+def test_a_fault_at_any_request_leaves_all_of_a_version_or_nothing(
+    write: Write, tmp_path: Path, hook: str
+) -> None:
+    """A refused request and a lost answer; then the publisher tries again, and numbers are not used twice."""
+    whole = FakeS3()
+    opened(whole, tmp_path / "whole").publish("animals", write)
+    for fail_at in range(len(whole.calls)):
+        s3 = FakeS3()
+        folder = tmp_path / f"{fail_at}"
+
+        def fail(name: str, path: str, s3: FakeS3 = s3, fail_at: int = fail_at) -> None:
+            if len(s3.calls) == fail_at + 1:
+                raise ConnectionResetError(f"{name} {path}")
+
+        setattr(s3, hook, fail)
+        try:
+            published = [opened(s3, folder / "a").publish("animals", write).version]
+        except StoreError:
+            published = []
+        s3.before = s3.after = lambda _name, _path: None
+        numbers = assert_sound(s3, folder / "b")
+        assert set(published) <= set(numbers)
+        claimed = sum(path.startswith("bucket/models/animals/.versions/") for path in s3.content)
+
+        again = opened(s3, folder / "c").publish("animals", write)
+
+        assert again.version >= max(1, claimed)
+        assert assert_sound(s3, folder / "d") == [*numbers, again.version]
+
+
+def test_two_publishers_at_once_get_two_numbers(s3: FakeS3, write: Write, tmp_path: Path) -> None:
+    """Both see the same last number; the store refuses one claim."""
+    versions: list[int] = []
+    barrier = threading.Barrier(2)
+    met: set[int] = set()
+
+    def meet(name: str, path: str) -> None:
+        me = threading.get_ident()
+        if name == "pipe_file" and path.endswith(".versions/1") and me not in met:
+            met.add(me)
+            barrier.wait(timeout=30)
+
+    s3.before = meet
+    threads = [
+        threading.Thread(
+            target=lambda name=name: versions.append(
+                opened(s3, tmp_path / name).publish("animals", write).version
+            )
+        )
+        for name in ("a", "b")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+
+    assert sorted(versions) == [1, 2]
+    assert assert_sound(s3, tmp_path / "c") == [1, 2]
+
+
+def test_a_number_whose_version_was_removed_is_not_used_again(
+    s3: FakeS3, write: Write, tmp_path: Path
+) -> None:
+    """Its claim stays."""
+    repository = opened(s3, tmp_path)
+    repository.publish("animals", write)
+    s3.rm("bucket/models/animals/1", recursive=True)
+
+    assert repository.publish("animals", write).version == 2
+
+
+def test_aliases_and_their_history_are_those_of_a_directory(s3: FakeS3, write: Write, tmp_path: Path) -> None:
+    """Set, roll back and remove, each from another machine."""
+    repository = opened(s3, tmp_path / "a")
+    repository.publish("animals", write), repository.publish("animals", write)
+
+    repository.set_alias("animals", "stable", 1, reason="first")
+    opened(s3, tmp_path / "b").set_alias("animals", "stable", 2, expect=1)
+    roll_back(opened(s3, tmp_path / "c"), "animals")
+    assert repository.aliases("animals") == {"stable": 1}
+    remove_alias(repository, "animals", "stable")
+
+    assert repository.aliases("animals") == {}
+    changes = [(each.action, each.before, each.version) for each in history(repository, "animals")]
+    assert changes == [
+        ("set", None, 1),
+        ("set", 1, 2),
+        ("rollback", 2, 1),
+        ("remove", 1, None),
+    ]
+
+
+def test_of_two_operators_one_changes_the_alias_and_the_other_is_told(
+    s3: FakeS3, write: Write, tmp_path: Path
+) -> None:
+    """The second has read the aliases before the first replaced them."""
+    repository, other = opened(s3, tmp_path / "a"), opened(s3, tmp_path / "b")
+    repository.publish("animals", write), repository.publish("animals", write)
+    repository.set_alias("animals", "canary", 1)
+
+    def change_between(name: str, path: str) -> None:
+        if name == "pipe_file" and path.endswith("aliases.json"):
+            s3.before = lambda _name, _path: None
+            other.set_alias("animals", "stable", 2)
+
+    s3.before = change_between
+    with pytest.raises(AliasMoved, match="were changed by another operator meanwhile: nothing is changed"):
+        repository.set_alias("animals", "stable", 1)
+
+    assert repository.aliases("animals") == {"canary": 1, "stable": 2}
+    assert history(repository, "animals")[-1].version == 2
+
+
+def test_a_store_that_ignores_conditions_is_refused_before_anything_is_published(
+    write: Write, tmp_path: Path
+) -> None:
+    """Some stores that speak S3 overwrite."""
+    s3 = FakeS3(ignores_conditions=True)
+
+    with pytest.raises(StoreError, match=r"created twice: this store ignores If-None-Match"):
+        opened(s3, tmp_path).publish("animals", write)
+
+    assert not [path for path in s3.content if path.endswith("manifest.json")]
+
+
+def test_a_file_system_without_conditional_writes_is_refused(write: Write, tmp_path: Path) -> None:
+    """The base class of fsspec looks and then writes: two publishers could both find nothing."""
+    repository = StoredRepository(store_of(MemoryFileSystem()), tmp_path)
+
+    with pytest.raises(UsageError, match=r"of URLs only s3:// has the conditional writes"):
+        repository.publish("animals", write)
+
+
+def test_versions_in_a_store_are_not_removed_by_commands(s3: FakeS3, write: Write, tmp_path: Path) -> None:
+    """The message says what to do instead."""
+    repository = opened(s3, tmp_path)
+    repository.publish("animals", write)
+
+    with pytest.raises(BundleError, match=r"with the tools of the store, manifest\.json first"):
+        prune(repository, "animals", 1)
+
+    assert repository.versions("animals") == [1]
+
+
+def change_late(repository: StoredRepository, other: StoredRepository) -> None:
+    """Change an alias that another operator changes meanwhile."""
+    with repository.changing("animals") as folder:
+        other.set_alias("animals", "stable", 2, expect=3)
+        (folder / "aliases.json").write_text('{"stable": {"version": 1}}')
+
+
+def test_s3fs_and_moto_agree_with_the_fake(moto: ObjectStore, write: Write, tmp_path: Path) -> None:
+    """Conditional writes as S3 has them: publish, promote, lose a race, and be copied by a server."""
+    repository = StoredRepository(Store(moto.url), tmp_path / "a")
+    other = StoredRepository(Store(moto.url), tmp_path / "b")
+    versions = [each.publish("animals", write).version for each in (repository, other, repository)]
+    repository.set_alias("animals", "stable", 1)
+    other.set_alias("animals", "stable", 3, expect=1)
+    with pytest.raises(AliasMoved):
+        change_late(repository, other)
+
+    mirror = Mirror(Store(moto.url), tmp_path / "server")
+    assert not mirror.look().problems
+
+    assert versions == [1, 2, 3]
+    assert mirror.repository.versions("animals") == [1, 2, 3]
+    assert mirror.repository.aliases("animals") == {"stable": 2}
+    assert [each.version for each in history(repository, "animals")] == [1, 3, 2]
