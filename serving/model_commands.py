@@ -4,6 +4,7 @@ They work on the files of a repository, without a server: running servers notice
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -23,6 +24,8 @@ from serving.metrics.live_answers import LiveAnswers, live_answers
 
 if TYPE_CHECKING:
     from serving.bench.server_facts import Sample
+
+_LABELS_IN_MESSAGE = 5
 
 _Expect = Annotated[
     int | None,
@@ -51,6 +54,26 @@ class _RepositoryCommand(Command):
         """
         return open_repository(self.repository, self.repository_cache)
 
+    def run(self) -> int:
+        """Run the command.
+
+        Raises:
+            BundleError: the repository cannot be read or written.
+        """
+        try:
+            return self.act()
+        except BrokenPipeError:  # of stdout
+            raise
+        except OSError as error:
+            raise BundleError(
+                f"the repository {self.repository} cannot be read or written: {error.strerror or error}; "
+                "make room or correct its permissions, then repeat the command"
+            ) from error
+
+    @abstractmethod
+    def act(self) -> int:
+        """Do what the command is for, and return its exit code."""
+
     def finish(self, result: Mapping[str, Any], text: str) -> int:
         """Print the result, and return the exit code."""
         print_line(json.dumps(result) if self.as_json else text)
@@ -77,7 +100,7 @@ class Show(_RepositoryCommand):
         description="/metrics of a server: adds what each version answered, and its drift",
     )
 
-    def run(self) -> int:
+    def act(self) -> int:
         """Show; return 1 if a version cannot be trusted."""
         name, _, revision = self.model.partition("@")
         require_model(self.models, name)
@@ -108,11 +131,13 @@ class Promote(_RepositoryCommand):
     expect: _Expect = None
     reason: _Reason = ""
 
-    def run(self) -> int:
+    def act(self) -> int:
         """Change the alias."""
         name, version = _version(self.models, self.model)
-        self.models.read(name, version)
+        labels = self.models.read(name, version).manifest.labels
         change = self.models.set_alias(name, STABLE_ALIAS, version, expect=self.expect, reason=self.reason)
+        if change is not None and change.before is not None:
+            _warn_of_other_labels(self.models, name, version, labels, change.before)
         return self.finish_change(name, STABLE_ALIAS, change, version)
 
 
@@ -126,7 +151,7 @@ class Rollback(_RepositoryCommand):
     expect: _Expect = None
     reason: _Reason = ""
 
-    def run(self) -> int:
+    def act(self) -> int:
         """Change the alias."""
         change = roll_back(self.models, self.model, self.alias, expect=self.expect, reason=self.reason)
         return self.finish_change(self.model, self.alias, change, change.version or 0)
@@ -143,14 +168,15 @@ class Alias(_RepositoryCommand):
     expect: _Expect = None
     reason: _Reason = ""
 
-    def run(self) -> int:
+    def act(self) -> int:
         """Change the alias."""
         if self.remove:
             change = remove_alias(self.models, self.model, self.alias, expect=self.expect, reason=self.reason)
             result = {"model": self.model, "changed": True, **change.model_dump(mode="json")}
-            return self.finish(
-                result, f"{self.model}: {self.alias} is removed; it named version {change.before}"
-            )
+            text = f"{self.model}: {self.alias} is removed; it named version {change.before}"
+            if self.alias == STABLE_ALIAS:
+                text += f"; the newest version is served now: {self.models.versions(self.model)[-1]}"
+            return self.finish(result, text)
         name, version = _version(self.models, self.model)
         self.models.read(name, version)
         set_to = self.models.set_alias(name, self.alias, version, expect=self.expect, reason=self.reason)
@@ -164,7 +190,7 @@ class History(_RepositoryCommand):
 
     model: CliPositionalArg[str] = Field(description="name of the model")
 
-    def run(self) -> int:
+    def act(self) -> int:
         """List, oldest first."""
         changes = history(self.models, self.model)
         if self.as_json:
@@ -186,7 +212,7 @@ class Prune(_RepositoryCommand):
     keep: int = Field(ge=1, description="how many of the newest versions stay")
     dry_run: bool = Field(default=False, description="only say what would be removed")
 
-    def run(self) -> int:
+    def act(self) -> int:
         """Remove, and list what was removed."""
         removed = prune(self.models, self.model, self.keep, dry_run=self.dry_run)
         what = "would remove" if self.dry_run else "removed"
@@ -202,7 +228,7 @@ class Remove(_RepositoryCommand):
 
     model: CliPositionalArg[str] = Field(description="MODEL@VERSION")
 
-    def run(self) -> int:
+    def act(self) -> int:
         """Remove."""
         name, version = _version(self.models, self.model)
         remove(self.models, name, version)
@@ -216,6 +242,27 @@ def _version(repository: Repository, name: str) -> tuple[str, int]:
         raise UsageError(f"{name} names no version: use MODEL@VERSION, for example {name}@1")
     require_model(repository, model)
     return model, _number(repository, model, revision)
+
+
+def _warn_of_other_labels(
+    repository: Repository, model: str, version: int, labels: Sequence[str], before: int
+) -> None:
+    """Say that clients now get other labels; nothing if the version before can no longer be read."""
+    try:
+        earlier = repository.read_manifest(model, before).manifest.labels
+    except (BundleError, UnknownModel):
+        return
+    if set(labels) != set(earlier):
+        stderr.print(
+            f"! version {version} has other labels ({_few(labels)}) than version {before} ({_few(earlier)}): "
+            f"if that is a mistake, go back with `lenserve models rollback {model}`",
+            markup=False,
+        )
+
+
+def _few(labels: Sequence[str]) -> str:
+    more = len(labels) - _LABELS_IN_MESSAGE
+    return ", ".join(labels[:_LABELS_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
 def _number(repository: Repository, model: str, revision: str) -> int:

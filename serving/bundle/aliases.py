@@ -82,7 +82,10 @@ def read_aliases(folder: Path) -> Mapping[str, int]:
     except FileNotFoundError:
         return {}
     except BundleError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError(
+            f"{path}: {error}; repair it, or delete it and promote a version: {HISTORY_FILE} beside it says "
+            "what each alias named"
+        ) from error
 
 
 def parse_aliases(content: bytes) -> Mapping[str, int]:

@@ -73,9 +73,12 @@ def roll_back(
         earlier = _earlier_versions(repository.versions(model), changes, alias)
         if not earlier:
             choices = ", ".join(map(str, repository.versions(model)[-_MAX_LISTED:]))
+            command = (
+                f"promote {model}@VERSION" if alias == STABLE_ALIAS else f"alias {model}@VERSION {alias}"
+            )
             raise BundleError(
                 f"alias {alias!r} of model {model!r} has named no other version that still exists: choose "
-                f"one of {choices} with `lenserve models promote`"
+                f"one of {choices} with `lenserve models {command}`"
             )
         repository.read(model, earlier[0])
         change = new_change("rollback", alias, now, earlier[0], reason)
@@ -94,10 +97,12 @@ def remove_alias(
     """
     require_model(repository, model)
     with repository.changing(model) as folder:
-        now = read_aliases(folder).get(alias)
+        aliases = read_aliases(folder)
+        now = aliases.get(alias)
         require_expected(now, model, alias, expect)
         if now is None:
-            raise UnknownModel(f"model {model!r} has no alias {alias!r}")
+            known = ", ".join(sorted(aliases)) or "none"
+            raise UnknownModel(f"model {model!r} has no alias {alias!r}; known aliases: {known}")
         change = new_change("remove", alias, now, None, reason)
         write_change(folder, change)
     return change
@@ -120,6 +125,11 @@ def remove(repository: Repository, model: str, version: int) -> None:
             raise BundleError(
                 f"version {version} of model {model!r} is not removed: the alias {naming[0]!r} names it; "
                 "point the alias at another version first"
+            )
+        if repository.versions(model) == [version]:
+            raise BundleError(
+                f"version {version} of model {model!r} is not removed: it is the only one; to serve the "
+                f"model no more, delete its folder {repository.model_folder(model)}"
             )
         if STABLE_ALIAS not in aliases and version == repository.versions(model)[-1]:
             raise BundleError(
@@ -175,6 +185,9 @@ def require_model(repository: Repository, model: str) -> None:
     Raises:
         UnknownModel: the repository has no such model.
     """
+    name, _, revision = model.partition("@")
+    if revision:
+        raise UnknownModel(f"{model!r} names a version: this command takes the model alone, {name}")
     if not repository.versions(model):
         known = ", ".join(repository.models()) or "none"
         raise UnknownModel(f"the repository has no model {model!r}; it has {known}")

@@ -37,6 +37,7 @@ STABLE_ALIAS = "stable"  # names the version that is served by default
 MAX_MANIFEST_BYTES = 16 * 2**20  # 100,000 labels and their digests take 5 MB
 _LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed one is not used again
 _MAX_NUMBER_BYTES = 64
+_MAX_LISTED = 10  # newest versions in a message
 _REMEDY = "restore the published file, or publish a new version"
 
 
@@ -306,8 +307,12 @@ class Repository:
         Raises:
             UnknownModel: the repository has no such version.
         """
-        if version not in self.versions(model):
-            raise UnknownModel(f"the repository has no version {version} of model {model!r}")
+        versions = self.versions(model)
+        if version not in versions:
+            raise UnknownModel(
+                f"the repository has no version {version} of model {model!r}; its newest versions: "
+                f"{', '.join(map(str, versions[-_MAX_LISTED:])) or 'none'}"
+            )
 
     def model_folder(self, model: str) -> Path:
         """Return the path of a model. It need not exist.

@@ -111,6 +111,68 @@ def test_show_marks_a_version_that_cannot_be_trusted(three: Repository, capsys: 
     assert capsys.readouterr().out.count("cannot be trusted") == 1
 
 
+def test_removing_stable_says_which_version_is_served_now(three: Repository, capsys: Capture) -> None:
+    """The newest, which the gate may have left a candidate."""
+    three.set_alias("colours", "stable", 1)
+    assert _call(three, "alias", "colours", "stable", "--remove") == 0
+    assert capsys.readouterr().out == (
+        "colours: stable is removed; it named version 1; the newest version is served now: 3\n"
+    )
+
+
+def test_promoting_a_version_with_other_labels_warns(three: Repository, capsys: Capture) -> None:
+    """It is promoted, since people may want that; equal labels give no warning."""
+    source = three.read("colours", 3)
+    manifest = source.manifest.model_copy(update={"labels": ("cat", *source.manifest.labels[1:])})
+    path = source.folder / "manifest.json"
+    path.chmod(0o644)
+    path.write_text(manifest.model_dump_json(), encoding="utf-8")
+    assert _call(three, "promote", "colours@1") == 0
+    assert _call(three, "promote", "colours@2") == 0
+    assert capsys.readouterr().err == ""
+    assert _call(three, "promote", "colours@3") == 0
+    warning = capsys.readouterr().err
+    assert "! version 3 has other labels (cat, " in warning
+    assert "go back with `lenserve models rollback colours`" in " ".join(warning.split())
+
+
+@pytest.mark.parametrize("command", ["promote", "remove"])
+def test_a_repository_that_cannot_be_written_is_one_line(
+    command: str, three: Repository, capsys: Capture
+) -> None:
+    """Such as one on a full disk; here a directory is where a file is to be written."""
+    written = {"promote": "aliases.history.jsonl", "remove": ".last_version"}[command]
+    path = three.folder("colours", 1).parent / written
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    assert _call(three, command, "colours@1") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"lenserve models {command}: the repository {three.root} cannot be read or written: "
+    )
+    assert line.endswith("make room or correct its permissions, then repeat the command")
+    assert three.versions("colours") == [1, 2, 3]
+
+
+def test_an_invalid_aliases_file_says_how_to_go_on(three: Repository, capsys: Capture) -> None:
+    """Nothing is changed until it is repaired or deleted."""
+    path = three.folder("colours", 1).parent / "aliases.json"
+    path.write_text("{", encoding="utf-8")
+    assert _call(three, "promote", "colours@1") == 1
+    assert "repair it, or delete it and promote a version" in capsys.readouterr().err
+    path.unlink()
+    assert _call(three, "promote", "colours@1") == 0
+
+
+def test_the_only_version_is_not_removed_and_the_message_says_how(
+    repository: Repository, publish: Publish, capsys: Capture
+) -> None:
+    """There is no other version to promote first."""
+    publish()
+    assert _call(repository, "remove", "colours@1") == 1
+    assert "it is the only one; to serve the model no more, delete its folder" in capsys.readouterr().err
+
+
 def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Capture) -> None:
     """A dry run removes nothing."""
     three.set_alias("colours", "stable", 3)
@@ -132,7 +194,13 @@ def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Captu
     [
         (("promote", "colours"), "colours names no version: use MODEL@VERSION"),
         (("promote", "colours@canary"), "has no alias 'canary'; known aliases: none"),
-        (("promote", "colours@7"), "no version 7"),
+        (("promote", "colours@7"), "no version 7 of model 'colours'; its newest versions: 1, 2, 3"),
+        (
+            ("history", "colours@1"),
+            "'colours@1' names a version: this command takes the model alone, colours",
+        ),
+        (("rollback", "colours", "--alias", "canary"), "with `lenserve models alias colours@VERSION canary`"),
+        (("alias", "colours", "canary", "--remove"), "has no alias 'canary'; known aliases: none"),
         (("promote", "colours@" + "9" * 5000), "... of model 'colours': versions have at most 18 digits"),
         (("show", "colours@²"), "has no alias '²'"),
         (("promote", "plants@1"), "no model 'plants'; it has colours"),
