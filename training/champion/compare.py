@@ -209,6 +209,13 @@ def _new_to(champion: Bundle, dataset: Dataset, images: Images) -> tuple[npt.NDA
             return np.flatnonzero(~np.isin(prefixes(images), known)), ""
     if champion.manifest.provenance.data_digest == dataset.digest():  # the same images in the same splits
         return every, ""
+    other = KNOWN_IMAGES_FILE if test.digests else SPLITS_FILE
+    if (report / other).is_file():
+        theirs, ours = ("arrays", "files") if test.digests else ("files", "arrays")
+        return every, (
+            f"version {champion.version} was trained on {theirs}, this one on {ours}, so images of both "
+            "cannot be found: look at its report, then promote it by hand"
+        )
     return every, f"version {champion.version} does not record its training images"
 
 

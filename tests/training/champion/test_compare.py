@@ -156,6 +156,19 @@ def test_a_champion_that_does_not_say_what_it_knows_makes_a_candidate(
         assert any("does not record its training images" in reason for reason in challenge.reasons)
 
 
+@pytest.mark.parametrize(
+    ("files", "said"), [(True, "arrays, this one on files"), (False, "files, this one on arrays")]
+)
+def test_a_champion_of_the_other_kind_of_data_makes_a_candidate_that_says_so(
+    repository: Repository, tmp_path: Path, *, files: bool, said: str
+) -> None:
+    """It does record its images, but as pixels and not as files, or the other way round."""
+    _publish(repository, _dataset(files=not files))
+    challenge = _challenge(repository, tmp_path, _dataset(files=files)).challenge
+    assert challenge.verdict == "candidate"
+    assert any(f"was trained on {said}" in reason for reason in challenge.reasons)
+
+
 def test_a_champion_of_the_same_data_knows_none_of_its_test_images(
     repository: Repository, tmp_path: Path
 ) -> None:
