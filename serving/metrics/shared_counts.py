@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 Snapshot = dict[str, list[tuple[Labels, State]]]  # family name -> its series
 
 _HEADER = struct.Struct("=QQI")  # number of the writing, bytes and CRC-32 of the content that follows
+_MOST_READS = 100  # of content that changes meanwhile
 
 
 class CountsMemory:
@@ -42,8 +43,15 @@ class CountsMemory:
             os.close(descriptor)
 
     def read(self) -> bytes:
-        """Return the newest content; empty before the first."""
-        return max(map(_read_numbered, self.descriptors))[1]
+        """Return the newest content; empty before the first.
+
+        A worker that writes twice while this reads changes both files: then it reads again.
+        """
+        for _ in range(_MOST_READS):
+            number, content = max(map(_read_numbered, self.descriptors))
+            if number or not os.fstat(self.descriptors[1]).st_size:  # the first content is written there
+                return content
+        return b""
 
     def write(self, content: bytes) -> None:
         """Replace the content. One writer at a time.
