@@ -23,7 +23,7 @@ from readme_renderer import markdown
 from serving import __version__
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = {"serve", "serve-cpu", "train", "import", "batch", "ray", "tensorboard", "mlflow", "cuda"}
+EXTRAS = {"serve", "serve-cpu", "train", "import", "batch", "ray", "s3", "tensorboard", "mlflow", "cuda"}
 NOT_IN_BASE = ("onnxruntime", "onnxruntime-gpu", "torch", "uvloop")
 
 
