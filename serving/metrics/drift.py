@@ -1,10 +1,6 @@
-"""How far the answers of a version have moved from those in its manifest: the population stability index.
-
-Pure: counts in, an index out. Live counts come from a window of the most recent images.
-"""
+"""The bins and the window in which live answers are compared with those in a manifest. Pure."""
 
 import heapq
-import math
 from collections.abc import Sequence
 from itertools import repeat
 
@@ -15,8 +11,6 @@ from serving.bundle import Reference
 
 _MAX_LABEL_BINS = 20
 _MIN_REFERENCE_IMAGES = 5  # of a bin, on average (labels), or to begin one (confidence)
-# Added to each count, so that an empty bin has a logarithm (Jeffreys' prior).
-_PRIOR = 0.5
 
 Bins = npt.NDArray[np.intp]  # label or bucket of confidence -> bin
 
@@ -57,26 +51,6 @@ def in_bins(counts: Sequence[int] | npt.NDArray[np.intp], bins: Bins) -> list[fl
     """Return the images in each bin."""
     images: list[float] = np.bincount(bins, weights=counts).tolist()
     return images
-
-
-def stability_index(live: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the population stability index without what chance alone gives; at least 0.
-
-    The sum of (p - q) ln(p / q) over bins. Without drift its expectation is (B - 1)(1/N + 1/M) for N and M
-    images in B bins (Yurdakul and Naranjo 2020, J. Risk Model Validation 14(4)). It is usual to read 0.1 as a
-    moderate change and 0.25 as a large one.
-
-    Args:
-        live: images in each bin, N in all.
-        reference: images in each bin, M in all.
-    """
-    images, of_reference, count = sum(live), sum(reference), len(live)
-    index = 0.0
-    for here, there in zip(live, reference, strict=True):
-        p = (here + _PRIOR) / (images + _PRIOR * count)
-        q = (there + _PRIOR) / (of_reference + _PRIOR * count)
-        index += (p - q) * math.log(p / q)
-    return max(0.0, index - (count - 1) * (1 / images + 1 / of_reference))
 
 
 class Window:

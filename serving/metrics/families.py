@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from prometheus_client import Metric
 
 from serving.bundle.manifest import CONFIDENCE_BOUNDS
+from serving.bundle.reference import stability_index
 from serving.metrics.counters import (
     BoundedCounterFamily,
     CounterFamily,
@@ -13,7 +14,6 @@ from serving.metrics.counters import (
     IndexFamily,
     SummaryFamily,
 )
-from serving.metrics.drift import stability_index
 
 _AnyFamily = CounterFamily | GaugeFamily | HistogramFamily | IndexFamily | SummaryFamily
 

@@ -1,13 +1,14 @@
 """The reference in the manifest: counts of predicted labels and of confidence."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from serving.bundle import Description, Manifest, Reference, reference_of
 from serving.bundle.manifest import CONFIDENCE_BUCKETS
-from serving.bundle.reference import count_answers
+from serving.bundle.reference import count_answers, stability_index
 from serving.errors import InvalidManifest
 from tests.serving.bundle.publishing import Publish
 
@@ -57,3 +58,18 @@ def test_a_reference_counts_every_image_once() -> None:
     reference = reference_of(generator.dirichlet(np.ones(20), 500))
     assert isinstance(reference, Reference)
     assert sum(reference.predicted) == sum(reference.confidence) == 500
+
+
+def test_the_index_is_that_of_its_definition() -> None:
+    """Of shares, with half an image added to each count, less the expectation without drift."""
+    now, before = (300, 700), (500, 500)
+    shares = [((here + 0.5) / 1001, (there + 0.5) / 1001) for here, there in zip(now, before, strict=True)]
+    expected = sum((p - q) * math.log(p / q) for p, q in shares) - (1 / 1000 + 1 / 1000)
+    assert stability_index(now, before) == pytest.approx(expected)
+
+
+def test_chance_alone_gives_about_zero() -> None:
+    """On average over draws from one distribution."""
+    random = np.random.default_rng(0)
+    draws = random.multinomial(500, [0.1] * 10, (200, 2))
+    assert np.mean([stability_index(now, before) for now, before in draws.tolist()]) < 0.012

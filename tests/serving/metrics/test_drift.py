@@ -5,7 +5,8 @@ import pytest
 
 from serving.bundle import Reference, reference_of
 from serving.bundle.manifest import CONFIDENCE_BUCKETS
-from serving.metrics.drift import Window, confidence_bins, in_bins, label_bins, stability_index
+from serving.bundle.reference import stability_index
+from serving.metrics.drift import Window, confidence_bins, in_bins, label_bins
 
 
 def _reference(predicted: list[int], confidence: list[int] | None = None) -> Reference:
