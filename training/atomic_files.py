@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from serving.bundle.staging import sync
 from serving.errors import UsageError
 from training.errors import WriteError
 
@@ -33,7 +34,7 @@ def replace_file(path: Path, content: bytes, remedy: str = RUN_AGAIN) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            sync_directory(path.parent)
+            sync(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()  # half a file on a full disk takes the room that is missing
@@ -68,15 +69,6 @@ def exclusive_lock(lock_file: Path) -> Iterator[None]:
     with lock:  # the kernel releases it when the process dies
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def sync_directory(folder: Path) -> None:
-    """Make renames in a directory survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_utf8(path: Path, what: str) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from serving.bundle.manifest import Sha256, Strict
-from training.atomic_files import replace_file, sync_directory
+from serving.bundle.staging import sync
+from training.atomic_files import replace_file
 from training.recipe import Recipe
 from training.recorded_files import read_recorded
 from training.run.run_folder import RunFolder, free_name, locked, read_recipe
@@ -38,7 +39,7 @@ def complete_extension(path: Path) -> None:
     staging = RunFolder(_staging(path))
     if not path.exists() and staging.recipe.exists():
         staging.path.rename(path)
-        sync_directory(path.parent)
+        sync(path.parent)
     else:
         shutil.rmtree(staging.path, ignore_errors=True)
 
@@ -88,7 +89,7 @@ def _extend(folder: RunFolder, recipe: Recipe) -> str:
     replace_file(staging.recipe, recipe.model_dump_json(indent=2).encode() + b"\n")  # last: it is complete
     folder.path.rename(aside)
     staging.path.rename(folder.path)
-    sync_directory(folder.path.parent)
+    sync(folder.path.parent)
     return (
         f"the finished run was moved to {aside}; training continues from its last weights, after "
         f"{extension.epochs} epochs, at the learning rates that a run of {recipe.training.epochs} has there"

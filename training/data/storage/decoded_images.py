@@ -22,8 +22,9 @@ from serving.bundle import images as images_code
 from serving.bundle import jpeg as jpeg_code
 from serving.bundle import resampling as resampling_code
 from serving.bundle.images import Pixels
+from serving.bundle.staging import sync
 from serving.errors import ImageError
-from training.atomic_files import exclusive_lock, replace_file, sync_directory
+from training.atomic_files import exclusive_lock, replace_file
 from training.data.storage.disk_images import DiskImages, Images
 from training.devices.memory import GIB
 from training.errors import DataError
@@ -149,7 +150,7 @@ def _write(stem: Path, paths: Sequence[Path], geometry: Geometry, on_progress: P
             os.fsync(file.fileno())
         replace_file(stem.with_suffix(".json"), json.dumps(undecodable).encode())
         unfinished.replace(stem.with_suffix(".npy"))
-        sync_directory(stem.parent)
+        sync(stem.parent)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             free_bytes = shutil.disk_usage(stem.parent).free
