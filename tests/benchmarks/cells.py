@@ -22,6 +22,11 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def verdict(misses: Sequence[str]) -> str:
+    """What a row has missed, or that it met everything."""
+    return f"**{'; '.join(misses)}**" if misses else "met"
+
+
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from serving.bundle import Description
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from tests.benchmarks.cells import replace_table
+from tests.benchmarks.cells import replace_table, verdict
 from tests.chaos import victim
 from tests.chaos.load import Outcome, Plan, applied
 from tests.chaos.machine import machine
@@ -221,14 +221,10 @@ def table(results: Sequence[Overload]) -> str:
     rows = [
         f"| {each.work} | `{each.transport}` | {each.capacity_per_s:,.0f} | {each.share:.0%} | "
         f"{each.deadline_s:g} | {each.goodput:.1%} | {each.refused:,} | {each.late_share:.2%} | "
-        f"{each.p99_ms:,.0f} | {each.memory:.2f} | {_verdict(each.misses())} |"
+        f"{each.p99_ms:,.0f} | {each.memory:.2f} | {verdict(each.misses())} |"
         for each in results
     ]
     return "\n".join([_HEAD, *rows])
-
-
-def _verdict(misses: Sequence[str]) -> str:
-    return f"**{'; '.join(misses)}**" if misses else "met"
 
 
 def main() -> None:

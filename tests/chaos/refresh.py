@@ -23,7 +23,7 @@ from rich.console import Console
 
 from serving.bundle import Description, Repository
 from serving.pb.inference import grpc_service_pb2 as oip
-from tests.benchmarks.cells import replace_table
+from tests.benchmarks.cells import replace_table, verdict
 from tests.chaos.load import Load, Outcome, Plan, applied, p99_ms
 from tests.chaos.machine import machine
 from tests.chaos.networks import write_slow
@@ -278,26 +278,24 @@ _GROWTH_HEAD = (
 
 def table(results: Sequence[Swaps]) -> str:
     """One row for each kind of change, as Markdown."""
-    rows = [
+    return "\n".join([_HEAD, *map(_row, results)])
+
+
+def _row(each: Swaps) -> str:
+    return (
         f"| {each.change} | `{each.transport}` | {each.workers} | {each.changes} | {each.calls:,} | "
         f"{sum(each.failed.values())} | {each.wrong} | {each.calm_p99_ms:.1f} | {each.p99_ms:.1f} | "
-        f"{each.seconds:.2f} | {each.slowest_s:.2f} | {_verdict(each.misses())} |"
-        for each in results
-    ]
-    return "\n".join([_HEAD, *rows])
+        f"{each.seconds:.2f} | {each.slowest_s:.2f} | {verdict(each.misses())} |"
+    )
 
 
 def growth_table(result: Growth) -> str:
     """The publications, as Markdown."""
     row = (
         f"| {result.publications}, first {result.first} | {result.first_mib:.0f} | {result.mib:.0f} | "
-        f"{result.first_cpu_us:.0f} | {result.cpu_us:.0f} | {_verdict(result.misses())} |"
+        f"{result.first_cpu_us:.0f} | {result.cpu_us:.0f} | {verdict(result.misses())} |"
     )
     return f"{_GROWTH_HEAD}\n{row}"
-
-
-def _verdict(misses: Sequence[str]) -> str:
-    return f"**{'; '.join(misses)}**" if misses else "met"
 
 
 def main() -> None:
@@ -318,7 +316,7 @@ def main() -> None:
                     results.append(
                         swaps(Path(folder), transport, workers, change=change, changes=options.changes)
                     )
-                _stderr.print(results[-1], results[-1].misses())
+                _stderr.print(_row(results[-1]))
     first = min(FIRST_PUBLICATIONS, options.publications // 2)
     with tempfile.TemporaryDirectory() as folder:
         grown = growth(Path(folder), publications=options.publications, first=first)

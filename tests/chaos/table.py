@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tests.benchmarks.cells import verdict
 from tests.chaos.attack import all_attacks
 from tests.chaos.late_calls import LateCalls
 from tests.chaos.measuring import Result
@@ -31,7 +32,7 @@ def _row(result: Result) -> str:
         f"{result.p99_ms:.1f}",
         f"{result.peak_mib - result.before_mib:+.0f}",
         f"{result.after_mib - result.before_mib:+.0f}",
-        _verdict(result.misses()),
+        verdict(result.misses()),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -40,11 +41,7 @@ def late_table(results: Sequence[LateCalls]) -> str:
     """One row for each number of late calls."""
     rows = [
         f"| {each.count:,} | {each.at_once} | {each.late:,} | {each.before_mib:.0f} | {each.after_mib:.0f} | "
-        f"{each.ratio:.2f} | {_verdict(each.misses())} |"
+        f"{each.ratio:.2f} | {verdict(each.misses())} |"
         for each in results
     ]
     return "\n".join([_LATE_HEAD, *rows])
-
-
-def _verdict(misses: list[str]) -> str:
-    return f"**{'; '.join(misses)}**" if misses else "met"
