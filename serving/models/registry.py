@@ -497,7 +497,10 @@ class Models:
         if loading.done():
             return self._end_load(name, number, loading)
         self._overdue.add((name, number))
-        reason = f"loading it has taken more than {self._patience_s:g} s: what was served is served on"
+        reason = (
+            f"loading it has taken more than {self._patience_s:g} s: what was served is served on; check its "
+            "volume"
+        )
         _log.error("version_overdue", extra={"model": name, "version": number, "reason": reason})
         loading.add_done_callback(partial(self._end_late_load, name, number))
         return None
