@@ -56,4 +56,5 @@ class ArenaTimer:
         try:
             shrink()
         except Exception as error:  # noqa: BLE001 - requests do not depend on it
-            _log.warning("memory_not_released", extra={"reason": str(error)})
+            if not self._closed:  # meanwhile
+                _log.warning("memory_not_released", extra={"reason": str(error)})

@@ -317,6 +317,7 @@ class TestOutOfMemory:
             "or use another GPU"
         )
         assert len(engine.run(_noise(2)).probabilities) == 2
+        engine.close()
 
     @pytest.mark.parametrize(
         "message", ["CUDA failure 209: no kernel image is available", "Invalid rank for input: image", ""]
