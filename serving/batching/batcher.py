@@ -20,6 +20,7 @@ from typing import Self
 
 import numpy as np
 
+from serving.batching.backlog import Backlog
 from serving.batching.policy import BatchPolicy, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
@@ -63,6 +64,7 @@ class Batcher:
         on_run: Callable[[BatchRun], None] = lambda _: None,
         *,
         max_images_on_loop: int = 0,
+        backlog: Backlog | None = None,
     ) -> None:
         """Create an empty queue.
 
@@ -72,11 +74,13 @@ class Batcher:
             on_run: called after each successful run.
             max_images_on_loop: the largest batch that runs on the event loop, for networks that are cheaper
                 than a thread switch; larger batches run in the engine's thread.
+            backlog: gets the duration of each run, and the batch that runs in the thread.
         """
         self.policy = policy
         self._run = run
         self._on_run = on_run
         self._max_images_on_loop = max_images_on_loop
+        self._backlog = backlog or Backlog()
         self._queue: list[QueuedRequest] = []
         self._retries: deque[QueuedRequest] = deque()  # requests of a failed batch, to be run one by one
         self._running: list[QueuedRequest] = []  # in the thread
@@ -241,10 +245,13 @@ class Batcher:
             self._decide_next()
             return
         self._running, self._run_began_s = batch, time.monotonic()
+        self._backlog.running_since_s = self._run_began_s
+        self._backlog.running_images = sum(request.size for request in batch)
         run.add_done_callback(partial(self._end_run, batch, self._run_began_s))
 
     def _end_run(self, batch: list[QueuedRequest], started_s: float, run: asyncio.Future[Output]) -> None:
         self._running = []
+        self._backlog.running_images = 0
         error = run.exception()
         if error is None:
             self._answer(batch, run.result(), started_s)
@@ -263,6 +270,7 @@ class Batcher:
         self._record(BatchRun(at, time.monotonic() - started_s, queued_s, output))
 
     def _record(self, run: BatchRun) -> None:
+        self._backlog.record_run(run.images, run.duration_s)
         try:
             self._on_run(run)
         except Exception as error:  # noqa: BLE001 - a failed recording must not fail a request

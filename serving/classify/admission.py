@@ -7,6 +7,7 @@ spends its time on images whose callers have given up.
 import asyncio
 import math
 import time
+from collections.abc import Callable
 
 from serving.batching.backlog import Backlog
 from serving.classify.preprocessing import Preprocessor
@@ -39,6 +40,7 @@ class Admission:
         preprocessor: Preprocessor,
         *,
         max_queue_s: float = DEFAULT_MAX_QUEUE_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start without images.
 
@@ -46,12 +48,14 @@ class Admission:
             limit: of the pending images of all versions.
             preprocessor: estimates how long images wait to be decoded.
             max_queue_s: the longest time that an image may wait for those before it.
+            clock: seconds; that of deadlines and of the backlogs.
         """
         self.limit = limit
         self.pending = 0
         self._preprocessor = preprocessor
         self._decode_wait_s = preprocessor.wait_s
         self._max_queue_s = max_queue_s
+        self._clock = clock
         self._reserve = limit // _RESERVED_PART
         self._latest: Backlog | None = None  # of the version of the latest request
         self._reserved_until_s = -math.inf
@@ -78,14 +82,14 @@ class Admission:
         """
         if backlog is not self._latest:
             if self._latest is not None:
-                self._reserved_until_s = time.monotonic() + _RESERVED_S
+                self._reserved_until_s = self._clock() + _RESERVED_S
             self._latest = backlog
         if self.pending + images > self.limit - self._reserve:
             self._check_places(images, backlog)
         if backlog.images:
-            wait_s = max(backlog.images * backlog.run_s, self._decode_wait_s(backlog))
-            if wait_s > _NEGLIGIBLE_S:
-                self._check_time(images, backlog, wait_s, deadline_s)
+            at_most_s = backlog.start_s + backlog.images * (backlog.start_s + backlog.run_s)
+            if at_most_s > _NEGLIGIBLE_S or self._decode_wait_s(backlog) > _NEGLIGIBLE_S:
+                self._check_time(images, backlog, deadline_s)
         self.pending += images
         backlog.images += images
 
@@ -127,11 +131,11 @@ class Admission:
 
     def _wait_s(self, backlog: Backlog) -> float:
         """Estimate how long an image would wait: as decoding feeds the network, for the slower of both."""
-        return max(backlog.images * backlog.run_s, self._decode_wait_s(backlog))
+        return max(backlog.wait_s(self._clock()), self._decode_wait_s(backlog))
 
     def _check_places(self, images: int, backlog: Backlog) -> None:
         reserve = 0
-        if backlog.images + images > self._reserve and time.monotonic() < self._reserved_until_s:
+        if backlog.images + images > self._reserve and self._clock() < self._reserved_until_s:
             reserve = self._reserve
         if self.pending + images > self.limit - reserve:
             others = f", of which {reserve} are for other models" if reserve else ""
@@ -141,16 +145,20 @@ class Admission:
                 self._wait_s(backlog),
             )
 
-    def _check_time(self, images: int, backlog: Backlog, wait_s: float, deadline_s: float) -> None:
-        queue = f"{backlog.images} pending images of this model take about {wait_s:.2f} s"
+    def _check_time(self, images: int, backlog: Backlog, deadline_s: float) -> None:
+        wait_s = self._wait_s(backlog)
         if wait_s > self._max_queue_s:
-            raise _overloaded(f"{queue}, the limit is {self._max_queue_s:g} s", wait_s)
-        if deadline_s == math.inf:
+            limit = f"the limit is {self._max_queue_s:g} s"
+        elif deadline_s == math.inf:
             return
-        left_s = deadline_s - time.monotonic()
-        own_s = backlog.batch_s(images) + self._preprocessor.duration_s(images, backlog)
-        if _MARGIN * wait_s + own_s > left_s:
-            raise _overloaded(f"{queue}, and the call has {max(left_s, 0.0):.2f} s left", wait_s)
+        else:
+            left_s = deadline_s - self._clock()
+            own_s = backlog.batch_s(images) + self._preprocessor.duration_s(images, backlog)
+            if _MARGIN * wait_s + own_s <= left_s:
+                return
+            limit = f"the call has {max(left_s, 0.0):.2f} s left"
+        queue = f"{backlog.images} images of this model are pending, and a new one would wait {wait_s:.2f} s"
+        raise _overloaded(f"{queue}; {limit}", wait_s)
 
 
 def _overloaded(reason: str, retry_s: float = 0.0) -> Overloaded:

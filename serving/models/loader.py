@@ -194,8 +194,9 @@ class VersionLoader:
         batcher = Batcher(
             checked(engine.run, expects_one=network.sums_to_one),
             self._policy,
-            partial(_record_run, metrics, quality, backlog),
+            partial(_record_run, metrics, quality),
             max_images_on_loop=engine.max_images_on_loop,
+            backlog=backlog,
         )
         return Version(network, await stack.enter_async_context(batcher), metrics, stack, backlog)
 
@@ -289,8 +290,7 @@ def _log_unchecked(version: Version, error: Exception) -> None:
     )
 
 
-def _record_run(metrics: VersionMetrics, quality: QualityMetrics, backlog: Backlog, run: BatchRun) -> None:
-    backlog.record_run(run.images, run.duration_s)
+def _record_run(metrics: VersionMetrics, quality: QualityMetrics, run: BatchRun) -> None:
     metrics.record_run(run.images, run.duration_s, run.queued_s)
     quality.record_answers(run.output.probabilities)
 

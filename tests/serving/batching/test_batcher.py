@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.batching import batcher as batching
+from serving.batching.backlog import Backlog
 from serving.batching.batcher import PRIORITY_STEP_S, Batcher, BatchRun
 from serving.batching.policy import BatchPolicy, Decision, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
@@ -144,6 +145,21 @@ class TestBatcher:
                 await asyncio.sleep(0)
             await asyncio.gather(*calls)
         assert engine.runs[1:] == [list(range(20))]
+
+    async def test_the_backlog_knows_the_batch_that_runs(self) -> None:
+        """Its size, until it has ended, also if it fails."""
+        engine, backlog = FakeEngine(poison=[2]), Backlog()
+        engine.gate.clear()
+        async with Batcher(engine.run, BatchPolicy(8), backlog=backlog) as batcher:
+            calls = [asyncio.ensure_future(batcher.submit(_images(n))) for n in (1, 1, 1)]
+            await asyncio.to_thread(engine.entered.wait, 10)
+            assert backlog.running_images == 3
+            assert 0 <= time.monotonic() - backlog.running_since_s < 10
+            engine.gate.set()
+            await asyncio.gather(*calls)
+            assert (backlog.running_images, backlog.run_s > 0) == (0, True)
+            await asyncio.gather(asyncio.ensure_future(batcher.submit(_images(2))), return_exceptions=True)
+            assert backlog.running_images == 0
 
     async def test_a_failing_image_fails_only_its_own_request(self) -> None:
         """A failed batch runs again, one request at a time."""
