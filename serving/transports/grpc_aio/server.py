@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +36,8 @@ _CLOSING_S = 0.5
 
 # If a call is cancelled, its messages end first. The cancellation follows within this time.
 _CANCELLATION_S = 0.005
+
+_FIRST_MESSAGE_S = 0.1  # of a stream that is rejected
 
 _MAX_STREAMS = 1024  # of one connection; clients keep the rest waiting
 
@@ -199,12 +202,13 @@ class _GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships
         return self._handlers.get(details.method) or self._unknown(details.method)
 
     def _unknown(self, method: str) -> Any:  # noqa: ANN401
-        async def handle(_messages: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401
+        async def handle(messages: AsyncIterator[bytes], context: Any) -> None:  # noqa: ANN401
             call, status = (
                 _call(context),
                 Status(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", f"unknown method {method!r}"),
             )
             self._reject_unknown(call, status)
+            await _Messages(messages).await_first()
             await _abort(context, Failure(status), call)
 
         return grpc.stream_stream_rpc_method_handler(handle)
@@ -236,26 +240,48 @@ def _unary(handler: UnaryHandler) -> Callable[[bytes, Any], Awaitable[bytes]]:
 
 def _stream(handler: StreamHandler) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ANN401
-        call = _call(context)
+        call, received = _call(context), _Messages(messages)
         try:
-            async for answers in handler.answer(_complete(messages), call):
+            async for answers in handler.answer(received.until_end(), call):
                 for answer in answers:
                     yield answer
         except Failure as failure:
+            await received.await_first()
             await _abort(context, failure, call)
 
     return handle
 
 
-async def _complete(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the messages; return only if the client has ended its stream.
+class _Messages:
+    """The messages of a stream."""
 
-    When a client cancels a call, grpc.aio ends the messages as if the stream were complete, and cancels the
-    handler a few iterations of the event loop later.
-    """
-    async for message in messages:
-        yield message
-    await asyncio.sleep(_CANCELLATION_S)
+    def __init__(self, messages: AsyncIterator[bytes]) -> None:
+        self._messages = messages
+        self._has_begun = False
+
+    async def until_end(self) -> AsyncIterator[bytes]:
+        """Yield the messages; return only if the client has ended its stream.
+
+        When a client cancels a call, grpc.aio ends the messages as if the stream were complete, and cancels
+        the handler a few iterations of the event loop later.
+        """
+        async for message in self._messages:
+            self._has_begun = True
+            yield message
+        self._has_begun = True
+        await asyncio.sleep(_CANCELLATION_S)
+
+    async def await_first(self) -> None:
+        """Give a client time to send its first message before its call is rejected, if it has not.
+
+        grpc.aio's client reports INTERNAL, and not the status, if it writes to a stream that has just ended
+        (grpc/aio/_call.py, `_write`).
+        """
+        if self._has_begun:
+            return
+        with suppress(TimeoutError, StopAsyncIteration):
+            async with asyncio.timeout(_FIRST_MESSAGE_S):
+                await anext(self._messages)
 
 
 def _call(context: Any) -> Call:  # noqa: ANN401

@@ -136,6 +136,25 @@ async def test_a_stream_that_is_rejected_at_once_gets_the_reason(methods: Method
         assert (await failure_of(call)).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("method", ["Refuse", "Nowhere"])
+async def test_the_status_of_a_rejected_stream_comes_after_its_first_message(
+    served: Served, method: str
+) -> None:
+    """grpc.aio's client reports INTERNAL if it writes its first message to a stream that has ended."""
+    async with RawConnection(served.server.port) as connection:
+        stream = await connection.open(method)
+        for _ in range(20):  # the server has had its time
+            connection.pongs.clear()
+            connection.h2.ping(b"ping---0")
+            await connection.flush()
+            await connection.read_until(lambda: bool(connection.pongs))
+        assert not connection.replies[stream].has_ended
+        started_s = time.monotonic()
+        await connection.send(stream, _frame(b""))
+        assert (await connection.reply(stream)).code in {"UNAUTHENTICATED", "UNIMPLEMENTED"}
+        assert time.monotonic() - started_s < 0.09  # it does not wait for more
+
+
 @pytest.mark.parametrize("size", [10, 50_000, 900_000])
 async def test_a_full_server_says_so_for_every_call_of_a_connection(methods: Methods, size: int) -> None:
     """Even if most of the request is unread, no call ends in another way, and the connection stays."""
