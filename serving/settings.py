@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
+from serving.bundle.images import DEFAULT_LIMITS, ImageLimits, MaxImageBytes, MaxImagePixels
 from serving.bundle.manifest import Strict
 from serving.bundle.mirror import COPY, KEPT_VERSIONS
 from serving.bundle.urls import DEFAULT_CACHE, RepositoryLocation, copy_folder, is_url
@@ -105,13 +105,8 @@ class ServerSettings(Strict):
     )
 
     max_images: int = Field(default=128, ge=1, le=4096, description="maximum images in one request")
-    max_image_bytes: int = Field(default=16 * 2**20, ge=1, description="maximum bytes of one encoded image")
-    max_image_pixels: int = Field(
-        default=50_000_000,
-        ge=1,
-        le=PILLOW_MAX_PIXELS,
-        description="maximum pixels of one image (width times height), checked before decoding",
-    )
+    max_image_bytes: MaxImageBytes = DEFAULT_LIMITS.max_bytes
+    max_image_pixels: MaxImagePixels = DEFAULT_LIMITS.max_pixels
     max_message_bytes: int = Field(
         default=64 * 2**20,
         ge=1024,

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from serving.bundle.images import PILLOW_MAX_PIXELS, ImageLimits
+from serving.bundle.images import DEFAULT_LIMITS, ImageLimits, MaxImageBytes, MaxImagePixels
 from serving.bundle.urls import RepositoryFolder
 from serving.commandline import DONE, Command, print_line, require_server, stderr
 from serving.validation_errors import matching
@@ -60,13 +60,8 @@ class Batch(Command):
     max_batch_size: int = Field(
         default=32, ge=1, le=1024, description="maximum images in one run of a network"
     )
-    max_image_bytes: int = Field(default=16 * 2**20, ge=1, description="maximum bytes of one encoded image")
-    max_image_pixels: int = Field(
-        default=50_000_000,
-        ge=1,
-        le=PILLOW_MAX_PIXELS,
-        description="maximum pixels of one image (width times height), checked before decoding",
-    )
+    max_image_bytes: MaxImageBytes = DEFAULT_LIMITS.max_bytes
+    max_image_pixels: MaxImagePixels = DEFAULT_LIMITS.max_pixels
     part_images: int = Field(
         default=1000,
         ge=1,

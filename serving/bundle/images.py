@@ -64,11 +64,26 @@ _PHOTOMETRIC_TAG = 262
 _WHITE_IS_ZERO = 0
 
 
+# Also the types of options: bounds and descriptions are those of every command that has them.
+MaxImageBytes = Annotated[int, Field(ge=1, description="maximum bytes of one encoded image")]
+MaxImagePixels = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=PILLOW_MAX_PIXELS,
+        description="maximum pixels of one image (width times height), checked before decoding",
+    ),
+]
+
+
 class ImageLimits(Strict):
     """Limits on one image."""
 
-    max_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20  # size of the encoded image
-    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = 50_000_000  # width times height
+    max_bytes: MaxImageBytes = 16 * 2**20
+    max_pixels: MaxImagePixels = 50_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
 
 
 def check_encoded_size(size_bytes: int, limits: ImageLimits) -> None:
