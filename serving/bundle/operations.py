@@ -15,8 +15,7 @@ from serving.bundle.aliases import (
     require_expected,
     write_change,
 )
-from serving.bundle.repository import STABLE_ALIAS, Repository, keep_last_version
-from serving.bundle.staging import locked, remove_folder
+from serving.bundle.repository import STABLE_ALIAS, Repository
 from serving.errors import AliasMoved, BundleError, UnknownModel
 
 RECENT_S = 60.0
@@ -112,14 +111,14 @@ def remove(repository: Repository, model: str, version: int) -> None:
     """Remove a version. Its number is not used again.
 
     Raises:
+        AliasMoved: in an object store, an alias was pointed at it meanwhile; it stays.
         BundleError: an alias names it, or it is served because it is the newest.
         UnknownModel: the repository has no such version.
     """
-    repository.require_removals()
     require_model(repository, model)
-    with locked(repository.model_folder(model)):
+    with repository.changing(model) as folder:
         repository.require_version(model, version)
-        aliases = repository.aliases(model)
+        aliases = read_aliases(folder)
         naming = sorted(alias for alias, target in aliases.items() if target == version)
         if naming:
             raise BundleError(
@@ -129,14 +128,14 @@ def remove(repository: Repository, model: str, version: int) -> None:
         if repository.versions(model) == [version]:
             raise BundleError(
                 f"version {version} of model {model!r} is not removed: it is the only one; to serve the "
-                f"model no more, delete its folder {repository.model_folder(model)}"
+                f"model no more, delete all of {repository.location(model)}"
             )
         if STABLE_ALIAS not in aliases and version == repository.versions(model)[-1]:
             raise BundleError(
                 f"version {version} of model {model!r} is not removed: it is the newest, which is served "
                 f"while there is no alias {STABLE_ALIAS!r}; promote another version first"
             )
-        _remove(repository, model, [version])
+        repository.remove_versions(model, [version])
 
 
 def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = False) -> list[int]:
@@ -151,20 +150,20 @@ def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = Fals
     Returns: the numbers that are removed.
 
     Raises:
+        AliasMoved: in an object store, an alias was pointed at one of them meanwhile; it stays.
         BundleError: aliases.json or its log is invalid; nothing is removed.
         UnknownModel: the repository has no such model.
     """
-    repository.require_removals()
     require_model(repository, model)
-    with locked(repository.model_folder(model)):
-        versions, aliases = repository.versions(model), repository.aliases(model)
-        changes = read_history(repository.model_folder(model))
+    with repository.changing(model) as folder:
+        versions, aliases = repository.versions(model), read_aliases(folder)
+        changes = read_history(folder)
         needed = {*versions[-keep:], *aliases.values()}
         for alias in {*aliases, STABLE_ALIAS}:
             needed.update(_earlier_versions(versions, changes, alias)[:1])
         removed = [version for version in versions if version not in needed]
         if not dry_run:
-            _remove(repository, model, removed)
+            repository.remove_versions(model, removed)
     return removed
 
 
@@ -203,10 +202,3 @@ def _require_no_recent_rollback(changes: Sequence[AliasChange], alias: str, rece
             f"alias {alias!r} was rolled back from version {last.before or 'none'} to {last.version} by "
             f"{last.by} {ago_s:.0f} s ago: to go back further, repeat with --expect {last.version}"
         )
-
-
-def _remove(repository: Repository, model: str, versions: Sequence[int]) -> None:
-    if versions:
-        keep_last_version(repository.model_folder(model), repository.versions(model)[-1])
-    for version in versions:
-        remove_folder(repository.folder(model, version))

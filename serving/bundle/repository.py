@@ -5,8 +5,8 @@ Readers see all of a version or nothing: staging.py.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,14 @@ from serving.bundle.manifest import (
     FileDigest,
     Manifest,
 )
-from serving.bundle.staging import locked, replace_text, staging_folder, sync
+from serving.bundle.staging import locked, remove_folder, replace_text, staging_folder, sync
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
 
 STABLE_ALIAS = "stable"  # names the version that is served by default
 MAX_MANIFEST_BYTES = 16 * 2**20  # 100,000 labels and their digests take 5 MB
-_LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed one is not used again
-_MAX_NUMBER_BYTES = 64
+LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed one is not used again
+CLAIMS_FOLDER = ".versions"  # in an object store: an object for each number that was ever published
+MAX_NUMBER_BYTES = 64
 _MAX_LISTED = 10  # newest versions in a message
 _REMEDY = "restore the published file, or publish a new version"
 
@@ -154,6 +155,11 @@ class Repository:
         """
         return self.model_folder(model) / str(version)
 
+    def location(self, model: str, version: int | None = None) -> str:
+        """Return where a model or a version is, for people: its folder, or its URL."""
+        folder = self.model_folder(model)
+        return str(folder if version is None else folder / str(version))
+
     def read(self, model: str, version: int) -> Bundle:
         """Read a version and verify every digest of its manifest.
 
@@ -223,7 +229,7 @@ class Repository:
             manifest = seal(staging, write(staging))
             with locked(model_folder):
                 version = max((_last_version(model_folder), *self.versions(model))) + 1
-                replace_text(model_folder / _LAST_VERSION_FILE, f"{version}\n")
+                replace_text(model_folder / LAST_VERSION_FILE, f"{version}\n")
                 staging.rename(self.folder(model, version))
                 sync(model_folder)
         digest = hashlib.sha256(manifest.to_json()).hexdigest()
@@ -294,12 +300,15 @@ class Repository:
         with locked(folder, shared=shared):
             yield folder
 
-    def require_removals(self) -> None:
-        """Check that versions can be removed.
+    def remove_versions(self, model: str, versions: Sequence[int]) -> None:
+        """Remove versions, all of each or nothing. Their numbers are not used again.
 
-        Raises:
-            BundleError: not by this program.
+        The caller is in `changing`, and has found that no alias names them.
         """
+        if versions:
+            _keep_last_version(self.model_folder(model), self.versions(model)[-1])
+        for version in versions:
+            remove_folder(self.folder(model, version))
 
     def require_version(self, model: str, version: int) -> None:
         """Check that a version exists. Reads none of its files.
@@ -363,19 +372,27 @@ def _digest(path: Path) -> FileDigest:
         )
 
 
-def keep_last_version(model_folder: Path, version: int) -> None:
+def _keep_last_version(model_folder: Path, version: int) -> None:
     """Record a number that was published; old versions of Lenserve did not. The caller holds the lock."""
     if version > _last_version(model_folder):
-        replace_text(model_folder / _LAST_VERSION_FILE, f"{version}\n")
+        replace_text(model_folder / LAST_VERSION_FILE, f"{version}\n")
 
 
 def _last_version(model_folder: Path) -> int:
     """Return the highest number ever published; 0 if none is recorded, as in repositories of old versions."""
-    try:
-        text = read_limited(model_folder / _LAST_VERSION_FILE, _MAX_NUMBER_BYTES).strip()
-    except FileNotFoundError:
-        return 0
-    return int(text) if is_version_name(text.decode("ascii", "replace")) else 0
+    recorded = 0
+    with suppress(FileNotFoundError):
+        recorded = parse_last_version(read_limited(model_folder / LAST_VERSION_FILE, MAX_NUMBER_BYTES))
+    claims: list[str] = []
+    with suppress(FileNotFoundError, NotADirectoryError):  # of a copy of an object store
+        claims = [path.name for path in (model_folder / CLAIMS_FOLDER).iterdir()]
+    return max([recorded, *(int(name) for name in claims if is_version_name(name))])
+
+
+def parse_last_version(content: bytes) -> int:
+    """Return the number in a .last_version; 0 if it is invalid."""
+    text = content.strip().decode("ascii", "replace")
+    return int(text) if is_version_name(text) else 0
 
 
 def seal(staging: Path, description: Description) -> Manifest:

@@ -176,6 +176,16 @@ class Store:
             files, root = self._open()
             files.put_file(str(path), f"{root}/{key}")
 
+    def remove_object(self, key: str) -> None:
+        """Remove one object, if it exists.
+
+        Raises:
+            StoreError: it cannot be removed.
+        """
+        with self._errors(self.url_of(key), "removed"):
+            files, root = self._open()
+            files.rm_file(f"{root}/{key}")
+
     def remove(self, below: str) -> None:
         """Remove all objects below a path.
 

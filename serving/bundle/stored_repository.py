@@ -1,8 +1,9 @@
 """A repository in an object store, for publishers and operators: writes go there, reads copy what they need.
 
 To publish, a number is claimed by creating `<model>/.versions/<number>`, which stays for ever; then come the
-files, and manifest.json last. A version exists once its manifest does. Aliases are replaced only if they were
-not changed since they were read.
+files, and manifest.json last. A version exists once its manifest does, and is removed in the other order. If
+a publisher is killed, a later one removes its files. Aliases are replaced only if they were not changed since
+they were read.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,15 +26,34 @@ from serving.bundle.aliases import (
 from serving.bundle.looks_like import is_version_name
 from serving.bundle.manifest import MANIFEST_FILE, Description, Manifest
 from serving.bundle.mirror import Mirror, published_versions
-from serving.bundle.repository import MAX_MANIFEST_BYTES, Bundle, Repository, require_name, seal
+from serving.bundle.repository import (
+    CLAIMS_FOLDER,
+    LAST_VERSION_FILE,
+    MAX_MANIFEST_BYTES,
+    MAX_NUMBER_BYTES,
+    Bundle,
+    Repository,
+    parse_last_version,
+    require_name,
+    seal,
+)
 from serving.bundle.staging import locked, remove_folder, staging_folder, sync
-from serving.bundle.store import Store
+from serving.bundle.store import Objects, Store
 from serving.bundle.urls import copy_folder, is_url
 from serving.bundle.who import who
-from serving.errors import AliasMoved, BundleError, InvalidManifest, StoreConflict, StoreError, UsageError
+from serving.errors import (
+    AliasMoved,
+    BundleError,
+    InvalidManifest,
+    StoreConflict,
+    StoreError,
+    UnknownModel,
+    UsageError,
+)
 
-_CLAIMS = ".versions"
 _MAX_CLAIMS = 100  # numbers to try, if others publish at once
+_MAX_CLAIM_BYTES = 4096
+_ABANDONED_AFTER_S = 86_400  # since the number was claimed: no publication takes a day
 _KEEP_COPIES_S = 7 * 86_400  # after which a copy that was not read is removed
 
 
@@ -72,6 +92,10 @@ class StoredRepository(Repository):
 
     def __str__(self) -> str:
         return self._store.url
+
+    def location(self, model: str, version: int | None = None) -> str:
+        """Return the URL of a model or a version."""
+        return self._store.url_of(model if version is None else f"{model}/{version}")
 
     def models(self) -> list[str]:
         """Return the names of all models with at least one version, sorted."""
@@ -124,7 +148,7 @@ class StoredRepository(Repository):
     def prepare(self, model: str) -> None:
         """Check that a version can be published: the store answers, can be written, and is atomic."""
         require_name(model)
-        self._store.require_conditional_writes(f"{model}/{_CLAIMS}/0")
+        self._store.require_conditional_writes(f"{model}/{CLAIMS_FOLDER}/0")
 
     def publish(self, model: str, write: Callable[[Path], Description]) -> Bundle:
         """Publish the next version of a model: all of it, or nothing. Numbers are never used twice."""
@@ -133,7 +157,9 @@ class StoredRepository(Repository):
         model_folder.mkdir(parents=True, exist_ok=True)
         with staging_folder(model_folder) as staging:
             manifest = seal(staging, write(staging))
-            version = self._claim(model)
+            objects = self._store.objects(model)
+            self._remove_abandoned(model, objects)
+            version = self._claim(model, objects)
             self._upload(f"{model}/{version}", staging, manifest)
             with locked(model_folder):
                 if self.folder(model, version).exists():  # of a store that was emptied since
@@ -143,12 +169,29 @@ class StoredRepository(Repository):
         digest = hashlib.sha256(manifest.to_json()).hexdigest()
         return Bundle(model, version, self.folder(model, version), manifest, digest)
 
-    def require_removals(self) -> None:
-        """Raise: versions in a store are removed by its own tools."""
-        raise BundleError(
-            f"versions in {self._store.url} are not removed by this command: remove their objects with the "
-            "tools of the store, manifest.json first"
-        )
+    def remove_versions(self, model: str, versions: Sequence[int]) -> None:
+        """Remove versions, each with its manifest first. Their numbers are not used again.
+
+        Another operator may point an alias at one meanwhile. Both look at what the other writes after they
+        have written: so the manifest is put back, or the alias is not changed, or both.
+
+        Raises:
+            AliasMoved: an alias names one of them now. It stays, and so do those after it.
+            StoreError: one cannot be removed.
+        """
+        for version in versions:
+            key = f"{model}/{version}/{MANIFEST_FILE}"
+            with suppress(StoreConflict):  # a version that was copied into the store has no claim
+                self._store.create(f"{model}/{CLAIMS_FOLDER}/{version}", _new_claim())
+            manifest = self._store.read(key, MAX_MANIFEST_BYTES)
+            self._store.remove_object(key)
+            if version in self.aliases(model).values():
+                self._store.create(key, manifest)
+                raise AliasMoved(
+                    f"version {version} of model {model!r} is not removed: another operator pointed an alias "
+                    f"at it meanwhile; look at `lenserve models history {model}`"
+                )
+            self._store.remove(f"{model}/{version}")
 
     @contextmanager
     def changing(self, model: str, *, shared: bool = False) -> Iterator[Path]:
@@ -175,6 +218,7 @@ class StoredRepository(Repository):
                 # As in a directory: a line of the log without an end counts only if aliases.json agrees.
                 self._store.replace(keys[1], new_log.removesuffix(b"\n"), log_tag)
                 self._store.replace(keys[0], changed, aliases_tag)
+                self._require_targets(model, aliases or b"{}\n", changed)
             except StoreConflict as error:
                 raise AliasMoved(
                     f"the aliases of model {model!r} were changed by another operator meanwhile: nothing is "
@@ -188,16 +232,47 @@ class StoredRepository(Repository):
         tag = self._store.tag(key)
         return (None, None) if tag is None else (self._store.read(key, max_bytes), tag)
 
-    def _claim(self, model: str) -> int:
+    def _require_targets(self, model: str, before: bytes, now: bytes) -> None:
+        """Take a change of aliases back if it names a version that was removed meanwhile.
+
+        Raises:
+            UnknownModel: it does.
+        """
+        targets = {*parse_aliases(now).values()} - {*parse_aliases(before).values()}
+        gone = targets - {*self.versions(model)}
+        if gone:
+            key = f"{model}/{ALIASES_FILE}"
+            with suppress(StoreConflict):  # a third operator has changed them since
+                self._store.replace(key, before, self._store.tag(key))
+            raise UnknownModel(
+                f"version {min(gone)} of model {model!r} was removed by another operator meanwhile: no alias "
+                "is changed; choose another version"
+            )
+
+    def _remove_abandoned(self, model: str, objects: Objects) -> None:
+        """Remove the files of publishers that died before their manifest, and of versions half removed."""
+        published = published_versions(objects).get(model, [])
+        numbers = {int(number) for _, number, _ in _parts(objects) if is_version_name(number)}
+        for number in sorted(numbers - {*published}):
+            key = f"{model}/{CLAIMS_FOLDER}/{number}"
+            if key not in objects:
+                continue  # another program copies it
+            with suppress(StoreError, ValueError, TypeError, KeyError):  # the next publisher tries again
+                claim = json.loads(self._store.read(key, _MAX_CLAIM_BYTES))
+                if time.time() - claim["at"] / 1e9 > _ABANDONED_AFTER_S:
+                    self._store.remove(f"{model}/{number}")
+
+    def _claim(self, model: str, objects: Objects) -> int:
         """Return a number that no publisher had before."""
-        objects = self._store.objects(model)
-        parts = [key.split("/") for key in objects]
-        used = [part[2 if part[1] == _CLAIMS else 1] for part in parts if len(part) > 2]  # noqa: PLR2004 - below
+        used = [rest if folder == CLAIMS_FOLDER else folder for _, folder, rest in _parts(objects)]
         last = max((int(number) for number in used if is_version_name(number)), default=0)
-        claim = json.dumps({"by": who(), "at": time.time_ns(), "process": os.urandom(8).hex()}).encode()
+        if f"{model}/{LAST_VERSION_FILE}" in objects:  # of a directory that was copied here
+            recorded = self._store.read(f"{model}/{LAST_VERSION_FILE}", MAX_NUMBER_BYTES)
+            last = max(last, parse_last_version(recorded))
+        claim = _new_claim()
         for number in range(last + 1, last + 1 + _MAX_CLAIMS):
             with suppress(StoreConflict):
-                self._store.create(f"{model}/{_CLAIMS}/{number}", claim)
+                self._store.create(f"{model}/{CLAIMS_FOLDER}/{number}", claim)
                 return number
         raise BundleError(
             f"{_MAX_CLAIMS} numbers after {last} of model {model!r} are taken in {self._store.url}: others "
@@ -238,3 +313,16 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _parts(objects: Objects) -> Iterator[tuple[str, str, str]]:
+    """Yield model, folder and the rest of the path of each object in a folder of a model."""
+    for key in objects:
+        model, _, below = key.partition("/")
+        folder, _, rest = below.partition("/")
+        if rest:
+            yield model, folder, rest
+
+
+def _new_claim() -> bytes:
+    return json.dumps({"by": who(), "at": time.time_ns(), "process": os.urandom(8).hex()}).encode()

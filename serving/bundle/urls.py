@@ -64,7 +64,10 @@ def as_text(location: object) -> object:
 
 def _no_url(location: object) -> object:
     if isinstance(location, str) and is_url(location):
-        raise ValueError(f"must be a directory, got the URL {location}: this command works on files")
+        raise ValueError(
+            f"must be a directory, got the URL {location}: copy the repository into one with the tools of "
+            "the store"
+        )
     return location
 
 

@@ -170,7 +170,7 @@ def test_the_only_version_is_not_removed_and_the_message_says_how(
     """There is no other version to promote first."""
     publish()
     assert _call(repository, "remove", "colours@1") == 1
-    assert "it is the only one; to serve the model no more, delete its folder" in capsys.readouterr().err
+    assert "it is the only one; to serve the model no more, delete all of " in capsys.readouterr().err
 
 
 def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Capture) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 Hook = Callable[[str, str], None]  # name of a method, path
 
-CHANGES = ("pipe_file", "put_file", "rm")
+CHANGES = ("pipe_file", "put_file", "rm", "rm_file")
 
 
 def _nothing(_name: str, _path: str) -> None:
@@ -81,6 +81,12 @@ class FakeS3:
         assert recursive
         for name in [name for name in self.content if name.startswith(f"{path}/")]:
             del self.content[name]
+
+    def rm_file(self, path: str) -> None:
+        """Remove one object; as S3, also if it is missing."""
+        self._before("rm_file", path)
+        self.content.pop(path, None)
+        self.after("rm_file", path)
 
     def _before(self, name: str, path: str) -> None:
         self.calls.append((name, path))

@@ -1,17 +1,20 @@
 """Publishing into an object store: all of a version or nothing, one number for one publisher."""
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from serving.bundle import Repository
 from serving.bundle.mirror import Mirror
-from serving.bundle.operations import history, prune, remove_alias, roll_back
+from serving.bundle.operations import history, prune, remove, remove_alias, roll_back
 from serving.bundle.store import Store
 from serving.bundle.stored_repository import StoredRepository
-from serving.errors import AliasMoved, BundleError, StoreError, UnknownModel, UsageError
+from serving.errors import AliasMoved, StoreError, UnknownModel, UsageError
 from tests.object_store import ObjectStore, free_port, object_store
 from tests.serving.bundle.fake_s3 import FakeS3
 from tests.serving.bundle.publishing import Write
@@ -200,15 +203,116 @@ def test_a_file_system_without_conditional_writes_is_refused(write: Write, tmp_p
         repository.publish("animals", write)
 
 
-def test_versions_in_a_store_are_not_removed_by_commands(s3: FakeS3, write: Write, tmp_path: Path) -> None:
-    """The message says what to do instead."""
+def test_old_versions_are_pruned_and_their_numbers_stay_used(
+    s3: FakeS3, write: Write, tmp_path: Path
+) -> None:
+    """The manifest goes first, so nobody reads half a version; also of one that was copied into the store."""
+    repository = opened(s3, tmp_path / "a")
+    for _ in range(4):
+        repository.publish("animals", write)
+    repository.set_alias("animals", "canary", 1)
+    del s3.content["bucket/models/animals/.versions/4"]  # another program copied it
+
+    assert prune(opened(s3, tmp_path / "b"), "animals", 2, dry_run=True) == [2]
+    assert prune(opened(s3, tmp_path / "b"), "animals", 2) == [2]
+    removed = [path for name, path in s3.calls if name.startswith("rm")]
+    repository.set_alias("animals", "stable", 3)
+    remove(repository, "animals", 4)
+
+    assert removed == ["bucket/models/animals/2/manifest.json", "bucket/models/animals/2"]
+    assert assert_sound(s3, tmp_path / "c") == [1, 3]
+    assert not [path for path in s3.content if "/animals/2/" in path or "/animals/4/" in path]
+    assert repository.publish("animals", write).version == 5
+
+
+def test_a_version_that_is_promoted_while_it_is_removed_stays(
+    s3: FakeS3, write: Write, tmp_path: Path
+) -> None:
+    """The alias was set before the manifest was gone."""
+    repository, other = opened(s3, tmp_path / "a"), opened(s3, tmp_path / "b")
+    repository.publish("animals", write), repository.publish("animals", write)
+
+    def promote_between(name: str, _path: str) -> None:
+        if name == "rm_file":
+            s3.before = lambda _name, _path: None
+            other.set_alias("animals", "stable", 1)
+
+    s3.before = promote_between
+    with pytest.raises(AliasMoved, match="version 1 of model 'animals' is not removed: another operator"):
+        remove(repository, "animals", 1)
+
+    assert assert_sound(s3, tmp_path / "c") == [1, 2]
+    assert repository.aliases("animals") == {"stable": 1}
+
+
+def test_a_version_that_is_removed_while_it_is_promoted_is_named_by_no_alias(
+    s3: FakeS3, write: Write, tmp_path: Path
+) -> None:
+    """It was removed, and aliases were looked at, before the alias was set."""
+    repository, other = opened(s3, tmp_path / "a"), opened(s3, tmp_path / "b")
+    for _ in range(3):
+        repository.publish("animals", write)
+    repository.set_alias("animals", "stable", 2)
+
+    def remove_between(name: str, path: str) -> None:
+        if name == "pipe_file" and path.endswith("aliases.json"):
+            s3.before = lambda _name, _path: None
+            remove(other, "animals", 1)
+
+    s3.before = remove_between
+    with pytest.raises(UnknownModel, match="version 1 of model 'animals' was removed by another operator"):
+        repository.set_alias("animals", "stable", 1)
+
+    assert repository.aliases("animals") == {"stable": 2}
+    assert [each.version for each in history(repository, "animals")] == [2]
+    assert assert_sound(s3, tmp_path / "c") == [2, 3]
+
+
+def claimed_ago(s3: FakeS3, number: int, seconds: float) -> None:
+    """Make the claim of a number older."""
+    claim = f"bucket/models/animals/.versions/{number}"
+    old = json.loads(s3.content[claim]) | {"at": time.time_ns() - int(seconds * 1e9)}
+    s3.content[claim] = json.dumps(old).encode()
+
+
+def test_the_next_publisher_removes_what_a_killed_one_left(s3: FakeS3, write: Write, tmp_path: Path) -> None:
+    """A day after it claimed its number; not what another program copies into the store just now."""
     repository = opened(s3, tmp_path)
-    repository.publish("animals", write)
+    for number in (1, 2):  # killed before the manifest
+        repository.publish("animals", write)
+        del s3.content[f"bucket/models/animals/{number}/manifest.json"]
+    claimed_ago(s3, 1, 90_000)
+    claimed_ago(s3, 2, 80_000)
+    s3.content["bucket/models/animals/9/model.onnx"] = b"a copy that has begun"
 
-    with pytest.raises(BundleError, match=r"with the tools of the store, manifest\.json first"):
-        prune(repository, "animals", 1)
+    assert repository.publish("animals", write).version == 10
 
-    assert repository.versions("animals") == [1]
+    left = {path.split("/")[3] for path in s3.content if path.startswith("bucket/models/animals/")}
+    assert left == {".versions", "2", "9", "10"}
+
+
+def test_a_directory_that_is_copied_keeps_its_numbers(s3: FakeS3, write: Write, tmp_path: Path) -> None:
+    """The newest version was removed; the directory recorded its number, and so does the store."""
+    local = Repository(tmp_path / "local")
+    local.publish("animals", write), local.publish("animals", write)
+    local.set_alias("animals", "stable", 1)
+    remove(local, "animals", 2)
+    for path in local.root.rglob("*"):
+        if path.is_file():
+            key = f"bucket/models/{path.relative_to(local.root).as_posix()}"
+            s3.content[key] = path.read_bytes()
+    stored = opened(s3, tmp_path / "cache")
+
+    assert stored.publish("animals", write).version == 3
+
+    stored.set_alias("animals", "stable", 1)
+    remove(stored, "animals", 3)
+    for key, content in s3.content.items():
+        back = tmp_path / "back" / key.removeprefix("bucket/models/")
+        back.parent.mkdir(parents=True, exist_ok=True)
+        back.write_bytes(content)
+
+    assert Repository(tmp_path / "back").publish("animals", write).version == 4
 
 
 def change_late(repository: StoredRepository, other: StoredRepository) -> None:
@@ -235,3 +339,9 @@ def test_s3fs_and_moto_agree_with_the_fake(moto: ObjectStore, write: Write, tmp_
     assert mirror.repository.versions("animals") == [1, 2, 3]
     assert mirror.repository.aliases("animals") == {"stable": 2}
     assert [each.version for each in history(repository, "animals")] == [1, 3, 2]
+
+    remove(repository, "animals", 3)
+
+    assert other.versions("animals") == [1, 2]
+    assert not [path for path in Store(moto.url).objects("animals") if path.startswith("animals/3/")]
+    assert other.location("animals", 2) == f"{moto.url}/animals/2"
