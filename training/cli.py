@@ -201,7 +201,7 @@ class Run(_RecipeCommand):
                 return None
             summary = job.train_and_evaluate(recipe, task)
         if summary.path is not None:
-            display.published(Path(summary.path), self.repository, summary.metrics, summary.seconds)
+            display.published(summary.path, self.repository, summary.metrics, summary.seconds)
             if summary.gate == "candidate":
                 display.candidate(self.repository, summary.model, summary.version or 0)
         return summary

@@ -115,7 +115,7 @@ class ImportModel(Command):
                 f"`lenserve models promote {bundle.model}@{bundle.version} --repository {self.repository}`",
                 markup=False,
             )
-        print_line(json.dumps(to_json(result)) if self.as_json else f"published {result.bundle.folder}")
+        print_line(json.dumps(to_json(result)) if self.as_json else f"published {result.location}")
         return DONE
 
 

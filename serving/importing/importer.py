@@ -54,6 +54,7 @@ class ImportResult:
     """A published import."""
 
     bundle: Bundle
+    location: str  # of the version: its folder, or its URL
     foreign: ForeignModel
     batch: Batch
     difference: float  # largest one between a probability of the bundle and of the file
@@ -111,7 +112,8 @@ def import_model(path: Path, name: str, repository: Repository, settings: Import
             f"the repository {repository.root} cannot be written: {error.strerror or error}; "
             "make room or set another --repository"
         ) from error
-    return ImportResult(bundle, foreign, batch, difference, measured)
+    location = repository.location(bundle.model, bundle.version)
+    return ImportResult(bundle, location, foreign, batch, difference, measured)
 
 
 def _choose_batch(foreign: ForeignModel) -> tuple[Batch, float]:

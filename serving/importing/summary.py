@@ -58,7 +58,7 @@ def to_json(result: ImportResult) -> dict[str, object]:
     return {
         "model": bundle.model,
         "version": bundle.version,
-        "path": str(bundle.folder),
+        "path": result.location,
         "digest": bundle.digest,
         "manifest": json.loads(bundle.manifest.to_json()),
         "assumed": list(result.foreign.assumed),

@@ -74,7 +74,7 @@ def _find(repository: Repository, intent: PublishIntent) -> RunSummary | None:
             return RunSummary(
                 model=intent.model,
                 version=version,
-                path=str(bundle.folder),
+                path=repository.location(intent.model, version),
                 verdict="published",
                 gate=metrics.champion and metrics.champion.decision,
                 metrics=metrics.headline(),

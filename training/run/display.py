@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -147,11 +146,11 @@ class Display:
             )
 
     def published(
-        self, folder: Path, repository: str, metrics: Mapping[str, int | float], seconds: float
+        self, location: str, repository: str, metrics: Mapping[str, int | float], seconds: float
     ) -> None:
-        """Print the bundle's path and accuracy, and the command that serves it."""
+        """Print the bundle's path or URL and its accuracy, and the command that serves it."""
         self._console.print(
-            f"[bold green]published[/bold green] {escape(str(folder))}: test accuracy "
+            f"[bold green]published[/bold green] {escape(location)}: test accuracy "
             f"{metrics['accuracy']:.2%} on {metrics['images']:,} images "
             f"(95 % interval {metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}), "
             f"{seconds:.0f} s"

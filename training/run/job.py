@@ -440,7 +440,7 @@ def _publish(  # noqa: PLR0917 - the last step needs the results of all others
             decision = promote(
                 job.repository, job.model, bundle.version, metrics.champion, job.display.warning
             )
-        version, path = bundle.version, str(bundle.folder)
+        version, path = bundle.version, job.repository.location(bundle.model, bundle.version)
     except GateFailed as error:
         refusal, decision = str(error), "refuse"
     return RunSummary(

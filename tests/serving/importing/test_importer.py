@@ -12,13 +12,17 @@ import pytest
 from serving.bundle import Bundle, Repository
 from serving.bundle.images import Pixels
 from serving.bundle.measures import softmax
+from serving.bundle.store import Store
+from serving.bundle.stored_repository import StoredRepository
 from serving.client import AsyncClient
 from serving.engine.base import Output
 from serving.engine.onnx import OnnxEngine
 from serving.errors import UnsupportedModel
 from serving.importing.importer import ImportResult, import_model
 from serving.importing.settings import ImportSettings
+from serving.importing.summary import to_json
 from tests.servers import Serve
+from tests.serving.bundle.fake_s3 import FakeS3
 from tests.serving.engines import CPU
 from tests.serving.importing import foreign_files as files
 from tests.serving.importing.foreign_files import MEAN, STD, nchw, reference
@@ -291,6 +295,17 @@ def test_nothing_is_published_if_the_import_fails(
         import_file(repository, path, labels)
 
     assert not repository.root.exists()
+
+
+def test_an_import_into_an_object_store_names_its_url(labels: Path, tmp_path: Path) -> None:
+    """Not the folder of the copy, which is of no use to others."""
+    s3 = FakeS3()
+    store = Store("s3://bucket/models", lambda _url: (s3, "bucket/models"))
+    repository = StoredRepository(store, tmp_path / "cache")
+
+    result = import_file(repository, files.plain(tmp_path / "plain.onnx"), labels)
+
+    assert to_json(result)["path"] == result.location == "s3://bucket/models/foreign/1"
 
 
 def test_an_import_is_reproducible(repository: Repository, labels: Path, tmp_path: Path) -> None:
