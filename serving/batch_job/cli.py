@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle.images import DEFAULT_LIMITS, ImageLimits, MaxImageBytes, MaxImagePixels
-from serving.bundle.urls import RepositoryFolder
+from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line, require_server, stderr
 from serving.validation_errors import matching
 
@@ -25,7 +25,8 @@ class Batch(Command):
         "of one of them"
     )
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
-    repository: RepositoryFolder = Field(description="directory of published models")
+    repository: RepositoryLocation = Field(description="directory of published models, or s3://bucket/models")
+    repository_cache: RepositoryCache = DEFAULT_CACHE
     output: Path = Field(
         description="directory of the results; one that holds a part of this job is continued"
     )
@@ -80,6 +81,7 @@ class Batch(Command):
             column=self.column,
             root=self.root,
             repository=self.repository,
+            repository_cache=self.repository_cache,
             model=self.model,
             output=self.output,
             format=self.format,

@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from serving.batch_job.columns import Columns, result_columns
 from serving.batch_job.reading import Reader
-from serving.bundle import Repository, apply_geometry, decode_image
+from serving.bundle import apply_geometry, decode_image
 from serving.bundle.decoder_messages import silence_decoders
 from serving.bundle.images import Pixels
+from serving.bundle.stored_repository import open_repository
+from serving.bundle.urls import DEFAULT_CACHE
 from serving.classify.results import Ranking, rank
 from serving.engine.base import Engine, batch_buckets
 from serving.engine.devices import find_device
@@ -35,7 +37,7 @@ _Prepared = Pixels | LenserveError
 class ClassifierOptions:
     """Everything that a `FileClassifier` needs. Can be pickled."""
 
-    repository: Path
+    repository: Path | str  # directory or URL
     model: str
     version: int
     digest: str = ""  # expected digest of the version; empty: any
@@ -45,6 +47,7 @@ class ClassifierOptions:
     precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
     max_batch_size: int = 32
     threads: int = 1  # that read files
+    repository_cache: Path = DEFAULT_CACHE  # for a copy of the version, if the repository is a URL
 
 
 class FileClassifier:
@@ -55,11 +58,14 @@ class FileClassifier:
 
         Raises:
             BundleError: the version is invalid, or is not the expected one.
+            StoreError: the repository is a URL and cannot be read.
             UnknownModel: the repository has no such version.
+            UsageError: the repository is not a directory.
             DeviceUnavailable: the device was requested but is not available.
         """
         silence_decoders()
-        bundle = Repository(options.repository).read(options.model, options.version)
+        repository = open_repository(str(options.repository), options.repository_cache)
+        bundle = repository.read(options.model, options.version)
         if options.digest not in ("", bundle.digest):
             raise BundleError(
                 f"{bundle.folder} has the digest {bundle.digest}, expected {options.digest}: restore the "

@@ -17,11 +17,12 @@ from serving.batch_job.progress import BatchProgress
 from serving.batch_job.ray_engine import RayEngine
 from serving.batch_job.sources import Source, open_source
 from serving.batch_job.tables import require_pyarrow
-from serving.bundle import STABLE_ALIAS, Bundle, ImageLimits, Repository
+from serving.bundle import STABLE_ALIAS, Bundle, ImageLimits
 from serving.bundle.looks_like import version_number
+from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import is_url
 from serving.cpu_quota import available_cores
-from serving.errors import UnknownModel, UsageError
+from serving.errors import UnknownModel
 
 # Images that a process gets at once: few enough that all processes end at about the same time.
 _CHUNK_IMAGES = 128
@@ -36,7 +37,8 @@ class Plan:
     source: str
     column: str
     root: str | None
-    repository: Path
+    repository: str  # directory or URL
+    repository_cache: Path  # for a copy of the version, if it is a URL
     model: str  # MODEL, MODEL@VERSION or MODEL@ALIAS
     output: Path
     format: Format
@@ -138,8 +140,11 @@ def _classify(engine: Engine, output: Output, progress: BatchProgress) -> None:
 
 def _engine(plan: Plan, source: Source, bundle: Bundle, output: Output) -> Engine:
     reads_urls = is_url(source.reader.archive or source.reader.base) or any(map(is_url, source.paths[:1]))
+    # The processes of this machine read the copy. Other machines copy the version themselves.
+    everywhere = is_url(plan.repository) and plan.engine == "ray"
     options = ClassifierOptions(
-        repository=plan.repository.absolute(),
+        repository=plan.repository if everywhere else bundle.folder.parents[1].absolute(),
+        repository_cache=plan.repository_cache,
         model=bundle.model,
         version=bundle.version,
         digest=bundle.digest,
@@ -176,9 +181,7 @@ def _describe(plan: Plan, source: Source, bundle: Bundle) -> JobDescription:
 
 def _find_bundle(plan: Plan) -> Bundle:
     """Read and verify a version. Without a revision, a job that was begun keeps its version."""
-    if not plan.repository.is_dir():
-        raise UsageError(f"the repository {plan.repository} is not a directory: set another --repository")
-    repository = Repository(plan.repository)
+    repository = open_repository(plan.repository, plan.repository_cache)
     name, _, revision = plan.model.partition("@")
     versions = repository.versions(name)
     if not versions:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,28 @@ def test_objects_are_listed_and_read_as_files_are(
     with (tmp_path / "out" / "part-00000.csv").open(newline="", encoding="utf-8") as file:
         found = [(row["path"], row["label"], row["error"].partition(":")[0]) for row in csv.DictReader(file)]
     assert found == expected
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of botocore and moto
+def test_the_repository_may_be_in_an_object_store(
+    bucket: str, publish: Publish, repository: Repository, tmp_path: Path
+) -> None:
+    """Its version is copied once, and a damaged copy is repaired."""
+    import s3fs  # noqa: PLC0415
+
+    bundle = publish()
+    s3fs.S3FileSystem().put(str(repository.root), f"{bucket}/", recursive=True)
+    Image.new("RGB", (9, 9), (0, 0, 255)).save(tmp_path / "blue.png")
+    cache = tmp_path / "cache"
+    url = f"{bucket}/{repository.root.name}"
+
+    codes: list[int] = []
+    for output in ("first", "second"):
+        places = ["--repository", url, "--repository-cache", str(cache), "--output", str(tmp_path / output)]
+        codes.append(main(["batch", str(tmp_path / "blue.png"), "--model", "colours", *places]))
+        (copy,) = cache.rglob("model.onnx")
+        copy.chmod(0o644)
+        copy.write_bytes(b"damaged")
+
+    assert codes == [0, 0]
+    assert json.loads((tmp_path / "second" / "job.json").read_bytes())["bundle_digest"] == bundle.digest
