@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from serving.batch_job.columns import Row
-from serving.batch_job.tables import require_pyarrow
+from serving.batch_job.tables import MAX_CELL_CHARACTERS, require_pyarrow
 from serving.errors import LenserveError
 
 Format = Literal["csv", "parquet"]
@@ -55,6 +55,8 @@ def count_errors(errors: Iterable[str | None]) -> Counter[str]:
 def _to_csv(rows: Sequence[Row], model: str, version: int) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
+    # Python before 3.13 does not quote a cell for its \r, which readers take for the end of a row.
+    all_quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
     for row in rows:
         probability = labels = probabilities = ""
@@ -62,10 +64,9 @@ def _to_csv(rows: Sequence[Row], model: str, version: int) -> bytes:
             probability = _number(row.probability)
             labels = json.dumps(list(row.labels), ensure_ascii=False)
             probabilities = f"[{', '.join(map(_number, row.probabilities))}]"
-        error = _utf8(row.error)
-        writer.writerow(
-            (_utf8(row.path), row.label, probability, labels, probabilities, error, model, version)
-        )
+        path, error = _utf8(row.path), _utf8(row.error)
+        by = all_quoted if "\r" in path + row.label + error else writer
+        by.writerow((path, row.label, probability, labels, probabilities, error, model, version))
     return text.getvalue().encode()
 
 
@@ -74,6 +75,7 @@ def _number(probability: float) -> str:
 
 
 def _csv_errors(path: Path) -> list[str | None]:
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
     with path.open(encoding="utf-8", newline="") as file:
         return [row["error"] for row in csv.DictReader(file)]
 

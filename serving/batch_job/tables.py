@@ -11,6 +11,9 @@ from serving.text_files import MARK_BYTES, encoding_of
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
+# Of one cell of CSV. Python's limit holds for the whole process, and 131,072 is too low for a column of images
+# as text, and for thousands of labels.
+MAX_CELL_CHARACTERS = 2**30
 
 
 def column_of_table(source: str, column: str) -> list[str]:
@@ -49,7 +52,9 @@ def require_pyarrow(what: str) -> Any:  # noqa: ANN401 - untyped library
 
 
 def _of_csv(source: str, text: io.TextIOWrapper, column: str, separator: str) -> list[str]:
-    rows = csv.reader(text, delimiter=separator)
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
+    # Strict: a quote without an end is an error. Otherwise all rows after it would become one cell.
+    rows = csv.reader(text, delimiter=separator, strict=True)
     try:
         header = next(rows, [])
         if column not in header:
@@ -57,7 +62,7 @@ def _of_csv(source: str, text: io.TextIOWrapper, column: str, separator: str) ->
         place = header.index(column)
         return [row[place] if place < len(row) else "" for row in rows if row]
     except csv.Error as error:
-        raise UsageError(f"{source} is not CSV: line {rows.line_num}: {error}") from error
+        raise UsageError(f"{source} is not CSV: line {rows.line_num}: {error}; correct its quotes") from error
 
 
 def _of_parquet(source: str, file: Any, column: str) -> list[str]:  # noqa: ANN401 - fsspec is untyped
@@ -67,15 +72,23 @@ def _of_parquet(source: str, file: Any, column: str) -> list[str]:  # noqa: ANN4
         names: list[str] = table.schema_arrow.names
         if column not in names:
             raise _no_column(source, column, names)
-        kind = str(table.schema_arrow.field(column).type)
-        if "string" not in kind:
+        kind = table.schema_arrow.field(column).type
+        if not _is_text(kind):
             raise UsageError(f"column {column!r} of {source} is {kind}, expected string: set --column")
         batches = table.iter_batches(columns=[column])
-        return [path or "" for batch in batches for path in batch.column(0).to_pylist()]
+        return [path or "" for batch in batches for path in batch.column(column).to_pylist()]
     except OSError as error:  # also of pyarrow, for a file that is damaged
         raise UsageError(f"{source} is not Parquet: {error}") from error
     except ValueError as error:  # pyarrow.ArrowInvalid
         raise UsageError(f"{source} is not Parquet: {error}") from error
+
+
+def _is_text(kind: Any) -> bool:  # noqa: ANN401 - untyped library
+    from pyarrow import types  # noqa: PLC0415 - of an extra
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _no_column(source: str, column: str, names: list[str]) -> UsageError:

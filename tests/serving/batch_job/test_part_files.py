@@ -38,6 +38,20 @@ def test_csv_keeps_every_digit_that_a_float32_has(tmp_path: Path) -> None:
     assert odd["path"] == r"\xff.jpg"
 
 
+def test_parts_with_odd_cells_can_be_counted(tmp_path: Path) -> None:
+    """A carriage return in a path, and more labels than Python's limit on a cell."""
+    many = [f"label {number}" for number in range(20_000)]
+    rows = [
+        Row("a\rb.jpg", "ant", 1.0, many, [1.0] * len(many), ""),
+        Row("c.jpg", "", math.nan, [], [], "EMPTY_IMAGE: the image is empty: 0 bytes"),
+    ]
+    (tmp_path / "part.csv").write_bytes(encode_part(rows, "ants", 3, "csv"))
+
+    assert count_part(tmp_path / "part.csv", "csv") == (2, {"EMPTY_IMAGE": 1})
+    with (tmp_path / "part.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["a\rb.jpg", "c.jpg"]
+
+
 def test_parquet_has_types_and_nulls(tmp_path: Path) -> None:
     """Lists are lists; what an error has not is null."""
     (tmp_path / "part.parquet").write_bytes(encode_part(ROWS, "ants", 3, "parquet"))
