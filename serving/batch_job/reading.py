@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serving.batch_job.archives import NO_CONTENT
 from serving.bundle import ImageLimits
 from serving.bundle.files import open_regular
 from serving.bundle.images import check_encoded_size
@@ -30,7 +31,7 @@ class Reader:
         Args:
             path: as the source names it.
             offset: where it begins in the archive.
-            size_bytes: its size in the archive.
+            size_bytes: its size in the archive; NO_CONTENT of archives.py: it has none.
 
         Raises:
             EmptyImage, ImageTooLarge: by its size in bytes.
@@ -41,7 +42,7 @@ class Reader:
         location = join(self.base, path)
         try:
             if self.archive:
-                check_encoded_size(size_bytes, self.limits)
+                _check_member(size_bytes, self.limits)
                 return _read_range(self.archive, int(offset), int(size_bytes))
             return _read_url(location, self.limits) if is_url(location) else _read_file(location, self.limits)
         except LenserveError:
@@ -86,6 +87,15 @@ def _read_url(location: str, limits: ImageLimits) -> bytes:
     with file_system.open(path, "rb") as file:
         content: bytes = file.read(limits.max_bytes + 1)
     return content
+
+
+def _check_member(size_bytes: int, limits: ImageLimits) -> None:
+    if size_bytes == NO_CONTENT:
+        raise UnreadableFile(
+            "the archive has no bytes for this name, or not in one piece: it is a link to what is not in the "
+            "archive, a sparse file or a device"
+        )
+    check_encoded_size(size_bytes, limits)
 
 
 def _read_range(archive: str, offset: int, size_bytes: int) -> bytes:

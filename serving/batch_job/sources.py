@@ -6,15 +6,16 @@ Images are named as the source names them: relative to the folder, as in the lis
 import hashlib
 import os
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.batch_job.archives import list_archive
 from serving.batch_job.columns import Columns, as_objects
 from serving.batch_job.reading import Reader, open_file
 from serving.batch_job.tables import TABLE_SUFFIXES, column_of_table
@@ -30,6 +31,7 @@ _COMPRESSED_SUFFIXES = frozenset({".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz",
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Sizes = npt.NDArray[np.int64]
+_Identity = tuple[int, int]  # of a folder: device and inode
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +108,32 @@ def _folder(source: str, limits: ImageLimits) -> Source | None:
 
 
 def _files_below(source: str) -> Iterator[tuple[str, int]]:
-    """Yield the path, relative to the folder, and the size of each file."""
+    """Yield the path, relative to the folder, and the size of each file. Links to folders are followed."""
+    # Folders to list: their path, what names in them begin with, and the folders above them, so that a link
+    # to one of those is not followed without end.
+    folders: list[tuple[str, str, tuple[_Identity, ...]]] = [(source, "", (_identity(os.stat(source)),))]  # noqa: PTH116 - of text
+    while folders:
+        folder, prefix, above = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.is_dir():
+                        yield prefix + entry.name, _size_of(entry)
+                    elif (identity := _identity(entry.stat())) not in above:
+                        folders.append((entry.path, f"{prefix}{entry.name}/", (*above, identity)))
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
 
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
-    for folder, _, names in os.walk(source, onerror=refuse):
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118 - pathlib takes several times as long
-            try:
-                size = os.stat(path).st_size  # noqa: PTH116 - as above
-            except OSError:
-                size = -1  # a row with an error, later
-            yield os.path.relpath(path, source), size
+def _identity(stat: os.stat_result) -> _Identity:
+    return stat.st_dev, stat.st_ino
+
+
+def _size_of(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1  # a row with an error, later
 
 
 def _url_folder(source: str, limits: ImageLimits) -> Source | None:
@@ -142,15 +157,8 @@ def _url_folder(source: str, limits: ImageLimits) -> Source | None:
 
 def _archive(source: str, limits: ImageLimits) -> Source:
     ignored: Counter[str] = Counter()
-    members: list[tuple[str, int, int]] = []
-    try:
-        with open_file(source) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.isreg() and not member.issparse() and _is_image(member.name, ignored):
-                    members.append((member.name, member.offset_data, member.size))
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
-    except (tarfile.TarError, OSError) as error:
-        raise UsageError(f"{source} is not a sound tar file: {error}") from error
+    with open_file(source) as file:
+        members = list_archive(source, file, partial(_is_image, ignored=ignored))
     ranges = np.array([member[1:] for member in members], np.int64).reshape(-1, 2)
     sized = [(name, size) for name, _, size in members]
     return _sized(source, sized, ignored, Reader("", archive=_absolute(source), limits=limits), ranges)
@@ -188,7 +196,9 @@ def _sized(
 
 def _listed(source: str, paths: list[str], root: str, limits: ImageLimits) -> Source:
     if not paths:
-        raise UsageError(f"{'stdin' if source == STDIN else source} names no images: write one path a line")
+        raise UsageError(
+            f"{'stdin' if source == STDIN else source} names no images: write one path a line or row"
+        )
     base = root if is_url(root) or not root else str(Path(root).absolute())
     return Source(source, paths, Reader(base, limits=limits), _digest([base, *paths]))
 

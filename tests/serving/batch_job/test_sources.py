@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from serving.batch_job.reading import UnreadableFile
 from serving.batch_job.sources import Source, open_source
 from serving.bundle import ImageLimits
 from serving.errors import UsageError
@@ -108,6 +109,72 @@ def test_a_tar_file_is_read_in_place(photos: Path, tmp_path: Path, prefix: str) 
     assert contents(source)[1:] == [b"b/d.webp"]
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(photos: Path, tmp_path: Path) -> None:
+    """Also two that lead to each other; a link to nothing is a row, which says so later."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "e.jpg").write_bytes(b"e")
+    (photos / "more").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(photos)
+    (photos / "b" / "up").symlink_to("..")
+    (photos / "lost.jpg").symlink_to("nothing")
+
+    assert opened(photos).paths == ["a.PNG", "b/d.webp", "c.jpg", "lost.jpg", "more/e.jpg"]
+
+
+def add(archive: tarfile.TarFile, name: str, kind: bytes = tarfile.REGTYPE, *, link: str = "") -> None:
+    """Add a member that holds its name, or a link."""
+    member = tarfile.TarInfo(name)
+    content = name.encode() if kind == tarfile.REGTYPE else b""
+    member.type, member.linkname, member.size = kind, link, len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def test_a_link_in_a_tar_file_has_the_bytes_of_what_it_names(tmp_path: Path) -> None:
+    """Hard links and others, over several; what has no bytes stays a row, with an error."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "./b/good.png")
+        add(archive, "hard.png", tarfile.LNKTYPE, link="b/good.png")
+        add(archive, "c/soft.png", tarfile.SYMTYPE, link="../d.png")
+        add(archive, "d.png", tarfile.SYMTYPE, link="b/../hard.png")
+        add(archive, "e.png")
+        for name, link in (("lost.png", "nothing"), ("circle.png", "circle.png")):
+            add(archive, name, tarfile.SYMTYPE, link=link)
+        add(archive, "pipe.png", tarfile.FIFOTYPE)
+        add(archive, "folder.png", tarfile.DIRTYPE)
+
+    source = opened(tmp_path / "a.tar")
+
+    assert source.paths[5:] == ["lost.png", "circle.png", "pipe.png"]
+    readable = source.batch(range(5))
+    rows = zip(source.paths, readable["offset"], readable["size_bytes"], strict=False)
+    assert [source.reader.read(*row) for row in rows] == [b"./b/good.png"] * 4 + [b"e.png"]
+    for place in range(5, 8):
+        with pytest.raises(UnreadableFile, match="the archive has no bytes for this name"):
+            source.reader.read(source.paths[place], 0, int(source.batch(range(8))["size_bytes"][place]))
+
+
+def test_a_tar_file_that_is_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
+    """Python's tarfile would end its list there, and the images behind it would have no rows."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("a.png", "b.png", "c.png"):
+            add(archive, name)
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[1024 + 148] ^= 1  # in the checksum of the second header
+    (tmp_path / "a.tar").write_bytes(content)
+
+    with pytest.raises(
+        UsageError, match=r"a\.tar is not a sound tar file: the header at byte 1024 is damaged"
+    ):
+        opened(tmp_path / "a.tar")
+
+
+def test_cells_of_csv_may_be_long(photos: Path) -> None:
+    """Python's limit is 131,072 characters."""
+    (photos / "t.csv").write_text(f"image,path\n{'A' * 200_000},c.jpg\n")
+
+    assert opened(photos / "t.csv").paths == ["c.jpg"]
+
+
 def test_the_digest_changes_with_the_images(photos: Path) -> None:
     """Another file, another size or another list is another source."""
     before = opened(photos).digest
@@ -130,6 +197,11 @@ def test_the_digest_changes_with_the_images(photos: Path) -> None:
             "t.csv has no column 'path', its columns are id, file: set --column",
         ),
         ("t.csv", b"", "t.csv has no column 'path', its columns are none: set --column"),
+        (
+            "t.csv",
+            b'path\na.jpg\n"b.jpg\nc.jpg\n',
+            "t.csv is not CSV: line 4: unexpected end of data; correct its quotes",
+        ),
         ("t.parquet", b"no table", "t.parquet is not Parquet: "),
         ("a.tar", b"no archive at all", "a.tar is not a sound tar file: "),
         (
@@ -157,9 +229,17 @@ def test_a_source_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-def test_a_column_of_numbers_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        (1, "int64"),
+        (["a.jpg"], "list<element: string>"),
+        ({"bytes": b"", "path": "a.jpg"}, "struct<bytes: binary, path: string>"),
+    ],
+)
+def test_a_column_that_is_not_text_is_refused(tmp_path: Path, cell: object, kind: str) -> None:
     """A wrong --column is found before any image is read."""
-    parquet.write_table(pa.table({"path": [1, 2]}), tmp_path / "t.parquet")
+    parquet.write_table(pa.table({"path": [cell]}), tmp_path / "t.parquet")
 
-    with pytest.raises(UsageError, match=re.escape("is int64, expected string: set --column")):
+    with pytest.raises(UsageError, match=re.escape(f"is {kind}, expected string: set --column")):
         opened(tmp_path / "t.parquet")
