@@ -1,7 +1,11 @@
 """The command `lenserve batch`: options and output."""
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -97,8 +101,9 @@ class Batch(Command):
             threads=self.threads,
         )
         try:
-            summary = run_job(plan, stderr)
-        except KeyboardInterrupt:
+            with _sigterm_raised():
+                summary = run_job(plan, stderr)
+        except (KeyboardInterrupt, SystemExit):
             stderr.print("stopped: run the same command again to continue")
             raise
         if self.as_json:
@@ -113,3 +118,17 @@ class Batch(Command):
             failed = f"{summary.failed:,} of {summary.images:,} images failed"
             stderr.print(f"{failed} ({kinds}); their rows say why", markup=False)
         return SOME_FAILED if summary.failed else DONE
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Raise SystemExit at SIGTERM, so that the bar leaves the terminal as it was, and the end is said."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

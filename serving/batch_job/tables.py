@@ -11,8 +11,8 @@ from serving.text_files import MARK_BYTES, encoding_of
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = frozenset({*_SEPARATORS, ".parquet"})
-# Of one cell of CSV. Python's limit holds for the whole process, and 131,072 is too low for a column of images
-# as text, and for thousands of labels.
+# Of one cell of CSV. Python's limit is one for the process, and 131,072 is too low for images as text or for
+# thousands of labels.
 MAX_CELL_CHARACTERS = 2**30
 
 

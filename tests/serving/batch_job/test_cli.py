@@ -140,8 +140,11 @@ def test_a_missing_package_is_named_with_its_extra(
     assert batch(option) == (2, "", f"lenserve batch: {message}\n")
 
 
-def test_ctrl_c_says_how_to_continue(repository: Repository, publish: Publish, tmp_path: Path) -> None:
-    """One line instead of a traceback; the parts that were written stay."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_says_how_to_continue(
+    repository: Repository, publish: Publish, tmp_path: Path, *, number: signal.Signals, code: int
+) -> None:
+    """One line instead of a traceback or nothing; the parts that were written stay."""
     publish()
     (tmp_path / "a.png").touch()
     (tmp_path / "list.txt").write_text("a.png\n" * 200_000)
@@ -154,8 +157,8 @@ def test_ctrl_c_says_how_to_continue(repository: Repository, publish: Publish, t
     )
     while process.poll() is None and not list((tmp_path / "out").glob("part-*")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
 
-    assert (process.returncode, said) == (130, "stopped: run the same command again to continue\n")
+    assert (process.returncode, said) == (code, "stopped: run the same command again to continue\n")
     assert (tmp_path / "out" / "job.json").exists()
