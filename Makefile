@@ -30,7 +30,7 @@ check: .venv/dev.done
 	$(BIN)/python tests/checks/distribution.py
 
 # Brings every alert about on real servers, and checks images, manifests and proxies with what this machine has of
-# Debian's packages prometheus and buildah: 5 minutes.
+# Debian's packages prometheus and systemd: 6 minutes.
 check-deploy: .venv/dev.done
 	$(PIP) --group deploy
 	PATH=$(PWD)/$(BIN):$$PATH LENSERVE_EVERY_ALERT=1 $(BIN)/python -m pytest tests/deploy $(PYTEST_ARGS)

@@ -2,6 +2,7 @@
 #   docker build -f deploy/serving.Dockerfile -t lenserve:cpu .
 # For NVIDIA GPUs, with CUDA and cuDNN as pip packages; run it with --gpus all:
 #   docker build -f deploy/serving.Dockerfile --build-arg EXTRAS=cuda -t lenserve:cuda .
+# To serve a repository in s3://, add s3 to EXTRAS: serve-cpu,s3 or cuda,s3.
 # BASE is any image with Python 3.11 or newer and its venv, such as a mirror of this one.
 ARG BASE=python:3.12-slim
 

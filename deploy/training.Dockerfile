@@ -1,6 +1,7 @@
 # The training job. Build from the root of the repository:
 #   docker build -f deploy/training.Dockerfile -t lenserve-train:cpu .
 #   docker run -v $PWD/repository:/models -v $PWD/runs:/runs lenserve-train:cpu run lenet5-digits
+# To publish to s3://, add --build-arg EXTRAS=train,s3
 # For NVIDIA GPUs; run it with --gpus all:
 #   docker build -f deploy/training.Dockerfile --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 \
 #     -t lenserve-train:cuda .
@@ -9,6 +10,7 @@ ARG BASE=python:3.12-slim
 
 FROM ${BASE}
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=train
 # training.compile=true compiles at run time: C++ for a CPU, and C (by Triton) for a GPU. g++ depends on gcc.
 # hadolint ignore=DL3008
 RUN apt-get update && \
@@ -22,7 +24,7 @@ WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN mkdir serving training && echo '__version__ = "0"' > serving/__init__.py && touch training/__init__.py && \
     python3 -m venv /opt/lenserve && \
-    /opt/lenserve/bin/pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.txt ".[train]" && \
+    /opt/lenserve/bin/pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.txt ".[${EXTRAS}]" && \
     /opt/lenserve/bin/pip uninstall --yes lenserve && \
     rm -rf build lenserve.egg-info serving training
 COPY serving serving

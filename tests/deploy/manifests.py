@@ -42,13 +42,13 @@ def of_kind(kind: str, manifests: list[Manifest]) -> list[Manifest]:
 
 
 @functools.cache
-def rendered(folder: str) -> str:
+def rendered(folder: Path) -> str:
     """What `kubectl apply -k` would send; skip the test where kubectl is not installed."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("no kubectl on the PATH: `make check-deploy` installs it")
     done = subprocess.run(
-        [kubectl, "kustomize", DEPLOY / folder], capture_output=True, text=True, check=False, env=os.environ
+        [kubectl, "kustomize", folder], capture_output=True, text=True, check=False, env=os.environ
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -15,7 +15,7 @@ import yaml
 from serving.metrics.families import MetricFamilies
 from serving.settings import ServerSettings
 from tests.deploy.manifests import KUSTOMIZED, RESOURCES, of_kind, pods, rendered, written
-from tests.deploy.rules import groups
+from tests.deploy.rules import DEPLOY, groups
 
 CRDS_VARIABLE = "LENSERVE_CRDS"
 # https://github.com/distribution/reference: a path has no capitals, so this can never be pulled by accident.
@@ -26,7 +26,11 @@ LAME_DUCK_S = 5.0  # of serving.Dockerfile
 @pytest.mark.parametrize("folder", KUSTOMIZED)
 def test_everything_renders_and_is_valid(folder: str, tmp_path: Path) -> None:
     """Built-in kinds strictly against the schemas of Kubernetes itself: an unknown key is an error."""
-    text = rendered(folder)
+    assert_valid(rendered(DEPLOY / folder), tmp_path)
+
+
+def assert_valid(text: str, tmp_path: Path) -> None:
+    """Skip the test where there is no validator."""
     program = shutil.which("kubernetes-validate")
     if program is None:
         pytest.skip("no kubernetes-validate on the PATH: `make check-deploy` installs it")
@@ -127,7 +131,33 @@ def test_no_image_can_be_pulled_before_it_is_set() -> None:
 
 def test_an_overlay_sets_every_image() -> None:
     """The example leaves none unset."""
-    assert "NOT-SET" not in rendered("kubernetes/example")
+    assert "NOT-SET" not in rendered(DEPLOY / "kubernetes/example")
+
+
+def test_a_repository_in_an_object_store_needs_no_shared_volume(tmp_path: Path) -> None:
+    """Server and training name the store and a cache that they can write; the policy lets servers out."""
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
+    (tmp_path / "kubernetes" / "mine").mkdir()
+    (tmp_path / "kubernetes" / "mine" / "kustomization.yaml").write_text(
+        "resources: [../base]\ncomponents: [../training, ../object-store]\n"
+    )
+    text = rendered(tmp_path / "kubernetes" / "mine")
+    assert_valid(text, tmp_path)
+    manifests = list(yaml.safe_load_all(text))
+
+    for kind, spec in pods(manifests):
+        (container,) = spec["containers"]
+        variables = {each["name"]: each["value"] for each in container["env"]}
+        assert variables["LENSERVE_REPOSITORY"].startswith("s3://"), kind
+        mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+        cache = mounts[variables["LENSERVE_REPOSITORY_CACHE"]]
+        assert not cache.get("readOnly"), kind
+        (volume,) = (each for each in spec["volumes"] if each["name"] == cache["name"])
+        assert "emptyDir" in volume, kind
+    (policy,) = of_kind("NetworkPolicy", manifests)
+    assert {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]} == {53, 443}
+    names = [each["metadata"]["name"] for each in of_kind("PersistentVolumeClaim", manifests)]
+    assert names == ["lenserve-runs"]
 
 
 def test_every_container_runs_without_rights() -> None:
@@ -186,7 +216,7 @@ def test_everything_finds_the_pods() -> None:
 
 def test_prometheus_scrapes_each_pod_once_as_the_job_of_the_rules() -> None:
     """One of the two services, and its label gives the job's name."""
-    manifests = list(yaml.safe_load_all(rendered("kubernetes/example")))
+    manifests = list(yaml.safe_load_all(rendered(DEPLOY / "kubernetes/example")))
     (monitor,) = of_kind("ServiceMonitor", manifests)
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
     (service,) = (

@@ -27,10 +27,13 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 def test_it_is_given_the_time_that_draining_takes() -> None:
     """And its variables are settings."""
-    service = dict(line.split("=", 1) for line in UNIT.read_text().splitlines() if line[:1].isalpha())
+    lines = [line.split("=", 1) for line in UNIT.read_text().splitlines() if line[:1].isalpha()]
+    service = dict(lines)
     assert float(service["TimeoutStopSec"]) > ServerSettings.model_fields["drain_timeout_s"].default
-    variables = dict(each.split("=") for each in service["Environment"].split())
+    environment = [value for key, value in lines if key == "Environment"]
+    variables = dict(each.split("=") for each in " ".join(environment).split())
     settings = ServerSettings.model_validate(
         {name.removeprefix("LENSERVE_").lower(): value for name, value in variables.items()}
     )
     assert settings.workers == 0
+    assert settings.repository_cache == Path("/var/cache") / service["CacheDirectory"]
