@@ -81,7 +81,8 @@ class LocalEngine:
         """
         waiting = iter(chunks)
         try:
-            self._workers += [self._start() for _ in range(self._processes)]
+            for _ in range(self._processes):
+                self._workers.append(self._start())  # one by one: `_stop` ends those that have started
             while True:
                 for worker in self._workers:
                     self._fill(worker, waiting)

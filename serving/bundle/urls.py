@@ -33,11 +33,10 @@ def url_file_system(url: str, extra: str = "batch") -> tuple[Any, str]:
         raise UsageError(f"{url} needs fsspec: in a checkout, pip install '.[{extra}]'") from error
     try:
         file_system, path = url_to_fs(url)
-    except (
-        ImportError,
-        ValueError,
-        OSError,
-    ) as error:  # of an unknown protocol, without its package or server
+    except ImportError as error:  # without the package for its protocol
+        remedy = ": in a checkout, pip install '.[s3]'" if url.startswith("s3") else ""
+        raise UsageError(f"{url} cannot be opened: {error}{remedy}") from error
+    except (ValueError, OSError) as error:  # of an unknown protocol, without its server
         raise UsageError(f"{url} cannot be opened: {error}") from error
     return file_system, path
 

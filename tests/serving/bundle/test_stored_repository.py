@@ -1,6 +1,7 @@
 """Publishing into an object store: all of a version or nothing, one number for one publisher."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from serving.bundle import Repository
 from serving.bundle.mirror import Mirror
 from serving.bundle.operations import history, prune, remove, remove_alias, roll_back
 from serving.bundle.store import Store
-from serving.bundle.stored_repository import StoredRepository
+from serving.bundle.stored_repository import StoredRepository, open_repository
 from serving.errors import AliasMoved, StoreError, UnknownModel, UsageError
 from tests.object_store import ObjectStore, free_port, object_store
 from tests.serving.bundle.fake_s3 import FakeS3
@@ -313,6 +314,16 @@ def test_a_directory_that_is_copied_keeps_its_numbers(s3: FakeS3, write: Write, 
         back.write_bytes(content)
 
     assert Repository(tmp_path / "back").publish("animals", write).version == 4
+
+
+def test_a_missing_package_for_s3_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server's installation has neither it nor a reason to know its name."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # Python's way to say that it is not installed
+
+    with pytest.raises(StoreError, match=r"Install s3fs to access S3: in a checkout, pip install '\.\[s3\]'"):
+        open_repository("s3://bucket/models", tmp_path).models()
 
 
 def change_late(repository: StoredRepository, other: StoredRepository) -> None:
