@@ -20,6 +20,8 @@ from tests.deploy.rules import DEPLOY, groups
 CRDS_VARIABLE = "LENSERVE_CRDS"
 # https://github.com/distribution/reference: a path has no capitals, so this can never be pulled by accident.
 IMAGE_PATH = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*")
+# A file of a page: a block of YAML whose first line is a comment with its path.
+OVERLAY = re.compile(r"^```yaml\n# (\S+/kustomization\.yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LAME_DUCK_S = 5.0  # of serving.Dockerfile
 
 
@@ -132,6 +134,22 @@ def test_no_image_can_be_pulled_before_it_is_set() -> None:
 def test_an_overlay_sets_every_image() -> None:
     """The example leaves none unset."""
     assert "NOT-SET" not in rendered(DEPLOY / "kubernetes/example")
+
+
+def test_the_overlays_of_the_page_render_and_set_everything(tmp_path: Path) -> None:
+    """Those of deploy/README.md, where it says that they are; and a copy of the example beside it."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    folders = [tmp_path / "deploy" / "kubernetes" / "mine"]
+    shutil.copytree(DEPLOY / "kubernetes" / "example", folders[0])
+    for name, overlay in OVERLAY.findall(text):
+        folders.append((tmp_path / name).parent)
+        folders[-1].mkdir(parents=True)
+        (tmp_path / name).write_text(overlay, encoding="utf-8")
+
+    assert len(folders) == 3
+    for folder in folders:
+        assert "NOT-SET" not in rendered(folder)
 
 
 def test_a_repository_in_an_object_store_needs_no_shared_volume(tmp_path: Path) -> None:
