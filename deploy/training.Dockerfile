@@ -32,11 +32,15 @@ COPY training training
 RUN /opt/lenserve/bin/pip install --no-cache-dir --no-deps .
 USER 10001:10001
 WORKDIR /runs
-# Everything that is written at run time goes to /runs, /models or /tmp: the rest may be read-only.
+# Everything that is written at run time goes to /runs, /models or /tmp: the rest may be read-only. What is compiled goes
+# to /runs, since Docker mounts a tmpfs without the right to execute.
 ENV PATH=/opt/lenserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MPLCONFIGDIR=/tmp/matplotlib \
     TORCH_HOME=/runs/.torch \
+    TORCHINDUCTOR_CACHE_DIR=/runs/.torch/inductor \
+    TRITON_CACHE_DIR=/runs/.torch/triton \
+    LENSERVE_REPOSITORY_CACHE=/runs/.lenserve \
     LENSERVE_REPOSITORY=/models
 VOLUME /models /runs
 ENTRYPOINT ["lenserve-train"]
