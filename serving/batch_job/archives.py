@@ -50,7 +50,7 @@ def list_archive(source: str, file: Any, wanted: Callable[[str], bool]) -> list[
                     folder = posixpath.dirname(member.name)
                     links[len(members)] = posixpath.normpath(posixpath.join(folder, member.linkname))
                 members.append(Member(member.name, 0, NO_CONTENT))
-            _require_end(file, archive.offset)  # type: ignore[attr-defined]
+            _require_end(file, archive.offset)
     except (tarfile.TarError, OSError) as error:
         raise UsageError(f"{source} is not a sound tar file: {error}; make or copy it again") from error
     return _follow(members, links) if links else members
