@@ -62,6 +62,9 @@ def object_store(monkeypatch: pytest.MonkeyPatch, port: int) -> Iterator[ObjectS
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    import s3fs  # noqa: PLC0415 - not installed everywhere
+
+    s3fs.S3FileSystem.clear_instance_cache()  # it does not look at the environment again
     store = ObjectStore(port)
     store.start()
     try:

@@ -323,7 +323,7 @@ def test_a_missing_package_for_s3_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "s3fs", None)  # Python's way to say that it is not installed
 
     with pytest.raises(StoreError, match=r"Install s3fs to access S3: in a checkout, pip install '\.\[s3\]'"):
-        open_repository("s3://bucket/models", tmp_path).models()
+        open_repository("s3a://bucket/models", tmp_path).models()  # no other test opens this one
 
 
 def change_late(repository: StoredRepository, other: StoredRepository) -> None:
