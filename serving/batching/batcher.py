@@ -40,7 +40,7 @@ PRIORITY_STEP_S = 0.1
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: creation would take several times as long
 class BatchRun:
     """One successful run of the engine, for the metrics."""
 
@@ -135,7 +135,7 @@ class Batcher:
             raise _unloaded()
         now_s = time.monotonic()
         result: asyncio.Future[Output] = self._loop.create_future()
-        if self._may_run_now(len(images)):
+        if self._single_runs >= _SINGLE_RUNS and self._may_run_now(len(images)):
             result.set_result(self._run_now(images, now_s, deadline_s))
             return result
         request = QueuedRequest(images, now_s, deadline_s, result, now_s + priority * PRIORITY_STEP_S)
@@ -143,7 +143,7 @@ class Batcher:
             insort(self._queue, request, key=_order_s)
         else:
             self._queue.append(request)
-        if not self._is_held_back():
+        if not self._decision_due and not self._is_held_back():
             self._schedule_decision()
         return result
 
@@ -159,10 +159,9 @@ class Batcher:
         self._retries = deque(request for request in self._retries if not request.abandoned)
 
     def _may_run_now(self, images: int) -> bool:
-        """Whether to run without queueing: the queue is empty, and recent requests came one at a time."""
+        """After requests that came one at a time: whether to run without queueing."""
         return (
-            self._single_runs >= _SINGLE_RUNS
-            and self._single_runs % _SINGLE_RUNS != 0
+            self._single_runs % _SINGLE_RUNS != 0
             and images <= self._max_images_on_loop
             and not (self._queue or self._retries or self._running)
             and not self.policy.max_queue_delay_s
@@ -202,7 +201,7 @@ class Batcher:
         batch = self._next_batch()
         if not batch:
             return
-        if sum(request.size for request in batch) <= self._max_images_on_loop:
+        if sum([request.size for request in batch]) <= self._max_images_on_loop:
             self._run_on_loop(batch)
         else:
             self._run_in_thread(batch)
@@ -263,9 +262,10 @@ class Batcher:
     def _answer(self, batch: Sequence[QueuedRequest], output: Output, started_s: float) -> None:
         at = 0
         for request in batch:
-            if not request.abandoned:
-                request.result.set_result(output if len(batch) == 1 else output[at : at + request.size])
-            at += request.size
+            end = at + request.size
+            if not request.result.done():  # not abandoned
+                request.result.set_result(output if len(batch) == 1 else output[at:end])
+            at = end
         queued_s = [started_s - request.arrived_s for request in batch]
         self._record(BatchRun(at, time.monotonic() - started_s, queued_s, output))
 

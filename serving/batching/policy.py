@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
@@ -16,20 +16,34 @@ class BatchPolicy:
     max_queue_delay_s: float = 0.0  # how long an idle engine waits for a fuller batch
 
 
-@dataclass(slots=True, eq=False)
 class QueuedRequest:
     """One request in the queue. All times are on the same monotonic clock."""
 
-    images: Pixels  # (n, H, W, C) uint8, n <= max_batch_size
-    arrived_s: float
-    deadline_s: float
-    result: asyncio.Future[Output]
-    order_s: float  # sort key of the queue: arrival time, plus a delay for lower priorities
-    size: int = field(init=False)  # number of images
+    __slots__ = ("arrived_s", "deadline_s", "images", "order_s", "result", "size")
 
-    def __post_init__(self) -> None:
-        """Cache the number of images: every decision needs it."""
-        self.size = len(self.images)
+    def __init__(
+        self,
+        images: Pixels,
+        arrived_s: float,
+        deadline_s: float,
+        result: asyncio.Future[Output],
+        order_s: float,
+    ) -> None:
+        """Store a request.
+
+        Args:
+            images: (n, H, W, C) uint8, n <= max_batch_size.
+            arrived_s: when it was queued.
+            deadline_s: when it expires.
+            result: of its images.
+            order_s: sort key of the queue: arrival time, plus a delay for lower priorities.
+        """
+        self.images = images
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.result = result
+        self.order_s = order_s
+        self.size = len(images)  # every decision needs it
 
     @property
     def abandoned(self) -> bool:
@@ -37,7 +51,7 @@ class QueuedRequest:
         return self.result.done()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: creation would take several times as long
 class Decision:
     """What to do with the queue now. Neither list contains the abandoned requests at its head."""
 
@@ -59,7 +73,7 @@ def take_batch(queue: Sequence[QueuedRequest], now_s: float, policy: BatchPolicy
     expired: list[QueuedRequest] = []
     total = seen = 0
     for request in queue:
-        if request.abandoned:
+        if request.result.done():  # abandoned
             pass
         elif request.deadline_s <= now_s:
             expired.append(request)

@@ -120,7 +120,8 @@ class OnnxEngine:
                     "serve fewer models, or use another GPU"
                 ) from error
             raise EngineError(f"the network failed on {count} images: {error}") from error
-        return Output(probabilities, embedding)[:count]
+        output = Output(probabilities, embedding)
+        return output if len(probabilities) == count else output[:count]  # padded
 
     def drop_optimization(self, reason: str) -> bool:
         """Reopen the session with fewer optimizations; return False if none is left to drop.

@@ -133,6 +133,13 @@ class HistogramValue:
         self.buckets[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count several observations."""
+        bounds, buckets = self._bounds, self.buckets
+        for value in values:
+            buckets[bisect_left(bounds, value)] += 1
+        self.total += sum(values)
+
     def add(self, buckets: Sequence[float], total: float) -> None:
         """Add observations that were counted elsewhere: the number in each bucket, and their sum."""
         self.buckets = [before + more for before, more in zip(self.buckets, buckets, strict=True)]

@@ -175,8 +175,7 @@ class VersionMetrics:
         self._batch_size.observe(images)
         self._request_infer.value += infer_s * len(queue_s_of_each)
         self._last_run.value = time.time()
-        for queue_s in queue_s_of_each:
-            self._queue.observe(queue_s)
+        self._queue.observe_all(queue_s_of_each)
 
     def record_ranking(self, duration_s: float) -> None:
         """Record that the results of one request were ranked."""
