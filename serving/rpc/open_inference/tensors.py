@@ -18,7 +18,7 @@ from serving.errors import InvalidTensor
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.pb.inference.grpc_service_pb2 import ModelInferResponse as Response
 from serving.rpc.open_inference.shared_memory import Regions, TensorLocation
-from serving.rpc.open_inference.wire import field
+from serving.rpc.open_inference.wire import field, tag_and_length
 from serving.turns import LARGE_BYTES, Turns
 
 INPUT = "image"
@@ -107,6 +107,10 @@ async def encode_response(
         InvalidTensor: an output does not fit into shared memory.
         UnknownRegion: a region was unregistered in the meantime.
     """
+    if requested == _DEFAULT_OUTPUTS and not request_id:  # almost always
+        raw = inference.output.probabilities.tobytes()  # little-endian, like x86-64 and ARM
+        shape = inference.output.probabilities.shape
+        return _before_probabilities(inference.model, inference.version, shape, len(raw)) + raw
     fields = [_names(inference.model, inference.version)]
     if request_id:
         fields.append(field(Response.ID_FIELD_NUMBER, request_id.encode()))
@@ -157,6 +161,13 @@ def _raw_contents(raw: bytes) -> bytes:
 def _names(model: str, version: int) -> bytes:
     names: bytes = Response(model_name=model, model_version=str(version)).SerializeToString()
     return names
+
+
+@lru_cache(maxsize=256)
+def _before_probabilities(model: str, version: int, shape: tuple[int, ...], size: int) -> bytes:
+    """Return what precedes the raw probabilities of this size in a response with nothing else."""
+    contents = tag_and_length(Response.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, size)
+    return _names(model, version) + _output_metadata(PROBABILITIES, "FP32", shape) + contents
 
 
 @lru_cache(maxsize=256)
