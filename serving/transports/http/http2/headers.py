@@ -17,7 +17,7 @@ _OK, _OK_BLOCK = 200, b"\x88"  # an entry of HPACK's static table: the whole fie
 _STATUS = b"\x08\x03"  # name from the static table, then a value of three characters
 _LONG, _MORE = 0x7F, 0x80  # longer lengths take several bytes; all but the last have the high bit set
 _MAX_LENGTH_DIGITS = 18  # a content-length of this many digits fits into 64 bits
-# Of one connection: about 30 KB of memory at most, because there can be thousands of connections.
+# Of one connection: about 40 KB of memory at most, because there can be thousands of connections.
 _KEPT_BLOCKS, _KEPT_FIELDS, _MAX_KEPT_BYTES = 16, 256, 512
 
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
