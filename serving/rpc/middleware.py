@@ -253,24 +253,25 @@ class Middleware:
 
         async def answer_one(message: bytes, call: Call) -> bytes:
             request: Any = None
-            code = Code.OK
+            code = _OK
             self._running += 1
             try:
                 # First, so that a rejection has the request id.
                 request = (
                     parse(message) if len(message) <= LARGE_BYTES else await self._parse_large(parse, message)
                 )
-                self._check_not_stopping(rpc)
+                if self._draining:
+                    self._check_not_stopping(rpc)
                 if call.grant is not None:
                     call.grant.check(getattr(request, rpc.model_field))
                 response = await rpc.answer(request, call)
             except Exception as error:  # noqa: BLE001 - a failed message must not end the stream
                 status = self._status(rpc, call, error)
-                code = status.code
+                code = status.code.name
                 response = rpc.refuse(parse(b"") if request is None else request, status)
             finally:
                 self._end_call()
-            record_message(code.name)
+            record_message(code)
             return response if isinstance(response, bytes) else response.SerializeToString()
 
         return answer_one

@@ -35,9 +35,8 @@ async def answer_in_order(
     Raises:
         DeadlineExceeded: the deadline passed before the end of the stream.
     """
-    queue: _AnswerQueue[Response] = _AnswerQueue()
-    slots = asyncio.Semaphore(max_in_flight)
-    reader = asyncio.create_task(_read(requests, answer, queue, slots))
+    queue: _AnswerQueue[Response] = _AnswerQueue(max_in_flight)
+    reader = asyncio.create_task(_read(requests, answer, queue))
     reader.add_done_callback(lambda _: queue.arrived.set())
     deadline_timer = None
     if not math.isinf(deadline_s):
@@ -46,8 +45,7 @@ async def answer_in_order(
         while await queue.wait(reader):
             answers = await queue.take()
             yield answers
-            for _ in answers:
-                slots.release()
+            queue.consumed(len(answers))
         await reader  # raises the read error
     finally:
         if deadline_timer is not None:
@@ -58,14 +56,34 @@ async def answer_in_order(
 class _AnswerQueue(Generic[Response]):
     """Running and finished answers, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_in_flight: int) -> None:
         self.answers: deque[asyncio.Future[Response]] = deque()
         self.arrived = asyncio.Event()
+        self._left = max_in_flight  # that may be added before more are consumed
+        self._room = asyncio.Event()
 
     def append(self, response: asyncio.Future[Response]) -> None:
         """Add an answer at the end."""
+        self._left -= 1
+        if not self.answers:
+            self.arrived.set()
         self.answers.append(response)
-        self.arrived.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing may be added before more is consumed."""
+        return self._left <= 0
+
+    async def room(self) -> None:
+        """Wait while it is full."""
+        while self.is_full:
+            self._room.clear()
+            await self._room.wait()
+
+    def consumed(self, count: int) -> None:
+        """Note that this number of answers was consumed."""
+        self._left += count
+        self._room.set()
 
     async def wait(self, reader: asyncio.Task[None]) -> bool:
         """Wait for an answer to be added; return False if there will be no more."""
@@ -84,8 +102,12 @@ class _AnswerQueue(Generic[Response]):
             self.answers.popleft()  # the exception's frames lead to this queue: a reference cycle
             raise
         self.answers.popleft()
-        while self.answers and _succeeded(self.answers[0]):
-            answers.append(self.answers.popleft().result())
+        while self.answers:
+            first = self.answers[0]
+            if not first.done() or first.cancelled() or first.exception() is not None:
+                break
+            answers.append(first.result())
+            self.answers.popleft()
         return answers
 
 
@@ -93,16 +115,12 @@ async def _read(
     requests: AsyncIterator[Request],
     answer: Callable[[Request], Coroutine[Any, Any, Response]],
     queue: _AnswerQueue[Response],
-    slots: asyncio.Semaphore,
 ) -> None:
-    await slots.acquire()
+    create_task = asyncio.get_running_loop().create_task
     async for request in requests:
-        queue.append(asyncio.create_task(answer(request)))
-        await slots.acquire()
-
-
-def _succeeded(response: asyncio.Future[Any]) -> bool:
-    return response.done() and not response.cancelled() and response.exception() is None
+        queue.append(create_task(answer(request)))
+        if queue.is_full:
+            await queue.room()
 
 
 def _late() -> asyncio.Future[Any]:

@@ -21,7 +21,7 @@ from serving.rpc.open_inference.parameters import decode_scheduling
 from serving.rpc.open_inference.requests import InferRequest, RequestReader
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.open_inference.statistics import model_statistics
-from serving.rpc.open_inference.wire import field
+from serving.rpc.open_inference.wire import tag_and_length
 from serving.rpc.routes import Call, Pipeline, Rpc, Unary
 from serving.rpc.status import Status
 
@@ -188,7 +188,8 @@ class InferenceService:
 
     async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:
         """Answer one request of a stream."""
-        return field(_INFER_RESPONSE, await self.model_infer(request, call, may_wait=True) + _LAST)
+        response = await self.model_infer(request, call, may_wait=True)
+        return b"".join((tag_and_length(_INFER_RESPONSE, len(response) + len(_LAST)), response, _LAST))
 
 
 def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferResponse:
@@ -198,8 +199,10 @@ def _refuse(request: InferRequest, status: Status) -> pb.ModelStreamInferRespons
 
 
 def _revision(text: str) -> Revision:
+    if not text:
+        return None
     if text.isascii() and text.isdigit():
         if len(text) > 18:  # noqa: PLR2004 - so that it fits into 64 bits
             raise InvalidTensor(f"version {text[:32]} is not a version number")
         return int(text)
-    return text or None
+    return text

@@ -7,7 +7,7 @@ disconnects; grpc_framing.py defines the format of the bytes.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ _NO_BODY = {"type": _BODY}
 _OK = (b"grpc-status", b"0")
 
 _FIRST_MESSAGE_S = 0.1
-# A chunk of a stream can hold 200,000 messages. Beyond the first, they share the turns of the event loop.
+# A chunk of a stream can hold 200,000 messages. After the first ones, they share the turns of the event loop.
 _MESSAGES_AT_ONCE = 16
 _MESSAGE_US = 30  # to parse and answer one, about
 _UNSUPPORTED_MEDIA_TYPE = 415
@@ -237,11 +237,12 @@ class GrpcApp:
                 return plain
         only = None
         encoding = encoding_of(headers)
-        async with aclosing(self._framed(body, event)) as messages:
-            async for framed_message in messages:
-                if only is not None:
-                    raise wrong_count("several messages")
-                only = framed_message
+        async with aclosing(self._framed(body, event)) as chunks:
+            async for messages in chunks:
+                for framed_message in messages:
+                    if only is not None:
+                        raise wrong_count("several messages")
+                    only = framed_message
         if only is None:
             raise wrong_count("no message")
         if not only.is_compressed:
@@ -253,24 +254,26 @@ class GrpcApp:
     ) -> AsyncGenerator[bytes, None]:
         """Yield each message of a stream when it is complete, and when the one before it is taken."""
         encoding = encoding_of(headers)
-        async with aclosing(self._framed(unanswered.body, unanswered=unanswered)) as messages:
-            async for is_compressed, data in messages:
-                if unanswered.is_full:
-                    await unanswered.room()
-                if is_compressed:
-                    charge = unanswered.body.charge
-                    message = await decompress(data, encoding, self._max_message_bytes, charge, self._turns)
-                    unanswered.add(PREFIX.size + len(data) + len(message))
-                else:
-                    message = data
-                    unanswered.add(PREFIX.size + len(data))
-                yield message
-                unanswered.taken()
+        async with aclosing(self._framed(unanswered.body, unanswered=unanswered)) as chunks:
+            async for messages in chunks:
+                for number, (is_compressed, data) in enumerate(messages):
+                    if number and number % _MESSAGES_AT_ONCE == 0:
+                        await self._turns.take(_MESSAGES_AT_ONCE * _MESSAGE_US)
+                    if unanswered.is_full:
+                        await unanswered.room()
+                    message, size = data, PREFIX.size + len(data)
+                    if is_compressed:
+                        charge, most = unanswered.body.charge, self._max_message_bytes
+                        message = await decompress(data, encoding, most, charge, self._turns)
+                        size += len(message)
+                    unanswered.add(size)
+                    yield message
+                    unanswered.taken()
 
     async def _framed(
         self, receive: Receive, event: Event | None = None, unanswered: UnansweredMessages | None = None
-    ) -> AsyncGenerator[Framed, None]:
-        """Yield each message of a request as it was sent; `event` is the first event."""
+    ) -> AsyncGenerator[Iterator[Framed], None]:
+        """Yield the messages that each chunk of a request completes; `event` is the first event."""
         reader = MessageReader(self._max_message_bytes)
         more = True
         while more:
@@ -284,10 +287,7 @@ class GrpcApp:
             chunk = event.get("body", b"")
             if reader.copied_bytes(chunk) > LARGE_BYTES:
                 await self._turns.take(copy_us(reader.copied_bytes(chunk)))
-            for count, message in enumerate(reader.feed(chunk)):
-                if count >= _MESSAGES_AT_ONCE:
-                    await self._turns.take(_MESSAGE_US)
-                yield message
+            yield reader.feed(chunk)
             more = event.get("more_body", False)
             event = None
         reader.close()

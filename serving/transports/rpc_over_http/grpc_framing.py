@@ -90,15 +90,17 @@ class MessageReader:
         if self._buffer.size < self._wanted_bytes:
             return
         body, at = self._buffer.take(), 0
-        while at + self._wanted_bytes <= len(body):
-            end = at + self._wanted_bytes
-            if self._flag is None:
-                self._flag, self._wanted_bytes = self._checked(*PREFIX.unpack_from(body, at))
+        flag, wanted_bytes, size = self._flag, self._wanted_bytes, len(body)
+        while (end := at + wanted_bytes) <= size:
+            if flag is None:
+                flag, wanted_bytes = PREFIX.unpack_from(body, at)
+                if flag > _COMPRESSED or wanted_bytes > self._max_message_bytes:
+                    raise self._invalid(flag, wanted_bytes)
             else:
-                message = Framed(self._flag == _COMPRESSED, body[at:end])
-                self._flag, self._wanted_bytes = None, PREFIX.size
-                yield message
+                yield Framed(flag == _COMPRESSED, body[at:end])
+                flag, wanted_bytes = None, PREFIX.size
             at = end
+        self._flag, self._wanted_bytes = flag, wanted_bytes
         self._buffer.append(body[at:])
 
     def copied_bytes(self, chunk: bytes) -> int:
@@ -121,12 +123,10 @@ class MessageReader:
             size = self._buffer.size + (0 if self._flag is None else PREFIX.size)
             raise malformed(f"the request ends inside a message, after {size} bytes of it")
 
-    def _checked(self, flag: int, length: int) -> tuple[int, int]:
+    def _invalid(self, flag: int, length: int) -> Failure:
         if flag not in (_PLAIN, _COMPRESSED):
-            raise malformed(f"a message begins with {flag}, expected 0 (plain) or 1 (compressed)")
-        if length > self._max_message_bytes:
-            raise too_long(f"{length} bytes", self._max_message_bytes)
-        return flag, length
+            return malformed(f"a message begins with {flag}, expected 0 (plain) or 1 (compressed)")
+        return too_long(f"{length} bytes", self._max_message_bytes)
 
 
 def frame(message: bytes, *, compressed: bool = False) -> bytes:

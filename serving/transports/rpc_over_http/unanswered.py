@@ -42,7 +42,7 @@ class UnansweredMessages:
             self._release(count)
 
     def _release(self, count: int) -> None:
-        size = sum(self._sizes.popleft() for _ in range(min(count, len(self._sizes))))
+        size = sum([self._sizes.popleft() for _ in range(min(count, len(self._sizes)))])
         self._bytes -= size
         self.body.release(size)
         self._answered.set()
