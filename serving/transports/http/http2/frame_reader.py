@@ -9,7 +9,7 @@ from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode
 # (Envoy 60 KiB by default), so that no user of theirs can end the connection of the others.
 MAX_BLOCK_BYTES = 2**16
 _MAX_CONTINUATIONS = 16
-_BLOCK_TYPES = frozenset({frames.HEADERS, frames.CONTINUATION})
+_FORM = frames.END_HEADERS | frames.PADDED | frames.HAS_PRIORITY  # flags of HEADERS
 
 
 class FrameReader:
@@ -76,7 +76,9 @@ class FrameReader:
                 stream &= frames.STREAM_MASK
                 if self._expected is not None:
                     self._check_expected(kind, flags)
-                if kind in _BLOCK_TYPES:
+                if kind == frames.CONTINUATION or (
+                    kind == frames.HEADERS and flags & _FORM != frames.END_HEADERS  # not just a whole block
+                ):
                     flags, payload = self._join(kind, stream, flags, payload)
                     if not flags & frames.END_HEADERS:
                         continue

@@ -109,15 +109,14 @@ def write_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def write_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the header block of trailers."""
-    return b"".join([part for name, value in fields for part in (_name(name), _length(len(value)), value)])
+    return b"".join([part for name, value in fields for part in (_before_value(name, len(value)), value)])
 
 
-@lru_cache(maxsize=256)  # this and the next save 0.6 us of the 34 us of a LeNet-5 request
-def _name(name: bytes) -> bytes:
-    return b"\0" + _length(len(name)) + name
+@lru_cache(maxsize=1024)  # saves 0.8 us of the 34 us of a LeNet-5 request
+def _before_value(name: bytes, length: int) -> bytes:
+    return b"\0" + _length(len(name)) + name + _length(length)
 
 
-@lru_cache(maxsize=256)
 def _length(length: int) -> bytes:
     """Return the encoded length of a string without Huffman coding: RFC 7541, section 5."""
     if length < _LONG:

@@ -51,7 +51,9 @@ class Output:
     def answer(self, stream: int, block: bytes, body: bytes, trailers: bytes) -> bytes:
         """Return a whole answer in three frames, charged to the send window; see `headers` for the order."""
         self.window_bytes -= len(body)
-        return frames.answer(stream, self._prefixed(block), body, trailers)
+        if self._block_prefix:
+            block = self._prefixed(block)
+        return frames.answer(stream, block, body, trailers)
 
     def _prefixed(self, block: bytes) -> bytes:
         if self._block_prefix:

@@ -11,7 +11,6 @@ from serving.transports.http.byte_buffer import ByteBuffer
 from serving.transports.http.http2 import frames
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, StreamBroken
 from serving.transports.http.http2.headers import write_fields, write_head
-from serving.transports.http.http2.hpack_decoder import Fields
 from serving.transports.http.http2.output import Output
 from serving.transports.http.http2.receive_window import ReceiveWindow
 
@@ -150,7 +149,8 @@ class Http2Stream(RequestBytes):
         if self._missing_bytes:
             raise StreamBroken(ErrorCode.PROTOCOL_ERROR, "the body is shorter than content-length")
         self.request_is_over = True
-        _wake(self._arrival)
+        if self._arrival is not None:
+            _wake(self._arrival)
 
     def refuse(self, refusal: RequestRefused) -> None:
         """See `RequestBytes`. The connection's window gets the room back, the stream's does not."""
@@ -264,7 +264,16 @@ class Http2Stream(RequestBytes):
             raise ConnectionResetError("the client has disconnected")
         kind = event["type"]
         if kind == ANSWER:
-            await self._send_answer(event["headers"], event["body"], event["trailers"])
+            body, block, trailers = (
+                event["body"],
+                _block_200(event["headers"]),
+                write_fields(event["trailers"]),
+            )
+            if self._fits(len(body)):
+                self.send_window_bytes -= len(body)
+                self._end_answer(output.answer(self.number, block, body, trailers))
+            else:
+                await self._send_in_parts(block, body, trailers)
         elif kind == "http.response.start":
             self._head_block = write_head(event["status"], event["headers"])
             self._trailers_follow = event.get("trailers", False)
@@ -275,16 +284,9 @@ class Http2Stream(RequestBytes):
         else:
             raise ValueError(f"{kind!r} is not an event that ASGI applications send")
 
-    async def _send_answer(
-        self, fields: tuple[tuple[bytes, bytes], ...], body: bytes, trailers: Fields
-    ) -> None:
-        """Send a whole answer as three frames in one write, if there is room."""
-        output, number, length = self._output, self.number, len(body)
-        block = _block_200(fields)
-        if self._fits(length):
-            self.send_window_bytes -= length
-            self._end_answer(output.answer(number, block, body, write_fields(trailers)))
-            return
+    async def _send_in_parts(self, block: bytes, body: bytes, trailers: bytes) -> None:
+        """Send a whole answer for which there is no room now."""
+        output, number = self._output, self.number
         output.write(output.headers(number, 0, block))
         self._trailers_follow = True  # also if the body is not sent
         try:
@@ -292,7 +294,7 @@ class Http2Stream(RequestBytes):
         except AnswerOverBudget as error:
             error.has_head = True
             raise
-        self._end_answer(data + output.headers(number, frames.END_STREAM, write_fields(trailers)))
+        self._end_answer(data + output.headers(number, frames.END_STREAM, trailers))
         output.wake_next()
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:
