@@ -45,16 +45,13 @@ class Preprocessor:
         self._count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._queue: DecodeQueue[_Job] = DecodeQueue(threads)
+        self.wait_s = self._queue.wait_s  # estimates how long an image of a version would wait for a thread
 
     def close(self) -> None:
         """Cancel the images that wait for a thread. Running ones are completed."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         while (job := self._queue.take()) is not None:
             job.result.cancel()
-
-    def wait_s(self, backlog: Backlog) -> float:
-        """Estimate how long an image of a version would wait for a thread."""
-        return self._queue.wait_s(backlog)
 
     def duration_s(self, images: int, backlog: Backlog) -> float:
         """Estimate how long images of a version take once it is their turn."""
