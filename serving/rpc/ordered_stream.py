@@ -116,9 +116,9 @@ async def _read(
     answer: Callable[[Request], Coroutine[Any, Any, Response]],
     queue: _AnswerQueue[Response],
 ) -> None:
-    create_task = asyncio.get_running_loop().create_task
+    loop = asyncio.get_running_loop()
     async for request in requests:
-        queue.append(create_task(answer(request)))
+        queue.append(asyncio.Task(answer(request), loop=loop, name="message"))  # not numbered: takes 0.2 us
         if queue.is_full:
             await queue.room()
 
