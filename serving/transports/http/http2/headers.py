@@ -26,7 +26,6 @@ _FORBIDDEN = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"tra
 _NOT_IN_NAMES = (
     frozenset(range(0x21)) | frozenset(range(ord("A"), ord("Z") + 1)) | frozenset(range(0x7F, 0x100))
 )
-_NOT_IN_VALUES = (b"\0", b"\r", b"\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ def _head(fields: Fields) -> RequestHead:
 def _check(name: bytes, value: bytes) -> None:
     if not name or not _NOT_IN_NAMES.isdisjoint(name) or b":" in name[1:]:
         raise _malformed(f"{name!r} is not a valid field name")
-    if any(each in value for each in _NOT_IN_VALUES):
+    if b"\0" in value or b"\r" in value or b"\n" in value:  # a loop would take ten times as long
         raise _malformed(f"the value of {name!r} contains NUL, CR or LF")
     if name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
         raise _malformed(f"{name!r} is not allowed in HTTP/2")
