@@ -233,10 +233,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each load")
     parser.add_argument("--transport", choices=TRANSPORTS, nargs="+", default=TRANSPORTS)
     parser.add_argument("--work", choices=("photographs", "tensors"), nargs="+")
+    parser.add_argument(
+        "--share", type=int, choices=SHARES, nargs="+", default=SHARES, help="of the capacity"
+    )
+    parser.add_argument("--deadline-s", type=float, choices=DEADLINES_S, nargs="+", default=DEADLINES_S)
     parser.add_argument("--json", type=Path, help="a file that keeps every figure")
     parser.add_argument("--write", type=Path, help="a Markdown file whose table of overload is replaced")
     options = parser.parse_args()
-    loads = [(share, deadline_s) for share in SHARES for deadline_s in DEADLINES_S]
+    loads = [(share, deadline_s) for share in options.share for deadline_s in options.deadline_s]
     results = []
     for transport in options.transport:
         for work in (photographs(), tensors()):
