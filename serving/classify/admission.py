@@ -70,6 +70,19 @@ class Admission:
         if self.pending >= self.limit:
             raise _overloaded(f"{self.pending} images are pending, the limit is {self.limit}")
 
+    def check_wait(self, backlog: Backlog, deadline_s: float = math.inf) -> None:
+        """Check, before the images of a request have arrived, whether a single one would be answered in time.
+
+        Args:
+            backlog: of its version.
+            deadline_s: as in `enter`.
+
+        Raises:
+            Overloaded: it would wait too long.
+        """
+        if backlog.images:
+            self._check_time(1, backlog, deadline_s)
+
     def enter(self, images: int, backlog: Backlog, deadline_s: float = math.inf) -> None:
         """Reserve places for images until `leave`.
 

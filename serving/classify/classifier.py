@@ -96,6 +96,26 @@ class Classifier:
         if not 1 <= count <= self.max_images:
             raise InvalidRequest(f"the request has {count} images, expected 1 to {self.max_images}")
 
+    def check_admission(
+        self, model: str, revision: Revision = None, deadline_s: float = NO_DEADLINE_S
+    ) -> None:
+        """Check whether a request could be admitted now. Its images need not have arrived.
+
+        Args:
+            model: as in `classify`.
+            revision: as in `classify`.
+            deadline_s: as in `classify`.
+
+        Raises:
+            UnknownModel, ModelUnavailable, Overloaded: see serving/errors.py.
+        """
+        version = self._models.lease(model, revision)
+        try:
+            self.admission.check_wait(version.backlog, deadline_s)
+        except Overloaded as error:
+            version.metrics.record_failure(error.reason, 0.0)
+            raise
+
     async def classify(
         self,
         images: Sequence[Image],

@@ -119,13 +119,13 @@ class _Scan:
             tag = data[at]
             at += 1
             if tag >= _MORE:
-                tag, at = self._long_varint(at - 1)
+                tag, at = read_varint(data, at - 1)
             kind = tag & _TYPE_MASK
             if kind == _LENGTH_DELIMITED:
                 length = data[at]
                 at += 1
                 if length >= _MORE:
-                    length, at = self._long_varint(at - 1)
+                    length, at = read_varint(data, at - 1)
                 if length > end - at:
                     raise DecodeError("a field is longer than its message")
                 rule = table.get(tag)
@@ -140,7 +140,7 @@ class _Scan:
     def _skip(self, kind: int, at: int) -> int:
         """Return the byte after a number."""
         if kind == _VARINT:
-            return at + 1 if self._data[at] < _MORE else self._long_varint(at)[1]
+            return at + 1 if self._data[at] < _MORE else read_varint(self._data, at)[1]
         if kind not in _FIXED_BYTES:
             raise DecodeError("groups are not supported")
         return at + _FIXED_BYTES[kind]
@@ -161,14 +161,42 @@ class _Scan:
         else:
             self.check(start, end, rule)
 
-    def _long_varint(self, at: int) -> tuple[int, int]:
-        """Return the number at a byte, and the byte after it."""
-        data = self._data
-        value, shift = 0, 0
-        while (byte := data[at]) >= _MORE:
-            value |= (byte & _VALUE_MASK) << shift
-            shift += _VALUE_BITS
-            at += 1
-            if shift > _MAX_SHIFT:
-                raise DecodeError("a number has no end")
-        return value | byte << shift, at + 1
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number at a byte, and the byte after it.
+
+    Raises:
+        IndexError: the data ends before the number does.
+        DecodeError: it has too many bytes.
+    """
+    value, shift = 0, 0
+    while (byte := data[at]) >= _MORE:
+        value |= (byte & _VALUE_MASK) << shift
+        shift += _VALUE_BITS
+        at += 1
+        if shift > _MAX_SHIFT:
+            raise DecodeError("a number has no end")
+    return value | byte << shift, at + 1
+
+
+def leading_fields(data: bytes, before: int) -> bytes | None:
+    """Return the fields with lower numbers than this at the beginning of a message: a message too.
+
+    Serializers write fields in the order of their numbers (protobuf.dev, "field order", does not promise it).
+
+    Returns: None if it is not known where they end, because no other field follows, or not yet.
+    """
+    at = 0
+    try:
+        while True:
+            start = at
+            tag, at = read_varint(data, at)
+            if tag >> _TYPE_BITS >= before:
+                return data[:start]
+            value, at = read_varint(data, at)
+            if tag & _TYPE_MASK == _LENGTH_DELIMITED:
+                at += value
+            elif tag & _TYPE_MASK != _VARINT:
+                return None
+    except (IndexError, DecodeError):
+        return None

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 from google.protobuf.message import DecodeError
@@ -19,7 +20,7 @@ from serving.metrics.recorder import Metrics
 from serving.rpc.access_log import AccessLog
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.cancellation import code_of_cancelled
-from serving.rpc.field_limit import limited_parser
+from serving.rpc.field_limit import leading_fields, limited_parser
 from serving.rpc.handlers import (
     REQUEST_ID_KEY,
     AnswerGroups,
@@ -32,7 +33,7 @@ from serving.rpc.handlers import (
     UnaryHandler,
 )
 from serving.rpc.ordered_stream import answer_in_order
-from serving.rpc.routes import Call, Parse, Pipeline, Reply, Rpc, Stream, Unary
+from serving.rpc.routes import AdmitNamed, Call, Parse, Pipeline, Reply, Rpc, Stream, Unary
 from serving.rpc.status import Code, Status, status_of
 from serving.turns import LARGE_BYTES, Turns, copy_us
 
@@ -170,7 +171,12 @@ class Middleware:
         parse, compute, model_field = _parser(rpc), rpc.answer, rpc.model_field
 
         async def read_and_compute(read: bytes | Read, call: Call) -> Reply:
-            message = read if isinstance(read, bytes) else await read()
+            if isinstance(read, bytes):
+                message = read
+            else:
+                if rpc.admit_named is not None:
+                    call.check_beginning = partial(_check_beginning, rpc, rpc.admit_named, call)
+                message = await read()
             call.received_s = time.perf_counter()
             self._running += 1
             try:
@@ -329,6 +335,21 @@ def _noting_model(rpc: Rpc) -> Rpc:
         return await answer(request, call)
 
     return replace(rpc, answer=note_and_answer)
+
+
+def _check_beginning(rpc: Unary, admit: AdmitNamed, call: Call, beginning: bytes) -> None:
+    fields = leading_fields(beginning, admit.contents_field)
+    if not fields:
+        return
+    try:
+        request = rpc.request.FromString(fields)
+    except DecodeError:  # it is reported when the whole message is read
+        return
+    if not getattr(request, rpc.model_field):  # written in another order
+        return
+    if call.grant is not None:
+        call.grant.check(getattr(request, rpc.model_field))
+    admit.check(request, call)
 
 
 def _authenticate(tokens: Tokens, call: Call, *, is_probe: bool) -> None:

@@ -28,6 +28,10 @@ class Call:
     peer: tuple[Any, ...] | str | None = field(init=False, repr=False, compare=False)  # the client's address
     model: str = field(init=False, repr=False, compare=False)  # that the call names
 
+    # Raises an error if a message that begins like this cannot be admitted. Set while a message is read, for
+    # transports that receive it in parts.
+    check_beginning: Callable[[bytes], None] = field(init=False, repr=False, compare=False)
+
     def allows(self, model: str) -> bool:
         """Whether the call may see a model."""
         return self.grant is None or self.grant.allows(model)
@@ -47,6 +51,14 @@ AnswerStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Message]]
 
 
 @dataclass(frozen=True, slots=True)
+class AdmitNamed:
+    """Admits a request by what it names, before its contents have arrived."""
+
+    check: Callable[[Any, Call], None]  # raises; gets a request without its contents
+    contents_field: int  # the number of the first field that is large; those before it name the model
+
+
+@dataclass(frozen=True, slots=True)
 class Unary:
     """One message in, one message out."""
 
@@ -59,6 +71,7 @@ class Unary:
     parse: Parse | None = None
     is_probe: bool = False  # answered without a token, even while the server is stopping
     admit: Callable[[], None] | None = None  # raises if there is no room: called before the message is read
+    admit_named: AdmitNamed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from serving.errors import EmptyImage, ImageError, InvalidPixels, forget_frames
 from serving.models.versions import Revision
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.field_limit import limited_parser, max_fields_of
-from serving.rpc.routes import Call, Pipeline, Rpc, Unary
+from serving.rpc.routes import AdmitNamed, Call, Pipeline, Rpc, Unary
 from serving.rpc.status import Status, code_of
 from serving.turns import LARGE_BYTES, copy_us
 
@@ -36,6 +36,7 @@ class ClassifierService:
                 model_field="model",
                 parse=self._parse,
                 admit=self._classifier.admission.check,
+                admit_named=AdmitNamed(self.check_admission, pb.ClassifyRequest.IMAGES_FIELD_NUMBER),
             ),
             Pipeline(
                 f"/{SERVICE}/ClassifyStream",
@@ -46,6 +47,10 @@ class ClassifierService:
                 parse=self._parse,
             ),
         )
+
+    def check_admission(self, request: pb.ClassifyRequest, call: Call) -> None:
+        """Raise an error if a request without its images cannot be admitted now."""
+        self._classifier.check_admission(request.model, _revision(request), call.deadline_s)
 
     async def classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
         """Rank the labels of each image. If the only image is invalid, the request fails."""

@@ -22,7 +22,7 @@ from serving.rpc.open_inference.requests import InferRequest, RequestReader
 from serving.rpc.open_inference.shared_memory import Regions
 from serving.rpc.open_inference.statistics import model_statistics
 from serving.rpc.open_inference.wire import tag_and_length
-from serving.rpc.routes import Call, Pipeline, Rpc, Unary
+from serving.rpc.routes import AdmitNamed, Call, Pipeline, Rpc, Unary
 from serving.rpc.status import Status
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -78,6 +78,7 @@ class InferenceService:
                 model_field="model_name",
                 parse=self._requests.read,
                 admit=self._classifier.admission.check,
+                admit_named=AdmitNamed(self.check_admission, pb.ModelInferRequest.INPUTS_FIELD_NUMBER),
             ),
             Pipeline(
                 f"{prefix}/ModelStreamInfer",
@@ -158,6 +159,11 @@ class InferenceService:
             self._models, self._metrics, names=names, revision=_revision(request.version)
         )
         return pb.ModelStatisticsResponse(model_stats=statistics)
+
+    def check_admission(self, request: pb.ModelInferRequest, call: Call) -> None:
+        """Raise an error if a request without its tensors cannot be admitted now."""
+        revision = _revision(request.model_version)
+        self._classifier.check_admission(request.model_name, revision, call.deadline_s)
 
     async def model_infer(self, request: InferRequest, call: Call, *, may_wait: bool = False) -> bytes:
         """Run a uint8 tensor or encoded images, and return probabilities, embeddings or classes."""

@@ -68,6 +68,7 @@ _NO_BODY = {"type": _BODY}
 _OK = (b"grpc-status", b"0")
 
 _FIRST_MESSAGE_S = 0.1
+_BEGINNING_BYTES = 2048  # of a large message: its first fields name the model
 # A chunk of a stream can hold 200,000 messages. After the first ones, they share the turns of the event loop.
 _MESSAGES_AT_ONCE = 16
 _MESSAGE_US = 30  # to parse and answer one, about
@@ -153,7 +154,7 @@ class GrpcApp:
             whole = body.take_whole()
             message: bytes | _Reader | None = None if whole is None else self._plain_message(whole)
             if message is None:
-                message = _Reader(self._only_message, head.headers, body, whole)
+                message = _Reader(self._only_message, head.headers, call, body, whole)
             try:
                 if head.has_timeout:
                     read_timeout(head.headers, call)
@@ -223,10 +224,13 @@ class GrpcApp:
             return body[PREFIX.size :]
         return None
 
-    async def _only_message(self, headers: RawHeaders, body: RequestBody, whole: bytes | None) -> bytes:
+    async def _only_message(
+        self, headers: RawHeaders, call: Call, body: RequestBody, whole: bytes | None
+    ) -> bytes:
         """Return the message of a unary call; `whole` is its request, if it has arrived.
 
         Raises:
+            LenserveError: the call cannot be admitted; most of the message may be unread.
             Failure: the request has no message, or several (UNIMPLEMENTED: gRPC's doc/statuscodes.md).
         """
         event: Event = {"type": _REQUEST, "body": whole} if whole is not None else await _received(body)
@@ -235,6 +239,10 @@ class GrpcApp:
             plain = self._plain_message(received)
             if plain is not None:
                 return plain
+        elif whole is None and hasattr(call, "check_beginning"):
+            begun: bytes = event.get("body", b"")
+            if begun.startswith(b"\0"):  # not compressed
+                call.check_beginning(begun[PREFIX.size : PREFIX.size + _BEGINNING_BYTES])
         only = None
         encoding = encoding_of(headers)
         async with aclosing(self._framed(body, event)) as chunks:
@@ -306,14 +314,15 @@ class _Reader:
 
     def __init__(
         self,
-        read: Callable[[RawHeaders, RequestBody, bytes | None], Awaitable[bytes]],
+        read: Callable[[RawHeaders, Call, RequestBody, bytes | None], Awaitable[bytes]],
         headers: RawHeaders,
+        call: Call,
         body: RequestBody,
         whole: bytes | None,
     ) -> None:
         self.has_begun = False
         self._read = read
-        self._arguments = headers, body, whole
+        self._arguments = headers, call, body, whole
 
     def __call__(self) -> Awaitable[bytes]:
         self.has_begun = True

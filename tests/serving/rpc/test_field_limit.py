@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from serving.errors import InvalidRequest
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
-from serving.rpc.field_limit import limited_parser
+from serving.rpc.field_limit import leading_fields, limited_parser
 from serving.rpc.open_inference.wire import field
 
 MIB = 2**20
@@ -130,3 +130,31 @@ def test_random_bytes_are_accepted_only_if_protobuf_accepts_them(noise: bytes) -
 
     limited = outcome(limited_parser(pb.ClassifyRequest))
     assert limited is None or limited == outcome(pb.ClassifyRequest.FromString)
+
+
+class TestLeadingFields:
+    """What the first bytes of a large message say."""
+
+    @settings(max_examples=50)
+    @given(
+        model=st.text(max_size=40),
+        version=st.integers(1, 2**62),
+        parts=st.integers(1, 3),
+        received=st.integers(0, 200),
+    )
+    def test_they_are_a_message_without_its_contents(
+        self, model: str, version: int, parts: int, received: int
+    ) -> None:
+        """As soon as the first byte of the contents is there, and not before."""
+        named = pb.ClassifyRequest(model=model, version=version)
+        names = named.SerializeToString()
+        named.images.extend([pb.Image(encoded=bytes(100))] * parts)
+        beginning = named.SerializeToString()[:received]
+        found = leading_fields(beginning, 4)
+        assert found == (names if len(beginning) > len(names) else None)
+
+    @given(data=st.binary(max_size=40))
+    def test_other_bytes_have_none(self, data: bytes) -> None:
+        """Or some that are a beginning of them: no error escapes."""
+        found = leading_fields(data, 4)
+        assert found is None or data.startswith(found)
