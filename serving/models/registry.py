@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
 from serving.models.alias_watch import AliasWatch
 from serving.models.loader import VersionLoader
+from serving.models.loads import Loads
 from serving.models.model_refresh import ModelRefresher
 from serving.models.overlooked import Overlooked
 from serving.models.readiness import Readiness
@@ -34,7 +35,6 @@ _INVALID_OUTPUTS = 3  # outputs that cannot be right, before an engine is proven
 _HUNG_RUN_S = 60.0
 _PROOF_PAUSE_S = 10.0  # between two of these proofs: images that provoke such outputs must not cost more
 _MAX_READERS = 16  # threads that read folders; a volume that hangs takes one
-_MAX_LOADERS = 32  # threads that load versions; a load that hangs takes one
 
 T = TypeVar("T")
 
@@ -89,16 +89,21 @@ class Models:
         self._alias_watch = AliasWatch(loader.repository)
         self._warm = WarmVersions(keep_warm_s, self._retire)
         self._models: dict[str, Model] = {}
-        self._loaded: set[Version] = set()  # served, about to be served, or still leased
         self._unloaded: set[str] = set()  # models that were unloaded on request
-        self._loading: set[tuple[str, int]] = set()
-        self._refresher = ModelRefresher(loader, self._load, self._overlooked, self._threads, self._loading)
+        self._loads = Loads(
+            loader.load,
+            parallel=parallel_loads,
+            patience_s=patience_s,
+            start=self._start,
+            on_change=self._announce,
+            on_late=self._use_late,
+            background=background,
+        )
+        self._refresher = ModelRefresher(
+            loader, self._load, self._overlooked, self._threads, self._loads.running
+        )
         self._patience_s = patience_s
         self._keep_metrics_s = keep_metrics_s
-        self._load_slots = asyncio.Semaphore(parallel_loads)
-        # Not the default threads of the event loop, which files and counters need: loads may hang.
-        self._loaders = ThreadPoolExecutor(_MAX_LOADERS, thread_name_prefix="load")
-        self._background = background or self._loaders
         self._scanned = asyncio.Event()
         self.unreadable = ""  # why the repository could not be read the last time
         self._draining = False
@@ -107,9 +112,7 @@ class Models:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: dict[str, asyncio.Task[None]] = {}  # at most one for each model
         self._refreshing_since_s: dict[str, float] = {}
-        # What has taken longer than `patience_s`: refreshes as (model, 0), and loads.
-        self._overdue: set[tuple[str, int]] = set()
-        self._late: dict[tuple[str, int], Version] = {}  # loaded after that, and not served yet
+        self._overdue: set[str] = set()  # models whose refresh has taken longer than `patience_s`
         self._listing: asyncio.Future[list[str]] | None = None
         self._looking: asyncio.Future[None] | None = None  # for folders that only look like models
 
@@ -128,10 +131,9 @@ class Models:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for loaders in (self._loaders, self._background):
-            loaders.shutdown(wait=False, cancel_futures=True)
+        self._loads.close()
         self._warm.clear()
-        for version in self._loaded:
+        for version in self._loads.loaded:
             await version.stack.aclose()
 
     # The served versions.
@@ -146,7 +148,7 @@ class Models:
         model = self._models.get(name)
         if revision is None and model is not None and model.default is not None:
             return model.versions[model.default]
-        return self.get(name).find(revision, loading=self._loading)
+        return self.get(name).find(revision, loading=self._loads.running)
 
     def get(self, name: str) -> Model:
         """Return a model with its served and refused versions.
@@ -160,7 +162,7 @@ class Models:
             return model
         if not self._scanned.is_set():
             raise ModelUnavailable(f"model {name!r} is not loaded yet: the server is starting")
-        if any(loading == name for loading, _ in self._loading):
+        if any(loading == name for loading, _ in self._loads.running):
             raise ModelUnavailable(f"model {name!r} is loading")
         raise UnknownModel(f"there is no model {name!r}", known=tuple(sorted(self._models)))
 
@@ -171,13 +173,13 @@ class Models:
     def statuses(self) -> list[VersionStatus]:
         """Return the status of each known version, sorted by model and number."""
         known = [status for name in self._models for status in self._statuses(name)]
-        first = [(name, number) for name, number in self._loading if name not in self._models]
+        first = [(name, number) for name, number in self._loads.running if name not in self._models]
         loading = [VersionStatus(name, number, State.LOADING) for name, number in first]
         return sorted(known + loading, key=lambda status: (status.model, status.version))
 
     def _statuses(self, name: str) -> list[VersionStatus]:
         """Return the status of each known version of one model."""
-        loading = [each for each in self._loading if each[0] == name]
+        loading = [each for each in self._loads.running if each[0] == name]
         model = self._models.get(name, Model(name))
         known = [each for each in model.statuses() if (name, each.version) not in loading]
         return known + [VersionStatus(name, number, State.LOADING) for _, number in loading]
@@ -201,7 +203,7 @@ class Models:
         if self.unreadable and not self._models:
             return f"the repository cannot be read: {self.unreadable}"
         models = dict(self._models)  # a copy: probes read it from another thread
-        loading = {name for name, _ in tuple(self._loading)}
+        loading = {name for name, _ in tuple(self._loads.running)}
         return self._readiness.problem(models, unloaded=tuple(self._unloaded), loading=loading)
 
     @property
@@ -268,7 +270,7 @@ class Models:
         """Mark versions broken whose network does not finish a batch: a device may hang for ever."""
         while True:
             await asyncio.sleep(self._hung_run_s / 10)
-            for version in self._loaded:
+            for version in self._loads.loaded:
                 if version.batcher.running_s > self._hung_run_s:
                     self._break(version, f"a batch has not ended after {self._hung_run_s:g} s")
 
@@ -323,7 +325,7 @@ class Models:
         self._models[name] = Model(name, problem="it was unloaded on request")
         self._announce(name)
         self._warm.drop(name)
-        self._retire_late(name)
+        self._retire_late(name, self._loads.late(name))
         self._retire(model.versions.values())
 
     async def refresh(self) -> None:
@@ -362,7 +364,7 @@ class Models:
                     self._loader.metrics.load_failures.remove_all(("model",), (name,))
                 self._announce(name)
                 self._warm.drop(name)
-                self._retire_late(name)
+                self._retire_late(name, self._loads.late(name))
                 self._loader.forget(name)
                 self._retire(gone.versions.values())
 
@@ -381,15 +383,15 @@ class Models:
 
     def _end_refresh(self, name: str, _: asyncio.Task[None]) -> None:
         del self._refreshing[name], self._refreshing_since_s[name]
-        self._overdue.discard((name, 0))
+        self._overdue.discard(name)
 
     def _note_overdue(self) -> None:
         """Log the models whose folder hangs, each once."""
         late_s = time.monotonic() - self._patience_s
-        loading = {name for name, _ in self._loading}  # `_load` logs these
+        loading = {name for name, _ in self._loads.running}  # `Loads` logs these
         for name, since_s in self._refreshing_since_s.items():
-            if since_s <= late_s and name not in loading and (name, 0) not in self._overdue:
-                self._overdue.add((name, 0))
+            if since_s <= late_s and name not in loading and name not in self._overdue:
+                self._overdue.add(name)
                 reason = (
                     f"reading its folder has taken more than {self._patience_s:g} s: what was loaded is "
                     "served on; check its volume"
@@ -454,18 +456,20 @@ class Models:
         """Count what cannot be read, hangs, or cannot be followed. Any thread may call this."""
         models = list(self._models.values())
         wrong = {model.name for model in models if model.problem and model.name not in self._unloaded}
-        return bool(self.unreadable) + len(wrong | {name for name, _ in tuple(self._overdue)})
+        late = {name for name, _ in tuple(self._loads.overdue)}
+        return bool(self.unreadable) + len(wrong | {*self._overdue} | late)
 
     def _after_refresh(self, problem: str) -> None:
         if not self._scanned.is_set() or self.unreadable != problem:
             self.unreadable = problem
             self._scanned.set()
+            self._loads.go_to_background()
             self._announce()
 
     async def _refresh_model(self, name: str) -> None:
-        old, late = self._models.get(name, Model(name)), [each for each in self._late if each[0] == name]
+        old, late = self._models.get(name, Model(name)), self._loads.late(name)
         new = await self._refresher.refresh(old, is_known=name in self._models)
-        self._retire([self._take_late(*each) for each in late if each in self._late])  # not chosen
+        self._retire_late(name, late)
         if new == old:
             return
         self._models[name] = new
@@ -480,63 +484,26 @@ class Models:
                 self._warm.keep(version) if version.number == old.default else self._retire([version])
 
     async def _load(self, name: str, number: int) -> Version | None:
-        """Load a version; None if that fails, or takes longer than its model waits: then it comes later."""
-        if (name, number) in self._late:
-            return self._take_late(name, number)
-        if (name, number) in self._loading or not await self._may_load(name, number):
+        """Return a version to be served; None if it cannot be loaded, or not yet."""
+        if (late := self._loads.take_late(name, number)) is not None:
+            return late
+        if (name, number) in self._loads.running or not await self._may_load(name, number):
             return None
         if (warm := self._warm.take(name, number)) is not None:
             return warm
         self._warm.drop(name)
-        async with self._load_slots:
-            self._loading.add((name, number))
-            self._announce(name)
-            threads = self._background if self._scanned.is_set() else self._loaders
-            loading = self._start(self._loader.load(name, number, threads))
-            await asyncio.wait([loading], timeout=self._patience_s)  # then the next load may begin
-        if loading.done():
-            return self._end_load(name, number, loading)
-        self._overdue.add((name, number))
-        reason = (
-            f"loading it has taken more than {self._patience_s:g} s: what was served is served on; check its "
-            "volume"
-        )
-        _log.error("version_overdue", extra={"model": name, "version": number, "reason": reason})
-        loading.add_done_callback(partial(self._end_late_load, name, number))
-        return None
+        return await self._loads.load(name, number)
 
-    def _end_load(self, name: str, number: int, loading: asyncio.Task[Version | None]) -> Version | None:
-        self._loading.discard((name, number))
-        self._announce(name)
-        version = loading.result()
-        if version is not None:
-            self._loaded.add(version)
-        return version
-
-    def _end_late_load(self, name: str, number: int, loading: asyncio.Task[Version | None]) -> None:
-        """Keep a version that has loaded late until the next refresh, which begins now."""
-        if loading.cancelled():
-            return
-        self._overdue.remove((name, number))
-        version = None if loading.exception() else loading.result()
-        if version is None:
-            self._loading.discard((name, number))
-        else:
-            self._loaded.add(version)
-            self._late[name, number] = version
+    def _use_late(self, name: str) -> None:
+        """Refresh a model of which a version has loaded too late, so that it is served or retired."""
         if name in self._unloaded:
-            self._retire_late(name)
+            self._retire_late(name, self._loads.late(name))
         elif name not in self._refreshing:
             self._start_refresh(name)
 
-    def _take_late(self, name: str, number: int) -> Version:
-        self._loading.discard((name, number))
-        self._announce(name)
-        return self._late.pop((name, number))
-
-    def _retire_late(self, name: str) -> None:
-        """Retire the versions of a model that have loaded too late to be served."""
-        self._retire([self._take_late(*each) for each in tuple(self._late) if each[0] == name])
+    def _retire_late(self, name: str, numbers: Iterable[int]) -> None:
+        """Retire those of these versions that have loaded too late and are not served."""
+        self._retire(filter(None, [self._loads.take_late(name, number) for number in numbers]))
 
     async def _may_load(self, name: str, number: int) -> bool:
         if not self._loader.has_failed(name, number):
@@ -550,7 +517,7 @@ class Models:
     async def _unload(self, version: Version) -> None:
         await version.unused()
         await version.stack.aclose()
-        self._loaded.discard(version)
+        self._loads.loaded.discard(version)
         _log.info("version_unloaded", extra=version.log_fields())
         bundle = version.bundle
         asyncio.get_running_loop().call_later(
@@ -559,8 +526,8 @@ class Models:
 
     def _forget(self, name: str, number: int) -> None:
         """Remove the metrics of an unloaded version unless it has been loaded again."""
-        loaded = any((each.bundle.model, each.number) == (name, number) for each in self._loaded)
-        if not loaded and (name, number) not in self._loading:
+        loaded = any((each.bundle.model, each.number) == (name, number) for each in self._loads.loaded)
+        if not loaded and (name, number) not in self._loads.running:
             self._loader.metrics.forget(name, number)
 
     def _start(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:

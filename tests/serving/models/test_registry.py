@@ -1294,7 +1294,7 @@ class TestLoadAndUnload:
 
             assert len(load.engines) == 2
             assert sorted(models.get(NAME).versions) == [1, 2]
-            assert models._loaded == set(models.get(NAME).versions.values())
+            assert models._loads.loaded == set(models.get(NAME).versions.values())
 
     async def test_a_failed_load_whose_caller_was_cancelled_is_logged(
         self, publish: Publish, open_models: OpenModels, log_events: LogEvents
