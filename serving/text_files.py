@@ -3,6 +3,8 @@
 import codecs
 from pathlib import Path
 
+from serving.limited_files import read_once
+
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 MARK_BYTES = 4  # that `encoding_of` needs
@@ -26,13 +28,13 @@ def decode_text(content: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Read a file.
+    """Read a file, or a pipe.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: as `read_once`.
         UnicodeDecodeError: as in `decode_text`.
     """
-    return decode_text(path.read_bytes())
+    return decode_text(read_once(path))
 
 
 def without_mark(content: bytes) -> bytes:

@@ -7,10 +7,10 @@ from typing import Any
 
 from serving.batch_job.archives import NO_CONTENT
 from serving.bundle import ImageLimits
-from serving.bundle.files import open_regular
 from serving.bundle.images import check_encoded_size
 from serving.bundle.urls import is_url, url_file_system
 from serving.errors import LenserveError, UsageError
+from serving.limited_files import open_regular
 
 
 class UnreadableFile(LenserveError):

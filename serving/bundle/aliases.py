@@ -13,11 +13,11 @@ from typing import Literal
 
 from pydantic import Field, RootModel, ValidationError
 
-from serving.bundle.files import read_limited
 from serving.bundle.manifest import Strict
 from serving.bundle.staging import append_bytes, replace_text, sync
 from serving.bundle.who import who
 from serving.errors import AliasMoved, BundleError
+from serving.limited_files import read_limited
 from serving.text_files import without_mark
 from serving.validation_errors import describe
 

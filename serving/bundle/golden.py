@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundle.files import open_regular
 from serving.bundle.images import Pixels
 from serving.bundle.manifest import GOLDEN_FILE, Manifest
 from serving.errors import BundleError
+from serving.limited_files import open_regular
 
 MAX_GOLDEN_IMAGES = 32
 _ARRAY_HEADER_BYTES = 2**16  # numpy's header, which names the dtype and the shape

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.bundle.aliases import ALIASES_FILE, MAX_ALIASES_BYTES, parse_aliases
-from serving.bundle.files import read_limited
 from serving.bundle.looks_like import is_version_name
 from serving.bundle.manifest import MANIFEST_FILE, NAME_PATTERN
 from serving.bundle.repository import MAX_MANIFEST_BYTES, Repository
@@ -22,6 +21,7 @@ from serving.bundle.staging import locked, remove_folder, replace_bytes, sync
 from serving.bundle.store import Objects, Store
 from serving.bundle.version_copy import copy_version
 from serving.errors import BundleError, LenserveError, StoreError, UnknownModel
+from serving.limited_files import read_limited
 
 COPY = "repository"  # folder of the copy, which servers read
 KEPT_VERSIONS = 3  # the newest of each model, beside those that aliases name

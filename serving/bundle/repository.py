@@ -18,7 +18,6 @@ from serving.bundle.aliases import (
     require_expected,
     write_change,
 )
-from serving.bundle.files import open_regular, read_limited
 from serving.bundle.golden import Golden, read_golden
 from serving.bundle.looks_like import is_version_name, why_not_a_model, why_not_a_version
 from serving.bundle.manifest import (
@@ -32,6 +31,7 @@ from serving.bundle.manifest import (
 )
 from serving.bundle.staging import locked, remove_folder, replace_text, staging_folder, sync
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
+from serving.limited_files import open_regular, read_limited
 
 STABLE_ALIAS = "stable"  # names the version that is served by default
 MAX_MANIFEST_BYTES = 16 * 2**20  # 100,000 labels and their digests take 5 MB

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from serving.bundle.files import read_limited
 from serving.importing.image_input import MAX_SIDE
 from serving.importing.labels import labels_in
+from serving.limited_files import read_limited
 
 Fit = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]

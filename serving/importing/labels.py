@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from serving.bundle.files import read_limited
 from serving.errors import UsageError
+from serving.limited_files import read_once
 from serving.text_files import decode_text
 
 _MAX_LABELS_BYTES = 16 * 2**20
@@ -23,7 +23,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, or is not a list of distinct labels.
     """
     try:
-        text = decode_text(read_limited(path, _MAX_LABELS_BYTES))
+        text = decode_text(read_once(path, _MAX_LABELS_BYTES))
     except OSError as error:
         raise UsageError(f"--labels {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -11,9 +11,9 @@ from google.protobuf.message import DecodeError
 from onnx import inliner, version_converter
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from serving.bundle.files import open_regular
 from serving.errors import UnsupportedModel, UsageError
 from serving.importing.graph import tensor_names
+from serving.limited_files import open_regular
 
 _MIN_OPSET = 7  # ONNX Runtime's lowest (docs/Versioning.md)
 _CONVERTED_OPSET = 11  # what older files are converted to

@@ -16,7 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.errors import PermissionDenied, Unauthenticated, UsageError
-from serving.text_files import read_text
+from serving.limited_files import read_limited
+from serving.text_files import decode_text
 
 EVERY_MODEL = "*"
 
@@ -89,7 +90,7 @@ class Tokens:
             UsageError: the file cannot be read or has the wrong form.
         """
         try:
-            tokens = _TokenFile.model_validate(tomllib.loads(read_text(path))).tokens
+            tokens = _TokenFile.model_validate(tomllib.loads(decode_text(read_limited(path)))).tokens
         except OSError as error:
             raise UsageError(f"token file {path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

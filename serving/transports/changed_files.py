@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from serving.limited_files import read_limited
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +63,7 @@ class ChangedFiles:
         digest = hashlib.sha256()
         for file in self._files:
             try:
-                content = hashlib.sha256(file.read_bytes()).digest()
+                content = hashlib.sha256(read_limited(file)).digest()
             except OSError:
                 content = b"unreadable"
             digest.update(content)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import UsageError
+from serving.limited_files import read_limited
 from serving.text_files import without_mark
 
 
@@ -32,7 +33,7 @@ class TlsFiles:
         """
         for file in self.all:
             try:
-                file.read_bytes()
+                read_limited(file)
             except OSError as error:
                 raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
         self.context()
@@ -102,13 +103,13 @@ def read_pem(file: Path) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    return without_mark(file.read_bytes())
+    return without_mark(read_limited(file))
 
 
 @contextmanager
 def _for_openssl(file: Path) -> Iterator[Path]:
     """Give a path to the content of `read_pem`: OpenSSL reads keys from files only."""
-    content = file.read_bytes()
+    content = read_limited(file)
     if without_mark(content) == content:
         yield file
         return

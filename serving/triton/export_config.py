@@ -10,8 +10,8 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository
-from serving.bundle.files import read_limited
 from serving.errors import BundleError, UnknownModel
+from serving.limited_files import read_limited
 from serving.pb.inference import model_config_pb2 as pb
 from serving.rpc.open_inference import tensors
 from serving.rpc.open_inference.model_config import model_config

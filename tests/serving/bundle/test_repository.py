@@ -418,14 +418,14 @@ def test_a_pipe_instead_of_a_file_is_rejected_at_once(
     file = publish().folder / name
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(BundleError, match=f"{name} cannot be read: it is not a regular file"):
+    with pytest.raises(BundleError, match=f"{name} cannot be read: it is a pipe, not a regular file"):
         repository.read("animals", 1)
 
 
 def test_a_pipe_instead_of_aliases_is_rejected_at_once(repository: Repository, publish: Publish) -> None:
     """The same holds for aliases."""
     os.mkfifo(publish().folder.parent / "aliases.json")
-    with pytest.raises(OSError, match="it is not a regular file"):
+    with pytest.raises(OSError, match="it is a pipe, not a regular file"):
         repository.aliases("animals")
 
 
