@@ -128,12 +128,16 @@ class VersionLoader:
             threads: load it; None: the default ones of the event loop.
         """
         started_s, loop = time.monotonic(), asyncio.get_running_loop()
-        _log.info("version_loading", extra={"model": name, "version": number})
+        before, fields = self._failures.get((name, number)), {"model": name, "version": number}
+        if before is None:
+            _log.info("version_loading", extra=fields)
         failures = self.metrics.load_failures.labels(name)  # shown at 0 from now on
         folder = self.repository.folder(name, number)
         fingerprint: _Fingerprint = ()
         try:
             fingerprint = await loop.run_in_executor(threads, _fingerprint, folder)
+            if before is not None and before.fingerprint != fingerprint:  # repaired, and not only tried again
+                _log.info("version_loading", extra=fields)
             network = await loop.run_in_executor(threads, self._load_network, name, number)
         except Exception as error:  # noqa: BLE001 - any failure only refuses this version
             failures.add_one()

@@ -27,6 +27,7 @@ from serving.bundle import (
     write_golden,
 )
 from serving.bundle.images import Pixels
+from serving.bundle.repository import MAX_MANIFEST_BYTES
 from serving.classify.classifier import Classifier
 from serving.engine.base import Output
 from serving.engine.onnx import OnnxEngine
@@ -43,6 +44,11 @@ from tests.serving.open_models import OpenModels
 NAME = "colours"
 
 Scan = Callable[[str], list[int]]  # Repository.versions
+
+
+def _make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
 
 
 class Loader:
@@ -614,6 +620,7 @@ class TestBadVersions:
             assert not models.get(NAME).refused
         refused = log_events.named("version_refused")
         assert [event.retry_s for event in refused] == [0.001]
+        assert len(log_events.named("version_loading")) == 1
 
     async def test_a_failure_that_may_pass_is_not_tried_again_at_once(
         self, publish: Publish, open_models: OpenModels
@@ -1186,6 +1193,35 @@ class TestRepositoryChanges:
             manifest.write_bytes(content)
             await models.refresh()
             assert not models.get(NAME).problem
+
+    @pytest.mark.parametrize("damage", [lambda file: os.truncate(file, MAX_MANIFEST_BYTES + 1), _make_pipe])
+    async def test_a_manifest_that_is_not_read_is_a_problem_too(
+        self, publish: Publish, open_models: OpenModels, damage: Callable[[Path], None]
+    ) -> None:
+        """It is too large, or something else than a file: the next start would refuse it."""
+        manifest = publish().folder / MANIFEST_FILE
+        async with open_models() as models:
+            damage(manifest)
+            await models.refresh()
+            assert "version 1 has an invalid manifest on disk" in models.get(NAME).problem
+            assert models.ready
+
+    async def test_a_link_that_leads_back_to_itself_costs_only_what_it_stands_for(
+        self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """A model or a version; the message says what to do, and other folders are still looked at."""
+        served, root = publish(), repository.root
+        (root / "loop").symlink_to("loop")
+        (served.folder.parent / "2").symlink_to("2")
+        shutil.copytree(served.folder, served.folder.parent / "v3")
+        remedy = "remove or correct the symbolic link that leads back to itself"
+        async with open_models() as models:
+            assert models.ready
+            assert _default(models) == 1
+            assert remedy in models.get(NAME).refused[2]
+            assert models.get("loop").problem.startswith(f"{root / 'loop'} cannot be read: ")
+            assert remedy in models.get("loop").problem
+        assert any("v3: is not a version" in event.reason for event in log_events.named("folder_overlooked"))
 
     async def test_folders_that_only_look_like_versions_or_models_are_named_once(
         self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
