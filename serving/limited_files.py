@@ -18,6 +18,20 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _CHUNK_BYTES = 2**20
+_CHECK_VOLUME = "check its volume"
+_REMEDIES = {
+    errno.EACCES: "let the user of this process read it",
+    errno.EPERM: "let the user of this process read it",
+    errno.ELOOP: "remove or correct the symbolic link that leads back to itself",
+    errno.ENAMETOOLONG: "use shorter names",
+    errno.EMFILE: "raise the limit on open files",
+    errno.ENFILE: "raise the system's limit on open files",
+    errno.EIO: _CHECK_VOLUME,
+    errno.ENOTCONN: _CHECK_VOLUME,  # FUSE, after its program has died
+    errno.ESTALE: _CHECK_VOLUME,  # NFS, after its server has lost the file
+    errno.ETIMEDOUT: _CHECK_VOLUME,
+    errno.EHOSTDOWN: _CHECK_VOLUME,
+}
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -64,10 +78,30 @@ def read_once(path: Path, max_bytes: int = MAX_TEXT_BYTES, *, limit_s: float = _
     finally:
         os.close(descriptor)
     raise OSError(
-        errno.ETIMEDOUT, f"its writer has not ended after {limit_s:g} s: name a regular file", str(path)
+        errno.ETIME, f"its writer has not ended after {limit_s:g} s: name a regular file", str(path)
     )
+
+
+def why_unreadable(error: OSError) -> str:
+    """Return why a file or folder cannot be read, and what to do."""
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return (error.strerror or str(error)) + (f"; {remedy}" if remedy else "")
+
+
+def describe_failure(error: Exception) -> str:
+    """Return the message of an error; if a file or folder cannot be read, with what to do."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be read: {why_unreadable(error)}"
+    return str(error)
+
+
+def is_unfit(error: OSError) -> bool:
+    """Whether a file is too large, or not a regular file: others could be read the next time."""
+    return error.errno in (errno.EFBIG, errno.EINVAL)
 
 
 def _check_size(size_bytes: int, max_bytes: int, path: Path) -> None:
     if size_bytes > max_bytes:
-        raise OSError(errno.EFBIG, f"it has more than {max_bytes} bytes, the limit", str(path))
+        raise OSError(
+            errno.EFBIG, f"it has more than {max_bytes} bytes, the limit: make it smaller", str(path)
+        )

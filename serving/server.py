@@ -25,6 +25,7 @@ from serving.engine.remote.client import RemoteEngine
 from serving.engine.tuning import load_tuned
 from serving.errors import UsageError
 from serving.event_loop import LoopMonitor
+from serving.limited_files import describe_failure
 from serving.logs import dropped_lines
 from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts
@@ -82,7 +83,7 @@ class Server:
         try:
             await self.models.refresh()
         except Exception as error:  # noqa: BLE001 - it is tried again at the next interval
-            _log.warning("repository_unreadable", extra={"reason": str(error)})
+            _log.warning("repository_unreadable", extra={"reason": describe_failure(error)})
 
     async def stop(self, *, lame_duck: bool = True) -> None:
         """Become not ready, serve for another lame_duck_s, then reject new calls and finish running ones."""

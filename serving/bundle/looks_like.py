@@ -39,7 +39,7 @@ def why_not_a_version(folder: Path) -> str:
     nearly = _NEARLY_A_VERSION.fullmatch(folder.name)
     if nearly is not None:
         return f"is not a version, because its name is not a plain number: rename it to {nearly['number']}"
-    if (folder / MANIFEST_FILE).exists():
+    if _has_manifest(folder):
         return "has a manifest but is not a version: rename it to a number"
     if _holds_versions(folder):
         return "looks like a model, but is one level too deep: move it into the repository itself"
@@ -49,15 +49,19 @@ def why_not_a_version(folder: Path) -> str:
 def why_not_a_model(folder: Path) -> str:
     """Return why a folder of the repository looks like a model but is not taken as one, or ""."""
     if NAME_PATTERN.fullmatch(folder.name):
-        is_version = (folder / MANIFEST_FILE).exists()
-        return "is a version without a model: move it to <model>/<version>/" if is_version else ""
+        return "is a version without a model: move it to <model>/<version>/" if _has_manifest(folder) else ""
     return f"is not a model, because of its name: use {NAME_ALLOWED}" if _holds_versions(folder) else ""
 
 
 def _holds_versions(folder: Path) -> bool:
     try:
-        return any(
-            is_version_name(each.name) and (each / MANIFEST_FILE).exists() for each in folder.iterdir()
-        )
+        return any(is_version_name(each.name) and _has_manifest(each) for each in folder.iterdir())
     except OSError:
+        return False
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST_FILE).exists()
+    except OSError:  # the folder cannot be read
         return False

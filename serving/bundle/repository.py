@@ -31,7 +31,7 @@ from serving.bundle.manifest import (
 )
 from serving.bundle.staging import locked, remove_folder, replace_text, staging_folder, sync
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
-from serving.limited_files import open_regular, read_limited
+from serving.limited_files import open_regular, read_limited, why_unreadable
 
 STABLE_ALIAS = "stable"  # names the version that is served by default
 MAX_MANIFEST_BYTES = 16 * 2**20  # 100,000 labels and their digests take 5 MB
@@ -121,7 +121,7 @@ class Repository:
         """
         folder = self.root if model is None else self.model_folder(model)
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
+            names = sorted(entry.name for entry in entries if _may_be_folder(entry))
         why = why_not_a_model if model is None else why_not_a_version
         found = ((folder / name, why(folder / name)) for name in names if not name.startswith("."))
         return [f"{path}: {reason}" for path, reason in found if reason]
@@ -141,9 +141,8 @@ class Repository:
         """
         try:
             with os.scandir(self.model_folder(model)) as entries:
-                return sorted(
-                    int(entry.name) for entry in entries if is_version_name(entry.name) and entry.is_dir()
-                )
+                found = [each for each in entries if is_version_name(each.name) and _may_be_folder(each)]
+                return sorted(int(each.name) for each in found)
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -189,12 +188,14 @@ class Repository:
             InvalidManifest: manifest.json is missing or invalid.
         """
         folder = self.folder(model, version)
-        if not folder.is_dir():
-            raise UnknownModel(f"the repository has no version {version} of model {model!r}")
         try:
             text = read_limited(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
         except OSError as error:
-            raise InvalidManifest(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from error
+            if isinstance(error, FileNotFoundError | NotADirectoryError) and not folder.is_dir():
+                raise UnknownModel(f"the repository has no version {version} of model {model!r}") from None
+            raise InvalidManifest(
+                f"{folder / MANIFEST_FILE} cannot be read: {why_unreadable(error)}"
+            ) from error
         try:
             manifest = Manifest.from_json(text)
         except InvalidManifest as error:
@@ -334,6 +335,14 @@ class Repository:
         return self.root / model
 
 
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link whose target cannot be read: reading that says why."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
+
+
 def require_name(model: str) -> None:
     """Check the name of a model.
 
@@ -353,7 +362,7 @@ def verify_file(path: Path, expected: FileDigest) -> None:
     try:
         found = _digest(path)
     except OSError as error:
-        raise DigestMismatch(f"{path} cannot be read: {error.strerror}") from error
+        raise DigestMismatch(f"{path} cannot be read: {why_unreadable(error)}") from error
     if found.size_bytes != expected.size_bytes:
         raise DigestMismatch(
             f"{path} has {found.size_bytes} bytes, its manifest says {expected.size_bytes}; {_REMEDY}"

@@ -9,7 +9,7 @@ from serving.client.address import is_loopback, server_address
 from serving.client.messages import CallFailed
 from serving.client.retries import OnRetry, Retries
 from serving.errors import UsageError
-from serving.limited_files import read_once
+from serving.limited_files import read_once, why_unreadable
 from serving.pb.inference import grpc_service_pb2 as inference_pb
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.text_files import without_mark
@@ -113,7 +113,7 @@ def _read_pem(file: Path | str | None) -> bytes | None:
     try:
         return None if file is None else without_mark(read_once(Path(file)))
     except OSError as error:
-        raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
+        raise UsageError(f"TLS file {file} cannot be read: {why_unreadable(error)}") from error
 
 
 def sendable_token(token: str) -> str:

@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from serving.commandline.kubernetes_variables import is_service_address, service_addresses
 from serving.errors import UsageError
+from serving.limited_files import why_unreadable
 from serving.text_files import read_text
 from serving.validation_errors import known_keys, nearest
 
@@ -86,7 +87,7 @@ class _ConfigFile(PydanticBaseSettingsSource):
         try:
             keys = tomllib.loads(read_text(Path(path)))
         except OSError as error:
-            raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+            raise UsageError(f"--config {path} cannot be read: {why_unreadable(error)}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path} is not TOML: {error}") from error
         except RecursionError as error:

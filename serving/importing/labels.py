@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serving.errors import UsageError
-from serving.limited_files import read_once
+from serving.limited_files import read_once, why_unreadable
 from serving.text_files import decode_text
 
 _MAX_LABELS_BYTES = 16 * 2**20
@@ -25,7 +25,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     try:
         text = decode_text(read_once(path, _MAX_LABELS_BYTES))
     except OSError as error:
-        raise UsageError(f"--labels {path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"--labels {path} cannot be read: {why_unreadable(error)}") from error
     except UnicodeDecodeError as error:
         raise UsageError(
             f"--labels {path} is not UTF-8 (byte {error.start:,}): save it as a text file in UTF-8"

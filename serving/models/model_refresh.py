@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from serving.bundle import MANIFEST_FILE, STABLE_ALIAS, Bundle, Repository
 from serving.errors import BundleError, InvalidManifest, UnknownModel
+from serving.limited_files import is_unfit
 from serving.models.loader import VersionLoader
 from serving.models.overlooked import Overlooked
 from serving.models.versions import Model, Version
@@ -152,7 +153,7 @@ def _describe_change(repository: Repository, loaded: Bundle) -> str:
     try:
         found = repository.read_manifest(loaded.model, loaded.version)
     except InvalidManifest as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError) and not is_unfit(error.__cause__):
             raise
         return f"version {loaded.version} has an invalid manifest on disk ({error}), but {served}"
     if found.digest == loaded.digest:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
+from serving.limited_files import describe_failure
 from serving.models.alias_watch import AliasWatch
 from serving.models.loader import VersionLoader
 from serving.models.loads import Loads
@@ -442,12 +443,13 @@ class Models:
         try:
             await self._refresh_model(name)
         except Exception as error:  # noqa: BLE001 - it costs this model only
-            model = replace(self._models.get(name, Model(name)), problem=str(error))
+            reason = describe_failure(error)
+            model = replace(self._models.get(name, Model(name)), problem=reason)
             if model != self._models.get(name):
                 self._models[name] = model
                 _log.error(
                     "model_unreadable",
-                    extra={"model": name, "reason": str(error)},
+                    extra={"model": name, "reason": reason},
                     exc_info=not isinstance(error, OSError | LenserveError),
                 )
                 self._announce(name)

@@ -5,6 +5,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from serving.limited_files import describe_failure
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,8 +28,8 @@ async def watch(
         try:
             await refresh()
         except Exception as error:  # noqa: BLE001 - served versions stay, and the next refresh may succeed
-            if str(error) != problem:
-                problem = str(error)
+            if (reason := describe_failure(error)) != problem:
+                problem = reason
                 unexpected = not isinstance(error, OSError)
                 _log.warning("repository_unreadable", extra={"reason": problem}, exc_info=unexpected)
         else:

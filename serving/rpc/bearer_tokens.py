@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.errors import PermissionDenied, Unauthenticated, UsageError
-from serving.limited_files import read_limited
+from serving.limited_files import read_limited, why_unreadable
 from serving.text_files import decode_text
 
 EVERY_MODEL = "*"
@@ -92,7 +92,7 @@ class Tokens:
         try:
             tokens = _TokenFile.model_validate(tomllib.loads(decode_text(read_limited(path)))).tokens
         except OSError as error:
-            raise UsageError(f"token file {path} cannot be read: {error.strerror}") from error
+            raise UsageError(f"token file {path} cannot be read: {why_unreadable(error)}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"token file {path} is not valid TOML: {error}") from error
         except RecursionError as error:

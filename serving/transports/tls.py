@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import UsageError
-from serving.limited_files import read_limited
+from serving.limited_files import read_limited, why_unreadable
 from serving.text_files import without_mark
 
 
@@ -35,7 +35,7 @@ class TlsFiles:
             try:
                 read_limited(file)
             except OSError as error:
-                raise UsageError(f"TLS file {file} cannot be read: {error.strerror}") from error
+                raise UsageError(f"TLS file {file} cannot be read: {why_unreadable(error)}") from error
         self.context()
 
     def context(self) -> ssl.SSLContext:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from serving.bundle import Geometry
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN, Strict
+from serving.limited_files import why_unreadable
 from serving.text_files import read_text
 from serving.validation_errors import describe, matching
 from training.errors import RecipeError
@@ -244,7 +245,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         try:
             text = read_text(Path(name_or_path))
         except OSError as error:
-            raise RecipeError(f"recipe {name_or_path} cannot be read: {error.strerror}") from error
+            raise RecipeError(f"recipe {name_or_path} cannot be read: {why_unreadable(error)}") from error
         except UnicodeDecodeError as error:
             raise RecipeError(f"recipe {name_or_path} is not UTF-8 text") from error
     else:
