@@ -166,7 +166,7 @@ class Supervisor:
 
     @property
     def why_not_live(self) -> str:
-        """Why the server is not live; empty while one worker and the device server are."""
+        """Why the server is not live; empty while one worker and the device server are, or may be again."""
         return self._join(lambda worker: worker.why_not_live)
 
     @property

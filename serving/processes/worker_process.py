@@ -21,6 +21,10 @@ from serving.transports.connection_passing import ConnectionDistributor, Receive
 _SHORTEST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 
+# Processes in a row that die before they serve, after which a new one is not expected to recover either. With
+# the pauses between them that takes 1.5 s and the time that they live.
+_HOPELESS_STARTS = 5
+
 _MAX_REPORT_BYTES = 2**24
 
 # Children import only from the supervisor's path (-P).
@@ -48,6 +52,7 @@ class WorkerProcess:
         on_hang: Callable[[int], None] = lambda _: None,
         on_break: Callable[[], None] = lambda: None,
         argv: Sequence[str] = WORKER,
+        hopeless_starts: int = _HOPELESS_STARTS,
         distributor: ConnectionDistributor | None = None,
     ) -> None:
         """Store the options.
@@ -59,6 +64,7 @@ class WorkerProcess:
             on_hang: called with the number of a worker that hangs, before it is killed.
             on_break: called when a worker reports a broken engine.
             argv: command line of a worker or the device server.
+            hopeless_starts: processes in a row that die before they serve, after which the worker is dead.
             distributor: passes connections to the worker; without it, the worker listens.
         """
         self.number = command.worker
@@ -70,6 +76,7 @@ class WorkerProcess:
         self._on_hang = on_hang
         self._on_break = on_break
         self._argv = argv
+        self._hopeless_starts, self._failed_starts = hopeless_starts, 0
         self._distributor = distributor
         self._receiver: Receiver | None = None
         self._heartbeat = Heartbeat(hung_after_s=command.settings.hung_after_s)
@@ -86,9 +93,9 @@ class WorkerProcess:
 
     @property
     def why_not_live(self) -> str:
-        """Why the worker cannot recover without a new process; empty if it can."""
-        if self._process is None:
-            return f"{self._name} is dead"
+        """Why its engine is broken, or successors do not help; empty while it serves or may serve again."""
+        if self._failed_starts >= self._hopeless_starts:
+            return f"{self._name} has died {self._failed_starts} times in a row before it served"
         broken = self.report.why_broken if self.report else ""
         return f"{self._name} is broken: {broken}" if broken else ""
 
@@ -188,6 +195,7 @@ class WorkerProcess:
             watch.cancel()
             self._signal(signal.SIGKILL)  # this task was cancelled or failed while the process runs
             await _close(process)
+            self._failed_starts += self.report is None
             self._process = self.report = None
             self._on_report()
 
@@ -226,7 +234,7 @@ class WorkerProcess:
             if report.error:
                 reason = self._failed_start(report)
                 continue
-            self._has_listened = True
+            self._has_listened, self._failed_starts = True, 0
             self._heartbeat.begin_serving()
             has_broken = report.why_broken and not (self.report and self.report.why_broken)
             self.report = report

@@ -142,7 +142,7 @@ class TestDeath:
     async def test_a_dead_worker_makes_the_server_neither_dead_nor_unready_while_another_serves(
         self, publish: Publish, start_workers: StartWorkers
     ) -> None:
-        """A metric shows it; without any worker the probes fail. Counters are kept."""
+        """A metric shows it. Without any worker it is not ready, but alive. Counters are kept."""
         publish()
         server = await start_workers()
         async with _connections(server.grpc) as channels:
@@ -157,6 +157,7 @@ class TestDeath:
         os.kill(first, signal.SIGKILL)
         await asyncio.to_thread(server.wait_for, "worker_died", times=2)
         code, problem = await _get(server.http, "/readyz")
+        assert await _get(server.http, "/livez") == (200, "ok\n")
         assert probes == [(200, "ok\n"), (200, "ok\n")]
         assert {'lenserve_worker_ready{worker="1"} 1.0', "lenserve_ready 1.0"} <= {*lines}
         assert 'lenserve_worker_ready{worker="2"} 0.0' in lines

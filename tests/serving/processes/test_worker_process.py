@@ -33,6 +33,12 @@ while True:
 FAILING = f"{REPORTING}sys.exit(3)"
 BROKEN = f"{REPORTING}say(why_broken='NaN'); say(why_broken='NaN', models=['a']); signal.pause()"
 MUMBLING = f"{REPORTING}say(); print('{{\"rea', end='', flush=True)"
+LATER = f"""{REPORTING}
+from pathlib import Path
+if Path(command['settings']['repository'], 'repaired').exists():
+    say()
+    sys.stdin.readline()
+"""
 REFUSING = f"{REPORTING}say(error='UsageError', message='no such folder')"
 
 
@@ -40,7 +46,13 @@ class Place:
     """A worker that runs this code, and the callbacks that its supervisor received."""
 
     def __init__(
-        self, code: str, folder: Path, *, python: str = sys.executable, hung_after_s: float = 30.0
+        self,
+        code: str,
+        folder: Path,
+        *,
+        python: str = sys.executable,
+        hung_after_s: float = 30.0,
+        hopeless_starts: int = 5,
     ) -> None:
         self.deaths: list[int] = []
         self.reports: list[WorkerReport | None] = []
@@ -53,6 +65,7 @@ class Place:
             on_hang=lambda _: self._hang(),
             on_break=self._break,
             argv=(python, "-c", code),
+            hopeless_starts=hopeless_starts,
         )
 
     def _note(self) -> None:
@@ -107,6 +120,23 @@ async def test_a_worker_that_dies_is_replaced_and_counted(tmp_path: Path, log_ev
         (7, "exit code 3", 0.2),
         (7, "exit code 3", 0.4),
     ]
+
+
+async def test_a_worker_is_dead_only_if_its_successors_die_too(tmp_path: Path) -> None:
+    """After a few in a row that never served, and not in the pauses between them. One that serves ends it."""
+    place = Place(LATER, tmp_path, hopeless_starts=3)
+    running = asyncio.create_task(place.worker.keep_running())
+    said: list[str] = []
+    for deaths in (1, 2, 3):
+        await place.until(lambda deaths=deaths: len(place.deaths) == deaths)  # type: ignore[misc]
+        said.append(place.worker.why_not_live)
+    assert said == ["", "", "worker 7 has died 3 times in a row before it served"]
+    (tmp_path / "repaired").touch()
+    await place.until(lambda: place.worker.report)
+    assert not place.worker.why_not_live
+    place.worker.kill()
+    await asyncio.wait_for(running, 20)
+    assert not place.worker.why_not_live
 
 
 async def test_a_worker_that_is_killed_during_a_report_is_replaced(
