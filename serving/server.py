@@ -34,7 +34,7 @@ from serving.models.loader import VersionLoader
 from serving.models.low_priority import low_priority_threads
 from serving.models.precision import choose_precision, read_cpu_flags
 from serving.models.readiness import Readiness
-from serving.models.registry import Models
+from serving.models.registry import PATIENCE_S, STUCK_S, Models
 from serving.rpc.access_log import AccessLog
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.handlers import Handler
@@ -273,6 +273,8 @@ def open_models(
         keep_warm_s=settings.keep_warm_s,
         hung_run_s=settings.hung_run_s,
         alias_interval_s=LOOK_INTERVAL_S,
+        # Loads in the device server, which cannot be seen here, are waited for.
+        stuck_s=STUCK_S if device_server is None else PATIENCE_S,
         # With more threads of ONNX Runtime, these would inherit the priority of the thread that loads.
         background=low_priority_threads() if device.kind == "cpu" and settings.one_engine_thread else None,
     )

@@ -1,27 +1,55 @@
-"""Notices changes of aliases sooner than a scan of the repository: a look is one `stat` for each model."""
+"""Notices changes of aliases sooner than a scan of the repository: a look is one `stat` for each model.
 
+One thread looks at many models. Where a folder hangs, it is left, and another one goes on with the others.
+"""
+
+import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from serving.bundle import Repository
+from serving.models.folder_threads import FolderThreads
 
 LOOK_INTERVAL_S = 0.1
 _MOST_LOOKS = 100  # models at a time: 1,000 models are looked at once a second
+_LATE_S = 0.5  # a hundred looks take a millisecond
 
 _Seen = tuple[int, int, int]  # change time, inode, size
+
+
+@dataclass(slots=True)
+class _Round:
+    """The looks of one thread. It writes, and the event loop reads."""
+
+    names: Sequence[str]
+    at: str = ""  # the model that it looks at
+    changed: list[str] = field(default_factory=list)
+    is_left: bool = False
 
 
 class AliasWatch:
     """Remembers how each model's file of aliases looked last."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, threads: FolderThreads, *, late_s: float = _LATE_S) -> None:
+        """Store the options.
+
+        Args:
+            repository: has the models.
+            threads: look at files.
+            late_s: seconds for one round, after which the folder that is looked at hangs.
+        """
         self._repository = repository
+        self._threads = threads
+        self._late_s = late_s
         self._seen: dict[str, _Seen | None] = {}
+        self._hanging: set[str] = set()
         self._next = 0
 
-    def changed(self, names: Sequence[str]) -> list[str]:
+    async def changed(self, names: Sequence[str]) -> list[str]:
         """Return the models whose aliases have changed since they were looked at last, or are new.
 
-        Looks at a part of many models each time. Called in a thread.
+        Looks at a part of many models each time, and not at those that hang.
 
         Args:
             names: of the models that are served, sorted.
@@ -30,14 +58,28 @@ class AliasWatch:
             self._next = 0
         part = names[self._next : self._next + _MOST_LOOKS]
         self._next += _MOST_LOOKS
-        return [name for name in part if self._has_changed(name)]
+        look = _Round([name for name in part if name not in self._hanging])
+        looking = self._threads.start(partial(self._look_at, look))
+        await asyncio.wait([looking], timeout=self._late_s)
+        if not looking.done() and look.at:
+            look.is_left = True
+            self._hanging.add(look.at)
+            looking.add_done_callback(partial(self._end_hanging, look.at))
+        return list(look.changed)
 
-    def _has_changed(self, name: str) -> bool:
-        now = self._look(name)
-        if name in self._seen and self._seen[name] == now:
-            return False
-        self._seen[name] = now
-        return True
+    def _end_hanging(self, name: str, _: asyncio.Task[None]) -> None:
+        self._hanging.discard(name)
+
+    def _look_at(self, look: _Round) -> None:
+        """Called in a thread."""
+        for name in look.names:
+            look.at = name
+            now = self._look(name)
+            if look.is_left:
+                return
+            if name not in self._seen or self._seen[name] != now:
+                self._seen[name] = now
+                look.changed.append(name)
 
     def _look(self, name: str) -> _Seen | None:
         try:

@@ -12,7 +12,7 @@ from functools import partial
 
 from serving.models.versions import Version
 
-_MAX_THREADS = 32  # a load that hangs takes one
+_MAX_THREADS = 10_000  # they start when they are needed; a load that hangs keeps one
 
 _Loading = asyncio.Task[Version | None]
 
@@ -54,10 +54,11 @@ class Loads:
         self._start = start
         self._on_change = on_change
         self._on_late = on_late
+        self._leaving: set[asyncio.Future[str]] = set()  # of loads that have a place: why they leave it
         # Not the default threads of the event loop, which files and counters need: loads may hang.
         self._foreground: Executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="load")
         self._background = background or self._foreground
-        self._threads = self._foreground
+        self._threads: Executor = self._foreground
 
     def go_to_background(self) -> None:
         """Load in the other threads from now on."""
@@ -75,18 +76,22 @@ class Loads:
             self.running.add(key)
             self._on_change(name)
             loading = self._start(self._run(key))
-            await asyncio.wait([loading], timeout=self._patience_s)
+            why = await self._wait(loading)
         if loading.done():
             self._end(key)
             return loading.result()
         self.overdue.add(key)
-        reason = (
-            f"loading it has taken more than {self._patience_s:g} s: what was served is served on; check its "
-            "volume"
-        )
+        reason = f"loading it {why}: what was served is served on; check its volume"
         _log.error("version_overdue", extra={"model": name, "version": number, "reason": reason})
         loading.add_done_callback(partial(self._end_late, key))
         return None
+
+    def leave_places(self, why: str) -> bool:
+        """Treat all loads that have a place as taking too long; return whether there were any."""
+        leaving = [each for each in self._leaving if not each.done()]
+        for each in leaving:
+            each.set_result(why)
+        return bool(leaving)
 
     def late(self, name: str) -> list[int]:
         """Return the versions of a model that have loaded late and were not taken."""
@@ -98,6 +103,18 @@ class Loads:
         if version is not None:
             self._end((name, number))
         return version
+
+    async def _wait(self, loading: _Loading) -> str:
+        """Wait for a load; return why no longer, if it has not ended."""
+        leaving = asyncio.get_running_loop().create_future()
+        self._leaving.add(leaving)
+        try:
+            await asyncio.wait(
+                [loading, leaving], timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            self._leaving.discard(leaving)
+        return leaving.result() if leaving.done() else f"has taken more than {self._patience_s:g} s"
 
     async def _run(self, key: tuple[str, int]) -> Version | None:
         version = await self._load(*key, self._threads)

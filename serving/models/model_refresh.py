@@ -6,14 +6,14 @@ nothing is served yet, the newest version that loads is better than none: if `st
 the aliases cannot be read.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from serving.bundle import MANIFEST_FILE, STABLE_ALIAS, Bundle, Repository
 from serving.errors import BundleError, InvalidManifest, UnknownModel
 from serving.limited_files import is_unfit
+from serving.models.folder_threads import FolderThreads
 from serving.models.loader import VersionLoader
 from serving.models.overlooked import Overlooked
 from serving.models.versions import Model, Version
@@ -38,7 +38,7 @@ class ModelRefresher:
         loader: VersionLoader,
         load: Load,
         overlooked: Overlooked,
-        threads: Executor,
+        threads: FolderThreads,
         loading: Collection[tuple[str, int]] = (),
     ) -> None:
         """Store the options.
@@ -47,7 +47,7 @@ class ModelRefresher:
             loader: knows the repository, and which versions were refused.
             load: loads a version; returns None if that fails, or is not done yet.
             overlooked: logs folders that look like versions.
-            threads: read folders, which may take for ever on a volume that hangs.
+            threads: read folders.
             loading: the models and versions that are loading now.
         """
         self._repository = loader.repository
@@ -67,7 +67,7 @@ class ModelRefresher:
         Raises:
             OSError, LenserveError: it cannot be read. What is served should stay.
         """
-        folder = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, old)
+        folder = await self._threads.run(partial(self._read, old))
         if not folder.numbers and not is_known:
             return old
         versions: dict[int, Version] = {}

@@ -9,8 +9,8 @@ All methods run on the event loop and share one map of models, hence one file.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -19,10 +19,12 @@ from typing import Any, Self, TypeVar
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
 from serving.limited_files import describe_failure
 from serving.models.alias_watch import AliasWatch
+from serving.models.folder_threads import FolderThreads
 from serving.models.loader import VersionLoader
 from serving.models.loads import Loads
 from serving.models.model_refresh import ModelRefresher
 from serving.models.overlooked import Overlooked
+from serving.models.progress import Progress
 from serving.models.readiness import Readiness
 from serving.models.state_metrics import StateMetrics
 from serving.models.versions import Model, Revision, State, Version, VersionStatus
@@ -32,10 +34,12 @@ from serving.models.watch import watch
 # Long enough for the last scrapes of a version, and for rates over five minutes.
 KEEP_METRICS_S = 900.0
 PATIENCE_S = 30.0
+STUCK_S = 5.0
+_STUCK_LOOKS = 5
+_FOLDER_HANGS = "reading its folder has not ended; check its volume"
 _INVALID_OUTPUTS = 3  # outputs that cannot be right, before an engine is proven again
 _HUNG_RUN_S = 60.0
 _PROOF_PAUSE_S = 10.0  # between two of these proofs: images that provoke such outputs must not cost more
-_MAX_READERS = 16  # threads that read folders; a volume that hangs takes one
 
 T = TypeVar("T")
 
@@ -56,6 +60,7 @@ class Models:
         readiness: Readiness | None = None,
         proof_pause_s: float = _PROOF_PAUSE_S,
         hung_run_s: float = _HUNG_RUN_S,
+        stuck_s: float = STUCK_S,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
         background: Executor | None = None,
@@ -68,6 +73,7 @@ class Models:
             parallel_loads: versions that may load at the same time.
             keep_metrics_s: seconds after which the metrics of an unloaded version are removed.
             patience_s: seconds that other models wait for one whose folder hangs, or whose version loads.
+            stuck_s: seconds without progress after which the start waits for no more models.
             readiness: which models must be able to answer.
             hung_run_s: seconds after which a batch that has not ended makes its version broken.
             proof_pause_s: seconds between two proofs of an engine that gives invalid outputs.
@@ -77,7 +83,7 @@ class Models:
         """
         self._loader = loader
         self._repository = loader.repository
-        self._threads = ThreadPoolExecutor(_MAX_READERS, thread_name_prefix="repository")
+        self._threads = FolderThreads()
         self._overlooked = Overlooked(loader.repository)
         self._state_metrics = StateMetrics(loader.metrics)
         loader.metrics.ready.labels().set_function(lambda: self.ready)
@@ -87,7 +93,7 @@ class Models:
         self._hung_run_s = hung_run_s
         self._poll_interval_s = poll_interval_s
         self._alias_interval_s = alias_interval_s
-        self._alias_watch = AliasWatch(loader.repository)
+        self._alias_watch = AliasWatch(loader.repository, self._threads)
         self._warm = WarmVersions(keep_warm_s, self._retire)
         self._models: dict[str, Model] = {}
         self._unloaded: set[str] = set()  # models that were unloaded on request
@@ -104,6 +110,7 @@ class Models:
             loader, self._load, self._overlooked, self._threads, self._loads.running
         )
         self._patience_s = patience_s
+        self._stuck_s = min(stuck_s, patience_s)
         self._keep_metrics_s = keep_metrics_s
         self._scanned = asyncio.Event()
         self.unreadable = ""  # why the repository could not be read the last time
@@ -114,8 +121,8 @@ class Models:
         self._refreshing: dict[str, asyncio.Task[None]] = {}  # at most one for each model
         self._refreshing_since_s: dict[str, float] = {}
         self._overdue: set[str] = set()  # models whose refresh has taken longer than `patience_s`
-        self._listing: asyncio.Future[list[str]] | None = None
-        self._looking: asyncio.Future[None] | None = None  # for folders that only look like models
+        self._listing: asyncio.Task[list[str]] | None = None
+        self._looking: asyncio.Task[None] | None = None  # for folders that only look like models
 
     async def __aenter__(self) -> Self:
         self._start(watch(self._scan, self._poll_interval_s, self._after_refresh))
@@ -131,7 +138,7 @@ class Models:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._threads.close()
         self._loads.close()
         self._warm.clear()
         for version in self._loads.loaded:
@@ -165,6 +172,8 @@ class Models:
             raise ModelUnavailable(f"model {name!r} is not loaded yet: the server is starting")
         if any(loading == name for loading, _ in self._loads.running):
             raise ModelUnavailable(f"model {name!r} is loading")
+        if name in self._overdue:
+            raise ModelUnavailable(f"model {name!r} is not known yet: {_FOLDER_HANGS}")
         raise UnknownModel(f"there is no model {name!r}", known=tuple(sorted(self._models)))
 
     def names(self) -> list[str]:
@@ -203,7 +212,8 @@ class Models:
             return "the repository has not been read yet"
         if self.unreadable and not self._models:
             return f"the repository cannot be read: {self.unreadable}"
-        models = dict(self._models)  # a copy: probes read it from another thread
+        hanging = {name: Model(name, problem=_FOLDER_HANGS) for name in tuple(self._overdue)}
+        models = hanging | dict(self._models)  # copies: probes read them from another thread
         loading = {name for name, _ in tuple(self._loads.running)}
         return self._readiness.problem(models, unloaded=tuple(self._unloaded), loading=loading)
 
@@ -300,7 +310,7 @@ class Models:
         reload.result()
 
     async def _reload(self, name: str) -> None:
-        if name not in await self._in_thread(self._repository.models):
+        if name not in await self._threads.run(self._repository.models):
             raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
         await self._until_refreshed(name)
         self._unloaded.discard(name)
@@ -338,18 +348,35 @@ class Models:
             OSError: the repository cannot be read. Versions that are served stay.
         """
         await self._begin_refresh()
-        running = [*self._refreshing.values(), *filter(None, [self._looking])]
-        if running:
+        if running := self._running():
             await asyncio.wait(running, timeout=self._patience_s)
-        self._note_overdue()
+        self._note_overdue(self._patience_s)
 
     async def _scan(self) -> None:
-        """Refresh. Only the first scan waits for it: later, no model is noticed later because of another."""
-        if not self._scanned.is_set():
-            await self.refresh()
+        """Begin to refresh. Only the first scan waits: later, no model delays the others."""
+        await self._begin_refresh()
+        if self._scanned.is_set():
+            self._note_overdue(self._patience_s)
         else:
-            await self._begin_refresh()
-            self._note_overdue()
+            await self._until_loaded_or_stuck()
+
+    async def _until_loaded_or_stuck(self) -> None:
+        """Wait for all models as long as that helps: while one is done, or this process works on them."""
+        progress = Progress()
+        while running := self._running():
+            done, _ = await asyncio.wait(running, timeout=self._stuck_s / _STUCK_LOOKS)
+            if done:
+                progress.restart()
+            elif progress.idle_looks() >= _STUCK_LOOKS:
+                progress.restart()
+                if not self._loads.leave_places(f"has made no progress for {self._stuck_s:g} s"):
+                    break
+        self._note_overdue(self._stuck_s)
+
+    def _running(self) -> list[asyncio.Task[None]]:
+        """What reads the repository now."""
+        tasks = filter(None, [*self._refreshing.values(), self._looking])
+        return [task for task in tasks if not task.done()]
 
     async def _begin_refresh(self) -> None:
         """Read the names of all models, start to refresh each, and unload those that were removed."""
@@ -371,7 +398,8 @@ class Models:
 
     async def _follow_aliases(self) -> None:
         """Refresh the models whose aliases have changed, before the next scan."""
-        for name in await self._in_thread(partial(self._alias_watch.changed, self.names())):
+        served = [name for name in self.names() if name not in self._refreshing]
+        for name in await self._alias_watch.changed(served):
             if name in self._models and name not in self._unloaded and name not in self._refreshing:
                 self._start_refresh(name)
 
@@ -386,15 +414,15 @@ class Models:
         del self._refreshing[name], self._refreshing_since_s[name]
         self._overdue.discard(name)
 
-    def _note_overdue(self) -> None:
+    def _note_overdue(self, limit_s: float) -> None:
         """Log the models whose folder hangs, each once."""
-        late_s = time.monotonic() - self._patience_s
+        late_s = time.monotonic() - limit_s
         loading = {name for name, _ in self._loads.running}  # `Loads` logs these
         for name, since_s in self._refreshing_since_s.items():
             if since_s <= late_s and name not in loading and name not in self._overdue:
                 self._overdue.add(name)
                 reason = (
-                    f"reading its folder has taken more than {self._patience_s:g} s: what was loaded is "
+                    f"reading its folder has taken more than {limit_s:g} s: what was loaded is "
                     "served on; check its volume"
                 )
                 _log.error("model_overdue", extra={"model": name, "reason": reason})
@@ -406,7 +434,7 @@ class Models:
             OSError: it cannot be read, or that hangs.
         """
         if self._listing is None:
-            self._listing = self._in_thread(self._list_folders)
+            self._listing = self._threads.start(self._list_folders)
         await asyncio.wait([self._listing], timeout=self._patience_s)
         if not self._listing.done():  # the next look waits for the same thread
             raise TimeoutError(
@@ -415,7 +443,7 @@ class Models:
             )
         listing, self._listing = self._listing, None
         if self._looking is None or self._looking.done():  # beside the refresh: one of the folders may hang
-            self._looking = self._in_thread(self._overlooked.log_new)
+            self._looking = self._threads.start(self._overlooked.log_new)
         return listing.result()
 
     def _list_folders(self) -> list[str]:
@@ -434,9 +462,6 @@ class Models:
         """Wait until no refresh of this model runs."""
         while name in self._refreshing:
             await asyncio.wait([self._refreshing[name]])
-
-    def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def _refresh_or_keep(self, name: str) -> None:
         """Refresh a model; if it cannot be read, keep its versions and continue with the other models."""
@@ -472,7 +497,7 @@ class Models:
         old, late = self._models.get(name, Model(name)), self._loads.late(name)
         new = await self._refresher.refresh(old, is_known=name in self._models)
         self._retire_late(name, late)
-        if new == old:
+        if new is old or (new == old and name in self._models):
             return
         self._models[name] = new
         if new.problem and new.problem != old.problem:
@@ -510,7 +535,7 @@ class Models:
     async def _may_load(self, name: str, number: int) -> bool:
         if not self._loader.has_failed(name, number):
             return True
-        return await self._in_thread(partial(self._loader.may_load, name, number))
+        return await self._threads.run(partial(self._loader.may_load, name, number))
 
     def _retire(self, versions: Iterable[Version]) -> None:
         for version in versions:

@@ -21,7 +21,7 @@ from serving.engine.onnx import OnnxEngine
 from serving.metrics.recorder import Metrics
 from serving.models.loader import VersionLoader
 from serving.models.readiness import Readiness
-from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, Models
+from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, STUCK_S, Models
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.middleware import Middleware
 from serving.server import build_table
@@ -135,6 +135,7 @@ def open_models(repository: Repository) -> OpenModels:
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
+        stuck_s: float = STUCK_S,
         readiness: Readiness | None = None,
         proof_pause_s: float = 0.0,
         hung_run_s: float = 60.0,
@@ -155,6 +156,7 @@ def open_models(repository: Repository) -> OpenModels:
             parallel_loads=parallel_loads,
             keep_metrics_s=keep_metrics_s,
             patience_s=patience_s,
+            stuck_s=stuck_s,
             readiness=readiness,
             proof_pause_s=proof_pause_s,
             hung_run_s=hung_run_s,

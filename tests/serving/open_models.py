@@ -4,7 +4,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from serving.models.readiness import Readiness
-from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, Models
+from serving.models.registry import KEEP_METRICS_S, PATIENCE_S, STUCK_S, Models
 
 
 class OpenModels(Protocol):
@@ -20,6 +20,7 @@ class OpenModels(Protocol):
         parallel_loads: int = 1,
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
+        stuck_s: float = STUCK_S,
         readiness: Readiness | None = None,
         proof_pause_s: float = 0.0,
         hung_run_s: float = 60.0,

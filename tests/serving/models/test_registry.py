@@ -997,6 +997,78 @@ class TestRepositoryChanges:
                 while "a" not in models.names():
                     await models.change.wait()
 
+    async def test_the_start_does_not_wait_for_a_load_that_hangs(
+        self, publish: Publish, open_models: OpenModels, log_events: LogEvents
+    ) -> None:
+        """It leaves its place to the others, and an older version of its own model is served."""
+        for name in ("a", "a", "b"):
+            publish(name)
+        load = Loader(gated="2")
+        async with open_models(load_engine=load, stuck_s=0.1, parallel_loads=1) as models:
+            assert models.ready
+            assert (_default(models, "a"), _default(models, "b")) == (1, 1)
+            load.gate.set()
+            async with asyncio.timeout(20):
+                while _default(models, "a") != 2:
+                    await models.change.wait()
+        (overdue,) = log_events.named("version_overdue")
+        assert overdue.reason.startswith("loading it has made no progress for 0.1 s: ")
+
+    @pytest.mark.parametrize(
+        ("hangs", "readiness"),
+        [
+            ("load", Readiness(("a",))),
+            ("load", Readiness(is_strict=True)),
+            ("folder", Readiness(("a",))),
+            ("folder", Readiness(is_strict=True)),
+        ],
+    )
+    async def test_a_server_that_must_serve_a_model_that_hangs_is_not_ready(  # noqa: PLR0917 - fixtures
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+        readiness: Readiness,
+        hangs: str,
+    ) -> None:
+        """Until it serves it. A model whose folder hangs is unavailable, and not unknown."""
+        publish("a").folder.rename(repository.root / "a" / "7")
+        publish("b")
+        load, scan = Loader(gated="7" if hangs == "load" else "none"), repository.versions
+        if hangs == "folder":
+            monkeypatch.setattr(repository, "versions", _hang(scan, "a", load.gate))
+        async with open_models(load_engine=load, stuck_s=0.1, readiness=readiness) as models:
+            assert "model 'a' cannot answer" in models.why_not_ready
+            assert _default(models, "b") == 1
+            with pytest.raises(ModelUnavailable):
+                models.lease("a")
+            load.gate.set()
+            async with asyncio.timeout(20):
+                while not models.ready:
+                    await models.change.wait()
+            assert _default(models, "a") == 7
+
+    async def test_the_start_waits_for_loads_that_work_or_end(
+        self, publish: Publish, open_models: OpenModels
+    ) -> None:
+        """However long they take together, and how short the limit on a standstill is."""
+        names = [f"m{number}" for number in range(8)]
+        for name in names:
+            publish(name)
+        loading = Loader()
+
+        def load(file: Path) -> Probed:
+            until_s = time.thread_time() + 0.4
+            while file.parent.parent.name == "m0" and time.thread_time() < until_s:
+                pass  # it computes
+            time.sleep(0.05)  # it waits for its volume
+            return loading(file)
+
+        async with open_models(load_engine=load, stuck_s=0.3, parallel_loads=1) as models:
+            assert models.ready
+            assert [name for name in names if _default(models, name) == 1] == names
+
     async def test_a_folder_that_hangs_delays_no_other_model(
         self,
         publish: Publish,

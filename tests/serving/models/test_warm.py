@@ -1,4 +1,4 @@
-"""The version before the served one stays loaded for a while, and changes of aliases are noticed at once."""
+"""The version before the served one stays loaded for a while."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import pytest
 from serving.bundle import Repository
 from serving.bundle.operations import roll_back
 from serving.engine.onnx import OnnxEngine
-from serving.models.alias_watch import AliasWatch
 from serving.models.registry import Models
 from tests.colours import Publish
 from tests.serving.engines import CPU
@@ -108,30 +107,3 @@ async def test_a_model_that_is_unloaded_keeps_nothing_warm(
         await models.refresh()
         await models.unload(NAME)
         await until(lambda: len(log_events.named("version_unloaded")) == 2)
-
-
-async def test_an_alias_that_moves_is_noticed_before_the_next_scan(
-    publish: Publish, repository: Repository, open_models: OpenModels
-) -> None:
-    """The scan here is an hour away."""
-    publish()
-    publish()
-    async with open_models(keep_warm_s=LONG_S, alias_interval_s=0.001) as models:
-        repository.set_alias(NAME, "stable", 1)
-        await until(lambda: models.lease(NAME).number == 1)
-        repository.set_alias(NAME, "stable", 2)
-        await until(lambda: models.lease(NAME).number == 2)
-
-
-def test_a_change_of_aliases_is_reported_once(publish: Publish, repository: Repository) -> None:
-    """So is the first look, because nobody knows what was read; a hundred models are looked at each time."""
-    names = [f"m{number:03d}" for number in range(150)]
-    for name in (names[0], names[149]):
-        publish(name)
-    watch = AliasWatch(repository)
-    assert [watch.changed(names) for _ in range(4)] == [names[:100], names[100:], [], []]
-    for name in (names[0], names[149]):
-        repository.set_alias(name, "stable", 1)
-    assert [watch.changed(names) for _ in range(4)] == [[names[0]], [names[149]], [], []]
-    repository.aliases_file(names[0]).unlink()
-    assert watch.changed(names) == [names[0]]
