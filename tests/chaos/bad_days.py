@@ -86,7 +86,7 @@ def main() -> None:
     faults = all_faults()
     if options.list:
         for fault in faults.values():
-            print(f"{fault.name:24} {fault.does}")
+            print(f"{fault.name:27} {fault.does}")
         return
     if unknown := set(options.names) - set(faults):
         parser.error(f"unknown faults {', '.join(sorted(unknown))}: see --list")

@@ -69,6 +69,10 @@ class DayServer:
         pid = self.process.pid
         return sorted(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
+    def publish(self, model: str = MODELS[1], *, rotate: int = 0) -> None:
+        """Publish a version; with `rotate`, it gives wrong labels."""
+        self.repository.publish(model, partial(write_colours, rotate=rotate, lie=False))
+
     def stop_reading_log(self) -> None:
         """Stop reading the pipe: it fills up."""
         self._reads = False

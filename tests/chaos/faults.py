@@ -1,6 +1,7 @@
 """The faults of a bad day: what happens to a server, and how it ends."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,19 +21,33 @@ _WITHOUT_ROOTS_PRIVILEGE = ("setpriv", "--bounding-set=-dac_override,-dac_read_s
 _PRIVATE_TMP = ("unshare", "--map-root-user", "--mount", "sh", "-c")
 _MOUNT = 'mount -t tmpfs -o size=64k none /tmp && exec "$@"'
 
-# The folder of the model `other` hangs as soon as the file exists: no file system here can do that.
+# The folder of the model `other` hangs as soon as the file `hang-other` exists, or the repository itself:
+# no file system here can do that.
 _HANGING = """
 import sys, time
 from pathlib import Path
 from serving.bundle.repository import Repository
-versions = Repository.versions
-def hang(self, model):
-    while model == "other" and (self.root.parent / "hang").exists():
+versions, model_folders = Repository.versions, Repository.model_folders
+def wait(self, name):
+    while (self.root.parent / f"hang-{name}").exists():
         time.sleep(0.1)
+def hang(self, model):
+    wait(self, model)
     return versions(self, model)
-Repository.versions = hang
+def hang_whole(self):
+    wait(self, "repository")
+    return model_folders(self)
+Repository.versions, Repository.model_folders = hang, hang_whole
 from serving.cli import main
 sys.exit(main(sys.argv[4:]))
+"""
+
+# A small file system for the log, which goes on from there to the pipe.
+_DISK = "disk"
+_SMALL_DISK = """
+mkdir -p "$0" && mount -t tmpfs -o size=1m none "$0" && : > "$0/log"
+(tail -f --pid=$$ "$0/log" >&2 &)
+exec "$@" 2>> "$0/log"
 """
 
 _CLOCK_SOURCE = Path(__file__).with_name("clock_shift.c")
@@ -75,14 +90,44 @@ def _resume(server: DayServer) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def _fill_tmp(server: DayServer) -> None:
-    file = Path(f"/proc/{server.process.pid}/root/tmp/fill")
+def _in_its_namespace(server: DayServer, path: Path) -> Path:
+    return Path(f"/proc/{server.process.pid}/root") / path.relative_to("/")
+
+
+def _fill(file: Path) -> None:
     with file.open("wb", buffering=0) as filled:
         try:
             while True:
                 filled.write(bytes(4096))
         except OSError:
             return
+
+
+def _fill_tmp(server: DayServer) -> None:
+    _fill(_in_its_namespace(server, Path("/tmp/fill")))  # noqa: S108 - of the server alone
+
+
+def _disk_file(server: DayServer) -> Path:
+    return _in_its_namespace(server, server.repository.root.parent / _DISK / "fill")
+
+
+def _refuse_memory(child: int) -> Callable[[DayServer], None]:
+    """Let a process allocate no more than it has, and publish a version, for which it needs memory."""
+
+    def refuse(server: DayServer) -> None:
+        pid = server.children()[child]
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), hard))
+        server.publish()
+
+    return refuse
+
+
+def _give_memory(server: DayServer) -> None:
+    for pid in server.children():
+        _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        resource.prlimit(pid, resource.RLIMIT_AS, (hard, hard))
 
 
 def _move(name: str) -> Callable[[DayServer], None]:
@@ -166,6 +211,14 @@ _FAULTS = (
         options=_WORKERS,
     ),
     Fault(
+        "worker-out-of-memory",
+        "one of two workers gets no more memory (RLIMIT_AS) for 6 s, while a version is published",
+        _refuse_memory(0),
+        "lenserve_version_load_failures_total",
+        end=_give_memory,
+        options=_WORKERS,
+    ),
+    Fault(
         "device-server-killed",
         "SIGKILL for the device server of two workers",
         _send(signal.SIGKILL, 2),
@@ -177,6 +230,14 @@ _FAULTS = (
         "SIGSTOP for the device server of two workers: it hangs",
         _send(signal.SIGSTOP, 2),
         "lenserve_worker_hangs_total",
+        options=_DEVICE,
+    ),
+    Fault(
+        "device-server-out-of-memory",
+        "the device server gets no more memory (RLIMIT_AS) for 6 s, while a version is published",
+        _refuse_memory(2),
+        "lenserve_version_load_failures_total",
+        end=_give_memory,
         options=_DEVICE,
     ),
     Fault(
@@ -195,6 +256,16 @@ _FAULTS = (
         options=_WORKERS,
         wrapper=lambda _: (*_PRIVATE_TMP, _MOUNT, "sh"),
         needs=("unshare",),
+    ),
+    Fault(
+        "disk-full",
+        "the log is a file, 160 lines a second, on a file system that is full for 6 s",
+        lambda server: _fill(_disk_file(server)),
+        "lenserve_dropped_log_lines_total",
+        end=lambda server: _disk_file(server).unlink(),
+        options=("--access-log-sample", "1"),
+        wrapper=lambda folder: (*_PRIVATE_TMP, _SMALL_DISK, str(folder / _DISK)),
+        needs=("unshare", "tail"),
     ),
     Fault(
         "log-unread",
@@ -231,9 +302,17 @@ _FAULTS = (
     Fault(
         "model-hangs",
         "reading the folder of one model does not end, for 6 s",
-        _touch("hang"),
+        _touch("hang-other"),
         "lenserve_repository_problems",
-        end=_remove("hang"),
+        end=_remove("hang-other"),
+        wrapper=_hanging,
+    ),
+    Fault(
+        "repository-hangs",
+        "reading the repository does not end, for 6 s",
+        _touch("hang-repository"),
+        "lenserve_repository_problems",
+        end=_remove("hang-repository"),
         wrapper=_hanging,
     ),
     Fault(
