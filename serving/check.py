@@ -1,7 +1,9 @@
 """`lenserve serve --check`: loads what a server would serve, and says what not, and why. Opens no port."""
 
+import asyncio
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +13,8 @@ from serving.commandline import print_line, print_table, stderr
 from serving.engine.devices import find_device
 from serving.errors import UsageError
 from serving.metrics.recorder import Metrics
-from serving.models.registry import Models
+from serving.models.folder_threads import FolderThreads
+from serving.models.registry import STUCK_S, Models
 from serving.models.versions import VersionStatus
 from serving.server import check_files, open_models
 from serving.settings import ServerSettings
@@ -42,8 +45,12 @@ class Check:
         return not (self.why_not_ready or any(model.problem for model in self.models) or any(states))
 
 
-async def check(settings: ServerSettings) -> Check:
+async def check(settings: ServerSettings, *, stuck_s: float = STUCK_S) -> Check:
     """Load, warm up and prove all versions that a server with these settings would serve.
+
+    Args:
+        settings: of the server.
+        stuck_s: seconds after which folders are not waited for that hang.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is missing or invalid.
@@ -51,13 +58,12 @@ async def check(settings: ServerSettings) -> Check:
     """
     check_files(settings)
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
-    async with open_models(settings, device, Metrics()) as models:
+    async with open_models(settings, device, Metrics(), stuck_s=stuck_s) as models:
         await models.scanned()
         if models.unreadable:
             raise UsageError(f"the repository {settings.repository} cannot be read: {models.unreadable}")
-        return Check(
-            models.why_not_ready, _checked(models), tuple(_overlooked(Repository(settings.repository_folder)))
-        )
+        overlooked = await _overlooked(Repository(settings.repository_folder), stuck_s)
+        return Check(models.why_not_ready, _checked(models), tuple(overlooked))
 
 
 def show(found: Check, *, as_json: bool) -> None:
@@ -109,11 +115,12 @@ def _checked(models: Models) -> tuple[CheckedModel, ...]:
     )
 
 
-def _overlooked(repository: Repository) -> list[str]:
-    found: list[str] = []
-    for model in (None, *repository.model_folders()):
-        try:
-            found += repository.overlooked(model)
-        except OSError:  # the model's problem says so
-            continue
+async def _overlooked(repository: Repository, limit_s: float) -> list[str]:
+    """Look into all folders; those that hang, or cannot be read, have a problem that says so."""
+    threads = FolderThreads()
+    names = (None, *await threads.run(repository.model_folders))
+    looks = [threads.start(partial(repository.overlooked, name)) for name in names]
+    done, _ = await asyncio.wait(looks, timeout=limit_s)
+    found = [line for look in looks if look in done and not look.exception() for line in look.result()]
+    await threads.close()
     return found

@@ -59,6 +59,9 @@ from serving.transports.rpc_over_http.server import H2Server
 from serving.transports.tls import TlsFiles
 from serving.turns import Turns
 
+_REPOSITORY_LIMIT_S = 5.0
+_REREAD_LIMIT_S = 30.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -79,11 +82,13 @@ class Server:
     async def reread(self) -> None:
         """Look for changed files now, and not at the next interval."""
         _log.info("rereading", extra={"reason": "SIGHUP", "repository": str(self.settings.repository)})
-        await asyncio.gather(*(asyncio.to_thread(each.look) for each in self.files))
+        looks = [asyncio.create_task(asyncio.to_thread(each.look)) for each in self.files]
         try:
             await self.models.refresh()
         except Exception as error:  # noqa: BLE001 - it is tried again at the next interval
             _log.warning("repository_unreadable", extra={"reason": describe_failure(error)})
+        if looks:
+            await asyncio.wait(looks, timeout=_REREAD_LIMIT_S)  # their volume may hang
 
     async def stop(self, *, lame_duck: bool = True) -> None:
         """Become not ready, serve for another lame_duck_s, then reject new calls and finish running ones."""
@@ -103,6 +108,7 @@ async def run_server(
     worker_socket: socket.socket | None = None,
     counts: SharedCounts | None = None,
     worker: int = 0,
+    repository_limit_s: float = _REPOSITORY_LIMIT_S,
 ) -> AsyncIterator[Server]:
     """Start a server. It listens when this yields, and becomes ready when its models are loaded.
 
@@ -114,18 +120,22 @@ async def run_server(
         worker_socket: delivers connections that the supervisor accepts; without it this process listens.
         counts: counters shared with the other workers.
         worker: number of this worker.
+        repository_limit_s: seconds to look whether there is a repository.
 
     Raises:
         UsageError: the repository, the token file or a TLS file is missing or invalid.
         DeviceUnavailable: CUDA was requested but is not available.
         AddressUnavailable: a port is taken.
     """
-    _check_repository(settings)
+    loop = asyncio.get_running_loop()
+    check = loop.run_in_executor(None, _check_repository, settings)
+    await asyncio.wait([check], timeout=repository_limit_s)
+    if check.done():  # one that hangs is reported as not ready
+        check.result()
     silence_decoders()
     device = find_device(settings.device, allow_tf32=settings.allow_tf32, cuda_graphs=settings.cuda_graphs)
     metrics = Metrics(counts, drift_window_s=settings.drift_window_s)
     metrics.device.labels(device.name, device.provider).set(1)
-    loop = asyncio.get_running_loop()
     tokens, watched = _tokens(settings, lambda: loop.call_soon_threadsafe(models.wake_watchers))
     turns = Turns()
     access_log = AccessLog(settings.access_log_sample) if settings.access_log_sample else None
@@ -175,7 +185,11 @@ def check_files(settings: ServerSettings) -> None:
 
 
 def _check_repository(settings: ServerSettings) -> None:
-    if not settings.repository_folder.is_dir():
+    try:
+        is_folder = settings.repository_folder.is_dir()
+    except OSError as error:
+        raise UsageError(f"the repository {describe_failure(error)}") from error
+    if not is_folder:
         raise UsageError(
             f"the repository {settings.repository} is not a directory: create it, or set another --repository"
         )
@@ -238,7 +252,12 @@ def _tls(settings: ServerSettings) -> TlsFiles | None:
 
 
 def open_models(
-    settings: ServerSettings, device: Device, metrics: Metrics, *, device_server: Path | None = None
+    settings: ServerSettings,
+    device: Device,
+    metrics: Metrics,
+    *,
+    device_server: Path | None = None,
+    stuck_s: float = STUCK_S,
 ) -> Models:
     """Return the models of a server, not started yet.
 
@@ -247,6 +266,7 @@ def open_models(
         device: where networks run.
         metrics: of the server.
         device_server: as for `run_server`.
+        stuck_s: seconds without progress after which the start waits for no more models.
     """
     size = settings.max_batch_size
     loader = VersionLoader(
@@ -274,7 +294,7 @@ def open_models(
         hung_run_s=settings.hung_run_s,
         alias_interval_s=LOOK_INTERVAL_S,
         # Loads in the device server, which cannot be seen here, are waited for.
-        stuck_s=STUCK_S if device_server is None else PATIENCE_S,
+        stuck_s=stuck_s if device_server is None else PATIENCE_S,
         # With more threads of ONNX Runtime, these would inherit the priority of the thread that loads.
         background=low_priority_threads() if device.kind == "cpu" and settings.one_engine_thread else None,
     )

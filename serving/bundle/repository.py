@@ -91,6 +91,16 @@ class Repository:
         """
         return [name for name in self.model_folders() if self._may_have_versions(name)]
 
+    def has_model(self, name: str) -> bool:
+        """Whether there is such a model, with a version, or whose folder cannot be read.
+
+        Reads no other model.
+
+        Raises:
+            OSError: the repository cannot be read.
+        """
+        return name in self.model_folders() and self._may_have_versions(name)
+
     def model_folders(self) -> list[str]:
         """Return the names of all folders that may be models, also empty ones, sorted.
 
@@ -360,17 +370,18 @@ def verify_file(path: Path, expected: FileDigest) -> None:
         DigestMismatch: it is missing, or differs.
     """
     try:
-        found = _digest(path)
+        with open_regular(path) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            is_read = size_bytes == expected.size_bytes  # otherwise it may be far too large
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest() if is_read else ""
     except OSError as error:
         raise DigestMismatch(f"{path} cannot be read: {why_unreadable(error)}") from error
-    if found.size_bytes != expected.size_bytes:
+    if not is_read:
         raise DigestMismatch(
-            f"{path} has {found.size_bytes} bytes, its manifest says {expected.size_bytes}; {_REMEDY}"
+            f"{path} has {size_bytes} bytes, its manifest says {expected.size_bytes}; {_REMEDY}"
         )
-    if found.sha256 != expected.sha256:
-        raise DigestMismatch(
-            f"{path} has SHA-256 {found.sha256}, its manifest says {expected.sha256}; {_REMEDY}"
-        )
+    if sha256 != expected.sha256:
+        raise DigestMismatch(f"{path} has SHA-256 {sha256}, its manifest says {expected.sha256}; {_REMEDY}")
 
 
 def _digest(path: Path) -> FileDigest:

@@ -10,6 +10,7 @@ little memory or a file that cannot be read, it is loaded again after growing pa
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -314,8 +315,12 @@ def _fingerprint(folder: Path) -> _Fingerprint:
     The ctime, unlike the mtime, also changes with the permissions.
     """
     found: list[tuple[str, int, int, int]] = []
-    with suppress(OSError):  # the folder is gone, or changes now
-        for path in sorted(islice(folder.rglob("*"), _MAX_FINGERPRINT_FILES)):
-            stat = path.lstat()
-            found.append((str(path), stat.st_ctime_ns, stat.st_ino, stat.st_size))
-    return tuple(found)
+    folders = [str(folder)]  # no recursion: others may have made them thousands deep
+    while folders and len(found) < _MAX_FINGERPRINT_FILES:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:  # it is gone, or changes now
+            for entry in islice(entries, _MAX_FINGERPRINT_FILES - len(found)):
+                stat = entry.stat(follow_symlinks=False)
+                found.append((entry.path, stat.st_ctime_ns, stat.st_ino, stat.st_size))
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return tuple(sorted(found))

@@ -12,7 +12,7 @@ from functools import partial
 
 from serving.bundle import MANIFEST_FILE, STABLE_ALIAS, Bundle, Repository
 from serving.errors import BundleError, InvalidManifest, UnknownModel
-from serving.limited_files import is_unfit
+from serving.limited_files import describe_failure, is_unfit
 from serving.models.folder_threads import FolderThreads
 from serving.models.loader import VersionLoader
 from serving.models.overlooked import Overlooked
@@ -57,19 +57,18 @@ class ModelRefresher:
         self._threads = threads
         self._loading = loading
 
-    async def refresh(self, old: Model, *, is_known: bool) -> Model:
-        """Return the model as it is to be served now.
+    async def refresh(self, old: Model) -> Model | None:
+        """Return the model as it is to be served now; None if its folder is not a model: it has no versions.
 
         Args:
             old: as it is served.
-            is_known: whether it has been read before. A new folder without versions is not a model.
 
         Raises:
             OSError, LenserveError: it cannot be read. What is served should stay.
         """
         folder = await self._threads.run(partial(self._read, old))
-        if not folder.numbers and not is_known:
-            return old
+        if not (folder.numbers or old.versions or old.refused):
+            return None
         versions: dict[int, Version] = {}
         default = await self._choose(folder, old, versions)
         stable = folder.aliases.get(STABLE_ALIAS)
@@ -95,7 +94,7 @@ class ModelRefresher:
         except (OSError, BundleError) as error:
             if old.versions:
                 raise
-            return _Folder(numbers, {}, f"its aliases are ignored: {error}")
+            return _Folder(numbers, {}, f"its aliases are ignored: {describe_failure(error)}")
         changes = (why_changed(self._repository, version) for version in old.versions.values())
         return _Folder(numbers, aliases, "; ".join(filter(None, changes)))
 

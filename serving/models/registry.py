@@ -36,7 +36,6 @@ KEEP_METRICS_S = 900.0
 PATIENCE_S = 30.0
 STUCK_S = 5.0
 _STUCK_LOOKS = 5
-_FOLDER_HANGS = "reading its folder has not ended; check its volume"
 _INVALID_OUTPUTS = 3  # outputs that cannot be right, before an engine is proven again
 _HUNG_RUN_S = 60.0
 _PROOF_PAUSE_S = 10.0  # between two of these proofs: images that provoke such outputs must not cost more
@@ -172,8 +171,6 @@ class Models:
             raise ModelUnavailable(f"model {name!r} is not loaded yet: the server is starting")
         if any(loading == name for loading, _ in self._loads.running):
             raise ModelUnavailable(f"model {name!r} is loading")
-        if name in self._overdue:
-            raise ModelUnavailable(f"model {name!r} is not known yet: {_FOLDER_HANGS}")
         raise UnknownModel(f"there is no model {name!r}", known=tuple(sorted(self._models)))
 
     def names(self) -> list[str]:
@@ -212,8 +209,7 @@ class Models:
             return "the repository has not been read yet"
         if self.unreadable and not self._models:
             return f"the repository cannot be read: {self.unreadable}"
-        hanging = {name: Model(name, problem=_FOLDER_HANGS) for name in tuple(self._overdue)}
-        models = hanging | dict(self._models)  # copies: probes read them from another thread
+        models = dict(self._models)  # a copy: probes read it from another thread
         loading = {name for name, _ in tuple(self._loads.running)}
         return self._readiness.problem(models, unloaded=tuple(self._unloaded), loading=loading)
 
@@ -258,10 +254,13 @@ class Models:
         self._announce()
 
     async def check_engine(self, version: Version) -> None:
-        """Prove an engine again after it failed on valid input; mark its version broken if that fails."""
+        """Prove an engine again after it failed on valid input; mark its version broken if that fails.
+
+        Waits for that, but not for ever: reading its golden examples may hang.
+        """
         if version.check is None or version.check.done():
             version.check = self._start(self._check(version))
-        await asyncio.wait([version.check])
+        await asyncio.wait([version.check], timeout=self._patience_s)
 
     def note_invalid_output(self, version: Version) -> None:
         """Count an output that cannot be right. After a few, prove the engine again, but not all the time."""
@@ -310,7 +309,7 @@ class Models:
         reload.result()
 
     async def _reload(self, name: str) -> None:
-        if name not in await self._threads.run(self._repository.models):
+        if not await self._threads.run(partial(self._repository.has_model, name)):
             raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
         await self._until_refreshed(name)
         self._unloaded.discard(name)
@@ -386,15 +385,21 @@ class Models:
                 if name not in self._unloaded and name not in self._refreshing:
                     self._start_refresh(name)
             for name in set(self._models) - {*names, *self._refreshing}:
-                gone = self._models.pop(name)
-                self._unloaded.discard(name)
-                if not gone.versions:  # nothing is unloaded, after which its metrics would be forgotten
-                    self._loader.metrics.load_failures.remove_all(("model",), (name,))
-                self._announce(name)
-                self._warm.drop(name)
-                self._retire_late(name, self._loads.late(name))
-                self._loader.forget(name)
-                self._retire(gone.versions.values())
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Unload a model that the repository no longer has, if it is known."""
+        gone = self._models.pop(name, None)
+        if gone is None:
+            return
+        self._unloaded.discard(name)
+        if not gone.versions:  # nothing is unloaded, after which its metrics would be forgotten
+            self._loader.metrics.load_failures.remove_all(("model",), (name,))
+        self._announce(name)
+        self._warm.drop(name)
+        self._retire_late(name, self._loads.late(name))
+        self._loader.forget(name)
+        self._retire(gone.versions.values())
 
     async def _follow_aliases(self) -> None:
         """Refresh the models whose aliases have changed, before the next scan."""
@@ -421,11 +426,11 @@ class Models:
         for name, since_s in self._refreshing_since_s.items():
             if since_s <= late_s and name not in loading and name not in self._overdue:
                 self._overdue.add(name)
-                reason = (
-                    f"reading its folder has taken more than {limit_s:g} s: what was loaded is "
-                    "served on; check its volume"
-                )
+                reason = f"reading its folder has taken more than {limit_s:g} s: check its volume"
                 _log.error("model_overdue", extra={"model": name, "reason": reason})
+                if name not in self._models:
+                    self._models[name] = Model(name, problem=reason)
+                    self._announce(name)
 
     async def _list(self) -> list[str]:
         """List the folders of the repository.
@@ -495,9 +500,11 @@ class Models:
 
     async def _refresh_model(self, name: str) -> None:
         old, late = self._models.get(name, Model(name)), self._loads.late(name)
-        new = await self._refresher.refresh(old, is_known=name in self._models)
+        new = await self._refresher.refresh(old)
         self._retire_late(name, late)
-        if new is old or (new == old and name in self._models):
+        if new is None:
+            self._remove(name)
+        if new is None or new == self._models.get(name):
             return
         self._models[name] = new
         if new.problem and new.problem != old.problem:

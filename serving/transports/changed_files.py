@@ -39,9 +39,15 @@ class ChangedFiles:
             await asyncio.to_thread(self.look)
 
     def look(self) -> None:
-        """Load the files again if they have changed. A failure is logged once, and tried at each look."""
-        with self._looking:
-            self._look()
+        """Load the files again if they have changed. A failure is logged once, and tried at each look.
+
+        Does nothing while another thread looks: its volume may hang.
+        """
+        if self._looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._looking.release()
 
     def _look(self) -> None:
         digest = self._digest()

@@ -1,5 +1,7 @@
 """`lenserve serve --check`: what would be served, and why not the rest."""
 
+import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from serving.bundle import Repository
 from serving.check import check
 from serving.errors import UsageError
+from serving.server import check_files
 from serving.settings import ServerSettings
 from tests.colours import Publish
 
@@ -74,3 +77,44 @@ async def test_a_folder_for_captures_that_cannot_be_used_is_reported_as_at_start
     (tmp_path / "capture").write_bytes(b"")
     with pytest.raises(UsageError, match=r"--capture-dir .*/capture cannot be used: File exists"):
         await check(ServerSettings(repository=repository.root, capture_dir=tmp_path / "capture"))
+
+
+async def test_folders_that_hang_are_named_and_not_waited_for(
+    publish: Publish, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is checked, and what was found elsewhere is said."""
+    publish("colours")
+    publish("shapes")
+    (repository.root / "colours" / "v3").mkdir()
+    gate, versions, overlooked = threading.Event(), Repository.versions, Repository.overlooked
+
+    def hang(found: Repository, model: str) -> list[int]:
+        assert model != "shapes" or gate.wait(timeout=30)
+        return versions(found, model)
+
+    def hang_too(found: Repository, model: str | None = None) -> list[str]:
+        assert model != "shapes" or gate.wait(timeout=30)
+        return overlooked(found, model)
+
+    monkeypatch.setattr(Repository, "versions", hang)
+    monkeypatch.setattr(Repository, "overlooked", hang_too)
+    found = await check(ServerSettings(repository=repository.root), stuck_s=0.2)
+    gate.set()
+    assert not found.passed
+    assert {each.name: each.ready for each in found.models} == {"colours": True, "shapes": False}
+    assert "check its volume" in found.models[1].problem
+    assert any("v3" in line for line in found.overlooked)
+
+
+def test_a_repository_that_may_not_be_read_is_one_line(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent folder may be closed to this user."""
+
+    def deny(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    settings = ServerSettings(repository=repository.root)
+    monkeypatch.setattr(Path, "is_dir", deny)
+    with pytest.raises(UsageError, match="cannot be read: Permission denied; let the user of this process"):
+        check_files(settings)

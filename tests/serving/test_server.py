@@ -74,6 +74,23 @@ class TestStart:
             async with run_server(_settings(repository.root, transport=transport, **files)):
                 pytest.fail("it serves nobody")
 
+    async def test_a_repository_that_hangs_at_the_start_does_not_stop_it(
+        self, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server is alive, and not ready until it has been read."""
+        gate, is_dir = threading.Event(), Path.is_dir
+
+        def hang(path: Path) -> bool:
+            assert path != repository.root or gate.wait(timeout=30)
+            return is_dir(path)
+
+        monkeypatch.setattr(Path, "is_dir", hang)
+        async with run_server(_settings(repository.root), repository_limit_s=0.01) as server:
+            assert server.models.why_not_ready == "the repository has not been read yet"
+            gate.set()
+            await asyncio.wait_for(server.models.scanned(), 20)
+            assert server.models.ready
+
     @pytest.mark.skipif(find_cuda()[0] > 0, reason="this machine has a CUDA device")
     @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
     async def test_cuda_without_a_gpu_is_refused_with_the_reason(

@@ -429,6 +429,13 @@ def test_a_pipe_instead_of_aliases_is_rejected_at_once(repository: Repository, p
         repository.aliases("animals")
 
 
+def test_a_file_of_endless_size_is_not_read(repository: Repository, publish: Publish) -> None:
+    """Its size is wrong already: this one would take hours."""
+    os.truncate(publish().model_file, 2**43)
+    with pytest.raises(DigestMismatch, match=f"has {2**43} bytes, its manifest says"):
+        repository.read("animals", 1)
+
+
 def test_a_manifest_of_endless_size_is_not_read_whole(repository: Repository, publish: Publish) -> None:
     """The message has the limit."""
     os.truncate(publish().folder / MANIFEST_FILE, MAX_MANIFEST_BYTES + 1)

@@ -5,10 +5,11 @@ import errno
 import gc
 import os
 import shutil
+import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -973,7 +974,7 @@ class TestRepositoryChanges:
             assert _default(models, "b") == 2
             gate.set()
             async with asyncio.timeout(20):
-                while "a" not in models.names():
+                while not models.get("a").ready:
                     await models.change.wait()
             assert _default(models, "a") == 1
 
@@ -994,7 +995,7 @@ class TestRepositoryChanges:
             assert [each.model for each in models.statuses() if each.state is State.LOADING] == ["a"]
             load.gate.set()
             async with asyncio.timeout(20):
-                while "a" not in models.names():
+                while not models.get("a").ready:
                     await models.change.wait()
 
     async def test_the_start_does_not_wait_for_a_load_that_hangs(
@@ -1204,14 +1205,14 @@ class TestRepositoryChanges:
         self, publish: Publish, open_models: OpenModels, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not those of refused versions either: a volume that hangs must not stop calls."""
-        publish(lie=True)
-        found, threads = Path.rglob, []
+        folder = publish(lie=True).folder
+        scan, threads = os.scandir, []
 
-        def rglob(path: Path, pattern: str) -> Iterator[Path]:
-            threads.append(threading.current_thread())
-            return found(path, pattern)
+        def scandir(path: str | Path) -> Any:  # noqa: ANN401 - its type is private
+            threads.extend([threading.current_thread()] * (str(path) == str(folder)))
+            return scan(path)
 
-        monkeypatch.setattr(Path, "rglob", rglob)
+        monkeypatch.setattr(os, "scandir", scandir)
         async with open_models() as models:
             await models.refresh()
             assert models.get(NAME).refused
@@ -1295,6 +1296,45 @@ class TestRepositoryChanges:
             assert remedy in models.get("loop").problem
         assert any("v3: is not a version" in event.reason for event in log_events.named("folder_overlooked"))
 
+    async def test_folders_of_any_depth_are_looked_at(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """A refused version may contain thousands of folders in each other; it costs only itself."""
+        publish()
+        folder = os.open(publish(lie=True).folder, os.O_RDONLY)
+        try:
+            for _ in range(1_500):
+                os.mkdir("deeper", dir_fd=folder)
+                below = os.open("deeper", os.O_RDONLY, dir_fd=folder)
+                os.close(folder)
+                folder = below
+        finally:
+            os.close(folder)
+        async with open_models() as models:
+            await models.refresh()
+            assert _default(models) == 1
+            assert "golden probabilities differ" in models.get(NAME).refused[2]
+            assert not models.get(NAME).problem
+        # Too deep for shutil, and so for pytest.
+        await asyncio.to_thread(subprocess.check_call, ["rm", "-r", repository.root])
+
+    async def test_a_folder_that_turns_out_to_be_no_model_is_forgotten(
+        self,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It could not be read, and is empty: it does not count, also with strict readiness."""
+        (repository.root / "other").mkdir()
+        scan = repository.versions
+        monkeypatch.setattr(repository, "versions", _deny(scan, "other"))
+        async with open_models(readiness=Readiness(is_strict=True)) as models:
+            assert "denied" in models.why_not_ready
+            monkeypatch.setattr(repository, "versions", scan)
+            await models.refresh()
+            assert models.ready
+            assert not models.names()
+
     async def test_folders_that_only_look_like_versions_or_models_are_named_once(
         self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
     ) -> None:
@@ -1359,6 +1399,24 @@ class TestLoadAndUnload:
 
             assert models.ready
             assert models.statuses() == []
+
+    async def test_a_folder_that_hangs_does_not_stop_loading_another_model(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """By name."""
+        publish("a")
+        publish("b")
+        async with open_models() as models:
+            gate = threading.Event()
+            monkeypatch.setattr(repository, "versions", _hang(repository.versions, "a", gate))
+            publish("b")
+            await asyncio.wait_for(models.load("b"), 10)
+            assert _default(models, "b") == 2
+            gate.set()
 
     async def test_a_load_refreshes_at_once(self, publish: Publish, open_models: OpenModels) -> None:
         """A version that was just published is served when load returns."""

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 from pathlib import Path
 
 import grpc
@@ -166,3 +167,23 @@ async def test_certificates_are_renewed(
         assert second not in (None, first)
         assert await serial("old-client") is None
         assert _events(log_events, "files_reloaded") >= 1
+
+
+def test_a_look_does_not_wait_for_another_that_hangs(tmp_path: Path) -> None:
+    """Its volume does not answer; SIGHUP would take a thread each time."""
+    file, hangs, gate = tmp_path / "tokens.toml", threading.Event(), threading.Event()
+    file.write_text("a")
+
+    def reload() -> None:
+        hangs.set()
+        assert gate.wait(timeout=30)
+
+    watched = ChangedFiles([file], reload)
+    file.write_text("b")
+    first = threading.Thread(target=watched.look)
+    first.start()
+    assert hangs.wait(timeout=30)
+    watched.look()
+    assert first.is_alive()
+    gate.set()
+    first.join()
