@@ -11,7 +11,7 @@ import numpy.typing as npt
 from serving.bundle.images import Pixels
 from serving.bundle.manifest import GOLDEN_FILE, Manifest
 from serving.errors import BundleError
-from serving.limited_files import open_regular
+from serving.limited_files import open_regular, why_unreadable
 
 MAX_GOLDEN_IMAGES = 32
 _ARRAY_HEADER_BYTES = 2**16  # numpy's header, which names the dtype and the shape
@@ -59,7 +59,8 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             _check_size(arrays.zip, manifest)
             golden = Golden(np.asarray(arrays["images"]), np.asarray(arrays["probabilities"]))
     except Exception as error:  # zipfile, zlib and numpy raise many kinds of errors
-        raise BundleError(f"{folder / GOLDEN_FILE} cannot be read: {error}") from error
+        reason = why_unreadable(error) if isinstance(error, OSError) else error
+        raise BundleError(f"{folder / GOLDEN_FILE} cannot be read: {reason}") from error
     count = len(golden.images) if golden.images.ndim else 0
     geometry = manifest.geometry
     expected = (count, geometry.height, geometry.width, geometry.channels), (count, len(manifest.labels))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 _PARALLEL = 16
 _LATE_S = 0.5  # a folder is read in milliseconds
-_MAX_THREADS = 10_000  # they start when they are needed
+_MAX_THREADS = 256  # they start when they are needed; more could leave the process without any
 
 T = TypeVar("T")
 

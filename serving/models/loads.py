@@ -12,7 +12,7 @@ from functools import partial
 
 from serving.models.versions import Version
 
-_MAX_THREADS = 10_000  # they start when they are needed; a load that hangs keeps one
+_MAX_THREADS = 256  # they start when they are needed; a load that hangs keeps one
 
 _Loading = asyncio.Task[Version | None]
 

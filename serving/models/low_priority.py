@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 # would take minutes to load a version.
 _NICER = 10
 _MOST_NICE = 19
-_MAX_THREADS = 10_000  # they start when they are needed; a load that hangs keeps one
+_MAX_THREADS = 256  # they start when they are needed; a load that hangs keeps one
 
 
 def low_priority_threads() -> ThreadPoolExecutor:

@@ -329,9 +329,8 @@ class Models:
         Raises:
             UnknownModel, ModelUnavailable: as `get`.
         """
-        await self._until_refreshed(name)
         model = self.get(name)
-        self._unloaded.add(name)
+        self._unloaded.add(name)  # a refresh that runs now has no effect: it is not waited for, and may hang
         self._models[name] = Model(name, problem="it was unloaded on request")
         self._announce(name)
         self._warm.drop(name)
@@ -475,7 +474,7 @@ class Models:
         except Exception as error:  # noqa: BLE001 - it costs this model only
             reason = describe_failure(error)
             model = replace(self._models.get(name, Model(name)), problem=reason)
-            if model != self._models.get(name):
+            if model != self._models.get(name) and name not in self._unloaded:
                 self._models[name] = model
                 _log.error(
                     "model_unreadable",
@@ -502,6 +501,10 @@ class Models:
         old, late = self._models.get(name, Model(name)), self._loads.late(name)
         new = await self._refresher.refresh(old)
         self._retire_late(name, late)
+        if name in self._unloaded:
+            new_versions = new.versions.values() if new is not None else ()
+            self._retire(version for version in new_versions if version not in old.versions.values())
+            return
         if new is None:
             self._remove(name)
         if new is None or new == self._models.get(name):

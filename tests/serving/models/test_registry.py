@@ -1297,26 +1297,20 @@ class TestRepositoryChanges:
         assert any("v3: is not a version" in event.reason for event in log_events.named("folder_overlooked"))
 
     async def test_folders_of_any_depth_are_looked_at(
-        self, publish: Publish, repository: Repository, open_models: OpenModels
+        self, publish: Publish, open_models: OpenModels
     ) -> None:
         """A refused version may contain thousands of folders in each other; it costs only itself."""
         publish()
-        folder = os.open(publish(lie=True).folder, os.O_RDONLY)
+        deep = publish(lie=True).folder / "deeper"
+        _make_deep(deep, depth=1_200)
         try:
-            for _ in range(1_500):
-                os.mkdir("deeper", dir_fd=folder)
-                below = os.open("deeper", os.O_RDONLY, dir_fd=folder)
-                os.close(folder)
-                folder = below
-        finally:
-            os.close(folder)
-        async with open_models() as models:
-            await models.refresh()
-            assert _default(models) == 1
-            assert "golden probabilities differ" in models.get(NAME).refused[2]
-            assert not models.get(NAME).problem
-        # Too deep for shutil, and so for pytest.
-        await asyncio.to_thread(subprocess.check_call, ["rm", "-r", repository.root])
+            async with open_models() as models:
+                await models.refresh()
+                assert _default(models) == 1
+                assert "golden probabilities differ" in models.get(NAME).refused[2]
+                assert not models.get(NAME).problem
+        finally:  # too deep for shutil, and so for pytest
+            await asyncio.to_thread(subprocess.check_call, ["rm", "-r", deep])
 
     async def test_a_folder_that_turns_out_to_be_no_model_is_forgotten(
         self,
@@ -1399,6 +1393,30 @@ class TestLoadAndUnload:
 
             assert models.ready
             assert models.statuses() == []
+
+    async def test_a_model_whose_folder_hangs_can_be_unloaded(
+        self,
+        publish: Publish,
+        repository: Repository,
+        open_models: OpenModels,
+        monkeypatch: pytest.MonkeyPatch,
+        log_events: LogEvents,
+    ) -> None:
+        """And stays so when it can be read again; the version that loads then is unloaded too."""
+        publish()
+        async with open_models(patience_s=0.05) as models:
+            publish()
+            gate = threading.Event()
+            monkeypatch.setattr(repository, "versions", _hang(repository.versions, NAME, gate))
+            await models.refresh()
+            await asyncio.wait_for(models.unload(NAME), 10)
+            await log_events.wait_for("version_unloaded")
+            gate.set()
+            await log_events.wait_for("version_unloaded", times=2)
+            assert not models.get(NAME).versions
+            assert models.get(NAME).problem == "it was unloaded on request"
+            await models.load(NAME)
+            assert _default(models) == 2
 
     async def test_a_folder_that_hangs_does_not_stop_loading_another_model(
         self,
@@ -1747,6 +1765,18 @@ def _deny(scan: Scan, model: str) -> Scan:
         return scan(name)
 
     return denied
+
+
+def _make_deep(folder: Path, *, depth: int) -> None:
+    """Make folders in each other, whose path becomes too long for the system."""
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("deeper", dir_fd=descriptor)
+        below = os.open("deeper", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
 
 
 def _wait(gate: threading.Event) -> list[str]:
