@@ -77,7 +77,7 @@ class Middleware:
         self.reject_unknown = self._rejecting(_UNKNOWN)  # calls of methods that do not exist
         if access_log is not None:
             self.reject_unknown = access_log.rejecting(_UNKNOWN, self.reject_unknown)
-        self._ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())
+        self._ids = map(f"{secrets.token_hex(4)}%08x".__mod__, itertools.count())
 
     @property
     def is_idle(self) -> bool:
@@ -213,7 +213,7 @@ class Middleware:
         def answers(messages: AsyncIterator[bytes], call: Call) -> AnswerGroups:
             return answer_in_order(
                 messages,
-                lambda message: answer_one(message, call),
+                partial(answer_one, call),
                 max_in_flight=self._max_in_flight,
                 deadline_s=call.deadline_s,
             )
@@ -252,12 +252,12 @@ class Middleware:
 
         return answer
 
-    def _answer_one(self, rpc: Pipeline) -> Callable[[bytes, Call], Coroutine[Any, Any, bytes]]:
+    def _answer_one(self, rpc: Pipeline) -> Callable[[Call, bytes], Coroutine[Any, Any, bytes]]:
         """Answer one message of a pipeline. A failure is an answer too."""
         record_message = self._metrics.rpc(rpc.method).record_message
         parse = _parser(rpc)
 
-        async def answer_one(message: bytes, call: Call) -> bytes:
+        async def answer_one(call: Call, message: bytes) -> bytes:
             request: Any = None
             code = _OK
             self._running += 1

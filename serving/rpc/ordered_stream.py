@@ -59,30 +59,25 @@ class _AnswerQueue(Generic[Response]):
     def __init__(self, max_in_flight: int) -> None:
         self.answers: deque[asyncio.Future[Response]] = deque()
         self.arrived = asyncio.Event()
-        self._left = max_in_flight  # that may be added before more are consumed
+        self.left = max_in_flight  # answers that may be added before others are consumed
         self._room = asyncio.Event()
 
     def append(self, response: asyncio.Future[Response]) -> None:
         """Add an answer at the end."""
-        self._left -= 1
+        self.left -= 1
         if not self.answers:
             self.arrived.set()
         self.answers.append(response)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing may be added before more is consumed."""
-        return self._left <= 0
-
     async def room(self) -> None:
-        """Wait while it is full."""
-        while self.is_full:
+        """Wait until an answer may be added."""
+        while self.left <= 0:
             self._room.clear()
             await self._room.wait()
 
     def consumed(self, count: int) -> None:
         """Note that this number of answers was consumed."""
-        self._left += count
+        self.left += count
         self._room.set()
 
     async def wait(self, reader: asyncio.Task[None]) -> bool:
@@ -119,7 +114,7 @@ async def _read(
     loop = asyncio.get_running_loop()
     async for request in requests:
         queue.append(asyncio.Task(answer(request), loop=loop, name="message"))  # not numbered: takes 0.2 us
-        if queue.is_full:
+        if queue.left <= 0:
             await queue.room()
 
 

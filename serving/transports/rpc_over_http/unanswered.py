@@ -23,6 +23,7 @@ class UnansweredMessages:
         self._max_bytes = max_bytes
         self._sizes: deque[int] = deque()
         self._bytes = 0
+        self.is_full = False  # nothing more may be received now
         self._answered = asyncio.Event()
         body.may_pause = True
 
@@ -30,6 +31,7 @@ class UnansweredMessages:
         """Add a message."""
         self._sizes.append(size)
         self._bytes += size
+        self.is_full = self._bytes > self._max_bytes
 
     def taken(self) -> None:
         """The handler takes the next message."""
@@ -44,13 +46,9 @@ class UnansweredMessages:
     def _release(self, count: int) -> None:
         size = sum([self._sizes.popleft() for _ in range(min(count, len(self._sizes)))])
         self._bytes -= size
+        self.is_full = self._bytes > self._max_bytes
         self.body.release(size)
         self._answered.set()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more may be received now."""
-        return self._bytes > self._max_bytes
 
     async def room(self) -> None:
         """Wait while it is full."""

@@ -108,7 +108,10 @@ def write_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def write_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the header block of trailers."""
-    return b"".join([part for name, value in fields for part in (_before_value(name, len(value)), value)])
+    block = b""
+    for name, value in fields:
+        block += _before_value(name, len(value)) + value  # faster than a join: there are few
+    return block
 
 
 @lru_cache(maxsize=1024)  # saves 0.8 us of the 34 us of a LeNet-5 request
