@@ -141,6 +141,24 @@ async def test_a_disconnected_client_is_not_an_error(caplog: pytest.LogCaptureFi
     assert not caplog.records
 
 
+async def test_calls_with_the_same_headers_have_deadlines_of_their_own() -> None:
+    """Our HTTP/2 server gives them one scope, in which the application keeps what it has read."""
+    calls: list[Call] = []
+
+    async def answer(_read: bytes | Read, call: Call) -> bytes:
+        calls.append(call)
+        return b""
+
+    app = GrpcApp([UnaryHandler(METHOD, answer)], max_message_bytes=100)
+    headers = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"grpc-timeout", b"1S")]
+    scope = {"type": "http", "path": METHOD, "headers": headers, "extensions": EXTENSIONS}
+    for _ in range(2):
+        server = FakeServer(_request(frame(b"hello")))
+        await app(scope, server.receive, server.send)
+        assert server.types == ["answer"]
+    assert calls[0].deadline_s < calls[1].deadline_s
+
+
 async def test_grpc_needs_trailers() -> None:
     """Without them the answer is an error in the headers."""
     server = FakeServer(_request(frame(b"hello")))
