@@ -135,10 +135,11 @@ class HistogramValue:
 
     def observe_all(self, values: Sequence[float]) -> None:
         """Count several observations."""
-        bounds, buckets = self._bounds, self.buckets
+        bounds, buckets, total = self._bounds, self.buckets, self.total
         for value in values:
             buckets[bisect_left(bounds, value)] += 1
-        self.total += sum(values)
+            total += value
+        self.total = total
 
     def add(self, buckets: Sequence[float], total: float) -> None:
         """Add observations that were counted elsewhere: the number in each bucket, and their sum."""
