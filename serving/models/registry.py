@@ -8,7 +8,6 @@ All methods run on the event loop and share one map of models, hence one file.
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -19,13 +18,15 @@ from typing import Any, Self, TypeVar
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
 from serving.limited_files import describe_failure
 from serving.models.alias_watch import AliasWatch
+from serving.models.engine_checks import HUNG_RUN_S, PROOF_PAUSE_S, EngineChecks
 from serving.models.folder_threads import FolderThreads
+from serving.models.listing import Listing
 from serving.models.loader import VersionLoader
 from serving.models.loads import Loads
 from serving.models.model_refresh import ModelRefresher
 from serving.models.overlooked import Overlooked
-from serving.models.progress import Progress
 from serving.models.readiness import Readiness
+from serving.models.refreshes import Refreshes
 from serving.models.state_metrics import StateMetrics
 from serving.models.versions import Model, Revision, State, Version, VersionStatus
 from serving.models.warm import WarmVersions
@@ -35,10 +36,6 @@ from serving.models.watch import watch
 KEEP_METRICS_S = 900.0
 PATIENCE_S = 30.0
 STUCK_S = 5.0
-_STUCK_LOOKS = 5
-_INVALID_OUTPUTS = 3  # outputs that cannot be right, before an engine is proven again
-_HUNG_RUN_S = 60.0
-_PROOF_PAUSE_S = 10.0  # between two of these proofs: images that provoke such outputs must not cost more
 
 T = TypeVar("T")
 
@@ -57,8 +54,8 @@ class Models:
         keep_metrics_s: float = KEEP_METRICS_S,
         patience_s: float = PATIENCE_S,
         readiness: Readiness | None = None,
-        proof_pause_s: float = _PROOF_PAUSE_S,
-        hung_run_s: float = _HUNG_RUN_S,
+        proof_pause_s: float = PROOF_PAUSE_S,
+        hung_run_s: float = HUNG_RUN_S,
         stuck_s: float = STUCK_S,
         keep_warm_s: float = 0.0,
         alias_interval_s: float | None = None,
@@ -83,13 +80,21 @@ class Models:
         self._loader = loader
         self._repository = loader.repository
         self._threads = FolderThreads()
-        self._overlooked = Overlooked(loader.repository)
+        overlooked = Overlooked(loader.repository)
+        self._listing = Listing(loader.repository, overlooked, self._threads, patience_s=patience_s)
+        self._refreshes = Refreshes(self._refresh_or_keep, start=self._start, on_overdue=self._show_overdue)
         self._state_metrics = StateMetrics(loader.metrics)
         loader.metrics.ready.labels().set_function(lambda: self.ready)
         loader.metrics.repository_problems.labels().set_function(self._count_problems)
         self._readiness = readiness or Readiness()
-        self._proof_pause_s = proof_pause_s
-        self._hung_run_s = hung_run_s
+        self._checks = EngineChecks(
+            loader.why_broken,
+            start=self._start,
+            on_change=self._announce,
+            proof_pause_s=proof_pause_s,
+            hung_run_s=hung_run_s,
+            patience_s=patience_s,
+        )
         self._poll_interval_s = poll_interval_s
         self._alias_interval_s = alias_interval_s
         self._alias_watch = AliasWatch(loader.repository, self._threads)
@@ -105,9 +110,7 @@ class Models:
             on_late=self._use_late,
             background=background,
         )
-        self._refresher = ModelRefresher(
-            loader, self._load, self._overlooked, self._threads, self._loads.running
-        )
+        self._refresher = ModelRefresher(loader, self._load, overlooked, self._threads, self._loads.running)
         self._patience_s = patience_s
         self._stuck_s = min(stuck_s, patience_s)
         self._keep_metrics_s = keep_metrics_s
@@ -117,15 +120,10 @@ class Models:
         self._refresh_lock = asyncio.Lock()
         self._change = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._refreshing: dict[str, asyncio.Task[None]] = {}  # at most one for each model
-        self._refreshing_since_s: dict[str, float] = {}
-        self._overdue: set[str] = set()  # models whose refresh has taken longer than `patience_s`
-        self._listing: asyncio.Task[list[str]] | None = None
-        self._looking: asyncio.Task[None] | None = None  # for folders that only look like models
 
     async def __aenter__(self) -> Self:
         self._start(watch(self._scan, self._poll_interval_s, self._after_refresh))
-        self._start(self._watch_runs())
+        self._start(self._checks.watch_runs(self._loads.loaded))
         if self._alias_interval_s is not None and self._alias_interval_s < self._poll_interval_s:
             self._start(watch(self._follow_aliases, self._alias_interval_s))
         return self
@@ -254,42 +252,12 @@ class Models:
         self._announce()
 
     async def check_engine(self, version: Version) -> None:
-        """Prove an engine again after it failed on valid input; mark its version broken if that fails.
-
-        Waits for that, but not for ever: reading its golden examples may hang.
-        """
-        if version.check is None or version.check.done():
-            version.check = self._start(self._check(version))
-        await asyncio.wait([version.check], timeout=self._patience_s)
+        """Prove an engine again after it failed on valid input; mark its version broken if that fails."""
+        await self._checks.check(version)
 
     def note_invalid_output(self, version: Version) -> None:
-        """Count an output that cannot be right. After a few, prove the engine again, but not all the time."""
-        version.invalid_outputs += 1
-        now_s = time.monotonic()
-        if version.invalid_outputs >= _INVALID_OUTPUTS and now_s >= version.next_proof_s:
-            fields = version.log_fields(outputs=version.invalid_outputs)
-            _log.warning("invalid_outputs", extra=fields)
-            version.invalid_outputs, version.next_proof_s = 0, now_s + self._proof_pause_s
-            if version.check is None or version.check.done():
-                version.check = self._start(self._check(version))
-
-    async def _check(self, version: Version) -> None:
-        self._break(version, await self._loader.why_broken(version))
-
-    async def _watch_runs(self) -> None:
-        """Mark versions broken whose network does not finish a batch: a device may hang for ever."""
-        while True:
-            await asyncio.sleep(self._hung_run_s / 10)
-            for version in self._loads.loaded:
-                if version.batcher.running_s > self._hung_run_s:
-                    self._break(version, f"a batch has not ended after {self._hung_run_s:g} s")
-
-    def _break(self, version: Version, reason: str) -> None:
-        """Mark a version broken, unless it is already or there is no reason."""
-        if reason and not version.broken:
-            version.broken = reason
-            _log.error("version_broken", extra=version.log_fields(reason=reason))
-            self._announce(version.bundle.model)
+        """Count an output that cannot be right; after a few, prove the engine again."""
+        self._checks.note_invalid_output(version)
 
     async def load(self, name: str) -> None:
         """Refresh one model now, even if it is unloaded or its versions are refused.
@@ -311,10 +279,10 @@ class Models:
     async def _reload(self, name: str) -> None:
         if not await self._threads.run(partial(self._repository.has_model, name)):
             raise UnknownModel(f"failed to load {name!r}: the repository has no such model")
-        await self._until_refreshed(name)
+        await self._refreshes.until_ended(name)
         self._unloaded.discard(name)
         self._loader.forget(name)
-        await asyncio.wait([self._start_refresh(name)])
+        await asyncio.wait([self._refreshes.begin(name)])
         model = self.get(name)
         newest = max(model.refused, default=0)
         if model.problem or model.default is None or newest > model.default:
@@ -346,8 +314,8 @@ class Models:
             OSError: the repository cannot be read. Versions that are served stay.
         """
         await self._begin_refresh()
-        if running := self._running():
-            await asyncio.wait(running, timeout=self._patience_s)
+        await self._refreshes.wait(timeout_s=self._patience_s)
+        await self._listing.until_looked()
         self._note_overdue(self._patience_s)
 
     async def _scan(self) -> None:
@@ -355,36 +323,33 @@ class Models:
         await self._begin_refresh()
         if self._scanned.is_set():
             self._note_overdue(self._patience_s)
-        else:
-            await self._until_loaded_or_stuck()
-
-    async def _until_loaded_or_stuck(self) -> None:
-        """Wait for all models as long as that helps: while one is done, or this process works on them."""
-        progress = Progress()
-        while running := self._running():
-            done, _ = await asyncio.wait(running, timeout=self._stuck_s / _STUCK_LOOKS)
-            if done:
-                progress.restart()
-            elif progress.idle_looks() >= _STUCK_LOOKS:
-                progress.restart()
-                if not self._loads.leave_places(f"has made no progress for {self._stuck_s:g} s"):
-                    break
+            return
+        why = f"has made no progress for {self._stuck_s:g} s"
+        await self._refreshes.wait_while_useful(
+            stuck_s=self._stuck_s, give_up=lambda: self._loads.leave_places(why)
+        )
         self._note_overdue(self._stuck_s)
 
-    def _running(self) -> list[asyncio.Task[None]]:
-        """What reads the repository now."""
-        tasks = filter(None, [*self._refreshing.values(), self._looking])
-        return [task for task in tasks if not task.done()]
+    def _note_overdue(self, limit_s: float) -> None:
+        self._refreshes.note_overdue(limit_s=limit_s, loading={name for name, _ in self._loads.running})
+
+    def _show_overdue(self, name: str, reason: str) -> None:
+        """Let a model be known whose folder hangs since the start."""
+        if name not in self._models:
+            self._models[name] = Model(name, problem=reason)
+            self._announce(name)
 
     async def _begin_refresh(self) -> None:
         """Read the names of all models, start to refresh each, and unload those that were removed."""
         async with self._refresh_lock:
-            names = await self._list()
+            serves = any(model.versions for model in self._models.values())
+            names = await self._listing.names(serves=serves)
             for name in names:
-                if name not in self._unloaded and name not in self._refreshing:
-                    self._start_refresh(name)
-            for name in set(self._models) - {*names, *self._refreshing}:
-                self._remove(name)
+                if name not in self._unloaded and name not in self._refreshes:
+                    self._refreshes.begin(name)
+            for name in set(self._models).difference(names):
+                if name not in self._refreshes:
+                    self._remove(name)
 
     def _remove(self, name: str) -> None:
         """Unload a model that the repository no longer has, if it is known."""
@@ -402,70 +367,10 @@ class Models:
 
     async def _follow_aliases(self) -> None:
         """Refresh the models whose aliases have changed, before the next scan."""
-        served = [name for name in self.names() if name not in self._refreshing]
+        served = [name for name in self.names() if name not in self._refreshes]
         for name in await self._alias_watch.changed(served):
-            if name in self._models and name not in self._unloaded and name not in self._refreshing:
-                self._start_refresh(name)
-
-    def _start_refresh(self, name: str) -> asyncio.Task[None]:
-        """Start to refresh a model that is not being refreshed."""
-        self._refreshing[name] = refresh = self._start(self._refresh_or_keep(name))
-        self._refreshing_since_s[name] = time.monotonic()
-        refresh.add_done_callback(partial(self._end_refresh, name))
-        return refresh
-
-    def _end_refresh(self, name: str, _: asyncio.Task[None]) -> None:
-        del self._refreshing[name], self._refreshing_since_s[name]
-        self._overdue.discard(name)
-
-    def _note_overdue(self, limit_s: float) -> None:
-        """Log the models whose folder hangs, each once."""
-        late_s = time.monotonic() - limit_s
-        loading = {name for name, _ in self._loads.running}  # `Loads` logs these
-        for name, since_s in self._refreshing_since_s.items():
-            if since_s <= late_s and name not in loading and name not in self._overdue:
-                self._overdue.add(name)
-                reason = f"reading its folder has taken more than {limit_s:g} s: check its volume"
-                _log.error("model_overdue", extra={"model": name, "reason": reason})
-                if name not in self._models:
-                    self._models[name] = Model(name, problem=reason)
-                    self._announce(name)
-
-    async def _list(self) -> list[str]:
-        """List the folders of the repository.
-
-        Raises:
-            OSError: it cannot be read, or that hangs.
-        """
-        if self._listing is None:
-            self._listing = self._threads.start(self._list_folders)
-        await asyncio.wait([self._listing], timeout=self._patience_s)
-        if not self._listing.done():  # the next look waits for the same thread
-            raise TimeoutError(
-                f"reading the repository {self._repository.root} has taken more than {self._patience_s:g} s: "
-                "check its volume"
-            )
-        listing, self._listing = self._listing, None
-        if self._looking is None or self._looking.done():  # beside the refresh: one of the folders may hang
-            self._looking = self._threads.start(self._overlooked.log_new)
-        return listing.result()
-
-    def _list_folders(self) -> list[str]:
-        """Called in a thread."""
-        root = self._repository.root
-        names = self._repository.model_folders()
-        if not root.is_dir():
-            raise FileNotFoundError(f"the repository {root} is not a directory")
-        if not names and any(model.versions for model in list(self._models.values())):
-            raise FileNotFoundError(
-                f"the repository {root} is empty: what was loaded is served on; mount it again"
-            )
-        return names
-
-    async def _until_refreshed(self, name: str) -> None:
-        """Wait until no refresh of this model runs."""
-        while name in self._refreshing:
-            await asyncio.wait([self._refreshing[name]])
+            if name in self._models and name not in self._unloaded and name not in self._refreshes:
+                self._refreshes.begin(name)
 
     async def _refresh_or_keep(self, name: str) -> None:
         """Refresh a model; if it cannot be read, keep its versions and continue with the other models."""
@@ -488,7 +393,7 @@ class Models:
         models = list(self._models.values())
         wrong = {model.name for model in models if model.problem and model.name not in self._unloaded}
         late = {name for name, _ in tuple(self._loads.overdue)}
-        return bool(self.unreadable) + len(wrong | {*self._overdue} | late)
+        return bool(self.unreadable) + len(wrong | set(self._refreshes.overdue) | late)
 
     def _after_refresh(self, problem: str) -> None:
         if not self._scanned.is_set() or self.unreadable != problem:
@@ -535,8 +440,8 @@ class Models:
         """Refresh a model of which a version has loaded too late, so that it is served or retired."""
         if name in self._unloaded:
             self._retire_late(name, self._loads.late(name))
-        elif name not in self._refreshing:
-            self._start_refresh(name)
+        elif name not in self._refreshes:
+            self._refreshes.begin(name)
 
     def _retire_late(self, name: str, numbers: Iterable[int]) -> None:
         """Retire those of these versions that have loaded too late and are not served."""
