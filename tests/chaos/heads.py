@@ -1,5 +1,6 @@
 """Heads of requests that are small on the wire and large or slow to decode, and heads that are too large."""
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,6 +21,7 @@ from tests.chaos.http2 import (
 from tests.chaos.sending import flood
 
 _MANY_CONNECTIONS = 32
+_counter = itertools.count()
 
 # Entries of HPACK's tables as one byte: RFC 7541, section 6.1 and appendix A.
 _HOST = b"\xa6"  # static entry 38, `host` without a value, which counts 36 bytes
@@ -142,6 +144,33 @@ def huge_heads_http1(target: Target) -> None:
     """Long and short header lines."""
     start = b"POST / HTTP/1.1\r\nhost: chaos\r\n"
     flood(target, partial(again, b"a: b\r\n" * 1000 + b"x: " + b"y" * 1000 + b"\r\n", opening=start))
+
+
+@attack(
+    "blanks-http1",
+    does="sends HTTP/1.1 heads and trailers of 16,000 blanks before a NUL",
+    stands_for="CWE-1333, inefficient regular expression",
+    is_http1=True,
+)
+def blanks_http1(target: Target) -> None:
+    """A parser that divides the blanks between two patterns tries every way to do so."""
+    start = b"POST / HTTP/1.1\r\nhost: chaos\r\n"
+    line = b"a:" + b" " * 16_000 + b"\0\r\n\r\n"
+    chunked = start + b"transfer-encoding: chunked\r\n\r\n"
+    requests = (start + line, chunked + b"0\r\n" + line, chunked + b"1;" + line[:-5] + b"\n\r\n")
+    flood(target, lambda: iter(requests[next(_counter) % 3 :][:1]), connections=_MANY_CONNECTIONS)
+
+
+@attack(
+    "many-fields-http1",
+    does="sends whole HTTP/1.1 heads of 200 KB with 50,000 fields",
+    stands_for="CWE-770, allocation without limits",
+    is_http1=True,
+)
+def many_fields_http1(target: Target) -> None:
+    """A limit on incomplete heads does not see them."""
+    head = b"POST / HTTP/1.1\r\nhost: chaos\r\n" + b"a:\r\n" * 50_000 + b"\r\n"
+    flood(target, lambda: iter((head,)), connections=_MANY_CONNECTIONS)
 
 
 @attack(

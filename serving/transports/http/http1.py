@@ -10,15 +10,16 @@ import h11
 from serving.transports.http.asgi import App, Event, OverBudget, Receive, RequestRefused
 from serving.transports.http.byte_budget import ByteBudget, ConnectionShare, RequestBytes
 from serving.transports.http.byte_buffer import ByteBuffer
+from serving.transports.http.http1_lines import connection
 from serving.transports.http.limits import DEFAULT_LIMITS, Limits
 from serving.transports.http.rounds import Rounds
 from serving.transports.http.time_limits import Age, BodyRates, Duration, PeriodicCheck
 
-_MAX_HEADER_BYTES = 2**16
 _MAX_BUFFERED_BYTES = 2**20  # buffered bytes of a request that the application has not received yet
 _MAX_PIPELINED_BYTES = 2**16  # bytes of the next requests
-# See rounds.py: of receiving anything, of h11's and our copies, and of an event: a head, a chunk, an end.
-_READ_WORK, _BYTES_PER_WORK, _EVENT_WORK = 50, 500, 20
+# See rounds.py: of receiving anything, of h11's and our copies, of an event: a head, a chunk, an end, and
+# of a field of a head.
+_READ_WORK, _BYTES_PER_WORK, _EVENT_WORK, _FIELD_WORK = 50, 500, 20, 4
 _BAD_REQUEST, _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS = 400, 408, 429
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Http1Connection(asyncio.Protocol):
         self._rounds = rounds or Rounds()
         self._kept = b""  # input that waits for a round
         self._has_events = False  # h11 has input that waits for a round
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADER_BYTES)
+        self._http = connection()
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
         self._is_tls = False
@@ -229,6 +230,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _handle_event(self, event: h11.Event) -> None:
         if isinstance(event, h11.Request):
+            self._rounds.work_left -= _FIELD_WORK * len(event.headers)
             self._requests += 1
             self._request_is_over = self._request_is_received = self._is_receiving = False
             self._bytes = _RequestBytes(self._share, self._receive, self._on_refused)
