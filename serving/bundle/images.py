@@ -10,11 +10,21 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 
-from serving.bundle.jpeg import count_scans, decode_jpeg
+from serving.bundle.decoder_work import (
+    MAX_PARTS,
+    check_comments,
+    check_samples,
+    check_tiff_directory,
+    counted_file,
+    orientation_of,
+)
+from serving.bundle.jpeg import count_scans, decode_jpeg, is_simple
 from serving.bundle.manifest import Strict
 from serving.errors import EmptyImage, ImageTooLarge, InvalidPixels, UndecodableImage
 
@@ -47,7 +57,6 @@ _JPEG_CHANNELS = {"L": 1, "RGB": 3}
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 
 # EXIF 2.32, tag 0x0112: the transposition that turns the image upright.
-_ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -62,6 +71,7 @@ _TURNS = {
 _BITS_PER_SAMPLE_TAG = 258
 _PHOTOMETRIC_TAG = 262
 _WHITE_IS_ZERO = 0
+_TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
 
 
 # Also the types of options: bounds and descriptions are those of every command that has them.
@@ -81,6 +91,7 @@ class ImageLimits(Strict):
 
     max_bytes: MaxImageBytes = 16 * 2**20
     max_pixels: MaxImagePixels = 50_000_000
+    max_parts: Annotated[int, Field(ge=1)] = MAX_PARTS  # reads of the file: see decoder_work.py
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -113,11 +124,14 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
     check_encoded_size(len(encoded), limits)
     pixels = 0
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        check_tiff_directory(encoded)
+        is_simple_jpeg = is_simple(encoded, limits.max_parts)
+        file = io.BytesIO(encoded) if is_simple_jpeg else counted_file(encoded, limits.max_parts)
+        with Image.open(file, formats=FORMATS) as image:
             pixels = image.width * image.height
             _check_size(image.width, image.height, limits)
-            if "progressive" in image.info:
-                _check_scans(encoded)
+            if not is_simple_jpeg:
+                _check_work(image, encoded, limits)
             return _upright(_samples(image, encoded), image)
     except (ImageTooLarge, MemoryError):
         raise
@@ -180,9 +194,17 @@ def _check_memory(pixels: int) -> None:
     np.empty(min(pixels, PILLOW_MAX_PIXELS) * _DECODER_BYTES_PER_PIXEL, np.uint8)
 
 
-def _check_scans(encoded: bytes) -> None:
-    if count_scans(encoded, limit=MAX_SCANS) > MAX_SCANS:
-        raise ImageTooLarge(f"the image has more than {MAX_SCANS} scans")
+def _check_work(image: Image.Image, encoded: bytes, limits: ImageLimits) -> None:
+    """Check what a decoder does besides the pixels of the image."""
+    if isinstance(image, JpegImageFile):
+        if count_scans(encoded, limit=MAX_SCANS) > MAX_SCANS:
+            raise ImageTooLarge(f"the image has more than {MAX_SCANS} scans, the limit")
+    elif isinstance(image, TiffImageFile):
+        tags = image.tag_v2  # a tile is decoded whole, however small the image is
+        _check_size(tags.get(_TILE_WIDTH_TAG, 1), tags.get(_TILE_LENGTH_TAG, 1), limits)
+    elif isinstance(image, BmpImageFile | PpmImageFile):
+        check_samples(image)
+        check_comments(image, encoded)
 
 
 def _samples(image: Image.Image, encoded: bytes) -> Pixels:
@@ -211,13 +233,8 @@ def _array(image: Image.Image) -> Pixels:
 
 
 def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
-    """Apply the orientation. Pillow's exif_transpose also rewrites the EXIF, and fails on a broken one."""
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - broken metadata must not reject good pixels
-        return pixels
+    """Apply the orientation. Pillow's exif_transpose also reads and rewrites the rest of the EXIF."""
+    turn = _TURNS.get(orientation_of(image))
     if turn is None:
         return pixels
     return _array(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).transpose(turn))

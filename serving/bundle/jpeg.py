@@ -4,6 +4,7 @@ Has no limits, orientation or errors: damaged and rare files are left to Pillow.
 """
 
 import re
+import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,15 @@ _COLOURS = {1: "GRAY", 3: "RGB"}
 _MARKER_WITH_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 _START_OF_SCAN = b"\xda"
 _MOST_SEGMENTS = 10_000
+_START = b"\xff\xd8"
+_SEGMENT = struct.Struct(">BBH")  # the mark, the kind, and the length, which counts itself
+_MARK, _SCAN, _LENGTH_BYTES = 0xFF, 0xDA, 2
+_COMPONENTS_AT = 9  # bytes after the mark of a frame's head
+_BASELINE_FRAMES = frozenset((0xC0, 0xC1))
+_WITH_DIRECTORIES = frozenset((0xE1, 0xE2))  # APP1 with EXIF, and APP2 with MPF
+_ENTRY_BYTES = 12
+# Tables, restart intervals, the other application segments and comments.
+_OTHER_SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, *range(0xE3, 0xF0), 0xFE))
 _END_OF_IMAGE = b"\xd9"
 
 
@@ -39,6 +49,37 @@ def decode_jpeg(encoded: bytes, *, width: int, height: int, channels: int) -> np
     except ValueError:
         return None
     return pixels
+
+
+def is_simple(encoded: bytes, max_parts: int) -> bool:
+    """Whether a file has one scan, and few segments before it. Reading stops where it does not look so.
+
+    Args:
+        encoded: the file.
+        max_parts: see `decoder_work.py`: three a segment, and more for directories of metadata.
+    """
+    if not encoded.startswith(_START):
+        return False
+    at, parts, components = len(_START), 0, 0
+    try:
+        while parts < max_parts:
+            mark, kind, length = _SEGMENT.unpack_from(encoded, at)
+            if mark != _MARK or length < _LENGTH_BYTES:
+                return False
+            parts += 3
+            if kind == _SCAN:
+                # libjpeg reads no other scan if the first one has all components.
+                return components > 0 and encoded[at + _SEGMENT.size] == components
+            if kind in _BASELINE_FRAMES:
+                components = encoded[at + _COMPONENTS_AT]
+            elif kind in _WITH_DIRECTORIES:
+                parts += length // _ENTRY_BYTES
+            elif kind not in _OTHER_SEGMENTS:
+                return False
+            at += _SEGMENT.size - _LENGTH_BYTES + length
+    except (struct.error, IndexError):
+        pass
+    return False
 
 
 def count_scans(encoded: bytes, *, limit: int) -> int:

@@ -49,6 +49,9 @@ from serving.models.registry import Models
 from serving.models.versions import Revision, Version
 from serving.turns import Turns
 
+# A small image, decoded on the event loop: see preprocessing.py.
+_SMALL_IMAGE_US = 30
+
 _log = logging.getLogger(__name__)
 
 
@@ -272,6 +275,8 @@ class Classifier:
     ) -> Sequence[Pixels | ImageError]:
         if time.monotonic() >= deadline_s:
             raise DeadlineExceeded("the deadline passed before the images were decoded")
+        if len(images) > 1:
+            await self.turns.take(_SMALL_IMAGE_US * len(images))
         preprocessed = await self._preprocessor.preprocess(
             images, version.bundle.manifest.geometry, deadline_s, version.backlog
         )

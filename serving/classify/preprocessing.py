@@ -22,8 +22,10 @@ Image = bytes | memoryview | Pixels | ImageError
 
 # Decoding a small PNG takes less time than a switch to a thread and back (tests/benchmarks/choices.py).
 # Images up to these limits are decoded on the event loop, if the request has few enough of them.
-_SMALL = ImageLimits(max_bytes=4096, max_pixels=4096)
+_SMALL = ImageLimits(max_bytes=4096, max_pixels=4096, max_parts=100)
 _FEW = 8
+# Chunks of a PNG that can inflate to a megabyte each.
+_INFLATED = (b"zTXt", b"iTXt", b"iCCP")
 
 
 class Preprocessed(NamedTuple):
@@ -41,6 +43,7 @@ class Preprocessor:
         self._small = ImageLimits(
             max_bytes=min(limits.max_bytes, _SMALL.max_bytes),
             max_pixels=min(limits.max_pixels, _SMALL.max_pixels),
+            max_parts=_SMALL.max_parts,
         )
         self._count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -124,6 +127,7 @@ class Preprocessor:
             len(image) > small.max_bytes
             or geometry.height * geometry.width > small.max_pixels
             or count > _FEW
+            or any(kind in image for kind in _INFLATED)
         ):
             return None
         preprocessed = _preprocess(image, limits=small, geometry=geometry)

@@ -62,7 +62,7 @@ class Attack:
     is_http1: bool = False  # needs HTTP/1.1 or Connect, which grpc.aio does not speak
 
 
-_GROUPS = ("control", "floods", "heads", "slow", "bodies")  # modules, in the order of the table
+_GROUPS = ("control", "floods", "heads", "slow", "bodies", "images")  # modules, in the order of the table
 _attacks: dict[str, Attack] = {}
 
 

@@ -41,16 +41,17 @@ def _varint(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def _field(number: int, value: bytes) -> bytes:
+def field(number: int, value: bytes) -> bytes:
+    """A field of protobuf with a length."""
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
-def _model(target: Target) -> bytes:
+def model(target: Target) -> bytes:
     """The first field of every request: the name of the model."""
-    return _field(1, target.model.encode())
+    return field(1, target.model.encode())
 
 
-def _calls(
+def calls(
     target: Target,
     path: bytes,
     body: bytes,
@@ -93,7 +94,7 @@ def _bomb(size_bytes: int) -> bytes:
 def gzip_bombs(target: Target) -> None:
     """Sixteen messages in a stream; each is a little smaller than the limit."""
     bomb = framed(_bomb(4 * target.body_bytes - 1024), compressed=True)
-    _calls(target, CLASSIFY_STREAM, bomb * 16, _GZIP)
+    calls(target, CLASSIFY_STREAM, bomb * 16, _GZIP)
 
 
 @attack(
@@ -162,7 +163,7 @@ def content_lengths_http1(target: Target) -> None:
 def half_messages(target: Target) -> None:
     """Each claims 63 MiB, and gets what the windows allow."""
     body = framed(bytes(4 * target.body_bytes - 2 * MIB), length=4 * target.body_bytes - MIB)
-    _calls(target, CLASSIFY, body, at_once=_HALVES_AT_ONCE, end=False)
+    calls(target, CLASSIFY, body, at_once=_HALVES_AT_ONCE, end=False)
 
 
 @attack(
@@ -187,7 +188,7 @@ def half_messages_http1(target: Target) -> None:
 )
 def empty_images(target: Target) -> None:
     """Two bytes on the wire become an object of 100."""
-    _calls(target, CLASSIFY, framed(_model(target) + _EMPTY_IMAGE * (target.body_bytes // 2)))
+    calls(target, CLASSIFY, framed(model(target) + _EMPTY_IMAGE * (target.body_bytes // 2)))
 
 
 @attack(
@@ -197,7 +198,7 @@ def empty_images(target: Target) -> None:
 )
 def empty_tensors(target: Target) -> None:
     """Where the number of inputs is always one."""
-    _calls(target, INFER, framed(_model(target) + _EMPTY_INPUT * (target.body_bytes // 2)))
+    calls(target, INFER, framed(model(target) + _EMPTY_INPUT * (target.body_bytes // 2)))
 
 
 @attack(
@@ -207,7 +208,7 @@ def empty_tensors(target: Target) -> None:
 )
 def empty_parameters(target: Target) -> None:
     """A map, whose entries all have the same key."""
-    _calls(target, INFER, framed(_model(target) + _EMPTY_PARAMETER * (target.body_bytes // 2)))
+    calls(target, INFER, framed(model(target) + _EMPTY_PARAMETER * (target.body_bytes // 2)))
 
 
 @attack(
@@ -221,9 +222,9 @@ def empty_byte_elements(target: Target) -> None:
     shape = (
         _varint(3 << 3 | 2) + _varint(len(_varint(target.body_bytes // 4))) + _varint(target.body_bytes // 4)
     )
-    tensor = _field(5, _field(1, b"image") + _field(2, b"BYTES") + shape)
-    raw = _field(7, bytes(target.body_bytes))
-    _calls(target, INFER, framed(_model(target) + tensor + raw))
+    tensor = field(5, field(1, b"image") + field(2, b"BYTES") + shape)
+    raw = field(7, bytes(target.body_bytes))
+    calls(target, INFER, framed(model(target) + tensor + raw))
 
 
 @attack(
@@ -260,5 +261,5 @@ def deep_json(target: Target) -> None:
 )
 def empty_connect_images(target: Target) -> None:
     """The same message as over gRPC, on another wire."""
-    body = _model(target) + _EMPTY_IMAGE * (target.body_bytes // 2)
+    body = model(target) + _EMPTY_IMAGE * (target.body_bytes // 2)
     _posts(target, _post_head(target, len(body), content_type=_PROTO), body)

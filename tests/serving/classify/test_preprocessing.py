@@ -23,6 +23,7 @@ from serving.errors import (
     OutOfMemory,
     UndecodableImage,
 )
+from tests.hostile_images import jpeg_of_segments, png_of_chunks, png_of_texts, tiff_of_tile
 from tests.serving.until import until
 
 GREY = Geometry(height=28, width=28, channels=1)
@@ -73,6 +74,10 @@ def preprocessor() -> Iterator[Preprocessor]:
         ([_png(60)], GREY, "MainThread"),
         ([_png(65)], GREY, "decode"),  # more pixels than the limit
         ([_png(28)], LARGE, "decode"),  # enlarging is work too
+        ([png_of_texts(1)], GREY, "decode"),  # a kilobyte that inflates to a megabyte
+        ([png_of_chunks(1200)], GREY, "decode"),
+        ([jpeg_of_segments(400)], GREY, "decode"),
+        ([tiff_of_tile(80)], GREY, "decode"),  # 80 x 80 pixels are decoded, although the image has 64 x 64
     ],
 )
 async def test_a_few_small_images_are_decoded_on_the_event_loop(
