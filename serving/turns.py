@@ -34,6 +34,11 @@ class Turns:
         self._waiting: deque[_Slice] = deque()
         self._ends = False  # whether the end of this turn is scheduled
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a slice waits for its turn."""
+        return bool(self._waiting)
+
     async def take(self, cost_us: int) -> None:
         """Wait for a turn with room for a slice, which is usually this one. First come, first served.
 

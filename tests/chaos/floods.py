@@ -1,11 +1,13 @@
 """Floods of small HTTP/2 frames: each costs the attacker a few bytes, and the server a piece of work."""
 
+import itertools
 import struct
 from collections.abc import Iterator
 from functools import partial
 
 from tests.chaos.attack import Target, attack
 from tests.chaos.http2 import (
+    CLASSIFY_STREAM,
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -16,6 +18,7 @@ from tests.chaos.http2 import (
     OPENING,
     PING,
     PRIORITY,
+    REFLECTION,
     RST_STREAM,
     SETTINGS,
     again,
@@ -35,6 +38,10 @@ _CANCEL = (8).to_bytes(4, "big")
 _ONE_STREAM = [1]
 _UNKNOWN_TYPE = 0xBE
 _MANY_CONNECTIONS = 32
+_STREAMS, _MESSAGES_OF_A_FRAME = 500, 16
+# ServerReflectionRequest.file_containing_symbol
+_SYMBOL = b"inference.GRPCInferenceService"
+_FILE_OF_SERVICE = b"\x22" + bytes((len(_SYMBOL),)) + _SYMBOL
 
 
 def _resets(target: Target) -> bytes:
@@ -230,3 +237,41 @@ def priorities(target: Target) -> None:
 def unknown_frames(target: Target) -> None:
     """They are ignored, which also takes time."""
     flood(target, partial(again, frame(_UNKNOWN_TYPE, 0, 0)))
+
+
+def _stream_messages(target: Target, path: bytes, message: bytes) -> Iterator[bytes]:
+    numbers = range(1, 2 * _STREAMS, 2)
+    yield OPENING + window_setting(MAX_WINDOW_BYTES) + window_update(0, MAX_WINDOW_BYTES - 2**16)
+    yield on_streams(call_head(target, path), numbers)
+    messages = on_streams(frame(DATA, 0, 1, framed(message) * _MESSAGES_OF_A_FRAME), numbers)
+    yield from itertools.repeat(messages)
+
+
+@attack(
+    "stream-messages",
+    does="sends frames of 16 empty messages on each of 500 streams",
+    stands_for="CWE-770; work that no frame shows",
+)
+def stream_messages(target: Target) -> None:
+    """Seven bytes a message; each is answered with an error."""
+    flood(target, partial(_stream_messages, target, CLASSIFY_STREAM, b""))
+
+
+@attack(
+    "stream-messages-unread",
+    does="the same, and reads none of the answers",
+    stands_for="CWE-770; work that no frame shows",
+)
+def unread_stream_messages(target: Target) -> None:
+    """Up to the windows of the streams."""
+    flood(target, partial(_stream_messages, target, CLASSIFY_STREAM, b""), reads=False)
+
+
+@attack(
+    "reflection",
+    does="asks for the largest file of reflection, 16 times a frame on each of 500 streams",
+    stands_for="CWE-405, asymmetric resource consumption",
+)
+def reflection(target: Target) -> None:
+    """40 bytes for an answer of kilobytes."""
+    flood(target, partial(_stream_messages, target, REFLECTION, _FILE_OF_SERVICE))

@@ -25,6 +25,7 @@ _INITIAL_WINDOW_SIZE = 4
 CLASSIFY = b"/lenserve.v1.Classifier/Classify"
 CLASSIFY_STREAM = b"/lenserve.v1.Classifier/ClassifyStream"
 INFER = b"/inference.GRPCInferenceService/ModelInfer"
+REFLECTION = b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 SERVER_METADATA = b"/inference.GRPCInferenceService/ServerMetadata"
 
 

@@ -69,9 +69,10 @@ _OK = (b"grpc-status", b"0")
 
 _FIRST_MESSAGE_S = 0.1
 _BEGINNING_BYTES = 2048  # of a large message: its first fields name the model
-# A chunk of a stream can hold 200,000 messages. After the first ones, they share the turns of the event loop.
+# A chunk of a stream can hold 200,000 messages, and a connection has a thousand streams: they share the
+# turns of the event loop, 16 messages at a time, or one if others wait already.
 _MESSAGES_AT_ONCE = 16
-_MESSAGE_US = 30  # to parse and answer one, about
+_MESSAGE_US = 40  # to parse and answer one, about
 _UNSUPPORTED_MEDIA_TYPE = 415
 _LATE = Status(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the answer was ready")
 _NO_TRAILERS = malformed("gRPC needs HTTP/2 with trailers: use gRPC-Web or Connect over HTTP/1.1")
@@ -111,6 +112,7 @@ class GrpcApp:
         self._rejects = {handler.method: handler.reject for handler in handlers}
         self._max_message_bytes = max_message_bytes
         self._turns = turns or Turns()
+        self._uncounted = 0  # messages of streams since the last one that took a turn
         self._calls = {handler.method: self._serve(handler) for handler in handlers}
 
     def __call__(self, scope: Event, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
@@ -264,9 +266,11 @@ class GrpcApp:
         encoding = encoding_of(headers)
         async with aclosing(self._framed(unanswered.body, unanswered=unanswered)) as chunks:
             async for messages in chunks:
-                for number, (is_compressed, data) in enumerate(messages):
-                    if number and number % _MESSAGES_AT_ONCE == 0:
-                        await self._turns.take(_MESSAGES_AT_ONCE * _MESSAGE_US)
+                for is_compressed, data in messages:
+                    self._uncounted += 1
+                    if self._uncounted >= _MESSAGES_AT_ONCE or self._turns.has_waiting:
+                        cost_us, self._uncounted = self._uncounted * _MESSAGE_US, 0
+                        await self._turns.take(cost_us)
                     if unanswered.is_full:
                         await unanswered.room()
                     message, size = data, PREFIX.size + len(data)

@@ -124,6 +124,7 @@ class Streams:
         if not number & 1:
             raise _protocol_error(f"stream {number} has an even number: clients open odd ones")
         if not self.accepts:
+            self._turns.work_left -= turns.head_work(len(block))
             self._headers.skip(block)
             return
         self.last_number = number

@@ -97,6 +97,20 @@ async def test_a_turn_that_takes_long_is_paid_for_by_the_next_ones() -> None:
     assert light.is_over(1)
 
 
+async def test_heads_that_are_skipped_count_as_work() -> None:
+    """After GOAWAY, streams are no longer opened, but each head is still decoded for its table."""
+    under_test = await Wire(echo).begun()
+    under_test.feed(frame(HEADERS, 4, 1, HEAD))
+    under_test.connection.close_when_idle()
+    await under_test.settle()
+    under_test.feed(frame(PING, 1, 0, b"goodbye!"))
+    await under_test.settle()
+    under_test.feed(_heavy_heads(5, first=3))
+    assert not under_test.transport.reads
+    under_test.transport.abort()
+    await under_test.settle()
+
+
 async def test_other_clients_are_served_while_one_sends_2_mb_of_references() -> None:
     """Half of the answers after 20 ms of CPU, almost all after 50; the attacker can read why it must go."""
     async with open_server(echo) as port, connect(port) as attacker, connect(port) as good:
