@@ -19,7 +19,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 ACCESS_LOG = "serving.rpc.access_log"  # the name of its logger
 
 _FLUSH_S = 1.0  # time to write the lines that wait
-_PLAIN = re.compile(r"[^\s\"=]+")
+# Clients choose names: characters that terminals act on, or that change the direction of text, are escaped.
+_ACTIVE = "\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_PLAIN = re.compile(rf"[^\s\"={_ACTIVE}]+")
+_CONTROL = re.compile(f"[{_ACTIVE}]")
 
 
 def configure_logs(*, as_json: bool, worker: int | None = None) -> None:
@@ -180,7 +183,9 @@ def _time(record: logging.LogRecord) -> str:
 def _quoted(value: object) -> str:
     # Quoted only if the end of the value would be ambiguous.
     text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    if _PLAIN.fullmatch(text):
+        return text
+    return _CONTROL.sub(lambda each: f"\\u{ord(each[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 class _TextFormatter(logging.Formatter):

@@ -209,9 +209,9 @@ def build_table(
     rows = (
         *ClassifierService(classifier).rpcs(),
         *InferenceService(classifier, models, metrics, regions).rpcs(),
-        *RepositoryService(models, model_control=model_control).rpcs(),
+        *RepositoryService(models, model_control=model_control, turns=classifier.turns).rpcs(),
         *SharedMemoryService(regions).rpcs(),
-        *HealthService(models, our_services).rpcs(),
+        *HealthService(models, our_services, classifier.turns).rpcs(),
     )
     return (*rows, *reflection_rpcs(services(rows)))
 

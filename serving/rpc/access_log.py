@@ -27,6 +27,8 @@ from serving.rpc.handlers import (
 from serving.rpc.routes import Call
 from serving.rpc.status import Code, Status
 
+_MAX_MODEL_CHARACTERS = 200  # clients send any text as the name of a model
+
 _log = logging.getLogger(__name__)
 
 
@@ -133,7 +135,7 @@ def _write(method: str, call: Call, entry: _Entry) -> None:
         "duration_s": round(time.perf_counter() - entry.started_s, 6),
         "bytes_in": entry.bytes_in,
         "bytes_out": entry.bytes_out,
-        "model": getattr(call, "model", ""),
+        "model": getattr(call, "model", "")[:_MAX_MODEL_CHARACTERS],
         "peer": join_address(*peer[:2]) if isinstance(peer, tuple) else peer or "",
         "request_id": call.request_id,
     }

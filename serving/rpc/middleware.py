@@ -272,7 +272,7 @@ class Middleware:
                     call.grant.check(getattr(request, rpc.model_field))
                 response = await rpc.answer(request, call)
             except Exception as error:  # noqa: BLE001 - a failed message must not end the stream
-                status = self._status(rpc, call, error)
+                status = self._status(rpc, call, error).shortened()
                 code = status.code.name
                 response = rpc.refuse(parse(b"") if request is None else request, status)
             finally:

@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.bundle import Repository
 from serving.client.client import AsyncClient
-from serving.logs import BackgroundHandler
+from serving.logs import BackgroundHandler, _JsonFormatter, _TextFormatter
 from tests.colours import Publish
 
 PROGRAM = """
@@ -59,6 +59,25 @@ def test_as_text_an_event_is_one_line() -> None:
     assert refused.endswith(r' ERROR   version_refused reason="two\nlines, \"quoted\"" empty=""')
     assert failed.endswith(" ERROR   call_failed request_id=abc")
     assert traceback[0] == "Traceback (most recent call last):"
+
+
+def test_what_terminals_act_on_is_escaped() -> None:
+    """A client that names a model so could colour, hide or turn around the lines of others."""
+    lines: list[str] = []
+    handler = BackgroundHandler(lines.append, dropped_event="events_dropped")
+    for formatter in (_TextFormatter(), _JsonFormatter()):
+        handler.setFormatter(formatter)
+        for name in ("\x1b[31mred", "\x9b31mred", "\u202egnp.exe", "a b\x7f"):
+            handler.handle(logging.makeLogRecord({"msg": "call", "model": name}))
+        handler.flush()
+    handler.close()
+    assert [line.partition("model=")[2] for line in lines[:4]] == [
+        r'"\u001b[31mred"',
+        r'"\u009b31mred"',
+        r'"\u202egnp.exe"',
+        r'"a b\u007f"',
+    ]
+    assert not any(set(line) & set("\x1b\x9b\u202e") for line in lines)
 
 
 def test_every_line_of_a_worker_has_its_number() -> None:

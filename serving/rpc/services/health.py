@@ -11,8 +11,12 @@ from grpc_health.v1 import health_pb2 as pb
 from serving.errors import ModelUnavailable, UnknownModel
 from serving.models.registry import Models
 from serving.rpc.routes import Call, Rpc, Stream, Unary
+from serving.turns import Turns
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Health"].full_name
+
+# Of one name in a list, and of a watch that looks again, about.
+_STATUS_US, _CHANGE_US = 5, 20
 
 _SERVING: int = pb.HealthCheckResponse.SERVING
 _NOT_SERVING: int = pb.HealthCheckResponse.NOT_SERVING
@@ -22,9 +26,10 @@ _SERVICE_UNKNOWN: int = pb.HealthCheckResponse.SERVICE_UNKNOWN
 class HealthService:
     """Serves Check, List and Watch."""
 
-    def __init__(self, models: Models, services: Collection[str]) -> None:
+    def __init__(self, models: Models, services: Collection[str], turns: Turns) -> None:
         self._models = models
         self._services = {"", *services}
+        self._turns = turns
 
     def rpcs(self) -> Sequence[Rpc]:
         """The RPCs of this service. They are probes, which need no token."""
@@ -50,6 +55,7 @@ class HealthService:
 
     async def list(self, _request: pb.HealthListRequest, call: Call) -> pb.HealthListResponse:
         """Return the status of the server, its services, and the models that the call may name."""
+        await self._turns.take(_STATUS_US * len(self._models.names()))
         names = [*self._services, *filter(call.allows, self._models.names())]
         statuses = {name: pb.HealthCheckResponse(status=self._status(name)) for name in names}
         return pb.HealthListResponse(statuses=statuses)
@@ -71,6 +77,9 @@ class HealthService:
                 if draining:
                     return
                 await change.wait()
+                await self._turns.take(
+                    _CHANGE_US
+                )  # a change wakes every watch, of which there can be thousands
 
     def _check_may_see(self, request: pb.HealthCheckRequest, call: Call) -> None:
         if call.grant is not None and request.service not in self._services:

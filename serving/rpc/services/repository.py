@@ -7,9 +7,12 @@ from serving.models.registry import Models
 from serving.models.versions import State
 from serving.pb.inference import grpc_service_pb2 as pb
 from serving.rpc.routes import Call, Rpc, Unary
+from serving.turns import Turns
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _STATES = {State.READY: "READY", State.LOADING: "LOADING"}
+
+_INDEX_US = 10  # of one model, about
 
 _Change = pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
 
@@ -17,9 +20,10 @@ _Change = pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
 class RepositoryService:
     """Lists models for Triton's tools; loads and unloads them if model control is on."""
 
-    def __init__(self, models: Models, *, model_control: bool) -> None:
+    def __init__(self, models: Models, *, model_control: bool, turns: Turns) -> None:
         self._models = models
         self._model_control = model_control
+        self._turns = turns
 
     def rpcs(self) -> Sequence[Rpc]:
         """The RPCs of this service."""
@@ -37,6 +41,7 @@ class RepositoryService:
         A call sees the models that its token allows.
         """
         _check_repository(request.repository_name)
+        await self._turns.take(_INDEX_US * len(self._models.names()))
         models = [
             each
             for each in self._index()

@@ -106,6 +106,18 @@ async def test_a_sample_is_logged(log_events: LogEvents) -> None:
     assert len(_lines(log_events)) == 2
 
 
+async def test_a_line_has_the_beginning_of_a_long_name(log_events: LogEvents) -> None:
+    """A client may send 64 KiB as the name of a model."""
+
+    async def echo(request: oip.ModelReadyRequest, _call: Call) -> oip.ModelReadyRequest:
+        return request
+
+    row = Unary("/tests.Echo/Say", oip.ModelReadyRequest, echo, model_field="name")
+    handler = Middleware(Metrics(), access_log=AccessLog(1)).wrap(row)
+    await handler.answer(sent(oip.ModelReadyRequest(name="m" * 2**16).SerializeToString()), Call({}))
+    assert [line["model"] for line in _lines(log_events)] == ["m" * 200]
+
+
 async def test_a_server_writes_the_lines_as_json(publish: Publish, start_server: StartServer) -> None:
     """To stderr, as its other events, and until it stops."""
     publish()

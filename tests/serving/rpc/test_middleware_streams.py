@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from serving.errors import Overloaded
+from serving.errors import InvalidRequest, Overloaded
 from serving.metrics.recorder import Metrics
 from serving.rpc.bearer_tokens import Tokens
 from serving.rpc.handlers import Failure, StreamHandler
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Pipeline
-from serving.rpc.status import Code, Status
+from serving.rpc.status import MAX_MESSAGE_CHARACTERS, Code, Status
 
 METHOD = "/tests.Echo/Say"
 
@@ -70,6 +70,21 @@ async def test_a_failed_message_is_answered_and_the_stream_continues() -> None:
     assert counts == {"OK": 2, "RESOURCE_EXHAUSTED": 1, "INTERNAL": 1, "INVALID_ARGUMENT": 1}
     ended = {"method": METHOD, "code": "OK"}
     assert metrics.registry.get_sample_value("lenserve_requests_total", ended) == 1
+
+
+async def test_the_error_of_a_message_is_short() -> None:
+    """It may quote the request: 64 in flight of a megabyte each would be answers that no budget counts."""
+
+    async def echo_error(request: StringValue, _call: Call) -> StringValue:
+        raise InvalidRequest(repr(request.value))
+
+    def refuse(_request: StringValue, status: Status) -> StringValue:
+        return StringValue(value=status.message)
+
+    row = Middleware(Metrics()).wrap(Pipeline(METHOD, StringValue, echo_error, refuse, model_field="value"))
+    (answer,) = await _values(row, _messages("\0" * 10_000), Call({}))
+    assert len(answer) == MAX_MESSAGE_CHARACTERS
+    assert answer.endswith("…")
 
 
 async def test_a_token_is_checked_for_the_stream_and_for_the_model_of_every_message() -> None:

@@ -1,14 +1,19 @@
 """RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload over a real channel."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.bundle import Repository
 from serving.pb.inference import grpc_service_pb2 as pb
+from serving.rpc.routes import Call
+from serving.rpc.services.repository import RepositoryService
 from tests.colours import Publish
 from tests.servers import Serve
+from tests.serving.counting_turns import CountingTurns
 from tests.serving.stub import Connect, Stub
 
 SERVICE = "inference.GRPCInferenceService"
@@ -119,3 +124,32 @@ async def test_a_token_loads_its_own_models_only(
         refusal = await stub.refusal(UNLOAD, request, metadata=(("authorization", "Bearer abc"),))
 
     assert refusal.code == "PERMISSION_DENIED"
+
+
+class _ManyModels:
+    """Models without versions."""
+
+    def __init__(self, count: int) -> None:
+        self._names = [f"model-{number}" for number in range(count)]
+
+    def names(self) -> list[str]:
+        """All names."""
+        return self._names
+
+    def statuses(self) -> list[Any]:
+        """None: no version was noticed."""
+        return []
+
+    def get(self, _name: str) -> SimpleNamespace:
+        """A model."""
+        return SimpleNamespace(problem="")
+
+
+async def test_an_index_of_a_thousand_models_has_a_turn_of_its_own() -> None:
+    """It takes 10 ms: those of several calls must not add up in one turn of the event loop."""
+    turns = CountingTurns()
+    models: Any = _ManyModels(1000)
+    service = RepositoryService(models, model_control=False, turns=turns)
+    index = await service.index(pb.RepositoryIndexRequest(), Call({}))
+    assert len(index.models) == 1000
+    assert turns.costs_us == [10_000]
