@@ -10,7 +10,9 @@ from functools import partial
 from tests.chaos.attack import MIB, Target, attack
 from tests.chaos.http2 import (
     DATA,
+    END_HEADERS,
     END_STREAM,
+    HEADERS,
     OPENING,
     PREFACE,
     SERVER_METADATA,
@@ -18,6 +20,7 @@ from tests.chaos.http2 import (
     call_head,
     frame,
     framed,
+    literal,
     new_streams,
     on_streams,
     window_setting,
@@ -30,6 +33,8 @@ _HOLDING_CONNECTIONS = 50
 _ABANDONED_CONNECTIONS = 20
 _CALLS = range(1, 2000, 2)  # 1,000 streams
 _RECEIVE_BYTES = 2**16
+_ADD_TO_TABLE = 0x40  # first bits of a literal of HPACK
+_HEADS = 16
 
 
 def _hold(target: Target, opening: bytes, count: int) -> None:
@@ -228,6 +233,23 @@ def idle_connections(target: Target) -> None:
 def idle_http2_connections(target: Target) -> None:
     """Those that the server closes are opened again."""
     _hold(target, OPENING, target.connections)
+
+
+@attack(
+    "remembered-heads",
+    does="fills HPACK's table on 5,000 connections, then sends 16 different heads on each",
+    stands_for="CWE-770, memory exhaustion",
+)
+def remembered_heads(target: Target) -> None:
+    """What a server remembers of a connection, to decode the next head faster, adds up."""
+    entries = b"".join(literal(b"k%d" % each, b"v", first=_ADD_TO_TABLE) for each in range(90))
+    fields = [(b"a%d" % each, b"b") for each in range(10)]
+    blocks = [call_block(target, b"/unknown") + entries]
+    blocks += [call_block(target, b"/%d" % each, *fields) for each in range(_HEADS)]
+    heads = [
+        frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, each) for number, each in enumerate(blocks)
+    ]
+    _hold(target, OPENING + b"".join(heads), target.connections)
 
 
 @attack(

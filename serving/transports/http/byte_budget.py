@@ -25,7 +25,7 @@ _LITTLE = 32
 class ByteBudget:
     """The budget of a process."""
 
-    __slots__ = ("half_bytes", "limit_bytes", "on_refused", "pending_bytes")
+    __slots__ = ("half_bytes", "kept_fields", "limit_bytes", "on_refused", "pending_bytes")
 
     def __init__(self, limit_bytes: int, on_refused: Callable[[str], object] = lambda _: None) -> None:
         """Start without requests.
@@ -38,6 +38,7 @@ class ByteBudget:
         self.half_bytes = limit_bytes // 2  # as long as all connections hold less, any of them may hold it
         self.on_refused = on_refused
         self.pending_bytes = 0
+        self.kept_fields = 0  # of heads that connections keep: see http2/headers.py
 
     def to_leave(self, pending_bytes: int, total_bytes: int) -> int:
         """Return how much must stay free if a connection is to hold so much, and all connections so much."""

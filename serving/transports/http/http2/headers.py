@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from serving.transports.http.asgi import EXTENSIONS
+from serving.transports.http.byte_budget import ByteBudget
 from serving.transports.http.http2.frames import ErrorCode, HeadTooLarge, StreamBroken
 from serving.transports.http.http2.hpack_decoder import Fields, HpackDecoder
 
@@ -17,8 +18,9 @@ _OK, _OK_BLOCK = 200, b"\x88"  # an entry of HPACK's static table: the whole fie
 _STATUS = b"\x08\x03"  # name from the static table, then a value of three characters
 _LONG, _MORE = 0x7F, 0x80  # longer lengths take several bytes; all but the last have the high bit set
 _MAX_LENGTH_DIGITS = 18  # a content-length of this many digits fits into 64 bits
-# Of one connection: about 40 KB of memory at most, because there can be thousands of connections.
+# Of one connection, 40 KB of memory, and of all, 10 MB: there can be thousands, each with other heads.
 _KEPT_BLOCKS, _KEPT_FIELDS, _MAX_KEPT_BYTES = 16, 256, 512
+_ALL_KEPT_FIELDS = 2**16
 
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 # RFC 9113, section 8.2.2: they belong to a connection of HTTP/1.1.
@@ -45,14 +47,16 @@ class HeaderReader:
         max_fields: int = MAX_FIELDS,
         max_bytes: int = MAX_HEADER_BYTES,
         client: tuple[Any, ...] | None = None,
+        budget: ByteBudget | None = None,
     ) -> None:
         self._client = client
         # Clients repeat header blocks. A block that did not change the table decodes to the same fields until
         # the table changes. Decoding it again would take 15 us; a LeNet-5 request takes 34 us in total.
-        self._known: dict[bytes, RequestHead] = {}
+        kept = self._kept = _KeptHeads(budget or ByteBudget(0))
         # Returns the head of a block that was read before, unless the table has changed since then.
-        self.known = self._known.get
-        self._decoder = HpackDecoder(max_fields=max_fields, max_bytes=max_bytes, on_change=self._known.clear)
+        self.known = kept.heads.get
+        self.forget = kept.forget  # when the connection is closed
+        self._decoder = HpackDecoder(max_fields=max_fields, max_bytes=max_bytes, on_change=kept.forget)
 
     def read(self, block: bytes) -> RequestHead:
         """Decode and check the head of a request.
@@ -66,18 +70,8 @@ class HeaderReader:
         head = _head(self._decoder.decode(block))
         head.scope["client"] = self._client
         if self._decoder.changes == changes and len(block) <= _MAX_KEPT_BYTES:
-            self._keep(block, head)
+            self._kept.keep(block, head)
         return head
-
-    def _keep(self, block: bytes, head: RequestHead) -> None:
-        fields = len(head.scope["headers"])
-        kept = self._known.values()
-        if (
-            len(kept) >= _KEPT_BLOCKS
-            or fields + sum(len(each.scope["headers"]) for each in kept) > _KEPT_FIELDS
-        ):
-            self._known.clear()
-        self._known[block] = head
 
     def read_trailers(self, block: bytes) -> None:
         """Decode and check trailers: RFC 9113, section 8.1. Applications do not get them.
@@ -99,6 +93,31 @@ class HeaderReader:
         """
         with suppress(HeadTooLarge):
             self._decoder.decode(block)
+
+
+class _KeptHeads:
+    """The heads that one connection keeps, by block."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self.heads: dict[bytes, RequestHead] = {}
+        self._fields = 0
+        self._budget = budget  # of the process
+
+    def keep(self, block: bytes, head: RequestHead) -> None:
+        """Keep a head, if there is room for it."""
+        fields = len(head.scope["headers"])
+        if len(self.heads) >= _KEPT_BLOCKS or self._fields + fields > _KEPT_FIELDS:
+            self.forget()
+        if self._budget.kept_fields + fields <= _ALL_KEPT_FIELDS:
+            self.heads[block] = head
+            self._fields += fields
+            self._budget.kept_fields += fields
+
+    def forget(self) -> None:
+        """Forget all of them."""
+        self.heads.clear()
+        self._budget.kept_fields -= self._fields
+        self._fields = 0
 
 
 def write_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -70,7 +70,7 @@ class Streams:
         self._busy_poll = busy_poll
         self._on_ended = on_ended
         self._on_broken = on_broken
-        self._headers = HeaderReader(client=output.client)
+        self._headers = HeaderReader(client=output.client, budget=share.budget)
         self._streams: dict[int, Http2Stream] = {}  # open, or with a task that has not ended
         self._cancelled: list[Http2Stream] = []  # that `cancel_all` has not reached yet
         self._resets: dict[int, None] = {}  # streams that we reset, the latest last
@@ -282,6 +282,7 @@ class Streams:
         A part in each round: to end 1,000 tasks takes 40 ms.
         """
         self._on_ended = self._on_broken = _ignore  # the connection's methods: a reference cycle
+        self._headers.forget()
         if not self._cancelled:
             self._cancelled = list(self._streams.values())
             self._cancel_some()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.transports.http.byte_budget import ByteBudget
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, HeadTooLarge, StreamBroken
 from serving.transports.http.http2.headers import HeaderReader, write_fields, write_head
 
@@ -254,3 +255,17 @@ def test_random_bytes_raise_documented_errors_only(blocks: Sequence[bytes]) -> N
         except ConnectionBroken as broken:
             assert broken.code in {ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM}  # noqa: PT017
             return
+
+
+def test_the_heads_that_all_connections_keep_have_a_limit() -> None:
+    """8,192 connections kept 330 MB, without a token; what a connection kept is free when it forgets."""
+    budget = ByteBudget(0)
+    readers = [HeaderReader(budget=budget) for _ in range(1000)]
+    for reader in readers:
+        for number in range(4):
+            fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/%d" % number)]
+            reader.read(_literals([*fields, *[(b"a", b"b")] * 30]))
+    assert budget.kept_fields == 2**16 // 30 * 30
+    for reader in readers:
+        reader.forget()
+    assert budget.kept_fields == 0
