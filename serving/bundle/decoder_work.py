@@ -10,6 +10,7 @@ import struct
 from typing import Any, NoReturn
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from serving.errors import ImageTooLarge
@@ -79,7 +80,7 @@ class _JpegFile(_CountedFile):
         return data
 
 
-def check_samples(image: Image.Image) -> None:
+def check_samples(image: ImageFile) -> None:
     """Check the samples of a file whose codec is slow.
 
     Raises:
@@ -93,7 +94,7 @@ def check_samples(image: Image.Image) -> None:
         )
 
 
-def check_comments(image: Image.Image, encoded: bytes) -> None:
+def check_comments(image: ImageFile, encoded: bytes) -> None:
     """Check the comments of a plain PPM.
 
     Raises:

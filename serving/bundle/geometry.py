@@ -10,6 +10,8 @@ from serving.bundle.images import Pixels
 from serving.bundle.manifest import Geometry
 from serving.bundle.resampling import Box, Size, resize
 
+_STRIP_PIXELS = 2**20
+
 
 def apply_geometry(pixels: Pixels, geometry: Geometry) -> Pixels:
     """Convert pixels in five steps: remove transparency, crop or fit, resize, convert colours, pad.
@@ -87,9 +89,15 @@ def _whole_pixels(side: int, wanted: int, scale: float) -> tuple[float, float]:
 
 def _opaque(pixels: Pixels, background: int) -> Pixels:
     """Blend (H, W, 2 or 4) onto a grey level: (H, W, 1 or 3)."""
-    colours, alpha = pixels[:, :, :-1], pixels[:, :, -1:].astype(np.uint16)
-    # 255 * 255 + 127 fits in 16 bits.
-    return ((colours * alpha + (255 - alpha) * np.uint16(background) + 127) // 255).astype(np.uint8)
+    height, width, channels = pixels.shape
+    opaque = np.empty((height, width, channels - 1), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)  # at once: a step takes ten times the memory of its pixels
+    for top in range(0, height, rows):
+        strip = pixels[top : top + rows]
+        colours, alpha = strip[:, :, :-1], strip[:, :, -1:].astype(np.uint16)
+        # 255 * 255 + 127 fits in 16 bits.
+        opaque[top : top + rows] = (colours * alpha + (255 - alpha) * np.uint16(background) + 127) // 255
+    return opaque
 
 
 def _in_colour(pixels: Pixels, channels: int) -> Pixels:

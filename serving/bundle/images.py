@@ -5,6 +5,7 @@ A decoded image is uint8 (height, width, channels): 1 grey, 2 grey + alpha, 3 RG
 
 import io
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -53,18 +54,20 @@ _WEBP_HEAD = re.compile(rb"RIFF.{4}WEBP", re.DOTALL)  # short of memory, Pillow 
 # What a decoder may need for a pixel: a progressive JPEG takes 6 bytes for coefficients, and 4 for samples.
 _DECODER_BYTES_PER_PIXEL = 12
 
+_STRIP_PIXELS = 2**20
+
 _JPEG_CHANNELS = {"L": 1, "RGB": 3}
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 
 # EXIF 2.32, tag 0x0112: the transposition that turns the image upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_TURNS: dict[int, Callable[[Pixels], Pixels]] = {  # (H, W, C) -> views of it
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: pixels[:, ::-1].transpose(1, 0, 2),
 }
 
 # TIFF 6.0, section 8.
@@ -132,7 +135,9 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Pixels:
             _check_size(image.width, image.height, limits)
             if not is_simple_jpeg:
                 _check_work(image, encoded, limits)
-            return _upright(_samples(image, encoded), image)
+            samples, turn = _samples(image, encoded), _TURNS.get(orientation_of(image))
+        del image  # its pixels
+        return samples if turn is None else np.ascontiguousarray(turn(samples))
     except (ImageTooLarge, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -216,7 +221,7 @@ def _samples(image: Image.Image, encoded: bytes) -> Pixels:
     image.load()
     # Pillow scales a PNM of more than 8 bits to 16 bits, in mode I.
     if image.mode in _WIDE_GREY_MODES or (image.mode, image.format) == ("I", "PPM"):
-        return _narrow(np.asarray(image), image)
+        return _narrow(image)
     if image.mode in ("I", "F"):
         raise ValueError(f"samples of mode {image.mode} have no known range")
     target = {"1": "L", "L": "L", "LA": "LA", "La": "LA"}.get(image.mode, "RGB")
@@ -228,27 +233,50 @@ def _samples(image: Image.Image, encoded: bytes) -> Pixels:
 
 
 def _array(image: Image.Image) -> Pixels:
-    samples = np.asarray(image)
-    return samples if samples.ndim == 3 else samples[:, :, np.newaxis]  # noqa: PLR2004 - (H, W, C)
+    """Return the samples of an image, (H, W, C)."""
+    if image.width * image.height <= _STRIP_PIXELS:  # `_in_strips` takes 4 us more
+        samples = np.asarray(image)
+        return samples if samples.ndim == 3 else samples[:, :, np.newaxis]  # noqa: PLR2004 - (H, W, C)
+    return _in_strips(image, lambda part: part if part.ndim == 3 else part[:, :, np.newaxis])  # noqa: PLR2004
 
 
-def _upright(pixels: Pixels, image: Image.Image) -> Pixels:
-    """Apply the orientation. Pillow's exif_transpose also reads and rewrites the rest of the EXIF."""
-    turn = _TURNS.get(orientation_of(image))
-    if turn is None:
-        return pixels
-    return _array(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).transpose(turn))
+def _in_strips(
+    image: Image.Image, convert: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]]
+) -> Pixels:
+    """Convert an image strip by strip, to (H, W, C): Pillow copies twice what it gives to numpy."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    whole: Pixels | None = None
+    for top in range(0, height, rows):
+        part = image if height <= rows else image.crop((0, top, width, min(top + rows, height)))
+        strip = convert(np.asarray(part)).astype(np.uint8, copy=False)
+        if part is image:
+            return strip
+        if whole is None:
+            whole = np.empty((height, width, strip.shape[2]), np.uint8)
+        whole[top : top + rows] = strip
+    if whole is None:
+        raise EmptyImage(f"the image is empty: {width} x {height} pixels")
+    return whole
 
 
-def _narrow(wide: npt.NDArray[np.integer], image: Image.Image) -> Pixels:
-    """Scale grey samples of 12 or 16 bits, (H, W), to 8 bits; Pillow's conversion would clip them."""
+def _narrow(image: Image.Image) -> Pixels:
+    """Scale grey samples of 12 or 16 bits to 8 bits, (H, W, 1 or 2); Pillow's conversion would clip them."""
     highest = 65535
+    is_inverted = False
     if isinstance(image, TiffImageFile):
         highest = 2 ** int(image.tag_v2[_BITS_PER_SAMPLE_TAG][0]) - 1
-        if image.tag_v2[_PHOTOMETRIC_TAG] == _WHITE_IS_ZERO:  # Pillow inverts 8 bits, but not 16
-            wide = highest - wide
-    grey = ((wide.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)  # (H, W)
+        # Pillow inverts 8 bits, but not 16.
+        is_inverted = image.tag_v2[_PHOTOMETRIC_TAG] == _WHITE_IS_ZERO
     transparent = image.info.get("transparency")
-    if transparent is None:
-        return grey[:, :, np.newaxis]  # (H, W, 1)
-    return np.stack([grey, np.where(wide == transparent, 0, 255).astype(np.uint8)], axis=2)  # (H, W, 2)
+
+    def narrow(wide: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        samples = wide.astype(np.uint32)  # (H, W)
+        if is_inverted:
+            samples = highest - samples
+        grey = (samples * 255 + highest // 2) // highest
+        if transparent is None:
+            return grey[:, :, np.newaxis]  # (H, W, 1)
+        return np.stack([grey, np.where(samples == transparent, 0, 255)], axis=2)  # (H, W, 2)
+
+    return _in_strips(image, narrow)

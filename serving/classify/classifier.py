@@ -22,7 +22,7 @@ from serving.bundle.images import Pixels
 from serving.capture.capture import Capture
 from serving.classify.admission import DEFAULT_MAX_QUEUE_S, Admission
 from serving.classify.deadlines import is_late
-from serving.classify.preprocessing import Image, Preprocessor
+from serving.classify.preprocessing import FEW_IMAGES, Image, Preprocessor, is_small
 from serving.classify.results import (
     LABELS_PER_SLICE,
     Classification,
@@ -49,7 +49,7 @@ from serving.models.registry import Models
 from serving.models.versions import Revision, Version
 from serving.turns import Turns
 
-# A small image, decoded on the event loop: see preprocessing.py.
+# To decode a small image on the event loop: see preprocessing.py.
 _SMALL_IMAGE_US = 30
 
 _log = logging.getLogger(__name__)
@@ -275,8 +275,10 @@ class Classifier:
     ) -> Sequence[Pixels | ImageError]:
         if time.monotonic() >= deadline_s:
             raise DeadlineExceeded("the deadline passed before the images were decoded")
-        if len(images) > 1:
-            await self.turns.take(_SMALL_IMAGE_US * len(images))
+        if 1 < len(images) <= FEW_IMAGES:
+            small = sum(map(is_small, images))
+            if small:
+                await self.turns.take(_SMALL_IMAGE_US * small)
         preprocessed = await self._preprocessor.preprocess(
             images, version.bundle.manifest.geometry, deadline_s, version.backlog
         )

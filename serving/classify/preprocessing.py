@@ -23,9 +23,14 @@ Image = bytes | memoryview | Pixels | ImageError
 # Decoding a small PNG takes less time than a switch to a thread and back (tests/benchmarks/choices.py).
 # Images up to these limits are decoded on the event loop, if the request has few enough of them.
 _SMALL = ImageLimits(max_bytes=4096, max_pixels=4096, max_parts=100)
-_FEW = 8
+FEW_IMAGES = 8
 # Chunks of a PNG that can inflate to a megabyte each.
 _INFLATED = (b"zTXt", b"iTXt", b"iCCP")
+
+
+def is_small(image: Image) -> bool:
+    """Whether an image may be decoded on the event loop."""
+    return isinstance(image, bytes) and len(image) <= _SMALL.max_bytes
 
 
 class Preprocessed(NamedTuple):
@@ -126,7 +131,7 @@ class Preprocessor:
         if (
             len(image) > small.max_bytes
             or geometry.height * geometry.width > small.max_pixels
-            or count > _FEW
+            or count > FEW_IMAGES
             or any(kind in image for kind in _INFLATED)
         ):
             return None

@@ -288,3 +288,14 @@ def test_views_of_larger_arrays_are_read_as_they_look() -> None:
         apply_geometry(pixels[::-1, ::-1], geometry),
         apply_geometry(np.ascontiguousarray(pixels[::-1, ::-1]), geometry),
     )
+
+
+def test_a_large_transparent_image_is_blended_as_small_ones_are() -> None:
+    """In strips: a step of the sum takes ten times the memory of the pixels."""
+    pixels = noise(1100, 1000, 4)
+    geometry = Geometry(height=1100, width=1000, channels=3, background=40)
+    strips = [
+        apply_geometry(pixels[top : top + 100], geometry.model_copy(update={"height": 100}))
+        for top in range(0, 1100, 100)
+    ]
+    np.testing.assert_array_equal(apply_geometry(pixels, geometry), np.concatenate(strips))

@@ -253,6 +253,15 @@ async def test_many_labels_are_ranked_and_encoded_in_slices(
     assert max(turns.costs_us, default=0) <= 256
 
 
+async def test_a_few_small_images_take_their_turn(publish: Publish, serve: Serve, connect: Connect) -> None:
+    """They are decoded on the event loop, eight in up to a millisecond: not those of many calls at once."""
+    publish()
+    async with serve() as server:
+        server.classifier.turns = turns = CountingTurns()
+        await connect(server.grpc.port).call(CLASSIFY, _request(*[pb.Image(encoded=_png())] * 8))
+        assert turns.costs_us == [8 * 30]
+
+
 async def test_large_images_are_copied_in_slices(publish: Publish, serve: Serve, connect: Connect) -> None:
     """And elements of a large BYTES tensor in threads. The answers are those of small requests."""
     publish()
