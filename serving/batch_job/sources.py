@@ -117,12 +117,20 @@ def _files_below(source: str) -> Iterator[tuple[str, int]]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if not entry.is_dir():
+                    if (inner := _stat_of_folder(entry)) is None:
                         yield prefix + entry.name, _size_of(entry)
-                    elif (identity := _identity(entry.stat())) not in above:
+                    elif (identity := _identity(inner)) not in above:
                         folders.append((entry.path, f"{prefix}{entry.name}/", (*above, identity)))
         except OSError as error:
             raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _stat_of_folder(entry: "os.DirEntry[str]") -> os.stat_result | None:
+    """Return None for a file, and for a link to nothing or in a circle: it becomes a row with an error."""
+    try:
+        return entry.stat() if entry.is_dir() else None
+    except OSError:
+        return None
 
 
 def _identity(stat: os.stat_result) -> _Identity:
@@ -133,7 +141,7 @@ def _size_of(entry: "os.DirEntry[str]") -> int:
     try:
         return entry.stat().st_size
     except OSError:
-        return -1  # a row with an error, later
+        return -1
 
 
 def _url_folder(source: str, limits: ImageLimits) -> Source | None:

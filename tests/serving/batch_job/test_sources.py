@@ -110,15 +110,16 @@ def test_a_tar_file_is_read_in_place(photos: Path, tmp_path: Path, prefix: str) 
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(photos: Path, tmp_path: Path) -> None:
-    """Also two that lead to each other; a link to nothing is a row, which says so later."""
+    """Also two that lead to each other; a link to nothing or to itself is a row, which says so later."""
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "e.jpg").write_bytes(b"e")
     (photos / "more").symlink_to(tmp_path / "other")
     (tmp_path / "other" / "back").symlink_to(photos)
     (photos / "b" / "up").symlink_to("..")
     (photos / "lost.jpg").symlink_to("nothing")
+    (photos / "me.jpg").symlink_to("me.jpg")
 
-    assert opened(photos).paths == ["a.PNG", "b/d.webp", "c.jpg", "lost.jpg", "more/e.jpg"]
+    assert opened(photos).paths == ["a.PNG", "b/d.webp", "c.jpg", "lost.jpg", "me.jpg", "more/e.jpg"]
 
 
 def add(archive: tarfile.TarFile, name: str, kind: bytes = tarfile.REGTYPE, *, link: str = "") -> None:
