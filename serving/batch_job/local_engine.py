@@ -18,12 +18,13 @@ from multiprocessing.context import SpawnProcess
 from serving.batch_job.columns import Columns, failed_columns
 from serving.batch_job.file_classifier import ClassifierOptions, FileClassifier
 from serving.commandline.children import sigint_blocked
-from serving.errors import LenserveError
+from serving.errors import LenserveError, OutOfMemory
 
 _CHUNKS_AHEAD = 2
 _MOST_DEATHS = 100
 _STOP_TIMEOUT_S = 5.0
 _STARTED = "started"
+_OUT_OF_MEMORY = 99  # exit code of a process of this module
 
 Classify = Callable[[Columns], Columns]
 
@@ -122,15 +123,15 @@ class LocalEngine:
         """Replace a dead process, and put its chunks back; yield the row of an image that ended it."""
         worker.process.join(_STOP_TIMEOUT_S)
         code = worker.process.exitcode
+        ended = "ran out of memory" if code == _OUT_OF_MEMORY else f"ended with exit code {code}"
         if not worker.started:
             raise BatchFailed(
-                f"a process ended with exit code {code} while it loaded the network: if memory is short, use "
-                "fewer --processes"
+                f"a process {ended} while it loaded the network: if memory is short, use fewer --processes"
             )
         if not self._deaths_left:
             raise BatchFailed(
-                f"too many processes died, the last with exit code {code}: if memory is short, use fewer "
-                "--processes; then run the command again"
+                f"too many processes died, the last {ended}: if memory is short, use fewer --processes; then "
+                "run the command again"
             )
         self._deaths_left -= 1
         suspect, *others = worker.chunks
@@ -138,7 +139,7 @@ class LocalEngine:
         if len(suspect) > 1:
             self._again.extendleft(reversed(halves(suspect)))
         else:
-            error = WorkerDied(f"the process that decoded this image ended with exit code {code}")
+            error = WorkerDied(f"the process that decoded this image {ended}")
             yield failed_columns(self._batch_of(suspect), error)
         worker.connection.close()
         self._workers[self._workers.index(worker)] = self._start()
@@ -172,7 +173,12 @@ def _work(
         return
     connection.send(_STARTED)
     while True:
-        connection.send(classify(batches.get()))
+        batch = batches.get()
+        try:
+            result = classify(batch)
+        except (MemoryError, OutOfMemory):  # a new process has what this one cannot give back
+            os._exit(_OUT_OF_MEMORY)
+        connection.send(result)
 
 
 def _receive_all(connection: Connection, batches: "queue.SimpleQueue[Columns]") -> None:

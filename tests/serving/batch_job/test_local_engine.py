@@ -17,9 +17,12 @@ from serving.errors import LenserveError, UsageError
 OPTIONS = ClassifierOptions(Path("repository"), "fake", 1)
 
 
+HUNGRY = 7  # an image that needs more memory than there is
+
+
 def batch_of(deadly: set[int], rows: range) -> Columns:
     """Rows whose path says which images end a process."""
-    paths = ["deadly" if row in deadly else "good" for row in rows]
+    paths = [("hungry" if row == HUNGRY else "deadly") if row in deadly else "good" for row in rows]
     return {"row": np.array(rows), "path": as_objects(paths)}
 
 
@@ -29,6 +32,8 @@ def load_fake(_options: ClassifierOptions) -> Callable[[Columns], Columns]:
     def classify(batch: Columns) -> Columns:
         if "deadly" in batch["path"]:
             os._exit(139)
+        if "hungry" in batch["path"]:
+            raise MemoryError
         results = [(RankedLabel("fine", 0, 1.0),)] * len(batch["path"])
         return batch | result_columns(results)
 
@@ -65,13 +70,18 @@ def run(
     return found
 
 
-def test_an_image_that_ends_its_process_is_a_row_and_all_others_are_classified() -> None:
-    """Its chunk is divided until it is alone."""
-    errors = run(load_fake, {6})
+def test_an_image_that_ends_its_process_is_a_row_and_all_others_are_classified(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its chunk is divided until it is alone. Without a traceback, also if memory is short."""
+    errors = run(load_fake, {6, HUNGRY})
 
     assert len(errors) == 16
-    assert [row for row, error in errors.items() if error] == [6]
-    assert errors[6] == "WORKER_DIED: the process that decoded this image ended with exit code 139"
+    assert {row: error for row, error in errors.items() if error} == {
+        6: "WORKER_DIED: the process that decoded this image ended with exit code 139",
+        HUNGRY: "WORKER_DIED: the process that decoded this image ran out of memory",
+    }
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -79,7 +89,7 @@ def test_an_image_that_ends_its_process_is_a_row_and_all_others_are_classified()
     [
         (load_not, set(), "there is no such version"),
         (die_at_load, set(), "exit code 137 while it loaded the network"),
-        (load_fake, {3}, "too many processes died, the last with exit code 139"),
+        (load_fake, {3}, "too many processes died, the last ended with exit code 139"),
     ],
 )
 def test_a_batch_that_cannot_work_ends_with_one_sentence(
