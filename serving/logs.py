@@ -77,13 +77,16 @@ class _LineWriter:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._one_at_a_time = threading.Lock()
+        self._torn = b""  # ends a line of which a full disk took a part
 
     def __call__(self, line: str) -> None:
         """Write a line. Blocks while the reader does not read."""
         data = f"{line}\n".encode("utf-8", "backslashreplace")
         with self._one_at_a_time:
+            data = self._torn + data
             while data:
                 data = data[os.write(self._descriptor, data) :]
+                self._torn = b"\n" if data else b""
 
 
 class BackgroundHandler(logging.Handler):

@@ -49,12 +49,13 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0  # pause after the first failure that may pass
 _MAX_RETRY_S = 60.0
+_NO_THREAD = "can't start new thread"  # Python's message if the system has no memory for one, or too many
 _MAX_FINGERPRINT_FILES = 1_000  # 30 ms for each look
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    fingerprint: _Fingerprint
+    fingerprint: _Fingerprint | None  # None: it could not be read
     reason: str
     pause_s: float  # until it is loaded again; infinite: until its files change
     retry_at_s: float  # on the clock of time.monotonic()
@@ -117,7 +118,7 @@ class VersionLoader:
         return (
             failure is None
             or time.monotonic() >= failure.retry_at_s
-            or failure.fingerprint != _fingerprint(self.repository.folder(name, number))
+            or failure.fingerprint not in (None, _fingerprint(self.repository.folder(name, number)))
         )
 
     async def load(self, name: str, number: int, threads: Executor | None = None) -> Version | None:
@@ -134,7 +135,7 @@ class VersionLoader:
             _log.info("version_loading", extra=fields)
         failures = self.metrics.load_failures.labels(name)  # shown at 0 from now on
         folder = self.repository.folder(name, number)
-        fingerprint: _Fingerprint = ()
+        fingerprint: _Fingerprint | None = None
         try:
             fingerprint = await loop.run_in_executor(threads, _fingerprint, folder)
             if before is not None and before.fingerprint != fingerprint:  # repaired, and not only tried again
@@ -152,11 +153,13 @@ class VersionLoader:
         _log.info("version_loaded", extra=fields)
         return version
 
-    def _remember_failure(self, name: str, number: int, fingerprint: _Fingerprint, error: Exception) -> None:
+    def _remember_failure(
+        self, name: str, number: int, fingerprint: _Fingerprint | None, error: Exception
+    ) -> None:
         """Remember why a version failed, and log a reason that is new."""
         before, reason = self._failures.get((name, number)), str(error)
         pause_s = math.inf
-        if _may_pass(error):
+        if fingerprint is None or _may_pass(error):
             was_passing = before is not None and math.isfinite(before.pause_s)
             pause_s = min(2 * before.pause_s, _MAX_RETRY_S) if before and was_passing else self._retry_s
         self._failures[name, number] = _Failure(fingerprint, reason, pause_s, time.monotonic() + pause_s)
@@ -304,6 +307,8 @@ def _may_pass(error: BaseException | None) -> bool:
     """Whether a load may succeed later with the same files."""
     while error is not None:
         if isinstance(error, OSError | MemoryError | OutOfMemory | DeviceUnavailable):
+            return True
+        if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
             return True
         error = error.__cause__
     return False

@@ -10,6 +10,7 @@ import gc
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 # From malloc.h.
@@ -65,7 +66,8 @@ async def return_memory(
             now_s - waiting_since_s >= busy_s
         ):
             gc.collect()
-            await asyncio.to_thread(_trim)
+            with suppress(RuntimeError, MemoryError):  # the system has no memory for a thread now
+                await asyncio.to_thread(_trim)
             left_bytes = resident_bytes()
             # A collection also empties Python's free lists, which fill up again while many tasks end.
             # So it is repeated until it frees little: 20,000 calls left 94 MiB after one, 53 MiB after two.

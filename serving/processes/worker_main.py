@@ -13,6 +13,7 @@ import asyncio
 import shutil
 import socket
 import sys
+from contextlib import suppress
 
 from serving.metrics.shared_counts import CountsMemory, SharedCounts
 from serving.processes.hangup import handle_hangups
@@ -73,7 +74,8 @@ async def _report_changes(server: Server, control: SupervisorChannel) -> None:
 
 async def _flush_counters(server: Server) -> None:
     while True:
-        await asyncio.to_thread(server.metrics.flush)  # writes to disk
+        with suppress(RuntimeError, MemoryError):  # the system has no memory for a thread now
+            await asyncio.to_thread(server.metrics.flush)  # writes to disk
         await asyncio.sleep(_FLUSH_INTERVAL_S)
 
 

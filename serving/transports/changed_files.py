@@ -9,6 +9,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from serving.limited_files import read_limited
@@ -36,7 +37,8 @@ class ChangedFiles:
         """Look at every interval, in a thread, until cancelled."""
         while True:
             await asyncio.sleep(interval_s)
-            await asyncio.to_thread(self.look)
+            with suppress(RuntimeError, MemoryError):  # the system has no memory for a thread now
+                await asyncio.to_thread(self.look)
 
     def look(self) -> None:
         """Load the files again if they have changed. A failure is logged once, and tried at each look.

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -101,7 +101,9 @@ class DayServer:
         while self._reads:
             if select.select([self._log], [], [], _LOOK_S)[0]:
                 *lines, rest = (rest + os.read(self._log, 2**16)).split(b"\n")
-                self.events += [json.loads(line) for line in lines if line.startswith(b"{")]
+                for line in lines:
+                    with suppress(json.JSONDecodeError):  # of a full disk, which took a part of it
+                        self.events += [json.loads(line)] if line.startswith(b"{") else []
 
 
 @contextmanager

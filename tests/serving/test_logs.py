@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from serving.bundle import Repository
 from serving.client.client import AsyncClient
 from serving.logs import BackgroundHandler, _JsonFormatter, _TextFormatter
 from tests.colours import Publish
+
+_LINE_BYTES = 120  # more than a line without fields, less than two
 
 PROGRAM = """
 import logging
@@ -135,6 +138,32 @@ def test_lines_that_cannot_be_written_are_counted() -> None:
         handler.handle(logging.makeLogRecord({"msg": f"line {number}"}))
     handler.close()
     assert handler.dropped >= 3
+
+
+def test_a_line_of_which_a_full_disk_took_a_part_does_not_spoil_the_next(tmp_path: Path) -> None:
+    """It ends there, and the next one begins a line."""
+    program = f"""
+import logging, resource
+from serving.logs import configure_logs, flush_logs
+configure_logs(as_json=True)
+log, (_, hard) = logging.getLogger("serving.models.registry"), resource.getrlimit(resource.RLIMIT_FSIZE)
+log.info("before")
+flush_logs()
+resource.setrlimit(resource.RLIMIT_FSIZE, ({_LINE_BYTES}, hard))
+log.info("torn")
+flush_logs()
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+log.info("after")
+"""
+    with (tmp_path / "log").open("wb") as log:
+        subprocess.run([sys.executable, "-c", program], stderr=log, check=True)
+    lines, events = (tmp_path / "log").read_text().splitlines(), list[str]()
+    for line in lines:
+        with suppress(json.JSONDecodeError):
+            events.append(json.loads(line)["event"])
+    assert len(lines) == len(events) + 1
+    assert events[0] == "before"
+    assert "after" in events
 
 
 async def test_a_log_that_nobody_reads_stops_neither_the_server_nor_its_exit(

@@ -600,7 +600,13 @@ class TestBadVersions:
             assert _default(models) == 1
 
     @pytest.mark.parametrize(
-        "passing", [OutOfMemory("the device is out of memory"), OSError("Stale file handle"), MemoryError()]
+        "passing",
+        [
+            OutOfMemory("the device is out of memory"),
+            OSError("Stale file handle"),
+            MemoryError(),
+            RuntimeError("can't start new thread"),
+        ],
     )
     async def test_a_failure_that_may_pass_is_tried_again_and_logged_once(
         self, publish: Publish, open_models: OpenModels, log_events: LogEvents, passing: Exception

@@ -187,3 +187,25 @@ def test_a_look_does_not_wait_for_another_that_hangs(tmp_path: Path) -> None:
     assert first.is_alive()
     gate.set()
     first.join()
+
+
+async def test_files_are_watched_on_when_the_system_had_no_memory_for_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch would end for ever, and with it the renewal of tokens."""
+    file, loads = tmp_path / "tokens.toml", list[bytes]()
+    file.write_text("a")
+    watched = ChangedFiles([file], lambda: loads.append(file.read_bytes()))
+    file.write_text("b")
+    start, failures = threading.Thread.start, iter((True,))
+
+    def fail_once(thread: threading.Thread) -> None:
+        if next(failures, False):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_once)
+    watch = asyncio.create_task(watched.watch(0.001))
+    await until(lambda: bool(loads))
+    watch.cancel()
+    assert next(failures, None) is None
