@@ -238,9 +238,9 @@ class Batcher:
     def _run_in_thread(self, batch: list[QueuedRequest]) -> None:
         try:
             run = self._loop.run_in_executor(self._thread, self._run_joined, batch)
-        except RuntimeError as error:  # no thread can be started
+        except RuntimeError as error:  # no thread can be started: the system has no memory for one
             for request in batch:
-                _fail(request, _without_frames(_engine_error(error)))
+                _fail(request, _without_frames(OutOfMemory(f"the network failed: {error}")))
             self._decide_next()
             return
         self._running, self._run_began_s = batch, time.monotonic()

@@ -43,7 +43,10 @@ class ArenaTimer:
     def _wait(self, wait_s: float, shrink: Callable[[], object]) -> None:
         self._timer = threading.Timer(wait_s, self._shrink_if_idle, [shrink])
         self._timer.daemon = True
-        self._timer.start()
+        try:
+            self._timer.start()
+        except RuntimeError:  # the system has no memory for a thread: the next large batch tries again
+            self._timer = None
 
     def _shrink_if_idle(self, shrink: Callable[[], object]) -> None:
         wait_s = self._grown_s + self._idle_s - time.monotonic()

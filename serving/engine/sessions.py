@@ -20,7 +20,7 @@ _AS_REQUESTED = 1  # arena_extend_strategy
 _OUT_OF_MEMORY = re.compile(
     r"failed to allocate memory|BFCArena::AllocateRaw|is smaller than requested bytes"
     r"|out of memory|CUDA failure 2:|OUT_OF_MEMORY"
-    r"|STATUS_ALLOC_FAILED|ALLOCATION_FAILED|std::bad_alloc",
+    r"|STATUS_ALLOC_FAILED|ALLOCATION_FAILED|std::bad_alloc|can't start new thread",
     re.IGNORECASE,
 )
 

@@ -21,7 +21,7 @@ from serving.batching.batcher import PRIORITY_STEP_S, Batcher, BatchRun
 from serving.batching.policy import BatchPolicy, Decision, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
-from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable
+from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable, OutOfMemory
 from tests.serving.engines import FakeEngine
 
 
@@ -235,6 +235,7 @@ class TestBatcher:
                 calls = [batcher.submit(_images(n)) for n in range(3)]
                 failed = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
             assert [str(each) for each in failed] == ["the network failed: can't start new thread"] * 3
+            assert all(isinstance(each, OutOfMemory) for each in failed)  # the engine is not broken
             answer = await asyncio.wait_for(batcher.submit(_images(2)), 20)
         assert answer.probabilities[:, 0].tolist() == [2]
 
