@@ -24,6 +24,7 @@ from serving.batching.backlog import Backlog
 from serving.batching.policy import BatchPolicy, QueuedRequest, take_batch
 from serving.bundle.images import Pixels
 from serving.engine.base import Output
+from serving.engine.memory_errors import is_out_of_memory
 from serving.errors import DeadlineExceeded, EngineError, ModelUnavailable, OutOfMemory, forget_frames
 
 NO_DEADLINE_S = math.inf
@@ -240,7 +241,7 @@ class Batcher:
             run = self._loop.run_in_executor(self._thread, self._run_joined, batch)
         except RuntimeError as error:  # no thread can be started: the system has no memory for one
             for request in batch:
-                _fail(request, _without_frames(OutOfMemory(f"the network failed: {error}")))
+                _fail(request, _without_frames(_engine_error(error)))
             self._decide_next()
             return
         self._running, self._run_began_s = batch, time.monotonic()
@@ -308,7 +309,7 @@ def _unloaded() -> ModelUnavailable:
 def _engine_error(error: Exception) -> EngineError | ModelUnavailable:
     if isinstance(error, EngineError | ModelUnavailable):  # ModelUnavailable: from the device server
         return error
-    kind = OutOfMemory if isinstance(error, MemoryError) else EngineError
+    kind = OutOfMemory if is_out_of_memory(error) else EngineError
     wrapped = kind(f"the network failed: {error}")
     wrapped.__cause__ = error
     return wrapped

@@ -15,7 +15,8 @@ from serving.engine.arena import SHRINK, ArenaTimer
 from serving.engine.base import CPU_PROVIDER, CUDA_PROVIDER, Device, Engine, Floats, Output, batch_buckets
 from serving.engine.cuda import QuietFirstRuns, quiet_logger, why_unusable
 from serving.engine.cuda_graphs import CUDA_CALLS, OUTPUT_NAMES, CudaGraphs
-from serving.engine.sessions import Optimizations, SessionFactory, is_out_of_memory, open_onnx
+from serving.engine.memory_errors import is_out_of_memory
+from serving.engine.sessions import Optimizations, SessionFactory, open_onnx
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 
 # How long to wait for the current run: a longer one hangs, and must not prevent the server from stopping.

@@ -1,7 +1,6 @@
 """Opens an ONNX file in ONNX Runtime with the optimizations that work for it."""
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -11,18 +10,11 @@ from typing import Any
 import onnxruntime
 
 from serving.engine.base import CPU_PROVIDER
+from serving.engine.memory_errors import is_out_of_memory
 from serving.errors import BundleError, OutOfMemory
 
 _ORT_ERRORS = 3
 _AS_REQUESTED = 1  # arena_extend_strategy
-# ONNX Runtime has no exception class for this. The messages are, in order, from its arena (bfc_arena.cc),
-# CUDA (2 is cudaErrorMemoryAllocation), cuBLAS and cuDNN, and C++.
-_OUT_OF_MEMORY = re.compile(
-    r"failed to allocate memory|BFCArena::AllocateRaw|is smaller than requested bytes"
-    r"|out of memory|CUDA failure 2:|OUT_OF_MEMORY"
-    r"|STATUS_ALLOC_FAILED|ALLOCATION_FAILED|std::bad_alloc|can't start new thread",
-    re.IGNORECASE,
-)
 
 _log = logging.getLogger(__name__)
 
@@ -145,8 +137,3 @@ def _share_arena() -> None:
         "max_dead_bytes_per_chunk": default,
     }
     onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(growth))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of ONNX Runtime, CUDA, cuBLAS, cuDNN or numpy means out of memory."""
-    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None

@@ -25,6 +25,7 @@ from serving.batching.batcher import Batcher, BatchRun
 from serving.batching.policy import BatchPolicy
 from serving.bundle import Bundle, Golden, Precision, Repository
 from serving.engine.base import Engine
+from serving.engine.memory_errors import is_out_of_memory
 from serving.engine.onnx import OnnxEngine, close
 from serving.engine.output_check import checked, sums_to_one
 from serving.engine.proof import warm_and_prove
@@ -49,7 +50,6 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0  # pause after the first failure that may pass
 _MAX_RETRY_S = 60.0
-_NO_THREAD = "can't start new thread"  # Python's message if the system has no memory for one, or too many
 _MAX_FINGERPRINT_FILES = 1_000  # 30 ms for each look
 
 
@@ -306,9 +306,7 @@ def _record_run(metrics: VersionMetrics, quality: QualityMetrics, run: BatchRun)
 def _may_pass(error: BaseException | None) -> bool:
     """Whether a load may succeed later with the same files."""
     while error is not None:
-        if isinstance(error, OSError | MemoryError | OutOfMemory | DeviceUnavailable):
-            return True
-        if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        if isinstance(error, OSError | OutOfMemory | DeviceUnavailable) or is_out_of_memory(error):
             return True
         error = error.__cause__
     return False

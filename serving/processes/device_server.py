@@ -25,10 +25,11 @@ from serving.batching.batcher import Batcher
 from serving.batching.policy import BatchPolicy
 from serving.engine.base import Engine
 from serving.engine.devices import find_device
+from serving.engine.memory_errors import is_out_of_memory
 from serving.engine.onnx import close
 from serving.engine.remote.protocol import MAX_TEXT_BYTES, RunRequest, RunResult, SharedMemory
 from serving.engine.tuning import load_tuned
-from serving.errors import BundleError, EngineError, LenserveError
+from serving.errors import BundleError, EngineError, LenserveError, OutOfMemory
 from serving.logs import flush_logs
 from serving.processes.messages import WorkerReport
 from serving.processes.supervisor_channel import SupervisorChannel, run_supervised
@@ -172,9 +173,11 @@ async def _receive(connection: socket.socket, length: int) -> bytes:
 
 
 def _known_error(error: Exception, substitute: LenserveError) -> LenserveError:
-    """Return the error if it is a LenserveError; otherwise log it and return a substitute."""
+    """Return an error that is known, or means too little memory; otherwise log it and return a substitute."""
     if isinstance(error, LenserveError):
         return error
+    if is_out_of_memory(error):
+        return OutOfMemory(str(substitute))
     _log.error("unforeseen_error", extra={"reason": str(substitute)}, exc_info=error)
     return substitute
 

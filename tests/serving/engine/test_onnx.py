@@ -1,5 +1,6 @@
 """ONNX Runtime sessions, their options, and batch buckets."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -24,9 +25,10 @@ from serving.bundle import Bundle, variant_file
 from serving.bundle.images import Pixels
 from serving.engine.base import Device, batch_buckets
 from serving.engine.devices import choose_device, find_cuda, find_device
+from serving.engine.memory_errors import is_out_of_memory
 from serving.engine.onnx import OnnxEngine, best_optimizations, providers
 from serving.engine.proof import warm_and_prove
-from serving.engine.sessions import Optimizations, is_out_of_memory
+from serving.engine.sessions import Optimizations
 from serving.errors import BundleError, DeviceUnavailable, EngineError, OutOfMemory
 from serving.models.loader import load_network, prove
 from serving.settings import ServerSettings
@@ -326,9 +328,17 @@ class TestOutOfMemory:
         """They are failures of the network, which must be proven again."""
         assert not is_out_of_memory(RuntimeError(message))
 
-    def test_numpy_s_memory_error_is_out_of_memory(self) -> None:
-        """Padding a batch takes memory too."""
-        assert is_out_of_memory(MemoryError())
+    @pytest.mark.parametrize(
+        "error",
+        [
+            pytest.param(MemoryError(), id="numpy, to pad a batch"),
+            pytest.param(OSError(errno.ENOMEM, "Cannot allocate memory"), id="to share memory"),
+            pytest.param(RuntimeError("can't start new thread"), id="for the stack of a thread"),
+        ],
+    )
+    def test_other_memory_is_memory_too(self, error: Exception) -> None:
+        """Not only the network's."""
+        assert is_out_of_memory(error)
 
     def test_a_load_is_refused_with_what_to_do(
         self, publish: Publish, monkeypatch: pytest.MonkeyPatch
