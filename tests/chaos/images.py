@@ -89,3 +89,13 @@ def image_lines(target: Target) -> None:
 def small_images(target: Target) -> None:
     """Small enough for the event loop."""
     _classify(target, *[png_of_texts(3)] * 8)
+
+
+@attack(
+    "large-messages",
+    does="sends whole Classify requests of 60 MiB with four images that cannot be decoded",
+    stands_for="CWE-400, copies of large messages",
+)
+def large_messages(target: Target) -> None:
+    """Each is joined, parsed and copied, which no limit on incomplete messages sees."""
+    _classify(target, *[b"x" * (target.body_bytes * 15 // 16)] * 4)

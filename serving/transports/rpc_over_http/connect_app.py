@@ -29,6 +29,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     unknown_method,
 )
 from serving.transports.rpc_over_http.grpc_web import GrpcWebApp, is_grpc_web, media_type_of
+from serving.transports.rpc_over_http.joining import LEAST_BYTES, join_in_thread
 from serving.transports.rpc_over_http.lingering_body import LingeringBody
 from serving.turns import LARGE_BYTES, Turns, copy_us
 
@@ -163,7 +164,9 @@ class ConnectApp:
             if body.size > max_bytes:
                 raise too_long(f"more than {max_bytes} bytes", max_bytes)
             more = event.get("more_body", False)
-        if body.size > LARGE_BYTES:
+        if body.size >= LEAST_BYTES:
+            await join_in_thread(body)
+        elif body.size > LARGE_BYTES:
             await self._turns.take(copy_us(body.size))
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding == b"identity":

@@ -53,6 +53,7 @@ from serving.transports.rpc_over_http.grpc_framing import (
     unknown_method,
     wrong_count,
 )
+from serving.transports.rpc_over_http.joining import LEAST_BYTES
 from serving.transports.rpc_over_http.unanswered import UnansweredMessages
 from serving.turns import LARGE_BYTES, Turns, copy_us
 
@@ -297,8 +298,12 @@ class GrpcApp:
             if event["type"] == "http.disconnect":
                 raise asyncio.CancelledError
             chunk = event.get("body", b"")
-            if reader.copied_bytes(chunk) > LARGE_BYTES:
-                await self._turns.take(copy_us(reader.copied_bytes(chunk)))
+            copied_bytes = reader.copied_bytes(chunk)
+            if copied_bytes >= LEAST_BYTES:
+                await reader.join(chunk)
+                chunk = b""
+            elif copied_bytes > LARGE_BYTES:
+                await self._turns.take(copy_us(copied_bytes))
             yield reader.feed(chunk)
             more = event.get("more_body", False)
             event = None

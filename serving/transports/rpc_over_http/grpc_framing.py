@@ -17,6 +17,7 @@ from serving.rpc.routes import Call
 from serving.rpc.status import DETAILS_KEY, Code, Status
 from serving.transports.http.asgi import OverBudget, RequestRefused
 from serving.transports.http.byte_buffer import ByteBuffer
+from serving.transports.rpc_over_http.joining import join_in_thread
 
 CONTENT_TYPE = b"application/grpc"
 PREFIX = struct.Struct(">BI")  # 1 if the message is compressed, else 0; then its length
@@ -86,7 +87,8 @@ class MessageReader:
         Raises:
             Failure: a message is too long, which is checked before it arrives, or is not framed as gRPC.
         """
-        self._buffer.append(chunk)
+        if chunk:
+            self._buffer.append(chunk)
         if self._buffer.size < self._wanted_bytes:
             return
         body, at = self._buffer.take(), 0
@@ -102,6 +104,11 @@ class MessageReader:
             at = end
         self._flag, self._wanted_bytes = flag, wanted_bytes
         self._buffer.append(body[at:])
+
+    async def join(self, chunk: bytes) -> None:
+        """Add a chunk, and join it with what has arrived, in a thread. Then `feed` b""."""
+        self._buffer.append(chunk)
+        await join_in_thread(self._buffer)
 
     def copied_bytes(self, chunk: bytes) -> int:
         """Return how many bytes `feed` will copy to join them."""

@@ -20,6 +20,21 @@ def test_all_bytes_are_returned_in_order(pieces: list[bytes]) -> None:
     assert (taken, chunks.size, chunks.take()) == (b"".join(pieces), 0, b"")
 
 
+@given(st.lists(st.one_of(st.binary(max_size=3), st.binary(min_size=500, max_size=600)), max_size=30))
+def test_joined_bytes_are_the_same(pieces: list[bytes]) -> None:
+    """More can follow; a joined piece is taken without copying it again."""
+    chunks = ByteBuffer()
+    for piece in pieces:
+        chunks.append(piece)
+    chunks.join()
+    joined = chunks.take()
+    assert joined == b"".join(pieces)
+    chunks.append(joined)
+    chunks.join()
+    chunks.append(b"more")
+    assert (chunks.size, chunks.take()) == (len(joined) + 4, joined + b"more")
+
+
 def test_many_small_pieces_take_little_memory() -> None:
     """A client that sends its body byte by byte does not fill memory with objects."""
     chunks = ByteBuffer()

@@ -149,6 +149,11 @@ async def test_a_large_message_is_joined_in_a_turn_of_its_own() -> None:
     await _call(server, app)
     assert server.sent[0]["body"] == body
     assert turns.costs_us == [2**22 // 2000]
+    body = frame(bytes(2**23))
+    server = FakeServer(*_requests([body[:1000], body[1000:1001], body[1001:-1000], body[-1000:]]))
+    await _call(server, app)
+    assert server.sent[0]["body"] == body
+    assert turns.costs_us == [2**22 // 2000]  # joined in a thread
 
 
 @pytest.mark.parametrize("path", [METHOD, "/tests.Echo/Nowhere"])
