@@ -21,8 +21,9 @@ from tests.benchmarks.processes import CLIENT_CORES, pinned
 
 CONNECTIONS = 8
 _SEED = 3
-_MakeCall = Callable[[int, float], Coroutine[None, None, None]]
+_MakeCall = Callable[[int, float], Coroutine[None, None, str]]
 _PATIENCE_S = 60.0
+_PAUSE_S = 0.1  # of a caller that was refused, as RetryInfo asks
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 
 
@@ -117,7 +118,7 @@ async def _apply(plan: Plan) -> Outcome:
     senders = [channel.unary_unary(plan.method) for channel in channels]  # bytes in, bytes out
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
 
-    async def call(number: int, due_s: float) -> None:
+    async def call(number: int, due_s: float) -> str:
         code, place = "OK", -1
         try:
             left_s = max(due_s + plan.deadline_s - time.monotonic(), 0.0)
@@ -126,6 +127,7 @@ async def _apply(plan: Plan) -> Outcome:
         except grpc.aio.AioRpcError as error:
             code = error.code().name
         outcome.calls.append(Call(due_s, time.monotonic() - due_s, code, place))
+        return code
 
     stopped = asyncio.get_running_loop().create_future()
     if plan.seconds == math.inf:
@@ -142,7 +144,7 @@ async def _apply(plan: Plan) -> Outcome:
 
 async def _open_loop(plan: Plan, call: _MakeCall, stopped: asyncio.Future[str]) -> None:
     generator = random.Random(plan.seed)  # noqa: S311 - arrival times
-    running, due_s, number = set[asyncio.Task[None]](), time.monotonic(), 0
+    running, due_s, number = set[asyncio.Task[str]](), time.monotonic(), 0
     end_s = due_s + plan.seconds
     while (due_s := due_s + generator.expovariate(plan.calls_per_s)) < end_s and not stopped.done():
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
@@ -158,7 +160,8 @@ async def _closed_loop(plan: Plan, call: _MakeCall, stopped: asyncio.Future[str]
 
     async def caller(number: int) -> None:
         while (due_s := time.monotonic()) < end_s and not stopped.done():
-            await call(number, due_s)
+            if await call(number, due_s) == "RESOURCE_EXHAUSTED":  # or it would only measure refusals
+                await asyncio.sleep(_PAUSE_S)
 
     await asyncio.gather(*map(caller, range(plan.in_flight)))
 
