@@ -17,9 +17,10 @@ DEFAULT_MAX_QUEUE_S = 1.0
 
 # A shorter queue is not worth a look at the clock.
 _NEGLIGIBLE_S = 1e-3
-# Estimates are wrong by up to this factor where the load changes. A queue that is shorter than the deadlines
-# allow keeps the server as busy, unless it is too short for full batches.
+# Estimates are wrong by up to these factors where the load changes, or other processes take the core. A queue
+# with a full batch keeps the server as busy as a longer one, so that only those before it take a risk.
 _MARGIN = 1.5
+_MARGIN_BEYOND_A_BATCH = 2.0
 # Streams fill this share of a queue, and leave the rest to calls, which are refused if it is full. They get
 # at least every fourth place that becomes free, so that calls do not starve them.
 _SHARE_OF_STREAMS = 0.25
@@ -173,7 +174,11 @@ class Admission:
         else:
             left_s = deadline_s - self._clock()
             own_s = backlog.batch_s(images) + self._preprocessor.duration_s(images, backlog)
-            if _MARGIN * wait_s + own_s <= left_s:
+            if backlog.images - backlog.running_images < backlog.max_batch_size:
+                at_most_s = _MARGIN * wait_s + own_s
+            else:
+                at_most_s = _MARGIN_BEYOND_A_BATCH * (wait_s + own_s)
+            if at_most_s <= left_s:
                 return
             limit = f"the call has {max(left_s, 0.0):.2f} s left"
         queue = f"{backlog.images} images of this model are pending, and a new one would wait {wait_s:.2f} s"

@@ -115,9 +115,9 @@ def test_a_slow_model_does_not_get_others_refused(admission: Admit) -> None:
         control.enter(1, fast)
 
 
-@pytest.mark.parametrize("left_s", [0.35, math.inf])
+@pytest.mark.parametrize("left_s", [0.5, math.inf])
 def test_what_can_be_answered_before_its_deadline_is_admitted(admission: Admit, left_s: float) -> None:
-    """Two full batches of 10 ms an image take 0.16 s, with a margin of a half, and the own one 0.08 s."""
+    """Two full batches of 10 ms an image take 0.16 s, and the own one 0.08 s; twice that is certain."""
     control, backlog = admission(), Backlog(run_s=0.01, max_batch_size=8)
     control.enter(20, backlog)
     control.enter(1, backlog, time.monotonic() + left_s)
@@ -149,13 +149,22 @@ def test_batches_stay_full_however_much_a_batch_takes_beside_its_images(
     assert queue.late <= 0.01 * answered
 
 
+def test_few_calls_are_late_if_the_network_suddenly_takes_twice_as_long() -> None:
+    """Other processes take its core. A queue that is longer than one batch must not use up the deadlines."""
+    queue = _Queue(start_s=0.2, image_s=0.002, slow_after_s=10.0)
+    answered = queue.load(4.0, deadline_s=1.0, seconds=20.0)
+    assert queue.late <= 0.05 * answered
+    assert answered / queue.capacity(15.0) > 0.9
+
+
 class _Queue:
     """A network of known speed behind admission control, without time."""
 
     size = 32  # of the largest batch
 
-    def __init__(self, *, start_s: float, image_s: float) -> None:
+    def __init__(self, *, start_s: float, image_s: float, slow_after_s: float = math.inf) -> None:
         self.late = 0
+        self._slow_after_s = slow_after_s
         self._start_s, self._image_s = start_s, image_s
         self._now_s = 0.0
         self._random = random.Random(3)  # noqa: S311 - arrival times
@@ -192,6 +201,7 @@ class _Queue:
         self._running, self._queue = self._queue[: self.size], self._queue[self.size :]
         self._backlog.running_images, self._backlog.running_since_s = len(self._running), self._now_s
         duration_s = self._start_s + self._image_s * len(self._running)
+        duration_s *= 2 if self._now_s > self._slow_after_s else 1
         self._ends_s = self._now_s + duration_s * self._random.uniform(0.9, 1.1)
 
     def _end_run(self) -> int:
