@@ -44,6 +44,10 @@ class Refreshes:
         """Whether a model is being refreshed."""
         return name in self._running
 
+    def names(self) -> list[str]:
+        """Return the models that are being refreshed, sorted. Any thread may call this."""
+        return sorted(self._running)
+
     def begin(self, name: str) -> asyncio.Task[None]:
         """Refresh a model that is not being refreshed."""
         self._running[name] = refresh = self._start(self._refresh(name))

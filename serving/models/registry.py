@@ -8,7 +8,7 @@ All methods run on the event loop and share one map of models, hence one file.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -36,6 +36,7 @@ from serving.models.watch import watch
 KEEP_METRICS_S = 900.0
 PATIENCE_S = 30.0
 STUCK_S = 5.0
+_MAX_NAMED = 5  # models in one message
 
 T = TypeVar("T")
 
@@ -204,7 +205,7 @@ class Models:
         if self._draining:
             return "the server is stopping"
         if not self._scanned.is_set():
-            return "the repository has not been read yet"
+            return _describe_start(self._refreshes.names())
         if self.unreadable and not self._models:
             return f"the repository cannot be read: {self.unreadable}"
         models = dict(self._models)  # a copy: probes read it from another thread
@@ -484,6 +485,14 @@ class Models:
             self._state_metrics.show(name, self._models.get(name), self._statuses(name))
         change, self._change = self._change, asyncio.Event()
         change.set()
+
+
+def _describe_start(names: Sequence[str]) -> str:
+    """Say what the first scan waits for."""
+    if not names:
+        return "the repository has not been read yet"
+    more = f", and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"models are not loaded yet: {', '.join(names[:_MAX_NAMED])}{more}"
 
 
 def _log_failure(name: str, reload: asyncio.Task[None]) -> None:

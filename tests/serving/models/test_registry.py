@@ -168,7 +168,7 @@ class TestFirstLook:
         load.gate.clear()
         async with open_models(load_engine=load, scanned=False) as models:
             await load.until_entered()
-            assert not models.ready
+            assert models.why_not_ready == "models are not loaded yet: colours"
             assert [each.state for each in models.statuses()] == [State.LOADING]
             for name in (NAME, "nobody"):
                 with pytest.raises(
