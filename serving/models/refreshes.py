@@ -65,19 +65,25 @@ class Refreshes:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=timeout_s)
 
-    async def wait_while_useful(self, *, stuck_s: float, give_up: Callable[[], bool]) -> None:
+    async def wait_while_useful(
+        self, *, stuck_s: float, patience_s: float, give_up: Callable[[], bool]
+    ) -> None:
         """Wait for all as long as that helps: while one ends, or this process works.
 
         Args:
             stuck_s: seconds of neither, after which `give_up` is called.
+            patience_s: the same in which none ends; the process may work on calls.
             give_up: lets the others go on; returns False if that cannot help either.
         """
-        progress = Progress()
+        look_s, looks, progress = stuck_s / _STUCK_LOOKS, 0, Progress()
         while self._running:
-            ended, _ = await asyncio.wait(self._running.values(), timeout=stuck_s / _STUCK_LOOKS)
+            ended, _ = await asyncio.wait(self._running.values(), timeout=look_s)
+            looks += 1
             if ended:
+                looks = 0
                 progress.restart()
-            elif progress.idle_looks() >= _STUCK_LOOKS:
+            elif progress.idle_looks() >= _STUCK_LOOKS or looks * look_s >= patience_s:
+                looks = 0
                 progress.restart()
                 if not give_up():
                     return

@@ -327,7 +327,9 @@ class Models:
             return
         why = f"has made no progress for {self._stuck_s:g} s"
         await self._refreshes.wait_while_useful(
-            stuck_s=self._stuck_s, give_up=lambda: self._loads.leave_places(why)
+            stuck_s=self._stuck_s,
+            patience_s=self._patience_s,
+            give_up=lambda: self._loads.leave_places(why),
         )
         self._note_overdue(self._stuck_s)
 

@@ -1,6 +1,7 @@
 """Which models are being refreshed, how long the others wait for them, and which hang."""
 
 import asyncio
+import threading
 
 from serving.models.refreshes import Refreshes
 from tests.serving.log_events import LogEvents
@@ -62,7 +63,33 @@ async def test_waiting_ends_when_nothing_helps() -> None:
     gated, calls = Gated("a", "b"), iter((True, False))
     for name in "ab":
         gated.refreshes.begin(name)
-    await asyncio.wait_for(gated.refreshes.wait_while_useful(stuck_s=0.05, give_up=lambda: next(calls)), 10)
+    await asyncio.wait_for(
+        gated.refreshes.wait_while_useful(stuck_s=0.05, patience_s=3600, give_up=lambda: next(calls)), 10
+    )
     assert next(calls, None) is None
     gated.gate.set()
-    await asyncio.wait_for(gated.refreshes.wait_while_useful(stuck_s=3600, give_up=lambda: False), 10)
+    await asyncio.wait_for(
+        gated.refreshes.wait_while_useful(stuck_s=3600, patience_s=3600, give_up=lambda: False), 10
+    )
+
+
+async def test_a_process_that_works_on_something_else_does_not_wait_for_ever() -> None:
+    """It answers calls, for example, while a folder hangs."""
+    gated, done = Gated("a"), threading.Event()
+
+    def compute() -> None:
+        while not done.is_set():
+            pass
+
+    worker = threading.Thread(target=compute)
+    worker.start()
+    gated.refreshes.begin("a")
+    try:
+        await asyncio.wait_for(
+            gated.refreshes.wait_while_useful(stuck_s=0.1, patience_s=0.2, give_up=lambda: False), 10
+        )
+    finally:
+        done.set()
+        worker.join()
+    assert "a" in gated.refreshes
+    gated.gate.set()
