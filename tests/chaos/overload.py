@@ -8,7 +8,7 @@ import argparse
 import io
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ class Overload:
     late: int
     codes: dict[str, int]
     p99_ms: float  # of what was answered
+    call_cpu_us: float  # of each call, answered or refused, in all threads but the one that does the work
     memory: float  # peak, as a ratio to that at 80 % load
     client_busy: float
 
@@ -142,11 +143,13 @@ def measure(
         for share, deadline_s in loads:
             capacity_per_s = _capacity_per_s(server, work, seconds / _CAPACITY_PART)
             server.reset_peak()
+            before_s = server.cpu_of_threads_s()
             outcome = applied(
                 _plan(
                     server, work, seconds=seconds, calls_per_s=share * capacity_per_s, deadline_s=deadline_s
                 )
             )
+            after_s = server.cpu_of_threads_s()
             codes = outcome.codes()
             results.append(
                 Overload(
@@ -160,6 +163,7 @@ def measure(
                     late=codes.get(_LATE, 0),
                     codes=codes,
                     p99_ms=outcome.p99_ms(),
+                    call_cpu_us=1e6 * _beside_work_s(before_s, after_s) / len(outcome.calls),
                     memory=server.peak_mib() / calm_mib,
                     client_busy=outcome.busy,
                 )
@@ -195,6 +199,12 @@ def _capacity_per_s(server: Victim, work: Work, seconds: float) -> float:
     return outcome.count(_OK) / _span_s(outcome)
 
 
+def _beside_work_s(before_s: Mapping[str, float], after_s: Mapping[str, float]) -> float:
+    """CPU time of all threads but the busiest, which decodes photographs or runs the network."""
+    used_s = sorted(each_s - before_s.get(thread, 0.0) for thread, each_s in after_s.items())
+    return sum(used_s[:-1])
+
+
 def _span_s(outcome: Outcome) -> float:
     begin_s = min(call.due_s for call in outcome.calls)
     return max(call.due_s + call.latency_s for call in outcome.calls) - begin_s
@@ -204,15 +214,16 @@ def _line(result: Overload) -> str:
     return (
         f"{result.work:12} {result.transport:5} {result.share:.0%} of {result.capacity_per_s:6.0f}/s, "
         f"{result.deadline_s:g} s: goodput {result.goodput:.3f}  late {result.late_share:.4f}  "
-        f"p99 {result.p99_ms:.0f} ms  memory {result.memory:.2f}  client {result.client_busy:.0%}  "
+        f"p99 {result.p99_ms:.0f} ms  {result.call_cpu_us:.0f} us of CPU a call  "
+        f"memory {result.memory:.2f}  client {result.client_busy:.0%}  "
         f"{result.codes}  {'; '.join(result.misses()) or 'met'}"
     )
 
 
 _HEAD = (
     "| what | transport | capacity, calls/s | asked for | deadline, s | answered in time, of the capacity | "
-    "refused | late, of the accepted | p99, ms | memory, of that at 80 % | |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "refused | late, of the accepted | p99, ms | CPU of a call, us | memory, of that at 80 % | |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -221,7 +232,7 @@ def table(results: Sequence[Overload]) -> str:
     rows = [
         f"| {each.work} | `{each.transport}` | {each.capacity_per_s:,.0f} | {each.share:.0%} | "
         f"{each.deadline_s:g} | {each.goodput:.1%} | {each.refused:,} | {each.late_share:.2%} | "
-        f"{each.p99_ms:,.0f} | {each.memory:.2f} | {verdict(each.misses())} |"
+        f"{each.p99_ms:,.0f} | {each.call_cpu_us:,.0f} | {each.memory:.2f} | {verdict(each.misses())} |"
         for each in results
     ]
     return "\n".join([_HEAD, *rows])

@@ -12,4 +12,5 @@ def test_a_server_that_is_asked_for_four_times_what_it_can_do_answers_or_refuses
     (result,) = measure(photographs(), tmp_path, "h2", seconds=SECONDS, loads=[(4, 1.0)])
     assert result.codes["OK"] > 0
     assert not any("failed" in miss for miss in result.misses())
+    assert 0 < result.call_cpu_us < 1e5
     assert len(table([result]).splitlines()) == 3

@@ -1,10 +1,11 @@
 """The server that is attacked: a separate process on the first core, with a small model and a token."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -20,6 +21,7 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 TOKEN = "a-token-of-the-good-client"  # noqa: S105 - of a test
 _STARTING_S = 60.0
 _POLL_S = 0.01
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ANSWER_S = 10.0
 
 
@@ -56,6 +58,15 @@ class Victim:
     def cpu_s(self) -> float:
         """User and system time so far."""
         return self._process.cpu_s()
+
+    def cpu_of_threads_s(self) -> dict[str, float]:
+        """User and system time so far of each thread, by its number."""
+        found = {}
+        for folder in (self._folder / "task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                found[folder.name] = sum(map(int, fields[11:13])) / _TICKS_PER_S  # proc(5)
+        return found
 
     def answers(self) -> bool:
         """Whether a new client gets an answer."""
