@@ -980,7 +980,7 @@ class TestRepositoryChanges:
             assert _default(models, "b") == 2
             gate.set()
             async with asyncio.timeout(20):
-                while not models.get("a").ready:
+                while "a" not in models.names() or not models.get("a").ready:
                     await models.change.wait()
             assert _default(models, "a") == 1
 
@@ -1001,7 +1001,7 @@ class TestRepositoryChanges:
             assert [each.model for each in models.statuses() if each.state is State.LOADING] == ["a"]
             load.gate.set()
             async with asyncio.timeout(20):
-                while not models.get("a").ready:
+                while "a" not in models.names() or not models.get("a").ready:
                     await models.change.wait()
 
     async def test_the_start_does_not_wait_for_a_load_that_hangs(
