@@ -1,10 +1,11 @@
 """Makes the alias `stable` follow the verdicts of runs, without overwriting what operators do meanwhile."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from serving.bundle import STABLE_ALIAS, Repository
 from serving.bundle.operations import history
-from serving.errors import AliasMoved
+from serving.errors import AliasMoved, BundleError
 from training.champion.judge import Verdict
 from training.champion.result import Challenge
 
@@ -21,7 +22,8 @@ def keep_champion(repository: Repository, model: str, challenge: Challenge | Non
         return
     if STABLE_ALIAS not in repository.aliases(model):
         reason = "the version that was served before a run published a newer one"
-        repository.set_alias(model, STABLE_ALIAS, challenge.champion, reason=reason)
+        with suppress(AliasMoved):  # by another run or an operator, a moment ago
+            repository.set_alias(model, STABLE_ALIAS, challenge.champion, expect=0, reason=reason)
 
 
 def promote(
@@ -39,13 +41,13 @@ def promote(
         return None
     if challenge.decision != "promote":
         return challenge.decision
-    changes = history(repository, model)
-    if any(change.alias == STABLE_ALIAS and change.version == version for change in changes):
-        return "promote"  # by an earlier process of this run; what came after that is an operator's will
     reason = "promoted by its run" + (", by --force" if challenge.forced else "")
     try:
+        changes = history(repository, model)
+        if any(change.alias == STABLE_ALIAS and change.version == version for change in changes):
+            return "promote"  # by an earlier process of this run; what came after that is an operator's will
         repository.set_alias(model, STABLE_ALIAS, version, expect=challenge.champion or 0, reason=reason)
-    except AliasMoved as error:
+    except BundleError as error:  # AliasMoved; or the aliases or their log were damaged meanwhile
         warn(f"version {version} stays a candidate, because {error}")
         return "candidate"
     return "promote"

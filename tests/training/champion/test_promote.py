@@ -65,3 +65,57 @@ def test_a_resumed_run_does_not_undo_a_rollback(repository: Repository, publish:
     roll_back(repository, MODEL)
     assert promote(repository, MODEL, 2, challenge, pytest.fail) == "promote"
     assert repository.aliases(MODEL) == {"stable": 1}
+
+
+def test_the_first_of_two_runs_is_promoted_and_the_other_one_stays_a_candidate(
+    repository: Repository, publish: Publish
+) -> None:
+    """Both were compared with the same champion, or both found none; neither undoes what the other did."""
+    for champion in (None, 1):
+        before = repository.aliases(MODEL)
+        first, second = publish().version, publish().version
+        challenge, warnings = _challenge("promote", champion), list[str]()
+        assert promote(repository, MODEL, first, challenge, pytest.fail) == "promote"
+        assert promote(repository, MODEL, second, challenge, warnings.append) == "candidate"
+        assert f"version {second} stays a candidate, because alias 'stable'" in warnings[0]
+        assert repository.aliases(MODEL) != before
+        assert repository.aliases(MODEL) == {"stable": first}
+        repository.set_alias(MODEL, "stable", 1)
+
+
+class _PromotedMeanwhile(Repository):
+    """Another run promotes its version after this one has seen that there is no alias."""
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """What was there, before the other run."""
+        seen = dict(super().aliases(model))
+        if not seen:
+            Repository(self.root).set_alias(model, "stable", 2)
+        return seen
+
+
+def test_the_champion_does_not_replace_what_another_run_promotes_at_the_same_time(
+    repository: Repository, publish: Publish
+) -> None:
+    """Of two runs without an alias, the slower one would go back to the version before."""
+    for _ in range(2):
+        publish()
+    keep_champion(_PromotedMeanwhile(repository.root), MODEL, _challenge("candidate", 1))
+    assert repository.aliases(MODEL) == {"stable": 2}
+    assert [change.version for change in history(repository, MODEL)] == [2]
+
+
+def test_a_log_that_is_damaged_while_a_run_publishes_leaves_a_candidate(
+    repository: Repository, publish: Publish
+) -> None:
+    """The version is there, so the run ends with a warning that names the file, and not with an error."""
+    publish()
+    repository.set_alias(MODEL, "stable", 1)
+    (repository.root / MODEL / "aliases.history.jsonl").write_text("damaged\n")
+    warnings: list[str] = []
+    assert promote(repository, MODEL, publish().version, _challenge("promote", 1), warnings.append) == (
+        "candidate"
+    )
+    assert "version 2 stays a candidate, because" in warnings[0]
+    assert "aliases.history.jsonl: line 1" in warnings[0]
+    assert repository.aliases(MODEL) == {"stable": 1}
