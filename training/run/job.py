@@ -12,6 +12,7 @@ import torch
 from serving.bundle import Calibration, Estimate, Reference, Repository, reference_of
 from serving.bundle.golden import class_balanced_indices
 from serving.bundle.measures import wilson_interval
+from serving.bundle.operations import history
 from training import data
 from training.atomic_files import RESUME, replace_file, writing
 from training.champion.compare import Challenger, Outcome, challenge_champion
@@ -184,7 +185,10 @@ def _prepare(recipe: Recipe, job: Job) -> None:
         job.display.warning(warning)
     data.require_root(recipe.data, job.data_root)
     job.repository.prepare(job.model)
-    job.repository.aliases(job.model)  # invalid ones would fail the run when it looks for the champion
+    # Invalid aliases or an invalid log would fail the run when it looks for the champion, or promotes.
+    job.repository.aliases(job.model)
+    if job.repository.versions(job.model):
+        history(job.repository, job.model)
 
 
 def _load_and_show(recipe: Recipe, job: Job) -> _Loaded:

@@ -169,11 +169,16 @@ async def test_a_version_that_is_not_worse_is_served_until_it_is_rolled_back(run
     assert [change.reason for change in history(runs.repository, MODEL)][1:] == ["promoted by its run", ""]
 
 
-def test_invalid_aliases_end_a_run_before_it_trains(job: Job, fake_recipe: FakeRecipe) -> None:
-    """Which version is the champion cannot be known, and hours later that would be too late."""
+@pytest.mark.parametrize(
+    ("file", "content"), [("aliases.json", "{"), ("aliases.history.jsonl", "no line of the log\n")]
+)
+def test_invalid_aliases_end_a_run_before_it_trains(
+    file: str, content: str, job: Job, fake_recipe: FakeRecipe
+) -> None:
+    """Which version is the champion, or was, cannot be known, and hours later that would be too late."""
     folder = job.repository.root / job.model
-    folder.mkdir(parents=True)
-    (folder / "aliases.json").write_text("{")
-    with pytest.raises(BundleError, match=r"aliases\.json"):
+    (folder / "1").mkdir(parents=True)
+    (folder / file).write_text(content)
+    with pytest.raises(BundleError, match=file.replace(".", r"\.")):
         train_and_evaluate(fake_recipe(), job)
     assert not job.run_dir.exists()
