@@ -4,6 +4,7 @@ Every change is made under the lock on the model's folder.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from serving.bundle.aliases import (
@@ -15,8 +16,8 @@ from serving.bundle.aliases import (
     require_expected,
     write_change,
 )
-from serving.bundle.repository import STABLE_ALIAS, Repository
-from serving.errors import AliasMoved, BundleError, UnknownModel
+from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
+from serving.errors import AliasMoved, BundleError, LenserveError, UnknownModel
 
 RECENT_S = 60.0
 _MAX_LISTED = 10  # newest versions in a message
@@ -130,16 +131,17 @@ def remove(repository: Repository, model: str, version: int) -> None:
                 f"version {version} of model {model!r} is not removed: it is the only one; to serve the "
                 f"model no more, delete all of {repository.location(model)}"
             )
-        if STABLE_ALIAS not in aliases and version == repository.versions(model)[-1]:
+        served = newest_usable(repository, model) if STABLE_ALIAS not in aliases else None
+        if served is not None and served.version == version:
             raise BundleError(
-                f"version {version} of model {model!r} is not removed: it is the newest, which is served "
-                f"while there is no alias {STABLE_ALIAS!r}; promote another version first"
+                f"version {version} of model {model!r} is not removed: it is the newest that can be served, "
+                f"which is served while there is no alias {STABLE_ALIAS!r}; promote another version first"
             )
         repository.remove_versions(model, [version])
 
 
 def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = False) -> list[int]:
-    """Remove old versions, but none that an alias names or that a rollback would go to.
+    """Remove old versions, but none that is served, that an alias names, or that a rollback would go to.
 
     Args:
         repository: where the model is.
@@ -159,6 +161,8 @@ def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = Fals
         versions, aliases = repository.versions(model), read_aliases(folder)
         changes = read_history(folder)
         needed = {*versions[-keep:], *aliases.values()}
+        if STABLE_ALIAS not in aliases and (served := newest_usable(repository, model)) is not None:
+            needed.add(served.version)
         for alias in {*aliases, STABLE_ALIAS}:
             needed.update(_earlier_versions(versions, changes, alias)[:1])
         removed = [version for version in versions if version not in needed]
@@ -176,6 +180,17 @@ def _earlier_versions(versions: Sequence[int], changes: Sequence[AliasChange], a
     set_first = [change.version for change in changes if change.alias == alias and change.version]
     first = set_first[0] if set_first else versions[-1]
     return named + [version for version in reversed(versions) if version < first and version not in named]
+
+
+def newest_usable(repository: Repository, model: str) -> Bundle | None:
+    """Return the newest version that is not damaged, which is served while there is no alias `stable`.
+
+    Returns: None if there is no such version.
+    """
+    for version in reversed(repository.versions(model)):
+        with suppress(LenserveError):  # servers do not load it either
+            return repository.read(model, version)
+    return None
 
 
 def require_model(repository: Repository, model: str) -> None:
@@ -196,9 +211,9 @@ def _require_no_recent_rollback(changes: Sequence[AliasChange], alias: str, rece
     last = next((change for change in reversed(changes) if change.alias == alias), None)
     if last is None or last.action != "rollback":
         return
-    ago_s = (datetime.now(UTC) - last.at).total_seconds()
-    if 0 <= ago_s < recent_s:
+    ago_s = (datetime.now(UTC) - last.at.astimezone(UTC)).total_seconds()
+    if abs(ago_s) < recent_s:  # below zero: its clock is ahead of ours, or ours was set back
         raise AliasMoved(
             f"alias {alias!r} was rolled back from version {last.before or 'none'} to {last.version} by "
-            f"{last.by} {ago_s:.0f} s ago: to go back further, repeat with --expect {last.version}"
+            f"{last.by} {max(ago_s, 0):.0f} s ago: to go back further, repeat with --expect {last.version}"
         )

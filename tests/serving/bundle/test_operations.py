@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Barrier as BarrierType
 from pathlib import Path
 
@@ -169,6 +170,46 @@ def test_two_operators_who_answer_one_alarm_go_back_once(five: Repository) -> No
     assert roll_back(five, "animals", expect=3).version == 1
 
 
+@pytest.mark.parametrize("at", ["in 30 s", "of no zone"])
+def test_a_clock_that_differs_does_not_let_two_operators_go_back_twice(at: str, five: Repository) -> None:
+    """The other machine's clock is ahead, or this one's was set back; or another program wrote the line."""
+    for version in (1, 3, 5):
+        five.set_alias("animals", "stable", version)
+    roll_back(five, "animals")
+    *lines, last = (five.root / LOG).read_text().splitlines()
+    ahead = datetime.now(UTC) + timedelta(seconds=30)
+    other = ahead if at == "in 30 s" else datetime.now().astimezone().replace(tzinfo=None)
+    written = json.dumps({**json.loads(last), "at": other.isoformat()})
+    (five.root / LOG).write_text("\n".join([*lines, written, ""]))
+    with pytest.raises(AliasMoved, match=r"was rolled back from version 5 to 3 by .* 0 s ago"):
+        roll_back(five, "animals")
+    assert roll_back(five, "animals", expect=3).version == 1
+
+
+def test_a_log_whose_clock_goes_back_keeps_its_order(five: Repository) -> None:
+    """Lines count in the order in which they were written."""
+    for version in (1, 3, 5):
+        five.set_alias("animals", "stable", version)
+    lines = [json.loads(line) for line in (five.root / LOG).read_text().splitlines()]
+    times = [line["at"] for line in reversed(lines)]
+    rewritten = [{**line, "at": at} for line, at in zip(lines, times, strict=True)]
+    (five.root / LOG).write_text("".join(json.dumps(line) + "\n" for line in rewritten))
+    assert roll_back(five, "animals").version == 3
+
+
+@pytest.mark.parametrize("lines_left", [0, 1, 2])
+def test_a_log_that_lost_its_end_is_continued_from_what_is_served(five: Repository, lines_left: int) -> None:
+    """As after a backup was restored: aliases.json counts, and the gap is noted as found."""
+    for version in (1, 3, 5):
+        five.set_alias("animals", "stable", version)
+    lines = (five.root / LOG).read_text().splitlines(keepends=True)
+    (five.root / LOG).write_text("".join(lines[:lines_left]))
+    before = [None, 1, 3][lines_left]
+    assert _moves(five)[lines_left:] == [("found", "stable", before, 5)]
+    assert roll_back(five, "animals").version == (before or 4)
+    assert five.aliases("animals") == {"stable": before or 4}
+
+
 def test_without_an_alias_the_version_before_the_newest_becomes_stable(five: Repository) -> None:
     """The newest is served then, so going back is one command there too."""
     change = roll_back(five, "animals")
@@ -207,6 +248,19 @@ def test_what_is_needed_is_not_removed(five: Repository) -> None:
     five.set_alias("animals", "stable", 1)
     remove(five, "animals", 5)
     assert five.versions("animals") == [1, 2, 3, 4]
+
+
+def test_while_newer_ones_are_damaged_the_version_that_is_served_stays(five: Repository) -> None:
+    """A server that starts again would find no version. The damaged ones may go."""
+    for version in (4, 5):
+        (five.folder("animals", version) / "model.onnx").write_bytes(b"changed")
+    with pytest.raises(BundleError, match=r"version 3 .* is the newest that can be served"):
+        remove(five, "animals", 3)
+    assert prune(five, "animals", 1, dry_run=True) == [1, 2]
+    remove(five, "animals", 5)
+    remove(five, "animals", 4)
+    assert prune(five, "animals", 1) == [1]
+    assert five.versions("animals") == [2, 3]
 
 
 @pytest.mark.parametrize("number_kept", [True, False])
