@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository, reference_of
+from serving.bundle.operations import newest_usable
 from serving.errors import LenserveError
 from training import data
 from training.champion.drift import largest_drift
@@ -27,6 +28,7 @@ from training.recipe import Recipe
 _METRICS = Path("report") / "metrics.json"
 _ROUNDS = 200  # timed runs of each file
 _BUDGET_S = 2.0  # for all of them
+_MAX_REASON = 300  # characters of an error of ONNX Runtime
 
 Floats = npt.NDArray[np.float32]
 
@@ -99,12 +101,7 @@ def find_champion(repository: Repository, model: str, stable: int | None) -> Bun
     """
     if stable is not None:
         return repository.read(model, stable)
-    for version in reversed(repository.versions(model)):
-        try:
-            return repository.read(model, version)
-        except LenserveError:  # servers do not load it either
-            continue
-    return None
+    return newest_usable(repository, model)
 
 
 def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, cache: Path | None) -> Outcome:
@@ -116,7 +113,11 @@ def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, c
     if len(images) != len(test):
         detail = f"{len(images)} in the champion's geometry, {len(test)} in that of the challenger"
         return Outcome(_not_comparable(champion.version, "same test images", detail))
-    answers, _ = run(open_session(champion.model_file), images)  # (N, K) in the champion's order
+    try:
+        answers, _ = run(open_session(champion.model_file), images)  # (N, K) in the champion's order
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        return Outcome(_not_comparable(champion.version, "the champion runs on this machine", reason))
     answers = answers[:, [theirs.index(label) for label in labels]]
     predicted: npt.NDArray[np.int64] = answers.argmax(axis=1)
     new, may_know = _new_to(champion, challenger.dataset, images)

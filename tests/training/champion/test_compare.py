@@ -213,6 +213,20 @@ def test_a_damaged_champion_makes_a_candidate(repository: Repository, tmp_path: 
     assert "the champion can be read: " in challenge.reasons[0]
 
 
+def test_a_champion_that_does_not_run_makes_a_candidate(repository: Repository, tmp_path: Path) -> None:
+    """Its digests hold, but the ONNX Runtime here cannot load it: hours of training are not lost for that."""
+
+    def write(folder: Path) -> Description:
+        described = write_colours(folder, rotate=0, lie=False)
+        (folder / MODEL_FILE).write_bytes(b"operators of a newer ONNX Runtime")
+        return described
+
+    repository.publish(MODEL, write)
+    challenge = _challenge(repository, tmp_path, _dataset()).challenge
+    assert (challenge.verdict, challenge.champion) == ("candidate", 1)
+    assert "the champion runs on this machine: " in challenge.reasons[0]
+
+
 def test_drifted_answers_make_a_candidate(repository: Repository, tmp_path: Path) -> None:
     """The champion's manifest says what it answered for its own test images."""
     dataset = _dataset()
