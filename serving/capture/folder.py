@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-PREDICTED = "predicted"
-ANSWERS = "answers"
+from serving.bundle.captured import ANSWERS, PREDICTED
+
 _STAGING = ".staging"
 
 _BLOCK_BYTES = 4096  # a file takes whole blocks of the disk

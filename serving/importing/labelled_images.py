@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
+from serving.bundle.captured import why_not_labelled
 from serving.bundle.images import Pixels
 from serving.cpu_quota import available_cores
 from serving.errors import ImageError, UsageError
@@ -38,6 +39,8 @@ def find_labelled_files(root: Path, labels: Sequence[str]) -> list[LabelledFile]
         raise UsageError(
             f"--images {root} is not a directory: name one that holds a directory for each label"
         )
+    if reason := why_not_labelled(root):
+        raise UsageError(f"--images: {reason}")
     known = {unicodedata.normalize("NFC", label): index for index, label in enumerate(labels)}
     folders = _directories(root)
     unknown = [path.name for path in folders if unicodedata.normalize("NFC", path.name) not in known]

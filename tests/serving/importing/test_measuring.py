@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from serving.bundle import Repository
+from serving.bundle.captured import ANSWERS, PREDICTED
 from serving.bundle.measures import expected_calibration_error, softmax, wilson_interval
 from serving.errors import UnsupportedModel, UsageError
 from serving.importing.importer import ImportResult, import_model
@@ -104,6 +105,18 @@ def test_directories_that_are_no_labels_are_named(
         import_measured(repository, model, labels, root / "val")
     with pytest.raises(UsageError, match="is not a directory"):
         import_measured(repository, model, labels, root / "none")
+
+
+def test_captured_images_that_nobody_labelled_measure_nothing(
+    repository: Repository, labels: Path, tmp_path: Path
+) -> None:
+    """The model would be compared with its own answers."""
+    model = files.plain(tmp_path / "plain.onnx")
+    (tmp_path / "capture" / "pets" / PREDICTED / LABELS[0]).mkdir(parents=True)
+    (tmp_path / "capture" / "pets" / ANSWERS).mkdir()
+    with pytest.raises(UsageError, match=r"^--images: .*what the network predicted.*labelled"):
+        import_measured(repository, model, labels, tmp_path / "capture" / "pets" / PREDICTED)
+    assert not repository.root.exists()
 
 
 def test_files_without_an_image_measure_nothing(repository: Repository, labels: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from serving.bundle.captured import why_not_labelled
 from serving.bundle.images import FORMATS
 from training.data.labels import is_label, label_named
 from training.errors import DataError
@@ -66,11 +67,13 @@ def find_layout(root: Path, *, trains: bool) -> Layout:
         trains: needs a training split and two classes; an evaluation needs any split and one class.
 
     Raises:
-        DataError: the root is not a directory, a directory is neither a split nor a class or could be both,
-            there are too few classes, or a class's name is not UTF-8.
+        DataError: the root is not a directory or has captured images without labels, a directory is neither
+            a split nor a class or could be both, there are too few classes, or a class's name is not UTF-8.
     """
     if not root.is_dir():
         raise DataError(f"the data root {readable(root)} is not a directory")
+    if reason := why_not_labelled(root):
+        raise DataError(readable(reason))
     splits = _split_directories(root)
     if splits == {"train": root}:
         _refuse_hidden_splits(root)

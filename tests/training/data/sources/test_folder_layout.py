@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from serving.bundle import Geometry
+from serving.bundle.captured import ANSWERS, PREDICTED
 from training.data.sources import folder
 from training.data.sources.folder_layout import find_layout, readable
 from training.data.splits import SourceData
@@ -291,3 +292,24 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     classes(tmp_path)
     os.mkfifo(tmp_path / "ant" / "pipe.png")
     assert counted(folder.load(GEOMETRY, tmp_path)) == {"train": 6}
+
+
+@pytest.mark.parametrize("root", ["capture", "capture/pets", "capture/pets/predicted", "."])
+def test_captured_images_that_nobody_labelled_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    """Their directories are what a network predicted: it would learn its own mistakes as truth."""
+    classes(tmp_path / "capture" / "pets" / PREDICTED, tmp_path / "capture" / "pets" / "labelled")
+    (tmp_path / "capture" / "pets" / ANSWERS).mkdir()
+    monkeypatch.chdir(tmp_path / "capture" / "pets" / PREDICTED if root == "." else tmp_path)
+    with pytest.raises(
+        DataError, match=r"what the network predicted.*pets/labelled/CLASS, and name .*pets/l"
+    ):
+        find_layout(Path(root), trains=True)
+    assert find_layout(tmp_path / "capture" / "pets" / "labelled", trains=True).labels == ("ant", "bee")
+
+
+def test_a_class_may_be_named_like_a_folder_of_captured_images(tmp_path: Path) -> None:
+    """Only both names, side by side, are those of a server."""
+    add(tmp_path / PREDICTED, tmp_path / "other")
+    assert find_layout(tmp_path, trains=True).labels == ("other", PREDICTED)
