@@ -25,6 +25,7 @@ from serving.validation_errors import Problem, known_keys, nearest, problems
 DONE = 0
 FAILED = 1
 WRONG_USAGE = 2
+_MOST_HINTS = 3  # options in one "did you mean"
 
 # Type name -> placeholder in --help.
 _METAVARS = {"Path": "PATH", "str": "TEXT", "int": "INTEGER", "float": "NUMBER"}
@@ -95,12 +96,21 @@ def _did_you_mean(near: str) -> str:
     return f": did you mean {near}?" if near else ""
 
 
+def _options_like(unknown: str, command: type[Command]) -> str:
+    """Return the options that were probably meant: one spelt alike, or those with its words; or ""."""
+    name, known = unknown.replace("-", "_"), list(known_keys(command))
+    if near := nearest(name, known):
+        return _option(near)
+    words = set(name.split("_"))
+    alike = [key for key in known if words <= set(key.split("_")) or key.startswith(name)]
+    return " or ".join(map(_option, alike[:_MOST_HINTS]))
+
+
 def _describe_usage(message: str, command: type[Command]) -> str:
     """Reword a message of argparse or pydantic-settings."""
     message = message.removeprefix("error parsing CLI: ")
     if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", message):
-        near = nearest(unknown[1].replace("-", "_"), list(known_keys(command)))
-        return f"unknown option --{unknown[1]}{_did_you_mean(_option(near) if near else '')}"
+        return f"unknown option --{unknown[1]}{_did_you_mean(_options_like(unknown[1], command))}"
     if missing := re.match(r"the following arguments are required: (.+)", message):
         return f"{missing[1]} is required"
     if no_value := re.match(r"argument (--\S+): expected (?:one|at least one) argument", message):

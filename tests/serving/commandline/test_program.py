@@ -166,6 +166,14 @@ def test_variables_of_other_commands_are_ignored(
         (["greet", "--name", "x", "--colour", "red"], "program greet: unknown option --colour"),
         (["greet", "--name", "x", "stray"], "program greet: unexpected argument stray"),
         (["greet", "--nam", "x"], "program greet: unknown option --nam: did you mean --name?"),
+        (
+            ["greet", "--name", "x", "--count", "1"],
+            "program greet: unknown option --count: did you mean --max-count?",
+        ),
+        (
+            ["greet", "--name", "x", "--ma", "1"],
+            "program greet: unknown option --ma: did you mean --max-count?",
+        ),
         (["greet", "--name"], "program greet: --name needs a value"),
         (["more", "greet"], "program more greet: --name is required (or LENSERVE_NAME)"),
         (
