@@ -203,12 +203,25 @@ def _is_temporary(path: Path) -> bool:
 
 def _require_same(folder: Path, begun: JobDescription, job: JobDescription) -> None:
     before, now = asdict(begun), asdict(job)
-    for key, name in _COMPARED.items():
-        if before[key] != now[key]:
-            raise UsageError(
-                f"--output {folder} holds a job with another {name}: it has {before[key]}, this command "
-                f"{now[key]}; choose another --output, or repeat the command that began it"
-            )
+    differing = next((key for key in _COMPARED if before[key] != now[key]), None)
+    if differing is None:
+        return
+    remedy = "choose another --output, or repeat the command that began it"
+    if differing == "source_digest" and begun.source == job.source:
+        raise UsageError(
+            f"--output {folder} holds a job on {job.source}, whose images changed since it began: it had "
+            f"{begun.images:,}, now there are {job.images:,}; choose another --output, or restore them"
+        )
+    if differing == "bundle_digest":
+        raise UsageError(
+            f"--output {folder} holds a job with another {job.model} version {job.version}, such as one of "
+            f"another --repository; {remedy}"
+        )
+    shown = "source" if differing == "source_digest" else differing  # digests say nothing to people
+    raise UsageError(
+        f"--output {folder} holds a job with another {_COMPARED[differing]}: it has {before[shown]}, this "
+        f"command {now[shown]}; {remedy}"
+    )
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -53,10 +53,14 @@ def test_what_is_missing_after_a_kill_is_the_work_that_is_left(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source_digest": "c" * 64}, "another source: it has aaa.*, this command ccc"),
+        ({"source": "pets", "source_digest": "c" * 64}, "another source: it has photos, this command pets"),
+        (
+            {"source_digest": "c" * 64, "images": 9},
+            "a job on photos, whose images changed since it began: it had 7, now there are 9",
+        ),
         ({"model": "bees"}, "another --model: it has ants, this command bees"),
         ({"version": 2}, "another version: it has 1, this command 2"),
-        ({"bundle_digest": "c" * 64}, "another digest of the version"),
+        ({"bundle_digest": "c" * 64}, "another ants version 1, such as one of another --repository"),
         ({"top_k": 3}, "another --top-k: it has 5, this command 3"),
         ({"format": "parquet"}, "another --format"),
         ({"part_images": 4}, "another --part-images"),
