@@ -20,7 +20,7 @@ from serving.batch_job.cli import Batch
 from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
 from serving.bundle.stored_repository import open_repository
-from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
+from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.cli_classify import Classify
 from serving.commandline import (
     DONE,
@@ -114,7 +114,9 @@ class ListModels(Command):
 
     example: ClassVar[str] = "lenserve models list --repository repository"
 
-    repository: RepositoryLocation = Field(description="directory of published models, or s3://bucket/models")
+    repository: RepositoryLocation = Field(
+        default=DEFAULT_REPOSITORY, description="directory of published models, or s3://bucket/models"
+    )
     repository_cache: RepositoryCache = DEFAULT_CACHE
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 

@@ -17,7 +17,7 @@ from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
 from serving.bundle.looks_like import version_number
 from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
 from serving.bundle.stored_repository import open_repository
-from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
+from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
@@ -41,7 +41,9 @@ _Reason = Annotated[str, Field(max_length=1000, description="why, for the histor
 class _RepositoryCommand(Command):
     """A command about the models of a repository."""
 
-    repository: RepositoryLocation = Field(description="directory of published models, or s3://bucket/models")
+    repository: RepositoryLocation = Field(
+        default=DEFAULT_REPOSITORY, description="directory of published models, or s3://bucket/models"
+    )
     repository_cache: RepositoryCache = DEFAULT_CACHE
     as_json: bool = Field(default=False, alias="json", description="print one JSON object")
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from serving.bundle.images import DEFAULT_LIMITS, ImageLimits, MaxImageBytes, MaxImagePixels
 from serving.bundle.manifest import Strict
 from serving.bundle.mirror import COPY, KEPT_VERSIONS
-from serving.bundle.urls import DEFAULT_CACHE, RepositoryLocation, copy_folder, is_url
+from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryLocation, copy_folder, is_url
 from serving.cpu_quota import available_cores
 from serving.validation_errors import matching
 
@@ -22,8 +22,9 @@ class ServerSettings(Strict):
     """The server's options. Names end with the unit: seconds, bytes, pixels, images."""
 
     repository: RepositoryLocation = Field(
+        default=DEFAULT_REPOSITORY,
         description="directory of published models, <model>/<version>/, or its URL in an object store, such "
-        "as s3://bucket/models"
+        "as s3://bucket/models",
     )
     repository_cache: Path = Field(
         default=DEFAULT_CACHE,

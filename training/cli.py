@@ -19,7 +19,7 @@ from rich.console import Console
 
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
 from serving.bundle.stored_repository import open_repository
-from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
+from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import (
     DONE,
     FAILED,
@@ -121,7 +121,7 @@ class Run(_RecipeCommand):
     example: ClassVar[str] = "lenserve-train run transfer --data-root photos --repository repository"
 
     repository: RepositoryLocation = Field(
-        default="repository", description="directory to publish in, or s3://bucket/models"
+        default=DEFAULT_REPOSITORY, description="directory to publish in, or s3://bucket/models"
     )
     repository_cache: RepositoryCache = DEFAULT_CACHE
     name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)] | None = Field(

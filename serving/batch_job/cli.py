@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle.images import DEFAULT_LIMITS, ImageLimits, MaxImageBytes, MaxImagePixels
-from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
+from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line, require_server, stderr
 from serving.validation_errors import matching
 
@@ -29,7 +29,9 @@ class Batch(Command):
         "of one of them"
     )
     model: str = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
-    repository: RepositoryLocation = Field(description="directory of published models, or s3://bucket/models")
+    repository: RepositoryLocation = Field(
+        default=DEFAULT_REPOSITORY, description="directory of published models, or s3://bucket/models"
+    )
     repository_cache: RepositoryCache = DEFAULT_CACHE
     output: Path = Field(
         description="directory of the results; one that holds a part of this job is continued"

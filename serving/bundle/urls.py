@@ -70,6 +70,7 @@ def _no_url(location: object) -> object:
     return location
 
 
+DEFAULT_REPOSITORY = "repository"  # of every command: a directory where it runs
 DEFAULT_CACHE = Path("~/.cache/lenserve")
 
 # The repository of a command: a directory, or a URL.

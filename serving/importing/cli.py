@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle.manifest import NAME_ALLOWED, NAME_PATTERN
-from serving.bundle.urls import DEFAULT_CACHE, RepositoryCache, RepositoryLocation
+from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line, require_import, stderr
 from serving.validation_errors import matching
 
@@ -28,7 +28,8 @@ class ImportModel(Command):
     )
     name: Annotated[str, matching(NAME_PATTERN, NAME_ALLOWED)] = Field(description="name of the model")
     repository: RepositoryLocation = Field(
-        description="directory of published models, created if it is missing, or s3://bucket/models"
+        default=DEFAULT_REPOSITORY,
+        description="directory of published models, created if it is missing, or s3://bucket/models",
     )
     repository_cache: RepositoryCache = DEFAULT_CACHE
     labels: Path | None = Field(

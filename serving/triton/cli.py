@@ -1,11 +1,12 @@
 """The command `lenserve models export-config`: options and output."""
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from serving.bundle import Repository
-from serving.bundle.urls import RepositoryFolder
+from serving.bundle.urls import DEFAULT_REPOSITORY, RepositoryFolder
 from serving.commandline import DONE, Command, print_line
 from serving.errors import UsageError
 
@@ -15,7 +16,9 @@ class ExportConfig(Command):
 
     example: ClassVar[str] = "lenserve models export-config --repository repository"
 
-    repository: RepositoryFolder = Field(description="directory of published models")
+    repository: RepositoryFolder = Field(
+        default=Path(DEFAULT_REPOSITORY), description="directory of published models"
+    )
     model: list[str] = Field(default=[], description="models to write the files of; default: all")
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=32, description="images that Triton runs at once"

@@ -154,7 +154,23 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(
         pytest.param([], {}, "lenserve: a command is missing", id="no-command"),
         pytest.param(["models"], {}, "lenserve models: a command is missing", id="no-subcommand"),
         pytest.param(
-            ["serve"], {}, "lenserve serve: --repository is required (or LENSERVE_REPOSITORY)", id="required"
+            ["serve", "--port", "8001"],
+            {},
+            "lenserve serve: unknown option --port: did you mean --grpc-port or --http-port?",
+            id="option",
+        ),
+        pytest.param(
+            ["serve"],
+            {},
+            "lenserve serve: the repository repository is not a directory: create it, or set another "
+            "--repository",
+            id="default",
+        ),
+        pytest.param(
+            ["classify", "photo.jpg"],
+            {},
+            "lenserve classify: --model is required (or LENSERVE_MODEL)",
+            id="required",
         ),
         pytest.param(
             ["serve", "--repository", "none"],

@@ -7,19 +7,19 @@ from pydantic import ValidationError
 
 from serving import settings as settings_module
 from serving.bundle.images import PILLOW_MAX_PIXELS
+from serving.bundle.urls import DEFAULT_REPOSITORY
 from serving.settings import ServerSettings
 
 HERE = Path()
 
 
-def test_only_the_repository_is_required() -> None:
+def test_no_setting_is_required() -> None:
     """The defaults are those of other servers: ports 8001 and 8002 on the loopback address, device auto."""
-    settings = ServerSettings(repository=HERE)
+    settings = ServerSettings()
+    assert settings.repository == DEFAULT_REPOSITORY
     assert (settings.host, settings.grpc_port, settings.http_port) == ("127.0.0.1", 8001, 8002)
     assert settings.device == "auto"
     assert settings.token_file is None
-    with pytest.raises(ValidationError, match="repository"):
-        ServerSettings.model_validate({})
 
 
 def test_settings_cannot_be_changed() -> None:
