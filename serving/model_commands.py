@@ -10,17 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
-from rich.markup import escape
-from rich.table import Table
 
-from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
+from serving.bundle import STABLE_ALIAS, AliasChange, Repository
 from serving.bundle.looks_like import version_number
-from serving.bundle.operations import history, prune, remove, remove_alias, require_model, roll_back
+from serving.bundle.operations import (
+    history,
+    prune,
+    remove,
+    remove_alias,
+    remove_model,
+    require_model,
+    roll_back,
+)
 from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
+from serving.version_tables import all_versions, changes_table, compared_versions, facts, one_version
 
 if TYPE_CHECKING:
     from serving.bench.server_facts import Sample
@@ -92,11 +99,13 @@ class _RepositoryCommand(Command):
 
 
 class Show(_RepositoryCommand):
-    """Show a model's versions, or one version: who published it, when, from what, and how good it is."""
+    """Show a model's versions, one of them, or several side by side: by whom, from what, how good."""
 
     example: ClassVar[str] = "lenserve models show lenet5-digits --repository repository"
 
-    model: CliPositionalArg[str] = Field(description="MODEL, MODEL@VERSION or MODEL@ALIAS")
+    named: CliPositionalArg[list[str]] = Field(
+        min_length=1, description="MODEL, MODEL@VERSION or MODEL@ALIAS; several versions are compared"
+    )
     metrics_url: str | None = Field(
         default=None,
         description="/metrics of a server: adds what each version answered, and its drift",
@@ -104,24 +113,38 @@ class Show(_RepositoryCommand):
 
     def act(self) -> int:
         """Show; return 1 if a version cannot be trusted."""
-        name, _, revision = self.model.partition("@")
-        require_model(self.models, name)
-        versions = [_number(self.models, name, revision)] if revision else self.models.versions(name)
+        name, versions = self._versions()
         aliases = self.models.aliases(name)
         samples = None
         if self.metrics_url:
             from serving.bench.server_facts import read_metrics  # noqa: PLC0415 - it loads gRPC
 
             samples = read_metrics(self.metrics_url)
-        rows = [_row(self.models, name, version, aliases, samples) for version in reversed(versions)]
+        rows = [_row(self.models, name, version, aliases, samples) for version in versions]
         if self.as_json:
             shown = {"model": name, "aliases": dict(aliases), "versions": rows}
             print_line(json.dumps(shown, default=LiveAnswers.to_json))
-        elif revision:
-            print_table(_one_version(rows[0]))
+        elif len(self.named) > 1:
+            print_table(compared_versions(rows))
+        elif "@" in self.named[0]:
+            print_table(one_version(rows[0]))
         else:
-            print_table(_all_versions(rows))
+            print_table(all_versions(rows))
         return FAILED if any("error" in row for row in rows) else DONE
+
+    def _versions(self) -> tuple[str, list[int]]:
+        """The model, and the versions to show, in their order."""
+        if len(self.named) > 1:
+            found = [_version(self.models, each) for each in self.named]
+            models = list(dict.fromkeys(model for model, _ in found))
+            if len(models) > 1:
+                raise UsageError(f"{' and '.join(models)} are several models: compare versions of one")
+            return models[0], [version for _, version in found]
+        name, _, revision = self.named[0].partition("@")
+        require_model(self.models, name)
+        if revision:
+            return name, [_number(self.models, name, revision)]
+        return name, self.models.versions(name)[::-1]
 
 
 class Promote(_RepositoryCommand):
@@ -199,7 +222,7 @@ class History(_RepositoryCommand):
             dumped = [change.model_dump(mode="json") for change in changes]
             print_line(json.dumps({"model": self.model, "changes": dumped}))
         elif changes:
-            print_table(_changes_table(changes))
+            print_table(changes_table(changes))
         else:
             stderr.print(f"no alias of {self.model} was ever set: the newest version is served")
         return DONE
@@ -224,18 +247,37 @@ class Prune(_RepositoryCommand):
 
 
 class Remove(_RepositoryCommand):
-    """Remove one version that no alias names. Its number is not used again."""
+    """Remove one version that no alias names; or, with --yes, a whole model. Servers stop serving that."""
 
     example: ClassVar[str] = "lenserve models remove lenet5-digits@1 --repository repository"
 
-    model: CliPositionalArg[str] = Field(description="MODEL@VERSION")
+    model: CliPositionalArg[str] = Field(description="MODEL@VERSION; with --yes MODEL")
+    yes: bool = Field(
+        default=False, description="remove every version of MODEL, its aliases and their history"
+    )
 
     def act(self) -> int:
         """Remove."""
+        if "@" not in self.model:
+            return self._remove_model()
+        if self.yes:
+            raise UsageError(f"--yes removes a whole model, and {self.model} is one version: leave it out")
         name, version = _version(self.models, self.model)
         remove(self.models, name, version)
         result = {"model": name, "removed": [version], "dry_run": False}
         return self.finish(result, f"{name}: removed version {version}")
+
+    def _remove_model(self) -> int:
+        require_model(self.models, self.model)
+        if not self.yes:
+            versions = ", ".join(map(str, self.models.versions(self.model)))
+            raise UsageError(
+                f"{self.model} names no version: to remove one of {versions}, use {self.model}@VERSION; to "
+                "remove all of them, the aliases and their history, add --yes"
+            )
+        removed = remove_model(self.models, self.model)
+        result = {"model": self.model, "removed": removed, "dry_run": False}
+        return self.finish(result, f"{self.model}: removed, with its versions {', '.join(map(str, removed))}")
 
 
 def _version(repository: Repository, name: str) -> tuple[str, int]:
@@ -290,109 +332,6 @@ def _row(
     try:
         bundle = repository.look_up(model, version)
         answers = {} if samples is None else {"live": live_answers(samples, model, version, bundle.manifest)}
-        return row | _facts(bundle) | answers
+        return row | facts(bundle) | answers
     except (BundleError, UnknownModel) as error:
         return row | {"error": str(error)}
-
-
-def _facts(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    made, tested, gate = manifest.provenance, manifest.evaluation, manifest.gate
-    return {
-        "created_at": made.created_at.isoformat(timespec="seconds"),
-        "created_by": made.created_by,
-        "recipe": made.recipe,
-        "recipe_digest": made.recipe_digest,
-        "data_digest": made.data_digest,
-        "framework": made.framework,
-        "imported": sorted(made.imported.files) if made.imported else [],
-        "parameters": made.parameters,
-        "labels": len(manifest.labels),
-        "input": list(manifest.geometry.shape),
-        "accuracy": tested and tested.accuracy.value,
-        "accuracy_low": tested and tested.accuracy.low,
-        "accuracy_high": tested and tested.accuracy.high,
-        "ece": tested and tested.ece,
-        "test_images": tested.images if tested else 0,
-        "variants": sorted(manifest.variants),
-        "verdict": gate and gate.verdict,
-        "champion": gate and gate.champion,
-        "forced": gate and gate.forced,
-        "reasons": list(gate.reasons) if gate else [],
-        "size_bytes": sum(file.size_bytes for file in manifest.files.values()),
-        "digest": bundle.digest,
-    }
-
-
-def _all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    has_live = any("live" in row for row in rows)
-    live_columns = ("answered", "drift") if has_live else ()
-    columns = (
-        "version",
-        "aliases",
-        "created",
-        "by",
-        "recipe",
-        "accuracy",
-        *live_columns,
-        "verdict",
-        "data",
-        "digest",
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        head = str(row["version"]), escape(", ".join(row["aliases"]))
-        if "error" in row:
-            table.add_row(*head, f"[red]cannot be trusted: {escape(row['error'])}[/red]")
-            continue
-        table.add_row(
-            *head,
-            row["created_at"],
-            escape(row["created_by"] or ""),
-            escape(row["recipe"]),
-            "not measured" if row["accuracy"] is None else f"{row['accuracy']:.2%} of {row['test_images']:,}",
-            *(_live_cells(row["live"]) if has_live else ()),
-            (row["verdict"] or "") + (" (forced)" if row["forced"] else ""),
-            row["data_digest"][:12],
-            row["digest"][:12],
-        )
-    return table
-
-
-def _live_cells(live: LiveAnswers) -> tuple[str, str]:
-    """Return how many images a version answered, and its largest drift."""
-    return f"{live.images:,}", f"{max(live.drift.values()):.3f}" if live.drift else ""
-
-
-def _one_version(row: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in row.items():
-        if isinstance(value, LiveAnswers):
-            for line in value.lines():
-                table.add_row(*map(escape, line))
-            continue
-        if value in ([], None):
-            continue
-        between = "; " if name == "reasons" else ", "
-        shown = between.join(map(str, value)) if isinstance(value, list) else str(value)
-        table.add_row(name.replace("_", " "), escape(shown))
-    return table
-
-
-def _changes_table(changes: Sequence[AliasChange]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("when", "by", "action", "alias", "before", "version", "reason"):
-        table.add_column(column, overflow="fold")
-    for change in changes:
-        table.add_row(
-            change.at.isoformat(timespec="seconds"),
-            escape(change.by),
-            change.action,
-            escape(change.alias),
-            str(change.before or ""),
-            str(change.version or ""),
-            escape(change.reason),
-        )
-    return table

@@ -42,8 +42,12 @@ def read_metrics(url: str) -> dict[Sample, float]:
     try:
         with _opener(url).open(url, timeout=_TIMEOUT_S) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise UsageError(f"--metrics-url {url} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error  # without its brackets
+        said = getattr(reason, "strerror", None) or reason
+        raise UsageError(
+            f"--metrics-url {url} cannot be read: {said}; it is on the --http-port of a running server"
+        ) from error
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families

@@ -152,8 +152,9 @@ def require_expected(now: int | None, model: str, alias: str, expect: int | None
         named = "does not exist" if now is None else f"names version {now}"
         wanted = f"version {expect}" if expect else "no such alias"
         raise AliasMoved(
-            f"alias {alias!r} of model {model!r} {named}, expected {wanted}: another operator changed it; "
-            f"`lenserve models history {model}` shows who"
+            f"alias {alias!r} of model {model!r} {named}, expected {wanted}: another operator changed it. "
+            f"`lenserve models history {model}` shows who and why; if your change is still right, repeat it "
+            f"with --expect {now or 0}"
         )
 
 

@@ -129,7 +129,7 @@ def remove(repository: Repository, model: str, version: int) -> None:
         if repository.versions(model) == [version]:
             raise BundleError(
                 f"version {version} of model {model!r} is not removed: it is the only one; to serve the "
-                f"model no more, delete all of {repository.location(model)}"
+                f"model no more, remove it whole with `lenserve models remove {model} --yes`"
             )
         served = newest_usable(repository, model) if STABLE_ALIAS not in aliases else None
         if served is not None and served.version == version:
@@ -138,6 +138,22 @@ def remove(repository: Repository, model: str, version: int) -> None:
                 f"which is served while there is no alias {STABLE_ALIAS!r}; promote another version first"
             )
         repository.remove_versions(model, [version])
+
+
+def remove_model(repository: Repository, model: str) -> list[int]:
+    """Remove a model with all its versions and aliases; servers stop serving it.
+
+    Returns: the numbers of its versions.
+
+    Raises:
+        BundleError: it cannot be removed.
+        UnknownModel: the repository has no such model.
+    """
+    require_model(repository, model)
+    with repository.changing(model):
+        versions = repository.versions(model)
+        repository.remove_model(model)
+    return versions
 
 
 def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = False) -> list[int]:

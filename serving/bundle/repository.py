@@ -321,6 +321,13 @@ class Repository:
         for version in versions:
             remove_folder(self.folder(model, version))
 
+    def remove_model(self, model: str) -> None:
+        """Remove all of a model, or nothing; of a later one of that name, numbers begin again at 1.
+
+        The caller is in `changing`.
+        """
+        remove_folder(self.model_folder(model))
+
     def require_version(self, model: str, version: int) -> None:
         """Check that a version exists. Reads none of its files.
 

@@ -66,8 +66,9 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a version so that readers see all of it or nothing. The caller holds the model's lock."""
+    """Remove a version or a model so that readers see all of it or nothing. The caller holds its lock."""
     leaving = folder.with_name(f"{_PREFIX}removed-{folder.name}")
+    shutil.rmtree(leaving, ignore_errors=True)  # of one that was killed
     folder.rename(leaving)
     sync(leaving.parent)
     shutil.rmtree(leaving)

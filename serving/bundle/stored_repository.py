@@ -193,6 +193,20 @@ class StoredRepository(Repository):
                 )
             self._store.remove(f"{model}/{version}")
 
+    def remove_model(self, model: str) -> None:
+        """Remove the aliases of a model, then its versions, so that a killed command can be repeated.
+
+        Numbers are not used again, since servers have copies of their versions.
+
+        Raises:
+            AliasMoved: another operator set an alias meanwhile.
+            StoreError: something cannot be removed.
+        """
+        for file in (ALIASES_FILE, HISTORY_FILE):
+            if self._store.tag(f"{model}/{file}") is not None:
+                self._store.remove_object(f"{model}/{file}")
+        self.remove_versions(model, self.versions(model))
+
     @contextmanager
     def changing(self, model: str, *, shared: bool = False) -> Iterator[Path]:
         """Give a folder with copies of the aliases and their log, and replace the objects at the end.

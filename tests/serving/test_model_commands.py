@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serving.bundle import Repository
+from serving.bundle.manifest import FileDigest
 from serving.cli import main
 from tests.colours import Publish
 
@@ -61,7 +62,8 @@ def test_a_change_that_came_first_is_reported(three: Repository, capsys: Capture
     assert _call(three, "promote", "colours@3", "--expect", "1") == 1
     assert capsys.readouterr().err == (
         "lenserve models promote: alias 'stable' of model 'colours' names version 2, expected version 1: "
-        "another operator changed it; `lenserve models history colours` shows who\n"
+        "another operator changed it. `lenserve models history colours` shows who and why; if your change is "
+        "still right, repeat it with --expect 2\n"
     )
 
 
@@ -86,6 +88,40 @@ def test_aliases_are_set_and_removed(three: Repository, capsys: Capture) -> None
     assert three.aliases("colours") == {}
 
 
+def _files(repository: Repository, version: int) -> list[FileDigest]:
+    return list(repository.read("colours", version).manifest.files.values())
+
+
+def test_two_versions_are_compared_side_by_side(three: Repository, capsys: Capture) -> None:
+    """A line for each fact, a column for each version, in the order in which they were named."""
+    three.set_alias("colours", "stable", 2)
+    assert _call(three, "show", "colours@stable", "colours@3") == 0
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["version", "2", "3"]
+    assert ["accuracy", "100.00%", "100.00%"] in lines
+    digests = [three.read("colours", version).digest for version in (2, 3)]
+    assert [row[0] for row in lines if row[1:] == digests] == ["digest"]
+    both = _json(three, capsys, "show", "colours@stable", "colours@3")["versions"]
+    assert [row["version"] for row in both] == [2, 3]
+
+
+def test_a_whole_model_is_removed_only_if_that_is_confirmed(three: Repository, capsys: Capture) -> None:
+    """Also its aliases and what a killed command left; a model of that name begins again at 1."""
+    three.set_alias("colours", "stable", 2)
+    assert _call(three, "remove", "colours") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "colours names no version: to remove one of 1, 2, 3, use colours@VERSION; to remove all of them, the "
+        "aliases and their history, add --yes"
+    )
+    assert _call(three, "remove", "colours@1", "--yes") == 2
+    assert three.versions("colours") == [1, 2, 3]
+    (three.root / ".staging-removed-colours" / "1").mkdir(parents=True)
+    assert _call(three, "remove", "colours", "--yes") == 0
+    assert capsys.readouterr().out == "colours: removed, with its versions 1, 2, 3\n"
+    assert list(three.root.iterdir()) == []
+
+
 def test_show_lists_versions_or_describes_one(three: Repository, capsys: Capture) -> None:
     """Newest first; MODEL@ALIAS is one version with every fact."""
     three.set_alias("colours", "stable", 2)
@@ -96,9 +132,11 @@ def test_show_lists_versions_or_describes_one(three: Repository, capsys: Capture
     assert _call(three, "show", "colours@stable") == 0
     facts = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
     assert facts[:2] == [["version", "2"], ["aliases", "stable"]]
-    assert ["accuracy", "1.0"] in facts
+    assert ["accuracy", "100.00%"] in facts
+    assert ["size bytes", f"{sum(file.size_bytes for file in _files(three, 2)):,}"] in facts
     shown = _json(three, capsys, "show", "colours")
     assert [row["version"] for row in shown["versions"]] == [3, 2, 1]
+    assert shown["versions"][0]["accuracy"] == 1.0
     assert shown["versions"][0]["data_digest"] == three.read("colours", 3).manifest.provenance.data_digest
 
 
@@ -170,7 +208,7 @@ def test_the_only_version_is_not_removed_and_the_message_says_how(
     """There is no other version to promote first."""
     publish()
     assert _call(repository, "remove", "colours@1") == 1
-    assert "it is the only one; to serve the model no more, delete all of " in capsys.readouterr().err
+    assert "it is the only one; to serve the model no more, remove it whole" in capsys.readouterr().err
 
 
 def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Capture) -> None:
@@ -206,6 +244,9 @@ def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Captu
         (("promote", "plants@1"), "no model 'plants'; it has colours"),
         (("show", "../colours"), "is not a valid model name"),
         (("remove", "colours@3"), "it is the newest"),
+        (("remove", "plants", "--yes"), "no model 'plants'; it has colours"),
+        (("show", "colours@1", "plants@1"), "no model 'plants'"),
+        (("show", "colours@1", "colours"), "colours names no version: use MODEL@VERSION"),
         (("prune", "colours", "--keep", "0"), "--keep"),
     ],
 )

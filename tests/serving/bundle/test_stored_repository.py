@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from serving.bundle import Repository
 from serving.bundle.mirror import Mirror
-from serving.bundle.operations import history, prune, remove, remove_alias, roll_back
+from serving.bundle.operations import history, prune, remove, remove_alias, remove_model, roll_back
 from serving.bundle.store import Store
 from serving.bundle.stored_repository import StoredRepository, open_repository
 from serving.errors import AliasMoved, StoreError, UnknownModel, UsageError
@@ -140,6 +140,21 @@ def test_a_number_whose_version_was_removed_is_not_used_again(
     s3.rm("bucket/models/animals/1", recursive=True)
 
     assert repository.publish("animals", write).version == 2
+
+
+def test_a_whole_model_is_removed_and_its_numbers_are_not_used_again(
+    s3: FakeS3, write: Write, tmp_path: Path
+) -> None:
+    """Servers have copies of versions, which they take for those of the same number."""
+    repository = opened(s3, tmp_path / "a")
+    repository.publish("animals", write), repository.publish("animals", write)
+    repository.set_alias("animals", "stable", 1)
+
+    assert remove_model(opened(s3, tmp_path / "b"), "animals") == [1, 2]
+
+    assert (repository.models(), dict(repository.aliases("animals"))) == ([], {})
+    assert repository.publish("animals", write).version == 3
+    assert list(history(repository, "animals")) == []
 
 
 def test_aliases_and_their_history_are_those_of_a_directory(s3: FakeS3, write: Write, tmp_path: Path) -> None:

@@ -73,4 +73,5 @@ async def test_a_server_that_is_not_there_is_named(
     publish()
     url = f"http://127.0.0.1:{free_ports[0]}/metrics"
     assert await _show(repository, url, "colours") == 2
-    assert f"--metrics-url {url} cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--metrics-url {url} cannot be read: Connection refused; it is on the --http-port of a" in said
