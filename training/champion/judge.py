@@ -1,5 +1,6 @@
 """Decides what becomes of a challenger. Pure: measurements of both in, a verdict with its reasons out."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from serving.bundle.manifest import Strict
-from training.champion.paired import effective, lowest_difference, p_worse, pair_of
+from training.champion.paired import effective, images_if_equal, lowest_difference, p_worse, pair_of
 from training.recipe import ChampionRecipe
 
 Verdict = Literal["promote", "candidate", "refuse"]
@@ -126,7 +127,14 @@ def _accuracy(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
     if p < _ALPHA:
         worse = f"{detail}, {allowed}; it is worse (McNemar's exact test, p = {p:.2g})"
         return ChampionCheck(name="accuracy", passed=False, detail=worse, at_best="refuse")
-    unknown = f"{detail}, {allowed}: too few images to tell"
+    needed = images_if_equal(limits.max_accuracy_loss)
+    enough = (
+        f"; {math.ceil(needed):,} would do if both answered alike" if pair.images < needed < math.inf else ""
+    )
+    unknown = (
+        f"{detail}, {allowed}: too few images to tell{enough}. Add test images, set a larger "
+        "champion.max_accuracy_loss, or promote it by hand"
+    )
     return ChampionCheck(name="accuracy", passed=False, detail=unknown, at_best="candidate")
 
 

@@ -85,6 +85,17 @@ def lowest_difference(pair: Pair) -> float:
     return (low + high) / 2
 
 
+def images_if_equal(margin: float) -> float:
+    """Return how many images prove a loss of less than the margin if both answer all of them alike.
+
+    Args:
+        margin: share of the images, 0..1.
+
+    Returns: not a whole number; infinite for a margin of 0.
+    """
+    return math.inf if not margin else _Z_95**2 * (1 - margin) / margin
+
+
 def _score(pair: Pair, difference: float) -> float:
     """Tango's score statistic for a supposed difference below the observed one."""
     n, gained, lost = pair.images, pair.gained, pair.lost

@@ -49,7 +49,18 @@ def test_equal_answers_on_enough_images_are_promoted() -> None:
     assert _failed(_compared(_right(178), _right(178))) == ("promote", {})
     verdict, failed = _failed(_compared(_right(170), _right(170)))
     assert verdict == "candidate"
-    assert "too few images to tell" in failed["accuracy"]
+    assert failed["accuracy"].endswith(
+        "too few images to tell; 178 would do if both answered alike. Add test images, set a larger "
+        "champion.max_accuracy_loss, or promote it by hand"
+    )
+
+
+def test_of_enough_images_that_differ_no_number_is_named() -> None:
+    """How many are needed depends on how often the two differ."""
+    challenger, champion = _right(200, wrong=slice(0, 10)), _right(200, wrong=slice(10, 20))
+    verdict, failed = _failed(_compared(challenger, champion))
+    assert verdict == "candidate"
+    assert "too few images to tell. Add test images" in failed["accuracy"]
 
 
 def test_a_proven_loss_is_refused_with_its_numbers() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
-from training.champion.paired import Pair, effective, lowest_difference, p_worse, pair_of
+from training.champion.paired import Pair, effective, images_if_equal, lowest_difference, p_worse, pair_of
 
 
 def test_only_images_that_one_alone_gets_right_count() -> None:
@@ -51,6 +51,13 @@ def test_agreement_on_every_image_is_no_proof_beyond_their_number() -> None:
     assert lowest_difference(Pair(0, 0, 1000)) == pytest.approx(-0.0027, abs=1e-4)
     assert lowest_difference(Pair(0, 0, 100)) == pytest.approx(-0.0263, abs=1e-4)
     assert lowest_difference(Pair(0, 0, 0)) == -1
+
+
+@pytest.mark.parametrize("margin", [0.005, 0.015, 0.1])
+def test_so_many_equal_answers_prove_that_less_than_the_margin_is_lost(margin: float) -> None:
+    """And one image fewer does not."""
+    needed = math.ceil(images_if_equal(margin))
+    assert lowest_difference(Pair(0, 0, needed - 1)) < -margin <= lowest_difference(Pair(0, 0, needed))
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
