@@ -1,10 +1,21 @@
 """`stable` follows the verdicts of runs, and gives way to operators."""
 
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
 import pytest
 
+import training.champion.promote
 from serving.bundle import Repository
 from serving.bundle.operations import history, roll_back
-from tests.colours import Publish
+from tests.colours import Publish, write_colours
 from training.champion.judge import Verdict
 from training.champion.promote import keep_champion, promote
 from training.champion.result import Challenge
@@ -119,3 +130,58 @@ def test_a_log_that_is_damaged_while_a_run_publishes_leaves_a_candidate(
     assert "version 2 stays a candidate, because" in warnings[0]
     assert "aliases.history.jsonl: line 1" in warnings[0]
     assert repository.aliases(MODEL) == {"stable": 1}
+
+
+@pytest.mark.parametrize("verdict", ["promote", "candidate"])
+def test_a_run_that_is_killed_while_it_publishes_leaves_the_old_or_the_new_state(
+    verdict: Verdict, repository: Repository, publish: Publish, tmp_path: Path
+) -> None:
+    """A candidate is served at no time, although there was no alias; resuming does what is left."""
+    publish()
+    challenge = _challenge(verdict, 1)
+
+    def work(there: Repository) -> None:
+        keep_champion(there, MODEL, challenge)
+        published = there.publish(MODEL, lambda folder: write_colours(folder, rotate=0, lie=False))
+        promote(there, MODEL, published.version, challenge, pytest.fail)
+
+    served = set()
+    for point in count(1):
+        there = Repository(tmp_path / str(point))
+        shutil.copytree(repository.root, there.root)
+        survived = not _is_killed(work, there, at_line=point)
+        versions, aliases = there.versions(MODEL), there.aliases(MODEL)
+        served.add(aliases.get("stable", versions[-1]))
+        assert [there.read(MODEL, version).version for version in versions] == versions  # whole ones
+        assert {change.alias: change.version for change in history(there, MODEL)} == aliases
+        if versions == [1, 2]:
+            assert promote(there, MODEL, 2, challenge, pytest.fail) == verdict
+            assert there.aliases(MODEL) == {"stable": 2 if verdict == "promote" else 1}
+        if survived:
+            break
+    assert point > 5
+    assert served == ({1, 2} if verdict == "promote" else {1})
+
+
+def _is_killed(work: Callable[[Repository], None], repository: Repository, *, at_line: int) -> bool:
+    """Do the work in a child that kills itself at a line of promote.py, that is, between two steps."""
+    lines = count(1)
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:  # noqa: ANN401 - as sys.settrace has it
+        del argument
+        if frame.f_code.co_filename != training.champion.promote.__file__:
+            return None
+        if event == "line" and next(lines) == at_line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    child = os.fork()
+    if not child:
+        try:
+            sys.settrace(trace)
+            work(repository)
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
