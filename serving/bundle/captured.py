@@ -1,6 +1,6 @@
 """The folders that servers capture images into: their names, and how to tell them from labelled images.
 
-Captured images lie in folders of what a network predicted, which nobody must take for their labels.
+Captured images lie in folders of what a network predicted: labels that training and measuring must not use.
 """
 
 from pathlib import Path
@@ -25,8 +25,8 @@ def why_not_labelled(root: Path) -> str:
     if model is None:
         return ""
     return (
-        f"{model / PREDICTED} has captured images in directories of what the network predicted, which would "
-        f"be taken for their true classes. Move each image into a directory of its true class, such as "
+        f"{model / PREDICTED} has captured images in directories of what the network predicted, not of their "
+        f"true classes. Move each image into a directory of its true class, such as "
         f"{model / 'labelled' / 'CLASS'}, and name {model / 'labelled'} instead of {root}"
     )
 

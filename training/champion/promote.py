@@ -47,7 +47,19 @@ def promote(
         if any(change.alias == STABLE_ALIAS and change.version == version for change in changes):
             return "promote"  # by an earlier process of this run; what came after that is an operator's will
         repository.set_alias(model, STABLE_ALIAS, version, expect=challenge.champion or 0, reason=reason)
-    except BundleError as error:  # AliasMoved; or the aliases or their log were damaged meanwhile
-        warn(f"version {version} stays a candidate, because {error}")
+    except BundleError as error:  # or the aliases or their log were damaged meanwhile
+        reason = _moved(repository, model, challenge) if isinstance(error, AliasMoved) else str(error)
+        warn(f"version {version} stays a candidate: {reason}")
         return "candidate"
     return "promote"
+
+
+def _moved(repository: Repository, model: str, challenge: Challenge) -> str:
+    """Say which champion a version was compared with, and which one there is now."""
+    before, now = challenge.champion, repository.aliases(model).get(STABLE_ALIAS)
+    was = f"named version {before}" if before else "did not exist"
+    is_now = f"names version {now}" if now else "does not exist"
+    return (
+        f"when it was compared, {STABLE_ALIAS!r} {was}, and now it {is_now}; run the recipe again to compare "
+        "it with that"
+    )

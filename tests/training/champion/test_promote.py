@@ -65,7 +65,10 @@ def test_an_operator_who_moved_stable_meanwhile_wins(repository: Repository, pub
     version = publish().version
     assert promote(repository, MODEL, version, _challenge("promote", 1), warnings.append) == "candidate"
     assert repository.aliases(MODEL) == {"stable": 2}
-    assert "version 3 stays a candidate, because alias 'stable'" in warnings[0]
+    assert warnings[0] == (
+        "version 3 stays a candidate: when it was compared, 'stable' named version 1, and now it names "
+        "version 2; run the recipe again to compare it with that"
+    )
 
 
 def test_a_resumed_run_does_not_undo_a_rollback(repository: Repository, publish: Publish) -> None:
@@ -88,7 +91,7 @@ def test_the_first_of_two_runs_is_promoted_and_the_other_one_stays_a_candidate(
         challenge, warnings = _challenge("promote", champion), list[str]()
         assert promote(repository, MODEL, first, challenge, pytest.fail) == "promote"
         assert promote(repository, MODEL, second, challenge, warnings.append) == "candidate"
-        assert f"version {second} stays a candidate, because alias 'stable'" in warnings[0]
+        assert f"now it names version {first}; run the recipe again" in warnings[0]
         assert repository.aliases(MODEL) != before
         assert repository.aliases(MODEL) == {"stable": first}
         repository.set_alias(MODEL, "stable", 1)
@@ -127,7 +130,7 @@ def test_a_log_that_is_damaged_while_a_run_publishes_leaves_a_candidate(
     assert promote(repository, MODEL, publish().version, _challenge("promote", 1), warnings.append) == (
         "candidate"
     )
-    assert "version 2 stays a candidate, because" in warnings[0]
+    assert "version 2 stays a candidate: " in warnings[0]
     assert "aliases.history.jsonl: line 1" in warnings[0]
     assert repository.aliases(MODEL) == {"stable": 1}
 
