@@ -27,7 +27,7 @@ from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCac
 from serving.commandline import DONE, FAILED, Command, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
-from serving.version_tables import all_versions, changes_table, compared_versions, facts, one_version
+from serving.version_tables import all_versions, changes_table, facts, versions_side_by_side
 
 if TYPE_CHECKING:
     from serving.bench.server_facts import Sample
@@ -124,10 +124,8 @@ class Show(_RepositoryCommand):
         if self.as_json:
             shown = {"model": name, "aliases": dict(aliases), "versions": rows}
             print_line(json.dumps(shown, default=LiveAnswers.to_json))
-        elif len(self.named) > 1:
-            print_table(compared_versions(rows))
         elif "@" in self.named[0]:
-            print_table(one_version(rows[0]))
+            print_table(versions_side_by_side(rows))
         else:
             print_table(all_versions(rows))
         return FAILED if any("error" in row for row in rows) else DONE

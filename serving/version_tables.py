@@ -1,6 +1,6 @@
 """Versions of a model, their facts and the changes of its aliases, as tables of the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -85,35 +85,22 @@ def _live_cells(live: LiveAnswers) -> tuple[str, str]:
     return f"{live.images:,}", f"{max(live.drift.values()):.3f}" if live.drift else ""
 
 
-def one_version(row: Mapping[str, Any]) -> Table:
-    """Return every fact of one version."""
+def versions_side_by_side(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return every fact of one version, or of several, of which those that differ are bold."""
+    shown = [dict(_shown_facts(row)) for row in rows]
     table = Table(box=None, pad_edge=False, show_header=False)
+    for name in dict.fromkeys(name for facts_of_one in shown for name in facts_of_one):
+        values = [facts_of_one.get(name, "") for facts_of_one in shown]
+        table.add_row(*map(escape, (name, *values)), style="bold" if len(set(values)) > 1 else "")
+    return table
+
+
+def _shown_facts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in row.items():
         if isinstance(value, LiveAnswers):
-            for line in value.lines():
-                table.add_row(*map(escape, line))
+            yield from value.lines()
         elif value not in ([], None):
-            table.add_row(name.replace("_", " "), escape(_shown(name, value)))
-    return table
-
-
-def compared_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the facts of several versions side by side, those in which they differ in bold."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        if all(value in ([], None) for value in values):
-            continue
-        if any(isinstance(value, LiveAnswers) for value in values):
-            shown = [
-                ", ".join(_live_cells(value)) if isinstance(value, LiveAnswers) else "" for value in values
-            ]
-            name = "answered images, drift"  # noqa: PLW2901 - two figures of many
-        else:
-            shown = ["" if value in ([], None) else _shown(name, value) for value in values]
-        style = "bold" if len(set(shown)) > 1 else ""
-        table.add_row(name.replace("_", " "), *map(escape, shown), style=style)
-    return table
+            yield name.replace("_", " "), _shown(name, value)
 
 
 def _shown(name: str, value: object) -> str:

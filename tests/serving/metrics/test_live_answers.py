@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ async def test_an_operator_sees_answers_and_drift(
         capsys.readouterr()
         assert await _show(repository, url, "colours@1") == 0
         one = capsys.readouterr().out
+        assert await _show(repository, url, "colours@1", "colours@2") == 0
+        both = capsys.readouterr().out
         assert await _show(repository, url, "colours") == 0
         every = capsys.readouterr().out
         assert await _show(repository, url, "colours", "--json") == 0
@@ -52,6 +55,7 @@ async def test_an_operator_sees_answers_and_drift(
     rows = {" ".join(line.split()) for line in one.splitlines()}
     assert {"answered images 150", "answered green 100.00% (test images: 33.33%)"} <= rows
     assert any(row.startswith("drift ") and row.endswith("of confidence in 150 images") for row in rows)
+    assert ["answered images", "150", "0"] in [re.split(r"  +", line.strip()) for line in both.splitlines()]
     assert {"answered", "drift"} <= set(every.splitlines()[0].split())
     second, first = (version["live"] for version in as_json["versions"])
     assert (first["images"], first["labels"], first["window_images"]) == (150, {"green": 1.0}, 150)
