@@ -7,12 +7,15 @@ import subprocess
 import sys
 import tarfile
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
 from serving.bundle import Repository
+from serving.bundle.operations import history
 from tests.colours import write_colours
+from tests.serving.importing import foreign_files
 from training.recipe import resolve, shipped_names
 from training.recipe.measured import read_measured
 from training.recipe.results import markdown_table
@@ -55,12 +58,58 @@ def test_commands_of_the_pages_run(tmp_path: Path, free_ports: tuple[int, int]) 
     demo = f".venv/bin/python {ROOT / 'tests/system/demo.py'}\n"
     pages = "".join(
         PAGES[name] for name in ("api.md", "bundle.md", "configuration.md", "refresh.md", "operations.md")
-    )
+    ).replace(loop_of(PAGES["refresh.md"]), "")
     printed = run_blocks(f"```sh\n{demo}```\n{pages}", tmp_path, free_ports)
     assert "the server ended with exit code 0" in printed
     assert "not published: worse than version 1" in printed
     assert '"label": "3"' in printed
     assert "lenserve_images_total" in printed
+
+
+def test_the_loop_of_the_refresh_page_closes(tmp_path: Path, free_ports: tuple[int, int]) -> None:
+    """Train, serve, refuse a worse one, promote a better one, roll back, import, capture, label, train again.
+
+    The commands of the page, with a real server; each answer names the version that should have given it.
+    """
+    foreign_files.plain(tmp_path / "pets.onnx")
+    (tmp_path / "labels.txt").write_text("".join(f"{number}\n" for number in range(foreign_files.CLASSES)))
+    printed = run_blocks(loop_of(PAGES["refresh.md"]), tmp_path, free_ports)
+
+    answered = re.findall(r"\((\w+) version (\d+)\)", printed)
+    assert [f"{model}@{version}" for (model, version), _ in groupby(answered)] == [
+        *("digits@1", "digits@2", "digits@1"),
+        "pets@1",
+        *("digits@2", "digits@3"),
+    ]
+    assert printed.count("not published: worse than version 1: accuracy: ") == 1
+    repository = Repository(tmp_path / "repository")
+    gates = [repository.read("digits", version).manifest.gate for version in repository.versions("digits")]
+    assert [gate and (gate.verdict, gate.champion) for gate in gates] == [
+        ("promote", None),
+        ("promote", 1),
+        ("promote", 2),
+    ]
+    changes = [
+        (change.action, change.before, change.version, change.reason)
+        for change in history(repository, "digits")
+    ]
+    assert changes == [
+        ("set", None, 1, "promoted by its run"),
+        ("set", 1, 2, "promoted by its run"),
+        ("rollback", 2, 1, "a drill"),
+        ("set", 1, 2, "the drill is over"),
+        ("set", 2, 3, "promoted by its run"),
+    ]
+    clients, labelled = (len(list((tmp_path / name).glob("*/*.png"))) for name in ("clients", "digits"))
+    assert labelled == 700 + clients
+    assert not list((tmp_path / "capture" / "digits" / "predicted").glob("*/*"))
+
+
+def loop_of(page: str) -> str:
+    """Return the section of a page that shows the whole loop."""
+    section = re.search(r"^## The whole loop\n.*?(?=^## )", page, re.DOTALL | re.MULTILINE)
+    assert section is not None
+    return section[0]
 
 
 def test_commands_of_look_inside_run(tmp_path: Path, free_ports: tuple[int, int]) -> None:
