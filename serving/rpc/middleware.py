@@ -174,9 +174,7 @@ class Middleware:
             if isinstance(read, bytes):
                 message = read
             else:
-                if rpc.admit_named is not None:
-                    call.check_beginning = partial(_check_beginning, rpc, rpc.admit_named, call)
-                message = await read()
+                message = await _read(read, rpc, call)
             call.received_s = time.perf_counter()
             self._running += 1
             try:
@@ -335,6 +333,16 @@ def _noting_model(rpc: Rpc) -> Rpc:
         return await answer(request, call)
 
     return replace(rpc, answer=note_and_answer)
+
+
+async def _read(read: Read, rpc: Unary, call: Call) -> bytes:
+    if rpc.admit_named is None:
+        return await read()
+    call.check_beginning = partial(_check_beginning, rpc, rpc.admit_named, call)
+    try:
+        return await read()
+    finally:
+        del call.check_beginning  # it leads to the call: a reference cycle
 
 
 def _check_beginning(rpc: Unary, admit: AdmitNamed, call: Call, beginning: bytes) -> None:
