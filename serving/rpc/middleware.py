@@ -169,12 +169,16 @@ class Middleware:
 
     def _read_and_compute(self, rpc: Unary) -> Callable[[bytes | Read, Call], Coroutine[Any, Any, Reply]]:
         parse, compute, model_field = _parser(rpc), rpc.answer, rpc.model_field
+        admit = rpc.admit_named
+        check_beginning = None if admit is None else partial(_check_beginning, rpc, admit)
 
         async def read_and_compute(read: bytes | Read, call: Call) -> Reply:
             if isinstance(read, bytes):
                 message = read
             else:
-                message = await _read(read, rpc, call)
+                if check_beginning is not None:
+                    call.check_beginning = check_beginning
+                message = await read()
             call.received_s = time.perf_counter()
             self._running += 1
             try:
@@ -335,17 +339,7 @@ def _noting_model(rpc: Rpc) -> Rpc:
     return replace(rpc, answer=note_and_answer)
 
 
-async def _read(read: Read, rpc: Unary, call: Call) -> bytes:
-    if rpc.admit_named is None:
-        return await read()
-    call.check_beginning = partial(_check_beginning, rpc, rpc.admit_named, call)
-    try:
-        return await read()
-    finally:
-        del call.check_beginning  # it leads to the call: a reference cycle
-
-
-def _check_beginning(rpc: Unary, admit: AdmitNamed, call: Call, beginning: bytes) -> None:
+def _check_beginning(rpc: Unary, admit: AdmitNamed, beginning: bytes, call: Call) -> None:
     fields = leading_fields(beginning, admit.contents_field)
     if not fields:
         return

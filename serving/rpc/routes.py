@@ -28,9 +28,9 @@ class Call:
     peer: tuple[Any, ...] | str | None = field(init=False, repr=False, compare=False)  # the client's address
     model: str = field(init=False, repr=False, compare=False)  # that the call names
 
-    # Raises an error if a message that begins like this cannot be admitted. Set while a message is read, for
-    # transports that receive it in parts.
-    check_beginning: Callable[[bytes], None] = field(init=False, repr=False, compare=False)
+    # Raises an error if a message of the call that begins like this cannot be admitted. Set when a message is
+    # read, for transports that receive it in parts. It must not hold the call: that would be a cycle.
+    check_beginning: "Callable[[bytes, Call], None]" = field(init=False, repr=False, compare=False)
 
     def allows(self, model: str) -> bool:
         """Whether the call may see a model."""

@@ -245,7 +245,7 @@ class GrpcApp:
         elif whole is None and hasattr(call, "check_beginning"):
             begun: bytes = event.get("body", b"")
             if begun.startswith(b"\0"):  # not compressed
-                call.check_beginning(begun[PREFIX.size : PREFIX.size + _BEGINNING_BYTES])
+                call.check_beginning(begun[PREFIX.size : PREFIX.size + _BEGINNING_BYTES], call)
         only = None
         encoding = encoding_of(headers)
         async with aclosing(self._framed(body, event)) as chunks:
