@@ -20,7 +20,7 @@ _WORTH_FITTING_S = 1e-3
 # Batches whose sizes differ by less than this share of their mean tell little about other sizes. Then each
 # further image is expected to take this share of what an image takes on average, until larger batches tell.
 _LITTLE_SPREAD = 0.1
-_FURTHER_IMAGE = 0.5
+_FURTHER_IMAGE = 0.3
 
 
 @dataclass(slots=True, eq=False)
@@ -75,16 +75,22 @@ class Backlog:
         self.run_s = min(max(further_s, 0.0), image_s)
         self.start_s = self._mean_s - mean * self.run_s
 
-    def wait_s(self, now_s: float) -> float:
-        """Estimate when the batch begins that a new image would join: after the running and the full ones.
+    @property
+    def queued(self) -> int:
+        """Images that do not run yet. Calls that were cancelled may still run."""
+        return max(0, self.images - self.running_images)
 
-        A run that takes longer than it should is expected to go on for as long again.
+    def wait_s(self, now_s: float) -> float:
+        """Estimate how long a new image waits for those before it, in the running batch and after it.
+
+        Those of a batch that has room cost it only their own time: it is started anyway. A run that takes
+        longer than it should is expected to go on for as long again.
 
         Args:
             now_s: on the clock of time.monotonic().
         """
-        queued = max(0, self.images - self.running_images)  # calls that were cancelled may still run
-        wait_s = queued // self.max_batch_size * (self.start_s + self.max_batch_size * self.run_s)
+        queued = self.queued
+        wait_s = queued // self.max_batch_size * self.start_s + queued * self.run_s
         if self.running_images:
             expected_s = self.start_s + self.running_images * self.run_s
             wait_s += abs(expected_s - (now_s - self.running_since_s))
@@ -93,7 +99,7 @@ class Backlog:
     def batch_s(self, images: int) -> float:
         """Estimate the run of the batch in which more images would be; several batches if they are many."""
         batches = -(-images // self.max_batch_size)
-        run_images = max(images, min(self.images + images, self.max_batch_size))
+        run_images = max(images, min(self.queued + images, self.max_batch_size))
         return batches * self.start_s + run_images * self.run_s
 
     def record_decode(self, duration_s: float) -> None:

@@ -174,7 +174,7 @@ class Admission:
         else:
             left_s = deadline_s - self._clock()
             own_s = backlog.batch_s(images) + self._preprocessor.duration_s(images, backlog)
-            if backlog.images - backlog.running_images < backlog.max_batch_size:
+            if backlog.queued < backlog.max_batch_size:
                 at_most_s = _MARGIN * wait_s + own_s
             else:
                 at_most_s = _MARGIN_BEYOND_A_BATCH * (wait_s + own_s)

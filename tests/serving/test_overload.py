@@ -192,7 +192,7 @@ async def test_a_call_that_takes_the_place_of_a_stream_does_not_get_it_refused(
     async with serve_gated(max_queue_s=0.05) as server:
         control, backlog = server.classifier.admission, server.models.lease("colours").backlog
         backlog.run_s = 0.01
-        control.enter(8, backlog)  # two batches: more than fits
+        control.enter(6, backlog)  # more than fits
         answers = asyncio.create_task(_all(connect(server.grpc.port).talk(STREAM, requests())))
         await until(lambda: len(backlog.waiting) == 1)
         for _ in range(4):  # the fourth place is the stream's
@@ -200,7 +200,7 @@ async def test_a_call_that_takes_the_place_of_a_stream_does_not_get_it_refused(
             control.enter(1, backlog)
         assert not backlog.waiting
         await until(lambda: len(backlog.waiting) == 1)
-        control.leave(8, backlog)
+        control.leave(6, backlog)
         assert [answer.WhichOneof("outcome") for answer in await answers] == ["response"]
 
 

@@ -54,8 +54,14 @@ def test_what_each_batch_takes_is_told_from_what_each_image_takes(start_s: float
     backlog = Backlog(max_batch_size=32)
     for size in (6, 9, 12, 16) * 5:
         backlog.record_run(size, start_s + size * 0.005)
-    assert backlog.batch_s(32) == pytest.approx(start_s + 32 * 0.005, rel=0.05)
+    assert backlog.batch_s(32) == pytest.approx(start_s + 32 * 0.005, rel=0.1)
     assert backlog.batch_s(1) == pytest.approx(start_s + 0.005, abs=0.01)
+
+
+def test_a_request_does_not_join_the_batch_that_runs() -> None:
+    """It is in the next one, with those that are queued."""
+    backlog = Backlog(images=6, running_images=4, run_s=0.25, max_batch_size=4)
+    assert backlog.batch_s(1) == 3 / 4
 
 
 def test_batches_of_one_size_say_that_larger_ones_take_longer_but_not_by_how_much() -> None:
@@ -84,12 +90,12 @@ class TestWait:
     """When the batch begins that a new image would join."""
 
     def test_it_joins_the_first_batch_that_has_room(self) -> None:
-        """Only the full ones before it are waited for."""
+        """It waits for the full ones before it, and for the images of its own."""
         backlog = Backlog(start_s=0.2, run_s=0.01, max_batch_size=8)
         waits_s = []
         for backlog.images in (0, 7, 8, 15, 16):
             waits_s.append(backlog.wait_s(0.0))
-        assert waits_s == pytest.approx([0.0, 0.0, 0.28, 0.28, 0.56])
+        assert waits_s == pytest.approx([0.0, 0.07, 0.28, 0.35, 0.56])
 
     def test_what_has_run_of_the_running_batch_is_not_waited_for(self) -> None:
         """The queue may be a whole batch long at its end, however long the network takes."""
