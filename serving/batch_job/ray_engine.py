@@ -6,6 +6,7 @@ the chunk is divided in two, until the image that ended its actors is alone.
 
 import logging
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -110,12 +111,14 @@ class RayEngine:
         resources = ray.cluster_resources()
         gpus = 0 if self._options.device == "cpu" else int(resources.get("GPU", 0))
         actors = actors or self._actors or gpus or int(resources.get("CPU", 1))
-        blocks = ray.data.from_arrow([_table(self._batch_of(chunk)) for chunk in chunks])
-        results = blocks.map_batches(
+        tables = [_table(self._batch_of(chunk)) for chunk in chunks]
+        # Ray 2.60 deprecates other arguments than the few it names, and has no name for max_task_retries.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        results = ray.data.from_arrow(tables).map_batches(
             self._load,
             fn_constructor_args=(self._options,),
             batch_size=None,  # a block as it is: one chunk
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(tables))),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
             max_task_retries=_RETRIES,
