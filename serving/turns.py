@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 TURN_US = 2000
@@ -55,6 +56,29 @@ class Turns:
         admitted = loop.create_future()
         self._waiting.append(_Slice(cost_us, admitted))
         await admitted
+
+    def call_at(self, when_s: float, do: Callable[[], object], cost_us: int) -> asyncio.TimerHandle:
+        """Call a function at a time, or in the first turn after it that has room.
+
+        Args:
+            when_s: on the event loop's clock.
+            do: may still be called after the timer was cancelled, if it was due.
+            cost_us: as for `take`.
+        """
+        return asyncio.get_running_loop().call_at(when_s, self._call, do, cost_us)
+
+    def _call(self, do: Callable[[], object], cost_us: int) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._ends:
+            self._ends = True
+            loop.call_soon(self._end)
+        if not self._waiting and self._has_room(cost_us):
+            self._taken_us += cost_us
+            do()
+            return
+        admitted = loop.create_future()
+        admitted.add_done_callback(lambda _: do())
+        self._waiting.append(_Slice(cost_us, admitted))
 
     def _has_room(self, cost_us: int) -> bool:
         return not self._taken_us or self._taken_us + cost_us <= self._turn_us

@@ -19,6 +19,7 @@ from serving.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, U
 from serving.metrics.recorder import Metrics
 from serving.rpc.access_log import AccessLog
 from serving.rpc.bearer_tokens import Tokens
+from serving.rpc.call_deadlines import end_at
 from serving.rpc.cancellation import code_of_cancelled
 from serving.rpc.field_limit import leading_fields, limited_parser
 from serving.rpc.handlers import (
@@ -153,7 +154,9 @@ class Middleware:
                 if check_room is not None:
                     check_room()
                 work = read_and_compute(read, call)
-                response = await (work if call.deadline_s == math.inf else _in_time(work, call.deadline_s))
+                response = await (
+                    work if call.deadline_s == math.inf else _in_time(work, call.deadline_s, self.turns)
+                )
                 return response if isinstance(response, bytes) else response.SerializeToString()
             except (asyncio.CancelledError, GeneratorExit):
                 code = code_of_cancelled(call.deadline_s, call.received_s).name
@@ -218,6 +221,7 @@ class Middleware:
                 partial(answer_one, call),
                 max_in_flight=self._max_in_flight,
                 deadline_s=call.deadline_s,
+                turns=self.turns,
             )
 
         return self._streaming(rpc, answers)
@@ -373,8 +377,9 @@ def _parser(rpc: Rpc) -> Callable[[bytes], Any]:
     return parse
 
 
-async def _in_time(work: Awaitable[Reply], deadline_s: float) -> Reply:
-    deadline = asyncio.timeout_at(deadline_s)
+async def _in_time(work: Awaitable[Reply], deadline_s: float, turns: Turns) -> Reply:
+    deadline = asyncio.timeout(None)
+    timer = end_at(deadline_s, deadline, turns)
     try:
         async with deadline:
             return await work
@@ -383,4 +388,5 @@ async def _in_time(work: Awaitable[Reply], deadline_s: float) -> Reply:
             raise
         raise DeadlineExceeded("the deadline passed before the answer was ready") from timeout
     finally:
-        del deadline  # it holds the task: a reference cycle
+        timer.cancel()
+        del deadline, timer  # they hold the task: a reference cycle

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from serving.errors import DeadlineExceeded
+from serving.rpc.call_deadlines import END_US
+from serving.turns import Turns
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -18,6 +20,7 @@ async def answer_in_order(
     *,
     max_in_flight: int,
     deadline_s: float = math.inf,
+    turns: Turns | None = None,
 ) -> AsyncGenerator[list[Response], None]:
     """Yield the answers to requests in order. Ready answers are yielded together, to be sent together.
 
@@ -31,6 +34,7 @@ async def answer_in_order(
             stream open, return an answer that describes the error.
         max_in_flight: at least 1.
         deadline_s: on the clock of time.monotonic(). `answer` must also enforce it.
+        turns: of the event loop: deadlines of many streams can pass at once; default: separate ones.
 
     Raises:
         DeadlineExceeded: the deadline passed before the end of the stream.
@@ -40,7 +44,7 @@ async def answer_in_order(
     reader.add_done_callback(lambda _: queue.arrived.set())
     deadline_timer = None
     if not math.isinf(deadline_s):
-        deadline_timer = asyncio.get_running_loop().call_at(deadline_s, lambda: queue.append(_late()))
+        deadline_timer = (turns or Turns()).call_at(deadline_s, queue.append_late, END_US)
     try:
         while await queue.wait(reader):
             answers = await queue.take()
@@ -48,6 +52,7 @@ async def answer_in_order(
             queue.consumed(len(answers))
         await reader  # raises the read error
     finally:
+        queue.is_over = True
         if deadline_timer is not None:
             deadline_timer.cancel()
         await _cancel(reader, *queue.answers)
@@ -59,6 +64,7 @@ class _AnswerQueue(Generic[Response]):
     def __init__(self, max_in_flight: int) -> None:
         self.answers: deque[asyncio.Future[Response]] = deque()
         self.arrived = asyncio.Event()
+        self.is_over = False  # nothing waits for answers any more
         self.left = max_in_flight  # answers that may be added before others are consumed
         self._room = asyncio.Event()
 
@@ -68,6 +74,11 @@ class _AnswerQueue(Generic[Response]):
         if not self.answers:
             self.arrived.set()
         self.answers.append(response)
+
+    def append_late(self) -> None:
+        """End the stream after the answers so far: its deadline has passed."""
+        if not self.is_over:
+            self.append(_late())
 
     async def room(self) -> None:
         """Wait until an answer may be added."""

@@ -3,12 +3,14 @@
 import itertools
 import selectors
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 
 from tests.chaos.attack import MIB, Target, attack
 from tests.chaos.http2 import (
+    CLASSIFY,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -35,6 +37,7 @@ _CALLS = range(1, 2000, 2)  # 1,000 streams
 _RECEIVE_BYTES = 2**16
 _ADD_TO_TABLE = 0x40  # first bits of a literal of HPACK
 _HEADS = 16
+_WAVE_CONNECTIONS, _WAVE_S, _ENDING_S = 9, 1.2, 1.0
 
 
 def _hold(target: Target, opening: bytes, count: int) -> None:
@@ -138,6 +141,28 @@ def abandoned_calls(target: Target) -> None:
             for connection in [stack.enter_context(target.connect()) for _ in range(_ABANDONED_CONNECTIONS)]:
                 connection.sendall(opening)
                 target.sent_bytes += len(opening)
+
+
+@attack(
+    "deadlines-at-once",
+    does="opens 1,000 calls on each of 9 connections, whose deadlines all pass at the same time",
+    stands_for="CWE-400; work in one turn of an event loop",
+)
+def deadlines_at_once(target: Target) -> None:
+    """Again and again; their messages never end."""
+    message = frame(DATA, 0, 1, framed(b"half", length=MIB))
+    while True:
+        end_s = time.monotonic() + _WAVE_S
+        with suppress(OSError):
+            connections = [target.connect() for _ in range(_WAVE_CONNECTIONS)]
+            for each in connections:
+                left_ms = max(1, int((end_s - time.monotonic()) * 1000))
+                call = call_head(target, CLASSIFY, (b"grpc-timeout", b"%dm" % left_ms)) + message
+                each.sendall(OPENING + on_streams(call, _CALLS))
+                target.sent_bytes += len(call) * len(_CALLS)
+            time.sleep(max(0.0, end_s - time.monotonic()) + _ENDING_S)
+            for each in connections:
+                each.close()
 
 
 @attack(

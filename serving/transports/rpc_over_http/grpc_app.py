@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
+from serving.rpc.call_deadlines import end_at
 from serving.rpc.handlers import (
     REQUEST_ID_KEY,
     Failure,
@@ -182,14 +183,16 @@ class GrpcApp:
             call = Call(head.metadata)
             call.peer = head.client
             is_started = False
-            deadline = asyncio.timeout(None)
+            deadline, timer = asyncio.timeout(None), None
             body = request_body(receive)
             unanswered = UnansweredMessages(
                 body, self._max_message_bytes // 2, answers_each=handler.answers_each
             )
             try:
                 read_timeout(head.headers, call)
-                deadline = _deadline(call)
+                # The middleware enforces the deadline of a unary call.
+                if not math.isinf(call.deadline_s):
+                    timer = end_at(call.deadline_s, deadline, self._turns)
                 messages = self._messages(head.headers, unanswered)
                 compressed = head.accepts_gzip
                 answers = handler.answer(messages, call)
@@ -216,7 +219,9 @@ class GrpcApp:
                 is_late = deadline.expired()
                 await _fail(send, Failure(_LATE) if is_late else error, call, is_started=is_started)
             finally:
-                del deadline  # it holds the task: a reference cycle
+                if timer is not None:
+                    timer.cancel()
+                del deadline, timer  # they hold the task: a reference cycle
 
         return serve_call
 
@@ -336,11 +341,6 @@ class _Reader:
     def __call__(self) -> Awaitable[bytes]:
         self.has_begun = True
         return self._read(*self._arguments)
-
-
-def _deadline(call: Call) -> asyncio.Timeout:
-    """Raise TimeoutError at the deadline of a stream. The middleware enforces that of a unary call."""
-    return asyncio.timeout_at(None if math.isinf(call.deadline_s) else call.deadline_s)
 
 
 def _success(call: Call) -> Event:

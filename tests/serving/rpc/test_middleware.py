@@ -18,14 +18,16 @@ from serving.metrics.recorder import Metrics
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 from serving.rpc.bearer_tokens import Tokens
+from serving.rpc.call_deadlines import END_US
 from serving.rpc.handlers import Failure, Read, UnaryHandler
 from serving.rpc.middleware import Middleware
 from serving.rpc.routes import Call, Stream, Unary
 from serving.rpc.status import Code
 from serving.server import build_table
+from serving.turns import TURN_US
 from tests.colours import Publish
 from tests.servers import Serve
-from tests.serving.counting_turns import CountingTurns
+from tests.serving.counting_turns import CountingTurns, Loop
 from tests.serving.gated_server import ServeGated
 from tests.serving.rpc.reading import sent
 from tests.serving.stub import Connect
@@ -296,6 +298,29 @@ async def test_a_deadline_ends_the_work() -> None:
     assert caught.value.status.code is Code.DEADLINE_EXCEEDED
     assert caught.value.status.message == "the deadline passed before the answer was ready"
     assert ended == [True]
+
+
+async def test_calls_whose_deadlines_pass_together_end_a_part_in_each_turn() -> None:
+    """Thousands in one turn kept the event loop from all others for 0.3 s."""
+    row = Middleware(Metrics()).wrap(Unary(METHOD, StringValue, _echo))
+    never = asyncio.Event()
+
+    async def read() -> bytes:
+        await never.wait()
+        return b""
+
+    loop, ended = Loop(), list[int]()
+    deadline_s = time.monotonic() + 0.1
+
+    async def call() -> None:
+        with pytest.raises(Failure) as caught:
+            await row.answer(read, Call({}, deadline_s=deadline_s))
+        assert caught.value.status.code is Code.DEADLINE_EXCEEDED
+        ended.append(loop.turn)
+
+    await asyncio.gather(*(call() for _ in range(400)))
+    loop.stop()
+    assert len(set(ended)) >= 400 * END_US // TURN_US - 1
 
 
 async def test_an_error_in_a_stream_ends_it_with_its_status() -> None:
