@@ -5,6 +5,7 @@ Readers see all of a version or nothing: staging.py.
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -429,6 +430,10 @@ def seal(staging: Path, description: Description) -> Manifest:
         description, {path.relative_to(staging).as_posix(): _digest(path) for path in files}
     )
     (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+    # As the umask says. Some libraries write files for their own user alone, and a server may be another one.
+    mode = stat.S_IMODE((staging / MANIFEST_FILE).stat().st_mode)
+    for path in files:
+        path.chmod(mode)
     for path in (*staging.rglob("*"), staging):
         sync(path)
     return manifest

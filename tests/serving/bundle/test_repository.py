@@ -242,6 +242,20 @@ def test_published_versions_can_be_read_by_others(publish: Publish) -> None:
     assert stat.S_IMODE(publish().folder.stat().st_mode) == 0o755
 
 
+def test_all_files_of_a_version_can_be_read_as_its_manifest_can(repository: Repository, write: Write) -> None:
+    """The library for weights writes for its own user alone, and a server of another one must verify them."""
+
+    def private(folder: Path) -> Description:
+        description = write(folder)
+        (folder / METRICS_FILE).chmod(0o600)
+        return description
+
+    folder = repository.publish("animals", private).folder
+
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {stat.S_IMODE((folder / MANIFEST_FILE).stat().st_mode)}
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), BundleError("a check failed")])
 def test_a_write_that_raises_leaves_nothing_behind(
     error: BaseException, repository: Repository, write: Write, publish: Publish
