@@ -170,7 +170,8 @@ class VersionMetrics:
         if run is None:
             run = self._metrics.run_duration.labels(*self._served, str(images))
             self._runs[images] = run
-        run.observe(infer_s)
+        run.count += 1
+        run.total += infer_s
         self._infer.observe(infer_s)
         self._batch_size.observe(images)
         self._request_infer.value += infer_s * len(queue_s_of_each)

@@ -41,7 +41,7 @@ class RequestedOutput:
 
 # Almost every request asks for one of these.
 _PLAIN_OUTPUTS = {name: RequestedOutput(name) for name in (PROBABILITIES, EMBEDDING)}
-_DEFAULT_OUTPUTS = [_PLAIN_OUTPUTS[PROBABILITIES]]
+DEFAULT_OUTPUTS = [_PLAIN_OUTPUTS[PROBABILITIES]]
 
 
 def decode_outputs(request: pb.ModelInferRequest) -> list[RequestedOutput]:
@@ -53,7 +53,7 @@ def decode_outputs(request: pb.ModelInferRequest) -> list[RequestedOutput]:
     outputs = request.outputs
     if len(outputs) > _MAX_OUTPUTS:  # each is another copy in the response
         raise InvalidTensor(f"the request names {len(outputs)} outputs, expected at most {_MAX_OUTPUTS}")
-    return [_decode_output(output, request.model_name) for output in outputs] if outputs else _DEFAULT_OUTPUTS
+    return [_decode_output(output, request.model_name) for output in outputs] if outputs else DEFAULT_OUTPUTS
 
 
 def decode_input(
@@ -92,6 +92,13 @@ def decode_input(
     )
 
 
+def encode_probabilities(inference: Inference) -> bytes:
+    """Serialize what `encode_response` returns for DEFAULT_OUTPUTS and no id: what most requests ask for."""
+    probabilities = inference.output.probabilities
+    raw = probabilities.tobytes()  # little-endian, like x86-64 and ARM
+    return _before_probabilities(inference.model, inference.version, probabilities.shape, len(raw)) + raw
+
+
 async def encode_response(
     inference: Inference,
     requested: Sequence[RequestedOutput],
@@ -107,10 +114,6 @@ async def encode_response(
         InvalidTensor: an output does not fit into shared memory.
         UnknownRegion: a region was unregistered in the meantime.
     """
-    if requested == _DEFAULT_OUTPUTS and not request_id:  # almost always
-        raw = inference.output.probabilities.tobytes()  # little-endian, like x86-64 and ARM
-        shape = inference.output.probabilities.shape
-        return _before_probabilities(inference.model, inference.version, shape, len(raw)) + raw
     fields = [_names(inference.model, inference.version)]
     if request_id:
         fields.append(field(Response.ID_FIELD_NUMBER, request_id.encode()))

@@ -190,6 +190,8 @@ class InferenceService:
                 may_wait=may_wait,
             )
         inference = await infer
+        if outputs == tensors.DEFAULT_OUTPUTS and not request.id:
+            return tensors.encode_probabilities(inference)
         return await tensors.encode_response(inference, outputs, request.id, regions, self._classifier.turns)
 
     async def model_infer_in_stream(self, request: InferRequest, call: Call) -> bytes:

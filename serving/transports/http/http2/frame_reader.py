@@ -61,12 +61,11 @@ class FrameReader:
         size, unpack = frames.HEAD.size, frames.HEAD.unpack_from
         try:
             while end - offset >= size:
-                high, low, kind, flags, stream = unpack(data, offset)
-                length = high << 16 | low
-                if length > frames.MAX_FRAME_BYTES:
+                high, length, kind, flags, stream = unpack(data, offset)  # 8 and 16 bits of its length
+                if high or length > frames.MAX_FRAME_BYTES:
                     raise ConnectionBroken(
                         ErrorCode.FRAME_SIZE_ERROR,
-                        f"a frame has {length} bytes, limit is {frames.MAX_FRAME_BYTES}",
+                        f"a frame has {high << 16 | length} bytes, limit is {frames.MAX_FRAME_BYTES}",
                     )
                 start = offset + size
                 if start + length > end:
