@@ -75,7 +75,7 @@ class Batcher:
             on_run: called after each successful run.
             max_images_on_loop: the largest batch that runs on the event loop, for networks that are cheaper
                 than a thread switch; larger batches run in the engine's thread.
-            backlog: gets the duration of each run, and the batch that runs in the thread.
+            backlog: gets the duration of each run from the queue, and the batch that runs in the thread.
         """
         self.policy = policy
         self._run = run
@@ -185,6 +185,7 @@ class Batcher:
             raise
         except Exception as error:
             raise _engine_error(error) from error
+        # The backlog does not need this run: nothing waits, and one in _SINGLE_RUNS requests is queued.
         self._record(BatchRun(len(images), time.monotonic() - now_s, (0.0,), output))
         return output
 
@@ -268,10 +269,11 @@ class Batcher:
                 request.result.set_result(output if len(batch) == 1 else output[at:end])
             at = end
         queued_s = [started_s - request.arrived_s for request in batch]
-        self._record(BatchRun(at, time.monotonic() - started_s, queued_s, output))
+        duration_s = time.monotonic() - started_s
+        self._backlog.record_run(at, duration_s)
+        self._record(BatchRun(at, duration_s, queued_s, output))
 
     def _record(self, run: BatchRun) -> None:
-        self._backlog.record_run(run.images, run.duration_s)
         try:
             self._on_run(run)
         except Exception as error:  # noqa: BLE001 - a failed recording must not fail a request
