@@ -1,5 +1,6 @@
 """Champions run on the images of their challengers: known images, other labels, what cannot be compared."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from serving.bundle import MODEL_FILE, Description, Repository
+from serving.bundle.manifest import MANIFEST_FILE
 from serving.bundle.reference import reference_of
 from tests.colours import LABELS, SIDE, write_colours
 from training.champion.compare import Challenger, Outcome, challenge_champion
@@ -202,12 +204,19 @@ def test_the_order_of_labels_may_differ(repository: Repository, tmp_path: Path) 
     assert (outcome.challenge.accuracy, outcome.challenge.champion_accuracy) == (1.0, 1.0)
 
 
-def test_a_damaged_champion_makes_a_candidate(repository: Repository, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["bytes", "manifest", "folder"])
+def test_a_damaged_champion_makes_a_candidate(repository: Repository, tmp_path: Path, lost: str) -> None:
     """Servers still answer with it from memory, so it is not replaced unseen."""
     dataset = _dataset()
     _publish(repository, dataset)
     repository.set_alias(MODEL, "stable", 1)
-    (repository.folder(MODEL, 1) / MODEL_FILE).write_bytes(b"changed")
+    folder = repository.folder(MODEL, 1)
+    if lost == "bytes":
+        (folder / MODEL_FILE).write_bytes(b"changed")
+    elif lost == "manifest":
+        (folder / MANIFEST_FILE).unlink()
+    else:
+        shutil.rmtree(folder)
     challenge = _challenge(repository, tmp_path, dataset).challenge
     assert (challenge.verdict, challenge.champion) == ("candidate", 1)
     assert "the champion can be read: " in challenge.reasons[0]
