@@ -1,6 +1,7 @@
 """Slices of work within the limit of a turn, whoever needs them."""
 
 import asyncio
+import itertools
 from collections import Counter
 
 from serving.turns import Turns
@@ -49,6 +50,20 @@ async def test_a_long_slice_has_a_turn_for_itself() -> None:
     await asyncio.gather(*map(work, (500, 10, 500, 10)))
     loop.stop()
     assert len(set(ran)) == 4
+
+
+async def test_after_a_long_slice_others_have_as_many_turns_without() -> None:
+    """A call that takes several turns would otherwise wait for a long slice in each of them."""
+    turns, loop = Turns(100), Loop()
+    ran: list[int] = []
+
+    async def work() -> None:
+        await turns.take(500)
+        ran.append(loop.turn)
+
+    await asyncio.gather(work(), work(), work())
+    loop.stop()
+    assert min(after - before for before, after in itertools.pairwise(ran)) >= 5
 
 
 async def test_a_cancelled_task_loses_its_turn_only() -> None:
