@@ -34,7 +34,7 @@ from serving.rpc.handlers import (
     UnaryHandler,
 )
 from serving.rpc.ordered_stream import answer_in_order
-from serving.rpc.routes import AdmitNamed, Call, Parse, Pipeline, Reply, Rpc, Stream, Unary
+from serving.rpc.routes import AdmitNamed, Call, Pipeline, Reply, Rpc, Stream, Unary
 from serving.rpc.status import Code, Status, status_of
 from serving.turns import LARGE_BYTES, Turns, copy_us
 
@@ -187,9 +187,12 @@ class Middleware:
             try:
                 if self._draining:  # since the call was admitted
                     self._check_not_stopping(rpc)
-                request = (
-                    parse(message) if len(message) <= LARGE_BYTES else await self._parse_large(parse, message)
-                )
+                if (size_bytes := len(message)) <= LARGE_BYTES:
+                    request = parse(message)
+                else:  # its copies take long: this one, and that of its images, until which it is held once
+                    await self.turns.take(copy_us(size_bytes))
+                    request, message = parse(message), b""
+                    await self.turns.take(copy_us(size_bytes))
                 if call.grant is not None and model_field:
                     call.grant.check(getattr(request, model_field))
                 work = compute(request, call)
@@ -269,9 +272,12 @@ class Middleware:
             self._running += 1
             try:
                 # First, so that a rejection has the request id.
-                request = (
-                    parse(message) if len(message) <= LARGE_BYTES else await self._parse_large(parse, message)
-                )
+                if (size_bytes := len(message)) <= LARGE_BYTES:
+                    request = parse(message)
+                else:  # its copies take long: this one, and that of its images, until which it is held once
+                    await self.turns.take(copy_us(size_bytes))
+                    request, message = parse(message), b""
+                    await self.turns.take(copy_us(size_bytes))
                 if self._draining:
                     self._check_not_stopping(rpc)
                 if call.grant is not None:
@@ -287,13 +293,6 @@ class Middleware:
             return response if isinstance(response, bytes) else response.SerializeToString()
 
         return answer_one
-
-    async def _parse_large(self, parse: Parse, message: bytes) -> Any:  # noqa: ANN401 - as _parser
-        """Parse a message whose copies take long: first here, then where the function reads its images."""
-        await self.turns.take(copy_us(len(message)))
-        request = parse(message)
-        await self.turns.take(copy_us(len(message)))
-        return request
 
     def _end_call(self) -> None:
         self._running -= 1
