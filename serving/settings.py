@@ -109,7 +109,7 @@ class ServerSettings(Strict):
     max_image_bytes: MaxImageBytes = DEFAULT_LIMITS.max_bytes
     max_image_pixels: MaxImagePixels = DEFAULT_LIMITS.max_pixels
     max_message_bytes: int = Field(
-        default=64 * 2**20,
+        default=36 * 2**20,
         ge=1024,
         le=2**31 - 1,
         description="maximum bytes of one request; larger requests are rejected unread",

@@ -14,7 +14,7 @@ from serving.client.images import ClientImage, encode_image
 from serving.errors import ImageError, InvalidRequest, LenserveError
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
-MAX_REQUEST_BYTES = 32 * 2**20  # half of the server's default limit
+MAX_REQUEST_BYTES = 32 * 2**20  # the server's default limit is 36 MiB
 # The server sends CANCELLED if it stops before a call has begun.
 _TRANSIENT_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED")
 # The same request would fail again: it is too long, the sides do not trust each other, or this side gave up.

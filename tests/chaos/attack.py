@@ -21,6 +21,7 @@ class Target:
     token: str  # empty: the attacker has none
     connections: int  # for attacks that need many
     body_bytes: int  # of one large request
+    message_bytes: int  # of the largest request that the server takes
     begin: Callable[[], object] = int  # called before the first connection: what was prepared takes no time
     sent_bytes: int = 0
     connected: int = 0

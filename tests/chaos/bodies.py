@@ -87,26 +87,26 @@ def _bomb(size_bytes: int) -> bytes:
 
 @attack(
     "gzip-bombs",
-    does="streams gRPC messages of 64 KB that inflate to 64 MiB",
+    does="streams gRPC messages of 64 KB that inflate to 36 MiB",
     stands_for="CWE-409, data amplification",
     without_token=True,
 )
 def gzip_bombs(target: Target) -> None:
     """Sixteen messages in a stream; each is a little smaller than the limit."""
-    bomb = framed(_bomb(4 * target.body_bytes - 1024), compressed=True)
+    bomb = framed(_bomb(target.message_bytes - 1024), compressed=True)
     calls(target, CLASSIFY_STREAM, bomb * 16, _GZIP)
 
 
 @attack(
     "gzip-bombs-connect",
-    does="sends Connect requests of 64 KB with content-encoding gzip that inflate to 64 MiB",
+    does="sends Connect requests of 64 KB with content-encoding gzip that inflate to 36 MiB",
     stands_for="CWE-409, data amplification",
     is_http1=True,
     without_token=True,
 )
 def gzip_bombs_connect(target: Target) -> None:
     """One after the other."""
-    bomb = _bomb(4 * target.body_bytes - 1024)
+    bomb = _bomb(target.message_bytes - 1024)
     _posts(target, _post_head(target, len(bomb), [b"content-encoding: gzip"]), bomb)
 
 
@@ -161,21 +161,21 @@ def content_lengths_http1(target: Target) -> None:
     without_token=True,
 )
 def half_messages(target: Target) -> None:
-    """Each claims 63 MiB, and gets what the windows allow."""
-    body = framed(bytes(4 * target.body_bytes - 2 * MIB), length=4 * target.body_bytes - MIB)
+    """Each claims 35 MiB, and gets what the windows allow."""
+    body = framed(bytes(target.message_bytes - 2 * MIB), length=target.message_bytes - MIB)
     calls(target, CLASSIFY, body, at_once=_HALVES_AT_ONCE, end=False)
 
 
 @attack(
     "half-messages-http1",
-    does="sends bodies of 63 MiB on 50 connections that never end",
+    does="sends bodies of 35 MiB on 50 connections that never end",
     stands_for="CWE-770, memory exhaustion",
     is_http1=True,
     without_token=True,
 )
 def half_messages_http1(target: Target) -> None:
     """A MiB on each connection in turn; one that is full is never finished."""
-    size_mib = 4 * target.body_bytes // MIB - 1
+    size_mib = target.message_bytes // MIB - 1
     chunks = [_post_head(target, size_mib * MIB), *[b" " * MIB] * (size_mib - 1), b""]
     flood(target, lambda: iter(chunks), connections=_HALF_CONNECTIONS)
 

@@ -1,6 +1,6 @@
 """Images that are small, by bytes or pixels, and much work for a decoder."""
 
-from tests.chaos.attack import Target, attack
+from tests.chaos.attack import MIB, Target, attack
 from tests.chaos.bodies import calls, field, model
 from tests.chaos.http2 import CLASSIFY, framed
 from tests.hostile_images import (
@@ -23,6 +23,11 @@ from tests.hostile_images import (
 def _classify(target: Target, *images: bytes) -> None:
     """Make the same call of CLASSIFY, with encoded images, again and again."""
     calls(target, CLASSIFY, framed(model(target) + b"".join(field(4, field(1, each)) for each in images)))
+
+
+def _quarter(target: Target) -> int:
+    """The size of each of four images in the largest message."""
+    return (target.message_bytes - MIB) // 4
 
 
 @attack(
@@ -51,8 +56,8 @@ def image_scans(target: Target) -> None:
     stands_for="CWE-770, element bomb in images",
 )
 def image_parts(target: Target) -> None:
-    """As large as an image may be, less a little."""
-    size = target.body_bytes * 3 // 4
+    """Four images in the largest message."""
+    size = _quarter(target)
     makers = (jpeg_of_segments, jpeg_of_exif, gif_of_comments, png_of_chunks)
     _classify(target, *[make(size) for make in makers])
 
@@ -64,7 +69,7 @@ def image_parts(target: Target) -> None:
 )
 def image_numbers(target: Target) -> None:
     """Strips of one byte, a resolution and an orientation of fractions."""
-    size = target.body_bytes * 3 // 4
+    size = _quarter(target)
     makers = (tiff_of_strips, tiff_of_fractions, png_of_fractions)
     _classify(target, *[make(size) for make in makers])
 
@@ -93,9 +98,9 @@ def small_images(target: Target) -> None:
 
 @attack(
     "large-messages",
-    does="sends whole Classify requests of 60 MiB with four images that cannot be decoded",
+    does="sends whole Classify requests of 35 MiB with four images that cannot be decoded",
     stands_for="CWE-400, copies of large messages",
 )
 def large_messages(target: Target) -> None:
     """Each is joined, parsed and copied, which no limit on incomplete messages sees."""
-    _classify(target, *[b"x" * (target.body_bytes * 15 // 16)] * 4)
+    _classify(target, *[b"x" * _quarter(target)] * 4)

@@ -132,6 +132,7 @@ def _attacker(victim: Victim) -> Iterator[subprocess.Popen[str]]:
         "token": TOKEN,
         "connections": CONNECTIONS,
         "body_bytes": BODY_BYTES,
+        "message_bytes": ServerSettings.model_fields["max_message_bytes"].default,
     }
     with _program("tests.chaos.attacker", json.dumps(target)) as process:
         yield process

@@ -15,11 +15,12 @@ from tests.chaos.victim import METHOD, MODEL, TOKEN, Victim, running, small_requ
 SECONDS = 0.12
 CONNECTIONS = 200
 BODY_BYTES = MIB
+MESSAGE_BYTES = 4 * MIB
 PENDING_BYTES = 16 * MIB
 MOST_GROWTH_MIB = PENDING_BYTES / MIB + 64
 OPTIONS = (
     "--max-message-bytes",
-    str(4 * MIB),
+    str(MESSAGE_BYTES),
     "--max-image-bytes",
     str(MIB),
     "--max-pending-bytes",
@@ -45,6 +46,7 @@ def attacker(victim: Victim) -> Iterator[Attacker]:
         "token": TOKEN,
         "connections": CONNECTIONS,
         "body_bytes": BODY_BYTES,
+        "message_bytes": MESSAGE_BYTES,
     }
     command = [sys.executable, "-m", "tests.chaos.attacker", json.dumps(target)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

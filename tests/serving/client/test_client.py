@@ -240,7 +240,7 @@ async def test_many_images_are_sent_in_chunks_by_count(server: Server, client: A
 
 
 async def test_large_images_are_sent_in_chunks_by_bytes(publish: Publish, serve: Serve) -> None:
-    """Requests stay below the server's default limit of 64 MiB, even if more images are allowed."""
+    """Requests stay below the server's default limit of 36 MiB, even if more images are allowed."""
     publish()
     large = np.zeros((4000, 4000), np.uint8)  # (H, W): 16 MB raw
     async with serve() as server, AsyncClient(_address(server)) as client:
