@@ -15,6 +15,7 @@ DEFAULT_MAX_FIELDS = 1024
 _FIELDS_OF_AN_IMAGE = 8  # decoded pixels have six
 # A smaller message is parsed without counting: it has at most 8,192 fields, which takes 0.2 ms.
 _SMALL_BYTES = 2**14
+_MOST_LEADING_FIELDS = 32  # a name, a version, an id, some parameters
 # Names, versions and other text. Images and tensors are bytes.
 _MAX_TEXT_BYTES = 2**16
 # Numbers in `contents` of a tensor. They take 2 ns each to parse, and up to 8 bytes of memory for 1.
@@ -184,11 +185,12 @@ def leading_fields(data: bytes, before: int) -> bytes | None:
 
     Serializers write fields in the order of their numbers (protobuf.dev, "field order", does not promise it).
 
-    Returns: None if it is not known where they end, because no other field follows, or not yet.
+    Returns: None if it is not known where they end, because no other field follows, or not yet, or because
+        they are more than 32.
     """
     at = 0
     try:
-        while True:
+        for _ in range(_MOST_LEADING_FIELDS + 1):
             start = at
             tag, at = read_varint(data, at)
             if tag >> _TYPE_BITS >= before:
@@ -199,4 +201,5 @@ def leading_fields(data: bytes, before: int) -> bytes | None:
             elif tag & _TYPE_MASK != _VARINT:
                 return None
     except (IndexError, DecodeError):
-        return None
+        pass
+    return None

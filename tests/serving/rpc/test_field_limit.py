@@ -153,6 +153,12 @@ class TestLeadingFields:
         found = leading_fields(beginning, 4)
         assert found == (names if len(beginning) > len(names) else None)
 
+    @pytest.mark.parametrize(("count", "are_found"), [(32, True), (33, False)])
+    def test_very_many_are_not_looked_for(self, count: int, *, are_found: bool) -> None:
+        """4 KB of them took 1 ms, on each of 50,000 calls."""
+        names = field(1, b"a") * count
+        assert leading_fields(names + b"\x22\x00", 4) == (names if are_found else None)
+
     @given(data=st.binary(max_size=40))
     def test_other_bytes_have_none(self, data: bytes) -> None:
         """Or some that are a beginning of them: no error escapes."""
