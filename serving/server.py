@@ -213,7 +213,7 @@ def build_table(
         *SharedMemoryService(regions).rpcs(),
         *HealthService(models, our_services, classifier.turns).rpcs(),
     )
-    return (*rows, *reflection_rpcs(services(rows)))
+    return (*rows, *reflection_rpcs(services(rows), classifier.turns))
 
 
 def _tokens(

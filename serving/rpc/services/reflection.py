@@ -3,24 +3,36 @@
 The library has v1alpha only. v1 has the same messages under another name, and most tools ask for it first.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.rpc.routes import Rpc, Stream
+from serving.rpc.routes import Call, Rpc, Stream
+from serving.turns import Turns
 
 V1ALPHA = reflection.SERVICE_NAME
 V1 = "grpc.reflection.v1.ServerReflection"
 
 _V1_FILE = "grpc/reflection/v1/reflection.proto"
 
+_ANSWER_US = 60  # to serialize a file and those that it imports, and to send 9 KB, about
 
-def reflection_rpcs(services: Sequence[str]) -> Sequence[Rpc]:
-    """The RPCs that list services and describe their messages."""
+
+def reflection_rpcs(services: Sequence[str], turns: Turns) -> Sequence[Rpc]:
+    """The RPCs that list services and describe their messages, some in each turn."""
     _add_v1(descriptor_pool.Default())
-    answer = _Reflection([*services, V1, V1ALPHA]).ServerReflectionInfo
+    reflector = _Reflection([*services, V1, V1ALPHA])
+
+    async def in_turns(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            await turns.take(_ANSWER_US)
+            yield request
+
+    def answer(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        return reflector.ServerReflectionInfo(in_turns(requests), call)  # type: ignore[no-any-return] # untyped
+
     request = reflection_pb2.ServerReflectionRequest
     return tuple(Stream(f"/{each}/ServerReflectionInfo", request, answer) for each in (V1, V1ALPHA))
 
