@@ -79,6 +79,11 @@ class Server:
     http: HttpServer | None  # None in a worker: the supervisor serves HTTP
     files: Sequence[ChangedFiles] = ()  # tokens and certificates
 
+    @property
+    def open_connections(self) -> int:
+        """Of clients; 0 for the transport grpc, whose core does not say."""
+        return self.grpc.open_connections if isinstance(self.grpc, H2Server) else 0
+
     async def reread(self) -> None:
         """Look for changed files now, and not at the next interval."""
         _log.info("rereading", extra={"reason": "SIGHUP", "repository": str(self.settings.repository)})

@@ -22,10 +22,9 @@ LOOK_S = 1.0  # interval between looks at the memory of this process
 BUSY_S = 60.0  # memory is returned at least this often while requests never pause
 GROWN_BYTES = 4 * 2**20  # growth that is worth a collection
 CALM_LOOKS = 5  # that free little, before what is left counts as needed
-MOST_TASKS = 500  # a full collection takes about 15 us for each task
-MOST_FULL_SHARE = 0.002  # of the time, for full collections: with 4,000 connections each takes 0.1 s
-
-_NEW_OBJECTS, _ALL_OBJECTS = 0, 2  # generations of gc.collect
+MOST_HELD = (
+    500  # tasks and connections: a collection takes about 15 us for each task, 25 us for each connection
+)
 
 _STATM = Path("/proc/self/statm")
 _RESIDENT = 1  # field of /proc/self/statm: proc(5)
@@ -45,48 +44,42 @@ def settle_memory() -> None:
 
 async def return_memory(
     is_idle: Callable[[], bool],
+    connections: Callable[[], int] = lambda: 0,
     *,
     look_s: float = LOOK_S,
     busy_s: float = BUSY_S,
     grown_bytes: int = GROWN_BYTES,
     calm_looks: int = CALM_LOOKS,
-    most_full_share: float = MOST_FULL_SHARE,
 ) -> None:
     """Collect garbage and return freed memory to the system when this process has grown. Run it as a task.
 
     Args:
         is_idle: whether no request is running.
+        connections: how many are open.
         look_s: interval between two looks at the memory of this process.
         busy_s: time after which it does not wait for an idle moment.
         grown_bytes: growth since the last time that is worth it.
         calm_looks: so often in a row it must free little. Threads may still hold what cancelled requests had,
             and freed memory that was not returned does not grow.
-        most_full_share: of the time, for collections of all objects. Others collect those that are new since
-            the one before.
     """
     least_bytes = resident_bytes()
     waiting_since_s, calm = time.monotonic(), 0
-    full_from_s = 0.0
     while True:
         await asyncio.sleep(look_s)
         now_bytes, now_s = resident_bytes(), time.monotonic()
         least_bytes = min(least_bytes, now_bytes)
         if now_bytes < least_bytes + grown_bytes:
             waiting_since_s = now_s
-        elif (is_calm := is_idle() and len(asyncio.all_tasks()) <= MOST_TASKS) or (
+        elif (is_calm := is_idle() and len(asyncio.all_tasks()) + connections() <= MOST_HELD) or (
             now_s - waiting_since_s >= busy_s
         ):
-            is_full = not is_calm or now_s >= full_from_s
-            gc.collect(_ALL_OBJECTS if is_full else _NEW_OBJECTS)
-            if is_full:
-                full_from_s = now_s + (time.monotonic() - now_s) / most_full_share
+            gc.collect()
             with suppress(RuntimeError, MemoryError):  # the system has no memory for a thread now
                 await asyncio.to_thread(_trim)
             left_bytes = resident_bytes()
             # A collection also empties Python's free lists, which fill up again while many tasks end.
             # So it is repeated until it frees little: 20,000 calls left 94 MiB after one, 53 MiB after two.
-            if is_full:
-                calm = calm + 1 if is_calm and now_bytes - left_bytes < grown_bytes else 0
+            calm = calm + 1 if is_calm and now_bytes - left_bytes < grown_bytes else 0
             if calm >= calm_looks:
                 least_bytes, calm = left_bytes, 0
             waiting_since_s = time.monotonic()

@@ -25,7 +25,9 @@ async def serve(settings: ServerSettings) -> None:
         background = [
             asyncio.create_task(_log_ready(server)),
             asyncio.create_task(handle_hangups(server.reread)),
-            asyncio.create_task(return_memory(lambda: server.middleware.is_idle)),
+            asyncio.create_task(
+                return_memory(lambda: server.middleware.is_idle, lambda: server.open_connections)
+            ),
         ]
         await stop.wait()
         for task in background:

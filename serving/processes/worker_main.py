@@ -49,7 +49,9 @@ async def _serve(control: SupervisorChannel) -> None:
             tasks.create_task(_report_changes(server, control)),
             tasks.create_task(handle_hangups(server.reread)),
             tasks.create_task(_flush_counters(server)),
-            tasks.create_task(return_memory(lambda: server.middleware.is_idle)),
+            tasks.create_task(
+                return_memory(lambda: server.middleware.is_idle, lambda: server.open_connections)
+            ),
         ]
         orphaned = await control.wait_for_stop()
         await server.stop(lame_duck=not orphaned)
