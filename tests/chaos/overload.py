@@ -35,7 +35,7 @@ MOST_MEMORY = 2.0
 
 _CALM_SHARE = 0.8
 _IN_FLIGHT = 64
-_CAPACITY_PART = 6  # the capacity is measured again before each load, for this part of its time
+_CAPACITY_PART = 3  # the capacity is measured before and after each load, for this part of its time
 _CLASSIFY = "/lenserve.v1.Classifier/Classify"
 _WIDTH, _HEIGHT, _QUALITY = 1600, 1200, 85
 _LAYERS = 160
@@ -55,6 +55,14 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class _Capacity:
+    """What a server does if calls are always in flight."""
+
+    per_s: float  # answers
+    work_s: float  # CPU of the busiest thread for each answer
+
+
+@dataclass(frozen=True, slots=True)
 class Overload:
     """The result of one load."""
 
@@ -62,13 +70,14 @@ class Overload:
     transport: str
     share: float  # of the capacity
     deadline_s: float
-    capacity_per_s: float
+    capacity_per_s: float  # mean of before and after the load: the machine's speed changes
     good_per_s: float
     refused: int
     late: int
     codes: dict[str, int]
     p99_ms: float  # of what was answered
     call_cpu_us: float  # of each call, answered or refused, in all threads but the one that does the work
+    work_ratio: float  # CPU of that thread for each answer, to that at the capacity: caches that others empty
     memory: float  # peak, as a ratio to that at 80 % load
     client_busy: float
 
@@ -135,21 +144,21 @@ def measure(
     """
     results = []
     with running(folder, ["--transport", transport], write=work.write) as server:
-        _capacity_per_s(server, work, seconds / _CAPACITY_PART)  # it warms up
-        capacity_per_s = _capacity_per_s(server, work, seconds / _CAPACITY_PART)
+        part_s = seconds / _CAPACITY_PART
+        _capacity(server, work, part_s)  # it warms up
+        before = _capacity(server, work, part_s)
         server.reset_peak()
-        applied(_plan(server, work, seconds=seconds, calls_per_s=_CALM_SHARE * capacity_per_s))
+        applied(_plan(server, work, seconds=seconds, calls_per_s=_CALM_SHARE * before.per_s))
         calm_mib = server.peak_mib()
         for share, deadline_s in loads:
-            capacity_per_s = _capacity_per_s(server, work, seconds / _CAPACITY_PART)
             server.reset_peak()
-            before_s = server.cpu_of_threads_s()
+            began_s = server.cpu_of_threads_s()
             outcome = applied(
-                _plan(
-                    server, work, seconds=seconds, calls_per_s=share * capacity_per_s, deadline_s=deadline_s
-                )
+                _plan(server, work, seconds=seconds, calls_per_s=share * before.per_s, deadline_s=deadline_s)
             )
-            after_s = server.cpu_of_threads_s()
+            *beside_s, work_s = _used_s(began_s, server.cpu_of_threads_s())
+            peak_mib = server.peak_mib()
+            after = _capacity(server, work, part_s)
             codes = outcome.codes()
             results.append(
                 Overload(
@@ -157,17 +166,19 @@ def measure(
                     transport=transport,
                     share=share,
                     deadline_s=deadline_s,
-                    capacity_per_s=capacity_per_s,
+                    capacity_per_s=(before.per_s + after.per_s) / 2,
                     good_per_s=outcome.count(_OK) / _span_s(outcome),
                     refused=codes.get("RESOURCE_EXHAUSTED", 0),
                     late=codes.get(_LATE, 0),
                     codes=codes,
                     p99_ms=outcome.p99_ms(),
-                    call_cpu_us=1e6 * _beside_work_s(before_s, after_s) / len(outcome.calls),
-                    memory=server.peak_mib() / calm_mib,
+                    call_cpu_us=1e6 * sum(beside_s) / len(outcome.calls),
+                    work_ratio=work_s / max(1, codes.get(_OK, 0)) * 2 / (before.work_s + after.work_s),
+                    memory=peak_mib / calm_mib,
                     client_busy=outcome.busy,
                 )
             )
+            before = after
             _stderr.print(_line(results[-1]))
     return results
 
@@ -193,16 +204,18 @@ def _plan(
     )
 
 
-def _capacity_per_s(server: Victim, work: Work, seconds: float) -> float:
-    """Answers a second, with calls always in flight. Those that are refused are not answers."""
+def _capacity(server: Victim, work: Work, seconds: float) -> _Capacity:
+    """Keep calls in flight. Those that are refused are not answers."""
+    began_s = server.cpu_of_threads_s()
     outcome = applied(_plan(server, work, seconds=seconds, in_flight=_IN_FLIGHT))
-    return outcome.count(_OK) / _span_s(outcome)
+    work_s = _used_s(began_s, server.cpu_of_threads_s())[-1]
+    answers = outcome.count(_OK)
+    return _Capacity(answers / _span_s(outcome), work_s / max(1, answers))
 
 
-def _beside_work_s(before_s: Mapping[str, float], after_s: Mapping[str, float]) -> float:
-    """CPU time of all threads but the busiest, which decodes photographs or runs the network."""
-    used_s = sorted(each_s - before_s.get(thread, 0.0) for thread, each_s in after_s.items())
-    return sum(used_s[:-1])
+def _used_s(before_s: Mapping[str, float], after_s: Mapping[str, float]) -> list[float]:
+    """CPU time of each thread; the last one decodes photographs or runs the network."""
+    return sorted(each_s - before_s.get(thread, 0.0) for thread, each_s in after_s.items())
 
 
 def _span_s(outcome: Outcome) -> float:
@@ -215,15 +228,16 @@ def _line(result: Overload) -> str:
         f"{result.work:12} {result.transport:5} {result.share:.0%} of {result.capacity_per_s:6.0f}/s, "
         f"{result.deadline_s:g} s: goodput {result.goodput:.3f}  late {result.late_share:.4f}  "
         f"p99 {result.p99_ms:.0f} ms  {result.call_cpu_us:.0f} us of CPU a call  "
-        f"memory {result.memory:.2f}  client {result.client_busy:.0%}  "
+        f"work {result.work_ratio:.2f}  memory {result.memory:.2f}  client {result.client_busy:.0%}  "
         f"{result.codes}  {'; '.join(result.misses()) or 'met'}"
     )
 
 
 _HEAD = (
     "| what | transport | capacity, calls/s | asked for | deadline, s | answered in time, of the capacity | "
-    "refused | late, of the accepted | p99, ms | CPU of a call, us | memory, of that at 80 % | |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "refused | late, of the accepted | p99, ms | CPU of a call, us | work of an answer | "
+    "memory, of that at 80 % | |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -232,7 +246,8 @@ def table(results: Sequence[Overload]) -> str:
     rows = [
         f"| {each.work} | `{each.transport}` | {each.capacity_per_s:,.0f} | {each.share:.0%} | "
         f"{each.deadline_s:g} | {each.goodput:.1%} | {each.refused:,} | {each.late_share:.2%} | "
-        f"{each.p99_ms:,.0f} | {each.call_cpu_us:,.0f} | {each.memory:.2f} | {verdict(each.misses())} |"
+        f"{each.p99_ms:,.0f} | {each.call_cpu_us:,.0f} | {each.work_ratio:.2f} | {each.memory:.2f} | "
+        f"{verdict(each.misses())} |"
         for each in results
     ]
     return "\n".join([_HEAD, *rows])
