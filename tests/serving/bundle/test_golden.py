@@ -121,6 +121,15 @@ def test_a_missing_array_is_refused_by_name(tmp_path: Path, manifest: Manifest) 
     assert "probabilities" in refusal(tmp_path, manifest)
 
 
+def test_a_message_of_several_lines_is_one_line(tmp_path: Path, manifest: Manifest) -> None:
+    """Numpy refuses a header above 10,000 bytes, and names its options in further lines."""
+    with zipfile.ZipFile(tmp_path / GOLDEN_FILE, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x02\x00" + (20_000).to_bytes(4, "little") + b" " * 20_000)
+    with pytest.raises(BundleError, match="Header info length") as caught:
+        read_golden(tmp_path, manifest)
+    assert "\n" not in str(caught.value)
+
+
 def test_members_that_are_not_arrays_are_refused(tmp_path: Path, manifest: Manifest) -> None:
     """Numpy returns the bytes of a member that is not an .npy file; they are rejected."""
     with zipfile.ZipFile(tmp_path / GOLDEN_FILE, "w") as archive:
