@@ -28,7 +28,8 @@ class Turns:
         """Start without work.
 
         Args:
-            turn_us: microseconds of work in one turn of the event loop. A longer slice has a turn for itself.
+            turn_us: microseconds of work in one turn of the event loop. A longer slice has a turn for itself,
+                and uses up the next ones.
         """
         self._turn_us = turn_us
         self._taken_us = 0  # of this turn
@@ -46,16 +47,8 @@ class Turns:
         Args:
             cost_us: an estimate of the work that follows, in microseconds.
         """
-        loop = asyncio.get_running_loop()
-        if not self._ends:
-            self._ends = True
-            loop.call_soon(self._end)
-        if not self._waiting and self._has_room(cost_us):
-            self._taken_us += cost_us
-            return
-        admitted = loop.create_future()
-        self._waiting.append(_Slice(cost_us, admitted))
-        await admitted
+        if not self._takes_at_once(cost_us):
+            await self._turn_of(cost_us)
 
     def call_at(self, when_s: float, do: Callable[[], object], cost_us: int) -> asyncio.TimerHandle:
         """Call a function at a time, or in the first turn after it that has room.
@@ -68,17 +61,26 @@ class Turns:
         return asyncio.get_running_loop().call_at(when_s, self._call, do, cost_us)
 
     def _call(self, do: Callable[[], object], cost_us: int) -> None:
-        loop = asyncio.get_running_loop()
+        if self._takes_at_once(cost_us):
+            do()
+        else:
+            self._turn_of(cost_us).add_done_callback(lambda _: do())
+
+    def _takes_at_once(self, cost_us: int) -> bool:
+        """Whether this turn has room for a slice; then it is taken."""
         if not self._ends:
             self._ends = True
-            loop.call_soon(self._end)
-        if not self._waiting and self._has_room(cost_us):
+            asyncio.get_running_loop().call_soon(self._end)
+        has_room = not self._waiting and self._has_room(cost_us)
+        if has_room:
             self._taken_us += cost_us
-            do()
-            return
-        admitted = loop.create_future()
-        admitted.add_done_callback(lambda _: do())
+        return has_room
+
+    def _turn_of(self, cost_us: int) -> asyncio.Future[None]:
+        """Return a future that is done in the turn of a slice."""
+        admitted = asyncio.get_running_loop().create_future()
         self._waiting.append(_Slice(cost_us, admitted))
+        return admitted
 
     def _has_room(self, cost_us: int) -> bool:
         return not self._taken_us or self._taken_us + cost_us <= self._turn_us
