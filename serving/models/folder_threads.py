@@ -1,4 +1,4 @@
-"""Threads that read folders, some of which may hang: those take no place away from the others.
+"""Threads that read folders; folders that hang do not use up their number.
 
 A volume that does not answer keeps its thread, which nothing can end. Independent of what is read.
 """
