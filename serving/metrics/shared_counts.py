@@ -45,10 +45,14 @@ class CountsMemory:
     def read(self) -> bytes:
         """Return the newest content; empty before the first.
 
-        A worker that writes twice while this reads changes both files: then it reads again.
+        Never older than what was read before: where the second file is being written, the first may have been
+        written since it was read, and is read again. If both are being written, so are both.
         """
         for _ in range(_MOST_READS):
-            number, content = max(map(_read_numbered, self.descriptors))
+            first, second = map(_read_numbered, self.descriptors)
+            if not second[0]:
+                first = _read_numbered(self.descriptors[0])
+            number, content = max(first, second)
             if number or not os.fstat(self.descriptors[1]).st_size:  # the first content is written there
                 return content
         return b""

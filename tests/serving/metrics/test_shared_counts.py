@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import CountsMemory, SharedCounts, forget_live, read_counts
 
 SERVED = ("digits", "1")
+_WIDE = 200  # bytes of a content that takes long to write
 
 
 Memories = dict[int, CountsMemory]
@@ -184,3 +186,24 @@ def test_a_reader_never_sees_half_a_content(memories: Memories) -> None:
         thread.join(timeout=20)
     assert counts == sorted(counts)
     assert counts[0] >= 1
+
+
+def test_a_reader_never_goes_back() -> None:
+    """However often a worker writes while it reads: counters that fall are taken for a restart."""
+    memory = CountsMemory.create("test")
+    memory.write(b"0")
+    done = threading.Event()
+
+    def write() -> None:
+        for number in count(1):
+            if done.is_set():
+                return
+            memory.write(str(number).encode().ljust(_WIDE))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    numbers = [int(memory.read()) for _ in range(3_000)]
+    done.set()
+    writer.join(timeout=20)
+    memory.close()
+    assert numbers == sorted(numbers)
