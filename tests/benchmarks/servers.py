@@ -156,12 +156,13 @@ def _free_port() -> int:
 
 
 def events(log: Path) -> dict[str, dict[str, str]]:
-    """What a server of ours has logged: name -> the last event of that name."""
+    """What a server of ours has logged itself, not its workers: name -> the last event of that name."""
     events = {}
     for line in log.read_text().splitlines(keepends=True):
         if line.startswith("{") and line.endswith("\n"):
             event = json.loads(line)
-            events[event["event"]] = event
+            if "worker" not in event:
+                events[event["event"]] = event
     return events
 
 

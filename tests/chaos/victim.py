@@ -1,6 +1,5 @@
 """The server that is attacked: a separate process on the first core, with a small model and a token."""
 
-import json
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 from serving.bundle import Description, Repository
 from serving.pb.inference import grpc_service_pb2 as pb
 from tests.benchmarks.processes import Process
+from tests.benchmarks.servers import events
 from tests.colours import SIDE, write_colours
 
 MODEL = "colours"
@@ -123,13 +123,8 @@ def _port(process: Process, log: Path) -> int:
     late_s = time.monotonic() + _STARTING_S
     while time.monotonic() < late_s:
         process.check_running()
-        lines = [
-            line
-            for line in log.read_text().splitlines(keepends=True)
-            if line.startswith("{") and line.endswith("\n")
-        ]
-        events = {event["event"]: event for event in map(json.loads, lines)}
-        if "ready" in events:
-            return int(events["listening"]["grpc"].rpartition(":")[2])
+        seen = events(log)
+        if "ready" in seen:
+            return int(seen["listening"]["grpc"].rpartition(":")[2])
         time.sleep(_POLL_S)
     raise SystemExit(f"the server was not ready after {_STARTING_S} s: see {log}")
