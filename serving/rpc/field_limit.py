@@ -17,7 +17,7 @@ _FIELDS_OF_AN_IMAGE = 8  # decoded pixels have six
 _SMALL_BYTES = 2**14
 _MOST_LEADING_FIELDS = 32  # a name, a version, an id, some parameters
 # Names, versions and other text. Images and tensors are bytes.
-_MAX_TEXT_BYTES = 2**16
+MAX_TEXT_BYTES = 2**16
 # Numbers in `contents` of a tensor. They take 2 ns each to parse, and up to 8 bytes of memory for 1.
 _MAX_PACKED_BYTES = 4 * 2**20
 
@@ -148,9 +148,9 @@ class _Scan:
 
     def _apply(self, rule: Any, start: int, end: int) -> None:  # noqa: ANN401 - see _Table
         if rule is _Text:
-            if end - start > _MAX_TEXT_BYTES:
+            if end - start > MAX_TEXT_BYTES:
                 raise InvalidRequest(
-                    f"a text of the request has {end - start} bytes, limit is {_MAX_TEXT_BYTES}: shorten it"
+                    f"a text of the request has {end - start} bytes, limit is {MAX_TEXT_BYTES}: shorten it"
                 )
         elif rule is _Packed:
             self._packed_bytes_left -= end - start

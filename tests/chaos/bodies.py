@@ -254,6 +254,18 @@ def deep_json(target: Target) -> None:
 
 
 @attack(
+    "long-json-texts",
+    does="sends Connect requests of 8 MB of JSON whose model has a name of as many characters",
+    stands_for="CWE-400, work of a parser",
+    is_http1=True,
+)
+def long_json_texts(target: Target) -> None:
+    """The largest request that is parsed: half of the others."""
+    body = b'{"model":"%s"}' % (b"a" * (target.body_bytes // 2 - 50))
+    _posts(target, _post_head(target, len(body)), body)
+
+
+@attack(
     "empty-connect-images",
     does="sends Connect requests of 16 MiB of protobuf with 8 million empty images",
     stands_for="CWE-770, element bomb in protobuf",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from serving.pb.inference import grpc_service_pb2 as oip
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
+from serving.rpc.field_limit import MAX_TEXT_BYTES
 from serving.rpc.handlers import Failure
 from serving.transports.rpc_over_http.connect_json import MAX_JSON_ELEMENTS, to_answer, to_request
 
@@ -69,4 +70,53 @@ async def test_too_many_elements_of_any_kind_are_an_error(piece: bytes, more: in
     """They are counted, not parsed."""
     text = piece * (MAX_JSON_ELEMENTS + 1) + b"]" * more
     with pytest.raises(Failure, match="elements, limit is 4096"):
+        await to_request(CLASSIFY, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model":"%s"}',
+        '{"%s":"a"}',
+        '{"images":[{"%s":""}]}',
+        '{"images":["%s"]}',
+        '{"images":[{"encoded":"","text":"%s"}]}',
+        '{"topK":"%s"}',
+    ],
+)
+async def test_a_text_that_is_too_long_is_an_error(text: str) -> None:
+    """Wherever it is: over gRPC it has the same limit."""
+    long = "1" * (MAX_TEXT_BYTES + 1)
+    with pytest.raises(
+        Failure, match="a text of the request has 65537 characters, limit is 65536: shorten it"
+    ):
+        await to_request(CLASSIFY, text.replace("%s", long).encode())
+    within = json.dumps({"model": long[1:]}).encode()
+    assert pb.ClassifyRequest.FromString(await to_request(CLASSIFY, within)).model == long[1:]
+
+
+@pytest.mark.parametrize("name", ["raw_input_contents", "rawInputContents"])
+async def test_bytes_of_any_size_are_read_under_both_names(name: str) -> None:
+    """As a list too."""
+    text = json.dumps({name: [base64.b64encode(bytes(10**6)).decode()] * 2}).encode()
+    request = oip.ModelInferRequest.FromString(await to_request(f"{OIP}ModelInfer", text))
+    assert list(request.raw_input_contents) == [bytes(10**6)] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"model":"a","model":"b"}', "two members of one name"),
+        (b'{"model":"\xff"}', "can't decode byte 0xff"),
+        (b'{"model":', "Expecting value"),
+        (b'"model"', "not an object"),
+        (b"[{}]", "not an object"),
+        (b'{"topK":%s}' % (b"1" * 5000), "4300 digits"),
+        (b'{"other":1}', "no field named"),
+        (b'{"model":"\\ud800"}', "Unpaired surrogate|UTF-8"),
+    ],
+)
+async def test_what_is_no_such_message_is_an_error(text: bytes, reason: str) -> None:
+    """It says what is wrong."""
+    with pytest.raises(Failure, match=f"cannot parse the request as lenserve.v1.ClassifyRequest.*({reason})"):
         await to_request(CLASSIFY, text)
