@@ -2,7 +2,7 @@
 
 hpack's own decoder stops at the first field beyond its bound. After that its table is not the client's: all
 calls of the connection are lost. This one reads such a block to its end, without building its fields. It uses
-hpack's tables and Huffman code.
+hpack's static table and Huffman code.
 """
 
 import re
@@ -10,20 +10,17 @@ from collections.abc import Callable
 
 from hpack import HPACKError
 from hpack.huffman_table import decode_huffman
-from hpack.table import HeaderTable
 
 from serving.transports.http.http2.frames import ConnectionBroken, ErrorCode, HeadTooLarge
+from serving.transports.http.http2.hpack_table import DEFAULT_TABLE_BYTES, FIELD_BYTES, Field, FieldTable
 
-Fields = list[tuple[bytes, bytes]]
-
-FIELD_BYTES = 32  # RFC 9113, section 6.5.2: each field counts as that many bytes more
+Fields = list[Field]
 
 _INDEXED, _ADDED, _RESIZE = 0x80, 0x40, 0x20  # first bits of an instruction; the others are literals
 _INDEX_MASK, _ADDED_MASK, _RESIZE_MASK, _LITERAL_MASK = 0x7F, 0x3F, 0x1F, 0x0F
 _HUFFMAN, _LENGTH_MASK = 0x80, 0x7F
 _MAX_RESIZES = 16  # of one block; RFC 7541, section 4.2 needs two
 _MAX_SHIFT = 28  # of an integer's last byte, in bits: no index or length is that large
-_STATIC_ENTRIES = len(HeaderTable.STATIC_TABLE)
 _REFERENCES = re.compile(rb"[\x80-\xfe]+")  # fields of one byte
 
 
@@ -42,8 +39,7 @@ class HpackDecoder:
         self._max_fields = max_fields
         self._max_bytes = max_bytes
         self._on_change = on_change
-        self._table = HeaderTable()
-        self._max_table_bytes = self._table.maxsize
+        self._table = FieldTable()
 
     def decode(self, block: bytes) -> Fields:
         """Decode a block.
@@ -66,7 +62,7 @@ class HpackDecoder:
             first = block[offset]
             if first & _INDEXED:
                 index, offset = _integer(block, offset, _INDEX_MASK)
-                field = self._table.get_by_index(index)
+                field = self._table.field(index)
             else:
                 field, offset = self._literal(block, offset, first)
             fields.append(field)
@@ -86,13 +82,13 @@ class HpackDecoder:
             run = _REFERENCES.match(block, offset)
             if run is not None:
                 offset = run.end()
-                self._table.get_by_index(max(run[0]) & _INDEX_MASK)
-                self._table.get_by_index(min(run[0]) & _INDEX_MASK)
+                self._table.field(max(run[0]) & _INDEX_MASK)
+                self._table.field(min(run[0]) & _INDEX_MASK)
                 continue
             first = block[offset]
             if first & _INDEXED:
                 index, offset = _integer(block, offset, _INDEX_MASK)
-                self._table.get_by_index(index)
+                self._table.field(index)
             elif first & _ADDED:
                 _, offset = self._literal(block, offset, first)
             else:
@@ -104,21 +100,21 @@ class HpackDecoder:
         while offset < len(block) and block[offset] & (_INDEXED | _ADDED | _RESIZE) == _RESIZE:
             size_bytes, offset = _integer(block, offset, _RESIZE_MASK)
             resizes += 1
-            if size_bytes > self._max_table_bytes or resizes > _MAX_RESIZES:
+            if size_bytes > DEFAULT_TABLE_BYTES or resizes > _MAX_RESIZES:
                 raise _invalid(
-                    f"the table is resized to {size_bytes} bytes, limit is {self._max_table_bytes}; "
+                    f"the table is resized to {size_bytes} bytes, limit is {DEFAULT_TABLE_BYTES}; "
                     f"or more than {_MAX_RESIZES} times"
                 )
-            self._table.maxsize = size_bytes
+            self._table.resize(size_bytes)
             self._change()
         return offset
 
-    def _literal(self, block: bytes, offset: int, first: int) -> tuple[tuple[bytes, bytes], int]:
+    def _literal(self, block: bytes, offset: int, first: int) -> tuple[Field, int]:
         """Return a literal field, and where the next one begins."""
         is_added = first & _ADDED
         index, offset = _integer(block, offset, _prefix_mask(first))
         if index:
-            name = self._table.get_by_index(index)[0]
+            name = self._table.field(index)[0]
         else:
             name, offset = _string(block, offset)
         value, offset = _string(block, offset)
@@ -130,7 +126,7 @@ class HpackDecoder:
     def _skip_literal(self, block: bytes, offset: int, first: int) -> int:
         index, offset = _integer(block, offset, _prefix_mask(first))
         if index:
-            self._table.get_by_index(index)
+            self._table.field(index)
         for _ in range(1 if index else 2):
             length, offset = _integer(block, offset, _LENGTH_MASK)
             offset += length

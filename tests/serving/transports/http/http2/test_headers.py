@@ -232,6 +232,17 @@ def test_invalid_hpack_is_an_error_of_the_connection(broken: bytes, *, is_over: 
     assert caught.value.code is ErrorCode.COMPRESSION_ERROR
 
 
+def test_a_name_with_nul_is_malformed_each_time_it_is_referred_to() -> None:
+    """The table keeps name and value in one piece, with a NUL between them."""
+    encoder = hpack.Encoder()
+    reader = HeaderReader()
+    for _ in range(2):
+        block = encoder.encode([*PSEUDO, (b"a\0b", b"c")])
+        with pytest.raises(StreamBroken, match=r"is not a valid field name|contains NUL"):
+            reader.read(block)
+    assert len(block) < len(PSEUDO) + 5  # only references
+
+
 @pytest.mark.parametrize("name", [b":path", b"Upper", b"", b"a b", b"connection"])
 def test_malformed_trailers_are_a_stream_error(name: bytes) -> None:
     """The same rules as for requests, and no pseudo-header fields: RFC 9113, section 8.1."""
