@@ -255,13 +255,25 @@ def deep_json(target: Target) -> None:
 
 @attack(
     "long-json-texts",
-    does="sends Connect requests of 8 MB of JSON whose model has a name of as many characters",
+    does="sends Connect requests of 4 MB of JSON whose model has a name of as many characters",
     stands_for="CWE-400, work of a parser",
     is_http1=True,
 )
 def long_json_texts(target: Target) -> None:
-    """The largest request that is parsed: half of the others."""
-    body = b'{"model":"%s"}' % (b"a" * (target.body_bytes // 2 - 50))
+    """The largest request that is parsed: a quarter of the others."""
+    body = b'{"model":"%s"}' % (b"a" * (target.body_bytes // 4 - 50))
+    _posts(target, _post_head(target, len(body)), body)
+
+
+@attack(
+    "large-json-images",
+    does="sends Connect requests of 4 MB of JSON with one image that cannot be decoded",
+    stands_for="CWE-400, work of a parser",
+    is_http1=True,
+)
+def large_json_images(target: Target) -> None:
+    """Valid base64."""
+    body = b'{"images":[{"encoded":"%s"}]}' % (b"A" * (target.body_bytes // 4 // 4 * 4 - 64))
     _posts(target, _post_head(target, len(body)), body)
 
 

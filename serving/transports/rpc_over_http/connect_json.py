@@ -19,8 +19,9 @@ from serving.rpc.field_limit import MAX_TEXT_BYTES
 from serving.rpc.handlers import Failure
 from serving.rpc.status import Code, Status
 
-# Decoding base64 holds the interpreter's lock: 8 MiB for 25 ms.
-MAX_JSON_BYTES = 8 * 2**20
+# Decoding base64 holds the interpreter's lock: 4 MiB for 7 ms. With 8 MiB, one client delayed the others by
+# up to 77 ms.
+MAX_JSON_BYTES = 4 * 2**20
 # 128 images of decoded pixels have 768.
 MAX_JSON_ELEMENTS = 4096
 
@@ -41,10 +42,10 @@ async def to_request(method: str, text: bytes) -> bytes:
     Raises:
         Failure: it has too many elements, a text that is too long, or cannot be parsed.
     """
-    elements = text.count(b",") + text.count(b"{") + text.count(b"[")
+    elements = sum(_count(character, text) for character in (b",", b"{", b"["))
     if elements > MAX_JSON_ELEMENTS:
         raise _invalid(
-            f"a request in JSON has {elements} elements, limit is {MAX_JSON_ELEMENTS}: "
+            f"a request in JSON has more than {MAX_JSON_ELEMENTS} elements, the limit: "
             "send tensors as bytes, or the request as application/proto"
         )
     if len(text) <= _SMALL_BYTES and elements <= _SMALL_ELEMENTS:
@@ -57,6 +58,14 @@ async def to_answer(method: str, answer: bytes) -> bytes:
     if len(answer) <= _SMALL_ANSWER_BYTES:
         return _to_json(method, answer)
     return await asyncio.get_running_loop().run_in_executor(_thread, _to_json, method, answer)
+
+
+def _count(character: bytes, text: bytes) -> int:
+    """Count a character up to the limit. `find` takes 0.1 ms for 8 MB if it is rare, `count` always 2 ms."""
+    count = at = 0
+    while count <= MAX_JSON_ELEMENTS and (at := text.find(character, at) + 1):
+        count += 1
+    return count
 
 
 def _from_json(method: str, text: bytes) -> bytes:
