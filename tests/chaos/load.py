@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import gc
 import json
 import math
 import random
@@ -25,6 +26,8 @@ _MakeCall = Callable[[int, float], Coroutine[None, None, str]]
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.1  # of a caller that was refused, as RetryInfo asks
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+# The oldest objects are the calls so far. While they were collected too, p99 rose to 60 ms after 200,000 calls.
+_COLLECT_YOUNG = (700, 10, 1_000_000)  # gc.set_threshold: the oldest generation never
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,7 @@ async def _closed_loop(plan: Plan, call: _MakeCall, stopped: asyncio.Future[str]
 
 def main() -> None:
     """Apply the plan, and print the outcome."""
+    gc.set_threshold(*_COLLECT_YOUNG)
     outcome = asyncio.run(_apply(Plan(**json.loads(sys.stdin.readline()))))
     calls = [(each.due_s, each.latency_s, each.code, each.answer) for each in outcome.calls]
     answers = [each.hex() for each in outcome.answers]
