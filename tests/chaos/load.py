@@ -26,7 +26,7 @@ _MakeCall = Callable[[int, float], Coroutine[None, None, str]]
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.1  # of a caller that was refused, as RetryInfo asks
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
-# The oldest objects are the calls so far. While they were collected too, p99 rose to 60 ms after 200,000 calls.
+# The oldest objects are the calls so far: while they were collected, p99 rose to 60 ms after 200,000 calls.
 _COLLECT_YOUNG = (700, 10, 1_000_000)  # gc.set_threshold: the oldest generation never
 
 
