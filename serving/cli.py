@@ -1,10 +1,12 @@
 """`lenserve`: serve, classify, models ..., tokens hash, batch, bench. Reads options and prints results."""
 
+import gc
 import signal
 import sys
 
-if sys.argv[1:2] == ["serve"]:  # before the imports, which take half a second: SIGHUP must not end a server
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if sys.argv[1:2] == ["serve"]:  # before the imports, which take half a second
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it must not end a server
+    gc.disable()  # imports leave hardly any garbage, and looking for it took 40 ms
 
 import json
 import logging
@@ -16,12 +18,8 @@ from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
-from serving.batch_job.cli import Batch
-from serving.bench.cli import Bench
 from serving.bundle import Bundle, Repository
-from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
-from serving.cli_classify import Classify
 from serving.commandline import (
     DONE,
     FAILED,
@@ -34,11 +32,8 @@ from serving.commandline import (
     stderr,
 )
 from serving.errors import BundleError, UsageError
-from serving.importing.cli import ImportModel
-from serving.model_commands import Alias, History, Promote, Prune, Remove, Rollback, Show
 from serving.settings import ServerSettings
 from serving.text_files import decode_text, encoding_of
-from serving.triton.cli import ExportConfig
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +80,7 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
             if settings.supervised:
                 from serving.processes.supervisor import supervise
 
+                gc.enable()
                 uvloop.run(supervise(settings))
             else:
                 from serving.processes.memory_tuning import settle_memory
@@ -100,6 +96,7 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
         from serving.mirroring import mirror_once
         from serving.processes.exit import exit_soon
 
+        gc.enable()
         logging.getLogger().addHandler(logging.NullHandler())  # the result says it
         mirror_once(settings)
         found = uvloop.run(check(settings))
@@ -122,6 +119,8 @@ class ListModels(Command):
 
     def run(self) -> int:
         """List; return 1 if the files of a version do not match their digests."""
+        from serving.bundle.stored_repository import open_repository
+
         repository = open_repository(self.repository, self.repository_cache)
         rows = list(_rows(repository))
         if self.as_json:
@@ -151,24 +150,25 @@ class HashToken(Command):
         return DONE
 
 
+# The others are named, not imported: that would take a tenth of a server's start.
 COMMANDS: Commands = {
     "serve": Serve,
-    "classify": Classify,
+    "classify": "serving.cli_classify:Classify",
     "models": {
         "list": ListModels,
-        "import": ImportModel,
-        "show": Show,
-        "promote": Promote,
-        "rollback": Rollback,
-        "alias": Alias,
-        "history": History,
-        "prune": Prune,
-        "remove": Remove,
-        "export-config": ExportConfig,
+        "import": "serving.importing.cli:ImportModel",
+        "show": "serving.model_commands:Show",
+        "promote": "serving.model_commands:Promote",
+        "rollback": "serving.model_commands:Rollback",
+        "alias": "serving.model_commands:Alias",
+        "history": "serving.model_commands:History",
+        "prune": "serving.model_commands:Prune",
+        "remove": "serving.model_commands:Remove",
+        "export-config": "serving.triton.cli:ExportConfig",
     },
     "tokens": {"hash": HashToken},
-    "batch": Batch,
-    "bench": Bench,
+    "batch": "serving.batch_job.cli:Batch",
+    "bench": "serving.bench.cli:Bench",
 }
 
 

@@ -3,7 +3,7 @@
 from serving.commandline.command import Command
 from serving.commandline.extras import require_import, require_server, require_training
 from serving.commandline.output import print_line, print_table, stderr
-from serving.commandline.program import DONE, FAILED, WRONG_USAGE, Commands, run_commands
+from serving.commandline.program import DONE, FAILED, WRONG_USAGE, Commands, resolve, run_commands
 from serving.commandline.standard_streams import can_show
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "require_import",
     "require_server",
     "require_training",
+    "resolve",
     "run_commands",
     "stderr",
 ]

@@ -7,6 +7,7 @@ import os
 import re
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,14 +31,16 @@ _MOST_HINTS = 3  # options in one "did you mean"
 # Type name -> placeholder in --help.
 _METAVARS = {"Path": "PATH", "str": "TEXT", "int": "INTEGER", "float": "NUMBER"}
 
-Commands = Mapping[str, type[Command] | Mapping[str, type[Command]]]
+# A command, or MODULE:CLASS of one whose imports only this command needs.
+Reference = type[Command] | str
+Commands = Mapping[str, Reference | Mapping[str, Reference]]
 
 
 def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[str]) -> int:
     """Run the command named by argv and return its exit code."""
     repair_standard_streams()
     name, rest = program, list(argv)
-    command: type[Command] | Commands = commands
+    command: Reference | Commands = commands
     while isinstance(command, Mapping):
         if rest and rest[0] in command:
             name, command = f"{name} {rest[0]}", command[rest.pop(0)]
@@ -52,7 +55,13 @@ def run_commands(program: str, summary: str, commands: Commands, argv: Sequence[
         _print_commands(stderr, name, summary, command)
         stderr.print(f"{name}: {_describe_no_command(rest, command)}", markup=False)
         return WRONG_USAGE
-    return _run_command(name, command, rest)
+    return _run_command(name, resolve(command), rest)
+
+
+def resolve(command: Reference) -> type[Command]:
+    """Return the class of a command, and import it if it is named."""
+    found: type[Command] = resolve_name(command) if isinstance(command, str) else command
+    return found
 
 
 def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
@@ -160,7 +169,7 @@ def _each_command(commands: Commands, prefix: str = "") -> Iterator[tuple[str, t
         if isinstance(command, Mapping):
             yield from _each_command(command, f"{prefix}{name} ")
         else:
-            yield f"{prefix}{name}", command
+            yield f"{prefix}{name}", resolve(command)
 
 
 class _Help(RawDescriptionHelpFormatter):

@@ -18,6 +18,7 @@ from pydantic_settings import CliApp
 
 from serving.bundle import Repository
 from serving.cli import COMMANDS
+from serving.commandline import resolve
 from tests.colours import Publish
 from tests.servers import StartServer
 
@@ -323,7 +324,7 @@ def test_every_command_has_an_example_that_it_accepts() -> None:
     """--help ends in it."""
     groups = [group for group in COMMANDS.values() if isinstance(group, Mapping)]
     single = [command for command in COMMANDS.values() if not isinstance(command, Mapping)]
-    for command in (*single, *(command for group in groups for command in group.values())):
+    for command in map(resolve, (*single, *(command for group in groups for command in group.values()))):
         program, *arguments = shlex.split(command.example)
         options = arguments[2 if arguments[0] in ("models", "tokens") else 1 :]
         assert program == "lenserve"

@@ -1,7 +1,7 @@
 """The reference pages of docs/ agree with the code: settings, manifest keys, errors, options of commands."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
@@ -14,7 +14,7 @@ from serving import errors
 from serving.batch_job.cli import Batch
 from serving.bundle import Manifest
 from serving.cli import COMMANDS
-from serving.commandline import Command
+from serving.commandline import Command, resolve
 from serving.rpc.status import code_of
 from serving.settings import ServerSettings
 from training import cli as training_cli
@@ -179,8 +179,8 @@ def command_of(words: list[str]) -> type[Command]:
     found: Any = COMMANDS if words[0] == "lenserve" else TRAINING_COMMANDS
     for word in words[1:]:
         found = found[word]
-        if isinstance(found, type):
-            return found
+        if not isinstance(found, Mapping):
+            return resolve(found)
     raise AssertionError(words)
 
 

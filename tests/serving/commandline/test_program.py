@@ -56,7 +56,7 @@ class Fail(Command):
         raise failures[self.how]
 
 
-COMMANDS: Commands = {"greet": Greet, "more": {"greet": Greet, "fail": Fail}, "fail": Fail}
+COMMANDS: Commands = {"greet": Greet, "more": {"greet": f"{__name__}:Greet", "fail": Fail}, "fail": Fail}
 
 
 @pytest.fixture(autouse=True)
