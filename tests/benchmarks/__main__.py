@@ -46,7 +46,8 @@ def main() -> None:
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="another working tree of this project: CPU per request of this one as a ratio to that one's",
+        help="another working tree of this project: CPU per request (row 11: time to ready) of this one "
+        "as a ratio to that one's",
     )
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)

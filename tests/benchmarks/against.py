@@ -1,4 +1,4 @@
-"""`make bench --against CHECKOUT`: CPU per request of this checkout, as a ratio to that of another one.
+"""`make bench --against CHECKOUT`: CPU per request and time to ready of this checkout, by another one's.
 
 Both servers run on the same core and are measured in turns: a pair of windows in shuffled order gives one
 ratio. What slows the machine slows both windows of a pair.
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.benchmarks.cells import number
-from tests.benchmarks.contenders import ENTRANTS, Contender, Entrant, Facts, Stage, closed_loop
+from tests.benchmarks.contenders import ENTRANTS, Contender, Entrant, Facts, Stage, closed_loop, start_up
 from tests.benchmarks.servers import Server, Start
 from tests.benchmarks.table import ROWS
 
@@ -27,26 +27,32 @@ LIMIT = 1.05
 CONFIDENCE = 0.95
 
 _SUFFIX = " of the other checkout"
+_START_FACT = "start_s"
 _stderr = Console(stderr=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One load on a server of ours that rows of the table measure."""
+    """One load on a server of ours that rows of the table measure, or its start."""
 
     rows: tuple[int, ...]
     entrant: str
-    in_flight: int
+    in_flight: int = 0  # of a load
 
     @property
     def name(self) -> str:
         """As the table calls it."""
-        return f"{self.entrant}, {self.in_flight} in flight"
+        return f"{self.entrant}, {self.in_flight} in flight" if self.in_flight else self.entrant
+
+    @property
+    def fact(self) -> str:
+        """What is compared."""
+        return "cpu_ms" if self.in_flight else _START_FACT
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The ratios of one workload, this checkout's CPU per request to the other's."""
+    """The ratios of one workload, this checkout's CPU per request or time to ready to the other's."""
 
     workload: Workload
     ratios: tuple[float, ...]
@@ -94,17 +100,22 @@ def workloads(rows: Sequence[int]) -> list[Workload]:
     """What rows measure of our server, each workload once.
 
     Raises:
-        SystemExit: a row measures something else than CPU under a steady load.
+        SystemExit: a row measures something else than CPU under a steady load, or the start.
     """
     found: dict[tuple[str, int], list[int]] = {}
     for row in ROWS:
         entrant, _, load = row.ours.rpartition(", ")
-        if row.number not in rows or entrant not in ENTRANTS or not load.endswith(" in flight"):
+        if row.number not in rows:
             continue
-        found.setdefault((entrant, int(load.split()[0])), []).append(row.number)
+        if row.fact == _START_FACT:
+            found[row.ours, 0] = [row.number]
+        elif entrant in ENTRANTS and load.endswith(" in flight"):
+            found.setdefault((entrant, int(load.split()[0])), []).append(row.number)
     if missing := set(rows) - {each for numbers in found.values() for each in numbers}:
         names = ", ".join(map(str, sorted(missing)))
-        raise SystemExit(f"--against compares CPU per request under a steady load: row {names} has none")
+        raise SystemExit(
+            f"--against compares CPU per request under a steady load, and starts: row {names} has none"
+        )
     return [Workload(tuple(dict.fromkeys(numbers)), *key) for key, numbers in found.items()]
 
 
@@ -122,17 +133,17 @@ def compare(
     order = random.Random(seed)  # noqa: S311 - an order, no secret
     ratios: dict[Workload, list[float]] = {each: [] for each in workloads(rows)}
     with Stage(_entrants(checkout, ratios)) as stage:
-        _measure(stage, ratios, order, rounds, window_s)
-        _measure(
-            stage, {each: kept for each, kept in ratios.items() if _is_open(kept)}, order, rounds, window_s
-        )
+        measure = partial(_measure, stage, checkout, order=order, rounds=rounds, window_s=window_s)
+        measure(ratios)
+        measure({each: kept for each, kept in ratios.items() if _is_open(kept)})
     return [Comparison(each, tuple(kept)) for each, kept in ratios.items()]
 
 
 def described(comparisons: Sequence[Comparison], checkout: Path) -> str:
     """A Markdown table."""
+    here, there = _commit(Path()), _commit(checkout)
     lines = [
-        f"CPU per request of this checkout ({_commit(Path())}) to the other ({_commit(checkout)}).",
+        f"CPU per request, or time to ready in row 11, of this checkout ({here}) to the other ({there}).",
         "",
         "| rows | workload | pairs | median ratio [95 % interval] | lowest, highest | |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -148,16 +159,22 @@ def described(comparisons: Sequence[Comparison], checkout: Path) -> str:
 
 
 def _measure(
-    stage: Stage, ratios: Mapping[Workload, list[float]], order: random.Random, rounds: int, window_s: float
+    stage: Stage,
+    checkout: Path,
+    ratios: Mapping[Workload, list[float]],
+    *,
+    order: random.Random,
+    rounds: int,
+    window_s: float,
 ) -> None:
     """Append one ratio a round to every workload; one more round comes first and only warms."""
-    pairs = {each: (_contender(each), _contender(each, _SUFFIX)) for each in ratios}
+    pairs = {each: (_contender(each), _contender(each, checkout)) for each in ratios}
     with Progress(console=_stderr) as progress:
         task = progress.add_task("starting servers", total=(rounds + 1) * len(pairs))
         for turn in range(rounds + 1):
             for each in order.sample(list(pairs), len(pairs)):
                 progress.update(task, description=f"{f'pair {turn}' if turn else 'warming'}: {each.name}")
-                ratio = _ratio(stage, pairs[each], order, window_s if turn else window_s / 4)
+                ratio = _ratio(stage, pairs[each], each.fact, order, window_s if turn else window_s / 4)
                 if turn:
                     ratios[each].append(ratio)
                 progress.advance(task)
@@ -168,21 +185,26 @@ def _is_open(ratios: Sequence[float]) -> bool:
     return low <= LIMIT < high
 
 
-def _ratio(stage: Stage, pair: tuple[Contender, Contender], order: random.Random, window_s: float) -> float:
+def _ratio(
+    stage: Stage, pair: tuple[Contender, Contender], fact: str, order: random.Random, window_s: float
+) -> float:
     facts: dict[Contender, Facts] = {}
     for contender in order.sample(pair, len(pair)):
         facts[contender] = contender(stage, window_s)
-    here, there = (facts[contender]["cpu_ms"] for contender in pair)
+    here, there = (facts[contender][fact] for contender in pair)
     return here / there
 
 
-def _contender(workload: Workload, suffix: str = "") -> Contender:
-    return closed_loop(workload.entrant + suffix, workload.in_flight)
+def _contender(workload: Workload, checkout: Path | None = None) -> Contender:
+    """A server of this checkout, or of the other one."""
+    if workload.fact == _START_FACT:
+        return partial(start_up, checkout=checkout)
+    return closed_loop(workload.entrant + (_SUFFIX if checkout else ""), workload.in_flight)
 
 
 def _entrants(checkout: Path, workloads: Iterable[Workload]) -> Mapping[str, Entrant]:
     others = {}
-    for name in {each.entrant for each in workloads}:
+    for name in {each.entrant for each in workloads if each.in_flight}:
         start, write_request, model = ENTRANTS[name]
         others[name + _SUFFIX] = (_elsewhere(start, checkout), write_request, model)
     return {**ENTRANTS, **others}

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -157,10 +158,14 @@ def _without_client(load: Load, server: Server, client_cores: Sequence[int]) -> 
     return len(server.cores) / (len(server.cores) - load.client_cores * shared)
 
 
-def start_up(_stage: Stage, _duration_s: float) -> Facts:
-    """From the command to ready with LeNet-5, and the memory it has then."""
+def start_up(_stage: Stage, _duration_s: float, *, checkout: Path | None = None) -> Facts:
+    """From the command to ready with LeNet-5, and the memory it has then.
+
+    Args:
+        checkout: another working tree of this project, whose code runs.
+    """
     started_s = time.perf_counter()
-    server = _OURS(_bundle(LENET))
+    server = start_lenserve(_bundle(LENET), checkout=checkout)
     start_s = time.perf_counter() - started_s
     resident_mib = server.process.resident_mib()
     server.process.stop()

@@ -52,19 +52,20 @@ def test_a_verdict_needs_the_whole_interval_on_one_side(middle: float, spread: f
 
 def test_rows_that_share_a_workload_measure_it_once() -> None:
     """Rows 1 and 2 ask the same server the same, and row 4 stands twice in the table."""
-    found = workloads([1, 2, 4, 5, 9])
+    found = workloads([1, 2, 4, 5, 9, 11])
     assert [(each.rows, each.name) for each in found] == [
         ((1, 2), "lenserve, 16 in flight"),
         ((4,), "lenserve, 1 in flight"),
         ((5,), "lenserve, 64 in flight"),
         ((9,), "lenserve stream, 1 in flight"),
+        ((11,), "start"),
     ]
 
 
 def test_a_row_without_cpu_per_request_is_refused_by_number() -> None:
-    """Row 11 measures a start."""
-    with pytest.raises(SystemExit, match="row 11 has none"):
-        workloads([1, 11])
+    """Row 12 measures an overload."""
+    with pytest.raises(SystemExit, match="row 12 has none"):
+        workloads([1, 11, 12])
 
 
 def test_a_folder_without_this_projects_code_is_refused(tmp_path: Path) -> None:
