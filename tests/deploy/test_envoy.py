@@ -40,9 +40,11 @@ def test_three_servers_even_out(
     stopped = threading.Event()
     with balancing(tmp_path, ports) as address, ExitStack() as stack:
         servers = [start(ports[0])]
+        black = np.zeros((SIDE, SIDE, 3), np.uint8)  # (H, W, C)
+        with Client(address, tls_ca_file=certificates / "ca.pem") as client:
+            client.classify(black, model="colours")  # tries again until Envoy has noticed the first server
 
         def call() -> None:
-            black = np.zeros((SIDE, SIDE, 3), np.uint8)  # (H, W, C)
             with Client(address, attempts=1, tls_ca_file=certificates / "ca.pem") as client:
                 while not stopped.wait(0.02):
                     try:
