@@ -26,6 +26,19 @@ def require_root_named(recipe: DataRecipe, data_root: Path | None) -> None:
         raise UsageError(f"data source {recipe.source} needs --data-root, the directory with its files")
 
 
+def refuse_unread_root(recipe: DataRecipe, data_root: Path | None) -> None:
+    """Check that the data's directory is not named for a source that reads no files: it would not be used.
+
+    Raises:
+        UsageError: it is.
+    """
+    if data_root is not None and recipe.source in _WITHOUT_ROOT:
+        raise UsageError(
+            f"data source {recipe.source} does not read --data-root {readable(data_root)}: "
+            "leave it out, or add --set data.source=folder to train on folders of images"
+        )
+
+
 def require_root(recipe: DataRecipe, data_root: Path | None) -> None:
     """Check that the data's directory is named and exists, for sources that read files.
 
@@ -134,6 +147,7 @@ __all__ = [
     "load",
     "load_for_evaluation",
     "load_unchecked",
+    "refuse_unread_root",
     "require_root",
     "require_root_named",
 ]

@@ -178,6 +178,7 @@ def _run(recipe: Recipe, job: Job, folder: RunFolder, loaded: _Loaded | None, be
 def _prepare(recipe: Recipe, job: Job) -> None:
     """Find what would end the run, as far as that needs no data."""
     data.require_root_named(recipe.data, job.data_root)
+    data.refuse_unread_root(recipe.data, job.data_root)
     check_compiler(recipe, job.device.torch_device)
     prepare(job.device, job.group.local_size)
     job.display.note(job.device.describe())

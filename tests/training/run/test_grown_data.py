@@ -269,6 +269,18 @@ def test_a_missing_data_root_is_a_wrong_option(tmp_path: Path, capsys: pytest.Ca
     assert not list(tmp_path.iterdir())
 
 
+def test_a_data_root_that_is_not_read_is_a_wrong_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run on other images than those that were named would be promoted."""
+    places = ("--run-dir", str(tmp_path / "run"), "--repository", str(tmp_path / "repository"))
+    assert main(["run", "lenet5-digits", *places, "--data-root", str(tmp_path / "labelled")]) == 2
+    said = capsys.readouterr().err
+    assert "data source digits does not read --data-root" in said
+    assert "--set data.source=folder" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_finished_run_is_not_extended_on_other_data(
     grown: tuple[Path, Job, list[str]], recipe: Recipe
 ) -> None:
