@@ -116,6 +116,13 @@ class ImportModel(Command):
                 f"`lenserve models promote {bundle.model}@{bundle.version} --repository {self.repository}`",
                 markup=False,
             )
+        elif before := [each for each in repository.versions(bundle.model) if each != bundle.version]:
+            stderr.print(
+                f"served    is version {bundle.version} from now on: without alias {STABLE_ALIAS!r} it is "
+                f"the newest one; to go back: `lenserve models promote {bundle.model}@{before[-1]} "
+                f"--repository {self.repository}`",
+                markup=False,
+            )
         print_line(json.dumps(to_json(result)) if self.as_json else f"published {result.location}")
         return DONE
 

@@ -40,15 +40,20 @@ def test_what_was_read_and_assumed_is_said(
 def test_an_import_that_is_not_served_says_how_it_would_be(
     repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The alias `stable` holds another version in place."""
+    """The alias `stable` holds another version in place; without it the new one is served."""
     path = files.plain(tmp_path / "plain.onnx", batch=1)
     command = [*import_of(path, repository), "--labels", str(labels), "--mean", "0", "--std", "1"]
     assert main(command) == 0
     assert "promote" not in capsys.readouterr().err
+    assert main(command) == 0
+    assert (
+        "served    is version 2 from now on: without alias 'stable' it is the newest one; "
+        f"to go back: `lenserve models promote foreign@1 --repository {repository.root}`\n"
+    ) in capsys.readouterr().err
     repository.set_alias("foreign", "stable", 1)
     assert main(command) == 0
     assert (
-        "served    is version 1, which the alias 'stable' names, until `lenserve models promote foreign@2 "
+        "served    is version 1, which the alias 'stable' names, until `lenserve models promote foreign@3 "
         f"--repository {repository.root}`\n"
     ) in capsys.readouterr().err
 
