@@ -317,6 +317,7 @@ class FindRate(_RecipeCommand):
         from training.run.progress import report_progress
 
         find_rate.check_picture(self.picture)
+        data.refuse_unread_root(recipe.data, self.data_root)
         data.require_root(recipe.data, self.data_root)
         display, interrupts = Display(stderr), Interrupts("begin again")
         chosen = device.choose(self.device, kernels=self.kernels)

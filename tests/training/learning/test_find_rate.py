@@ -85,6 +85,7 @@ def test_noise_alone_suggests_nothing(steps: int) -> None:
         (["lenet5-fake", "--picture", "rate.doc"], "--picture rate.doc must end in .png"),
         (["lenet5-fake", "--picture", "nowhere/rate.png"], "--picture nowhere/rate.png cannot be written"),
         (["lenet5-folder"], "needs --data-root"),
+        (["lenet5-digits", "--data-root", "labelled"], "does not read --data-root labelled"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_trained(
