@@ -80,7 +80,7 @@ class Serve(Command, ServerSettings):  # type: ignore[misc]  # two kinds of mode
             if settings.supervised:
                 from serving.processes.supervisor import supervise
 
-                gc.enable()
+                gc.enable()  # each worker settles its own memory
                 uvloop.run(supervise(settings))
             else:
                 from serving.processes.memory_tuning import settle_memory

@@ -59,7 +59,7 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             _check_size(arrays.zip, manifest)
             golden = Golden(np.asarray(arrays["images"]), np.asarray(arrays["probabilities"]))
     except Exception as error:  # zipfile, zlib and numpy raise many kinds of errors
-        # numpy's messages may have several lines, of which the others are about options of numpy
+        # numpy's messages may have more lines, about options of numpy
         reason = why_unreadable(error) if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise BundleError(f"{folder / GOLDEN_FILE} cannot be read: {reason}") from error
     count = len(golden.images) if golden.images.ndim else 0

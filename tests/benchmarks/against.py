@@ -1,4 +1,4 @@
-"""`make bench --against CHECKOUT`: CPU per request and time to ready of this checkout, by another one's.
+"""`make bench --against CHECKOUT`: CPU per request and time to ready, as ratios to that one's.
 
 Both servers run on the same core and are measured in turns: a pair of windows in shuffled order gives one
 ratio. What slows the machine slows both windows of a pair.

@@ -83,7 +83,7 @@ def _from_json(method: str, text: bytes) -> bytes:
 def _members(text: bytes, message: Any) -> dict[str, Any]:  # noqa: ANN401 - a descriptor
     members = json.loads(text, object_pairs_hook=partial(_object, _names_of_bytes(message)))
     if not isinstance(members, dict):
-        raise json_format.ParseError("it is not an object")
+        raise json_format.ParseError("it is not an object: put its fields into braces")
     return members
 
 
@@ -91,7 +91,7 @@ def _object(names_of_bytes: frozenset[str], members: Sequence[tuple[str, Any]]) 
     """Return the members of an object. No text is long: json_format searches each, 20 ns a character."""
     unique = dict(members)
     if len(unique) < len(members):
-        raise json_format.ParseError("an object has two members of one name")
+        raise json_format.ParseError("an object has two members of one name: send each once")
     for name, value in members:
         texts = () if name in names_of_bytes else value if isinstance(value, list) else (value,)
         for each in (name, *texts):

@@ -1,7 +1,7 @@
 """HPACK's tables of a decoder: fields that blocks refer to by a number (RFC 7541, section 2.3).
 
-hpack's own table keeps a tuple and two byte strings per field. Here a field is one byte string:
-5,000 clients that fill their tables take 26 MiB, not 58.
+hpack's own table keeps a tuple and two byte strings per field. Here a field is one byte string: thousands of
+clients can fill their tables (the attack remembered-heads of docs/reliability.md).
 """
 
 from hpack.exceptions import InvalidTableIndexError
@@ -30,7 +30,7 @@ class FieldTable:
         """Return a field by its number, from 1 on.
 
         Raises:
-            InvalidTableIndexError: there is none.
+            InvalidTableIndexError: no field has it.
         """
         if 0 < index <= len(_STATIC):
             return _STATIC[index - 1]
@@ -41,7 +41,7 @@ class FieldTable:
         return name, value
 
     def add(self, name: bytes, value: bytes) -> None:
-        """Add a field, and drop the oldest ones for which there is no room: RFC 7541, section 4.4."""
+        """Add a field, and drop the oldest ones until all fit: RFC 7541, section 4.4."""
         self._added.append(name + _END_OF_NAME + value)
         self._size_bytes += len(name) + len(value) + FIELD_BYTES
         self._drop()
