@@ -62,8 +62,7 @@ async def test_as_many_versions_load_at_once_as_allowed(parallel: int) -> None:
     load = Gated()
     async with _open(load, parallel=parallel) as loads:
         tasks = [asyncio.ensure_future(loads.load(name, 1)) for name in "ab"]
-        await until(lambda: load.running == [HANGS])
-        assert tasks[1].done() == (parallel == 2)
+        await until(lambda: load.running == [HANGS] and tasks[1].done() == (parallel == 2))
         assert loads.running == {HANGS}
         load.gate.set()
         assert await asyncio.gather(*tasks) == [load.versions[name, 1] for name in "ab"]
