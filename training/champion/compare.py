@@ -16,10 +16,10 @@ from serving.errors import LenserveError
 from training import data
 from training.champion.drift import largest_drift
 from training.champion.judge import Answers, ChampionCheck, Compared, judge
-from training.champion.known_images import KNOWN_IMAGES_FILE, prefixes, read_known_images
+from training.champion.knowledge import Knowledge, knowledge_of, relabelled_since
 from training.champion.result import Challenge
 from training.data import Dataset
-from training.data.assignment import REMOVED, SPLITS_FILE, read_assignment
+from training.data.relabelled import Relabelled
 from training.data.storage.disk_images import Images
 from training.evaluation.calibrate import debiased_calibration_error
 from training.evaluation.onnx_session import open_session, run
@@ -109,7 +109,8 @@ def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, c
     if set(labels) != set(theirs):
         return Outcome(_other_labels(champion.version, labels, theirs))
     test = challenger.dataset.test
-    images = _images_for(champion, challenger, data_root, cache)
+    theirs_now = _in_geometry_of(champion, challenger, data_root, cache)
+    images = theirs_now.test.images
     if len(images) != len(test):
         detail = f"{len(images)} in the champion's geometry, {len(test)} in that of the challenger"
         return Outcome(_not_comparable(champion.version, "same test images", detail))
@@ -120,13 +121,15 @@ def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, c
         return Outcome(_not_comparable(champion.version, "the champion runs on this machine", reason))
     answers = answers[:, [theirs.index(label) for label in labels]]
     predicted: npt.NDArray[np.int64] = answers.argmax(axis=1)
-    new, may_know = _new_to(champion, challenger.dataset, images)
+    knowledge = knowledge_of(champion, challenger.dataset, images)
+    new = knowledge.new
     if not len(new):
         detail = f"none of {len(test)}: add images, or promote by hand"
         return Outcome(
             _not_comparable(champion.version, "test images new to the champion", detail), None, predicted
         )
-    compared = _measure(champion, challenger, answers, images, new, may_know)
+    relabelled = relabelled_since(champion, theirs_now)
+    compared = _measure(champion, challenger, answers, images, knowledge, relabelled)
     verdict, checks = judge(compared, challenger.recipe.champion)
     challenge = Challenge(
         verdict=verdict,
@@ -145,10 +148,10 @@ def _measure(  # noqa: PLR0917 - both sides, and the images
     challenger: Challenger,
     answers: Floats,
     images: Images,
-    new: npt.NDArray[np.intp],
-    may_know: str,
+    knowledge: Knowledge,
+    relabelled: Relabelled,
 ) -> Compared:
-    test, dataset = challenger.dataset.test, challenger.dataset
+    test, dataset, new = challenger.dataset.test, challenger.dataset, knowledge.new
     trained_now = {
         label: int((dataset.train.labels == index).sum()) for index, label in enumerate(dataset.labels)
     }
@@ -171,7 +174,8 @@ def _measure(  # noqa: PLR0917 - both sides, and the images
         size_ratio=challenger.model_file.stat().st_size / champion.model_file.stat().st_size,
         drift=drift,
         drift_of=drift_of,
-        may_know_images=may_know,
+        may_know_images=knowledge.why_uncertain,
+        relabelled=relabelled,
     )
 
 
@@ -179,45 +183,13 @@ def _answers(probabilities: Floats, truth: npt.NDArray[np.int64]) -> Answers:
     return Answers(probabilities.argmax(axis=1) == truth, debiased_calibration_error(probabilities, truth))
 
 
-def _images_for(
+def _in_geometry_of(
     champion: Bundle, challenger: Challenger, data_root: Path | None, cache: Path | None
-) -> Images:
-    """The challenger's test images in the champion's geometry, in the same order."""
+) -> Dataset:
+    """The challenger's images in the champion's geometry, in the same order."""
     if champion.manifest.geometry == challenger.recipe.geometry:
-        return challenger.dataset.test.images
-    loaded = data.load_unchecked(challenger.recipe.data, champion.manifest.geometry, data_root, cache)
-    return loaded.test.images
-
-
-def _new_to(champion: Bundle, dataset: Dataset, images: Images) -> tuple[npt.NDArray[np.intp], str]:
-    """Return the indices of test images that the champion was not trained on; and why that is not certain.
-
-    Args:
-        champion: the version.
-        dataset: of the challenger.
-        images: its test images in the champion's geometry.
-    """
-    test, every = dataset.test, np.arange(len(dataset.test))
-    report = champion.folder / "report"
-    if test.digests:
-        assignment = read_assignment(report / SPLITS_FILE)
-        if assignment is not None:
-            files = {digest for digest, split in assignment.items() if split not in ("test", REMOVED)}
-            return np.flatnonzero([digest not in files for digest in test.digests]), ""
-    else:
-        known = read_known_images(report / KNOWN_IMAGES_FILE)
-        if known is not None:
-            return np.flatnonzero(~np.isin(prefixes(images), known)), ""
-    if champion.manifest.provenance.data_digest == dataset.digest():  # the same images in the same splits
-        return every, ""
-    other = KNOWN_IMAGES_FILE if test.digests else SPLITS_FILE
-    if (report / other).is_file():
-        theirs, ours = ("arrays", "files") if test.digests else ("files", "arrays")
-        return every, (
-            f"version {champion.version} was trained on {theirs}, this one on {ours}, so images of both "
-            "cannot be found: look at its report, then promote it by hand"
-        )
-    return every, f"version {champion.version} does not record its training images"
+        return challenger.dataset
+    return data.load_unchecked(challenger.recipe.data, champion.manifest.geometry, data_root, cache)
 
 
 def _training_counts(champion: Bundle) -> Mapping[str, int]:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from serving.bundle.manifest import Strict
 from training.champion.paired import effective, images_if_equal, lowest_difference, p_worse, pair_of
+from training.data.relabelled import Relabelled
 from training.recipe import ChampionRecipe
 
 Verdict = Literal["promote", "candidate", "refuse"]
@@ -52,6 +53,7 @@ class Compared:
     drift: float = 0.0  # population stability index
     drift_of: str = ""  # what has drifted
     may_know_images: str = ""  # why the champion may have been trained on some of the images
+    relabelled: Relabelled | None = None  # images that the champion knows; None: it does not say which
 
 
 def judge(compared: Compared, limits: ChampionRecipe) -> tuple[Verdict, tuple[ChampionCheck, ...]]:
@@ -72,6 +74,8 @@ def _checks(compared: Compared, limits: ChampionRecipe) -> Iterator[ChampionChec
     # 1. What may refuse, 2. what may only make a candidate.
     yield _accuracy(compared, limits)
     yield _labels(compared, limits)
+    if compared.relabelled is not None and compared.relabelled.images:
+        yield _same_truth(compared.relabelled, limits)
     if compared.may_know_images:
         yield ChampionCheck(
             name="test images that the champion was not trained on",
@@ -131,9 +135,11 @@ def _accuracy(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
     enough = (
         f"; {math.ceil(needed):,} would do if both answered alike" if pair.images < needed < math.inf else ""
     )
-    unknown = (
-        f"{detail}, {allowed}: too few images to tell{enough}. Add test images, set a larger "
-        "champion.max_accuracy_loss, or promote it by hand"
+    unknown = f"{detail}, {allowed}: " + (
+        "unclear while the labels of images have changed"
+        if is_relabelled(compared.relabelled, limits)
+        else f"too few images to tell{enough}. Add test images, set a larger champion.max_accuracy_loss, or "
+        "promote it by hand"
     )
     return ChampionCheck(name="accuracy", passed=False, detail=unknown, at_best="candidate")
 
@@ -169,6 +175,19 @@ def _labels(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
         detail=f"{named}{more}; maximum loss {limits.max_recall_loss:g} (champion.max_recall_loss)",
         at_best="refuse",
     )
+
+
+def is_relabelled(relabelled: Relabelled | None, limits: ChampionRecipe) -> bool:
+    """Whether more images than allowed have another label than the one that the champion learnt."""
+    return relabelled is not None and relabelled.largest_share(MIN_LABEL_IMAGES) > limits.max_relabelled
+
+
+def _same_truth(relabelled: Relabelled, limits: ChampionRecipe) -> ChampionCheck:
+    failed = is_relabelled(relabelled, limits)
+    detail = f"{relabelled}; maximum {100 * limits.max_relabelled:g} % of any label (champion.max_relabelled)"
+    if failed:
+        detail += ". If the new labels are right, promote it by hand; otherwise correct them"
+    return ChampionCheck(name="labels of known images", passed=not failed, detail=detail, at_best="candidate")
 
 
 def _at_most(name: str, value: float, limit: float, detail: str) -> ChampionCheck:

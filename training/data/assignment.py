@@ -1,4 +1,4 @@
-"""splits.csv: which image file is in which split. A run compares it with that of an earlier version."""
+"""splits.csv: the split and label of every image file. A run compares it with that of an earlier version."""
 
 import csv
 import io
@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.text_files import read_text
+from training.data.relabelled import one_label_each
 from training.data.splits import Dataset
 
 SPLITS_FILE = "splits.csv"
 REMOVED = "removed"  # by the checks, because a later split holds the image too
 
-_COLUMNS = ("split", "sha256", "path")
+_COLUMNS = ("split", "sha256", "label", "path")
 
 Assignment = Mapping[bytes, str]  # SHA-256 of a file -> its split
 
 
 def assignment_of(dataset: Dataset) -> dict[bytes, str]:
     """The split of each file's content; the last of several, which is the one that the checks keep."""
-    return {digest: split for split, digest, _ in _rows(dataset)}
+    return {digest: split for split, digest, _, _ in _rows(dataset)}
 
 
 def write_assignment(dataset: Dataset, path: Path) -> None:
@@ -28,16 +29,29 @@ def write_assignment(dataset: Dataset, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        writer.writerows((split, digest.hex(), name) for split, digest, name in _rows(dataset))
+        writer.writerows((split, digest.hex(), label, name) for split, digest, label, name in _rows(dataset))
 
 
 def read_assignment(path: Path) -> dict[bytes, str] | None:
     """Read what `write_assignment` wrote; None if there is no such file, or it is damaged."""
     try:
-        rows = csv.DictReader(io.StringIO(read_text(path)))
-        return {bytes.fromhex(row["sha256"]): row["split"] for row in rows}
+        return {bytes.fromhex(row["sha256"]): row["split"] for row in _read(path)}
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
+
+
+def labels_of(dataset: Dataset) -> dict[bytes, str]:
+    """The label of each file's content, without contents that have several labels."""
+    return one_label_each((digest, label) for split, digest, label, _ in _rows(dataset) if split != REMOVED)
+
+
+def read_file_labels(path: Path) -> dict[bytes, str]:
+    """Read what `labels_of` returned for the data set that was written; empty if it was not recorded."""
+    try:
+        rows = [row for row in _read(path) if row["split"] != REMOVED]
+        return one_label_each((bytes.fromhex(row["sha256"]), row["label"]) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return {}
 
 
 def read_tested(path: Path) -> list[tuple[bytes, str]]:
@@ -45,8 +59,7 @@ def read_tested(path: Path) -> list[tuple[bytes, str]]:
 
     Raises: as `csv` and `open` do; call it if `read_assignment` returned something.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    return [(bytes.fromhex(row["sha256"]), row["path"]) for row in rows if row["split"] == "test"]
+    return [(bytes.fromhex(row["sha256"]), row["path"]) for row in _read(path) if row["split"] == "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +94,16 @@ def compare(earlier: Assignment, now: Assignment) -> Comparison:
     )
 
 
-def _rows(dataset: Dataset) -> Iterator[tuple[str, bytes, str]]:
+def _read(path: Path) -> Iterator[dict[str, str]]:
+    yield from csv.DictReader(io.StringIO(read_text(path)))
+
+
+def _rows(dataset: Dataset) -> Iterator[tuple[str, bytes, str, str]]:
+    """Split, digest, label and path of each file; the label of a removed one is empty."""
     for name, digest in dataset.removed.items():
-        yield REMOVED, digest, name
+        yield REMOVED, digest, "", name
     for split, images in dataset.splits().items():
         if images.digests:
-            for digest, name in zip(images.digests, images.names, strict=True):
-                yield split, digest, name
+            labels = [dataset.labels[index] for index in images.labels.tolist()]
+            for digest, label, name in zip(images.digests, labels, images.names, strict=True):
+                yield split, digest, label, name

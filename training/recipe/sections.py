@@ -326,6 +326,13 @@ class ChampionRecipe(Strict):
         le=1,
         description="a label may lose this much recall; a proven larger loss refuses the new version",
     )
+    max_relabelled: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="maximum share of images that the champion knows under another label, of all or of one "
+        "label (if at least 5 images). With more, the new version is a candidate: the labels may be wrong",
+    )
     max_ece_rise: float = Field(
         default=0.03, ge=0, le=1, description="maximum rise of the calibration error in excess of chance"
     )

@@ -222,7 +222,7 @@ def _run_logged(  # noqa: PLR0917 - the whole run
     display, interrupts = job.display, job.interrupts
     dataset, data_report = loaded or _load_and_show(recipe, job)
     with writing(folder.report, RESUME):
-        keep_splits(dataset, folder.report, job.repository, job.model, display)
+        keep_splits(dataset, folder.report, job.repository, job.model, recipe.champion, display)
     # Read before training, to fail early if it does not fit the test images.
     pattern = recipe.data.group_pattern
     groups = None if pattern is None else find_groups(dataset.test.names_in_split, pattern)

@@ -1,8 +1,12 @@
-"""Keeps the splits of a run beside its report, and says what became of those of the version before."""
+"""Keeps the splits of a run beside its report, and says what became of those of the champion."""
 
 from pathlib import Path
 
-from serving.bundle import Repository
+from serving.bundle import STABLE_ALIAS, Bundle, Repository
+from serving.errors import LenserveError
+from training.champion.compare import find_champion
+from training.champion.judge import is_relabelled
+from training.champion.knowledge import relabelled_since
 from training.champion.known_images import KNOWN_IMAGES_FILE, write_known_images
 from training.data import Dataset
 from training.data.assignment import (
@@ -12,30 +16,50 @@ from training.data.assignment import (
     read_assignment,
     write_assignment,
 )
+from training.recipe import ChampionRecipe
 from training.run.display import Display
 
 
-def keep_splits(dataset: Dataset, report: Path, repository: Repository, model: str, display: Display) -> None:
-    """Write splits.csv, and compare it with that of the newest version; for arrays known-images.npy."""
-    now = assignment_of(dataset)
+def keep_splits(  # noqa: PLR0917 - the data, and where the champion is
+    dataset: Dataset,
+    report: Path,
+    repository: Repository,
+    model: str,
+    limits: ChampionRecipe,
+    display: Display,
+) -> None:
+    """Write splits.csv, and compare it with that of the champion; for arrays known-images.npy."""
     report.mkdir(parents=True, exist_ok=True)
-    if not now:
+    if not assignment_of(dataset):
         write_known_images(dataset, report / KNOWN_IMAGES_FILE)
         return
     write_assignment(dataset, report / SPLITS_FILE)
-    versions = repository.versions(model)
-    if not versions:
+    try:
+        champion = find_champion(repository, model, repository.aliases(model).get(STABLE_ALIAS))
+    except LenserveError:  # the comparison with it says why
         return
-    newest = f"{model} version {versions[-1]}"
-    earlier = read_assignment(repository.folder(model, versions[-1]) / "report" / SPLITS_FILE)
+    if champion is not None:
+        _compare(dataset, champion, limits, display)
+
+
+def _compare(dataset: Dataset, champion: Bundle, limits: ChampionRecipe, display: Display) -> None:
+    name = f"{champion.model} version {champion.version}"
+    earlier = read_assignment(champion.folder / "report" / SPLITS_FILE)
     if not earlier:
-        display.note(f"{newest} does not record its splits: images may have moved between splits since then")
+        display.note(f"{name} does not record its splits: images may have moved between splits since then")
         return
-    found = compare(earlier, now)
+    found = compare(earlier, assignment_of(dataset))
     if found.moved:
         display.warning(
-            f"since {newest}: {found}. The test accuracies of the two cannot be compared: keep "
+            f"since {name}: {found}. The test accuracies of the two cannot be compared: keep "
             "data.split_seed, the fractions and data.group_pattern, or publish under another --name"
         )
     else:
-        display.note(f"since {newest}: {found}")
+        display.note(f"since {name}: {found}")
+    relabelled = relabelled_since(champion, dataset)
+    if is_relabelled(relabelled, limits):
+        display.warning(
+            f"since {name}: {relabelled}. This version can only become a candidate (champion.max_relabelled)"
+        )
+    elif relabelled.changes:
+        display.note(f"since {name}: {relabelled}")

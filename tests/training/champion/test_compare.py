@@ -204,6 +204,32 @@ def test_the_order_of_labels_may_differ(repository: Repository, tmp_path: Path) 
     assert (outcome.challenge.accuracy, outcome.challenge.champion_accuracy) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("files", [True, False])
+def test_exchanged_labels_make_a_candidate_that_names_them(
+    repository: Repository, tmp_path: Path, *, files: bool
+) -> None:
+    """The challenger has learnt them, and is right on every test image where the champion is wrong."""
+    dataset = _dataset(files=files)
+    _publish(repository, dataset)
+    other = np.array([1, 0, 2])  # label -> label
+    train, validation, test = (
+        replace(split, labels=other[split.labels]) for split in dataset.splits().values()
+    )
+    exchanged = replace(dataset, train=train, validation=validation, test=test)
+    challenger = _challenger(tmp_path, exchanged)
+    probabilities = challenger.probabilities[:, other]
+    outcome = challenge_champion(repository, MODEL, replace(challenger, probabilities=probabilities))
+    assert outcome.challenge.accuracy == 1.0
+    assert outcome.challenge.champion_accuracy == pytest.approx(1 / 3)
+    assert outcome.challenge.verdict == "candidate"
+    (reason,) = outcome.challenge.reasons
+    images = 420 if files else 120  # of arrays only training and validation images are recorded
+    assert reason.startswith(
+        f"labels of known images: {images * 2 // 3} of {images} known images have another label: "
+        f"'green' is now 'red' ({images // 3}), 'red' is now 'green' ({images // 3}); "
+    )
+
+
 @pytest.mark.parametrize("lost", ["bytes", "manifest", "folder"])
 def test_a_damaged_champion_makes_a_candidate(repository: Repository, tmp_path: Path, lost: str) -> None:
     """Servers still answer with it from memory, so it is not replaced unseen."""

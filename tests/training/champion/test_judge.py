@@ -9,6 +9,7 @@ import pytest
 
 from tests.benchmarks.gate import failures, simulate
 from training.champion.judge import Answers, Compared, judge
+from training.data.relabelled import Relabelled
 from training.recipe import ChampionRecipe
 
 Correct = npt.NDArray[np.bool_]
@@ -21,6 +22,7 @@ def _compared(
     *,
     groups: Sequence[str] | None = None,
     may_know_images: str = "",
+    relabelled: Relabelled | None = None,
 ) -> Compared:
     truth = np.arange(len(champion), dtype=np.int64) % len(LABELS)
     return Compared(
@@ -30,6 +32,7 @@ def _compared(
         LABELS,
         groups=groups,
         may_know_images=may_know_images,
+        relabelled=relabelled,
     )
 
 
@@ -148,3 +151,36 @@ def test_verdicts_on_simulated_pairs_are_as_rarely_wrong_as_stated() -> None:
     outcomes = [simulate(difference, 0.08, pairs=600, images=1000) for difference in (-0.02, 0.0, 0.02)]
     assert list(failures(outcomes)) == []
     assert outcomes[2].promote > 0.95
+
+
+@pytest.mark.parametrize(("changed", "verdict"), [(12, "promote"), (13, "candidate"), (250, "candidate")])
+def test_many_changed_labels_make_a_candidate(changed: int, verdict: str) -> None:
+    """Then it cannot be known which of the two is right. Corrections of up to 5 % of each label can pass."""
+    relabelled = Relabelled(dict.fromkeys(LABELS, 250), {("ant", "bee"): changed})
+    assert _failed(_compared(_right(), _right(), relabelled=relabelled)) == (
+        verdict,
+        {}
+        if verdict == "promote"
+        else {
+            "labels of known images": f"{changed} of 1,000 known images have another label: 'ant' is now "
+            f"'bee' ({changed}); maximum 5 % of any label (champion.max_relabelled). If the new labels are "
+            "right, promote it by hand; otherwise correct them"
+        },
+    )
+
+
+def test_changed_labels_do_not_lift_a_refusal() -> None:
+    """A version that is proven worse on the new labels helps nobody."""
+    relabelled = Relabelled(dict.fromkeys(LABELS, 250), {("ant", "bee"): 250})
+    worse = _compared(_right(wrong=slice(0, 100)), _right(), relabelled=relabelled)
+    assert _failed(worse)[0] == "refuse"
+
+
+def test_while_labels_have_changed_no_images_are_asked_for() -> None:
+    """More images with such labels would prove nothing."""
+    relabelled = Relabelled(dict.fromkeys(LABELS, 25), {("ant", "bee"): 13})
+    verdict, failed = _failed(_compared(_right(100), _right(100), relabelled=relabelled))
+    assert verdict == "candidate"
+    assert failed["accuracy"].endswith(
+        "allowed -1.50 (champion.max_accuracy_loss): unclear while the labels of images have changed"
+    )

@@ -1,11 +1,19 @@
 """splits.csv, and what it says about a later version."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from training.data.assignment import assignment_of, compare, read_assignment, write_assignment
+from training.data.assignment import (
+    assignment_of,
+    compare,
+    labels_of,
+    read_assignment,
+    read_file_labels,
+    write_assignment,
+)
 from training.data.splits import Dataset, Split
 
 
@@ -34,13 +42,27 @@ def test_the_file_has_a_line_for_each_image(tmp_path: Path) -> None:
     )
     write_assignment(data, tmp_path / "splits.csv")
     text = (tmp_path / "splits.csv").read_text()
-    assert text.splitlines()[0] == "split,sha256,path"
+    assert text.splitlines()[0] == "split,sha256,label,path"
     assert len(text.splitlines()) == 7
-    assert f'train,{digest("x, y").hex()},"x, y"' in text
+    assert f'train,{digest("x, y").hex()},a,"x, y"' in text
     read = read_assignment(tmp_path / "splits.csv")
     assert read == assignment_of(data)
     assert read is not None
     assert (read[digest("t")], read[digest("s")]) == ("test", "removed")
+
+
+def test_labels_are_read_back(tmp_path: Path) -> None:
+    """Removed images have none; nor have files of earlier releases, and contents with two labels."""
+    data = dataset("ab", "c", "de", removed="x")
+    train = replace(data.train, labels=np.array([1, 0]))
+    test = replace(data.test, labels=np.array([1, 0]), digests=(digest("d"), digest("a")))
+    data = replace(data, train=train, test=test)
+    write_assignment(data, tmp_path / "splits.csv")
+    expected = {digest("b"): "a", digest("c"): "a", digest("d"): "b"}
+    assert read_file_labels(tmp_path / "splits.csv") == labels_of(data) == expected
+    (tmp_path / "splits.csv").write_text(f"split,sha256,path\ntrain,{digest('a').hex()},a\n")
+    assert read_file_labels(tmp_path / "splits.csv") == {}
+    assert read_file_labels(tmp_path / "missing.csv") == {}
 
 
 def test_a_missing_or_damaged_file_is_no_assignment(tmp_path: Path) -> None:

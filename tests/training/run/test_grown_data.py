@@ -103,6 +103,7 @@ def test_other_splits_of_the_same_images_are_a_warning(
     """With another seed the versions cannot be compared: the run says so."""
     folder, job, _ = grown
     shutil.copytree(folder / "repository", tmp_path / "repository")
+    Repository(tmp_path / "repository").set_alias("colours", "stable", 2)
     written = io.StringIO()
     job = replace(
         job,
@@ -116,6 +117,37 @@ def test_other_splits_of_the_same_images_are_a_warning(
         "since colours version 2: train gained 0 images, validation 0, test 0; moved: " in written.getvalue()
     )
     assert "cannot be compared: keep data.split_seed" in written.getvalue()
+
+
+def test_the_splits_of_the_champion_are_compared(
+    grown: tuple[Path, Job, list[str]], recipe: Recipe, tmp_path: Path
+) -> None:
+    """A newer version does not hide them; exchanged labels are a warning and a reason against promotion."""
+    folder, job, _ = grown
+    for name in ("repository", "photos"):
+        shutil.copytree(folder / name, tmp_path / name)
+    repository = Repository(tmp_path / "repository")
+    shutil.copytree(repository.folder("colours", 2), repository.folder("colours", 3))
+    (repository.folder("colours", 3) / "report" / "splits.csv").unlink()
+    repository.set_alias("colours", "stable", 2)
+    photos = tmp_path / "photos"
+    (photos / "red").rename(photos / "other")
+    (photos / "blue").rename(photos / "red")
+    (photos / "other").rename(photos / "blue")
+    written = io.StringIO()
+    job = replace(
+        job,
+        repository=repository,
+        run_dir=tmp_path / "run",
+        data_root=photos,
+        display=Display(Console(file=written, width=500)),
+    )
+    summary = train_and_evaluate(recipe, job)
+    said = "140 of 140 known images have another label: 'blue' is now 'red' (70), 'red' is now 'blue' (70)"
+    assert f"! since colours version 2: {said}" in written.getvalue()
+    assert f"✗ labels of known images: {said}; maximum 5 % of any label" in written.getvalue()
+    assert summary.gate == "candidate"
+    assert repository.aliases("colours") == {"stable": 2}
 
 
 def test_a_directory_that_was_trained_on_is_evaluated_without_those_images(
@@ -173,7 +205,7 @@ def test_images_that_were_all_trained_on_are_evaluated_with_a_note(
     """The training accuracy can be measured, and is called what it is."""
     written = (bundle(grown, 1).folder / "report" / "splits.csv").read_text().splitlines()[1:]
     for line in written:
-        split, _, name = line.split(",")
+        split, _, _, name = line.split(",")
         if split == "train":
             (tmp_path / name).parent.mkdir(exist_ok=True)
             shutil.copy(grown[0] / "photos" / name, tmp_path / name)
