@@ -1,6 +1,7 @@
 """The files of captured images: names, staging, tables, and the limits on their size and age.
 
 <folder>/<model>/predicted/<label>/<name>.jpg, and a line for each in <folder>/<model>/answers/<name>.jsonl.
+`not-labels.txt` in `predicted` says what its folders are.
 A name is the time of capture and the number of the worker. Each worker writes and removes its own files, so
 workers need no lock on each other. Images that were moved to other folders are never touched.
 """
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from serving.bundle.captured import ANSWERS, PREDICTED
+from serving.bundle.captured import ANSWERS, NOT_LABELS, NOT_LABELS_FILE, PREDICTED
 
 _STAGING = ".staging"
 
@@ -133,6 +134,7 @@ class CaptureFolder:
         try:
             staged.write_bytes(image.encoded)
             path.parent.mkdir(parents=True, exist_ok=True)
+            _mark(model / PREDICTED)
             staged.rename(path)
         except BaseException:
             with suppress(OSError):
@@ -227,6 +229,13 @@ class CaptureFolder:
         """Whether a file was captured by this worker, or by one that no longer exists."""
         named = _NAME.fullmatch(path.stem)
         return named is not None and (int(named["worker"]) - self._worker) % self._workers == 0
+
+
+def _mark(predicted: Path) -> None:
+    """Say in the folder that its folders are not labels. A marker that was cut off by a kill counts too."""
+    marker = predicted / NOT_LABELS_FILE
+    if not marker.exists():
+        marker.write_text(NOT_LABELS, encoding="utf-8")
 
 
 def folder_name(label: str, index: int) -> str:

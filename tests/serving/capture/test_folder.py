@@ -1,6 +1,7 @@
 """The files of captured images: whole or absent, bounded in size and age, owned by one worker."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Protocol
 
 import pytest
 
+from serving.bundle.captured import NOT_LABELS_FILE, why_not_labelled
 from serving.capture.folder import CapturedImage, CaptureFolder, FolderInUse, folder_name
 
 IMAGE = CapturedImage(b"\x89PNG" * 100, ".png", "digits", 2, "3", 3, 0.75, "8", 0.5)
@@ -137,6 +139,20 @@ def test_tables_are_bounded_too(tmp_path: Path, opened: Open) -> None:
     assert kept <= {str(line["file"]).rpartition("/")[2] for line in _lines(tmp_path)}
 
 
+@pytest.mark.parametrize("copied", ["digits/predicted", "digits", "."])
+def test_copies_of_captured_images_are_no_labels_either(tmp_path: Path, opened: Open, copied: str) -> None:
+    """A copy under another name is recognized, and the reason says how to make labels of it."""
+    folder = opened()
+    assert folder.add(IMAGE, NOW_S)
+    copy = tmp_path.with_name(f"{tmp_path.name}-copy")
+    shutil.copytree(tmp_path / copied, copy)
+    assert "directories of what the network predicted" in why_not_labelled(copy)
+    if copied == "digits/predicted":
+        assert why_not_labelled(copy).endswith(f"then delete {copy / NOT_LABELS_FILE}")
+        (copy / NOT_LABELS_FILE).unlink()
+        assert not why_not_labelled(copy)
+
+
 def test_labelled_images_are_never_removed(tmp_path: Path, opened: Open) -> None:
     """They were moved out of `predicted`; what a human put there has another name."""
     folder = opened(images=2)
@@ -194,6 +210,7 @@ def test_two_servers_do_not_share_a_folder(tmp_path: Path, opened: Open) -> None
 _CAPTURE_FOR_EVER = """
 import sys, time
 from pathlib import Path
+from serving.bundle.captured import NOT_LABELS_FILE, why_not_labelled
 from serving.capture.folder import CapturedImage, CaptureFolder
 folder = CaptureFolder(Path(sys.argv[1]), worker=0, workers=1, max_bytes=2**22, max_age_s=3600)
 folder.open()
