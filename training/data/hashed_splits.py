@@ -5,6 +5,7 @@ Independent of images.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -63,15 +64,13 @@ class HashedSplits:
             return
         split, column = short[0].tolist()
         name, total = (*self.fractions, REST)[split], int(counts[:, column].sum())
-        needed = int(self._needed.sum())
-        if total < needed:  # no fraction and no seed helps
-            lower = ", or lower data.min_validation_images_per_class" if self.min_validation > 1 else ""
-            advice = f", {needed} are needed){lower}"
+        if total < int(self._needed.sum()):  # no fraction and no seed helps
+            advice = ", or lower data.min_validation_images_per_class" if self.min_validation > 1 else ""
         else:
-            advice = f"){self._advice(keys, labels, name)}"
+            advice = self._advice(keys, labels, name)
         raise DataError(
             f"the {name} split has {counts[split, column]} images of {names[present[column]]}, "
-            f"{self._limit(name)}: add images (there are {total}{advice}"
+            f"{self._limit(name)}: add images (there are {total}, about {self._enough()} would do){advice}"
         )
 
     @property
@@ -79,6 +78,16 @@ class HashedSplits:
         """Images of each class that each split needs, (S, 1)."""
         splits = (*self.fractions, REST)
         return np.array([[self.min_validation if split == "validation" else 1] for split in splits])
+
+    def _enough(self) -> int:
+        """Images of a class with which every split nearly always gets those that it needs."""
+        enough, left = 0, 1.0
+        for part, needed in zip((*self.fractions.values(), 1.0), self._needed[:, 0].tolist(), strict=True):
+            # Their number is about Poisson distributed; this mean is two deviations above what is needed.
+            mean = (1 + math.sqrt(1 + needed)) ** 2
+            enough = max(enough, math.ceil(mean / (part * left)))
+            left *= 1 - part
+        return enough
 
     def _count(self, keys: Sequence[bytes], labels: Labels) -> Labels:
         """Images by split and class, (S, K)."""

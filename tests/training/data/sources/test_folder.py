@@ -90,7 +90,10 @@ def test_too_few_images_for_a_split_are_refused_with_settings_that_work(tmp_path
     with pytest.raises(DataError) as caught:
         load(recipe, GEOMETRY, tmp_path)
     said = str(caught.value)
-    assert "data.min_validation_images_per_class is 10: add images (there are 60)" in said
+    assert "data.min_validation_images_per_class is 10: add images (there are 60, about 156 would do)" in said
+    for seed in (3, 4):
+        write_images(tmp_path / "more" / str(seed), 156, seed)
+    assert load(recipe, GEOMETRY, tmp_path / "more")
     found = re.search(r"raise data.validation_fraction \(0.15\) to ([\d.]+), set data.split_seed=(\d+)", said)
     assert found
     for update in ({"validation_fraction": float(found[1])}, {"split_seed": int(found[2])}):
