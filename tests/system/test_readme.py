@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from serving.bundle import Repository
 from serving.bundle.operations import history
@@ -103,9 +104,31 @@ def test_the_loop_of_the_refresh_page_closes(tmp_path: Path, free_ports: tuple[i
     assert labelled > 700 + clients / 2, "a thread captures, and may lag behind the commands"
 
 
+def test_the_commands_of_capturing_images_run(tmp_path: Path, free_ports: tuple[int, int]) -> None:
+    """As many labelled images as the page says are enough to train on; a server takes the options."""
+    section = section_of(PAGES["refresh.md"], "Capturing images")
+    (train,) = re.findall(r"^lenserve-train run .*", section, re.MULTILINE)
+    (serve,) = re.findall(r"^lenserve serve .*", section, re.MULTILINE)
+    enough = int(re.findall(r"about (\d+) of each class", section)[0])
+    digits = load_digits()
+    for label in range(10):
+        folder = tmp_path / "capture" / "lenet5-digits" / "labelled" / str(label)
+        folder.mkdir(parents=True)
+        for number, scan in enumerate(digits.images[digits.target == label][:enough]):
+            Image.fromarray((scan * (255 / 16)).astype("uint8")).save(folder / f"{number}.png")
+    block = f"```sh\n{train}\n{serve} --check\n```\n"
+    printed = run_blocks(block, tmp_path, free_ports, stop_server=False)
+    assert "published .demo/repository/lenet5-digits/1" in printed
+
+
 def loop_of(page: str) -> str:
     """Return the section of a page that shows the whole loop."""
-    section = re.search(r"^## The whole loop\n.*?(?=^## )", page, re.DOTALL | re.MULTILINE)
+    return section_of(page, "The whole loop")
+
+
+def section_of(page: str, heading: str) -> str:
+    """Return a section of a page, with its heading."""
+    section = re.search(rf"^## {heading}\n.*?(?=^## )", page, re.DOTALL | re.MULTILINE)
     assert section is not None
     return section[0]
 
