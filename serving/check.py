@@ -10,6 +10,7 @@ from rich.table import Table
 
 from serving.bundle import Repository
 from serving.commandline import print_line, print_table, stderr
+from serving.counted import counted
 from serving.engine.devices import find_device
 from serving.errors import UsageError
 from serving.metrics.recorder import Metrics
@@ -93,7 +94,7 @@ def _verdict(found: Check) -> str:
     if not serves:
         return "ready, but the repository has no models yet: it holds no <model>/<version> directories"
     rest = "" if found.passed else ", but not all that the repository says"
-    return f"ready: would serve {len(serves)} of {len(found.models)} models{rest}"
+    return f"ready: would serve {len(serves)} of {counted(len(found.models), 'model')}{rest}"
 
 
 def _state(status: VersionStatus) -> str:

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from serving.bundle.images import IMAGE_SUFFIXES
 from serving.commandline import DONE, FAILED, Command, can_show, print_line, stderr
+from serving.counted import counted
 from serving.errors import LenserveError, UsageError
 
 _BAR_WIDTH = 20
@@ -80,7 +81,7 @@ class Classify(Command):
                 failed += not isinstance(result, Prediction)
                 print_line(json.dumps(_as_json(file, result)) if self.json_lines else _as_text(file, result))
         if failed:
-            stderr.print(f"{failed} of {len(files)} images could not be classified")
+            stderr.print(f"{failed} of {counted(len(files), 'image')} could not be classified")
         return FAILED if failed else DONE
 
 

@@ -14,6 +14,7 @@ from pydantic_settings import CliPositionalArg
 from serving.bundle.images import DEFAULT_LIMITS, ImageLimits, MaxImageBytes, MaxImagePixels
 from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line, require_server, stderr
+from serving.counted import counted
 from serving.validation_errors import matching
 
 SOME_FAILED = 3  # the job is complete, but some of its rows are errors
@@ -111,13 +112,13 @@ class Batch(Command):
         if self.as_json:
             print_line(json.dumps(summary.to_json()))
         else:
-            done = f"classified {summary.classified:,} of {summary.images:,} images"
+            done = f"classified {summary.classified:,} of {counted(summary.images, 'image')}"
             version = f"{summary.model} version {summary.version}"
             rate = f"{summary.seconds:,.1f} s ({summary.images_per_s:,.0f} images/s)"
             print_line(f"{done} with {version} in {rate}: {summary.output}")
         if summary.failed:
             kinds = ", ".join(f"{count:,} {code}" for code, count in sorted(summary.errors.items()))
-            failed = f"{summary.failed:,} of {summary.images:,} images failed"
+            failed = f"{summary.failed:,} of {counted(summary.images, 'image')} failed"
             stderr.print(f"{failed} ({kinds}); their rows say why", markup=False)
         return SOME_FAILED if summary.failed else DONE
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from serving.counted import counted
+
 _LINE_INTERVAL_S = 10.0
 
 
@@ -81,7 +83,8 @@ class BatchProgress:
         rate = self.images_per_s
         left = f", {_duration((self._total - self._done) / rate)} left" if rate else ""
         failed = f", {self._failed:,} failed" if self._failed else ""
-        return f"classified {self._done:,} of {self._total:,} images, {rate:,.0f} images/s{left}{failed}"
+        done = f"classified {self._done:,} of {counted(self._total, 'image')}"
+        return f"{done}, {rate:,.0f} images/s{left}{failed}"
 
 
 def _duration(seconds: float) -> str:

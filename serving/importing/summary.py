@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from serving.counted import counted
 from serving.importing.importer import ImportResult
 from serving.importing.measuring import MIN_CALIBRATION_IMAGES
 
@@ -16,11 +17,12 @@ def notes(result: ImportResult) -> list[str]:
     foreign, measured = result.foreign, result.measured
     source, scores = foreign.source, foreign.scores
     features = f"embedding {foreign.features.name!r}" if foreign.has_embedding else "also as the embedding"
-    produced = f"{source.producer}, opset {source.opset}, {source.parameters:,} parameters"
+    produced = f"{source.producer}, opset {source.opset}, {counted(source.parameters, 'parameter')}"
+    classes = counted(scores.classes, "class", "classes")
     lines = [
         f"read      {source.path.name}: {produced}",
         f"input     {foreign.image.name!r}: {foreign.image}",
-        f"output    {scores.name!r}: {scores.kind} of {scores.classes:,} classes, {features}",
+        f"output    {scores.name!r}: {scores.kind} of {classes}, {features}",
     ]
     if foreign.origin:
         lines.append(f"taken     from {', '.join(foreign.origin)}, where no option says otherwise")
@@ -38,8 +40,8 @@ def notes(result: ImportResult) -> list[str]:
     accuracy = measured.evaluation.accuracy
     lines.append(
         f"measured  accuracy {accuracy.value:.2%} (95 %: {accuracy.low:.2%} to {accuracy.high:.2%}) on "
-        f"{measured.evaluation.images:,} images"
-        + (f", {measured.undecodable:,} files skipped" if measured.undecodable else "")
+        f"{counted(measured.evaluation.images, 'image')}"
+        + (f", {counted(measured.undecodable, 'file')} skipped" if measured.undecodable else "")
     )
     if measured.calibration:
         calibration = measured.calibration

@@ -122,6 +122,7 @@ def test_a_file_that_is_not_an_image_is_a_line_with_an_error_and_exit_1(
     assert [("error" in line) for line in lines] == [True, False, False, True, False]
     assert "broken.png cannot be read: No such file" in lines[3]["error"]["message"]
     assert as_json.stderr == "2 of 5 images could not be classified\n"
+    assert as_text.stderr == "1 of 1 image could not be classified\n"
     assert as_text.stdout.splitlines()[1].startswith("  INVALID_ARGUMENT: the image cannot be decoded")
 
 
@@ -432,7 +433,7 @@ def test_a_check_prints_a_table_or_json_and_returns_1_for_any_problem(
     publish("colours")
     command = ("serve", "--repository", repository.root, "--check")
     sound = lenserve(*command)
-    assert (sound.returncode, sound.stderr) == (0, "ready: would serve 1 of 1 models\n")
+    assert (sound.returncode, sound.stderr) == (0, "ready: would serve 1 of 1 model\n")
     assert "served, default" in sound.stdout
 
     publish("colours", lie=True)

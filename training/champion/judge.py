@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from serving.bundle.manifest import Strict
+from serving.counted import counted
 from training.champion.paired import effective, images_if_equal, lowest_difference, p_worse, pair_of
 from training.data.relabelled import Relabelled
 from training.recipe import ChampionRecipe
@@ -117,12 +118,12 @@ def _checks(compared: Compared, limits: ChampionRecipe) -> Iterator[ChampionChec
 
 def _accuracy(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
     challenger, champion = compared.challenger.correct, compared.champion.correct
-    counted = pair_of(challenger, champion)
-    pair = effective(counted, challenger, champion, compared.groups)
+    both = pair_of(challenger, champion)
+    pair = effective(both, challenger, champion, compared.groups)
     lowest = lowest_difference(pair)
     detail = (
-        f"{_signed(pair.difference)} points on {counted.images:,} images: {counted.gained:,} gained, "
-        f"{counted.lost:,} lost; with 95 % confidence at least {_signed(lowest)} points"
+        f"{_signed(pair.difference)} points on {counted(len(champion), 'image')}: {both.gained:,} gained, "
+        f"{both.lost:,} lost; with 95 % confidence at least {_signed(lowest)} points"
     )
     if lowest >= -limits.max_accuracy_loss:
         return ChampionCheck(name="accuracy", passed=True, detail=detail, at_best="refuse")
@@ -154,8 +155,8 @@ def _labels(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
         members = np.flatnonzero(compared.truth == label)
         challenger, champion = compared.challenger.correct[members], compared.champion.correct[members]
         groups = None if compared.groups is None else [compared.groups[index] for index in members.tolist()]
-        counted = pair_of(challenger, champion)
-        pair = effective(counted, challenger, champion, groups)
+        both = pair_of(challenger, champion)
+        pair = effective(both, challenger, champion, groups)
         if -pair.difference > limits.max_recall_loss and p_worse(pair) < _ALPHA / len(tested):
             worse.append((pair.difference, compared.labels[label], challenger.mean(), champion.mean()))
     if not worse:

@@ -74,6 +74,18 @@ def test_a_job_is_done_once_and_keeps_its_version(batch: Batch, publish: Publish
     assert other.stderr.count("\n") == 1
 
 
+def test_one_image_is_singular(batch: Batch, publish: Publish, tmp_path: Path) -> None:
+    """In the result, and in the count of failures."""
+    publish()
+    (tmp_path / "photos" / "b.jpg").unlink()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+
+    done = batch()
+
+    assert done.stdout.startswith("classified 0 of 1 image with colours version 1 in ")
+    assert done.stderr == "1 of 1 image failed (1 EMPTY_IMAGE); their rows say why\n"
+
+
 def test_the_version_is_that_of_the_server(batch: Batch, publish: Publish, repository: Repository) -> None:
     """Without a revision: the alias stable, or else the newest."""
     publish()

@@ -13,6 +13,7 @@ from serving.errors import UnsupportedModel, UsageError
 from serving.importing.importer import ImportResult, import_model
 from serving.importing.labelled_images import find_labelled_files, halve
 from serving.importing.settings import ImportSettings
+from serving.importing.summary import notes
 from tests.serving.importing import foreign_files as files
 from tests.serving.importing.foreign_files import CLASSES, MEAN, SIDE, STD, nchw, reference
 
@@ -57,6 +58,7 @@ def test_accuracy_and_temperature_are_those_of_the_images(
     measured, manifest = result.measured, result.bundle.manifest
     assert measured is not None
     assert measured.undecodable == 1
+    assert any(line.endswith(" images, 1 file skipped") for line in notes(result))
     assert manifest.calibration is not None
     assert 2 < manifest.calibration.temperature < 4.5
     assert manifest.calibration.ece_after < manifest.calibration.ece_before

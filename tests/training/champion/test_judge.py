@@ -79,6 +79,13 @@ def test_a_proven_loss_is_refused_with_its_numbers() -> None:
     )
 
 
+def test_one_image_is_singular() -> None:
+    """Too few to tell, also in the grammar."""
+    verdict, failed = _failed(_compared(_right(1), _right(1)))
+    assert verdict == "candidate"
+    assert failed["accuracy"].startswith("+0.00 points on 1 image: 0 gained, 0 lost;")
+
+
 def test_a_proven_loss_within_the_margin_is_promoted() -> None:
     """Of 50,000 images, a loss of 0.2 points is certain, and allowed."""
     champion = _right(50_000)
