@@ -4,6 +4,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from http.client import BadStatusLine, HTTPException, IncompleteRead
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,17 +43,28 @@ def read_metrics(url: str) -> dict[Sample, float]:
     try:
         with _opener(url).open(url, timeout=_TIMEOUT_S) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
-    except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error  # without its brackets
-        said = getattr(reason, "strerror", None) or reason
+    except (OSError, ValueError, HTTPException) as error:
         raise UsageError(
-            f"--metrics-url {url} cannot be read: {said}; it is on the --http-port of a running server"
+            f"--metrics-url {url} cannot be read: {_why_unread(error)}; use http://HOST:PORT/metrics with "
+            "the --http-port of a running server, 8002 by default"
         ) from error
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
     }
+
+
+def _why_unread(error: OSError | ValueError | HTTPException) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()  # it is also the answer
+        return f"the answer has HTTP status {error.code}"
+    if isinstance(error, BadStatusLine) and not isinstance(error, OSError):
+        return "the answer is not HTTP/1.1"
+    if isinstance(error, IncompleteRead):
+        return "the answer ends too early"
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error  # without its brackets
+    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:

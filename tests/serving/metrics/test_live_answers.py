@@ -78,4 +78,17 @@ async def test_a_server_that_is_not_there_is_named(
     url = f"http://127.0.0.1:{free_ports[0]}/metrics"
     assert await _show(repository, url, "colours") == 2
     said = capsys.readouterr().err
-    assert f"--metrics-url {url} cannot be read: Connection refused; it is on the --http-port of a" in said
+    assert f"--metrics-url {url} cannot be read: Connection refused; use http://HOST:PORT/metrics" in said
+
+
+async def test_the_port_of_grpc_has_no_metrics(
+    serve: Serve, repository: Repository, publish: Publish, capsys: Printed
+) -> None:
+    """The message gives the reason, and the port that has them."""
+    publish()
+    async with serve() as server:
+        assert await _show(repository, f"http://127.0.0.1:{server.grpc.port}/metrics", "colours") == 2
+    assert capsys.readouterr().err.endswith(
+        "/metrics cannot be read: the answer has HTTP status 405; use http://HOST:PORT/metrics with the "
+        "--http-port of a running server, 8002 by default\n"
+    )
