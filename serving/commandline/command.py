@@ -3,7 +3,7 @@
 import os
 import tomllib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +51,11 @@ class Command(BaseSettings):
     def ignored_variables(cls) -> list[str]:
         """Return the variables of this command that Kubernetes has set, and that are not read."""
         return service_addresses(os.environ, (ENV_PREFIX + field.upper() for field in cls.model_fields))
+
+    @classmethod
+    def explain_arguments(cls, argv: Sequence[str]) -> str:  # noqa: ARG003 - for commands that can tell
+        """Return what was probably meant by the words after a command, if one is unexpected; or ""."""
+        return ""
 
     @classmethod
     def settings_customise_sources(

@@ -79,7 +79,7 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
             stderr.print(f"{name}: {_describe(problem, argv)}", markup=False)
         return WRONG_USAGE
     except (UsageError, SettingsError) as error:
-        stderr.print(f"{name}: {_describe_usage(str(error), command)}", markup=False)
+        stderr.print(f"{name}: {_describe_usage(str(error), command, argv)}", markup=False)
         return WRONG_USAGE
     except LenserveError as error:
         stderr.print(f"{name}: {error}", markup=False)
@@ -115,18 +115,23 @@ def _options_like(unknown: str, command: type[Command]) -> str:
     return " or ".join(map(_option, alike[:_MOST_HINTS]))
 
 
-def _describe_usage(message: str, command: type[Command]) -> str:
+def _describe_usage(message: str, command: type[Command], argv: Sequence[str]) -> str:
     """Reword a message of argparse or pydantic-settings."""
     message = message.removeprefix("error parsing CLI: ")
     if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", message):
         return f"unknown option --{unknown[1]}{_did_you_mean(_options_like(unknown[1], command))}"
     if missing := re.match(r"the following arguments are required: (.+)", message):
-        return f"{missing[1]} is required"
+        *others, last = missing[1].split(", ")
+        needed = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+        return f"{needed} required" + (f", for example: {command.example}" if command.example else "")
     if no_value := re.match(r"argument (--\S+): expected (?:one|at least one) argument", message):
         return f"{no_value[1]} needs a value"
     if variable := re.match(r'error parsing value for field "(\w+)" from source "Env', message):
         return f'{_variable(variable[1])}: must be a JSON list such as [1,8] or ["a","b"]'
-    return message.replace("unrecognized arguments:", "unexpected argument")
+    if unexpected := re.match(r"unrecognized arguments: (.+)", message):
+        meant = command.explain_arguments(argv)
+        return f"unexpected argument {unexpected[1]}" + (f": {meant}" if meant else "")
+    return message
 
 
 def _describe(problem: Problem, argv: Sequence[str]) -> str:

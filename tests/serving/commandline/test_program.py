@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from pydantic import Field, model_validator
+from pydantic_settings import CliPositionalArg
 
 from serving import __version__
 from serving.commandline import DONE, FAILED, WRONG_USAGE, Command, Commands, print_line, run_commands
@@ -41,6 +43,24 @@ class Greet(Command):
         return DONE
 
 
+class Copy(Command):
+    """Copy a file."""
+
+    example: ClassVar[str] = "program copy a b"
+
+    source: CliPositionalArg[str] = Field(description="from")
+    target: CliPositionalArg[str] = Field(description="to")
+
+    @classmethod
+    def explain_arguments(cls, argv: Sequence[str]) -> str:
+        """Two files are meant."""
+        return "leave out 'to'" if "to" in argv else ""
+
+    def run(self) -> int:
+        """Copy nothing."""
+        return DONE
+
+
 class Fail(Command):
     """Fail in one of several ways."""
 
@@ -56,7 +76,12 @@ class Fail(Command):
         raise failures[self.how]
 
 
-COMMANDS: Commands = {"greet": Greet, "more": {"greet": f"{__name__}:Greet", "fail": Fail}, "fail": Fail}
+COMMANDS: Commands = {
+    "greet": Greet,
+    "more": {"greet": f"{__name__}:Greet", "fail": Fail},
+    "fail": Fail,
+    "copy": Copy,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +209,10 @@ def test_variables_of_other_commands_are_ignored(
             ["greet", "--name", "x", "--loud", "--max-count", "6"],
             "program greet: loud and often is impolite",
         ),
+        (["copy"], "program copy: SOURCE and TARGET are required, for example: program copy a b"),
+        (["copy", "a"], "program copy: TARGET is required, for example: program copy a b"),
+        (["copy", "a", "to", "b"], "program copy: unexpected argument b: leave out 'to'"),
+        (["copy", "a", "b", "c"], "program copy: unexpected argument c"),
         (["fail", "--how", "usage"], "program fail: one of --a and --b is needed"),
     ],
 )
