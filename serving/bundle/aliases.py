@@ -78,18 +78,17 @@ def read_aliases(folder: Path) -> Mapping[str, int]:
     """
     path = folder / ALIASES_FILE
     try:
-        return parse_aliases(read_limited(path, MAX_ALIASES_BYTES))
+        return parse_aliases(read_limited(path, MAX_ALIASES_BYTES), path)
     except FileNotFoundError:
         return {}
-    except BundleError as error:
-        raise BundleError(
-            f"{path}: {error}; repair it, or delete it and promote a version: {HISTORY_FILE} beside it says "
-            "what each alias named"
-        ) from error
 
 
-def parse_aliases(content: bytes) -> Mapping[str, int]:
+def parse_aliases(content: bytes, place: object) -> Mapping[str, int]:
     """Return alias -> version of an aliases.json.
+
+    Args:
+        content: of the file or object.
+        place: its path or URL, for the message.
 
     Raises:
         BundleError: it is invalid.
@@ -97,7 +96,11 @@ def parse_aliases(content: bytes) -> Mapping[str, int]:
     try:
         aliases = _Aliases.model_validate_json(without_mark(content))
     except ValidationError as error:
-        raise BundleError(describe(error)) from error
+        raise BundleError(
+            f'{place}: {describe(error)}; repair it, for example as {{"stable": {{"version": 1}}}}: '
+            f"{HISTORY_FILE} beside it says what each alias named. Do not delete it: then the newest version "
+            "is served"
+        ) from error
     return {alias: target.version for alias, target in aliases.root.items()}
 
 

@@ -159,7 +159,9 @@ class Mirror:
     def _targets(self, model: str, aliases: Aliases) -> set[int]:
         try:
             if model in aliases:
-                return set(parse_aliases(aliases[model][1]).values())
+                return set(
+                    parse_aliases(aliases[model][1], self._store.url_of(f"{model}/{ALIASES_FILE}")).values()
+                )
             return set(self.repository.aliases(model).values())
         except (BundleError, OSError):  # the server says so
             return set()

@@ -140,10 +140,10 @@ class StoredRepository(Repository):
         """Read aliases.json: alias -> version; empty if it is missing."""
         self.model_folder(model)  # checks the name
         content, _ = self._read(f"{model}/{ALIASES_FILE}", MAX_ALIASES_BYTES)
-        try:
-            return parse_aliases(content) if content is not None else {}
-        except BundleError as error:
-            raise BundleError(f"{self._store.url}/{model}/{ALIASES_FILE}: {error}") from error
+        return {} if content is None else self._parse_aliases(model, content)
+
+    def _parse_aliases(self, model: str, content: bytes) -> Mapping[str, int]:
+        return parse_aliases(content, self._store.url_of(f"{model}/{ALIASES_FILE}"))
 
     def prepare(self, model: str) -> None:
         """Check that a version can be published: the store answers, can be written, and is atomic."""
@@ -223,7 +223,11 @@ class StoredRepository(Repository):
             for file, content in ((ALIASES_FILE, aliases), (HISTORY_FILE, log)):
                 if content is not None:
                     (folder / file).write_bytes(content)
-            yield folder
+            try:
+                yield folder
+            except BundleError as error:  # names the copy
+                said = str(error).replace(name, self._store.url_of(model))
+                raise type(error)(said) from error
             changed = _content(folder / ALIASES_FILE)
             if shared or changed is None or changed == aliases:
                 return
@@ -252,7 +256,8 @@ class StoredRepository(Repository):
         Raises:
             UnknownModel: it does.
         """
-        targets = {*parse_aliases(now).values()} - {*parse_aliases(before).values()}
+        targets = {*self._parse_aliases(model, now).values()}
+        targets -= {*self._parse_aliases(model, before).values()}
         gone = targets - {*self.versions(model)}
         if gone:
             key = f"{model}/{ALIASES_FILE}"

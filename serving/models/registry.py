@@ -419,7 +419,8 @@ class Models:
             return
         self._models[name] = new
         if new.problem and new.problem != old.problem:
-            _log.error("model_problem", extra={"model": name, "reason": new.problem})
+            served = {} if new.default is None else {"served_version": new.default}
+            _log.error("model_problem", extra={"model": name, "reason": new.problem, **served})
         if new.default != old.default and new.default is not None:
             _log.info("version_serving", extra=new.versions[new.default].log_fields())
         self._announce(name)

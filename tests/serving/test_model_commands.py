@@ -197,8 +197,10 @@ def test_an_invalid_aliases_file_says_how_to_go_on(three: Repository, capsys: Ca
     path = three.folder("colours", 1).parent / "aliases.json"
     path.write_text("{", encoding="utf-8")
     assert _call(three, "promote", "colours@1") == 1
-    assert "repair it, or delete it and promote a version" in capsys.readouterr().err
-    path.unlink()
+    message = capsys.readouterr().err
+    assert f"{path}: " in message
+    assert 'repair it, for example as {"stable": {"version": 1}}: aliases.history.jsonl beside it' in message
+    path.write_text('{"stable": {"version": 2}}', encoding="utf-8")
     assert _call(three, "promote", "colours@1") == 0
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from serving.bundle.mirror import Mirror
 from serving.bundle.operations import history, prune, remove, remove_alias, remove_model, roll_back
 from serving.bundle.store import Store
 from serving.bundle.stored_repository import StoredRepository, open_repository
-from serving.errors import AliasMoved, StoreError, UnknownModel, UsageError
+from serving.errors import AliasMoved, BundleError, StoreError, UnknownModel, UsageError
 from tests.object_store import ObjectStore, free_port, object_store
 from tests.serving.bundle.fake_s3 import FakeS3
 from tests.serving.bundle.publishing import Write
@@ -239,6 +239,28 @@ def test_old_versions_are_pruned_and_their_numbers_stay_used(
     assert assert_sound(s3, tmp_path / "c") == [1, 3]
     assert not [path for path in s3.content if "/animals/2/" in path or "/animals/4/" in path]
     assert repository.publish("animals", write).version == 5
+
+
+def test_damaged_aliases_are_named_by_their_url(s3: FakeS3, write: Write, tmp_path: Path) -> None:
+    """Also by commands that change them, which work on a copy. Nothing is changed, unless all is removed."""
+    repository = opened(s3, tmp_path / "a")
+    repository.publish("animals", write), repository.publish("animals", write)
+    s3.content["bucket/models/animals/aliases.json"] = b"{"
+    operations: tuple[Callable[[], object], ...] = (
+        lambda: repository.aliases("animals"),
+        lambda: repository.set_alias("animals", "stable", 1),
+        lambda: roll_back(repository, "animals"),
+        lambda: remove(repository, "animals", 1),
+    )
+    for operation in operations:
+        with pytest.raises(BundleError, match=r"^s3://bucket/models/animals/aliases\.json: .*; repair it"):
+            operation()
+    assert s3.content.pop("bucket/models/animals/aliases.json") == b"{"
+    s3.content["bucket/models/animals/aliases.history.jsonl"] = b"{}\n"
+    with pytest.raises(BundleError, match=r"^s3://bucket/models/animals/aliases\.history\.jsonl: line 1: "):
+        history(repository, "animals")
+    s3.content["bucket/models/animals/aliases.json"] = b"{"
+    assert remove_model(repository, "animals") == [1, 2]
 
 
 def test_a_version_that_is_promoted_while_it_is_removed_stays(

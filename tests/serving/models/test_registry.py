@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -827,16 +828,25 @@ class TestAliases:
     async def test_the_newest_is_served_if_aliases_are_damaged_at_the_start(
         self, publish: Publish, repository: Repository, open_models: OpenModels, log_events: LogEvents
     ) -> None:
-        """The log says that they are ignored."""
+        """The log says that they are ignored, and what is served: that, until they are repaired."""
+        publish("a")
         publish("a")
         publish("b")
         aliases = repository.root / "a" / "aliases.json"
         aliases.write_text("{")
         async with open_models() as models:
             await models.refresh()
-            assert (_default(models, "a"), _default(models, "b")) == (1, 1)
+            assert (_default(models, "a"), _default(models, "b")) == (2, 1)
             (problem,) = log_events.named("model_problem")
             assert problem.reason.startswith(f"its aliases are ignored: {aliases}: ")
+            assert (problem.levelno, problem.served_version) == (logging.ERROR, 2)
+            publish("a")
+            await models.refresh()
+            assert _default(models, "a") == 2
+            aliases.write_text('{"stable": {"version": 1}}')
+            await models.refresh()
+            assert _default(models, "a") == 1
+            assert not models.get("a").problem
 
 
 class TestRepositoryChanges:
