@@ -157,7 +157,7 @@ COMMANDS: Commands = {
     "models": {
         "list": ListModels,
         "import": "serving.importing.cli:ImportModel",
-        "show": "serving.model_commands:Show",
+        "show": "serving.show_command:Show",
         "promote": "serving.model_commands:Promote",
         "rollback": "serving.model_commands:Rollback",
         "alias": "serving.model_commands:Alias",

@@ -42,6 +42,21 @@ def facts(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def all_models(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a line for each model: the version that is served by default, and facts of its newest."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "served", "versions", "newest", "created", "verdict"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        served = f"{row['served'] or 'none'}{' (stable)' if row['stable'] else ''}"
+        head = escape(row["model"]), served, str(row["versions"]), str(row["newest"] or "")
+        if "error" in row:
+            table.add_row(*head, f"[red]{escape(row['error'])}[/red]")
+            continue
+        table.add_row(*head, row["created_at"], _verdict(row))
+    return table
+
+
 def all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a line for each version."""
     table = Table(box=None, pad_edge=False)
@@ -73,11 +88,15 @@ def all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:
             escape(row["recipe"]),
             "not measured" if row["accuracy"] is None else f"{row['accuracy']:.2%} of {row['test_images']:,}",
             *(_live_cells(row["live"]) if has_live else ()),
-            (row["verdict"] or "") + (" (forced)" if row["forced"] else ""),
+            _verdict(row),
             row["data_digest"][:12],
             row["digest"][:12],
         )
     return table
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    return (row["verdict"] or "") + (" (forced)" if row["forced"] else "")
 
 
 def _live_cells(live: LiveAnswers) -> tuple[str, str]:

@@ -3,13 +3,12 @@
 Every change is made under the lock on the model's folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from serving.bundle.aliases import (
     AliasChange,
-    earlier_targets,
     new_change,
     read_aliases,
     read_history,
@@ -17,10 +16,10 @@ from serving.bundle.aliases import (
     write_change,
 )
 from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
+from serving.bundle.rollbacks import earlier_versions, rollback_command, rollback_targets, why_no_rollback
 from serving.errors import AliasMoved, BundleError, LenserveError, UnknownModel
 
 RECENT_S = 60.0
-_MAX_LISTED = 10  # newest versions in a message
 
 
 def history(repository: Repository, model: str) -> Sequence[AliasChange]:
@@ -65,23 +64,22 @@ def roll_back(
     """
     require_model(repository, model)
     with repository.changing(model) as folder:
-        now = read_aliases(folder).get(alias)
-        require_expected(now, model, alias, expect)
-        changes = read_history(folder)
+        aliases, changes = read_aliases(folder), read_history(folder)
+        named = aliases.get(alias)
+        require_expected(named, model, alias, expect)
         if expect is None:
             _require_no_recent_rollback(changes, alias, recent_s)
-        earlier = _earlier_versions(repository.versions(model), changes, alias)
+        now = named
+        if alias == STABLE_ALIAS:
+            now = _answering(repository, model, aliases)[STABLE_ALIAS]
+        versions = repository.versions(model)
+        earlier = earlier_versions(versions, changes, alias, now)
         if not earlier:
-            choices = ", ".join(map(str, repository.versions(model)[-_MAX_LISTED:]))
-            command = (
-                f"promote {model}@VERSION" if alias == STABLE_ALIAS else f"alias {model}@VERSION {alias}"
-            )
             raise BundleError(
-                f"alias {alias!r} of model {model!r} has named no other version that still exists: choose "
-                f"one of {choices} with `lenserve models {command}`"
+                why_no_rollback(model, alias, named=named, answering=now, versions=versions, changes=changes)
             )
         repository.read(model, earlier[0])
-        change = new_change("rollback", alias, now, earlier[0], reason)
+        change = new_change("rollback", alias, named, earlier[0], reason)
         write_change(folder, change)
     return change
 
@@ -108,36 +106,68 @@ def remove_alias(
     return change
 
 
-def remove(repository: Repository, model: str, version: int) -> None:
+def remove(
+    repository: Repository, model: str, version: int, *, confirmed: bool = False
+) -> Mapping[str, int | None]:
     """Remove a version. Its number is not used again.
+
+    Args:
+        repository: where the model is.
+        model: its name.
+        version: its number.
+        confirmed: remove it although a rollback would go to it.
+
+    Returns: the aliases whose rollback would have gone to it -> where that goes now; None: nowhere.
 
     Raises:
         AliasMoved: in an object store, an alias was pointed at it meanwhile; it stays.
-        BundleError: an alias names it, or it is served because it is the newest.
+        BundleError: an alias names it, it is served because it is the newest, or a rollback would go to it;
+            or aliases.json or its log is invalid.
         UnknownModel: the repository has no such version.
     """
     require_model(repository, model)
     with repository.changing(model) as folder:
         repository.require_version(model, version)
-        aliases = read_aliases(folder)
-        naming = sorted(alias for alias, target in aliases.items() if target == version)
-        if naming:
-            raise BundleError(
-                f"version {version} of model {model!r} is not removed: the alias {naming[0]!r} names it; "
-                "point the alias at another version first"
-            )
-        if repository.versions(model) == [version]:
-            raise BundleError(
-                f"version {version} of model {model!r} is not removed: it is the only one; to serve the "
-                f"model no more, remove it whole with `lenserve models remove {model} --yes`"
-            )
-        served = newest_usable(repository, model) if STABLE_ALIAS not in aliases else None
-        if served is not None and served.version == version:
-            raise BundleError(
-                f"version {version} of model {model!r} is not removed: it is the newest that can be served, "
-                f"which is served while there is no alias {STABLE_ALIAS!r}; promote another version first"
-            )
+        versions, aliases, changes = repository.versions(model), read_aliases(folder), read_history(folder)
+        answering = _answering(repository, model, aliases)
+        why = _why_needed(model, version, versions, aliases, answering)
+        targets = rollback_targets(versions, changes, answering)
+        going = sorted(alias for alias, target in targets.items() if target == version)
+        if going and not confirmed:
+            commands = " and ".join(rollback_command(model, alias) for alias in going)
+            why = why or f"{commands} would go to it; to remove it all the same, add --yes"
+        if why:
+            raise BundleError(f"version {version} of model {model!r} is not removed: {why}")
         repository.remove_versions(model, [version])
+    left = rollback_targets([each for each in versions if each != version], changes, answering)
+    return {alias: left[alias] for alias in going}
+
+
+def _why_needed(
+    model: str,
+    version: int,
+    versions: Sequence[int],
+    aliases: Mapping[str, int],
+    answering: Mapping[str, int | None],
+) -> str:
+    """Return why a version cannot be removed and what to do about it, or ""."""
+    naming = sorted(alias for alias, target in aliases.items() if target == version)
+    if len(naming) == 1:
+        return f"the alias {naming[0]!r} names it; point the alias at another version first"
+    if naming:
+        named = f"{', '.join(map(repr, naming[:-1]))} and {naming[-1]!r}"
+        return f"the aliases {named} name it; point them at other versions first"
+    if versions == [version]:
+        return (
+            "it is the only one; to serve the model no more, remove it whole with "
+            f"`lenserve models remove {model} --yes`"
+        )
+    if answering[STABLE_ALIAS] == version:
+        return (
+            "it is the newest that can be served, which is served while there is no alias "
+            f"{STABLE_ALIAS!r}; promote another version first"
+        )
+    return ""
 
 
 def remove_model(repository: Repository, model: str) -> list[int]:
@@ -176,36 +206,37 @@ def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = Fals
     with repository.changing(model) as folder:
         versions, aliases = repository.versions(model), read_aliases(folder)
         changes = read_history(folder)
-        needed = {*versions[-keep:], *aliases.values()}
-        if STABLE_ALIAS not in aliases and (served := newest_usable(repository, model)) is not None:
-            needed.add(served.version)
-        for alias in {*aliases, STABLE_ALIAS}:
-            needed.update(_earlier_versions(versions, changes, alias)[:1])
+        answering = _answering(repository, model, aliases)
+        needed = {*versions[-keep:], *answering.values()}
+        needed.update(rollback_targets(versions, changes, answering).values())
         removed = [version for version in versions if version not in needed]
         if not dry_run:
             repository.remove_versions(model, removed)
     return removed
 
 
-def _earlier_versions(versions: Sequence[int], changes: Sequence[AliasChange], alias: str) -> list[int]:
-    """Return the versions that a rollback may go to, its target first."""
-    named = [version for version in earlier_targets(changes, alias) if version in versions]
-    if alias != STABLE_ALIAS:
-        return named
-    # Before there was an alias, the newest version was served, whichever that was.
-    set_first = [change.version for change in changes if change.alias == alias and change.version]
-    first = set_first[0] if set_first else versions[-1]
-    return named + [version for version in reversed(versions) if version < first and version not in named]
+def _answering(repository: Repository, model: str, aliases: Mapping[str, int]) -> Mapping[str, int | None]:
+    """Return alias -> version, also for `stable` if there is no such alias: the version that is served."""
+    if STABLE_ALIAS in aliases:
+        return aliases
+    newest = newest_usable(repository, model)
+    return {**aliases, STABLE_ALIAS: newest.version if newest else None}
 
 
-def newest_usable(repository: Repository, model: str) -> Bundle | None:
+def newest_usable(repository: Repository, model: str, *, to_show: bool = False) -> Bundle | None:
     """Return the newest version that is not damaged, which is served while there is no alias `stable`.
+
+    Args:
+        repository: where the model is.
+        model: its name.
+        to_show: transfer no files: see `Repository.look_up`.
 
     Returns: None if there is no such version.
     """
+    read = repository.look_up if to_show else repository.read
     for version in reversed(repository.versions(model)):
         with suppress(LenserveError):  # servers do not load it either
-            return repository.read(model, version)
+            return read(model, version)
     return None
 
 

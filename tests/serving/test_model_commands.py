@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from serving.bundle import Repository
-from serving.bundle.manifest import FileDigest
+from serving.bundle.manifest import FileDigest, Gate
 from serving.cli import main
-from tests.colours import Publish
+from tests.colours import Publish, write_colours
 
 Capture = pytest.CaptureFixture[str]
 
@@ -41,7 +41,7 @@ def test_promote_rollback_and_history(three: Repository, capsys: Capture) -> Non
     assert _call(three, "promote", "colours@stable") == 0
     assert _call(three, "rollback", "colours", "--reason", "too slow") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "colours: stable names version 1; before, it did not exist",
+        "colours: stable names version 1; before, it did not exist and version 3, the newest, was served",
         "colours: stable names version 3; before, it named version 1",
         "colours: stable already names version 3",
         "colours: stable names version 1; before, it named version 3",
@@ -114,7 +114,6 @@ def test_a_whole_model_is_removed_only_if_that_is_confirmed(three: Repository, c
         "colours names no version: to remove one of 1, 2, 3, use colours@VERSION; to remove all of them, the "
         "aliases and their history, add --yes"
     )
-    assert _call(three, "remove", "colours@1", "--yes") == 2
     assert three.versions("colours") == [1, 2, 3]
     (three.root / ".staging-removed-colours" / "1").mkdir(parents=True)
     assert _call(three, "remove", "colours", "--yes") == 0
@@ -154,8 +153,146 @@ def test_removing_stable_says_which_version_is_served_now(three: Repository, cap
     three.set_alias("colours", "stable", 1)
     assert _call(three, "alias", "colours", "stable", "--remove") == 0
     assert capsys.readouterr().out == (
-        "colours: stable is removed; it named version 1; the newest version is served now: 3\n"
+        "colours: stable is removed; it named version 1; version 3, the newest, is served now\n"
     )
+
+
+def _damage(repository: Repository, version: int) -> None:
+    path = repository.folder("colours", version) / "model.onnx"
+    path.chmod(0o644)
+    path.write_bytes(b"changed")
+
+
+def test_removing_stable_names_the_version_that_servers_load(three: Repository, capsys: Capture) -> None:
+    """They skip damaged ones; where all are damaged, a server that starts has none."""
+    _damage(three, 3)
+    three.set_alias("colours", "stable", 1)
+    assert _call(three, "alias", "colours", "stable", "--remove") == 0
+    assert capsys.readouterr().out.endswith("; version 2, the newest that is not damaged, is served now\n")
+    three.set_alias("colours", "stable", 1)
+    _damage(three, 1)
+    _damage(three, 2)
+    assert _call(three, "alias", "colours", "stable", "--remove") == 0
+    assert capsys.readouterr().out.endswith(
+        "; every version is damaged: a server that starts now has none to serve\n"
+    )
+
+
+@pytest.mark.parametrize("verdict", ["candidate", "promote"])
+def test_removing_stable_warns_if_a_candidate_is_served_then(
+    verdict: str, three: Repository, capsys: Capture
+) -> None:
+    """Its run did not promote it. No warning if it was served already."""
+    gate = Gate.model_validate({"verdict": verdict, "champion": 3})
+    three.publish(
+        "colours",
+        lambda folder: write_colours(folder, rotate=0, lie=False).model_copy(update={"gate": gate}),
+    )
+    for version in (2, 4):
+        three.set_alias("colours", "stable", version)
+        assert _call(three, "alias", "colours", "stable", "--remove") == 0
+        assert capsys.readouterr().err == (
+            "! version 4 is a candidate: its run did not promote it, and `lenserve models show colours@4` "
+            "says why; to serve version 2 again, use `lenserve models promote colours@2`\n"
+            if (verdict, version) == ("candidate", 2)
+            else ""
+        )
+
+
+def test_a_first_rollback_says_what_was_served_before(three: Repository, capsys: Capture) -> None:
+    """Without `stable` that is the newest version that is not damaged. Other aliases had served none."""
+    assert _call(three, "rollback", "colours") == 0
+    assert _call(three, "alias", "colours@3", "canary") == 0
+    assert _call(three, "alias", "colours", "stable", "--remove") == 0
+    _damage(three, 3)
+    capsys.readouterr()
+    assert _call(three, "promote", "colours@1") == 0
+    assert capsys.readouterr().out == (
+        "colours: stable names version 1; before, it did not exist and version 2, the newest that is not "
+        "damaged, was served\n"
+    )
+
+
+def test_the_version_that_a_rollback_would_go_to_is_removed_only_with_yes(
+    three: Repository, capsys: Capture
+) -> None:
+    """The result says where a rollback goes now. With none left, rollback says what was removed."""
+    for version in (1, 2, 3):
+        three.set_alias("colours", "stable", version)
+    assert _call(three, "remove", "colours@2") == 1
+    assert capsys.readouterr().err == (
+        "lenserve models remove: version 2 of model 'colours' is not removed: `lenserve models rollback "
+        "colours` (alias 'stable') would go to it; to remove it all the same, add --yes\n"
+    )
+    assert _call(three, "remove", "colours@2", "--yes") == 0
+    assert capsys.readouterr().out == (
+        "colours: removed version 2; a rollback of stable now goes to version 1\n"
+    )
+    assert _json(three, capsys, "remove", "colours@1", "--yes")["rollback"] == {"stable": None}
+    assert _call(three, "rollback", "colours") == 1
+    assert capsys.readouterr().err == (
+        "lenserve models rollback: alias 'stable' of model 'colours' cannot be rolled back: it names version "
+        "3; before, it named versions 1 and 2, which were removed; version 3 is the only one\n"
+    )
+
+
+def test_a_rollback_that_goes_nowhere_names_the_other_versions(three: Repository, capsys: Capture) -> None:
+    """Not the one that is served."""
+    for version in (1, 2):
+        three.set_alias("colours", "stable", version)
+    assert _call(three, "remove", "colours@1", "--yes") == 0
+    assert capsys.readouterr().out == (
+        "colours: removed version 1; a rollback of stable is no longer possible\n"
+    )
+    assert _call(three, "rollback", "colours") == 1
+    assert capsys.readouterr().err.endswith(
+        "it names version 2; before, it named version 1, which was removed; use `lenserve models promote "
+        "colours@3`\n"
+    )
+
+
+def test_show_without_a_model_lists_all(three: Repository, publish: Publish, capsys: Capture) -> None:
+    """A line each: the version that is served by default, how many there are, the newest with its verdict."""
+    publish("plants")
+    three.set_alias("colours", "stable", 2)
+    assert _call(three, "show") == 0
+    rows = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    created = [
+        three.read(model, version).manifest.provenance.created_at.isoformat(timespec="seconds")
+        for model, version in (("colours", 3), ("plants", 1))
+    ]
+    assert rows == [
+        ["model", "served", "versions", "newest", "created", "verdict"],
+        ["colours", "2 (stable)", "3", "3", created[0]],
+        ["plants", "1", "1", "1", created[1]],
+    ]
+    first, second = _json(three, capsys, "show")["models"]
+    assert (first["served"], first["stable"], first["versions"], first["newest"]) == (2, 2, 3, 3)
+    assert (second["served"], second["stable"], second["verdict"]) == (1, None, None)
+
+
+def test_show_without_a_model_goes_on_after_one_that_is_damaged(
+    three: Repository, publish: Publish, capsys: Capture
+) -> None:
+    """Its line says why, and the exit code is 1."""
+    publish("plants")
+    publish("trees")
+    (three.root / "plants" / "aliases.json").write_text("{", encoding="utf-8")
+    (three.root / "trees" / "aliases.json").write_text('{"stable": {"version": 7}}', encoding="utf-8")
+    _damage(three, 3)
+    assert _call(three, "show") == 1
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert re.split(r"  +", lines[0])[:4] == ["colours", "2", "3", "3"]
+    assert "model.onnx has 7 bytes" in lines[0]
+    assert "aliases.json: " in lines[1]
+    assert lines[2].endswith("its alias 'stable' names version 7, which does not exist: promote another")
+
+
+def test_show_of_an_empty_repository_says_so(tmp_path: Path, capsys: Capture) -> None:
+    """It is not an error."""
+    assert _call(Repository(tmp_path), "show") == 0
+    assert "has no models yet: it holds no <model>/<version> directories" in capsys.readouterr().err
+    assert _json(Repository(tmp_path), capsys, "show") == {"models": []}
 
 
 def test_promoting_a_version_with_other_labels_warns(three: Repository, capsys: Capture) -> None:
@@ -219,27 +356,52 @@ def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Captu
     assert _call(three, "prune", "colours", "--keep", "2", "--dry-run") == 0
     assert _call(three, "prune", "colours", "--keep", "2") == 0
     assert _call(three, "prune", "colours", "--keep", "2") == 0
-    assert _call(three, "remove", "colours@2") == 0
+    assert _call(three, "remove", "colours@2", "--yes") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "colours: would remove versions 1",
-        "colours: removed versions 1",
+        "colours: would remove version 1",
+        "colours: removed version 1",
         "colours: removed nothing",
-        "colours: removed version 2",
+        "colours: removed version 2; a rollback of stable is no longer possible",
     ]
     assert three.versions("colours") == [3]
+    assert _call(three, "remove", "colours") == 2
+    assert "names no version: to remove version 3, the aliases and" in capsys.readouterr().err
+    assert _call(three, "remove", "colours", "--yes") == 0
+    assert capsys.readouterr().out == "colours: removed, with its version 3\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("promote", "colours"), "colours names no version: use MODEL@VERSION"),
+        (("promote", "colours"), "colours names no version: use MODEL@VERSION, for example colours@3"),
+        (("promote", "colours", "2"), "unexpected argument 2: use colours@2"),
+        (("promote", "--expect", "1", "colours", "2"), "unexpected argument 2: use colours@2"),
+        (("promote", "colours@2", "3"), "unexpected argument 3\n"),
+        (("remove", "colours", "2"), "unexpected argument 2: use colours@2"),
+        (
+            ("rollback", "colours", "2"),
+            "unexpected argument 2: to serve that version, use `lenserve models promote colours@2`",
+        ),
+        (("show", "colours", "2"), "colours 2 names no version: use colours@2"),
+        (("alias", "colours", "2", "canary"), "unexpected argument canary: use colours@2"),
+        (("alias", "colours", "2"), "colours names no version: use colours@2 and the name of the alias"),
+        (
+            ("alias",),
+            "MODEL and ALIAS are required, for example: lenserve models alias lenet5-digits@2",
+        ),
+        (("promote",), "MODEL is required, for example: lenserve models promote lenet5-digits@2"),
+        (("promote", "plants"), "no model 'plants'; it has colours"),
+        (("show", "--metrics-url", "http://127.0.0.1:9/metrics"), "of one model answered: name the model"),
         (("promote", "colours@canary"), "has no alias 'canary'; known aliases: none"),
         (("promote", "colours@7"), "no version 7 of model 'colours'; its newest versions: 1, 2, 3"),
         (
             ("history", "colours@1"),
             "'colours@1' names a version: this command takes the model alone, colours",
         ),
-        (("rollback", "colours", "--alias", "canary"), "with `lenserve models alias colours@VERSION canary`"),
+        (
+            ("rollback", "colours", "--alias", "canary"),
+            "it does not exist; choose one of 1, 2, 3 with `lenserve models alias colours@VERSION canary`",
+        ),
         (("alias", "colours", "canary", "--remove"), "has no alias 'canary'; known aliases: none"),
         (("promote", "colours@" + "9" * 5000), "... of model 'colours': versions have at most 18 digits"),
         (("show", "colours@²"), "has no alias '²'"),
@@ -257,7 +419,7 @@ def test_errors_are_one_line(
 ) -> None:
     """The exit code is 1, or 2 for wrong usage."""
     assert _call(three, *arguments) in (1, 2)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines(keepends=True)
     assert message in line
 
 

@@ -62,7 +62,7 @@ def main() -> None:
         "next": publish,
         "alias": lambda repository: repository.set_alias(MODEL, "stable", 2),
         "rollback": lambda repository: roll_back(repository, MODEL),
-        "remove": lambda repository: remove(repository, MODEL, 1),
+        "remove": lambda repository: remove(repository, MODEL, 1, confirmed=True),
     }
     before = Repository(work / "before")
     if operation_name != "first":

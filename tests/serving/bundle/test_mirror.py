@@ -207,7 +207,7 @@ def test_a_removed_version_leaves_the_copy_later_and_a_removed_alias_at_once(
     publish("animals"), publish("animals")
     copying.source.set_alias("animals", "stable", 2)
     copying.mirror.look()
-    remove(copying.source, "animals", 1)
+    remove(copying.source, "animals", 1, confirmed=True)
     copying.source.aliases_file("animals").unlink()
 
     copying.mirror.look()

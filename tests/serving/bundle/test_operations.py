@@ -154,8 +154,12 @@ def test_rollbacks_go_further_back_each_time(five: Repository) -> None:
         five.set_alias("animals", "stable", version)
     assert roll_back(five, "animals", recent_s=0).version == 3
     assert roll_back(five, "animals", recent_s=0).version == 1
-    with pytest.raises(BundleError, match=r"has named no other version.*one of 1, 2, 3, 4, 5"):
+    with pytest.raises(BundleError) as refused:
         roll_back(five, "animals", recent_s=0)
+    assert str(refused.value) == (
+        "alias 'stable' of model 'animals' cannot be rolled back: it names version 1 and named no other "
+        "before that; choose one of 2, 3, 4, 5 with `lenserve models promote animals@VERSION`"
+    )
     five.set_alias("animals", "stable", 4)
     assert roll_back(five, "animals", recent_s=0).version == 1
 
@@ -221,8 +225,18 @@ def test_a_version_that_was_removed_is_skipped(five: Repository) -> None:
     """Rollback goes to the one before."""
     for version in (1, 2, 3):
         five.set_alias("animals", "stable", version)
-    remove(five, "animals", 2)
+    assert remove(five, "animals", 2, confirmed=True) == {"stable": 1}
     assert roll_back(five, "animals").version == 1
+
+
+def test_a_rollback_without_an_alias_leaves_the_version_that_is_served(five: Repository) -> None:
+    """That is the newest one that is not damaged, or that the removed alias named last."""
+    (five.folder("animals", 5) / "model.onnx").write_bytes(b"changed")
+    assert roll_back(five, "animals").version == 3
+    five.set_alias("animals", "stable", 2)
+    five.set_alias("animals", "stable", 4)
+    remove_alias(five, "animals", "stable")
+    assert roll_back(five, "animals").version == 2
 
 
 def test_a_damaged_version_is_not_rolled_back_to(five: Repository) -> None:
@@ -245,9 +259,45 @@ def test_what_is_needed_is_not_removed(five: Repository) -> None:
     five.set_alias("animals", "canary", 2)
     with pytest.raises(BundleError, match="the alias 'canary' names it"):
         remove(five, "animals", 2)
+    five.set_alias("animals", "shadow", 2)
+    with pytest.raises(BundleError, match=r"the aliases 'canary' and 'shadow' name it; point them at other"):
+        remove(five, "animals", 2, confirmed=True)
     five.set_alias("animals", "stable", 1)
-    remove(five, "animals", 5)
+    assert remove(five, "animals", 5) == {}
     assert five.versions("animals") == [1, 2, 3, 4]
+
+
+def test_what_a_rollback_would_go_to_is_removed_only_if_that_is_confirmed(five: Repository) -> None:
+    """The result says where a rollback goes since then, or that it goes nowhere."""
+    for alias in ("stable", "canary"):
+        for version in (1, 2):
+            five.set_alias("animals", alias, version)
+    with pytest.raises(BundleError) as refused:
+        remove(five, "animals", 1)
+    assert str(refused.value) == (
+        "version 1 of model 'animals' is not removed: `lenserve models rollback animals --alias canary` "
+        "(alias 'canary') and `lenserve models rollback animals` (alias 'stable') would go to it; to remove "
+        "it all the same, add --yes"
+    )
+    assert remove(five, "animals", 1, confirmed=True) == {"canary": None, "stable": None}
+    assert five.versions("animals") == [2, 3, 4, 5]
+
+
+def test_before_there_was_an_alias_the_version_before_the_served_one_needs_a_confirmation(
+    five: Repository,
+) -> None:
+    """A rollback would make it `stable`. What is refused otherwise stays refused."""
+    with pytest.raises(BundleError, match=r"`lenserve models rollback animals` \(alias 'stable'\) would"):
+        remove(five, "animals", 4)
+    with pytest.raises(BundleError, match="it is the newest"):
+        remove(five, "animals", 5, confirmed=True)
+    assert remove(five, "animals", 4, confirmed=True) == {"stable": 3}
+    assert prune(five, "animals", 1) == [1, 2]
+    with pytest.raises(BundleError, match="would go to it"):
+        remove(five, "animals", 3)
+    assert remove(five, "animals", 3, confirmed=True) == {"stable": None}
+    with pytest.raises(BundleError, match="it is the only one"):
+        remove(five, "animals", 5, confirmed=True)
 
 
 def test_while_newer_ones_are_damaged_the_version_that_is_served_stays(five: Repository) -> None:
@@ -256,7 +306,7 @@ def test_while_newer_ones_are_damaged_the_version_that_is_served_stays(five: Rep
         (five.folder("animals", version) / "model.onnx").write_bytes(b"changed")
     with pytest.raises(BundleError, match=r"version 3 .* is the newest that can be served"):
         remove(five, "animals", 3)
-    assert prune(five, "animals", 1, dry_run=True) == [1, 2]
+    assert prune(five, "animals", 1, dry_run=True) == [1, 4]
     remove(five, "animals", 5)
     remove(five, "animals", 4)
     assert prune(five, "animals", 1) == [1]

@@ -277,7 +277,7 @@ def test_a_version_that_is_promoted_while_it_is_removed_stays(
 
     s3.before = promote_between
     with pytest.raises(AliasMoved, match="version 1 of model 'animals' is not removed: another operator"):
-        remove(repository, "animals", 1)
+        remove(repository, "animals", 1, confirmed=True)
 
     assert assert_sound(s3, tmp_path / "c") == [1, 2]
     assert repository.aliases("animals") == {"stable": 1}
@@ -295,7 +295,7 @@ def test_a_version_that_is_removed_while_it_is_promoted_is_named_by_no_alias(
     def remove_between(name: str, path: str) -> None:
         if name == "pipe_file" and path.endswith("aliases.json"):
             s3.before = lambda _name, _path: None
-            remove(other, "animals", 1)
+            remove(other, "animals", 1, confirmed=True)
 
     s3.before = remove_between
     with pytest.raises(UnknownModel, match="version 1 of model 'animals' was removed by another operator"):

@@ -1,0 +1,92 @@
+"""Decides where a rollback of an alias goes, and says why it goes nowhere. Reads no files."""
+
+from collections.abc import Mapping, Sequence
+
+from serving.bundle.aliases import AliasChange, earlier_targets
+from serving.bundle.repository import STABLE_ALIAS
+
+_MAX_LISTED = 10  # versions in a message
+
+
+def rollback_targets(
+    versions: Sequence[int], changes: Sequence[AliasChange], answering: Mapping[str, int | None]
+) -> Mapping[str, int | None]:
+    """Return alias -> the version that its rollback would go to; None: there is none.
+
+    Args:
+        versions: of the model, in ascending order.
+        changes: of its aliases.
+        answering: alias -> the version that it names; without `stable`, that key has the served version.
+    """
+    earlier = {alias: earlier_versions(versions, changes, alias, now) for alias, now in answering.items()}
+    return {alias: found[0] if found else None for alias, found in earlier.items()}
+
+
+def earlier_versions(
+    versions: Sequence[int], changes: Sequence[AliasChange], alias: str, now: int | None
+) -> list[int]:
+    """Return the versions that a rollback may go to, its target first.
+
+    Args:
+        versions: of the model, in ascending order.
+        changes: of its aliases.
+        alias: its name.
+        now: the version that it names, or that is served while there is no alias `stable`.
+    """
+    named = [version for version in earlier_targets(changes, alias) if version in versions and version != now]
+    if alias != STABLE_ALIAS:
+        return named
+    # Before there was an alias, the newest version was served, whichever that was.
+    set_first = [change.version for change in changes if change.alias == alias and change.version]
+    first = set_first[0] if set_first else now or 0
+    older = [version for version in reversed(versions) if version < first]
+    return named + [version for version in older if version not in named and version != now]
+
+
+def why_no_rollback(
+    model: str,
+    alias: str,
+    *,
+    named: int | None,
+    answering: int | None,
+    versions: Sequence[int],
+    changes: Sequence[AliasChange],
+) -> str:
+    """Return why an alias cannot be rolled back, and what to do.
+
+    Args:
+        model: its name.
+        alias: its name.
+        named: the version that it names; None: there is no such alias.
+        answering: the same, or the version that is served while there is no alias `stable`.
+        versions: of the model, in ascending order.
+        changes: of its aliases.
+    """
+    state = "it does not exist" if named is None else f"it names version {named}"
+    gone = {version for version in earlier_targets(changes, alias) if version not in versions}
+    if gone:
+        state += f"; before, it named {_listed(sorted(gone)[-_MAX_LISTED:])} removed"
+    elif named is not None:
+        state += " and named no other before that"
+    choices = [version for version in versions if version != answering][-_MAX_LISTED:]
+    if not choices:
+        advice = f"version {versions[-1]} is the only one"
+    else:
+        which = f"{model}@VERSION" if len(choices) > 1 else f"{model}@{choices[0]}"
+        command = f"promote {which}" if alias == STABLE_ALIAS else f"alias {which} {alias}"
+        choose = f"choose one of {', '.join(map(str, choices))} with" if len(choices) > 1 else "use"
+        advice = f"{choose} `lenserve models {command}`"
+    return f"alias {alias!r} of model {model!r} cannot be rolled back: {state}; {advice}"
+
+
+def rollback_command(model: str, alias: str) -> str:
+    """Return the command that rolls an alias back, and the name of that alias, for people."""
+    option = f" --alias {alias}" if alias != STABLE_ALIAS else ""
+    return f"`lenserve models rollback {model}{option}` (alias {alias!r})"
+
+
+def _listed(versions: Sequence[int]) -> str:
+    *others, last = versions
+    if not others:
+        return f"version {last}, which was"
+    return f"versions {', '.join(map(str, others))} and {last}, which were"
