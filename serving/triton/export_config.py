@@ -10,8 +10,10 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository
-from serving.errors import BundleError, UnknownModel
-from serving.limited_files import read_limited
+from serving.bundle.looks_like import version_number
+from serving.bundle.operations import require_model
+from serving.errors import BundleError, UnknownModel, UsageError
+from serving.limited_files import read_limited, why_unreadable
 from serving.pb.inference import model_config_pb2 as pb
 from serving.rpc.open_inference import tensors
 from serving.rpc.open_inference.model_config import model_config
@@ -22,29 +24,38 @@ _MARK = "# Written by `lenserve models export-config`."
 _MAX_CONFIG_BYTES = 2**20
 
 
-def export_config(bundle: Bundle, *, max_batch_size: int) -> Path:
-    """Write Triton's files into the folder of a model, each atomically.
+def export_configs(bundles: Sequence[Bundle], *, max_batch_size: int) -> list[Path]:
+    """Write Triton's files into the folder of each model, each file atomically.
 
     Args:
-        bundle: the version that Triton serves; it keeps to it when a newer one is published.
+        bundles: the versions that Triton serves; it keeps to them when newer ones are published.
         max_batch_size: images that Triton runs at once.
 
-    Returns: the folder of the model.
+    Returns: the folders of the models.
 
     Raises:
-        BundleError: a label has several lines, or another program wrote the files that are there.
+        BundleError: a label has several lines, or another program wrote a file that is there, and nothing is
+            written; or a file cannot be written.
     """
-    folder, labels = bundle.folder.parent, bundle.manifest.labels
-    broken = [label for label in labels if len(label.splitlines()) != 1]
+    for bundle in bundles:
+        _require_single_lines(bundle)
+        _require_ours(bundle.folder.parent / CONFIG_FILE)
+    folders = []
+    for bundle in bundles:
+        folder = bundle.folder.parent
+        _replace(folder / LABELS_FILE, "".join(f"{label}\n" for label in bundle.manifest.labels))
+        _replace(folder / CONFIG_FILE, "\n".join(_lines(bundle, max_batch_size)))
+        folders.append(folder)
+    return folders
+
+
+def _require_single_lines(bundle: Bundle) -> None:
+    broken = [label for label in bundle.manifest.labels if len(label.splitlines()) != 1]
     if broken:
         raise BundleError(
             f"label {broken[0]!r} of {bundle.model} version {bundle.version} has several lines, and Triton's "
             "file of labels has one line for each: publish a version with other labels"
         )
-    _require_ours(folder / CONFIG_FILE)
-    _replace(folder / LABELS_FILE, "".join(f"{label}\n" for label in labels))
-    _replace(folder / CONFIG_FILE, "\n".join(_lines(bundle, max_batch_size)))
-    return folder
 
 
 def _lines(bundle: Bundle, max_batch_size: int) -> Sequence[str]:
@@ -62,17 +73,43 @@ def _lines(bundle: Bundle, max_batch_size: int) -> Sequence[str]:
     )
 
 
-def served_version(repository: Repository, name: str) -> Bundle:
-    """Return the version that `stable` names, or else the newest.
+def chosen_versions(repository: Repository, named: Sequence[str]) -> list[Bundle]:
+    """Return the versions that are named, each verified.
+
+    Args:
+        repository: where they are.
+        named: MODEL, MODEL@VERSION or MODEL@ALIAS, one for each model; none: every model.
 
     Raises:
-        UnknownModel: the repository has no such model or version.
-        BundleError: its files are damaged.
+        BundleError: the files of a version are damaged.
+        UnknownModel: the repository has no such model, version or alias.
+        UsageError: the repository has no models, or a model is named twice.
     """
-    versions = repository.versions(name)
-    if not versions:
-        raise UnknownModel(f"the repository has no version of model {name!r}", tuple(repository.models()))
-    return repository.read(name, repository.aliases(name).get(STABLE_ALIAS, versions[-1]))
+    names = named or repository.models()
+    if not names:
+        raise UsageError(f"{repository.root} has no models yet: name a directory of published models")
+    models = [name.partition("@")[0] for name in names]
+    if twice := next((model for model in models if models.count(model) > 1), None):
+        raise UsageError(
+            f"{twice} is named {models.count(twice)} times, and Triton reads one config.pbtxt of a model: "
+            "name one version of it"
+        )
+    return [_chosen_version(repository, name) for name in names]
+
+
+def _chosen_version(repository: Repository, named: str) -> Bundle:
+    model, _, revision = named.partition("@")
+    require_model(repository, model)
+    number = version_number(model, revision)
+    if number is not None:
+        repository.require_version(model, number)
+        return repository.read(model, number)
+    aliases = repository.aliases(model)
+    if revision and revision not in aliases:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise UnknownModel(f"model {model!r} has no alias {revision!r}; known aliases: {known}")
+    newest = repository.versions(model)[-1]
+    return repository.read(model, aliases[revision] if revision else aliases.get(STABLE_ALIAS, newest))
 
 
 def _require_ours(path: Path) -> None:
@@ -81,7 +118,9 @@ def _require_ours(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise BundleError(
+            f"{path} cannot be read: {why_unreadable(error)}; make it readable, or move it away"
+        ) from error
     if not text.startswith(_MARK.encode()):
         raise BundleError(f"{path} was not written by this command: move it away, and run the command again")
 
@@ -92,4 +131,6 @@ def _replace(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise BundleError(f"{path} cannot be written: {error.strerror}") from error
+        raise BundleError(
+            f"{path} cannot be written: {error.strerror}; make room, or correct permissions of {path.parent}"
+        ) from error

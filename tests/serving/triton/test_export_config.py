@@ -1,5 +1,6 @@
 """A repository of this project opens in Triton: the files that its documentation asks for."""
 
+import json
 from pathlib import Path
 
 import onnxruntime
@@ -80,17 +81,90 @@ def test_files_of_another_program_are_kept(
     assert path.read_text() == 'name: "colours"\n'
 
 
-def test_an_unknown_model_is_named(
-    repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("shapes", "the repository has no model 'shapes'; it has colours"),
+        ("shapes@1", "the repository has no model 'shapes'; it has colours"),
+        ("colours@7", "the repository has no version 7 of model 'colours'; its newest versions: 1"),
+        ("colours@canary", "model 'colours' has no alias 'canary'; known aliases: none"),
+    ],
+)
+def test_what_is_unknown_is_named(
+    named: str, message: str, repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is written."""
     publish()
-    assert export(repository, "--model", "shapes") == 1
+    assert export(repository, named) == 1
+    assert capsys.readouterr().err == f"lenserve models export-config: {message}\n"
+    assert not (repository.root / "colours" / "config.pbtxt").exists()
+
+
+def test_a_model_is_named_once(
+    repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder has one config.pbtxt."""
+    publish()
+    publish()
+    assert export(repository, "colours@1", "colours@2") == 2
     assert capsys.readouterr().err == (
-        "lenserve models export-config: the repository has no version of model 'shapes'; "
-        "known models: colours\n"
+        "lenserve models export-config: colours is named 2 times, and Triton reads one config.pbtxt of a "
+        "model: name one version of it\n"
     )
     assert not (repository.root / "colours" / "config.pbtxt").exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "version"), [("colours", 2), ("colours@1", 1), ("colours@3", 3), ("colours@canary", 1)]
+)
+def test_a_version_is_named_as_in_other_commands(
+    named: str, version: int, repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MODEL is the version that `stable` names; the result is one JSON object for programs."""
+    for _ in range(3):
+        publish()
+    repository.set_alias("colours", "stable", 2)
+    repository.set_alias("colours", "canary", 1)
+    assert export(repository, named, "--json") == 0
+    folder = repository.root / "colours"
+    files = {"config": str(folder / "config.pbtxt"), "labels": str(folder / "labels.txt")}
+    assert json.loads(capsys.readouterr().out) == {
+        "models": [{"model": "colours", "version": version, **files}]
+    }
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert list(config.version_policy.specific.versions) == [version]
+
+
+def test_of_several_models_all_are_written_or_none(
+    repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a name, every model of the repository; a file of another program stops the command before."""
+    publish()
+    publish("shapes")
+    path = repository.root / "shapes" / "config.pbtxt"
+    path.write_text('name: "shapes"\n')
+    assert export(repository) == 1
+    assert not (repository.root / "colours" / "config.pbtxt").exists()
+    path.unlink()
+    assert export(repository) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == [
+        str(repository.root / "colours" / "config.pbtxt"),
+        str(path),
+    ]
+
+
+def test_a_file_that_cannot_be_written_is_named(
+    repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the reason of the system and a remedy."""
+    publish()
+    path = repository.root / "colours" / "labels.txt"
+    path.mkdir()
+    assert export(repository) == 1
+    assert capsys.readouterr().err == (
+        f"lenserve models export-config: {path} cannot be written: Is a directory; make room, or correct "
+        f"permissions of {path.parent}\n"
+    )
 
 
 def test_an_empty_repository_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
