@@ -7,6 +7,7 @@ import os
 import re
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pkgutil import resolve_name
 from typing import Any
 
@@ -125,13 +126,22 @@ def _describe_usage(message: str, command: type[Command], argv: Sequence[str]) -
         needed = f"{', '.join(others)} and {last} are" if others else f"{last} is"
         return f"{needed} required" + (f", for example: {command.example}" if command.example else "")
     if no_value := re.match(r"argument (--\S+): expected (?:one|at least one) argument", message):
-        return f"{no_value[1]} needs a value"
+        following = next((after for word, after in pairwise(argv) if word == no_value[1]), "")
+        remedy = f": write {no_value[1]}={following}" if re.match(r"-[\d.]", following) else ""
+        return f"{no_value[1]} needs a value{remedy}"
     if variable := re.match(r'error parsing value for field "(\w+)" from source "Env', message):
         return f'{_variable(variable[1])}: must be a JSON list such as [1,8] or ["a","b"]'
+    if listed := re.match(r'error parsing value for field "(\w+)" from source "Cli', message):
+        return f"{_option(listed[1])}: must be values separated by commas, such as 1,8 or a,b"
     if unexpected := re.match(r"unrecognized arguments: (.+)", message):
-        meant = command.explain_arguments(argv)
-        return f"unexpected argument {unexpected[1]}" + (f": {meant}" if meant else "")
+        return _describe_unexpected(unexpected[1], command.explain_arguments(argv))
     return message
+
+
+def _describe_unexpected(words: str, meant: str) -> str:
+    numbers = "separate the values of an option by commas" if re.fullmatch(r"[-\d. ]+", words) else ""
+    remedy = f": {meant or numbers}" if meant or numbers else ""
+    return f"unexpected argument{'s' if ' ' in words else ''} {words}{remedy}"
 
 
 def _describe(problem: Problem, argv: Sequence[str]) -> str:

@@ -200,6 +200,14 @@ def test_variables_of_other_commands_are_ignored(
             "program greet: unknown option --ma: did you mean --max-count?",
         ),
         (["greet", "--name"], "program greet: --name needs a value"),
+        (
+            ["greet", "--name", "-0.5,-0.5"],
+            "program greet: --name needs a value: write --name=-0.5,-0.5",
+        ),
+        (
+            ["greet", "--name", "0.5", "0.4", "0.3"],
+            "program greet: unexpected argument 0.4 0.3; separate the values of an option by commas",
+        ),
         (["more", "greet"], "program more greet: --name is required (or LENSERVE_NAME)"),
         (
             ["greet", "--name", "x", "--max-count", "10"],
