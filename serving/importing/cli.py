@@ -12,8 +12,6 @@ from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCac
 from serving.commandline import DONE, Command, print_line, require_import, stderr
 from serving.validation_errors import matching
 
-_MAX_PIXEL = 255.0
-
 
 class ImportModel(Command):
     """Publish an ONNX classifier of another program as a version."""
@@ -48,7 +46,10 @@ class ImportModel(Command):
     )
     bgr: bool = Field(default=False, description="the network takes blue, green, red, as Caffe's do")
     size: (
-        Annotated[str, matching(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", "a side, or HEIGHTxWIDTH, in pixels")] | None
+        Annotated[
+            str, matching(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", "a side in pixels such as 224, or HEIGHTxWIDTH")
+        ]
+        | None
     ) = Field(default=None, description="side in pixels, or HEIGHTxWIDTH; only for files that take any size")
     fit: Literal["stretch", "crop", "pad"] | None = Field(
         default=None,
@@ -88,11 +89,11 @@ class ImportModel(Command):
         from serving.importing.settings import ImportSettings
         from serving.importing.summary import notes, to_json
 
-        scale = _MAX_PIXEL if self.pixels == "0-255" else 1.0
         settings = ImportSettings(
             labels=self.labels,
-            mean=tuple(value / scale for value in self.mean) or None,
-            std=tuple(value / scale for value in self.std) or None,
+            mean=tuple(self.mean) or None,
+            std=tuple(self.std) or None,
+            pixels=self.pixels,
             bgr=self.bgr,
             size=_sides(self.size),
             fit=self.fit,

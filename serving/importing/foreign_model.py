@@ -1,6 +1,5 @@
 """What is known about a foreign model before it is wrapped: read, completed by the settings, and run."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from serving.errors import UnsupportedModel, UsageError
 from serving.importing.embedding import find_embedding
 from serving.importing.example_images import example_images
 from serving.importing.hints import Hints, read_hints
-from serving.importing.image_input import ChannelOrder, ImageInput, Normalization, describe_input, to_tensor
+from serving.importing.image_input import ImageInput, Normalization, describe_input, to_tensor
 from serving.importing.labels import check_count, read_labels
+from serving.importing.normalization import choose_normalization
 from serving.importing.scores import Scores, choose_output, describe_scores
 from serving.importing.sessions import open_session
 from serving.importing.settings import ImportSettings
@@ -26,15 +26,6 @@ from serving.importing.source import Source, first_line, read_source
 from serving.importing.wrap import Features
 
 Floats64 = npt.NDArray[np.float64]
-
-_MAX_PLAIN_MEAN = 2.0  # above, --mean is of pixels in 0..255
-_MAX_PLAIN_STD = 10.0
-
-_ASK_NORMALIZATION = (
-    "--mean and --std are needed: the file does not say how pixels are normalised. Most networks of "
-    "torchvision and timm take --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225; pixels in 0..1 are --mean 0 "
-    "--std 1, in -1..1 --mean 0.5 --std 0.5, in 0..255 --mean 0 --std 1 --pixels 0-255"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +59,9 @@ def understand(path: Path, settings: ImportSettings) -> ForeignModel:
     graph = source.model.graph
     size = settings.size or (hints.size if _is_open(graph) else None)
     image = describe_input(graph, layout=settings.layout, size=size)
-    normalization = _normalization(image, settings, hints)
+    normalization = choose_normalization(
+        image, hints, mean=settings.mean, std=settings.std, pixels=settings.pixels, bgr=settings.bgr
+    )
     geometry, assumed = _geometry(image, settings, hints)
     labels, labels_origin = _labels(settings, hints, path)
     examples = example_images(image.height, image.width, image.channels)
@@ -112,39 +105,6 @@ def _is_open(graph: onnx.GraphProto) -> bool:
     return any(not axis.dim_value for value in graph.input for axis in value.type.tensor_type.shape.dim[1:])
 
 
-def _normalization(image: ImageInput, settings: ImportSettings, hints: Hints) -> Normalization:
-    order: ChannelOrder = "grey" if image.channels == 1 else "BGR" if settings.bgr else "RGB"
-    if (settings.mean is None) != (settings.std is None):
-        raise UsageError("--mean and --std belong together: give both, or none")
-    if image.dtype == np.uint8:
-        if settings.mean is not None:
-            raise UsageError(f"input {image.name!r} takes uint8 pixels: leave --mean and --std out")
-        return Normalization((), (), order)
-    mean, std = settings.mean, settings.std
-    if mean is None and {len(hints.mean or ()), len(hints.std or ())} <= {1, image.channels}:
-        mean, std = hints.mean, hints.std
-    if mean is None or std is None:
-        raise UsageError(_ASK_NORMALIZATION)
-    for option, values in (("--mean", mean), ("--std", std)):
-        if len(values) not in (1, image.channels):
-            raise UsageError(
-                f"{option} has {len(values)} values, input {image.name!r} has {image.channels} channels: "
-                "give one value, or one for each channel"
-            )
-    if max(map(abs, mean)) > _MAX_PLAIN_MEAN or max(std) > _MAX_PLAIN_STD:
-        raise UsageError(
-            f"--mean {_listed(mean)} --std {_listed(std)}: these are of pixels in 0..255; add --pixels 0-255"
-        )
-    if min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
-        raise UsageError(f"--std must be above 0, got {_listed(std)}")
-    repeat = image.channels
-    return Normalization(mean * (repeat // len(mean)), std * (repeat // len(std)), order)
-
-
-def _listed(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
-
-
 def _geometry(image: ImageInput, settings: ImportSettings, hints: Hints) -> tuple[Geometry, tuple[str, ...]]:
     """Return the geometry, and the options that neither the user nor the file determined."""
     chosen: dict[str, Any] = {}
@@ -165,7 +125,7 @@ def _geometry(image: ImageInput, settings: ImportSettings, hints: Hints) -> tupl
 def _labels(settings: ImportSettings, hints: Hints, path: Path) -> tuple[tuple[str, ...] | None, str]:
     if settings.labels is not None:
         return read_labels(settings.labels), f"--labels {settings.labels}"
-    return hints.labels, f"the metadata of {path}"
+    return hints.labels, str(path.parent / hints.labels_file)
 
 
 def _run(
@@ -195,12 +155,17 @@ def _run(
                 f"the model fails on {batch} images of {image.height} x {image.width} pixels: "
                 f"{first_line(error)}; check --size and --layout"
             ) from error
-    return {name: _joined([part[at] for part in parts], len(examples)) for at, name in enumerate(names)}
+    return {
+        name: _joined([part[at] for part in parts], batch, len(examples)) for at, name in enumerate(names)
+    }
 
 
-def _joined(parts: list[Any], images: int) -> object:
+def _joined(parts: list[Any], batch: int, images: int) -> object:
+    """Return the rows of all images; of an output without a row for each image, what the first batch gave."""
     first = parts[0]
-    if not isinstance(first, np.ndarray) or not first.ndim or len({part.shape for part in parts}) > 1:
+    if not isinstance(first, np.ndarray) or first.shape[:1] != (batch,):
+        return first
+    if len({part.shape for part in parts}) > 1:
         return first
     return np.concatenate(parts)[:images]
 

@@ -29,6 +29,7 @@ class Hints:
 
     origin: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
+    labels_file: str = ""  # name of the file that has them
     mean: tuple[float, ...] | None = None  # of pixels in 0..1
     std: tuple[float, ...] | None = None  # of pixels in 0..1
     size: tuple[int, int] | None = None  # height, width
@@ -48,12 +49,14 @@ def read_hints(path: Path, metadata: Mapping[str, str]) -> Hints:
     for name, read in ((_PROCESSOR_FILE, _processor), (_CONFIG_FILE, _config)):
         values = _read_json(path.parent / name)
         found = read(values) if values else {}
+        if "labels" in found:
+            found["labels_file"] = name
         if found:
             hints = replace(hints, origin=(*hints.origin, name), **found)
     found = _ultralytics(metadata) if metadata.get("task") == "classify" else {}
     labels = labels_in(metadata)
     if labels:
-        found["labels"] = labels
+        found |= {"labels": labels, "labels_file": path.name}
     return replace(hints, origin=(*hints.origin, path.name), **found) if found else hints
 
 

@@ -29,6 +29,13 @@ _BEFORE_LAYERS = frozenset(
     {"Identity", "Cast", "Sub", "Div", "Mul", "Add", "QuantizeLinear", "DequantizeLinear"}
 )
 _EXPECTED = "an image classifier takes (batch, channels, height, width) or (batch, height, width, channels)"
+# Number of axes of another input -> what it is, and what to do.
+_OTHER_INPUTS = {
+    2: "2 axes are a list of features: export the network from its first layer that takes an image",
+    3: "3 axes are one image without a batch: export it with a batch axis, for an example of shape "
+    "(1, channels, height, width)",
+    5: "5 axes are videos or volumes: import a network for single images",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +100,18 @@ def describe_input(
         known = number in onnx.TensorProto.DataType.values()
         kind = onnx.TensorProto.DataType.Name(number).lower() if known else f"of unknown type {number}"
         raise UnsupportedModel(
-            f"input {value.name!r} is {kind}; an image is float, float16, double or uint8: export it as such"
+            f"input {value.name!r} is {kind}; an image is float, float16, double or uint8: export the model "
+            "with an input of one of these types"
         )
     dims = _dimensions(value)
     found = _find_layout(value.name, dims, layout or _layout_of_first_layer(graph, dims))
     channels, height, width = dims[1:] if found == "NCHW" else (dims[3], dims[1], dims[2])
-    height, width = _complete_size((height, width), size)
+    if size is not None and max(size) > MAX_SIDE:
+        raise UsageError(
+            f"--size {size[0]}x{size[1]}: the limit of a side is {MAX_SIDE} pixels: give the size that the "
+            "model was trained on, such as --size 224"
+        )
+    height, width = _complete_size(value.name, (height, width), size)
     if max(height, width) > MAX_SIDE:
         raise UnsupportedModel(
             f"input {value.name!r} has {height} x {width} pixels, the limit of a side is {MAX_SIDE}: "
@@ -143,8 +156,9 @@ def _dimensions(value: onnx.ValueInfoProto) -> list[int | None]:
     tensor = value.type.tensor_type
     dims = [axis.dim_value if axis.dim_value > 0 else None for axis in tensor.shape.dim]
     if len(dims) != _IMAGE_AXES or not tensor.HasField("shape"):
-        shown = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
-        raise UnsupportedModel(f"input {value.name!r} has shape {shown}; {_EXPECTED}")
+        shown = [axis.dim_param or axis.dim_value or "?" for axis in tensor.shape.dim]
+        remedy = _OTHER_INPUTS.get(len(dims), "export a network whose input is such a batch of images")
+        raise UnsupportedModel(f"input {value.name!r} has shape {shown}; {_EXPECTED}; {remedy}")
     return dims
 
 
@@ -154,15 +168,19 @@ def _find_layout(name: str, dims: list[int | None], wanted: Layout | None) -> La
     possible = fitting or [each for each in ("NCHW", "NHWC") if dims[_CHANNEL_AXIS[each]] is None]
     if wanted is not None and wanted in (*possible, *_open(dims)):
         return wanted
-    if wanted is not None or not possible:
+    if wanted is not None and possible:
+        raise UsageError(
+            f"--layout {wanted}: input {name!r} has shape {shown}, which is {possible[0]}: leave --layout out"
+        )
+    if not possible:
         raise UnsupportedModel(
-            f"input {name!r} has shape {shown}, not {wanted or 'NCHW or NHWC'} with 1 or 3 channels: "
+            f"input {name!r} has shape {shown}, not NCHW or NHWC with 1 or 3 channels: "
             "export a classifier of grey or RGB images"
         )
     if len(possible) > 1:
         raise UsageError(
             f"input {name!r} has shape {shown}, which can be NCHW (torch) or NHWC (Keras): "
-            "say which by --layout"
+            "add --layout NCHW or --layout NHWC"
         )
     return possible[0]
 
@@ -171,12 +189,14 @@ def _open(dims: list[int | None]) -> list[Layout]:
     return [each for each in ("NCHW", "NHWC") if dims[_CHANNEL_AXIS[each]] is None]
 
 
-def _complete_size(found: tuple[int | None, int | None], wanted: tuple[int, int] | None) -> tuple[int, int]:
+def _complete_size(
+    name: str, found: tuple[int | None, int | None], wanted: tuple[int, int] | None
+) -> tuple[int, int]:
     if wanted is None:
         if None in found:
             raise UsageError(
-                "the file takes images of any size: say by --size which one it was trained on, "
-                "such as --size 224"
+                f"input {name!r} takes images of any size: give the one that it was trained on, such as "
+                "--size 224"
             )
         wanted = found[0] or 0, found[1] or 0
     if any(side not in (None, given) for side, given in zip(found, wanted, strict=True)):

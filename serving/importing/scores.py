@@ -1,6 +1,6 @@
 """The output of a foreign model: which tensor has the classes, and whether these are logits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,18 +57,24 @@ def choose_output(
     """
     if wanted is not None:
         if wanted not in found:
-            raise UsageError(f"--output-name {wanted}: the file's outputs are {', '.join(map(repr, found))}")
+            raise UsageError(
+                f"--output-name {wanted}: the file's outputs are {', '.join(map(repr, found))}: name one of "
+                "these, or leave --output-name out"
+            )
         found = {wanted: found[wanted]}
     fitting = {name: _columns(value, images) for name, value in found.items()}
     fitting = {name: columns for name, columns in fitting.items() if columns}
     if not fitting:
-        described = "; ".join(f"{name!r} {_describe(value)}" for name, value in found.items())
-        raise UnsupportedModel(f"no output is a classifier's, which has shape (batch, classes): {described}")
+        described = ", ".join(f"{name!r} {_describe(value, images)}" for name, value in found.items())
+        raise UnsupportedModel(
+            f"no output is a classifier's, which has floats of shape (batch, classes): {described}; "
+            f"{_remedy(list(found.values()), images)}"
+        )
     if len(fitting) > 1:
         fitting = {name: columns for name, columns in fitting.items() if columns == classes} or fitting
     if len(fitting) > 1:
         shown = ", ".join(f"{name} ({columns} values)" for name, columns in fitting.items())
-        raise UsageError(f"several outputs can hold the classes: {shown}; say which by --output-name")
+        raise UsageError(f"several outputs can hold the classes: {shown}; name one of them by --output-name")
     return next(iter(fitting))
 
 
@@ -80,17 +86,39 @@ def _columns(value: object, images: int) -> int:
     return int(value[0].size) if is_flat and len(value) == images else 0
 
 
-def _describe(value: object) -> str:
+def _describe(value: object, images: int) -> str:
     if isinstance(value, list):
-        return "is a sequence, as scikit-learn's converter writes: export it with options={'zipmap': False}"
+        return "is a sequence"
     if not isinstance(value, np.ndarray):
         return f"is a {type(value).__name__}"
-    shape = f"has shape {list(value.shape)} of {value.dtype}"
-    if value.ndim == 3:  # noqa: PLR2004 - boxes with their scores
-        return f"{shape}, as a detector's"
-    if value.ndim > 3:  # noqa: PLR2004 - a score for each pixel
-        return f"{shape}, as a segmentation's"
-    return shape
+    shape = ["batch", *value.shape[1:]] if _has_batch(value, images) else value.shape
+    return f"has shape ({', '.join(map(str, shape))}) of {value.dtype}"
+
+
+def _has_batch(value: npt.NDArray[np.generic], images: int) -> bool:
+    return value.ndim > 0 and len(value) == images
+
+
+def _remedy(values: Sequence[object], images: int) -> str:
+    """Return what to do about outputs that are not a classifier's, by what they look like."""
+    if any(isinstance(value, list) for value in values):
+        return "scikit-learn's converter writes sequences: export the model with options={'zipmap': False}"
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    axes = max((value.ndim for value in arrays), default=0)
+    if axes > 3:  # noqa: PLR2004 - a score for each pixel, or features
+        return (
+            f"{axes} axes are maps of a segmentation or of a network without its head: import a network that "
+            "gives each image one label"
+        )
+    if axes == 3:  # noqa: PLR2004 - boxes with their scores
+        return (
+            "3 axes are boxes of a detector, or a sequence: import a network that gives each image one label"
+        )
+    if any(value.dtype.kind in "iu" for value in arrays):
+        return "whole numbers are labels without scores: export the model with its logits, before the ArgMax"
+    if not any(_has_batch(value, images) for value in arrays):
+        return "the first axis must be the batch: export the model so that each image has a row of scores"
+    return "export the model with its logits or probabilities as output"
 
 
 def describe_scores(
@@ -136,7 +164,7 @@ def _kind(name: str, last: str, outputs: int, *, sum_to_one: bool, off: float) -
     if last == "Sigmoid" and not sum_to_one:
         raise UnsupportedModel(
             f"output {name!r} has {outputs} independent probabilities (its last operator is Sigmoid), and a "
-            "server gives one label to an image: export it with a softmax, or its logits"
+            "server gives each image one label: import a network that was trained for that, with a softmax"
         )
     if last == "Softmax" and not sum_to_one:
         raise UnsupportedModel(
@@ -152,14 +180,14 @@ def _check_kind(
     if kind == "sigmoid" and (outputs > 1 or not in_range):
         raise UsageError(
             f"--output sigmoid: output {name!r} has {outputs} values"
-            f"{'' if in_range else ' outside of 0..1'}, and a sigmoid is one value in 0..1: leave it out"
+            f"{'' if in_range else ' outside of 0..1'}, a sigmoid has one in 0..1: leave --output out"
         )
     if kind == "probabilities" and not sum_to_one:
         raise UsageError(
             f"--output probabilities: the {outputs} values of output {name!r} do not sum to 1 (off by "
             f"{off:.2g}); leave --output out"
         )
-    if kind == "logits" and (last == "Softmax" or (outputs == 1 and last == "Sigmoid")):
+    if kind == "logits" and last in ("Softmax", "Sigmoid"):
         raise UsageError(
             f"--output logits: the last operator of output {name!r} is {last}, so it holds probabilities; "
             "leave --output out"

@@ -1,5 +1,6 @@
 """Opens graphs in ONNX Runtime on the CPU, and runs images through those of a bundle's form."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from serving.importing.wrap import EMBEDDING, IMAGE, PROBABILITIES
 
 Floats = npt.NDArray[np.float32]
 
+# Words of ONNX Runtime.
+_NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* support for domain (\S+) is till opset (\d+)")
+_NEWER_FORMAT = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
+_UNKNOWN_OPERATOR = re.compile(
+    r"([\w.]+:\w+)\(-?\d+\) is not a registered function/op|No Op registered for (\w+)"
+)
 _FATAL_ONLY = 4  # ONNX Runtime's severity: failures come as exceptions, and some are expected
 _MOST_AT_ONCE = 32  # images
 _MOST_PIXELS_AT_ONCE = 32 * 224 * 224  # larger images run in smaller batches
@@ -36,10 +43,33 @@ def open_session(model: bytes | str) -> Any:  # noqa: ANN401 - ONNX Runtime ship
             model, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
-        raise UnsupportedModel(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {first_line(error)}; "
-            "export it with opset 11 to 22, and only with operators of ONNX"
-        ) from error
+        raise UnsupportedModel(_why_not_loaded(str(error), first_line(error))) from error
+
+
+def _why_not_loaded(text: str, reason: str) -> str:
+    """Return why a model cannot be loaded, and what to do, by the words of ONNX Runtime.
+
+    Args:
+        text: all of its message.
+        reason: of the first line.
+    """
+    runtime = f"ONNX Runtime {onnxruntime.__version__}"
+    if found := _NEWER_OPSET.search(text):
+        return (
+            f"the model has opset {found[1]} of {found[2]}, {runtime} reads up to {found[3]}: export it "
+            "with that or an older one, or install a newer ONNX Runtime"
+        )
+    if found := _NEWER_FORMAT.search(text):
+        return (
+            f"the model has IR version {found[1]}, {runtime} reads up to {found[2]}: export it with an older "
+            "version of onnx, or install a newer ONNX Runtime"
+        )
+    if found := _UNKNOWN_OPERATOR.search(text):
+        return (
+            f"the model has the operator {found[1] or found[2]}, which {runtime} does not have: "
+            "export it with operators of ONNX alone"
+        )
+    return f"{runtime} cannot load the model: {reason}; export it again, with operators of ONNX alone"
 
 
 def batch_size(height: int, width: int) -> int:

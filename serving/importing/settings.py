@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving.importing.hints import Fit, Interpolation
 from serving.importing.image_input import Layout
+from serving.importing.normalization import Pixels
 from serving.importing.scores import Kind
 
 
@@ -13,8 +14,9 @@ class ImportSettings:
     """The options of `lenserve models import`; None: read, or taken from the manifest's defaults."""
 
     labels: Path | None = None
-    mean: tuple[float, ...] | None = None  # of pixels in 0..1
-    std: tuple[float, ...] | None = None  # of pixels in 0..1
+    mean: tuple[float, ...] | None = None  # of pixels in the range of `pixels`
+    std: tuple[float, ...] | None = None
+    pixels: Pixels = "0-1"
     bgr: bool = False
     size: tuple[int, int] | None = None  # height, width
     fit: Fit | None = None

@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from serving.errors import UnsupportedModel, UsageError
 from serving.importing.graph import tensor_names
-from serving.limited_files import open_regular
+from serving.limited_files import open_regular, why_unreadable
 
 _MIN_OPSET = 7  # ONNX Runtime's lowest (docs/Versioning.md)
 _CONVERTED_OPSET = 11  # what older files are converted to
@@ -29,14 +31,32 @@ _QUANTIZED_OPS = (
     "MatMulInteger",
 )
 
-# First bytes of files that are often mistaken for an ONNX file.
-_OTHER_KINDS = {
-    b"PK\x03\x04": "it is a zip archive, such as torch's .pt or Keras's .keras: export it to ONNX",
-    b"\x89HDF": "it is an HDF5 file, such as Keras weights: export it to ONNX",
-    b"version https://git-lfs": "it is a Git LFS pointer: fetch the file with `git lfs pull`",
-    b"<!DOCTYPE": "it is a web page: download the file itself",
-    b"<html": "it is a web page: download the file itself",
-}
+# Files that are often mistaken for an ONNX file: after how many bytes, which bytes; what to do.
+_EXPORT = "export the model to ONNX"
+_PAGE = "it is a web page: download the file itself"
+_OTHER_KINDS = (
+    (
+        0,
+        b"PK\x03\x04",
+        f"it is a zip archive, such as torch's .pt or Keras's .keras: {_EXPORT}, or unpack it",
+    ),
+    (0, b"\x80\x02", f"it is a pickle, such as torch's old .pt: {_EXPORT}"),
+    (0, b"\x89HDF", f"it is an HDF5 file, such as Keras's .h5: {_EXPORT}"),
+    (0, b"\x1f\x8b", "it is compressed: unpack it with gunzip"),
+    (0, b"<?xml", f"it is XML, such as OpenVINO's .xml: {_EXPORT}"),
+    (4, b"TFL3", f"it is a file of TensorFlow Lite: {_EXPORT}"),
+    (8, b'{"', f"it is a safetensors file, weights without a network: {_EXPORT}"),
+    (0, b"version https://git-lfs", "it is a Git LFS pointer: fetch the file with `git lfs pull`"),
+    (0, b"<!DOCTYPE", _PAGE),
+    (0, b"<html", _PAGE),
+)
+# What ONNX and ONNX Runtime write before the reason: kinds of errors, places and functions of their source.
+_NOT_THE_REASON = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|Fatal error: "
+    r"|^This is an invalid model\. "
+    r"|/\S+\.(cc|h):\d+:? (\w+: Assertion `.*?` failed: |[^()]*\(.*?\) (?=[A-Z]))?"
+)
+_MAX_SEARCHED, _MAX_REASON = 2000, 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +124,35 @@ def read_source(path: Path) -> Source:
 
 
 def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory: name the ONNX file to import{_example(path)}")
     try:
         with open_regular(path) as file:
             content = file.read(_MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file; name the ONNX file to import") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; name the ONNX file to import") from error
+        raise UsageError(
+            f"{path} cannot be read: {why_unreadable(error)}; name the ONNX file to import"
+        ) from error
     if len(content) > _MAX_FILE_BYTES:
         raise UnsupportedModel(
-            f"{path} has more than {_MAX_FILE_BYTES:,} bytes, the limit of a bundle's file"
+            f"{path} has more than {_MAX_FILE_BYTES:,} bytes, the limit of a bundle's file: "
+            "export the model in FP16, or a smaller one"
         )
     return content
 
 
+def _example(folder: Path) -> str:
+    with suppress(OSError):
+        if found := sorted(folder.glob("*.onnx")):
+            return f", such as {found[0]}"
+    return ""
+
+
 def _not_onnx(path: Path, content: bytes) -> UnsupportedModel:
-    found = next((what for start, what in _OTHER_KINDS.items() if content.startswith(start)), "")
-    reason = found or "it is truncated, or not an ONNX file: copy or export it again"
+    found = next((what for at, start, what in _OTHER_KINDS if content.startswith(start, at)), "")
+    reason = found or f"it is truncated, or not an ONNX file: copy it again, or {_EXPORT}"
     return UnsupportedModel(f"{path} ({len(content):,} bytes) cannot be read as ONNX: {reason}")
 
 
@@ -206,5 +238,7 @@ def _producer(model: onnx.ModelProto) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's message, which may be pages long."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """Return the reason in the first line of a library's message, which may be pages long."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = _NOT_THE_REASON.sub("", text[:_MAX_SEARCHED]).strip() or text
+    return reason[:_MAX_REASON].rstrip(" .;")

@@ -87,7 +87,10 @@ def test_geometry_options_reach_the_manifest(
     ("arguments", "message"),
     [
         ("--mean 0,x,0", "--mean: must be a number, got 'x'"),
-        ("--size big", "--size: must be a side, or HEIGHTxWIDTH, in pixels, got 'big'"),
+        ("--mean nan", "--mean: must be values separated by commas, such as 1,8 or a,b"),
+        ("--size big", "--size: must be a side in pixels such as 224, or HEIGHTxWIDTH, got 'big'"),
+        ("--size 0", "--size: must be a side in pixels such as 224, or HEIGHTxWIDTH, got '0'"),
+        ("--crop-fraction 2", "--crop-fraction: must be at most 1, got 2"),
         ("--name ../x", "--name: must be 1 to 128 letters"),
         ("--fit zoom", "--fit: must be stretch, crop or pad, got 'zoom'"),
         ("--bgr", "lenserve models import: --mean and --std are needed"),

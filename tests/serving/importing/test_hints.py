@@ -40,6 +40,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert read_hints(tmp_path / "model.onnx", {}) == Hints(
         origin=("preprocessor_config.json", "config.json"),
         labels=("cat", "dog"),
+        labels_file="config.json",
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         size=(224, 224),
