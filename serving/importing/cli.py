@@ -83,11 +83,11 @@ class ImportModel(Command):
     def run(self) -> int:
         """Import; the repository is unchanged if anything fails."""
         require_import()
-        from serving.bundle import STABLE_ALIAS
         from serving.bundle.stored_repository import open_repository
         from serving.importing.importer import import_model
         from serving.importing.settings import ImportSettings
         from serving.importing.summary import notes, to_json
+        from serving.importing.what_is_served import versions_before, what_is_served
 
         settings = ImportSettings(
             labels=self.labels,
@@ -106,25 +106,13 @@ class ImportModel(Command):
         )
         repository = open_repository(self.repository, self.repository_cache, must_exist=False)
         repository.prepare(self.name)
+        before = versions_before(repository, self.name)
         result = import_model(self.file, self.name, repository, settings)
         for line in notes(result):
             stderr.print(line, markup=False)
-        bundle = result.bundle
-        stable = repository.aliases(bundle.model).get(STABLE_ALIAS)
-        if stable is not None:
-            stderr.print(
-                f"served    is version {stable}, which the alias {STABLE_ALIAS!r} names, until "
-                f"`lenserve models promote {bundle.model}@{bundle.version} --repository {self.repository}`",
-                markup=False,
-            )
-        elif before := [each for each in repository.versions(bundle.model) if each != bundle.version]:
-            stderr.print(
-                f"served    is version {bundle.version} from now on: without alias {STABLE_ALIAS!r} it is "
-                f"the newest one; to go back: `lenserve models promote {bundle.model}@{before[-1]} "
-                f"--repository {self.repository}`",
-                markup=False,
-            )
-        print_line(json.dumps(to_json(result)) if self.as_json else f"published {result.location}")
+        print_line(json.dumps(to_json(result, before)) if self.as_json else f"published {result.location}")
+        for line in what_is_served(result.bundle, before, self.repository):
+            stderr.print(line, markup=False)
         return DONE
 
 

@@ -41,6 +41,7 @@ class ForeignModel:
     features: Features
     has_embedding: bool  # whether `features` come before the last layer
     labels: tuple[str, ...]
+    labels_origin: str  # option or file
     examples: Pixels  # (N, H, W, C) uint8
     expected: Floats64  # (N, K): the file's probabilities for the examples, computed without any wrapping
     assumed: tuple[str, ...]  # options that neither the file nor the operator determined
@@ -93,6 +94,7 @@ def understand(path: Path, settings: ImportSettings) -> ForeignModel:
         features=features,
         has_embedding=has_embedding,
         labels=labels,
+        labels_origin=labels_origin,
         examples=examples,
         expected=scores.probabilities(raw),
         assumed=assumed,

@@ -78,6 +78,15 @@ class Normalization:
     std: tuple[float, ...]
     channel_order: ChannelOrder
 
+    def __str__(self) -> str:
+        if not self.mean:
+            return f"{self.channel_order} in 0..255, without normalisation"
+        return f"{self.channel_order} in 0..1, with mean {_listed(self.mean)} and std {_listed(self.std)}"
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.4g}" for value in (values if len(set(values)) > 1 else values[:1]))
+
 
 def describe_input(
     graph: onnx.GraphProto, *, layout: Layout | None = None, size: tuple[int, int] | None = None

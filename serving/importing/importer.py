@@ -39,8 +39,6 @@ Labels = npt.NDArray[np.int64]
 
 RECIPE = "import"
 _BATCH_SIZES = (1, 2, 5)  # a single image, an even and an odd batch
-_MOST_AT_ONCE = 32  # images
-_MIN_CALIBRATION_IMAGES = 50  # one number is fitted; on fewer images it would be chance
 
 # Largest difference between the wrapped graph and the file: rounding in another order.
 _MAX_DIFFERENCE = 1e-4
@@ -110,7 +108,7 @@ def import_model(path: Path, name: str, repository: Repository, settings: Import
     except OSError as error:
         raise UsageError(
             f"the repository {repository.root} cannot be written: {error.strerror or error}; "
-            "make room or set another --repository"
+            "make room, correct its permissions, or set another --repository"
         ) from error
     location = repository.location(bundle.model, bundle.version)
     return ImportResult(bundle, location, foreign, batch, difference, measured)

@@ -1,28 +1,34 @@
 """The outcome of an import, as lines for people and as JSON."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
 from serving.counted import counted
+from serving.importing.foreign_model import ForeignModel
 from serving.importing.importer import ImportResult
-from serving.importing.measuring import MIN_CALIBRATION_IMAGES
+from serving.importing.measuring import MIN_CALIBRATION_IMAGES, Measured
+from serving.importing.what_is_served import Before
 
 # Largest range of a probability over generated images of a network that does not look at them.
 _CONSTANT = 1e-4
+_MAX_SHOWN = 5  # labels
 
 
 def notes(result: ImportResult) -> list[str]:
     """What was read, assumed, checked and measured, one line each."""
-    foreign, measured = result.foreign, result.measured
+    foreign = result.foreign
     source, scores = foreign.source, foreign.scores
-    features = f"embedding {foreign.features.name!r}" if foreign.has_embedding else "also as the embedding"
     produced = f"{source.producer}, opset {source.opset}, {counted(source.parameters, 'parameter')}"
     classes = counted(scores.classes, "class", "classes")
     lines = [
         f"read      {source.path.name}: {produced}",
         f"input     {foreign.image.name!r}: {foreign.image}",
-        f"output    {scores.name!r}: {scores.kind} of {classes}, {features}",
+        f"pixels    {foreign.normalization}",
+        f"output    {scores.name!r}: {scores.kind} of {classes}",
+        f"embedding {_embedding(foreign)}",
+        f"labels    {_few(foreign.labels)} ({foreign.labels_origin})",
     ]
     if foreign.origin:
         lines.append(f"taken     from {', '.join(foreign.origin)}, where no option says otherwise")
@@ -32,29 +38,46 @@ def notes(result: ImportResult) -> list[str]:
         f"checked   probabilities differ from the file's by {result.difference:.1g} at most; "
         f"batches: {result.batch}"
     )
-    if np.ptp(foreign.expected, axis=0).max() < _CONSTANT:
-        lines.append("warning   all generated images get the same probabilities: are --mean and --std right?")
+    lines += [f"warning   {warning}" for warning in warnings(result)]
+    return [*lines, *_measured(result.measured)]
+
+
+def warnings(result: ImportResult) -> list[str]:
+    """What speaks against the import, although it succeeded."""
+    if np.ptp(result.foreign.expected, axis=0).max() >= _CONSTANT:
+        return []
+    return ["all generated images get the same probabilities: check --mean, --std and --pixels"]
+
+
+def _embedding(foreign: ForeignModel) -> str:
+    features = foreign.features
+    if foreign.has_embedding:
+        return f"{features.name!r}: {counted(features.size, 'value')}, which the last layer gets"
+    return f"{features.name!r}, the output itself: no last layer was found before it"
+
+
+def _few(labels: Sequence[str]) -> str:
+    shown = labels if len(labels) <= _MAX_SHOWN else (*labels[: _MAX_SHOWN - 1], "...", labels[-1])
+    return f"{len(labels):,}: {', '.join(shown)}"
+
+
+def _measured(measured: Measured | None) -> list[str]:
     if measured is None:
-        lines.append("measured  nothing: --images names labelled images to measure on")
-        return lines
+        return ["measured  nothing, and not calibrated: --images names labelled images for both"]
     accuracy = measured.evaluation.accuracy
-    lines.append(
+    skipped = f", {counted(measured.undecodable, 'file')} skipped" if measured.undecodable else ""
+    line = (
         f"measured  accuracy {accuracy.value:.2%} (95 %: {accuracy.low:.2%} to {accuracy.high:.2%}) on "
-        f"{counted(measured.evaluation.images, 'image')}"
-        + (f", {counted(measured.undecodable, 'file')} skipped" if measured.undecodable else "")
+        f"{counted(measured.evaluation.images, 'image')}{skipped}"
     )
-    if measured.calibration:
-        calibration = measured.calibration
-        lines.append(
-            f"calibrated temperature {calibration.temperature:.3f}; calibration error "
-            f"{calibration.ece_before:.2%} before, {calibration.ece_after:.2%} after"
-        )
-    else:
-        lines.append(f"calibrated not: fewer than {2 * MIN_CALIBRATION_IMAGES} images")
-    return lines
+    if not measured.calibration:
+        return [line, f"calibrated not: fewer than {2 * MIN_CALIBRATION_IMAGES} images; add some to --images"]
+    calibration = measured.calibration
+    errors = f"{calibration.ece_before:.2%} before, {calibration.ece_after:.2%} after"
+    return [line, f"calibrated temperature {calibration.temperature:.3f}; calibration error {errors}"]
 
 
-def to_json(result: ImportResult) -> dict[str, object]:
+def to_json(result: ImportResult, before: Before) -> dict[str, object]:
     """Return what was published, for programs."""
     bundle = result.bundle
     return {
@@ -62,7 +85,9 @@ def to_json(result: ImportResult) -> dict[str, object]:
         "version": bundle.version,
         "path": result.location,
         "digest": bundle.digest,
+        "served": before.served(bundle.version),
         "manifest": json.loads(bundle.manifest.to_json()),
         "assumed": list(result.foreign.assumed),
         "difference": result.difference,
+        "warnings": warnings(result),
     }

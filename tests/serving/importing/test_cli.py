@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from serving.bundle import Repository
 from serving.cli import main
@@ -28,8 +31,21 @@ def test_what_was_read_and_assumed_is_said(
     assert code == 0
     assert printed.out == f"published {repository.root / 'foreign' / '1'}\n"
     assert [line.split()[0] for line in printed.err.splitlines()] == [
-        *("read", "input", "output", "assumed", "checked", "measured")
+        *("read", "input", "pixels", "output", "embedding", "labels", "assumed", "checked", "measured"),
+        *("served", "next"),
     ]
+    assert (
+        "pixels    RGB in 0..1, with mean 0.4851,0.458,0.4075 and std 0.229,0.2239,0.2251\n"
+        "output    'logits': logits of 5 classes\n"
+        "embedding 'features': 8 values, which the last layer gets\n"
+        f"labels    5: class 0, class 1, class 2, class 3, class 4 (--labels {labels})\n"
+    ) in printed.err
+    assert "measured  nothing, and not calibrated: --images names labelled images for both\n" in printed.err
+    assert printed.err.endswith(
+        "served    is version 1, the first one of foreign\n"
+        f"next      `lenserve serve --repository {repository.root}`, then "
+        "`lenserve classify IMAGE --model foreign`\n"
+    )
     assert "assumed   --fit stretch --interpolation bilinear: the file does not say" in printed.err
     assert "batches: made dynamic" in printed.err
     imported = repository.read("foreign", 1).manifest.provenance.imported
@@ -56,6 +72,58 @@ def test_an_import_that_is_not_served_says_how_it_would_be(
         "served    is version 1, which the alias 'stable' names, until `lenserve models promote foreign@3 "
         f"--repository {repository.root}`\n"
     ) in capsys.readouterr().err
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["version"], document["served"]) == (4, 1)
+
+
+def test_many_labels_are_shortened(
+    repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first ones and the last one show whether they are in order."""
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"class {number}\n" for number in range(1000)))
+    path = files.write(
+        tmp_path / "many.onnx",
+        files.layers(),
+        files.weights(outputs=1000),
+        outputs=[helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("N", 1000))],
+    )
+    assert main([*import_of(path, repository), "--labels", str(labels), "--mean", "0", "--std", "1"]) == 0
+    assert "labels    1,000: class 0, class 1, class 2, class 3, ..., class 999 (" in capsys.readouterr().err
+
+
+def test_aliases_that_cannot_be_read_stop_before_anything_is_published(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise a version would be published by a command that fails."""
+    (repository.root / "foreign").mkdir(parents=True)
+    (repository.root / "foreign" / "aliases.json").write_text("[")
+    path = files.plain(tmp_path / "plain.onnx")
+    assert main([*import_of(path, repository), "--labels", str(labels), "--mean", "0", "--std", "1"]) == 1
+    assert "aliases.json" in capsys.readouterr().err
+    assert repository.versions("foreign") == []
+
+
+def test_a_full_disk_publishes_nothing(repository: Repository, labels: Path, tmp_path: Path) -> None:
+    """One line, and no part of a version is left. The limit is that of a separate process."""
+    path = files.plain(tmp_path / "plain.onnx")
+    options = ["--labels", str(labels), "--mean", "0", "--std", "1"]
+    program = (
+        "import resource, signal, sys\n"
+        "from serving.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, *import_of(path, repository), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"lenserve models import: the repository {repository.root} cannot be written: File too large; "
+        "make room, correct its permissions, or set another --repository\n"
+    )
+    assert list(repository.root.rglob("*")) == [repository.root / "foreign"]
 
 
 def test_geometry_options_reach_the_manifest(
@@ -81,6 +149,7 @@ def test_geometry_options_reach_the_manifest(
         "background": 255,
     }
     assert (document["model"], document["version"], document["assumed"]) == ("foreign", 1, [])
+    assert (document["served"], document["warnings"]) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -117,8 +186,8 @@ def test_a_repository_that_cannot_be_written_is_one_line(
     code = main([*import_of(path, broken), "--labels", str(labels), "--mean", "0", "--std", "1"])
     assert code == 2
     assert capsys.readouterr().err == (
-        f"lenserve models import: the repository {broken.root} cannot be written: Not a directory; "
-        "make room or set another --repository\n"
+        f"lenserve models import: the repository {broken.root} cannot be read: Not a directory; "
+        "correct its path or permissions, or set another --repository\n"
     )
 
 
