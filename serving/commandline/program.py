@@ -129,19 +129,23 @@ def _describe_usage(message: str, command: type[Command], argv: Sequence[str]) -
         following = next((after for word, after in pairwise(argv) if word == no_value[1]), "")
         remedy = f": write {no_value[1]}={following}" if re.match(r"-[\d.]", following) else ""
         return f"{no_value[1]} needs a value{remedy}"
-    if variable := re.match(r'error parsing value for field "(\w+)" from source "Env', message):
-        return f'{_variable(variable[1])}: must be a JSON list such as [1,8] or ["a","b"]'
-    if listed := re.match(r'error parsing value for field "(\w+)" from source "Cli', message):
-        return f"{_option(listed[1])}: must be values separated by commas, such as 1,8 or a,b"
+    if value := re.match(r'error parsing value for field "(\w+)" from source "(Env|Cli)', message):
+        return _describe_value(value[1], of_variable=value[2] == "Env")
     if unexpected := re.match(r"unrecognized arguments: (.+)", message):
         return _describe_unexpected(unexpected[1], command.explain_arguments(argv))
     return message
 
 
+def _describe_value(field: str, *, of_variable: bool) -> str:
+    if of_variable:
+        return f'{_variable(field)}: must be a JSON list such as [1,8] or ["a","b"]'
+    return f"{_option(field)}: must be values separated by commas, such as 1,8 or a,b"
+
+
 def _describe_unexpected(words: str, meant: str) -> str:
-    numbers = "separate the values of an option by commas" if re.fullmatch(r"[-\d. ]+", words) else ""
-    remedy = f": {meant or numbers}" if meant or numbers else ""
-    return f"unexpected argument{'s' if ' ' in words else ''} {words}{remedy}"
+    if not meant and re.fullmatch(r"[-\d ]*\.[-\d. ]*", words):
+        meant = "separate the values of an option by commas"
+    return f"unexpected argument{'s' if ' ' in words else ''} {words}" + (f": {meant}" if meant else "")
 
 
 def _describe(problem: Problem, argv: Sequence[str]) -> str:

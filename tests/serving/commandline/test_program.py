@@ -206,7 +206,7 @@ def test_variables_of_other_commands_are_ignored(
         ),
         (
             ["greet", "--name", "0.5", "0.4", "0.3"],
-            "program greet: unexpected argument 0.4 0.3; separate the values of an option by commas",
+            "program greet: unexpected arguments 0.4 0.3: separate the values of an option by commas",
         ),
         (["more", "greet"], "program more greet: --name is required (or LENSERVE_NAME)"),
         (
