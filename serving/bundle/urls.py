@@ -58,6 +58,8 @@ def copy_folder(url: str, cache: Path) -> Path:
 
 def as_text(location: object) -> object:
     """Return a path as text, for settings that take a directory or a URL."""
+    if location == "":  # a shell variable was probably not set
+        raise ValueError("must not be empty: name a directory, or leave it out")
     return str(location) if isinstance(location, Path) else location
 
 

@@ -5,9 +5,9 @@ import tomllib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -42,6 +42,16 @@ class Command(BaseSettings):
     example: ClassVar[str] = ""  # for --help
 
     config: Path | None = Field(default=None, description="TOML file whose keys are these options")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse "", which a Path takes for the current directory: a shell variable was probably not set."""
+        takes = cls.model_fields[info.field_name or ""].annotation
+        is_empty = value == "" or (isinstance(value, list) and "" in value)
+        if is_empty and Path in (takes, *get_args(takes)):
+            raise ValueError("must not be empty: name a path, or leave it out")
+        return value
 
     @abstractmethod
     def run(self) -> int:

@@ -9,10 +9,10 @@ from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource, SettingsError
+from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource, SettingsError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -28,6 +28,9 @@ DONE = 0
 FAILED = 1
 WRONG_USAGE = 2
 _MOST_HINTS = 3  # options in one "did you mean"
+_POSITIONAL = get_args(CliPositionalArg[str])[
+    1
+]  # in the metadata of a field without a name on the command line
 
 # Type name -> placeholder in --help.
 _METAVARS = {"Path": "PATH", "str": "TEXT", "int": "INTEGER", "float": "NUMBER"}
@@ -77,7 +80,7 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
         return CliApp.run(command, cli_args=argv, cli_settings_source=source).run()
     except ValidationError as error:
         for problem in problems(error, command):
-            stderr.print(f"{name}: {_describe(problem, argv)}", markup=False)
+            stderr.print(f"{name}: {_describe(problem, command, argv)}", markup=False)
         return WRONG_USAGE
     except (UsageError, SettingsError) as error:
         stderr.print(f"{name}: {_describe_usage(str(error), command, argv)}", markup=False)
@@ -148,7 +151,7 @@ def _describe_unexpected(words: str, meant: str) -> str:
     return f"unexpected argument{'s' if ' ' in words else ''} {words}" + (f": {meant}" if meant else "")
 
 
-def _describe(problem: Problem, argv: Sequence[str]) -> str:
+def _describe(problem: Problem, command: type[Command], argv: Sequence[str]) -> str:
     if not problem.key:  # options contradict each other
         return problem.text
     name = problem.key.partition("[")[0]
@@ -156,6 +159,8 @@ def _describe(problem: Problem, argv: Sequence[str]) -> str:
         return f"{_option(name)} is required (or {_variable(name)})"
     if problem.kind == "unknown":
         return f"unknown option {_option(name)}"
+    if name in command.model_fields and _POSITIONAL in command.model_fields[name].metadata:
+        return f"{name.upper()}: {problem.text}"
     given = any(word.partition("=")[0] == _option(name) for word in argv)
     where = _variable(name) if _variable(name) in os.environ and not given else _option(name)
     return f"{where}: {problem.text}"

@@ -48,7 +48,7 @@ class Copy(Command):
 
     example: ClassVar[str] = "program copy a b"
 
-    source: CliPositionalArg[str] = Field(description="from")
+    source: CliPositionalArg[Path] = Field(description="from")
     target: CliPositionalArg[str] = Field(description="to")
 
     @classmethod
@@ -221,6 +221,11 @@ def test_variables_of_other_commands_are_ignored(
         (["copy", "a"], "program copy: TARGET is required, for example: program copy a b"),
         (["copy", "a", "to", "b"], "program copy: unexpected argument b: leave out 'to'"),
         (["copy", "a", "b", "c"], "program copy: unexpected argument c"),
+        (["copy", "", "b"], "program copy: SOURCE: must not be empty: name a path, or leave it out"),
+        (
+            ["greet", "--name", "", "--place", ""],
+            "program greet: --place: must not be empty: name a path, or leave it out",
+        ),
         (["fail", "--how", "usage"], "program fail: one of --a and --b is needed"),
     ],
 )
