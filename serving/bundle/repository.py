@@ -6,6 +6,7 @@ Readers see all of a version or nothing: staging.py.
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -217,10 +218,20 @@ class Repository:
         """Find what would prevent that a version is published, as far as that needs no version.
 
         Raises:
-            BundleError: the name is not a valid model name.
+            BundleError: the name is not a valid model name, or the directory cannot be written.
             LenserveError: it cannot be published.
         """
         require_name(model)
+        folder = self.model_folder(model)
+        try:
+            existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+            with tempfile.TemporaryFile(dir=existing) as file:
+                file.write(bytes(4096))  # a full disk may still take an empty file
+        except OSError as error:
+            raise BundleError(
+                f"the repository {self.root} cannot be written: {error.strerror}; make room, correct its "
+                "permissions, or choose another directory"
+            ) from error
 
     def publish(self, model: str, write: Callable[[Path], Description]) -> Bundle:
         """Publish the next version of a model: all of it, or nothing. Numbers are never used twice.

@@ -237,6 +237,15 @@ def test_an_edited_manifest_cannot_reach_outside(name: str, repository: Reposito
 # Publishing
 
 
+def test_a_directory_that_cannot_be_written_is_noticed_before_the_work(tmp_path: Path) -> None:
+    """An import measures, and a run trains, before it publishes; nothing is left behind."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match=r"file cannot be written: Not a directory; make room"):
+        Repository(tmp_path / "file").prepare("animals")
+    Repository(tmp_path / "new" / "repository").prepare("animals")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_published_versions_can_be_read_by_others(publish: Publish) -> None:
     """The server may run as another user than the training job, so the folder's mode is 0755."""
     assert stat.S_IMODE(publish().folder.stat().st_mode) == 0o755

@@ -118,12 +118,12 @@ def test_a_full_disk_publishes_nothing(repository: Repository, labels: Path, tmp
     )
     command = [sys.executable, "-c", program, *import_of(path, repository), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         f"lenserve models import: the repository {repository.root} cannot be written: File too large; "
-        "make room, correct its permissions, or set another --repository\n"
+        "make room, correct its permissions, or choose another directory\n"
     )
-    assert list(repository.root.rglob("*")) == [repository.root / "foreign"]
+    assert not list(repository.root.rglob("*"))
 
 
 def test_geometry_options_reach_the_manifest(
@@ -184,10 +184,10 @@ def test_a_repository_that_cannot_be_written_is_one_line(
     path = files.plain(tmp_path / "plain.onnx")
     broken = Repository(path / "repository")
     code = main([*import_of(path, broken), "--labels", str(labels), "--mean", "0", "--std", "1"])
-    assert code == 2
+    assert code == 1
     assert capsys.readouterr().err == (
-        f"lenserve models import: the repository {broken.root} cannot be read: Not a directory; "
-        "correct its path or permissions, or set another --repository\n"
+        f"lenserve models import: the repository {broken.root} cannot be written: Not a directory; "
+        "make room, correct its permissions, or choose another directory\n"
     )
 
 
