@@ -42,6 +42,13 @@ _Reason = Annotated[str, Field(max_length=1000, description="why, for the histor
 class _ChangeCommand(VersionCommand):
     """A command that changes an alias."""
 
+    def served_before(self, model: str, change: AliasChange) -> int | None:
+        """Return the version that was served before `stable` changed; None: none is usable."""
+        if change.before is not None:
+            return change.before
+        newest = newest_usable(self.models, model, to_show=True)
+        return newest.version if newest else None
+
     def finish_change(self, model: str, alias: str, change: AliasChange | None, version: int) -> int:
         """Print what became of an alias."""
         if change is None:
@@ -69,8 +76,8 @@ class Promote(_ChangeCommand):
         name, version = version_of(self.models, self.model)
         labels = self.models.read(name, version).manifest.labels
         change = self.models.set_alias(name, STABLE_ALIAS, version, expect=self.expect, reason=self.reason)
-        if change is not None and change.before is not None:
-            _warn_of_other_labels(self.models, name, version, labels, change.before)
+        if change is not None and (before := self.served_before(name, change)) is not None:
+            _warn_of_other_labels(self.models, name, version, labels, before)
         return self.finish_change(name, STABLE_ALIAS, change, version)
 
 

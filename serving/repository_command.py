@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import Field
 
 from serving.bundle import Repository
-from serving.bundle.looks_like import is_version_name, version_number
+from serving.bundle.looks_like import is_version_name
 from serving.bundle.manifest import NAME_PATTERN
-from serving.bundle.operations import require_model
+from serving.bundle.operations import require_model, version_named
 from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line
-from serving.errors import BundleError, UnknownModel, UsageError
+from serving.errors import BundleError, UsageError
 
 
 class RepositoryCommand(Command):
@@ -85,24 +85,7 @@ def version_of(repository: Repository, name: str) -> tuple[str, int]:
     if not revision:
         newest = repository.versions(model)[-1]
         raise UsageError(f"{name} names no version: use MODEL@VERSION, for example {name}@{newest}")
-    return model, number_of(repository, model, revision)
-
-
-def number_of(repository: Repository, model: str, revision: str) -> int:
-    """Return the version that a number or an alias names.
-
-    Raises:
-        BundleError: aliases.json is invalid.
-        UnknownModel: the model has no such version or alias.
-    """
-    if (number := version_number(model, revision)) is not None:
-        repository.require_version(model, number)
-        return number
-    aliases = repository.aliases(model)
-    if revision not in aliases:
-        known = ", ".join(sorted(aliases)) or "none"
-        raise UnknownModel(f"model {model!r} has no alias {revision!r}; known aliases: {known}")
-    return aliases[revision]
+    return model, version_named(repository, model, revision)
 
 
 def split_version(words: Sequence[str]) -> str:

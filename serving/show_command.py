@@ -8,11 +8,11 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle import STABLE_ALIAS, Repository
-from serving.bundle.operations import newest_usable, require_model
+from serving.bundle.operations import newest_usable, require_model, version_named
 from serving.commandline import DONE, FAILED, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
-from serving.repository_command import RepositoryCommand, number_of, split_version, version_of
+from serving.repository_command import RepositoryCommand, split_version, version_of
 from serving.version_tables import all_models, all_versions, facts, versions_side_by_side
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Show(RepositoryCommand):
         name, _, revision = self.named[0].partition("@")
         require_model(self.models, name)
         if revision:
-            return name, [number_of(self.models, name, revision)]
+            return name, [version_named(self.models, name, revision)]
         return name, self.models.versions(name)[::-1]
 
 

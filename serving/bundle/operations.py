@@ -15,6 +15,7 @@ from serving.bundle.aliases import (
     require_expected,
     write_change,
 )
+from serving.bundle.looks_like import version_number
 from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
 from serving.bundle.rollbacks import earlier_versions, rollback_command, rollback_targets, why_no_rollback
 from serving.errors import AliasMoved, BundleError, LenserveError, UnknownModel
@@ -238,6 +239,23 @@ def newest_usable(repository: Repository, model: str, *, to_show: bool = False) 
         with suppress(LenserveError):  # servers do not load it either
             return read(model, version)
     return None
+
+
+def version_named(repository: Repository, model: str, revision: str) -> int:
+    """Return the version that a number or an alias names.
+
+    Raises:
+        BundleError: aliases.json is invalid.
+        UnknownModel: the model has no such version or alias.
+    """
+    if (number := version_number(model, revision)) is not None:
+        repository.require_version(model, number)
+        return number
+    aliases = repository.aliases(model)
+    if revision not in aliases:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise UnknownModel(f"model {model!r} has no alias {revision!r}; known aliases: {known}")
+    return aliases[revision]
 
 
 def require_model(repository: Repository, model: str) -> None:

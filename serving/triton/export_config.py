@@ -10,9 +10,8 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository
-from serving.bundle.looks_like import version_number
-from serving.bundle.operations import require_model
-from serving.errors import BundleError, UnknownModel, UsageError
+from serving.bundle.operations import require_model, version_named
+from serving.errors import BundleError, UsageError
 from serving.limited_files import read_limited, why_unreadable
 from serving.pb.inference import model_config_pb2 as pb
 from serving.rpc.open_inference import tensors
@@ -21,7 +20,7 @@ from serving.rpc.open_inference.model_config import model_config
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 _MARK = "# Written by `lenserve models export-config`."
-_MAX_CONFIG_BYTES = 2**20
+_MAX_FILE_BYTES = 64 * 2**20
 
 
 def export_configs(bundles: Sequence[Bundle], *, max_batch_size: int) -> list[Path]:
@@ -39,11 +38,11 @@ def export_configs(bundles: Sequence[Bundle], *, max_batch_size: int) -> list[Pa
     """
     for bundle in bundles:
         _require_single_lines(bundle)
-        _require_ours(bundle.folder.parent / CONFIG_FILE)
+        _require_ours(bundle)
     folders = []
     for bundle in bundles:
         folder = bundle.folder.parent
-        _replace(folder / LABELS_FILE, "".join(f"{label}\n" for label in bundle.manifest.labels))
+        _replace(folder / LABELS_FILE, _labels(bundle))
         _replace(folder / CONFIG_FILE, "\n".join(_lines(bundle, max_batch_size)))
         folders.append(folder)
     return folders
@@ -100,29 +99,40 @@ def chosen_versions(repository: Repository, named: Sequence[str]) -> list[Bundle
 def _chosen_version(repository: Repository, named: str) -> Bundle:
     model, _, revision = named.partition("@")
     require_model(repository, model)
-    number = version_number(model, revision)
-    if number is not None:
-        repository.require_version(model, number)
-        return repository.read(model, number)
-    aliases = repository.aliases(model)
-    if revision and revision not in aliases:
-        known = ", ".join(sorted(aliases)) or "none"
-        raise UnknownModel(f"model {model!r} has no alias {revision!r}; known aliases: {known}")
+    if revision:
+        return repository.read(model, version_named(repository, model, revision))
     newest = repository.versions(model)[-1]
-    return repository.read(model, aliases[revision] if revision else aliases.get(STABLE_ALIAS, newest))
+    return repository.read(model, repository.aliases(model).get(STABLE_ALIAS, newest))
 
 
-def _require_ours(path: Path) -> None:
+def _require_ours(bundle: Bundle) -> None:
+    """Check that neither file was written by another program."""
+    folder = bundle.folder.parent
+    config, labels = _read(folder / CONFIG_FILE), _read(folder / LABELS_FILE)
+    if config is not None and not config.startswith(_MARK.encode()):
+        raise BundleError(
+            f"{folder / CONFIG_FILE} was not written by this command: move it away, and run the command again"
+        )
+    if config is None and labels not in (None, _labels(bundle).encode()):
+        raise BundleError(
+            f"{folder / LABELS_FILE} was not written by this command, which would replace it: move it away, "
+            "and run the command again"
+        )
+
+
+def _read(path: Path) -> bytes | None:
     try:
-        text = read_limited(path, _MAX_CONFIG_BYTES)
+        return read_limited(path, _MAX_FILE_BYTES)
     except FileNotFoundError:
-        return
+        return None
     except OSError as error:
         raise BundleError(
             f"{path} cannot be read: {why_unreadable(error)}; make it readable, or move it away"
         ) from error
-    if not text.startswith(_MARK.encode()):
-        raise BundleError(f"{path} was not written by this command: move it away, and run the command again")
+
+
+def _labels(bundle: Bundle) -> str:
+    return "".join(f"{label}\n" for label in bundle.manifest.labels)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -296,13 +296,17 @@ def test_show_of_an_empty_repository_says_so(tmp_path: Path, capsys: Capture) ->
 
 
 def test_promoting_a_version_with_other_labels_warns(three: Repository, capsys: Capture) -> None:
-    """It is promoted, since people may want that; equal labels give no warning."""
+    """It is promoted, since people may want that; equal labels give no warning.
+
+    Without `stable`, the version before is the newest, which was served.
+    """
     source = three.read("colours", 3)
     manifest = source.manifest.model_copy(update={"labels": ("cat", *source.manifest.labels[1:])})
     path = source.folder / "manifest.json"
     path.chmod(0o644)
     path.write_text(manifest.model_dump_json(), encoding="utf-8")
     assert _call(three, "promote", "colours@1") == 0
+    assert "! version 1 has other labels (red, green, blue) than version 3" in capsys.readouterr().err
     assert _call(three, "promote", "colours@2") == 0
     assert capsys.readouterr().err == ""
     assert _call(three, "promote", "colours@3") == 0

@@ -66,19 +66,21 @@ async def test_a_server_does_not_mind_the_files(
     assert repository.overlooked("colours") == []
 
 
+@pytest.mark.parametrize("name", ["config.pbtxt", "labels.txt"])
 def test_files_of_another_program_are_kept(
-    repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
+    name: str, repository: Repository, publish: Publish, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A configuration that somebody tuned by hand is not lost."""
+    """A configuration that somebody tuned by hand is not lost, nor are labels without one."""
     publish()
-    path = repository.root / "colours" / "config.pbtxt"
+    path = repository.root / "colours" / name
     path.write_text('name: "colours"\n')
     assert export(repository) == 1
-    assert capsys.readouterr().err == (
-        f"lenserve models export-config: {path} was not written by this command: move it away, and run the "
-        "command again\n"
-    )
+    assert f"lenserve models export-config: {path} was not written by this command" in capsys.readouterr().err
     assert path.read_text() == 'name: "colours"\n'
+    path.unlink()
+    assert export(repository) == 0
+    (repository.root / "colours" / "config.pbtxt").unlink()
+    assert export(repository) == 0, "the same labels, as of a command that was killed"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_a_file_that_cannot_be_written_is_named(
     """With the reason of the system and a remedy."""
     publish()
     path = repository.root / "colours" / "labels.txt"
-    path.mkdir()
+    path.with_name(".labels.txt.new").mkdir()
     assert export(repository) == 1
     assert capsys.readouterr().err == (
         f"lenserve models export-config: {path} cannot be written: Is a directory; make room, or correct "
