@@ -152,7 +152,8 @@ class Model:
             raise ModelUnavailable(f"version {number} of model {self.name!r} is loading")
         served = ", ".join(str(v) for v in sorted(self.versions)) or "none"
         raise UnknownModel(
-            f"version {number} of model {self.name!r} is not served; served versions: {served}"
+            f"version {number} of model {self.name!r} is not served; served versions: {served}; if it is "
+            f"published, promote it (`lenserve models promote {self.name}@{number}`), or give it an alias"
         )
 
     def statuses(self) -> Iterator["VersionStatus"]:

@@ -275,9 +275,10 @@ class TestLookup:
         publish()
         repository.set_alias(NAME, "canary", 1)
         async with open_models() as models:
+            hint = "if it is published, promote it (`lenserve models promote colours@7`), or give it an alias"
             cases: list[tuple[str, Any, str]] = [
                 ("colors", None, "there is no model 'colors'; known models: colours"),
-                (NAME, 7, "version 7 of model 'colours' is not served; served versions: 1, 2"),
+                (NAME, 7, f"version 7 of model 'colours' is not served; served versions: 1, 2; {hint}"),
                 (NAME, "beta", "model 'colours' has no alias 'beta'; known aliases: canary"),
             ]
             for name, revision, message in cases:

@@ -124,8 +124,20 @@ def _request(**fields: Any) -> pb.ClassifyRequest:
     [
         ({"model": "shapes"}, "there is no model 'shapes'; known models: colours"),
         ({"model": ""}, "there is no model ''; known models: colours"),
-        ({"version": 7}, "version 7 of model 'colours' is not served; served versions: 1"),
-        ({"version": -1}, "version -1 of model 'colours' is not served; served versions: 1"),
+        (
+            {"version": 7},
+            (
+                "version 7 of model 'colours' is not served; served versions: 1; if it is published, "
+                "promote it (`lenserve models promote colours@7`), or give it an alias"
+            ),
+        ),
+        (
+            {"version": -1},
+            (
+                "version -1 of model 'colours' is not served; served versions: 1; if it is published, "
+                "promote it (`lenserve models promote colours@-1`), or give it an alias"
+            ),
+        ),
         ({"alias": "canary"}, "model 'colours' has no alias 'canary'; known aliases: none"),
     ],
 )

@@ -187,7 +187,10 @@ async def test_unknown_models_and_versions_are_not_found(stub: Stub, method: str
     assert {refusal.code for refusal in refusals} == {"NOT_FOUND"}
     assert [refusal.message for refusal in refusals] == [
         "there is no model 'shapes'; known models: colours",
-        "version 7 of model 'colours' is not served; served versions: 1",
+        (
+            "version 7 of model 'colours' is not served; served versions: 1; if it is published, promote it "
+            "(`lenserve models promote colours@7`), or give it an alias"
+        ),
         "model 'colours' has no alias 'canary'; known aliases: none",
     ]
 
