@@ -102,7 +102,7 @@ class RetryNotice:
         self._last_s = now_s + pause_s
         if now_s - self._began_s >= self._silence_s and now_s - self._noted_s >= _NOTICE_INTERVAL_S:
             self._noted_s = now_s
-            self._console.print(f"no answer from {self._server} yet, trying again: {failure}", markup=False)
+            self._console.print(f"waiting for {self._server}, trying again: {failure}", markup=False)
 
 
 def _image_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import grpc
 
-from serving.client.connection import BaseClient, not_ready, open_channel
+from serving.client.connection import BaseClient, metadata_request, not_ready, open_channel, reason_of
 from serving.client.image_stream import ImageStream
 from serving.client.images import ClientImage, encode_image
 from serving.client.messages import (
@@ -208,12 +208,23 @@ class Client(BaseClient):
             timeout_s: for how long.
 
         Raises:
-            CallFailed: it is not ready in time, or the server rejects the call.
+            CallFailed: it is not ready in time, with the server's reason, or the server rejects the call.
         """
         call, request = self._readiness(model)
         retries = Retries(timeout_s, on_retry=self._on_retry)
+        reason = ""  # as the server last said: it may have no time to repeat it before the deadline
         while not self._attempt(call, request, retries).ready:
-            time.sleep(retries.pause_s(not_ready(model)))
+            reason = (self._why_not_ready(request, retries) if model else "") or reason
+            time.sleep(retries.pause_s(not_ready(model, reason)))
+
+    def _why_not_ready(self, request: Any, retries: Retries) -> str:  # noqa: ANN401 - untyped library
+        """Ask once why a model is not ready; empty if that is not said."""
+        once = Retries(retries.left_s, attempts=1)
+        try:
+            self._attempt(self._model_metadata, metadata_request(request), once)
+        except CallFailed as refusal:
+            return reason_of(refusal)
+        return ""  # it has become ready
 
     def _classify_chunk(self, chunk: Chunk, model: str, top_k: int, timeout_s: float | None) -> list[Result]:
         if not chunk.images:
@@ -339,8 +350,19 @@ class AsyncClient(BaseClient):
         """Wait until the server or a model is ready; see `Client.wait_ready`."""
         call, request = self._readiness(model)
         retries = Retries(timeout_s, on_retry=self._on_retry)
-        while not (await self._attempt(call, request, retries)).ready:  # noqa: ASYNC110 - no event is set
-            await asyncio.sleep(retries.pause_s(not_ready(model)))
+        reason = ""
+        while not (await self._attempt(call, request, retries)).ready:
+            reason = (await self._why_not_ready(request, retries) if model else "") or reason
+            await asyncio.sleep(retries.pause_s(not_ready(model, reason)))
+
+    async def _why_not_ready(self, request: Any, retries: Retries) -> str:  # noqa: ANN401 - untyped library
+        """Ask once why a model is not ready; see `Client._why_not_ready`."""
+        once = Retries(retries.left_s, attempts=1)
+        try:
+            await self._attempt(self._model_metadata, metadata_request(request), once)
+        except CallFailed as refusal:
+            return reason_of(refusal)
+        return ""
 
     async def _find_cause(self, failure: CallFailed, stream: ImageStream) -> CallFailed:
         """Repeat the oldest request: grpc.aio loses the status of a stream that ends during a send."""

@@ -8,7 +8,7 @@ import grpc
 from serving.client.address import is_loopback, server_address
 from serving.client.messages import CallFailed
 from serving.client.retries import OnRetry, Retries
-from serving.errors import UsageError
+from serving.errors import ModelUnavailable, UnknownModel, UsageError
 from serving.limited_files import read_once, why_unreadable
 from serving.pb.inference import grpc_service_pb2 as inference_pb
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
@@ -16,6 +16,7 @@ from serving.text_files import without_mark
 
 _SERVICE = "lenserve.v1.Classifier"
 _INFERENCE = "inference.GRPCInferenceService"
+_CAUSES_OF_NOT_READY = (UnknownModel("").reason, ModelUnavailable("").reason)
 
 
 class BaseClient:
@@ -53,6 +54,11 @@ class BaseClient:
             inference_pb.ModelReadyRequest.SerializeToString,
             inference_pb.ModelReadyResponse.FromString,
         )
+        self._model_metadata = channel.unary_unary(
+            f"/{_INFERENCE}/ModelMetadata",
+            inference_pb.ModelMetadataRequest.SerializeToString,
+            inference_pb.ModelMetadataResponse.FromString,
+        )
 
     def _retries(self, timeout_s: float | None) -> Retries:
         return Retries(
@@ -73,9 +79,20 @@ class BaseClient:
         return self._model_ready, inference_pb.ModelReadyRequest(name=name, version=revision)
 
 
-def not_ready(model: str) -> CallFailed:
+def metadata_request(ready: inference_pb.ModelReadyRequest) -> inference_pb.ModelMetadataRequest:
+    """Return the request for the metadata of a model that is not ready: its refusal says why."""
+    return inference_pb.ModelMetadataRequest(name=ready.name, version=ready.version)
+
+
+def reason_of(refusal: CallFailed) -> str:
+    """Return why a model is not ready, if the refusal says so: that of a proxy, or of Triton, does not."""
+    return refusal.message if refusal.cause in _CAUSES_OF_NOT_READY else ""
+
+
+def not_ready(model: str, reason: str = "") -> CallFailed:
     """Return the failure of an attempt that found the server or the model not ready."""
-    return CallFailed("UNAVAILABLE", f"model {model!r} is not ready" if model else "the server is not ready")
+    what = f"model {model!r} is not ready" if model else "the server is not ready"
+    return CallFailed("UNAVAILABLE", f"{what}: {reason}" if reason else what)
 
 
 def open_channel(

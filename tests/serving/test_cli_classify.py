@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from serving.bundle import Repository
 from serving.cli import main
 from serving.cli_classify import RetryNotice
 from serving.client.messages import CallFailed
@@ -84,4 +85,33 @@ def test_a_long_outage_is_told_once() -> None:
     for notice in (patient, hasty, hasty):
         notice(gone, 0.1)
 
-    assert said.getvalue() == "no answer from a:1 yet, trying again: UNAVAILABLE: gone [v1]\n"
+    assert said.getvalue() == "waiting for a:1, trying again: UNAVAILABLE: gone [v1]\n"
+
+
+def test_wait_says_early_what_to_do(
+    publish: Publish, start_server: StartServer, repository: Repository, red: Path
+) -> None:
+    """A candidate waits for its promotion. The line on stderr is there long before --wait-timeout-s."""
+    publish()
+    publish()
+    repository.set_alias("colours", "stable", 1)
+    server = start_server("--poll-interval-s", "0.05")
+    arguments = ["classify", "--wait", "--server", server.grpc, "--model", "colours@2", str(red)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "serving.cli", *arguments],
+        env={**os.environ, "COLUMNS": "400", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        repository.set_alias("colours", "stable", 2)
+        output, _ = process.communicate(timeout=60)
+    assert line == (
+        f"waiting for {server.grpc}, trying again: UNAVAILABLE: model 'colours@2' is not ready: version 2 of "
+        "model 'colours' is not served; served versions: 1; if it is published, promote it "
+        "(`lenserve models promote colours@2`), or give it an alias\n"
+    )
+    assert process.returncode == 0
+    assert output.splitlines()[0] == f"{red}  (colours version 2)"

@@ -492,47 +492,6 @@ async def _classify(client: Client | AsyncClient) -> Prediction:
         return await asyncio.to_thread(client.classify, RGBA, model="colours")
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize("model", ["", "colours", "colours@1", "colours@stable"])
-async def test_a_client_can_wait_until_a_server_and_a_model_are_ready(
-    publish: Publish,
-    serve_gated: ServeGated,
-    repository: Repository,
-    kind: type[Client | AsyncClient],
-    model: str,
-) -> None:
-    """The wait ends when the model is loaded, and not before."""
-    publish()
-    repository.set_alias("colours", "stable", 1)
-    asked = asyncio.Event()
-    async with serve_gated(scanned=False) as server:
-        loop = asyncio.get_running_loop()
-        client = kind(_address(server), on_retry=lambda *_: loop.call_soon_threadsafe(asked.set))
-        waiting = asyncio.create_task(_wait_ready(client, model))
-        await asyncio.wait_for(asked.wait(), 10)
-        assert not waiting.done()
-        server.loads.set()
-        await asyncio.wait_for(waiting, 10)
-
-
-async def _wait_ready(client: Client | AsyncClient, model: str, timeout_s: float = 30) -> None:
-    if isinstance(client, AsyncClient):
-        async with client:
-            await client.wait_ready(model, timeout_s=timeout_s)
-    else:
-        with client:
-            await asyncio.to_thread(client.wait_ready, model, timeout_s=timeout_s)
-
-
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-async def test_a_model_that_does_not_get_ready_is_reported(
-    server: Server, kind: type[Client | AsyncClient]
-) -> None:
-    """At the end of the wait, with the model's name."""
-    with pytest.raises(CallFailed, match=r"^UNAVAILABLE: model 'shapes' is not ready$"):
-        await _wait_ready(kind(_address(server)), "shapes", timeout_s=0.2)
-
-
 @pytest.mark.parametrize(
     ("model", "top_k", "message"),
     [
