@@ -75,7 +75,8 @@ class Batcher:
             on_run: called after each successful run.
             max_images_on_loop: the largest batch that runs on the event loop, for networks that are cheaper
                 than a thread switch; larger batches run in the engine's thread.
-            backlog: gets the duration of each run from the queue, and the batch that runs in the thread.
+            backlog: gets the duration of each run from the queue that was not interrupted, and the batch that
+                runs in the thread.
         """
         self.policy = policy
         self._run = run
@@ -270,7 +271,8 @@ class Batcher:
             at = end
         queued_s = [started_s - request.arrived_s for request in batch]
         duration_s = time.monotonic() - started_s
-        self._backlog.record_run(at, duration_s)
+        if not output.interrupted:
+            self._backlog.record_run(at, duration_s)
         self._record(BatchRun(at, duration_s, queued_s, output))
 
     def _record(self, run: BatchRun) -> None:

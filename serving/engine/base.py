@@ -24,6 +24,7 @@ class Output:
 
     probabilities: Floats  # (N, K), calibrated
     embedding: Floats  # (N, D), penultimate features
+    interrupted: bool = False  # the run waited for another device server: its duration predicts nothing
 
     def __getitem__(self, rows: slice) -> "Output":
         return Output(self.probabilities[rows], self.embedding[rows])

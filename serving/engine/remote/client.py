@@ -78,8 +78,11 @@ class RemoteEngine:
             raise _unreachable(error) from error
 
     def _run(self, images: Pixels) -> Output:
-        connection = self._connection or self._connect()
-        return connection.run(images)
+        if self._connection is not None:
+            return self._connection.run(images)
+        output = self._connect().run(images)
+        output.interrupted = True
+        return output
 
     def _connect(self) -> "_DeviceConnection":
         self._connection = connection = _DeviceConnection(self._device_server)

@@ -348,19 +348,22 @@ class TestDeviceServer:
     async def test_a_device_server_that_is_killed_is_replaced_and_no_client_notices(
         self, publish: Publish, start_workers: StartWorkers
     ) -> None:
-        """Calls wait for its successor without retries, as the queue has room. The probes report it."""
+        """Calls wait for its successor without retries, and later ones are answered. The probes report it."""
         publish()
-        server = await start_workers("--device-process", "--max-queue-s", "60")
-        done = asyncio.Event()
+        server = await start_workers("--device-process")
+        done, answered = asyncio.Event(), asyncio.Semaphore(0)
 
         async def call_until_done(channel: grpc.aio.Channel) -> int:
             calls = 0
             while not done.is_set():
                 assert (await _classify(channel)).predictions[0].ranking.labels[0].label == "green"
                 calls += 1
+                answered.release()
             return calls
 
         async with _connections(server.grpc) as channels:
+            # A call that connects late would find the queue long, and be refused.
+            await asyncio.gather(*(channel.channel_ready() for channel in channels))
             callers = [asyncio.ensure_future(call_until_done(channel)) for channel in channels]
             os.kill(_workers(server)[2], signal.SIGKILL)
             await asyncio.to_thread(server.wait_for, "worker_died", worker=0)
@@ -368,6 +371,8 @@ class TestDeviceServer:
             assert code == 503
             assert re.fullmatch("the device server is (dead|starting)\n", why)
             await asyncio.to_thread(server.wait_for, "network_loaded", times=2)
+            for _ in range(10 * CONNECTIONS):
+                await asyncio.wait_for(answered.acquire(), 20)
             done.set()
             assert min(await asyncio.wait_for(asyncio.gather(*callers), 30)) > 0
         assert len(list(server.events("worker_died"))) == 1

@@ -7,12 +7,14 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serving.batching.backlog import Backlog
+from serving.batching.batcher import Batcher, BatchRun
 from serving.batching.policy import BatchPolicy
 from serving.bundle.images import Pixels
 from serving.engine.base import Engine, Output
@@ -250,6 +252,31 @@ async def test_a_run_is_retried_on_the_successor_of_a_device_server_that_dies(ri
     async with rig.serving():
         assert _said(await asyncio.wait_for(running, 20)) == [5, 6]
     assert rig.loads == 2
+
+
+async def test_a_run_that_waits_for_a_successor_is_left_out_of_the_estimate(rig: Rig) -> None:
+    """Otherwise calls would be refused after a replacement, as if the network had become slow."""
+    backlog, metered = Backlog(), list[BatchRun]()
+    async with AsyncExitStack() as stack:
+        async with rig.serving():
+            engine = await rig.connect()
+            batcher = await stack.enter_async_context(
+                Batcher(engine.run, BatchPolicy(LARGEST), metered.append, backlog=backlog)
+            )
+            await batcher.submit(_images(1))
+            before = (backlog.run_s, backlog.start_s)
+            rig.engine.entered.clear()
+            rig.engine.gate.clear()
+            running = batcher.submit(_images(5, 6))
+            assert await asyncio.to_thread(rig.engine.entered.wait, 20)
+        rig.engine.gate.set()
+        async with rig.serving():
+            assert _said(await asyncio.wait_for(running, 20)) == [5, 6]
+            assert before[0] > 0
+            assert (backlog.run_s, backlog.start_s) == before
+            assert [run.images for run in metered] == [1, 2]
+            assert not (await batcher.submit(_images(7))).interrupted
+            assert (backlog.run_s, backlog.start_s) != before
 
 
 async def test_without_a_socket_the_model_is_unavailable(rig: Rig) -> None:
