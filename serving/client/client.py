@@ -209,6 +209,7 @@ class Client(BaseClient):
 
         Raises:
             CallFailed: it is not ready in time, with the server's reason, or the server rejects the call.
+            InvalidRequest: the model is not text in UTF-8.
         """
         call, request = self._readiness(model)
         retries = Retries(timeout_s, on_retry=self._on_retry)

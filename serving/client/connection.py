@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 
 from serving.client.address import is_loopback, server_address
-from serving.client.messages import CallFailed
+from serving.client.messages import CallFailed, not_utf8
 from serving.client.retries import OnRetry, Retries
 from serving.errors import ModelUnavailable, UnknownModel, UsageError
 from serving.limited_files import read_once, why_unreadable
@@ -72,11 +72,18 @@ class BaseClient:
         return Retries(self._timeout_s, self._attempts, outage=True, on_retry=self._on_retry)
 
     def _readiness(self, model: str) -> tuple[Any, Any]:
-        """Return the method and the request that ask whether a model is ready; empty: the server."""
+        """Return the method and the request that ask whether a model is ready; empty: the server.
+
+        Raises:
+            InvalidRequest: the model is not text in UTF-8.
+        """
         if not model:
             return self._server_ready, inference_pb.ServerReadyRequest()
         name, _, revision = model.partition("@")
-        return self._model_ready, inference_pb.ModelReadyRequest(name=name, version=revision)
+        try:
+            return self._model_ready, inference_pb.ModelReadyRequest(name=name, version=revision)
+        except UnicodeEncodeError as error:
+            raise not_utf8(model) from error
 
 
 def metadata_request(ready: inference_pb.ModelReadyRequest) -> inference_pb.ModelMetadataRequest:

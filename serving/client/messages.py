@@ -112,8 +112,13 @@ def encode_request(images: Sequence[pb.Image], model: str, top_k: int) -> pb.Cla
         elif revision:
             request.alias = revision
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"model {model!r} is not text in UTF-8: name a model of the server") from error
+        raise not_utf8(model) from error
     return request
+
+
+def not_utf8(model: str) -> InvalidRequest:
+    """Return the error about the name of a model that no request can carry."""
+    return InvalidRequest(f"model {model!r} is not text in UTF-8: name a model of the server")
 
 
 def _version(digits: str) -> int:

@@ -9,6 +9,7 @@ import pytest
 from serving.bundle import Repository
 from serving.client.client import AsyncClient, CallFailed, Client
 from serving.client.connection import not_ready
+from serving.errors import InvalidRequest
 from serving.pb.inference import grpc_service_pb2 as inference
 from serving.server import Server
 from tests.colours import Publish
@@ -187,3 +188,10 @@ async def test_without_a_reason_the_wait_goes_on(kind: AnyClient, code: str) -> 
 
     assert attempts.messages == [not_ready("colours").message] * ATTEMPTS
     assert other.calls == ["ready", "metadata"] * ATTEMPTS + ["ready"]
+
+
+@both_clients
+async def test_a_name_that_is_no_text_is_an_invalid_request(kind: AnyClient) -> None:
+    """As it is for `classify`; no server is asked."""
+    with pytest.raises(InvalidRequest, match="is not text in UTF-8: name a model of the server"):
+        await _wait_ready(kind("127.0.0.1:1"), "a\udcff")
