@@ -11,6 +11,7 @@ import onnxruntime
 
 from serving.bundle import variant_file
 from serving.bundle.images import Pixels
+from serving.counted import counted
 from serving.engine.arena import SHRINK, ArenaTimer
 from serving.engine.base import CPU_PROVIDER, CUDA_PROVIDER, Device, Engine, Floats, Output, batch_buckets
 from serving.engine.cuda import QuietFirstRuns, quiet_logger, why_unusable
@@ -117,10 +118,11 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             if is_out_of_memory(error):
                 raise OutOfMemory(
-                    f"the device is out of memory for {count} images: set a smaller max_batch_size, "
+                    f"the device is out of memory for {counted(count, 'image')}: "
+                    "set a smaller max_batch_size, "
                     "serve fewer models, or use another GPU"
                 ) from error
-            raise EngineError(f"the network failed on {count} images: {error}") from error
+            raise EngineError(f"the network failed on {counted(count, 'image')}: {error}") from error
         output = Output(probabilities, embedding)
         return output if len(probabilities) == count else output[:count]  # padded
 

@@ -12,6 +12,7 @@ from onnx import helper
 
 from serving.bundle import Geometry
 from serving.bundle.images import Pixels
+from serving.counted import counted
 from serving.errors import UnsupportedModel, UsageError
 from serving.importing.embedding import find_embedding
 from serving.importing.example_images import example_images
@@ -154,7 +155,7 @@ def _run(
             parts.append(session.run(names, {image.name: images}))
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
             raise UnsupportedModel(
-                f"the model fails on {batch} images of {image.height} x {image.width} pixels: "
+                f"the model fails on {counted(batch, 'image')} of {image.height} x {image.width} pixels: "
                 f"{first_line(error)}; check --size and --layout"
             ) from error
     return {

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from serving.counted import counted
 from serving.errors import UsageError
 from serving.limited_files import read_once, why_unreadable
 from serving.text_files import decode_text
@@ -156,7 +157,8 @@ def check_count(labels: Sequence[str], classes: int, output: str, origin: str) -
             f"{hint}"
         )
     raise UsageError(
-        f"{origin} has {len(labels):,} labels, output {output!r} has {classes:,} classes: {hint}"
+        f"{origin} has {counted(len(labels), 'label')}, output {output!r} has "
+        f"{counted(classes, 'class', 'classes')}: {hint}"
     )
 
 

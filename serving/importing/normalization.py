@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from serving.counted import counted
 from serving.errors import UsageError
 from serving.importing.hints import Hints
 from serving.importing.image_input import ChannelOrder, ImageInput, Normalization
@@ -82,7 +83,8 @@ def _fault(mean: Values, std: Values, image: ImageInput, pixels: Pixels) -> str:
     for option, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, image.channels):
             return (
-                f"{option} has {len(values)} values, input {image.name!r} has {image.channels} channels: "
+                f"{option} has {counted(len(values), 'value')}, input {image.name!r} has "
+                f"{counted(image.channels, 'channel')}: "
                 "give one value, or one for each channel"
             )
         if not all(map(math.isfinite, values)):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from serving.bundle.measures import softmax
+from serving.counted import counted
 from serving.errors import UnsupportedModel, UsageError
 from serving.importing.graph import source_node
 
@@ -73,7 +74,7 @@ def choose_output(
     if len(fitting) > 1:
         fitting = {name: columns for name, columns in fitting.items() if columns == classes} or fitting
     if len(fitting) > 1:
-        shown = ", ".join(f"{name} ({columns} values)" for name, columns in fitting.items())
+        shown = ", ".join(f"{name} ({counted(columns, 'value')})" for name, columns in fitting.items())
         raise UsageError(f"several outputs can hold the classes: {shown}; name one of them by --output-name")
     return next(iter(fitting))
 
@@ -141,7 +142,8 @@ def describe_scores(
     finite = int(np.isfinite(values).all(axis=1).sum())
     if finite < len(values):
         raise UnsupportedModel(
-            f"output {name!r} is NaN or infinite for {len(values) - finite} of {len(values)} images: "
+            f"output {name!r} is NaN or infinite for {len(values) - finite} of "
+            f"{counted(len(values), 'image')}: "
             "check --mean, --std and --pixels, or export the model in float32"
         )
     node = source_node(graph, name)
@@ -179,7 +181,7 @@ def _check_kind(
 ) -> None:
     if kind == "sigmoid" and (outputs > 1 or not in_range):
         raise UsageError(
-            f"--output sigmoid: output {name!r} has {outputs} values"
+            f"--output sigmoid: output {name!r} has {counted(outputs, 'value')}"
             f"{'' if in_range else ' outside of 0..1'}, a sigmoid has one in 0..1: leave --output out"
         )
     if kind == "probabilities" and not sum_to_one:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.counted import counted
 from serving.text_files import read_text
 from training.data.relabelled import one_label_each
 from training.data.splits import Dataset
@@ -75,7 +76,9 @@ class Comparison:
         if not any(self.gained.values()) and not self.moved and not self.gone:
             return "the splits are the same"
         first, *others = self.gained.items()
-        gained = ", ".join((f"{first[0]} gained {first[1]} images", *(f"{split} {n}" for split, n in others)))
+        gained = ", ".join(
+            (f"{first[0]} gained {counted(first[1], 'image')}", *(f"{split} {n}" for split, n in others))
+        )
         moves = ", ".join(f"{n} from {then} to {now}" for (then, now), n in self.moved.items())
         gone = f", {self.gone} are no longer used" if self.gone else ""
         return f"{gained}; {f'moved: {moves}' if moves else 'none moved'}{gone}"

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from serving.bundle.manifest import Strict
+from serving.counted import counted
 from training.data.groups import count_ungrouped, groups_across
 from training.data.near_duplicates import find_near_duplicates
 from training.data.splits import Dataset, SourceData, Split
@@ -80,45 +81,48 @@ class DataReport(Strict):
         lines = []
         if self.undecodable:
             lines.append(
-                f"{len(self.undecodable)} undecodable files skipped: {_listed(list(self.undecodable))}"
+                f"{counted(len(self.undecodable), 'file')} skipped that cannot be decoded: "
+                f"{_listed(list(self.undecodable))}"
             )
         lines += [
-            f"{name} has {count} images in no class directory: they have no label and were left out"
+            f"{name} has {counted(count, 'image')} in no class directory, without a label: left out"
             for name, count in self.unlabelled.items()
         ]
         if self.ignored_files:
             types = f" ({_listed(list(self.ignored_types))})" if self.ignored_types else ""
-            lines.append(f"{self.ignored_files} files ignored{types}: not a supported image type")
+            lines.append(f"{counted(self.ignored_files, 'file')} ignored{types}: not a supported image type")
         if self.groups_across:
             lines.append(
-                f"{len(self.groups_across)} groups are in several splits, so the test accuracy may be too "
+                f"images of {counted(len(self.groups_across), 'group')} are in several splits, so the test "
+                "accuracy may be too "
                 f"high (data.allow_groups_across_splits): {_listed(self.groups_across)}"
             )
         lines += [
-            f"{len(names)} images removed from {split}: a later split holds them too: {_listed(names)}"
+            f"{counted(len(names), 'image')} removed from {split}, which a later split has too: "
+            f"{_listed(names)}"
             for split, names in self.removed.items()
             if names
         ]
         lines += [
-            f"{count} images of {split} are duplicates of another one, and were kept"
+            f"{split} has {counted(count, 'duplicate')} of other images; they are kept"
             for split, count in self.repeated.items()
             if count
         ]
         if self.conflicts:
             lines.append(
-                f"{len(self.conflicts)} equal images have different labels: {_listed(self.conflicts)}"
+                f"equal images have different labels, {counted(len(self.conflicts), 'pair')}: "
+                f"{_listed(self.conflicts)}"
             )
         if self.near_duplicates:
             lines.append(
-                f"{len(self.near_duplicates)} pairs of images look the same: {_listed(self.near_duplicates)}"
+                f"images look the same, {counted(len(self.near_duplicates), 'pair')}: "
+                f"{_listed(self.near_duplicates)}"
             )
         done = (
-            "were removed"
-            if self.near_leaks_removed
-            else "were kept (data.near_duplicates=remove removes them)"
+            "removed" if self.near_leaks_removed else "kept (data.near_duplicates=remove removes such images)"
         )
         lines += [
-            f"{len(names)} images of {split} look like one of a later split and {done}: {_listed(names)}"
+            f"{split} has {counted(len(names), 'image')} like one of a later split, {done}: {_listed(names)}"
             for split, names in self.near_leaks.items()
             if names
         ]
@@ -145,7 +149,8 @@ def check(
     if recipe.strict and source.undecodable:
         listed = _listed([f"{name} ({why})" for name, why in source.undecodable.items()])
         raise DataError(
-            f"{len(source.undecodable)} undecodable files, but data.strict=true allows none: {listed}"
+            f"{counted(len(source.undecodable), 'undecodable file')}, but data.strict=true allows none: "
+            f"{listed}"
         )
     hashes = {name: _hashes(split) for name, split in dataset.splits().items()}
     conflicts = _conflicts(dataset, hashes)
@@ -213,7 +218,8 @@ def _groups_across(dataset: Dataset, recipe: DataRecipe) -> tuple[str, ...]:
     found = tuple(f"{group} ({', '.join(splits)})" for group, splits in across.items())
     if found and not recipe.allow_groups_across_splits:
         raise DataError(
-            f"{len(found)} groups of data.group_pattern are in several splits: {_listed(found)}. Move each "
+            f"data.group_pattern puts {counted(len(found), 'group')} into several splits: {_listed(found)}. "
+            "Move each "
             "into one split, or set data.allow_groups_across_splits=true"
         )
     return found
@@ -306,7 +312,7 @@ def _require_every_class(report: DataReport, min_validation_images_per_class: in
     label, count = min(report.counts["validation"].items(), key=lambda item: item[1])
     if count < min_validation_images_per_class:
         raise DataError(
-            f"the validation split has {count} images of {label}, "
+            f"the validation split has {counted(count, 'image')} of {label}, "
             f"data.min_validation_images_per_class is {min_validation_images_per_class}: "
             "too few to choose the best epoch by. Add images, raise data.validation_fraction or lower this"
         )
@@ -324,10 +330,14 @@ def _why_missing(report: DataReport, split: str) -> str:
     """Images that were there, and are not used."""
     reasons = []
     if removed := report.removed.get(split, ()):
-        reasons.append(f"{len(removed)} images of {split} are also in a later split, as {removed[0]} is")
+        reasons.append(
+            f"a later split has {counted(len(removed), 'image')} of {split} too, such as {removed[0]}"
+        )
     if report.undecodable:
         name, why = next(iter(report.undecodable.items()))
-        reasons.append(f"{len(report.undecodable)} files cannot be decoded, such as {name} ({why})")
+        reasons.append(
+            f"{counted(len(report.undecodable), 'file')} cannot be decoded, such as {name} ({why})"
+        )
     return f": {'; '.join(reasons)}" if reasons else ""
 
 

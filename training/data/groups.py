@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from serving.counted import counted
 from training.data.labels import Indices, Labels
 from training.errors import DataError, RecipeError
 
@@ -41,7 +42,8 @@ def find_groups(names: Sequence[str], pattern: str, most_seconds: float = _MOST_
         keys = [_key(compiled.search(name)) for name in names]
     if names and not any(keys):
         raise DataError(
-            f"data.group_pattern {pattern!r} matches none of {len(names)} names, such as {names[0]!r}"
+            f"data.group_pattern {pattern!r} matches none of {counted(len(names), 'name')}, such as "
+            f"{names[0]!r}"
         )
     return [key or name for key, name in zip(keys, names, strict=True)]
 

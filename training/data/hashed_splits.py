@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from serving.counted import counted
 from training.data.labels import Indices, Labels
 from training.errors import DataError
 
@@ -69,7 +70,8 @@ class HashedSplits:
         else:
             advice = self._advice(keys, labels, name)
         raise DataError(
-            f"the {name} split has {counts[split, column]} images of {names[present[column]]}, "
+            f"the {name} split has {counted(int(counts[split, column]), 'image')} of "
+            f"{names[present[column]]}, "
             f"{self._limit(name)}: add images (there are {total}, about {self._enough()} would do){advice}"
         )
 

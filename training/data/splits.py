@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from serving.counted import counted
 from training.data.groups import choose_groups, find_groups
 from training.data.hashed_splits import REST, HashedSplits, assign
 from training.data.labels import Indices, Labels
@@ -154,8 +155,8 @@ def _require_several(groups: Sequence[str], splits: int, pattern: str) -> None:
     found = sorted(set(groups))
     if len(found) < splits:
         raise DataError(
-            f"data.group_pattern {pattern!r} puts {len(groups)} images into {len(found)} "
-            f"{'group' if len(found) == 1 else 'groups'} ({', '.join(found)}), at least {splits} are needed "
+            f"data.group_pattern {pattern!r} puts {counted(len(groups), 'image')} into "
+            f"{counted(len(found), 'group')} ({', '.join(found)}), at least {splits} are needed "
             f"for {splits} splits: let it match what differs from group to group, such as a patient's number"
         )
 
@@ -174,7 +175,7 @@ def _at_random(split: Split, labels: Sequence[str], name: str, options: SplitOpt
         count = round(len(members) * fraction) if pattern is None else int(chosen[members].sum())
         if not 0 < count < len(members):
             raise DataError(
-                f"class {labels[label]} has {len(members)} images: taking {fraction:.0%} of them "
+                f"class {labels[label]} has {counted(len(members), 'image')}: taking {fraction:.0%} of them "
                 f"(data.{name}_fraction) for the {name} split leaves one side empty. Add images of this class"
             )
         if pattern is None:

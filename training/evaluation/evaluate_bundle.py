@@ -14,6 +14,7 @@ from pydantic import Field
 from serving.bundle import Bundle, Repository
 from serving.bundle.looks_like import is_version_name
 from serving.bundle.manifest import Strict
+from serving.counted import counted
 from serving.errors import UsageError
 from training import data
 from training.atomic_files import require_utf8
@@ -171,7 +172,7 @@ def load_new_images(
     images, notes, left_out = loaded.images, [], 0
     if loaded.undecodable:
         names = ", ".join(list(loaded.undecodable)[:MAX_NAMES])
-        notes.append(f"{len(loaded.undecodable)} undecodable files skipped: {names}")
+        notes.append(f"{counted(len(loaded.undecodable), 'file')} skipped that cannot be decoded: {names}")
     assignment = _assignment(bundle)
     if assignment:
         new = [assignment.get(digest, "test") == "test" for digest in images.digests]
@@ -179,7 +180,8 @@ def load_new_images(
             images, left_out = images.take(np.flatnonzero(new)), len(new) - sum(new)
             if left_out:
                 notes.append(
-                    f"{left_out} images left out: {bundle.model} {bundle.version} was trained on them"
+                    f"{counted(left_out, 'image')} left out, which {bundle.model} {bundle.version} was "
+                    "trained on"
                 )
         elif new:
             notes.append("the version was trained on all of these images, so its scores are too high")
@@ -246,7 +248,8 @@ def _bundle_label_indices(test: Split, labels: tuple[str, ...], bundle_labels: t
     unknown = [label for label in used if label_named(label) not in own]
     if unknown:
         raise DataError(
-            f"the data have {len(unknown)} labels that the bundle does not have: {', '.join(unknown)}; it "
+            f"the data have {counted(len(unknown), 'label')} that the bundle does not have: "
+            f"{', '.join(unknown)}; it "
             f"has {', '.join(bundle_labels[:MAX_NAMES])}"
         )
     names = [label_named(label) for label in labels]

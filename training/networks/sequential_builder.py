@@ -7,6 +7,7 @@ from typing import Self
 from torch import nn
 
 from serving.bundle import Geometry
+from serving.counted import counted
 from training.errors import RecipeError
 from training.networks.activations import activation
 from training.recipe import NetworkRecipe
@@ -129,6 +130,7 @@ def layer_sizes(key: str, given: Sequence[int] | None, default: Sequence[int]) -
         return default
     if len(given) != len(default):
         raise RecipeError(
-            f"network.{key} has {len(given)} sizes, but the network has {len(default)} such layers"
+            f"network.{key} has {counted(len(given), 'size')}, but the network has "
+            f"{counted(len(default), 'such layer')}"
         )
     return given

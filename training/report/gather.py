@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.bundle import Bundle, Repository
+from serving.counted import counted
 from serving.errors import UsageError
 from serving.validation_errors import describe
 from training import data
@@ -211,7 +212,8 @@ def _with_labels_of(bundle: Bundle, dataset: Dataset) -> Dataset:
     unknown = sorted(set(dataset.labels) - set(labels))
     if unknown:
         raise DataError(
-            f"the data have {len(unknown)} labels that the bundle does not have: {', '.join(unknown)}"
+            f"the data have {counted(len(unknown), 'label')} that the bundle does not have: "
+            f"{', '.join(unknown)}"
         )
     index = np.array([labels.index(label) for label in dataset.labels], np.int64)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from serving.bundle.manifest import Sha256, Strict
 from serving.bundle.staging import sync
+from serving.counted import counted
 from training.atomic_files import replace_file
 from training.recipe import Recipe
 from training.recorded_files import read_recorded
@@ -92,7 +93,8 @@ def _extend(folder: RunFolder, recipe: Recipe) -> str:
     sync(folder.path.parent)
     return (
         f"the finished run was moved to {aside}; training continues from its last weights, after "
-        f"{extension.epochs} epochs, at the learning rates that a run of {recipe.training.epochs} has there"
+        f"{counted(extension.epochs, 'epoch')}, at the learning rates that a run of "
+        f"{recipe.training.epochs} has there"
     )
 
 

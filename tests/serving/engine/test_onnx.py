@@ -366,7 +366,7 @@ class TestOutOfMemory:
         )
         before, failed, after = done.stdout.splitlines() or pytest.fail(done.stderr)
         assert (before, after) == ("4", "4")
-        assert failed.startswith("OutOfMemory: the device is out of memory for 100000 images: set a smaller")
+        assert failed.startswith("OutOfMemory: the device is out of memory for 100,000 images: set a smaller")
 
 
 @pytest.mark.gpu
@@ -412,7 +412,7 @@ class TestOnCuda:
 
         monkeypatch.setattr(engine_module, "providers", limited)
         engine = OnnxEngine.load(publish().model_file, CUDA, threads=1, max_batch_size=8)
-        with pytest.raises(OutOfMemory, match="out of memory for 1000000 images"):
+        with pytest.raises(OutOfMemory, match="out of memory for 1,000,000 images"):
             engine.run(np.zeros((1_000_000, 8, 8, 3), np.uint8))
         assert len(engine.run(_noise(4)).probabilities) == 4
 

@@ -137,7 +137,7 @@ def test_a_group_across_given_splits_is_named_and_refused() -> None:
     recipe = DataRecipe(source="folder", group_pattern=r"p\d+", min_validation_images_per_class=1)
     with pytest.raises(DataError) as caught:
         check(make_splits(source, OPTIONS), source, recipe)
-    assert "2 groups of data.group_pattern are in several splits: p2 (train, test), p7 (train, test)" in str(
+    assert "data.group_pattern puts 2 groups into several splits: p2 (train, test), p7 (train, test)" in str(
         caught.value
     )
     assert "data.allow_groups_across_splits=true" in str(caught.value)
@@ -154,7 +154,7 @@ def test_a_group_across_given_splits_can_be_allowed() -> None:
     )
     _, report = check(make_splits(source, OPTIONS), source, recipe)
     assert report.groups_across == ("p2 (train, test)", "p7 (train, test)")
-    assert any("2 groups are in several splits" in line for line in report.warnings())
+    assert any("images of 2 groups are in several splits" in line for line in report.warnings())
 
 
 def test_names_without_a_group_are_no_groups_across_splits() -> None:

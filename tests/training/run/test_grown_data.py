@@ -158,7 +158,7 @@ def test_a_directory_that_was_trained_on_is_evaluated_without_those_images(
     second = evaluate_bundle(bundle(grown, 2).folder, None, job.data_root)
     assert second.same_as_manifest
     assert second.left_out == 140 - second.metrics["images"]
-    assert f"{second.left_out} images left out: colours 2 was trained on them" in second.notes
+    assert f"{second.left_out} images left out, which colours 2 was trained on" in second.notes
     first = evaluate_bundle(bundle(grown, 1).folder, None, folder / "photos")
     assert first.metrics["images"] == bundle(grown, 1).manifest.measured().images + 20
 
@@ -196,7 +196,7 @@ def test_a_single_class_can_be_evaluated(grown: tuple[Path, Job, list[str]], tmp
     (tmp_path / "red" / "cut.png").write_bytes(b"x")
     result = evaluate_bundle(bundle(grown, 1).folder, None, tmp_path)
     assert result.metrics["images"] == 3
-    assert result.notes == ("1 undecodable files skipped: red/cut.png",)
+    assert result.notes == ("1 file skipped that cannot be decoded: red/cut.png",)
 
 
 def test_images_that_were_all_trained_on_are_evaluated_with_a_note(

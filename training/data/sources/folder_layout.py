@@ -11,6 +11,7 @@ from PIL import Image
 
 from serving.bundle.captured import why_not_labelled
 from serving.bundle.images import FORMATS
+from serving.counted import counted
 from training.data.labels import is_label, label_named
 from training.errors import DataError
 
@@ -197,10 +198,11 @@ def _require_classes(folders: list[Path], needed: int) -> None:
         inner = len(classes) == 1 and directories(classes[0])
         hint = f"; did you mean --data-root {readable(classes[0])}?" if inner else ""
         if images := _count_images(folders[0]):
-            hint = f"; its {images} images have no label: move them into a directory for each class"
+            unlabelled = counted(images, "image")
+            hint = f"; it has {unlabelled} without a label: move them into a directory for each class"
         raise DataError(
-            f"{readable(folders[0])} has {len(classes)} class directories, at least {needed} "
-            f"{'is' if needed == 1 else 'are'} needed{hint}"
+            f"{readable(folders[0])} has {counted(len(classes), 'class directory', 'class directories')}, at "
+            f"least {needed} {'is' if needed == 1 else 'are'} needed{hint}"
         )
 
 

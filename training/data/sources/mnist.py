@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import Geometry
+from serving.counted import counted
 from training.data.splits import SourceData, Split
 from training.data.storage.arrays import apply_geometry_to_all
 from training.errors import DataError
@@ -135,7 +136,10 @@ def _read_split(folder: Path, images_name: str, labels_name: str, name: str, geo
     images = read_idx(images_path, axes=3)[..., np.newaxis]  # (N, 28, 28, 1)
     labels = read_idx(labels_path, axes=1)  # (N,)
     if len(images) != len(labels):
-        raise DataError(f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels")
+        raise DataError(
+            f"{images_path} has {counted(len(images), 'image')}, but {labels_path} has "
+            f"{counted(len(labels), 'label')}"
+        )
     if labels.size and labels.max() >= len(_DIGITS):
         raise DataError(
             f"{labels_path} has label {labels.max()}, the highest valid label is {len(_DIGITS) - 1}"

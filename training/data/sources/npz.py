@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import Geometry
+from serving.counted import counted
 from training.data.labels import is_label, label_named
 from training.data.splits import SourceData, Split
 from training.data.storage.arrays import apply_geometry_to_all
@@ -61,9 +62,14 @@ def read(path: Path, geometry: Geometry, labels: tuple[str, ...]) -> SourceData:
     classes = 1 + max(int(split.labels.max()) for split in splits.values())
     images = sum(map(len, splits.values()))
     if classes > images:  # also keeps a damaged number from filling the memory with names
-        raise DataError(f"{path} has label {classes - 1}, but only {images} images: labels count from 0")
+        raise DataError(
+            f"{path} has label {classes - 1}, but only {counted(images, 'image')}: labels count from 0"
+        )
     if labels and len(labels) < classes:
-        raise DataError(f"{path} has label {classes - 1}, but data.labels names only {len(labels)} classes")
+        raise DataError(
+            f"{path} has label {classes - 1}, but data.labels names only "
+            f"{counted(len(labels), 'class', 'classes')}"
+        )
     names = tuple(map(label_named, labels))
     unclear = [name for name in names if not is_label(name) or names.count(name) > 1]
     if unclear:

@@ -164,7 +164,7 @@ def test_a_folder_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a directory"):
         folder.load(GEOMETRY, tmp_path / "nowhere")
     write_images(tmp_path / "one" / "a", 3, 1)
-    with pytest.raises(DataError, match="has 1 class directories, at least 2 are needed"):
+    with pytest.raises(DataError, match="has 1 class directory, at least 2 are needed"):
         folder.load(GEOMETRY, tmp_path / "one")
     write_images(tmp_path / "halves" / "test" / "a", 3, 1)
     with pytest.raises(DataError, match="has test, but no train directory"):

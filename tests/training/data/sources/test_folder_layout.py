@@ -188,7 +188,7 @@ def test_a_directory_with_everything_in_one_directory_is_named(tmp_path: Path) -
     """As archives unpack: the message names the directory to use."""
     classes(tmp_path / "photos")
     (tmp_path / "__MACOSX").mkdir()
-    with pytest.raises(DataError, match=r"has 1 class directories.* did you mean --data-root .*photos\?"):
+    with pytest.raises(DataError, match=r"has 1 class directory.* did you mean --data-root .*photos\?"):
         folder.load(GEOMETRY, tmp_path)
 
 
@@ -273,7 +273,7 @@ def test_links_to_themselves_are_named_and_left_out(tmp_path: Path) -> None:
 def test_a_directory_of_images_without_classes_says_what_is_missing(tmp_path: Path) -> None:
     """The images are counted."""
     add(tmp_path, count=4)
-    with pytest.raises(DataError, match="its 4 images have no label: move them into a directory"):
+    with pytest.raises(DataError, match="it has 4 images without a label: move them into a directory"):
         folder.load_for_evaluation(GEOMETRY, tmp_path)
 
 

@@ -112,5 +112,5 @@ def test_which_file_is_meant_must_be_clear(tmp_path: Path) -> None:
 def test_too_few_names_are_refused(tmp_path: Path) -> None:
     """The message names both numbers."""
     write(tmp_path / "a.npz", arrays())
-    with pytest.raises(DataError, match=r"has label 1, but data\.labels names only 1 classes"):
+    with pytest.raises(DataError, match=r"has label 1, but data\.labels names only 1 class"):
         npz.load(GREY, tmp_path, RECIPE.model_copy(update={"labels": ("normal",)}))
