@@ -149,7 +149,7 @@ def _measure(  # noqa: PLR0917 - both sides, and the images
     answers: Floats,
     images: Images,
     knowledge: Knowledge,
-    relabelled: Relabelled,
+    relabelled: Relabelled | None,
 ) -> Compared:
     test, dataset, new = challenger.dataset.test, challenger.dataset, knowledge.new
     trained_now = {

@@ -54,7 +54,7 @@ class Compared:
     drift: float = 0.0  # population stability index
     drift_of: str = ""  # what has drifted
     may_know_images: str = ""  # why the champion may have been trained on some of the images
-    relabelled: Relabelled | None = None  # images that the champion knows; None: it does not say which
+    relabelled: Relabelled | None = None  # images that the champion knows; None: it does not record labels
 
 
 def judge(compared: Compared, limits: ChampionRecipe) -> tuple[Verdict, tuple[ChampionCheck, ...]]:
@@ -75,7 +75,7 @@ def _checks(compared: Compared, limits: ChampionRecipe) -> Iterator[ChampionChec
     # 1. What may refuse, 2. what may only make a candidate.
     yield _accuracy(compared, limits)
     yield _labels(compared, limits)
-    if compared.relabelled is not None and compared.relabelled.images:
+    if compared.relabelled is None or compared.relabelled.images:
         yield _same_truth(compared.relabelled, limits)
     if compared.may_know_images:
         yield ChampionCheck(
@@ -183,7 +183,14 @@ def is_relabelled(relabelled: Relabelled | None, limits: ChampionRecipe) -> bool
     return relabelled is not None and relabelled.largest_share(MIN_LABEL_IMAGES) > limits.max_relabelled
 
 
-def _same_truth(relabelled: Relabelled, limits: ChampionRecipe) -> ChampionCheck:
+def _same_truth(relabelled: Relabelled | None, limits: ChampionRecipe) -> ChampionCheck:
+    if relabelled is None:
+        return ChampionCheck(
+            name="labels of known images",
+            passed=True,
+            detail="not compared: the champion does not record the labels of its images",
+            at_best="candidate",
+        )
     failed = is_relabelled(relabelled, limits)
     detail = f"{relabelled}; maximum {100 * limits.max_relabelled:g} % of any label (champion.max_relabelled)"
     if failed:

@@ -1,7 +1,8 @@
-"""known-images.npy: which images a version was trained on, where images are not files with their own digests.
+"""known-images.npy: the images of a version by their pixels, with their labels, and which it was trained on.
 
 They are recognized by the first 64 bits of the SHA-256 of their pixels in the network's geometry: with
-60,000 images known, one new image in 3e14 is mistaken for a known one.
+60,000 images known, one new image in 3e14 is mistaken for a known one. A file that was saved again without
+loss has the same pixels.
 """
 
 import hashlib
@@ -17,29 +18,31 @@ from training.data.storage.disk_images import Images
 
 KNOWN_IMAGES_FILE = "known-images.npy"
 _DIGEST_BYTES = 8
-_RECORD = np.dtype([("digest", "<u8"), ("label", "<u4")])  # the label is an index into the version's labels
+# The label is an index into the version's labels. Training and validation images chose the weights.
+_RECORD = np.dtype([("digest", "<u8"), ("label", "<u4"), ("chose", "?")])
 
 Prefixes = npt.NDArray[np.uint64]
 
 
 def write_known_images(dataset: Dataset, path: Path) -> None:
-    """Write digests and labels of the training and validation images, sorted; they chose the weights."""
-    splits = (dataset.train, dataset.validation)
-    records = np.empty(sum(map(len, splits)), _RECORD)
-    records["digest"] = np.concatenate([prefixes(split.images) for split in splits])
-    records["label"] = np.concatenate([split.labels for split in splits])
+    """Write digests and labels of all images, sorted."""
+    parts = []
+    for name, split in dataset.splits().items():
+        part = np.empty(len(split), _RECORD)
+        part["digest"], part["label"], part["chose"] = prefixes(split.images), split.labels, name != "test"
+        parts.append(part)
     with path.open("wb") as file:
-        np.save(file, np.unique(records), allow_pickle=False)
+        np.save(file, np.unique(np.concatenate(parts)), allow_pickle=False)
 
 
 def read_known_images(path: Path) -> Prefixes | None:
-    """Read the digests that `write_known_images` wrote; None if there is no such file, or it is damaged."""
+    """Read the digests of training and validation images; None if the file is missing or damaged."""
     records = _read(path)
-    return None if records is None else records["digest"]
+    return None if records is None else records["digest"][records["chose"]]
 
 
 def read_image_labels(path: Path, labels: Sequence[str]) -> dict[int, str]:
-    """Read digest -> label, without images that have several labels; empty if it was not recorded.
+    """Read digest -> label; see `one_label_each`. Empty if the labels were not recorded.
 
     Args:
         path: of the file.
@@ -50,15 +53,6 @@ def read_image_labels(path: Path, labels: Sequence[str]) -> dict[int, str]:
         return {}
     named = [labels[index] for index in records["label"].tolist()]
     return one_label_each(zip(records["digest"].tolist(), named, strict=True))
-
-
-def image_labels(dataset: Dataset) -> dict[int, str]:
-    """Return digest -> label of all images of a data set, without images that have several labels."""
-    return one_label_each(
-        (digest, dataset.labels[label])
-        for split in dataset.splits().values()
-        for digest, label in zip(prefixes(split.images).tolist(), split.labels.tolist(), strict=True)
-    )
 
 
 def prefixes(images: Images) -> Prefixes:
@@ -82,5 +76,5 @@ def _read(path: Path) -> npt.NDArray[np.void] | None:
     if known.dtype == _RECORD:
         return known
     records = np.empty(len(known), _RECORD)
-    records["digest"], records["label"] = known, np.iinfo(np.uint32).max
+    records["digest"], records["label"], records["chose"] = known, np.iinfo(np.uint32).max, True
     return records

@@ -41,13 +41,8 @@ def read_assignment(path: Path) -> dict[bytes, str] | None:
         return None
 
 
-def labels_of(dataset: Dataset) -> dict[bytes, str]:
-    """The label of each file's content, without contents that have several labels."""
-    return one_label_each((digest, label) for split, digest, label, _ in _rows(dataset) if split != REMOVED)
-
-
 def read_file_labels(path: Path) -> dict[bytes, str]:
-    """Read what `labels_of` returned for the data set that was written; empty if it was not recorded."""
+    """Read the label of each file's content; see `one_label_each`. Empty if the labels were not recorded."""
     try:
         rows = [row for row in _read(path) if row["split"] != REMOVED]
         return one_label_each((bytes.fromhex(row["sha256"]), row["label"]) for row in rows)

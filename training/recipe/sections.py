@@ -330,8 +330,9 @@ class ChampionRecipe(Strict):
         default=0.05,
         ge=0,
         le=1,
-        description="maximum share of images that the champion knows under another label, of all or of one "
-        "label (if at least 5 images). With more, the new version is a candidate: the labels may be wrong",
+        description="maximum share of images that the champion knows under another label: of all, or of "
+        "those with one label, then or now (if at least 5 images, or all that a label had). With more, the "
+        "new version is a candidate: the labels may be wrong",
     )
     max_ece_rise: float = Field(
         default=0.03, ge=0, le=1, description="maximum rise of the calibration error in excess of chance"

@@ -11,6 +11,7 @@ from training.champion.known_images import KNOWN_IMAGES_FILE, write_known_images
 from training.data import Dataset
 from training.data.assignment import (
     SPLITS_FILE,
+    Assignment,
     assignment_of,
     compare,
     read_assignment,
@@ -28,12 +29,11 @@ def keep_splits(  # noqa: PLR0917 - the data, and where the champion is
     limits: ChampionRecipe,
     display: Display,
 ) -> None:
-    """Write splits.csv, and compare it with that of the champion; for arrays known-images.npy."""
+    """Write known-images.npy, and splits.csv for files; compare them with those of the champion."""
     report.mkdir(parents=True, exist_ok=True)
-    if not assignment_of(dataset):
-        write_known_images(dataset, report / KNOWN_IMAGES_FILE)
-        return
-    write_assignment(dataset, report / SPLITS_FILE)
+    write_known_images(dataset, report / KNOWN_IMAGES_FILE)
+    if assignment_of(dataset):
+        write_assignment(dataset, report / SPLITS_FILE)
     try:
         champion = find_champion(repository, model, repository.aliases(model).get(STABLE_ALIAS))
     except LenserveError:  # the comparison with it says why
@@ -43,23 +43,33 @@ def keep_splits(  # noqa: PLR0917 - the data, and where the champion is
 
 
 def _compare(dataset: Dataset, champion: Bundle, limits: ChampionRecipe, display: Display) -> None:
-    name = f"{champion.model} version {champion.version}"
+    since = f"since {champion.model} version {champion.version}"
+    if now := assignment_of(dataset):
+        _compare_splits(champion, now, since, display)
+    relabelled = relabelled_since(champion, dataset)
+    if relabelled is None:
+        return
+    if is_relabelled(relabelled, limits):
+        display.warning(
+            f"{since}: {relabelled}. This version can only become a candidate (champion.max_relabelled)"
+        )
+    elif relabelled.changes:
+        display.note(f"{since}: {relabelled}")
+
+
+def _compare_splits(champion: Bundle, now: Assignment, since: str, display: Display) -> None:
     earlier = read_assignment(champion.folder / "report" / SPLITS_FILE)
     if not earlier:
-        display.note(f"{name} does not record its splits: images may have moved between splits since then")
+        display.note(
+            f"{champion.model} version {champion.version} does not record its splits: images may have moved "
+            "between splits since then"
+        )
         return
-    found = compare(earlier, assignment_of(dataset))
+    found = compare(earlier, now)
     if found.moved:
         display.warning(
-            f"since {name}: {found}. The test accuracies of the two cannot be compared: keep "
+            f"{since}: {found}. The test accuracies of the two cannot be compared: keep "
             "data.split_seed, the fractions and data.group_pattern, or publish under another --name"
         )
     else:
-        display.note(f"since {name}: {found}")
-    relabelled = relabelled_since(champion, dataset)
-    if is_relabelled(relabelled, limits):
-        display.warning(
-            f"since {name}: {relabelled}. This version can only become a candidate (champion.max_relabelled)"
-        )
-    elif relabelled.changes:
-        display.note(f"since {name}: {relabelled}")
+        display.note(f"{since}: {found}")
