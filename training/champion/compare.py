@@ -28,6 +28,7 @@ from training.recipe import Recipe
 _METRICS = Path("report") / "metrics.json"
 _ROUNDS = 200  # timed runs of each file
 _BUDGET_S = 2.0  # for all of them
+_MAX_LABELS = 5  # in a message
 _MAX_REASON = 300  # characters of an error of ONNX Runtime
 
 Floats = npt.NDArray[np.float32]
@@ -106,8 +107,8 @@ def find_champion(repository: Repository, model: str, stable: int | None) -> Bun
 
 def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, cache: Path | None) -> Outcome:
     labels, theirs = challenger.dataset.labels, champion.manifest.labels
-    if set(labels) != set(theirs):
-        return Outcome(_other_labels(champion.version, labels, theirs))
+    if other := other_labels(labels, theirs):
+        return Outcome(_not_comparable(champion.version, "same labels", other))
     test = challenger.dataset.test
     theirs_now = _in_geometry_of(champion, challenger, data_root, cache)
     images = theirs_now.test.images
@@ -223,14 +224,14 @@ def _latency_ratio(challenger: tuple[Path, Images], champion: tuple[Path, Images
     return fastest[0] / fastest[1]
 
 
-def _other_labels(champion: int, labels: Sequence[str], theirs: Sequence[str]) -> Challenge:
+def other_labels(labels: Sequence[str], theirs: Sequence[str]) -> str:
+    """Say which labels are new or missing; "" if both have the same ones."""
     added, gone = sorted(set(labels) - set(theirs)), sorted(set(theirs) - set(labels))
-    parts = [
-        f"{len(names)} {what} ({', '.join(names[:5])})"
+    return "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:_MAX_LABELS])})"
         for what, names in (("new", added), ("missing", gone))
         if names
-    ]
-    return _not_comparable(champion, "same labels", "; ".join(parts))
+    )
 
 
 def _not_comparable(champion: int | None, name: str, detail: str) -> Challenge:

@@ -186,7 +186,7 @@ def check(
     )
     if not only_judges:
         _require_two_classes(dataset.labels)
-        _require_every_class(report, recipe.min_validation_images_per_class)
+        _require_every_class(report, recipe, draws_validation=source.validation is None)
     return kept, report
 
 
@@ -301,7 +301,7 @@ def _count(split: Split, labels: tuple[str, ...]) -> dict[str, int]:
     return {label: counted[index] for index, label in enumerate(labels)}
 
 
-def _require_every_class(report: DataReport, min_validation_images_per_class: int) -> None:
+def _require_every_class(report: DataReport, recipe: DataRecipe, *, draws_validation: bool) -> None:
     for split, counts in report.counts.items():
         missing = [label for label, count in counts.items() if not count]
         if missing:
@@ -310,11 +310,14 @@ def _require_every_class(report: DataReport, min_validation_images_per_class: in
                 f"{_why_missing(report, split)}"
             )
     label, count = min(report.counts["validation"].items(), key=lambda item: item[1])
-    if count < min_validation_images_per_class:
+    if count < recipe.min_validation_images_per_class:
+        larger = (
+            f", raise data.validation_fraction ({recipe.validation_fraction:g})" if draws_validation else ""
+        )
         raise DataError(
             f"the validation split has {counted(count, 'image')} of {label}, "
-            f"data.min_validation_images_per_class is {min_validation_images_per_class}: "
-            "too few to choose the best epoch by. Add images, raise data.validation_fraction or lower this"
+            f"data.min_validation_images_per_class is {recipe.min_validation_images_per_class}: "
+            f"too few to choose the best epoch by. Add images{larger} or lower this"
         )
 
 

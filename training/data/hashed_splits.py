@@ -109,7 +109,7 @@ class HashedSplits:
         def is_enough(other: HashedSplits) -> bool:
             return bool((other._count(keys, labels)[:, present] >= self._needed).all())
 
-        advice = [""]
+        advice = []
         if split in self.fractions:
             larger = [step / 20 for step in range(1, 11) if step / 20 > self.fractions[split]]
             others = [replace(self, fractions={**self.fractions, split: part}) for part in larger]
@@ -125,9 +125,10 @@ class HashedSplits:
         enough = next((seed for seed in range(seeds) if is_enough(replace(self, seed=seed))), None)
         if enough is not None:
             advice.append(f"set data.split_seed={enough}, which gives every class enough")
+        lower = ""
         if split == "validation" and self.min_validation > 1:
-            advice.append("lower data.min_validation_images_per_class")
-        return ", ".join(advice[:-1]) + (", or " if len(advice) > 1 else "") + advice[-1]
+            lower = ", lower data.min_validation_images_per_class"
+        return f"{lower}, or, which moves images to other splits, {' or '.join(advice)}"
 
 
 def _unit(key: bytes, split: str, seed: int) -> float:

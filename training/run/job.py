@@ -101,6 +101,8 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
     earlier = RunFolder(job.run_dir)
     extends = job.resume and is_shorter(earlier, recipe)
     is_finished = earlier.summary.exists()
+    if is_finished and job.resume and job.force and not extends:
+        _require_promoted(earlier, job.model)
     if extends or not (job.resume and is_finished):
         _prepare(recipe, job)
     # The run that would be moved aside stays where it is, if this one cannot begin.
@@ -120,6 +122,19 @@ def train_and_evaluate(recipe: Recipe, job: Job) -> RunSummary:
         summary = _run(recipe, job, folder, loaded, began_s)
         _write_summary(folder, summary)
         return summary
+
+
+def _require_promoted(finished: RunFolder, model: str) -> None:
+    """Refuse `--resume --force` where it would have no effect."""
+    summary = read_recorded(finished.summary, RunSummary, _REMEDY)
+    if summary.gate in (None, "promote"):
+        return
+    remedy = "train again without --resume"
+    if summary.version is not None:
+        remedy = f"promote its version with `lenserve models promote {model}@{summary.version}`"
+    raise RunFolderConflict(
+        f"the run in {finished.path} is finished ({summary.gate}), and --force has no effect on it: {remedy}"
+    )
 
 
 def _recover_summary(recipe: Recipe, job: Job, folder: RunFolder) -> None:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository
+from serving.counted import counted
 from serving.errors import LenserveError
-from training.champion.compare import find_champion
+from training.champion.compare import find_champion, other_labels
 from training.champion.judge import is_relabelled
-from training.champion.knowledge import relabelled_since
+from training.champion.knowledge import knowledge_of, relabelled_since
 from training.champion.known_images import KNOWN_IMAGES_FILE, write_known_images
 from training.data import Dataset
 from training.data.assignment import (
@@ -44,14 +45,24 @@ def keep_splits(  # noqa: PLR0917 - the data, and where the champion is
 
 def _compare(dataset: Dataset, champion: Bundle, limits: ChampionRecipe, display: Display) -> None:
     since = f"since {champion.model} version {champion.version}"
+    if other := other_labels(dataset.labels, champion.manifest.labels):
+        display.warning(
+            f"{since}: labels: {other}. Without --force, this version becomes a candidate at most"
+        )
     if now := assignment_of(dataset):
         _compare_splits(champion, now, since, display)
+    elif left_out := len(dataset.test) - len(knowledge_of(champion, dataset, dataset.test.images).new):
+        display.warning(
+            f"{since}: it was trained on {left_out:,} of {counted(len(dataset.test), 'test image')}, which "
+            "leave the comparison"
+        )
     relabelled = relabelled_since(champion, dataset)
     if relabelled is None:
         return
     if is_relabelled(relabelled, limits):
         display.warning(
-            f"{since}: {relabelled}. This version can only become a candidate (champion.max_relabelled)"
+            f"{since}: {relabelled}. Without --force, this version becomes a candidate at most "
+            "(champion.max_relabelled)"
         )
     elif relabelled.changes:
         display.note(f"{since}: {relabelled}")
@@ -66,7 +77,7 @@ def _compare_splits(champion: Bundle, now: Assignment, since: str, display: Disp
         )
         return
     found = compare(earlier, now)
-    if found.moved:
+    if any("test" in splits for splits in found.moved):
         display.warning(
             f"{since}: {found}. The test accuracies of the two cannot be compared: keep "
             "data.split_seed, the fractions and data.group_pattern, or publish under another --name"

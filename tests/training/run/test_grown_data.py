@@ -265,6 +265,15 @@ def test_images_that_the_version_was_not_tested_on_are_noted(
     )
 
 
+def test_force_comes_too_late_for_a_finished_run(grown: tuple[Path, Job, list[str]], recipe: Recipe) -> None:
+    """The message says what helps; a run whose version was promoted is only shown again."""
+    folder, job, _ = grown
+    late = replace(job, run_dir=folder / "run1", resume=True, force=True)
+    with pytest.raises(RunFolderConflict, match=r"\(candidate\), and --force .* promote colours@2`"):
+        train_and_evaluate(recipe, late)
+    assert train_and_evaluate(recipe, replace(late, run_dir=folder / "run0")).gate == "promote"
+
+
 def kept(run_dir: Path) -> list[str]:
     """The files of a run, and the names of runs that were moved aside."""
     inside = [f"{path.relative_to(run_dir)} {path.stat().st_mtime_ns}" for path in run_dir.rglob("*")]
