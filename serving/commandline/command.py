@@ -25,6 +25,22 @@ from serving.validation_errors import known_keys, nearest
 ENV_PREFIX = "LENSERVE_"
 
 
+_WORD = (
+    "\ue000word:"  # begins an encoded word: a character for private use, which no name of a file begins with
+)
+
+
+def encode_word(word: str) -> str:
+    """Return a word of the command line in a form that pydantic-settings neither splits nor converts."""
+    return _WORD + os.fsencode(word).hex()
+
+
+def _decode_word(value: object) -> object:
+    if isinstance(value, str) and value.startswith(_WORD):
+        return os.fsdecode(bytes.fromhex(value.removeprefix(_WORD)))
+    return value
+
+
 class Command(BaseSettings):
     """One command. Its fields are its options; `run` runs it."""
 
@@ -45,8 +61,10 @@ class Command(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_empty_path(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse "", which a Path takes for the current directory: a shell variable was probably not set."""
+    def _read_words(cls, value: object, info: ValidationInfo) -> object:
+        """Decode words, and refuse "" as a path, which would be "." where a shell variable is not set."""
+        if isinstance(value, list):
+            value = [_decode_word(each) for each in value]
         takes = cls.model_fields[info.field_name or ""].annotation
         is_empty = value == "" or (isinstance(value, list) and "" in value)
         if is_empty and Path in (takes, *get_args(takes)):

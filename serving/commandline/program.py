@@ -5,11 +5,12 @@ Independent of particular commands.
 
 import os
 import re
-from argparse import Action, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pkgutil import resolve_name
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource, SettingsError
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serving import __version__
-from serving.commandline.command import ENV_PREFIX, Command
+from serving.commandline.command import ENV_PREFIX, Command, encode_word
 from serving.commandline.output import OutputFailed, discard_output, print_line, stderr
 from serving.commandline.standard_streams import repair_standard_streams
 from serving.errors import LenserveError, UsageError
@@ -72,7 +73,10 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
     # With exit_on_error, argparse would print the whole usage before the line about a wrong option.
     command.model_config["cli_prog_name"] = name
     source: CliSettingsSource[Any] = CliSettingsSource(
-        command, cli_exit_on_error=False, formatter_class=_Help
+        command,
+        cli_exit_on_error=False,
+        formatter_class=_Help,
+        parse_args_method=partial(_parse_words, lists=_lists_of_words(command)),
     )
     if command.example:
         source.root_parser.epilog = f"example:\n  {command.example}"
@@ -97,6 +101,27 @@ def _run_command(name: str, command: type[Command], argv: list[str]) -> int:
         return 128 + 2
 
 
+def _positional(command: type[Command]) -> list[str]:
+    return [name for name, field in command.model_fields.items() if _POSITIONAL in field.metadata]
+
+
+def _lists_of_words(command: type[Command]) -> list[str]:
+    """Return the fields that take any number of words, such as files."""
+    return [
+        name for name in _positional(command) if get_origin(command.model_fields[name].annotation) is list
+    ]
+
+
+def _parse_words(parser: ArgumentParser, args: Sequence[str], *, lists: Sequence[str]) -> Namespace:
+    """Parse, and keep words of lists whole: pydantic-settings splits `a,b.png` and takes `7` for a number."""
+    found = parser.parse_args(args)
+    for name in lists:
+        words = getattr(found, name, None)
+        if isinstance(words, list):
+            setattr(found, name, list(map(encode_word, words)))
+    return found
+
+
 def _describe_no_command(rest: Sequence[str], commands: Commands) -> str:
     if not rest:
         return "a command is missing"
@@ -111,7 +136,8 @@ def _did_you_mean(near: str) -> str:
 
 def _options_like(unknown: str, command: type[Command]) -> str:
     """Return the options that were probably meant: one spelt alike, or those with its words; or ""."""
-    name, known = unknown.replace("-", "_"), list(known_keys(command))
+    name = unknown.replace("-", "_")
+    known = [key for key in known_keys(command) if key not in _positional(command)]
     if near := nearest(name, known):
         return _option(near)
     words = set(name.split("_"))
@@ -123,7 +149,7 @@ def _describe_usage(message: str, command: type[Command], argv: Sequence[str]) -
     """Reword a message of argparse or pydantic-settings."""
     message = message.removeprefix("error parsing CLI: ")
     if unknown := re.match(r"unrecognized arguments: --([^\s=]+)", message):
-        return f"unknown option --{unknown[1]}{_did_you_mean(_options_like(unknown[1], command))}"
+        return _describe_unknown(unknown[1], command)
     if missing := re.match(r"the following arguments are required: (.+)", message):
         *others, last = missing[1].split(", ")
         needed = f"{', '.join(others)} and {last} are" if others else f"{last} is"
@@ -137,6 +163,13 @@ def _describe_usage(message: str, command: type[Command], argv: Sequence[str]) -
     if unexpected := re.match(r"unrecognized arguments: (.+)", message):
         return _describe_unexpected(unexpected[1], command.explain_arguments(argv))
     return message
+
+
+def _describe_unknown(option: str, command: type[Command]) -> str:
+    if option not in _positional(command):
+        return f"unknown option --{option}{_did_you_mean(_options_like(option, command))}"
+    example = f", for example: {command.example}" if command.example else ""
+    return f"unknown option --{option}: write {option.upper()} alone{example}"
 
 
 def _describe_value(field: str, *, of_variable: bool) -> str:
@@ -159,7 +192,7 @@ def _describe(problem: Problem, command: type[Command], argv: Sequence[str]) -> 
         return f"{_option(name)} is required (or {_variable(name)})"
     if problem.kind == "unknown":
         return f"unknown option {_option(name)}"
-    if name in command.model_fields and _POSITIONAL in command.model_fields[name].metadata:
+    if name in _positional(command):
         return f"{name.upper()}: {problem.text}"
     given = any(word.partition("=")[0] == _option(name) for word in argv)
     where = _variable(name) if _variable(name) in os.environ and not given else _option(name)

@@ -43,6 +43,17 @@ class Greet(Command):
         return DONE
 
 
+class ListFiles(Command):
+    """List files."""
+
+    files: CliPositionalArg[list[Path]] = Field(min_length=1, description="their names")
+
+    def run(self) -> int:
+        """Print the names."""
+        print_line(ascii([str(file) for file in self.files]))
+        return DONE
+
+
 class Copy(Command):
     """Copy a file."""
 
@@ -81,6 +92,7 @@ COMMANDS: Commands = {
     "more": {"greet": f"{__name__}:Greet", "fail": Fail},
     "fail": Fail,
     "copy": Copy,
+    "list": ListFiles,
 }
 
 
@@ -181,6 +193,13 @@ def test_variables_of_other_commands_are_ignored(
     assert capsys.readouterr().out == "you 1 False False\n"
 
 
+def test_words_of_a_list_are_kept_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of files may be numbers, and have commas, brackets, quotes and bytes that are not UTF-8."""
+    names = ["7", "007", "1e3", "a,b.png", "[x].png", "{y}", 'q"z', "true", "null", " ", "back\\", "\udcff"]
+    assert run("list", *names) == DONE
+    assert capsys.readouterr().out.rstrip("\n") == ascii(names)
+
+
 # Wrong usage
 
 
@@ -221,6 +240,10 @@ def test_variables_of_other_commands_are_ignored(
         (["copy", "a"], "program copy: TARGET is required, for example: program copy a b"),
         (["copy", "a", "to", "b"], "program copy: unexpected argument b: leave out 'to'"),
         (["copy", "a", "b", "c"], "program copy: unexpected argument c"),
+        (
+            ["copy", "a", "--target", "b"],
+            "program copy: unknown option --target: write TARGET alone, for example: program copy a b",
+        ),
         (["copy", "", "b"], "program copy: SOURCE: must not be empty: name a path, or leave it out"),
         (
             ["greet", "--name", "", "--place", ""],
