@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 
 from serving.client.address import is_loopback, server_address
-from serving.client.messages import CallFailed, not_utf8
+from serving.client.messages import CallFailed, not_utf8, split_model
 from serving.client.retries import OnRetry, Retries
 from serving.errors import ModelUnavailable, UnknownModel, UsageError
 from serving.limited_files import read_once, why_unreadable
@@ -75,11 +75,11 @@ class BaseClient:
         """Return the method and the request that ask whether a model is ready; empty: the server.
 
         Raises:
-            InvalidRequest: the model is not text in UTF-8.
+            InvalidRequest: the model is not text in UTF-8, or ends with @.
         """
         if not model:
             return self._server_ready, inference_pb.ServerReadyRequest()
-        name, _, revision = model.partition("@")
+        name, revision = split_model(model)
         try:
             return self._model_ready, inference_pb.ModelReadyRequest(name=name, version=revision)
         except UnicodeEncodeError as error:

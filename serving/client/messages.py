@@ -99,11 +99,11 @@ def encode_request(images: Sequence[pb.Image], model: str, top_k: int) -> pb.Cla
     """Build a request. `model` is MODEL, MODEL@VERSION or MODEL@ALIAS; top_k 0 means the server's default.
 
     Raises:
-        InvalidRequest: the version or top_k is out of range, or the model is not text in UTF-8.
+        InvalidRequest: the version or top_k is out of range, or the model is not UTF-8 or ends with @.
     """
     if abs(top_k) > _MAX_TOP_K:  # int32; the server refuses negative ones
         raise InvalidRequest(f"top_k is {top_k}: choose a number from 0 to {_MAX_TOP_K}")
-    name, _, revision = model.partition("@")
+    name, revision = split_model(model)
     request = pb.ClassifyRequest(images=images, top_k=top_k)
     try:
         request.model = name
@@ -114,6 +114,20 @@ def encode_request(images: Sequence[pb.Image], model: str, top_k: int) -> pb.Cla
     except UnicodeEncodeError as error:
         raise not_utf8(model) from error
     return request
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """Return the name, and the version or alias, of MODEL, MODEL@VERSION or MODEL@ALIAS; "" without one.
+
+    Raises:
+        InvalidRequest: nothing follows the @, as of a variable that is not set.
+    """
+    name, at, revision = model.partition("@")
+    if at and not revision:
+        raise InvalidRequest(
+            f"model {model!r} names no version or alias after the @: add it, or use {name!r}"
+        )
+    return name, revision
 
 
 def not_utf8(model: str) -> InvalidRequest:

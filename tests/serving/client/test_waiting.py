@@ -195,3 +195,14 @@ async def test_a_name_that_is_no_text_is_an_invalid_request(kind: AnyClient) -> 
     """As it is for `classify`; no server is asked."""
     with pytest.raises(InvalidRequest, match="is not text in UTF-8: name a model of the server"):
         await _wait_ready(kind("127.0.0.1:1"), "a\udcff")
+
+
+@both_clients
+async def test_a_name_that_ends_with_an_at_sign_is_an_invalid_request(kind: AnyClient) -> None:
+    """A version is missing, and any other one would be a surprise; so it is for `classify`."""
+    with pytest.raises(
+        InvalidRequest, match="'a@' names no version or alias after the @: add it, or use 'a'"
+    ):
+        await _wait_ready(kind("127.0.0.1:1"), "a@")
+    with pytest.raises(InvalidRequest, match="names no version or alias"):
+        Client("127.0.0.1:1").classify(b"", model="a@")
