@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.bundle import Manifest
-from serving.metrics.families import MetricFamilies
+from serving.counted import counted
+from serving.metrics.families import MIN_DRIFT_IMAGES, MetricFamilies
 
 Sample = tuple[str, frozenset[tuple[str, str]]]  # name, labels
 
@@ -37,11 +38,16 @@ class LiveAnswers:
         if not self.images:
             return [("answered images", "0")]
         drift = [f"{value:.3f} of {name}" for name, value in self.drift.items()]
+        unknown = "not known"
+        if self.test_shares and self.window_images < MIN_DRIFT_IMAGES:
+            unknown += (
+                f": {counted(self.window_images, 'recent image')}, at least {MIN_DRIFT_IMAGES} are needed"
+            )
         return [
             ("answered images", f"{self.images:,}"),
             ("mean confidence", f"{self.mean_confidence:.2%}"),
             *((f"answered {label}", self._share(label)) for label in self.label_shares),
-            ("drift", ", ".join(drift) + f" in {self.window_images:,} images" if drift else "not known"),
+            ("drift", ", ".join(drift) + f" in {self.window_images:,} images" if drift else unknown),
         ]
 
     def _share(self, label: str) -> str:

@@ -42,4 +42,8 @@ class Challenge(Strict):
             "candidate": f"{against}: a candidate, published but not served by default",
             "refuse": f"{against}: refused",
         }
-        return words[self.verdict] + (" (--force promotes it all the same)" if self.forced else "")
+        return words[self.verdict] + (
+            f" (--force promotes it all the same; to go back: lenserve models rollback {model})"
+            if self.forced
+            else ""
+        )

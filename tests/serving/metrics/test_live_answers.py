@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from serving.bundle import Description, Repository, reference_of
 from serving.cli import main
+from serving.metrics.live_answers import LiveAnswers
 from tests.colours import Publish, write_colours
 from tests.servers import Serve
 
@@ -92,3 +94,10 @@ async def test_the_port_of_grpc_has_no_metrics(
         "/metrics cannot be read: the answer has HTTP status 405; use http://HOST:PORT/metrics with the "
         "--http-port of a running server, 8002 by default\n"
     )
+
+
+def test_drift_says_how_many_images_it_needs() -> None:
+    """Below that, chance alone would look like drift; without a reference more images do not help."""
+    few = LiveAnswers(79, 0.9, {"red": 1.0}, {"red": 0.5}, window_images=79)
+    assert few.lines()[-1] == ("drift", "not known: 79 recent images, at least 100 are needed")
+    assert replace(few, test_shares={}).lines()[-1] == ("drift", "not known")
