@@ -17,7 +17,7 @@ Pixels = Literal["0-1", "0-255"]
 _SCALES: Mapping[Pixels, float] = {"0-1": 1.0, "0-255": 255.0}
 # Of pixels in 0..1. Beyond them, the values are most often of pixels in 0..255, or the other way round.
 _MAX_MEAN = 2.0
-_MIN_STD, _MAX_STD = 1 / 256, 10.0  # the network takes values up to 255, or down to a tenth of a pixel
+_MIN_STD, _MAX_STD = 1 / 256, 10.0  # the network takes values up to 256, or down to a tenth of a pixel
 
 _ASK = (
     "--mean and --std are needed: the file does not say how pixels are normalised. Most networks of "
@@ -101,7 +101,7 @@ def _fault(mean: Values, std: Values, image: ImageInput, pixels: Pixels) -> str:
             return f"{option} {_listed(values)}: {in_range}, it is at most {limit:g}: {remedy}"
     if min(std) < _MIN_STD * scale:
         remedy = "leave --pixels out" if pixels == "0-255" else "correct --std"
-        return f"--std {_listed(std)}: {in_range}, it is at least {_MIN_STD * scale:.1g}: {remedy}"
+        return f"--std {_listed(std)}: {in_range}, it is at least {_MIN_STD * scale:g}: {remedy}"
     return ""
 
 

@@ -386,11 +386,15 @@ SETTINGS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "fractions taken as bytes": (
         {"pixels": "0-255"},
-        "--std 0.229,0.224,0.225: of pixels in 0..255, it is at least 1: leave --pixels out",
+        "--std 0.229,0.224,0.225: of pixels in 0..255, it is at least 0.996094: leave --pixels out",
     ),
     "a tiny deviation": (
         {"std": (1e-9,)},
-        "--std 1e-09: of pixels in 0..1, it is at least 0.004: correct --std",
+        "--std 1e-09: of pixels in 0..1, it is at least 0.00390625: correct --std",
+    ),
+    "a deviation just below the limit": (
+        {"std": (0.0039,)},
+        "--std 0.0039: of pixels in 0..1, it is at least 0.00390625: correct --std",
     ),
     "an infinite mean": ({"mean": (float("inf"),)}, "--mean inf: must be finite: use numbers such as 0.5"),
     "a range of nothing": (
