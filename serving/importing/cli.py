@@ -68,7 +68,8 @@ class ImportModel(Command):
         default=None, description="order of the input's axes; only for shapes that can be both"
     )
     output: Literal["logits", "probabilities", "sigmoid"] | None = Field(
-        default=None, description="what the output holds; default: by its last operator and its values"
+        default=None,
+        description="what the output holds; default: by the operators behind it and its values",
     )
     output_name: str | None = Field(
         default=None, description="the output with the classes, if there are several"

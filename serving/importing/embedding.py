@@ -2,7 +2,7 @@
 
 import onnx
 
-from serving.importing.graph import constants, producers
+from serving.importing.graph import independent_of_inputs, producers
 
 # Operators after the last layer: activations, biases, pooling, and those that only move values.
 _AFTER = frozenset(
@@ -19,7 +19,7 @@ def find_embedding(graph: onnx.GraphProto, output: str) -> str | None:
 
     The last layer is a Gemm, a MatMul or a convolution whose second input does not depend on the image.
     """
-    found, fixed = producers(graph), _independent_of_inputs(graph)
+    found, fixed = producers(graph), independent_of_inputs(graph)
     name = output
     for _ in graph.node:  # not for ever: a damaged graph may be a circle
         node = found.get(name)
@@ -35,14 +35,3 @@ def find_embedding(graph: onnx.GraphProto, output: str) -> str | None:
             return None
         name = before[0]
     return None
-
-
-def _independent_of_inputs(graph: onnx.GraphProto) -> set[str]:
-    """Return the tensors that are the same for every image: weights, and what is computed from them."""
-    fixed = set(constants(graph))
-    for node in graph.node:
-        if all(each in fixed for each in node.input if each) and not any(
-            each.g.node for each in node.attribute
-        ):
-            fixed.update(node.output)
-    return fixed

@@ -20,7 +20,8 @@ from serving.importing.hints import Hints, read_hints
 from serving.importing.image_input import ImageInput, Normalization, describe_input, to_tensor
 from serving.importing.labels import check_count, read_labels
 from serving.importing.normalization import choose_normalization
-from serving.importing.scores import Scores, choose_output, describe_scores
+from serving.importing.score_kind import describe_scores
+from serving.importing.scores import Scores, choose_output
 from serving.importing.sessions import open_session
 from serving.importing.settings import ImportSettings
 from serving.importing.source import Source, first_line, read_source
@@ -77,7 +78,9 @@ def understand(path: Path, settings: ImportSettings) -> ForeignModel:
         wanted=settings.output_name,
     )
     raw: Any = found[name]
-    scores = describe_scores(graph, name, raw, wanted=settings.output, coarse=source.is_coarse)
+    scores, is_assumed = describe_scores(graph, name, raw, wanted=settings.output, coarse=source.is_coarse)
+    if is_assumed:
+        assumed = (*assumed, f"--output {scores.kind}")
     if labels is None:
         raise UsageError(
             f"--labels is needed: the file does not name the {scores.classes:,} classes of output {name!r}; "

@@ -8,7 +8,7 @@ import onnx
 from onnx import numpy_helper
 
 # Operators that keep every value, so that what is before them is what is after them in another shape or type.
-_PASSING = frozenset(
+PASSING = frozenset(
     {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout"}
     | {"QuantizeLinear", "DequantizeLinear"}
 )
@@ -46,15 +46,20 @@ def _tensor(attribute: onnx.AttributeProto) -> onnx.TensorProto | None:
     return None
 
 
-def source_node(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto | None:
-    """Return the node that computes the values of a tensor, before operators that only move them."""
-    found = producers(graph)
-    node = found.get(tensor)
-    for _ in graph.node:  # not for ever: a damaged graph may be a circle
-        if node is None or node.op_type not in _PASSING or not node.input:
-            break
-        node = found.get(node.input[0])
-    return node
+def independent_of_inputs(graph: onnx.GraphProto, *, also: Iterable[str] = ()) -> set[str]:
+    """Return the tensors that are the same for every image: weights, and what is computed from them.
+
+    Args:
+        graph: not changed.
+        also: tensors that count as such.
+    """
+    fixed = {*constants(graph), *also}
+    for node in graph.node:
+        if all(each in fixed for each in node.input if each) and not any(
+            each.g.node for each in node.attribute
+        ):
+            fixed.update(node.output)
+    return fixed
 
 
 def reachable(graph: onnx.GraphProto, tensor: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""The output of a foreign model: which tensor has the classes, and whether these are logits."""
+"""The output of a foreign model: which tensor has the classes, and how its values become probabilities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,17 +6,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from serving.bundle.measures import softmax
 from serving.counted import counted
 from serving.errors import UnsupportedModel, UsageError
-from serving.importing.graph import source_node
 
 Kind = Literal["logits", "probabilities", "sigmoid"]
-
-_SUM_TOLERANCE = 1e-3  # of probabilities in float32
-_COARSE_SUM_TOLERANCE = 2e-2  # of probabilities in FP16 or from integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,77 +115,3 @@ def _remedy(values: Sequence[object], images: int) -> str:
     if not any(_has_batch(value, images) for value in arrays):
         return "the first axis must be the batch: export the model so that each image has a row of scores"
     return "export the model with its logits or probabilities as output"
-
-
-def describe_scores(
-    graph: onnx.GraphProto, name: str, raw: npt.NDArray[np.generic], *, wanted: Kind | None, coarse: bool
-) -> Scores:
-    """Decide what an output holds, by its last operator and by its values.
-
-    Args:
-        graph: of the file.
-        name: the output.
-        raw: what the file returned for some images.
-        wanted: --output.
-        coarse: whether the file computes in FP16 or integers.
-
-    Raises:
-        UnsupportedModel: the values are not finite, or are independent probabilities of several labels.
-        UsageError: the values contradict --output.
-    """
-    values = raw.astype(np.float64).reshape(len(raw), -1)  # (N, outputs)
-    finite = int(np.isfinite(values).all(axis=1).sum())
-    if finite < len(values):
-        raise UnsupportedModel(
-            f"output {name!r} is NaN or infinite for {len(values) - finite} of "
-            f"{counted(len(values), 'image')}: "
-            "check --mean, --std and --pixels, or export the model in float32"
-        )
-    node = source_node(graph, name)
-    last = node.op_type if node is not None else ""
-    sums = values.sum(axis=1)
-    off = float(np.abs(sums - 1).max())
-    tolerance = _COARSE_SUM_TOLERANCE if coarse else _SUM_TOLERANCE
-    in_range = bool((values >= -tolerance).all() and (values <= 1 + tolerance).all())
-    outputs = values.shape[1]
-    sum_to_one = in_range and off <= tolerance and outputs > 1
-    if wanted is None:
-        wanted = _kind(name, last, outputs, sum_to_one=sum_to_one, off=off)
-    _check_kind(name, last, wanted, outputs, sum_to_one=sum_to_one, in_range=in_range, off=off)
-    return Scores(name, wanted, outputs)
-
-
-def _kind(name: str, last: str, outputs: int, *, sum_to_one: bool, off: float) -> Kind:
-    if outputs == 1:
-        return "sigmoid" if last == "Sigmoid" else "logits"
-    if last == "Sigmoid" and not sum_to_one:
-        raise UnsupportedModel(
-            f"output {name!r} has {outputs} independent probabilities (its last operator is Sigmoid), and a "
-            "server gives each image one label: import a network that was trained for that, with a softmax"
-        )
-    if last == "Softmax" and not sum_to_one:
-        raise UnsupportedModel(
-            f"output {name!r} is a softmax, but its {outputs} values do not sum to 1 (off by {off:.2g}): "
-            "export it with the softmax over the classes"
-        )
-    return "probabilities" if sum_to_one else "logits"
-
-
-def _check_kind(
-    name: str, last: str, kind: Kind, outputs: int, *, sum_to_one: bool, in_range: bool, off: float
-) -> None:
-    if kind == "sigmoid" and (outputs > 1 or not in_range):
-        raise UsageError(
-            f"--output sigmoid: output {name!r} has {counted(outputs, 'value')}"
-            f"{'' if in_range else ' outside of 0..1'}, a sigmoid has one in 0..1: leave --output out"
-        )
-    if kind == "probabilities" and not sum_to_one:
-        raise UsageError(
-            f"--output probabilities: the {outputs} values of output {name!r} do not sum to 1 (off by "
-            f"{off:.2g}); leave --output out"
-        )
-    if kind == "logits" and last in ("Softmax", "Sigmoid"):
-        raise UsageError(
-            f"--output logits: the last operator of output {name!r} is {last}, so it holds probabilities; "
-            "leave --output out"
-        )

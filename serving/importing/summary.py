@@ -9,6 +9,7 @@ from serving.counted import counted
 from serving.importing.foreign_model import ForeignModel
 from serving.importing.importer import ImportResult
 from serving.importing.measuring import MIN_CALIBRATION_IMAGES, Measured
+from serving.importing.scores import Scores
 from serving.importing.what_is_served import Before
 
 # Largest range of a probability over generated images of a network that does not look at them.
@@ -35,8 +36,8 @@ def notes(result: ImportResult) -> list[str]:
     if foreign.assumed:
         lines.append(f"assumed   {' '.join(foreign.assumed)}: the file does not say")
     lines.append(
-        f"checked   probabilities differ from the file's by {result.difference:.1g} at most; "
-        f"batches: {result.batch}"
+        f"checked   probabilities differ from {_compared(scores)} by {result.difference:.1g} at most, for "
+        f"{counted(len(foreign.examples), 'generated image')}; batches: {result.batch}"
     )
     lines += [f"warning   {warning}" for warning in warnings(result)]
     return [*lines, *_measured(result.measured)]
@@ -54,6 +55,13 @@ def _embedding(foreign: ForeignModel) -> str:
     if foreign.has_embedding:
         return f"{features.name!r}: {counted(features.size, 'value')}, which the last layer gets"
     return f"{features.name!r}, the output itself: no last layer was found before it"
+
+
+def _compared(scores: Scores) -> str:
+    """Return what the check compares with: a file of logits holds no probabilities."""
+    if scores.kind != "logits":
+        return "the file's output"
+    return f"the {'sigmoid' if scores.outputs == 1 else 'softmax'} of the file's output"
 
 
 def _few(labels: Sequence[str]) -> str:

@@ -65,7 +65,8 @@ def write(
         [numpy_helper.from_array(value, name) for name, value in arrays.items()],
     )
     domains = {node.domain for node in nodes} - {""}
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(each, 3) for each in sorted(domains))]
+    opsets = [helper.make_opsetid("", opset)]
+    opsets += [helper.make_opsetid(each, 1 if each == "com.microsoft" else 3) for each in sorted(domains)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name=producer)
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=value)

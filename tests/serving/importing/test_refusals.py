@@ -279,7 +279,7 @@ GRAPHS: dict[str, tuple[Make, str]] = {
         lambda path: write(
             path, [*layers(result="scores"), node("Sigmoid", ["scores"], ["logits"])], weights()
         ),
-        "output 'logits' has 5 independent probabilities (its last operator is Sigmoid)",
+        "output 'logits' has 5 independent probabilities (computed by Sigmoid)",
     ),
     "softmax over the batch": (
         lambda path: write(
@@ -463,7 +463,7 @@ def test_independent_probabilities_are_not_logits(
     nodes = [*layers(result="scores"), node("Sigmoid", ["scores"], ["logits"])]
     path = write(tmp_path / "several.onnx", nodes, weights())
     assert refuse(repository, path, labels, output="logits").startswith(
-        "--output logits: the last operator of output 'logits' is Sigmoid, so it holds probabilities"
+        "--output logits: Sigmoid computes output 'logits', so it holds probabilities"
     )
 
 
