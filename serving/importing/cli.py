@@ -44,7 +44,10 @@ class ImportModel(Command):
     pixels: Literal["0-1", "0-255"] = Field(
         default="0-1", description="range of the pixels that --mean and --std are of"
     )
-    bgr: bool = Field(default=False, description="the network takes blue, green, red, as Caffe's do")
+    bgr: bool | None = Field(
+        default=None,
+        description="the network takes blue, green, red, as Caffe's do; default: as JSON beside it says",
+    )
     size: (
         Annotated[
             str, matching(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", "a side in pixels such as 224, or HEIGHTxWIDTH")

@@ -27,6 +27,12 @@ from serving.importing.settings import ImportSettings
 from serving.importing.source import Source, first_line, read_source
 from serving.importing.wrap import Features
 
+# Option -> what the user is asked for, if a file beside the model has a value that cannot be taken.
+_CHOICES = {
+    "fit": "--fit stretch, --fit crop with --crop-fraction, or --fit pad, whichever is nearest",
+    "interpolation": "--interpolation bilinear, bicubic or nearest, whichever is nearest",
+}
+
 Floats64 = npt.NDArray[np.float64]
 
 
@@ -119,6 +125,7 @@ def _geometry(image: ImageInput, settings: ImportSettings, hints: Hints) -> tupl
         value = value if value is not None else getattr(hints, name)
         if value is not None:
             chosen[name] = value
+    _refuse_unclear(hints, chosen)
     geometry = Geometry(height=image.height, width=image.width, channels=image.channels, **chosen)
     if settings.crop_fraction is not None and geometry.fit != "crop":
         raise UsageError(
@@ -126,6 +133,17 @@ def _geometry(image: ImageInput, settings: ImportSettings, hints: Hints) -> tupl
         )
     assumed = [name for name in ("fit", "interpolation") if name not in chosen]
     return geometry, tuple(f"--{name} {getattr(geometry, name)}" for name in assumed)
+
+
+def _refuse_unclear(hints: Hints, chosen: Mapping[str, Any]) -> None:
+    """Ask for options that a file beside the model names in a form that does not fit.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name, values in _CHOICES.items():
+        if name not in chosen and name in hints.unclear:
+            raise UsageError(f"--{name} is needed: {hints.unclear[name]}; add {values}")
 
 
 def _labels(settings: ImportSettings, hints: Hints, path: Path) -> tuple[tuple[str, ...] | None, str]:

@@ -19,10 +19,11 @@ _SCALES: Mapping[Pixels, float] = {"0-1": 1.0, "0-255": 255.0}
 _MAX_MEAN = 2.0
 _MIN_STD, _MAX_STD = 1 / 256, 10.0  # the network takes values up to 256, or down to a tenth of a pixel
 
+_UNKNOWN = "the file does not say how pixels are normalised"
 _ASK = (
-    "--mean and --std are needed: the file does not say how pixels are normalised. Most networks of "
-    "torchvision and timm take --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225; pixels in 0..1 are --mean 0 "
-    "--std 1, in -1..1 --mean 0.5 --std 0.5, in 0..255 --mean 0 --std 1 --pixels 0-255"
+    "--mean and --std are needed: {reason}. Most networks of torchvision and timm take "
+    "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225; pixels in 0..1 are --mean 0 --std 1, in -1..1 "
+    "--mean 0.5 --std 0.5, in 0..255 --mean 0 --std 1 --pixels 0-255"
 )
 
 
@@ -33,7 +34,7 @@ def choose_normalization(
     mean: Values | None,
     std: Values | None,
     pixels: Pixels = "0-1",
-    bgr: bool = False,
+    bgr: bool | None = None,
 ) -> Normalization:
     """Return how pixels are normalised.
 
@@ -43,13 +44,15 @@ def choose_normalization(
         mean: --mean, of pixels in the range of `pixels`.
         std: --std.
         pixels: --pixels.
-        bgr: --bgr.
+        bgr: --bgr; None: as the hints say.
 
     Raises:
         UsageError: an option is missing, out of range, or contradicts the input.
     """
     if bgr and image.channels == 1:
         raise UsageError(f"--bgr: input {image.name!r} has 1 channel, grey: leave --bgr out")
+    if bgr is None:  # a graph that takes uint8 does these steps itself
+        bgr = hints.bgr and image.dtype != np.uint8
     order: ChannelOrder = "grey" if image.channels == 1 else "BGR" if bgr else "RGB"
     if image.dtype == np.uint8:
         if mean is not None or std is not None:
@@ -60,7 +63,7 @@ def choose_normalization(
     if mean is None and std is None and pixels == "0-1":
         mean, std = hints.mean, hints.std
         if mean is None or std is None or _fault(mean, std, image, pixels):
-            raise UsageError(_ASK)
+            raise UsageError(_ASK.format(reason=hints.unclear.get("mean", _UNKNOWN)))
     if mean is None and std is None:
         raise UsageError(f"--pixels {pixels} is the range of --mean and --std: add these, or leave it out")
     if mean is None or std is None:

@@ -17,7 +17,7 @@ class ImportSettings:
     mean: tuple[float, ...] | None = None  # of pixels in the range of `pixels`
     std: tuple[float, ...] | None = None
     pixels: Pixels = "0-1"
-    bgr: bool = False
+    bgr: bool | None = None
     size: tuple[int, int] | None = None  # height, width
     fit: Fit | None = None
     crop_fraction: float | None = None

@@ -163,6 +163,7 @@ def test_geometry_options_reach_the_manifest(
         ("--name ../x", "--name: must be 1 to 128 letters"),
         ("--fit zoom", "--fit: must be stretch, crop or pad, got 'zoom'"),
         ("--bgr", "lenserve models import: --mean and --std are needed"),
+        ("--no-bgr", "lenserve models import: --mean and --std are needed"),
     ],
 )
 def test_wrong_options_are_one_line(
