@@ -40,6 +40,10 @@ Labels = npt.NDArray[np.int64]
 RECIPE = "import"
 _BATCH_SIZES = (1, 2, 5)  # a single image, an even and an odd batch
 
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+
 # Largest difference between the wrapped graph and the file: rounding in another order.
 _MAX_DIFFERENCE = 1e-4
 _MAX_COARSE_DIFFERENCE = 2e-2  # of FP16 and integers
@@ -139,9 +143,15 @@ def _choose_batch(foreign: ForeignModel) -> tuple[Batch, float]:
             return way, difference
         reasons.append(f"{way}: probabilities differ by {difference:.2g}, limit {limit:.2g}")
     exported = f"batch {foreign.image.batch}" if is_fixed else "any batch"
+    random = [node.op_type for node in foreign.source.model.graph.node if node.op_type in _RANDOM]
+    remedy = (
+        "export it with a dynamic batch axis" if is_fixed else "export it in inference mode (model.eval())"
+    )
+    if random:
+        remedy = f"{random[0]} gives other values each time: export the model without it"
     raise UnsupportedModel(
         f"the file, exported with {exported}, gives other results in batches of {_BATCH_SIZES[-1]} "
-        f"({'; '.join(reasons)}): export it with a dynamic batch axis"
+        f"({'; '.join(reasons)}): {remedy}"
     )
 
 

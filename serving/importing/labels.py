@@ -49,6 +49,11 @@ def read_labels(path: Path) -> tuple[str, ...]:
         ) from error
     is_json = path.suffix.lower() == ".json"
     labels, unit, first = (_read_json(text, origin), "label", 0) if is_json else (_lines(text), "line", 1)
+    if not is_json and (separator := _numbered(labels)):
+        raise UsageError(
+            f"{origin}: every line begins with its own number and {separator!r}: keep only the labels, or "
+            "write them as a JSON list if the numbers belong to them"
+        )
     for number, label in enumerate(labels, start=first):
         if fault := _fault(label):
             raise UsageError(f"{origin}: {unit} {number} {fault}")
@@ -71,6 +76,16 @@ def _lines(text: str) -> tuple[str, ...]:
     while lines and not lines[-1]:
         lines.pop()
     return tuple(lines)
+
+
+def _numbered(lines: Sequence[str]) -> str:
+    """Return what separates a label from its number in every line, as in a table; or ""."""
+    for first in (0, 1):
+        for separator in (",", ";", ":"):
+            numbered = [line.startswith(f"{at}{separator}") for at, line in enumerate(lines, start=first)]
+            if numbered and all(numbered):
+                return separator
+    return ""
 
 
 def _fault(label: str) -> str:
@@ -109,6 +124,10 @@ def _read_json(text: str, origin: str) -> tuple[str, ...]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{origin} is not JSON ({error}): {_WRITE_LIST}") from error
+    if isinstance(value, dict):
+        value = next((value[key] for key in _METADATA_KEYS if key in value), value)
+    if isinstance(value, list) and any(isinstance(each, int | float) for each in value):
+        raise UsageError(f"{origin} has numbers: labels are text, in quotes: {_WRITE_LIST}")
     if isinstance(value, dict) and value and not _by_index(value):
         keys = list(value)
         shown = ", ".join(map(_shown, keys[:_MAX_NAMED])) + (", ..." if len(keys) > _MAX_NAMED else "")

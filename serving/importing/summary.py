@@ -27,7 +27,7 @@ def notes(result: ImportResult) -> list[str]:
         f"read      {source.path.name}: {produced}",
         f"input     {foreign.image.name!r}: {foreign.image}",
         f"pixels    {foreign.normalization}",
-        f"output    {scores.name!r}: {scores.kind} of {classes}",
+        f"output    {scores.name!r}: {scores.kind} of {classes}{_meaning(foreign)}",
         f"embedding {_embedding(foreign)}",
         f"labels    {_few(foreign.labels)} ({foreign.labels_origin})",
     ]
@@ -48,6 +48,13 @@ def warnings(result: ImportResult) -> list[str]:
     if np.ptp(result.foreign.expected, axis=0).max() >= _CONSTANT:
         return []
     return ["all generated images get the same probabilities: check --mean, --std and --pixels"]
+
+
+def _meaning(foreign: ForeignModel) -> str:
+    """Say which label a single value stands for."""
+    if foreign.scores.outputs > 1:
+        return ""
+    return f"; one value, high for the second label, {foreign.labels[1]!r}: if it is low, exchange the labels"
 
 
 def _embedding(foreign: ForeignModel) -> str:

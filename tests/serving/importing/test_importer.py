@@ -20,7 +20,7 @@ from serving.engine.onnx import OnnxEngine
 from serving.errors import UnsupportedModel
 from serving.importing.importer import ImportResult, import_model
 from serving.importing.settings import ImportSettings
-from serving.importing.summary import to_json
+from serving.importing.summary import notes, to_json
 from serving.importing.what_is_served import Before
 from tests.servers import Serve
 from tests.serving.bundle.fake_s3 import FakeS3
@@ -159,6 +159,20 @@ def test_a_sigmoid_is_the_second_of_two_labels(
     found = run(result.bundle, images).probabilities
     assert np.allclose(found, np.concatenate([1 - second, second], axis=1), atol=TOLERANCE)
     assert result.foreign.scores.kind == "sigmoid"
+    assert any("one value, high for the second label, 'yes'" in line for line in notes(result))
+
+
+def test_random_outputs_are_explained(repository: Repository, labels: Path, tmp_path: Path) -> None:
+    """A batch axis would not help: the file differs from itself."""
+    path = files.plain(tmp_path / "plain.onnx")
+    model = onnx.load(path)
+    (output,) = [node for node in model.graph.node if "logits" in node.output]
+    output.output[0] = "certain"
+    noise = onnx.helper.make_node("RandomNormalLike", ["certain"], ["noise"], scale=3.0)
+    model.graph.node.extend([noise, onnx.helper.make_node("Add", ["certain", "noise"], ["logits"])])
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedModel, match="RandomNormalLike gives other values each time: export the"):
+        import_file(repository, path, labels)
 
 
 def test_ultralytics_needs_no_option(repository: Repository, images: Pixels, tmp_path: Path) -> None:

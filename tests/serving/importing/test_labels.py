@@ -19,6 +19,7 @@ from serving.importing.labels import check_count, labels_in, read_labels
         ("old-mac.txt", b"cat\rdog\rb\xc3\xa4r\r"),
         ("spaced.txt", b" cat \n\tdog\t\nb\xc3\xa4r\n\n \n\t\n"),
         ("list.json", '["cat", "dog", "bär"]'.encode()),
+        ("config.json", '{"model_type": "vit", "id2label": {"0": "cat", "1": "dog", "2": "bär"}}'.encode()),
         ("index.json", '{"1": "dog", "0": "cat", "2": "bär"}'.encode()),
         (
             "keras.json",
@@ -59,6 +60,9 @@ def test_labels_are_read(name: str, content: bytes, tmp_path: Path) -> None:
             " is not JSON (Expecting value: line 1 column 2 (char 1)): write a list such as ",
         ),
         ("nested.json", b'{"0": {"name": "cat"}}', " is not a list of labels: write a list such as "),
+        ("rows.csv", b"0,cat\n1,dog\n", ": every line begins with its own number and ',': keep only the lab"),
+        ("rows.txt", b"1: cat\n2: dog", ": every line begins with its own number and ':': keep only the lab"),
+        ("numbers.json", b"[1, 2]", " has numbers: labels are text, in quotes: write a list such as "),
         (
             "gap.json",
             b'{"0": "a", "2": "b"}',
@@ -167,3 +171,10 @@ def test_a_wrong_count_says_both_numbers() -> None:
 def test_labels_in_metadata(metadata: dict[str, str], labels: tuple[str, ...] | None) -> None:
     """Ultralytics writes Python, others JSON. Nothing is executed, and nonsense is ignored."""
     assert labels_in(metadata) == labels
+
+
+def test_labels_may_begin_with_numbers(tmp_path: Path) -> None:
+    """If these are not the numbers of all lines, they belong to the labels."""
+    path = tmp_path / "labels.txt"
+    path.write_text("0, nothing\n5, some\n")
+    assert read_labels(path) == ("0, nothing", "5, some")
