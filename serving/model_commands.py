@@ -126,11 +126,13 @@ class Alias(_ChangeCommand):
         return self.finish_change(name, self.alias, set_to, version)
 
     def _remove(self) -> int:
+        require_model(self.models, self.model)
+        # Before the change: if that cannot be found out now, nothing is changed.
+        served = newest_usable(self.models, self.model) if self.alias == STABLE_ALIAS else None
         change = remove_alias(self.models, self.model, self.alias, expect=self.expect, reason=self.reason)
         result = {"model": self.model, "changed": True, **change.model_dump(mode="json")}
         text = f"{self.model}: {self.alias} is removed; it named version {change.before}"
         if self.alias == STABLE_ALIAS:
-            served = newest_usable(self.models, self.model)
             if served is None:
                 text += "; every version is damaged: a server that starts now has none to serve"
             else:

@@ -4,7 +4,6 @@ Every change is made under the lock on the model's folder.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 
 from serving.bundle.aliases import (
@@ -15,10 +14,11 @@ from serving.bundle.aliases import (
     require_expected,
     write_change,
 )
+from serving.bundle.damage import is_damage
 from serving.bundle.looks_like import version_number
 from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
 from serving.bundle.rollbacks import earlier_versions, rollback_command, rollback_targets, why_no_rollback
-from serving.errors import AliasMoved, BundleError, LenserveError, UnknownModel
+from serving.errors import AliasMoved, BundleError, UnknownModel
 
 RECENT_S = 60.0
 
@@ -225,7 +225,7 @@ def _answering(repository: Repository, model: str, aliases: Mapping[str, int]) -
 
 
 def newest_usable(repository: Repository, model: str, *, to_show: bool = False) -> Bundle | None:
-    """Return the newest version that is not damaged, which is served while there is no alias `stable`.
+    """Return the newest version that is intact: without the alias `stable`, servers try to load it first.
 
     Args:
         repository: where the model is.
@@ -233,11 +233,18 @@ def newest_usable(repository: Repository, model: str, *, to_show: bool = False) 
         to_show: transfer no files: see `Repository.look_up`.
 
     Returns: None if there is no such version.
+
+    Raises:
+        BundleError, OSError, StoreError: whether a version is damaged cannot be found out now. An older one
+            may not be the served one.
     """
     read = repository.look_up if to_show else repository.read
     for version in reversed(repository.versions(model)):
-        with suppress(LenserveError):  # servers do not load it either
+        try:
             return read(model, version)
+        except (BundleError, UnknownModel) as error:  # no server that starts now can load it either
+            if not is_damage(error):
+                raise
     return None
 
 

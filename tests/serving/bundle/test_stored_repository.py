@@ -12,7 +12,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from serving.bundle import Repository
 from serving.bundle.mirror import Mirror
-from serving.bundle.operations import history, prune, remove, remove_alias, remove_model, roll_back
+from serving.bundle.operations import (
+    history,
+    newest_usable,
+    prune,
+    remove,
+    remove_alias,
+    remove_model,
+    roll_back,
+)
 from serving.bundle.store import Store
 from serving.bundle.stored_repository import StoredRepository, open_repository
 from serving.errors import AliasMoved, BundleError, StoreError, UnknownModel, UsageError
@@ -393,3 +401,34 @@ def test_s3fs_and_moto_agree_with_the_fake(moto: ObjectStore, write: Write, tmp_
     assert other.versions("animals") == [1, 2]
     assert not [path for path in Store(moto.url).objects("animals") if path.startswith("animals/3/")]
     assert other.location("animals", 2) == f"{moto.url}/animals/2"
+
+
+@pytest.mark.parametrize("all_requests", [True, False])
+def test_while_a_store_does_not_answer_no_older_version_counts_as_the_served_one(
+    s3: FakeS3, write: Write, tmp_path: Path, *, all_requests: bool
+) -> None:
+    """The served version would be removed, and a rollback would go too far; one failed request would do."""
+    for _ in range(3):
+        opened(s3, tmp_path / "a").publish("animals", write)
+    failed: list[str] = []
+
+    def refuse(name: str, path: str) -> None:
+        if "/3/" in path and name != "find" and (all_requests or not failed):
+            failed.append(path)
+            raise OSError("503 Slow Down")
+
+    operations: list[Callable[[Repository], object]] = [
+        lambda there: newest_usable(there, "animals"),
+        lambda there: newest_usable(there, "animals", to_show=True),
+        lambda there: remove(there, "animals", 3),
+        lambda there: roll_back(there, "animals"),
+        lambda there: prune(there, "animals", 1),
+    ]
+    s3.before = refuse
+    for number, operation in enumerate(operations):
+        failed.clear()
+        with pytest.raises(StoreError, match=r"/animals/3/.* cannot be read: OSError: 503 Slow Down"):
+            operation(opened(s3, tmp_path / str(number)))
+    s3.before = lambda _name, _path: None
+    assert assert_sound(s3, tmp_path) == [1, 2, 3]
+    assert opened(s3, tmp_path / "b").aliases("animals") == {}
