@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository, reference_of
-from serving.bundle.operations import newest_usable
 from serving.errors import LenserveError
+from serving.limited_files import describe_failure
 from training import data
 from training.champion.drift import largest_drift
 from training.champion.judge import Answers, ChampionCheck, Compared, judge
@@ -75,34 +75,41 @@ def challenge_champion(
 
     Raises:
         BundleError: aliases.json is invalid.
+        OSError, StoreError: the repository cannot be read.
     """
     stable = repository.aliases(model).get(STABLE_ALIAS)
-    try:
-        champion = find_champion(repository, model, stable)
-    except LenserveError as error:
-        damaged = _not_comparable(stable, "the champion can be read", str(error))
-        return Outcome(damaged.model_copy(update={"forced": force}))
-    if champion is None:
+    number = _number_of_champion(repository, model, stable)
+    if number is None:
         return Outcome(Challenge(verdict="promote", champion=None))
+    try:
+        champion = repository.read(model, number)
+    except (LenserveError, OSError) as error:
+        damaged = _not_comparable(number, "the champion can be read", describe_failure(error))
+        return Outcome(damaged.model_copy(update={"forced": force}))
     outcome = _compare(champion, challenger, data_root, cache)
     is_forced = force and outcome.challenge.verdict != "promote"
     return Outcome(outcome.challenge.model_copy(update={"forced": is_forced}), champion, outcome.predicted)
 
 
 def find_champion(repository: Repository, model: str, stable: int | None) -> Bundle | None:
-    """Return the version that is served by default; None if there is none.
+    """Read the version that is served by default; None if the model has no versions.
 
     Args:
         repository: where it is.
         model: its name.
-        stable: version that the alias `stable` names; None: the newest that is not damaged is served.
+        stable: version that the alias `stable` names; None: there is no such alias.
 
     Raises:
-        LenserveError: that version is missing or damaged.
+        LenserveError, OSError: that version is missing or damaged, or cannot be read now.
     """
-    if stable is not None:
-        return repository.read(model, stable)
-    return newest_usable(repository, model)
+    number = _number_of_champion(repository, model, stable)
+    return None if number is None else repository.read(model, number)
+
+
+def _number_of_champion(repository: Repository, model: str, stable: int | None) -> int | None:
+    # Without `stable` the newest, also if it is damaged and an older one is not: servers that started before
+    # still answer with it from memory, and a version that was compared with the older one would replace it.
+    return stable or next(reversed(repository.versions(model)), None)
 
 
 def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, cache: Path | None) -> Outcome:
@@ -234,6 +241,6 @@ def other_labels(labels: Sequence[str], theirs: Sequence[str]) -> str:
     )
 
 
-def _not_comparable(champion: int | None, name: str, detail: str) -> Challenge:
+def _not_comparable(champion: int, name: str, detail: str) -> Challenge:
     check = ChampionCheck(name=name, passed=False, detail=detail, at_best="candidate")
     return Challenge(verdict="candidate", champion=champion, checks=(check,))

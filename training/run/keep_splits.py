@@ -37,7 +37,7 @@ def keep_splits(  # noqa: PLR0917 - the data, and where the champion is
         write_assignment(dataset, report / SPLITS_FILE)
     try:
         champion = find_champion(repository, model, repository.aliases(model).get(STABLE_ALIAS))
-    except LenserveError:  # the comparison with it says why
+    except (LenserveError, OSError):  # the comparison with it says why
         return
     if champion is not None:
         _compare(dataset, champion, limits, display)

@@ -13,7 +13,10 @@ from onnx import numpy_helper
 from serving.bundle import MODEL_FILE, Description, Repository
 from serving.bundle.manifest import MANIFEST_FILE
 from serving.bundle.reference import reference_of
+from serving.bundle.store import Store
+from serving.bundle.stored_repository import StoredRepository
 from tests.colours import LABELS, SIDE, write_colours
+from tests.serving.bundle.fake_s3 import FakeS3
 from training.champion.compare import Challenger, Outcome, challenge_champion
 from training.champion.knowledge import knowledge_of, relabelled_since
 from training.champion.known_images import KNOWN_IMAGES_FILE, write_known_images
@@ -259,22 +262,67 @@ def test_exchanged_labels_make_a_candidate_that_names_them(
     )
 
 
-@pytest.mark.parametrize("lost", ["bytes", "manifest", "folder"])
-def test_a_damaged_champion_makes_a_candidate(repository: Repository, tmp_path: Path, lost: str) -> None:
-    """Servers still answer with it from memory, so it is not replaced unseen."""
+@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize("lost", ["bytes", "manifest", "file", "folder"])
+def test_a_damaged_champion_makes_a_candidate(
+    repository: Repository, tmp_path: Path, lost: str, *, stable: bool
+) -> None:
+    """Servers still answer with it from memory, so it is not replaced unseen. No version is no champion."""
     dataset = _dataset()
     _publish(repository, dataset)
-    repository.set_alias(MODEL, "stable", 1)
-    folder = repository.folder(MODEL, 1)
+    if stable:
+        repository.set_alias(MODEL, "stable", 1)
+    _damage(repository, 1, lost)
+    challenge = _challenge(repository, tmp_path, dataset).challenge
+    if lost == "folder" and not stable:
+        assert (challenge.verdict, challenge.champion) == ("promote", None)
+        return
+    assert (challenge.verdict, challenge.champion) == ("candidate", 1)
+    (reason,) = challenge.reasons
+    assert reason.startswith("the champion can be read: ")
+
+
+def _damage(repository: Repository, version: int, lost: str) -> None:
+    folder = repository.folder(MODEL, version)
     if lost == "bytes":
         (folder / MODEL_FILE).write_bytes(b"changed")
-    elif lost == "manifest":
-        (folder / MANIFEST_FILE).unlink()
-    else:
+    elif lost == "folder":
         shutil.rmtree(folder)
+    else:
+        (folder / (MANIFEST_FILE if lost == "manifest" else "report/known-images.npy")).unlink()
+
+
+def test_without_stable_a_damaged_newest_version_is_the_champion(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Not an older one that can be read: servers that started before answer with the newest."""
+    dataset = _dataset()
+    for rotate in (1, 0):
+        _publish(repository, dataset, rotate=rotate)
+    _damage(repository, 2, "file")
     challenge = _challenge(repository, tmp_path, dataset).challenge
-    assert (challenge.verdict, challenge.champion) == ("candidate", 1)
-    assert "the champion can be read: " in challenge.reasons[0]
+    assert (challenge.verdict, challenge.champion) == ("candidate", 2)
+    assert f"{repository.folder(MODEL, 2)}/report/known-images.npy cannot be read" in challenge.reasons[0]
+    forced = _challenge(repository, tmp_path, dataset, force=True).challenge
+    assert (forced.decision, forced.reasons) == ("promote", challenge.reasons)
+
+
+def test_a_store_that_does_not_answer_makes_a_candidate(tmp_path: Path) -> None:
+    """Neither an older version nor none is taken for the champion."""
+    s3 = FakeS3()
+    for name in ("a", "b"):
+        there = StoredRepository(Store("s3://bucket", lambda _url: (s3, "bucket")), tmp_path / name)
+        there.publish(MODEL, lambda folder: write_colours(folder, rotate=0, lie=False))
+
+    def refuse(name: str, path: str) -> None:
+        if "/2/" in path and name != "find":
+            raise OSError("503 Slow Down")
+
+    s3.before = refuse
+    there = StoredRepository(Store("s3://bucket", lambda _url: (s3, "bucket")), tmp_path / "c")
+    challenge = _challenge(there, tmp_path, _dataset()).challenge
+    assert (challenge.verdict, challenge.champion) == ("candidate", 2)
+    assert "503 Slow Down" in challenge.reasons[0]
 
 
 def test_a_champion_that_does_not_run_makes_a_candidate(repository: Repository, tmp_path: Path) -> None:

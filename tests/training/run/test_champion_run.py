@@ -143,6 +143,19 @@ def _check_forced(runs: Runs, metrics: Metrics, challenge: Challenge) -> None:
     assert any("'2' 0." in reason for reason in gate["reasons"])
 
 
+def test_a_damaged_champion_is_not_replaced(runs: Runs) -> None:
+    """Without `stable`, which names it since then: servers that have loaded it go on with it."""
+    for name in ("aliases.json", "aliases.history.jsonl"):
+        (runs.repository.root / MODEL / name).unlink()
+    lost = runs.repository.folder(MODEL, 1) / "report" / "predictions.csv"
+    lost.unlink()
+    summary, printed = runs.train("damaged")
+    assert (summary.version, summary.gate) == (2, "candidate")
+    assert "against version 1, the champion: a candidate" in printed
+    assert f"the champion can be read: {lost} cannot be read: No such file or directory" in printed
+    assert runs.repository.aliases(MODEL) == {"stable": 1}
+
+
 @pytest.mark.parametrize(
     ("file", "content"), [("aliases.json", "{"), ("aliases.history.jsonl", "no line of the log\n")]
 )
