@@ -42,13 +42,6 @@ _Reason = Annotated[str, Field(max_length=1000, description="why, for the histor
 class _ChangeCommand(VersionCommand):
     """A command that changes an alias."""
 
-    def served_before(self, model: str, change: AliasChange) -> int | None:
-        """Return the version that was served before `stable` changed; None: none is usable."""
-        if change.before is not None:
-            return change.before
-        newest = newest_usable(self.models, model, to_show=True)
-        return newest.version if newest else None
-
     def finish_change(self, model: str, alias: str, change: AliasChange | None, version: int) -> int:
         """Print what became of an alias."""
         if change is None:
@@ -56,9 +49,8 @@ class _ChangeCommand(VersionCommand):
             return self.finish(result, f"{model}: {alias} already names version {version}")
         result = {"model": model, "changed": True, **change.model_dump(mode="json")}
         before = "did not exist" if change.before is None else f"named version {change.before}"
-        if change.before is None and alias == STABLE_ALIAS:
-            newest = newest_usable(self.models, model, to_show=True)
-            before += f" and {_newest(self.models, newest)} was served" if newest else ""
+        if change.served is not None:
+            before += f" and {_newest(self.models, model, change.served)} was served"
         return self.finish(result, f"{model}: {alias} names version {change.version}; before, it {before}")
 
 
@@ -76,7 +68,7 @@ class Promote(_ChangeCommand):
         name, version = version_of(self.models, self.model)
         labels = self.models.read(name, version).manifest.labels
         change = self.models.set_alias(name, STABLE_ALIAS, version, expect=self.expect, reason=self.reason)
-        if change is not None and (before := self.served_before(name, change)) is not None:
+        if change is not None and (before := change.before or change.served) is not None:
             _warn_of_other_labels(self.models, name, version, labels, before)
         return self.finish_change(name, STABLE_ALIAS, change, version)
 
@@ -136,7 +128,7 @@ class Alias(_ChangeCommand):
             if served is None:
                 text += "; every version is damaged: a server that starts now has none to serve"
             else:
-                text += f"; {_newest(self.models, served)} is served now"
+                text += f"; {_newest(self.models, self.model, served.version)} is served now"
                 _warn_of_candidate(served, change.before)
         return self.finish(result, text)
 
@@ -223,10 +215,10 @@ def _versions(numbers: Sequence[int]) -> str:
     return f"version{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _newest(repository: Repository, bundle: Bundle) -> str:
+def _newest(repository: Repository, model: str, version: int) -> str:
     """Describe the version that is served while there is no alias `stable`."""
-    is_newest = bundle.version == repository.versions(bundle.model)[-1]
-    return f"version {bundle.version}, the newest{'' if is_newest else ' that is not damaged'},"
+    is_newest = version == repository.versions(model)[-1]
+    return f"version {version}, the newest{'' if is_newest else ' that is not damaged'},"
 
 
 def _warn_of_candidate(bundle: Bundle, before: int | None) -> None:

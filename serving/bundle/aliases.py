@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, RootModel, ValidationError
+from pydantic import Field, RootModel, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from serving.bundle.manifest import Strict
 from serving.bundle.staging import append_bytes, replace_text, sync
@@ -49,10 +49,29 @@ class AliasChange(Strict):
     before: int | None = Field(ge=1, description="version that it named; null: there was no such alias")
     version: int | None = Field(ge=1, description="version that it names since; null: it was removed")
     reason: str = Field(default="", description="why, in the words of the one who changed it")
+    served: int | None = Field(
+        default=None,
+        ge=1,
+        description="version that was served before `stable` existed: the newest that was intact; null: it "
+        "existed, or older versions of Lenserve wrote the line",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_null_additions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a key that is null: versions of Lenserve that are older than the key reject it."""
+        values: dict[str, Any] = serialize(self)
+        if self.served is None:
+            del values["served"]
+        return values
 
 
-def new_change(
-    action: Action, alias: str, before: int | None, version: int | None, reason: str = ""
+def new_change(  # noqa: PLR0917 - the keys of a line, in their order
+    action: Action,
+    alias: str,
+    before: int | None,
+    version: int | None,
+    reason: str = "",
+    served: int | None = None,
 ) -> AliasChange:
     """Return a change that is made now, by this user."""
     return AliasChange(
@@ -63,6 +82,7 @@ def new_change(
         before=before,
         version=version,
         reason=reason,
+        served=served,
     )
 
 
@@ -164,12 +184,15 @@ def require_expected(now: int | None, model: str, alias: str, expect: int | None
 def earlier_targets(changes: Sequence[AliasChange], alias: str) -> list[int]:
     """Return the versions that an alias named before the one that it names now, the latest first.
 
-    What was rolled back from is not among them: a second rollback goes one further back.
+    A version that was served while there was no alias counts as named. What was rolled back from is not among
+    them: a second rollback goes one further back.
     """
     named: list[int] = []
     for change in changes:
         if change.alias != alias or change.version is None:
             continue
+        if change.served and change.action != "rollback" and named[-1:] != [change.served]:
+            named.append(change.served)
         if change.action == "rollback" and change.version in named:
             del named[len(named) - named[::-1].index(change.version) :]
         elif named[-1:] != [change.version]:

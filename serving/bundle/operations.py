@@ -6,14 +6,7 @@ Every change is made under the lock on the model's folder.
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from serving.bundle.aliases import (
-    AliasChange,
-    new_change,
-    read_aliases,
-    read_history,
-    require_expected,
-    write_change,
-)
+from serving.bundle.aliases import AliasChange, read_aliases, read_history, require_expected
 from serving.bundle.damage import is_damage
 from serving.bundle.looks_like import version_number
 from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
@@ -80,9 +73,7 @@ def roll_back(
                 why_no_rollback(model, alias, named=named, answering=now, versions=versions, changes=changes)
             )
         repository.read(model, earlier[0])
-        change = new_change("rollback", alias, named, earlier[0], reason)
-        write_change(folder, change)
-    return change
+        return repository.write_alias(folder, model, "rollback", alias, earlier[0], reason)
 
 
 def remove_alias(
@@ -102,9 +93,7 @@ def remove_alias(
         if now is None:
             known = ", ".join(sorted(aliases)) or "none"
             raise UnknownModel(f"model {model!r} has no alias {alias!r}; known aliases: {known}")
-        change = new_change("remove", alias, now, None, reason)
-        write_change(folder, change)
-    return change
+        return repository.write_alias(folder, model, "remove", alias, None, reason)
 
 
 def remove(

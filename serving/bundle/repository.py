@@ -14,12 +14,14 @@ from pathlib import Path
 
 from serving.bundle.aliases import (
     ALIASES_FILE,
+    Action,
     AliasChange,
     new_change,
     read_aliases,
     require_expected,
     write_change,
 )
+from serving.bundle.damage import is_damage
 from serving.bundle.golden import Golden, read_golden
 from serving.bundle.looks_like import is_version_name, why_not_a_model, why_not_a_version
 from serving.bundle.manifest import (
@@ -304,9 +306,45 @@ class Repository:
             require_expected(now, model, alias, expect)
             if now == version:
                 return None
-            change = new_change("set", alias, now, version, reason)
-            write_change(folder, change)
+            return self.write_alias(folder, model, "set", alias, version, reason)
+
+    def write_alias(  # noqa: PLR0917 - the change
+        self, folder: Path, model: str, action: Action, alias: str, version: int | None, reason: str
+    ) -> AliasChange:
+        """Change an alias, and log it: both, or nothing.
+
+        Args:
+            folder: that `changing` gives; the caller is inside of it, and has checked the rest.
+            model: its name.
+            action: what the log calls the change.
+            alias: its name.
+            version: that it names then; None: it is removed.
+            reason: why, for the log.
+
+        Raises:
+            BundleError: aliases.json or its log is invalid.
+            OSError, StoreError: something cannot be read or written.
+        """
+        before = read_aliases(folder).get(alias)
+        is_first = alias == STABLE_ALIAS and before is None and version is not None
+        served = self._newest_intact(model) if is_first else None
+        change = new_change(action, alias, before, version, reason, served)
+        write_change(folder, change)
         return change
+
+    def _newest_intact(self, model: str) -> int | None:
+        """Return the newest version that is not known to be damaged: served while there is no `stable`.
+
+        Transfers no files. A file that cannot be read now does not keep an alias from being changed.
+        """
+        for version in reversed(self.versions(model)):
+            try:
+                self.look_up(model, version)
+            except (BundleError, UnknownModel) as error:
+                if is_damage(error):
+                    continue
+            return version
+        return None
 
     @contextmanager
     def changing(self, model: str, *, shared: bool = False) -> Iterator[Path]:

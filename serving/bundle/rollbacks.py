@@ -36,9 +36,9 @@ def earlier_versions(
     named = [version for version in earlier_targets(changes, alias) if version in versions and version != now]
     if alias != STABLE_ALIAS:
         return named
-    # Before there was an alias, the newest version was served, whichever that was.
-    set_first = [change.version for change in changes if change.alias == alias and change.version]
-    first = set_first[0] if set_first else now or 0
+    # Before there was an alias, the newest version was served. Old lines of the log do not say which it was.
+    set_first = [change for change in changes if change.alias == alias and change.version]
+    first = (set_first[0].served or set_first[0].version if set_first else now) or 0
     older = [version for version in reversed(versions) if version < first]
     return named + [version for version in older if version not in named and version != now]
 

@@ -236,15 +236,18 @@ def test_the_version_that_a_rollback_would_go_to_is_removed_only_with_yes(
     )
 
 
-def test_a_rollback_that_goes_nowhere_names_the_other_versions(three: Repository, capsys: Capture) -> None:
+def test_a_rollback_that_goes_nowhere_names_the_other_versions(
+    repository: Repository, publish: Publish, capsys: Capture
+) -> None:
     """Not the one that is served."""
-    for version in (1, 2):
-        three.set_alias("colours", "stable", version)
-    assert _call(three, "remove", "colours@1", "--yes") == 0
+    for _ in range(2):
+        repository.set_alias("colours", "stable", publish().version)
+    publish()
+    assert _call(repository, "remove", "colours@1", "--yes") == 0
     assert capsys.readouterr().out == (
         "colours: removed version 1; a rollback of stable is no longer possible\n"
     )
-    assert _call(three, "rollback", "colours") == 1
+    assert _call(repository, "rollback", "colours") == 1
     assert capsys.readouterr().err.endswith(
         "it names version 2; before, it named version 1, which was removed; use `lenserve models promote "
         "colours@3`\n"

@@ -28,6 +28,16 @@ def five(repository: Repository, publish: Publish) -> Repository:
     return repository
 
 
+@pytest.fixture
+def pinned(repository: Repository, publish: Publish) -> Repository:
+    """The same, where `stable` names version 1 since before there was another."""
+    publish()
+    repository.set_alias("animals", "stable", 1)
+    for _ in range(4):
+        publish()
+    return repository
+
+
 def _moves(repository: Repository) -> Moves:
     changes = history(repository, "animals")
     return [(change.action, change.alias, change.before, change.version) for change in changes]
@@ -148,20 +158,20 @@ def test_of_several_processes_that_expect_the_same_version_one_wins(five: Reposi
 # Rolling back
 
 
-def test_rollbacks_go_further_back_each_time(five: Repository) -> None:
+def test_rollbacks_go_further_back_each_time(pinned: Repository) -> None:
     """What was rolled back from is not the version before."""
     for version in (1, 3, 5):
-        five.set_alias("animals", "stable", version)
-    assert roll_back(five, "animals", recent_s=0).version == 3
-    assert roll_back(five, "animals", recent_s=0).version == 1
+        pinned.set_alias("animals", "stable", version)
+    assert roll_back(pinned, "animals", recent_s=0).version == 3
+    assert roll_back(pinned, "animals", recent_s=0).version == 1
     with pytest.raises(BundleError) as refused:
-        roll_back(five, "animals", recent_s=0)
+        roll_back(pinned, "animals", recent_s=0)
     assert str(refused.value) == (
         "alias 'stable' of model 'animals' cannot be rolled back: it names version 1 and named no other "
         "before that; choose one of 2, 3, 4, 5 with `lenserve models promote animals@VERSION`"
     )
-    five.set_alias("animals", "stable", 4)
-    assert roll_back(five, "animals", recent_s=0).version == 1
+    pinned.set_alias("animals", "stable", 4)
+    assert roll_back(pinned, "animals", recent_s=0).version == 1
 
 
 def test_two_operators_who_answer_one_alarm_go_back_once(five: Repository) -> None:
@@ -239,6 +249,60 @@ def test_a_rollback_without_an_alias_leaves_the_version_that_is_served(five: Rep
     assert roll_back(five, "animals").version == 2
 
 
+def test_the_version_that_was_served_before_there_was_an_alias_is_the_way_back(
+    publish: Publish, five: Repository
+) -> None:
+    """The log keeps its number: it may be newer than the alias. Removing it needs a confirmation."""
+    publish()
+    five.set_alias("animals", "stable", 3)
+    assert [change.served for change in history(five, "animals")] == [6]
+    with pytest.raises(BundleError, match=r"`lenserve models rollback animals` .* would go to it"):
+        remove(five, "animals", 6)
+    assert 6 not in prune(five, "animals", 1, dry_run=True)
+    assert roll_back(five, "animals", recent_s=0).version == 6
+    assert roll_back(five, "animals", recent_s=0).version == 5
+    assert [change.served for change in history(five, "animals")] == [6, None, None]
+
+
+def test_the_version_that_was_served_after_an_alias_was_removed_is_the_way_back(pinned: Repository) -> None:
+    """It was served last; the version that the alias named before it comes next."""
+    remove_alias(pinned, "animals", "stable")
+    pinned.set_alias("animals", "stable", 2)
+    assert roll_back(pinned, "animals", recent_s=0).version == 5
+    assert roll_back(pinned, "animals", recent_s=0).version == 1
+
+
+def test_what_a_first_rollback_went_back_from_is_not_the_version_before(pinned: Repository) -> None:
+    """Nor is it before or after a rollback of an alias."""
+    remove_alias(pinned, "animals", "stable")
+    assert roll_back(pinned, "animals", recent_s=0).version == 1
+    assert remove(pinned, "animals", 5) == {}
+
+
+def test_lines_that_do_not_say_what_was_served_keep_their_way_back(five: Repository) -> None:
+    """Older versions of Lenserve wrote them: to the version before the first that the alias named."""
+    five.set_alias("animals", "stable", 3)
+    line = json.loads((five.root / LOG).read_text())
+    del line["served"]
+    (five.root / LOG).write_text(json.dumps(line) + "\n")
+    assert roll_back(five, "animals").version == 2
+
+
+def test_only_a_line_that_says_what_was_served_has_that_key(five: Repository) -> None:
+    """Versions of Lenserve that are older than the key reject it."""
+    for alias, version in (("canary", 1), ("stable", 1), ("stable", 2)):
+        five.set_alias("animals", alias, version)
+    lines = [json.loads(line) for line in (five.root / LOG).read_text().splitlines()]
+    assert [line.get("served", "missing") for line in lines] == ["missing", 5, "missing"]
+
+
+def test_a_damaged_version_was_not_served_before_there_was_an_alias(five: Repository) -> None:
+    """The newest one that is intact was."""
+    (five.folder("animals", 5) / "model.onnx").write_bytes(b"changed")
+    five.set_alias("animals", "stable", 1)
+    assert roll_back(five, "animals").version == 4
+
+
 def test_a_damaged_version_is_not_rolled_back_to(five: Repository) -> None:
     """Its digests are verified first."""
     for version in (1, 2):
@@ -263,24 +327,24 @@ def test_what_is_needed_is_not_removed(five: Repository) -> None:
     with pytest.raises(BundleError, match=r"the aliases 'canary' and 'shadow' name it; point them at other"):
         remove(five, "animals", 2, confirmed=True)
     five.set_alias("animals", "stable", 1)
-    assert remove(five, "animals", 5) == {}
-    assert five.versions("animals") == [1, 2, 3, 4]
+    assert remove(five, "animals", 4) == {}
+    assert five.versions("animals") == [1, 2, 3, 5]
 
 
-def test_what_a_rollback_would_go_to_is_removed_only_if_that_is_confirmed(five: Repository) -> None:
+def test_what_a_rollback_would_go_to_is_removed_only_if_that_is_confirmed(pinned: Repository) -> None:
     """The result says where a rollback goes since then, or that it goes nowhere."""
     for alias in ("stable", "canary"):
         for version in (1, 2):
-            five.set_alias("animals", alias, version)
+            pinned.set_alias("animals", alias, version)
     with pytest.raises(BundleError) as refused:
-        remove(five, "animals", 1)
+        remove(pinned, "animals", 1)
     assert str(refused.value) == (
         "version 1 of model 'animals' is not removed: `lenserve models rollback animals --alias canary` "
         "(alias 'canary') and `lenserve models rollback animals` (alias 'stable') would go to it; to remove "
         "it all the same, add --yes"
     )
-    assert remove(five, "animals", 1, confirmed=True) == {"canary": None, "stable": None}
-    assert five.versions("animals") == [2, 3, 4, 5]
+    assert remove(pinned, "animals", 1, confirmed=True) == {"canary": None, "stable": None}
+    assert pinned.versions("animals") == [2, 3, 4, 5]
 
 
 def test_before_there_was_an_alias_the_version_before_the_served_one_needs_a_confirmation(
@@ -315,13 +379,12 @@ def test_while_newer_ones_are_damaged_the_version_that_is_served_stays(five: Rep
 
 @pytest.mark.parametrize("number_kept", [True, False])
 def test_the_number_of_a_removed_version_is_not_used_again(
-    five: Repository, publish: Publish, *, number_kept: bool
+    pinned: Repository, publish: Publish, *, number_kept: bool
 ) -> None:
     """Also in a repository that does not record its highest number."""
     if not number_kept:
-        (five.root / "animals" / ".last_version").unlink()
-    five.set_alias("animals", "stable", 1)
-    remove(five, "animals", 5)
+        (pinned.root / "animals" / ".last_version").unlink()
+    remove(pinned, "animals", 5)
     assert publish().version == 6
 
 

@@ -241,7 +241,8 @@ def test_old_versions_are_pruned_and_their_numbers_stay_used(
     assert prune(opened(s3, tmp_path / "b"), "animals", 2) == [2]
     removed = [path for name, path in s3.calls if name.startswith("rm")]
     repository.set_alias("animals", "stable", 3)
-    remove(repository, "animals", 4)
+    assert [change.served for change in history(repository, "animals")] == [None, 4]
+    remove(repository, "animals", 4, confirmed=True)
 
     assert removed == ["bucket/models/animals/2/manifest.json", "bucket/models/animals/2"]
     assert assert_sound(s3, tmp_path / "c") == [1, 3]
@@ -342,7 +343,7 @@ def test_a_directory_that_is_copied_keeps_its_numbers(s3: FakeS3, write: Write, 
     local = Repository(tmp_path / "local")
     local.publish("animals", write), local.publish("animals", write)
     local.set_alias("animals", "stable", 1)
-    remove(local, "animals", 2)
+    remove(local, "animals", 2, confirmed=True)
     for path in local.root.rglob("*"):
         if path.is_file():
             key = f"bucket/models/{path.relative_to(local.root).as_posix()}"
@@ -423,6 +424,7 @@ def test_while_a_store_does_not_answer_no_older_version_counts_as_the_served_one
         lambda there: remove(there, "animals", 3),
         lambda there: roll_back(there, "animals"),
         lambda there: prune(there, "animals", 1),
+        lambda there: there.set_alias("animals", "stable", 1),  # logs what was served
     ]
     s3.before = refuse
     for number, operation in enumerate(operations):
