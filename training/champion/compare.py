@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository, reference_of
-from serving.errors import LenserveError
+from serving.errors import LenserveError, ProofFailed
 from serving.limited_files import describe_failure
 from training import data
 from training.champion.drift import largest_drift
 from training.champion.judge import Answers, ChampionCheck, Compared, judge
 from training.champion.knowledge import Knowledge, knowledge_of, relabelled_since
-from training.champion.result import Challenge
+from training.champion.result import CHAMPION_RUNS, Challenge
 from training.data import Dataset
 from training.data.relabelled import Relabelled
 from training.data.storage.disk_images import Images
@@ -80,15 +80,13 @@ def challenge_champion(
     stable = repository.aliases(model).get(STABLE_ALIAS)
     number = _number_of_champion(repository, model, stable)
     if number is None:
-        return Outcome(Challenge(verdict="promote", champion=None))
-    try:
-        champion = repository.read(model, number)
-    except (LenserveError, OSError) as error:
-        damaged = _not_comparable(number, "the champion can be read", describe_failure(error))
-        return Outcome(damaged.model_copy(update={"forced": force}))
-    outcome = _compare(champion, challenger, data_root, cache)
-    is_forced = force and outcome.challenge.verdict != "promote"
-    return Outcome(outcome.challenge.model_copy(update={"forced": is_forced}), champion, outcome.predicted)
+        return Outcome(Challenge(verdict="promote", champion=None, stable=0))
+    outcome = _compare_with(repository, model, number, challenger, data_root=data_root, cache=cache)
+    challenge = outcome.challenge
+    if not (challenge.champion_runs or stable or force):
+        challenge = _unpublished(challenge)
+    found = {"stable": stable or 0, "forced": force and challenge.verdict != "promote"}
+    return replace(outcome, challenge=challenge.model_copy(update=found))
 
 
 def find_champion(repository: Repository, model: str, stable: int | None) -> Bundle | None:
@@ -112,6 +110,26 @@ def _number_of_champion(repository: Repository, model: str, stable: int | None) 
     return stable or next(reversed(repository.versions(model)), None)
 
 
+def _compare_with(
+    repository: Repository,
+    model: str,
+    number: int,
+    challenger: Challenger,
+    *,
+    data_root: Path | None,
+    cache: Path | None,
+) -> Outcome:
+    try:
+        champion = repository.read(model, number)
+    except (LenserveError, OSError) as error:
+        return Outcome(_not_comparable(number, "the champion can be read", describe_failure(error)))
+    try:
+        _prove(champion)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base
+        return Outcome(_does_not_run(champion, error), champion)
+    return replace(_compare(champion, challenger, data_root, cache), champion=champion)
+
+
 def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, cache: Path | None) -> Outcome:
     labels, theirs = challenger.dataset.labels, champion.manifest.labels
     if other := other_labels(labels, theirs):
@@ -125,8 +143,7 @@ def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, c
     try:
         answers, _ = run(open_session(champion.model_file), images)  # (N, K) in the champion's order
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base
-        reason = " ".join(str(error).split())[:_MAX_REASON]
-        return Outcome(_not_comparable(champion.version, "the champion runs on this machine", reason))
+        return Outcome(_does_not_run(champion, error))
     answers = answers[:, [theirs.index(label) for label in labels]]
     predicted: npt.NDArray[np.int64] = answers.argmax(axis=1)
     knowledge = knowledge_of(champion, challenger.dataset, images)
@@ -149,6 +166,32 @@ def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, c
         checks=checks,
     )
     return Outcome(challenge, None, predicted)
+
+
+def _prove(champion: Bundle) -> None:
+    """Load a champion and run its golden examples: whether servers can is not sure otherwise.
+
+    Raises:
+        Exception: it does not load, does not run, or answers otherwise than it should.
+    """
+    golden, tolerance = champion.golden(), champion.manifest.golden_tolerance
+    probabilities, _ = run(open_session(champion.model_file), golden.images)
+    difference = golden.largest_difference(probabilities)
+    if difference > tolerance:
+        raise ProofFailed(
+            f"golden probabilities differ by {difference:.2g}, the tolerance is {tolerance:.2g}"
+        )
+
+
+def _does_not_run(champion: Bundle, error: Exception) -> Challenge:
+    return _not_comparable(champion.version, CHAMPION_RUNS, " ".join(str(error).split())[:_MAX_REASON])
+
+
+def _unpublished(challenge: Challenge) -> Challenge:
+    """Say that `keep_champion` will refuse to publish the version."""
+    consequence = f"; nothing is published until the alias {STABLE_ALIAS!r} names a version"
+    checks = [check.model_copy(update={"detail": check.detail + consequence}) for check in challenge.checks]
+    return challenge.model_copy(update={"checks": tuple(checks)})
 
 
 def _measure(  # noqa: PLR0917 - both sides, and the images

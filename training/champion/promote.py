@@ -1,29 +1,42 @@
-"""Makes the alias `stable` follow the verdicts of runs, without overwriting what operators do meanwhile."""
+"""Makes the alias `stable` follow the verdicts of runs, without overwriting what operators do meanwhile.
 
-from collections.abc import Callable
+Each step looks at what is served and changes the alias under one lock on the model's folder.
+"""
+
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
-from serving.bundle import STABLE_ALIAS, Repository
-from serving.bundle.operations import history
+from serving.bundle import STABLE_ALIAS, AliasChange, Repository
+from serving.bundle.aliases import read_aliases, read_history
+from serving.bundle.operations import newest_usable
 from serving.errors import AliasMoved, BundleError
 from training.champion.judge import Verdict
 from training.champion.result import Challenge
 
+_KEPT = "the version that was served before a run published a newer one"  # `promote` knows it by this
+_ATTEMPTS = 10  # in an object store, where a change of any alias of the model is a conflict
+
+_Result = TypeVar("_Result")
+
 
 def keep_champion(repository: Repository, model: str, challenge: Challenge | None) -> None:
-    """Let `stable` name the champion, where there is no such alias: a newer candidate is then not served.
+    """Let `stable` name what is served, where there is no such alias: a newer candidate is then not served.
+
+    That is the champion, or a version that an operator has published since the comparison.
 
     Args:
         repository: where both are.
         model: name of both.
         challenge: the comparison with the champion; None: there was none.
+
+    Raises:
+        BundleError: the champion does not run here, so it may not be what is served; or the aliases are
+            invalid.
+        OSError, StoreError: what is served cannot be found out now.
     """
-    if challenge is None or challenge.champion is None or challenge.decision == "refuse":
-        return
-    if STABLE_ALIAS not in repository.aliases(model):
-        reason = "the version that was served before a run published a newer one"
-        with suppress(AliasMoved):  # by another run or an operator, a moment ago
-            repository.set_alias(model, STABLE_ALIAS, challenge.champion, expect=0, reason=reason)
+    if challenge is not None and challenge.decision != "refuse" and repository.versions(model):
+        _try(lambda: _keep(repository, model, challenge))
 
 
 def promote(
@@ -41,25 +54,92 @@ def promote(
         return None
     if challenge.decision != "promote":
         return challenge.decision
-    reason = "promoted by its run" + (", by --force" if challenge.forced else "")
     try:
-        changes = history(repository, model)
-        if any(change.alias == STABLE_ALIAS and change.version == version for change in changes):
-            return "promote"  # by an earlier process of this run; what came after that is an operator's will
-        repository.set_alias(model, STABLE_ALIAS, version, expect=challenge.champion or 0, reason=reason)
-    except BundleError as error:  # or the aliases or their log were damaged meanwhile
-        reason = _moved(repository, model, challenge) if isinstance(error, AliasMoved) else str(error)
-        warn(f"version {version} stays a candidate: {reason}")
+        why_not = _try(lambda: _promote(repository, model, version, challenge))
+    except BundleError as error:  # the aliases or their log were damaged meanwhile
+        why_not = str(error)
+    if why_not:
+        warn(f"version {version} stays a candidate: {why_not}")
         return "candidate"
     return "promote"
 
 
-def _moved(repository: Repository, model: str, challenge: Challenge) -> str:
-    """Say which champion a version was compared with, and which one there is now."""
-    before, now = challenge.champion, repository.aliases(model).get(STABLE_ALIAS)
-    was = f"named version {before}" if before else "did not exist"
-    is_now = f"names version {now}" if now else "does not exist"
+def _try(change: Callable[[], _Result]) -> _Result:
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(AliasMoved):  # between its look and its write: look again
+            return change()
+    return change()
+
+
+def _keep(repository: Repository, model: str, challenge: Challenge) -> None:
+    with repository.changing(model) as folder:
+        versions = repository.versions(model)
+        if not versions or STABLE_ALIAS in read_aliases(folder):
+            return
+        newest = versions[-1]
+        if challenge.decision == "promote" and newest == challenge.champion:
+            kept = newest  # whatever its state: the new version replaces it at once
+        else:
+            usable = newest_usable(repository, model)
+            # If the newest is damaged, a server that starts serves the newest intact one, and would serve the
+            # candidate instead. If all are damaged, servers that have loaded the newest go on with it.
+            kept = usable.version if usable else newest
+            if kept == challenge.champion and not challenge.champion_runs:
+                raise BundleError(_why_unpublished(model, kept))
+        reason = _KEPT if kept == newest else f"{_KEPT}; version {newest} is damaged"
+        repository.write_alias(folder, model, "set", STABLE_ALIAS, kept, reason)
+
+
+def _why_unpublished(model: str, champion: int) -> str:
+    # A server that cannot load the champion either serves an older version now: it would serve the candidate
+    # when it starts again. With `stable` on that older version, one that can load the champion would go back.
     return (
-        f"when it was compared, {STABLE_ALIAS!r} {was}, and now it {is_now}; run the recipe again to compare "
-        "it with that"
+        f"nothing is published: version {champion} of model {model!r}, the champion, does not run on this "
+        f"machine, and without the alias {STABLE_ALIAS!r} a server that cannot load it would serve the new "
+        f"version. Choose the version to serve with `lenserve models promote {model}@VERSION`, then repeat "
+        "the run with --resume"
+    )
+
+
+def _promote(repository: Repository, model: str, version: int, challenge: Challenge) -> str:
+    """Promote a version, unless it was promoted before; return why it must not be."""
+    with repository.changing(model) as folder:
+        changes = [change for change in read_history(folder) if change.alias == STABLE_ALIAS]
+        if any(change.version == version for change in changes):
+            return ""  # by an earlier process of this run; what came after that is an operator's will
+        repository.require_version(model, version)
+        earlier = [each for each in repository.versions(model) if each < version]
+        if why_not := _why_moved(challenge, read_aliases(folder).get(STABLE_ALIAS), changes, earlier):
+            return why_not
+        reason = "promoted by its run" + (", by --force" if challenge.forced else "")
+        repository.write_alias(folder, model, "set", STABLE_ALIAS, version, reason)
+    return ""
+
+
+def _why_moved(
+    challenge: Challenge, named: int | None, changes: Sequence[AliasChange], earlier: Sequence[int]
+) -> str:
+    """Say which version a new one was compared with, and what is served now; "" if that is the same.
+
+    Args:
+        challenge: the comparison.
+        named: version that `stable` names now.
+        changes: of `stable`.
+        earlier: versions before the new one.
+    """
+    champion = challenge.champion
+    was, now = f"named version {champion}", f"names version {named}" if named else "does not exist"
+    if champion is None:
+        is_same, was = named is None and not earlier, "did not exist"
+        now += "" if named or not earlier else f", but version {earlier[-1]} does"
+    elif challenge.stable == 0:  # `keep_champion` has set it since
+        is_same = named == champion and changes[-1].reason == _KEPT
+        was = f"did not exist and version {champion} was served"
+    else:
+        is_same = named == champion
+    if is_same:
+        return ""
+    return (
+        f"when it was compared, {STABLE_ALIAS!r} {was}, and now it {now}; run the recipe again to compare it "
+        "with that"
     )

@@ -5,12 +5,20 @@ from pydantic import Field
 from serving.bundle.manifest import Fraction, Gate, Strict
 from training.champion.judge import ChampionCheck, Verdict
 
+CHAMPION_RUNS = "the champion runs on this machine"  # name of a check, which old runs have recorded too
+
 
 class Challenge(Strict):
     """A new version against the one that it would replace."""
 
     verdict: Verdict = Field(description="promote: it becomes the default; candidate: it is only published")
     champion: int | None = Field(description="version that it was compared with; null: it is the first one")
+    stable: int | None = Field(
+        default=None,
+        ge=0,
+        description="version that the alias `stable` named then; 0: there was no such alias; null: an older "
+        "run did not record it",
+    )
     images: int = Field(default=0, description="compared images: test images new to the champion")
     left_out: int = Field(default=0, description="test images that the champion was trained on")
     accuracy: Fraction | None = Field(default=None, description="of the new version on the compared images")
@@ -22,6 +30,11 @@ class Challenge(Strict):
     def decision(self) -> Verdict:
         """What is done: the verdict, unless it was forced."""
         return "promote" if self.forced else self.verdict
+
+    @property
+    def champion_runs(self) -> bool:
+        """Whether the champion could be loaded and run, as far as that was tried."""
+        return all(check.passed for check in self.checks if check.name == CHAMPION_RUNS)
 
     @property
     def reasons(self) -> tuple[str, ...]:

@@ -335,8 +335,37 @@ def test_a_champion_that_does_not_run_makes_a_candidate(repository: Repository, 
 
     repository.publish(MODEL, write)
     challenge = _challenge(repository, tmp_path, _dataset()).challenge
-    assert (challenge.verdict, challenge.champion) == ("candidate", 1)
+    assert (challenge.verdict, challenge.champion, challenge.champion_runs) == ("candidate", 1, False)
     assert "the champion runs on this machine: " in challenge.reasons[0]
+    unpublished = "; nothing is published until the alias 'stable' names a version"
+    assert challenge.reasons[0].endswith(unpublished)
+    repository.set_alias(MODEL, "stable", 1)
+    assert unpublished not in _challenge(repository, tmp_path, _dataset()).challenge.reasons[0]
+
+
+def test_a_champion_that_does_not_reproduce_its_golden_examples_does_not_run(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Servers refuse it. That is found whatever its labels are."""
+    repository.publish(MODEL, lambda folder: write_colours(folder, rotate=0, lie=True))
+    other = replace(_dataset(), labels=("red", "green", "violet"))
+    challenge = _challenge(repository, tmp_path, other).challenge
+    assert not challenge.champion_runs
+    assert "golden probabilities differ by " in challenge.reasons[0]
+    assert "the tolerance is " in challenge.reasons[0]
+
+
+def test_a_comparison_records_what_the_alias_named(repository: Repository, tmp_path: Path) -> None:
+    """0 if it did not exist: `promote` looks whether that is still so."""
+    dataset = _dataset()
+    first = _challenge(repository, tmp_path, dataset).challenge
+    for _ in range(2):
+        _publish(repository, dataset)
+    without = _challenge(repository, tmp_path, dataset).challenge
+    repository.set_alias(MODEL, "stable", 1)
+    named = _challenge(repository, tmp_path, dataset).challenge
+    recorded = [(each.champion, each.stable) for each in (first, without, named)]
+    assert recorded == [(None, 0), (2, 0), (1, 1)]
 
 
 def test_drifted_answers_make_a_candidate(repository: Repository, tmp_path: Path) -> None:

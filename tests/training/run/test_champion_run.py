@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from rich.console import Console
 
-from serving.bundle import Geometry, Repository, reference_of
+from serving.bundle import Description, Geometry, Repository, reference_of
+from serving.bundle.operations import remove_alias
 from serving.errors import BundleError
 from tests.training.fake_recipe import FakeRecipe
 from training.champion.result import Challenge
@@ -37,11 +38,12 @@ class Runs:
     folder: Path
     recipe: Recipe
 
-    def train(self, name: str, *, shuffle: int | None = None) -> tuple[RunSummary, str]:
+    def train(self, name: str, *, shuffle: int | None = None, resume: bool = False) -> tuple[RunSummary, str]:
         """Train on the patterns; `shuffle`: the training labels of this class are drawn anew."""
         data, printed = self.folder / name, io.StringIO()
-        data.mkdir()
-        _write_patterns(data / "patterns.npz", shuffle)
+        if not resume:
+            data.mkdir()
+            _write_patterns(data / "patterns.npz", shuffle)
         job = Job(
             repository=Repository(self.folder / "repository"),
             model=MODEL,
@@ -50,6 +52,7 @@ class Runs:
             device=choose("cpu"),
             display=Display(Console(file=printed, width=500)),
             interrupts=Interrupts(),
+            resume=resume,
         )
         return train_and_evaluate(self.recipe, job), printed.getvalue()
 
@@ -145,8 +148,7 @@ def _check_forced(runs: Runs, metrics: Metrics, challenge: Challenge) -> None:
 
 def test_a_damaged_champion_is_not_replaced(runs: Runs) -> None:
     """Without `stable`, which names it since then: servers that have loaded it go on with it."""
-    for name in ("aliases.json", "aliases.history.jsonl"):
-        (runs.repository.root / MODEL / name).unlink()
+    remove_alias(runs.repository, MODEL, "stable")
     lost = runs.repository.folder(MODEL, 1) / "report" / "predictions.csv"
     lost.unlink()
     summary, printed = runs.train("damaged")
@@ -154,6 +156,30 @@ def test_a_damaged_champion_is_not_replaced(runs: Runs) -> None:
     assert "against version 1, the champion: a candidate" in printed
     assert f"the champion can be read: {lost} cannot be read: No such file or directory" in printed
     assert runs.repository.aliases(MODEL) == {"stable": 1}
+
+
+def test_a_champion_that_does_not_run_ends_a_run_that_can_be_resumed(runs: Runs) -> None:
+    """Before it publishes: without `stable`, servers would serve the candidate. Nothing is trained again."""
+    first = runs.repository.read(MODEL, 1)
+    described = {key: getattr(first.manifest, key) for key in Description.model_fields}
+
+    def write(folder: Path) -> Description:
+        shutil.copytree(first.folder, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        (folder / "model.onnx").write_bytes(b"operators of a newer ONNX Runtime")
+        return Description(**described)
+
+    runs.repository.publish(MODEL, write)
+    remove_alias(runs.repository, MODEL, "stable")
+    with pytest.raises(BundleError, match=r"nothing is published: version 2 .* does not run on this machine"):
+        runs.train("next")
+    assert (runs.repository.versions(MODEL), runs.repository.aliases(MODEL)) == ([1, 2], {})
+    runs.repository.set_alias(MODEL, "stable", 1)
+    trained = (runs.folder / "run-next" / "checkpoint.pt").read_bytes()
+    summary, printed = runs.train("next", resume=True)
+    assert (summary.version, summary.verdict) == (3, "published")
+    assert "against version 1, the champion" in printed
+    assert (runs.folder / "run-next" / "checkpoint.pt").read_bytes() == trained
 
 
 @pytest.mark.parametrize(
