@@ -50,7 +50,7 @@ class _ChangeCommand(VersionCommand):
         result = {"model": model, "changed": True, **change.model_dump(mode="json")}
         before = "did not exist" if change.before is None else f"named version {change.before}"
         if change.served is not None:
-            before += f" and {_newest(self.models, model, change.served)} was served"
+            before += f", and version {change.served} was {_newest(self.models, model, change.served)}"
         return self.finish(result, f"{model}: {alias} names version {change.version}; before, it {before}")
 
 
@@ -128,7 +128,8 @@ class Alias(_ChangeCommand):
             if served is None:
                 text += "; every version is damaged: a server that starts now has none to serve"
             else:
-                text += f"; {_newest(self.models, self.model, served.version)} is served now"
+                newest = _newest(self.models, self.model, served.version)
+                text += f", {newest}" if served.version == change.before else _served_now(served, newest)
                 _warn_of_candidate(served, change.before)
         return self.finish(result, text)
 
@@ -149,7 +150,7 @@ class History(RepositoryCommand):
         elif changes:
             print_table(changes_table(changes))
         else:
-            stderr.print(f"no alias of {self.model} was ever set: the newest version is served")
+            stderr.print(f"no alias of {self.model} was ever set: the newest version that loads is served")
         return DONE
 
 
@@ -216,9 +217,12 @@ def _versions(numbers: Sequence[int]) -> str:
 
 
 def _newest(repository: Repository, model: str, version: int) -> str:
-    """Describe the version that is served while there is no alias `stable`."""
-    is_newest = version == repository.versions(model)[-1]
-    return f"version {version}, the newest{'' if is_newest else ' that is not damaged'},"
+    """Describe the version that servers try to load first while there is no alias `stable`."""
+    return "the newest" if version == repository.versions(model)[-1] else "the newest that is intact"
+
+
+def _served_now(bundle: Bundle, newest: str) -> str:
+    return f"; version {bundle.version} is {newest}; a server that cannot load it serves an older one"
 
 
 def _warn_of_candidate(bundle: Bundle, before: int | None) -> None:

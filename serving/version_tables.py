@@ -48,13 +48,22 @@ def all_models(rows: Sequence[Mapping[str, Any]]) -> Table:
     for column in ("model", "served", "versions", "newest", "created", "verdict"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        served = f"{row['served'] or 'none'}{' (stable)' if row['stable'] else ''}"
+        served = f"{row['served'] or 'none'}{_why_served(row)}"
         head = escape(row["model"]), served, str(row["versions"]), str(row["newest"] or "")
         if "error" in row:
             table.add_row(*head, f"[red]{escape(row['error'])}[/red]")
             continue
         table.add_row(*head, row["created_at"], _verdict(row))
     return table
+
+
+def _why_served(row: Mapping[str, Any]) -> str:
+    """Say what makes a version the default: a server that cannot load it serves another one."""
+    if row["stable"]:
+        return " (stable)"
+    if not row["served"]:
+        return ""
+    return " (newest)" if row["served"] == row["newest"] else " (newest intact)"
 
 
 def all_versions(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -154,7 +154,7 @@ def _why_needed(
         )
     if answering[STABLE_ALIAS] == version:
         return (
-            "it is the newest that can be served, which is served while there is no alias "
+            "it is the newest that is intact, and servers that can load it serve it while there is no alias "
             f"{STABLE_ALIAS!r}; promote another version first"
         )
     return ""

@@ -41,7 +41,7 @@ def test_promote_rollback_and_history(three: Repository, capsys: Capture) -> Non
     assert _call(three, "promote", "colours@stable") == 0
     assert _call(three, "rollback", "colours", "--reason", "too slow") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "colours: stable names version 1; before, it did not exist and version 3, the newest, was served",
+        "colours: stable names version 1; before, it did not exist, and version 3 was the newest",
         "colours: stable names version 3; before, it named version 1",
         "colours: stable already names version 3",
         "colours: stable names version 1; before, it named version 3",
@@ -149,12 +149,16 @@ def test_show_marks_a_version_that_cannot_be_trusted(three: Repository, capsys: 
 
 
 def test_removing_stable_says_which_version_is_served_now(three: Repository, capsys: Capture) -> None:
-    """The newest, which the gate may have left a candidate."""
+    """The newest, which may be a candidate. No command knows whether a server can load it."""
     three.set_alias("colours", "stable", 1)
     assert _call(three, "alias", "colours", "stable", "--remove") == 0
     assert capsys.readouterr().out == (
-        "colours: stable is removed; it named version 1; version 3, the newest, is served now\n"
+        "colours: stable is removed; it named version 1; version 3 is the newest; a server that cannot load "
+        "it serves an older one\n"
     )
+    three.set_alias("colours", "stable", 3)
+    assert _call(three, "alias", "colours", "stable", "--remove") == 0
+    assert capsys.readouterr().out == "colours: stable is removed; it named version 3, the newest\n"
 
 
 def _damage(repository: Repository, version: int) -> None:
@@ -168,7 +172,9 @@ def test_removing_stable_names_the_version_that_servers_load(three: Repository, 
     _damage(three, 3)
     three.set_alias("colours", "stable", 1)
     assert _call(three, "alias", "colours", "stable", "--remove") == 0
-    assert capsys.readouterr().out.endswith("; version 2, the newest that is not damaged, is served now\n")
+    assert capsys.readouterr().out.endswith(
+        "; version 2 is the newest that is intact; a server that cannot load it serves an older one\n"
+    )
     three.set_alias("colours", "stable", 1)
     _damage(three, 1)
     _damage(three, 2)
@@ -200,7 +206,7 @@ def test_removing_stable_warns_if_a_candidate_is_served_then(
 
 
 def test_a_first_rollback_says_what_was_served_before(three: Repository, capsys: Capture) -> None:
-    """Without `stable` that is the newest version that is not damaged. Other aliases had served none."""
+    """Without `stable` that is the newest version that is intact. Other aliases had served none."""
     assert _call(three, "rollback", "colours") == 0
     assert _call(three, "alias", "colours@3", "canary") == 0
     assert _call(three, "alias", "colours", "stable", "--remove") == 0
@@ -208,8 +214,8 @@ def test_a_first_rollback_says_what_was_served_before(three: Repository, capsys:
     capsys.readouterr()
     assert _call(three, "promote", "colours@1") == 0
     assert capsys.readouterr().out == (
-        "colours: stable names version 1; before, it did not exist and version 2, the newest that is not "
-        "damaged, was served\n"
+        "colours: stable names version 1; before, it did not exist, and version 2 was the newest that is "
+        "intact\n"
     )
 
 
@@ -267,7 +273,7 @@ def test_show_without_a_model_lists_all(three: Repository, publish: Publish, cap
     assert rows == [
         ["model", "served", "versions", "newest", "created", "verdict"],
         ["colours", "2 (stable)", "3", "3", created[0]],
-        ["plants", "1", "1", "1", created[1]],
+        ["plants", "1 (newest)", "1", "1", created[1]],
     ]
     first, second = _json(three, capsys, "show")["models"]
     assert (first["served"], first["stable"], first["versions"], first["newest"]) == (2, 2, 3, 3)
@@ -285,7 +291,7 @@ def test_show_without_a_model_goes_on_after_one_that_is_damaged(
     _damage(three, 3)
     assert _call(three, "show") == 1
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert re.split(r"  +", lines[0])[:4] == ["colours", "2", "3", "3"]
+    assert re.split(r"  +", lines[0])[:4] == ["colours", "2 (newest intact)", "3", "3"]
     assert "model.onnx has 7 bytes" in lines[0]
     assert "aliases.json: " in lines[1]
     assert lines[2].endswith("its alias 'stable' names version 7, which does not exist: promote another")
