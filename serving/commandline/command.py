@@ -115,7 +115,7 @@ class _ConfigFile(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         path = self.current_state.get("config")
-        if path is None:
+        if not path:  # if it is empty, `_no_empty_path` refuses it, and knows where it comes from
             return {}
         try:
             keys = tomllib.loads(read_text(Path(path)))

@@ -249,6 +249,10 @@ def test_words_of_a_list_are_kept_as_they_are(capsys: pytest.CaptureFixture[str]
             ["greet", "--name", "", "--place", ""],
             "program greet: --place: must not be empty: name a path, or leave it out",
         ),
+        (
+            ["greet", "--name", "x", "--config", ""],
+            "program greet: --config: must not be empty: name a path, or leave it out",
+        ),
         (["fail", "--how", "usage"], "program fail: one of --a and --b is needed"),
     ],
 )
@@ -269,6 +273,18 @@ def test_a_wrong_variable_is_wrong_usage(
     assert "LENSERVE_MAX_COUNT: must be a whole number, got 'many'" in refusal(capsys)
     assert run("greet", "--name", "x", "--max-count=few") == WRONG_USAGE
     assert "--max-count: must be a whole number, got 'few'" in refusal(capsys)
+
+
+def test_an_empty_variable_for_the_config_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As any empty path; a path on the command line comes first."""
+    monkeypatch.setenv("LENSERVE_CONFIG", "")
+    assert run("greet", "--name", "x") == WRONG_USAGE
+    assert refusal(capsys) == (
+        "program greet: LENSERVE_CONFIG: must not be empty: name a path, or leave it out"
+    )
+    assert run("greet", "--config", config(tmp_path, 'name = "toml"')) == DONE
 
 
 def test_a_variable_that_holds_a_list_says_how_to_write_it(
