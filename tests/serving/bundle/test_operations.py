@@ -12,7 +12,7 @@ import pytest
 from serving.bundle import Repository
 from serving.bundle.operations import history, prune, remove, remove_alias, roll_back
 from serving.bundle.who import who
-from serving.errors import AliasMoved, BundleError, DigestMismatch, UnknownModel
+from serving.errors import AliasMoved, BundleError, DigestMismatch, InvalidManifest, UnknownModel
 from tests.serving.bundle.publishing import Publish
 
 LOG = "animals/aliases.history.jsonl"
@@ -375,6 +375,26 @@ def test_while_newer_ones_are_damaged_the_version_that_is_served_stays(five: Rep
     remove(five, "animals", 4)
     assert prune(five, "animals", 1) == [1]
     assert five.versions("animals") == [2, 3]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file whose disk fails")
+def test_while_a_disk_fails_no_older_version_counts_as_the_served_one(five: Repository) -> None:
+    """Nothing is removed or rolled back; promoting another version works, and logs what was served."""
+    manifest = five.folder("animals", 5) / "manifest.json"
+    manifest.unlink()
+    manifest.symlink_to("/proc/self/mem")  # reading it fails with EIO
+    operations: list[Callable[[], object]] = [
+        lambda: remove(five, "animals", 4, confirmed=True),
+        lambda: roll_back(five, "animals"),
+        lambda: prune(five, "animals", 1),
+    ]
+    for operation in operations:
+        with pytest.raises(InvalidManifest, match=r"5/manifest\.json cannot be read: Input/output error"):
+            operation()
+    assert (five.versions("animals"), five.aliases("animals")) == ([1, 2, 3, 4, 5], {})
+    change = five.set_alias("animals", "stable", 3)
+    assert change is not None
+    assert change.served == 5
 
 
 @pytest.mark.parametrize("number_kept", [True, False])
