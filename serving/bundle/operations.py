@@ -14,6 +14,9 @@ from serving.bundle.rollbacks import earlier_versions, rollback_command, rollbac
 from serving.errors import AliasMoved, BundleError, UnknownModel
 
 RECENT_S = 60.0
+KEPT = (
+    "the version that was served before a newer one was published"  # reason of a change; runs know it by this
+)
 
 
 def history(repository: Repository, model: str) -> Sequence[AliasChange]:
@@ -235,6 +238,34 @@ def newest_usable(repository: Repository, model: str, *, to_show: bool = False) 
             if not is_damage(error):
                 raise
     return None
+
+
+def keep_served(repository: Repository, model: str) -> None:
+    """Let `stable` name what is served, where there is no such alias: a newer version is then not served.
+
+    Raises:
+        BundleError: the aliases are invalid.
+        OSError, StoreError: what is served cannot be found out now.
+    """
+    if not repository.versions(model):
+        return
+    with repository.changing(model) as folder:
+        versions = repository.versions(model)
+        if versions and STABLE_ALIAS not in read_aliases(folder):
+            kept, reason = served_without_stable(repository, model, versions)
+            repository.write_alias(folder, model, "set", STABLE_ALIAS, kept, reason)
+
+
+def served_without_stable(repository: Repository, model: str, versions: Sequence[int]) -> tuple[int, str]:
+    """Return the version that is served while there is no alias `stable`, and the reason to keep it.
+
+    If the newest is damaged, a server that starts serves the newest intact one. If all are damaged, servers
+    that have loaded the newest go on with it.
+    """
+    usable = newest_usable(repository, model)
+    if usable is None or usable.version == versions[-1]:
+        return versions[-1], KEPT
+    return usable.version, f"{KEPT}; version {versions[-1]} is damaged"
 
 
 def version_named(repository: Repository, model: str, revision: str) -> int:

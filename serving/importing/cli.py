@@ -91,7 +91,7 @@ class ImportModel(Command):
         from serving.importing.importer import import_model
         from serving.importing.settings import ImportSettings
         from serving.importing.summary import notes, to_json
-        from serving.importing.what_is_served import versions_before, what_is_served
+        from serving.importing.what_is_served import what_is_served
 
         settings = ImportSettings(
             labels=self.labels,
@@ -110,12 +110,12 @@ class ImportModel(Command):
         )
         repository = open_repository(self.repository, self.repository_cache, must_exist=False)
         repository.prepare(self.name)
-        before = versions_before(repository, self.name)
+        repository.aliases(self.name)  # invalid ones would fail after hours of measuring
         result = import_model(self.file, self.name, repository, settings)
         for line in notes(result):
             stderr.print(line, markup=False)
-        print_line(json.dumps(to_json(result, before)) if self.as_json else f"published {result.location}")
-        for line in what_is_served(result.bundle, before, self.repository):
+        print_line(json.dumps(to_json(result)) if self.as_json else f"published {result.location}")
+        for line in what_is_served(result.bundle, result.served, self.repository):
             stderr.print(line, markup=False)
         return DONE
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from serving.bundle import (
     MODEL_FILE,
+    STABLE_ALIAS,
     Bundle,
     Description,
     Golden,
@@ -21,6 +22,7 @@ from serving.bundle import (
     write_golden,
 )
 from serving.bundle.images import Pixels
+from serving.bundle.operations import keep_served
 from serving.bundle.who import who
 from serving.engine.base import Device
 from serving.engine.onnx import OnnxEngine
@@ -61,6 +63,7 @@ class ImportResult:
     batch: Batch
     difference: float  # largest one between a probability of the bundle and of the file
     measured: Measured | None
+    served: int  # version of the model that servers answer with
 
 
 def import_model(path: Path, name: str, repository: Repository, settings: ImportSettings) -> ImportResult:
@@ -69,7 +72,8 @@ def import_model(path: Path, name: str, repository: Repository, settings: Import
     Args:
         path: the ONNX file.
         name: of the model.
-        repository: where it is published. If anything fails, it is unchanged.
+        repository: where it is published. If anything fails, nothing is. Another version that is served
+            stays served: without the alias `stable`, that is made to name it.
         settings: what the file does not say.
 
     Raises:
@@ -108,14 +112,16 @@ def import_model(path: Path, name: str, repository: Repository, settings: Import
         )
 
     try:
+        keep_served(repository, name)  # whatever the new version is worth: people promote it
         bundle = repository.publish(name, write)
+        served = repository.aliases(name).get(STABLE_ALIAS, bundle.version)
     except OSError as error:
         raise UsageError(
             f"the repository {repository.root} cannot be written: {error.strerror or error}; "
             "make room, correct its permissions, or set another --repository"
         ) from error
     location = repository.location(bundle.model, bundle.version)
-    return ImportResult(bundle, location, foreign, batch, difference, measured)
+    return ImportResult(bundle, location, foreign, batch, difference, measured, served)
 
 
 def _choose_batch(foreign: ForeignModel) -> tuple[Batch, float]:

@@ -10,7 +10,6 @@ from serving.importing.foreign_model import ForeignModel
 from serving.importing.importer import ImportResult
 from serving.importing.measuring import MIN_CALIBRATION_IMAGES, Measured
 from serving.importing.scores import Scores
-from serving.importing.what_is_served import Before
 
 # Largest range of a probability over generated images of a network that does not look at them.
 _CONSTANT = 1e-4
@@ -92,7 +91,7 @@ def _measured(measured: Measured | None) -> list[str]:
     return [line, f"calibrated temperature {calibration.temperature:.3f}; calibration error {errors}"]
 
 
-def to_json(result: ImportResult, before: Before) -> dict[str, object]:
+def to_json(result: ImportResult) -> dict[str, object]:
     """Return what was published, for programs."""
     bundle = result.bundle
     return {
@@ -100,7 +99,7 @@ def to_json(result: ImportResult, before: Before) -> dict[str, object]:
         "version": bundle.version,
         "path": result.location,
         "digest": bundle.digest,
-        "served": before.served(bundle.version),
+        "served": result.served,
         "manifest": json.loads(bundle.manifest.to_json()),
         "assumed": list(result.foreign.assumed),
         "difference": result.difference,

@@ -9,12 +9,11 @@ from typing import TypeVar
 
 from serving.bundle import STABLE_ALIAS, AliasChange, Repository
 from serving.bundle.aliases import read_aliases, read_history
-from serving.bundle.operations import newest_usable
+from serving.bundle.operations import KEPT, served_without_stable
 from serving.errors import AliasMoved, BundleError
 from training.champion.judge import Verdict
 from training.champion.result import Challenge
 
-_KEPT = "the version that was served before a run published a newer one"  # `promote` knows it by this
 _ATTEMPTS = 10  # in an object store, where a change of any alias of the model is a conflict
 
 _Result = TypeVar("_Result")
@@ -76,17 +75,12 @@ def _keep(repository: Repository, model: str, challenge: Challenge) -> None:
         versions = repository.versions(model)
         if not versions or STABLE_ALIAS in read_aliases(folder):
             return
-        newest = versions[-1]
-        if challenge.decision == "promote" and newest == challenge.champion:
-            kept = newest  # whatever its state: the new version replaces it at once
-        else:
-            usable = newest_usable(repository, model)
-            # If the newest is damaged, a server that starts serves the newest intact one, and would serve the
-            # candidate instead. If all are damaged, servers that have loaded the newest go on with it.
-            kept = usable.version if usable else newest
+        kept, reason = versions[-1], KEPT
+        if challenge.decision != "promote" or kept != challenge.champion:
+            # Otherwise whatever its state: the new version replaces it at once.
+            kept, reason = served_without_stable(repository, model, versions)
             if kept == challenge.champion and not challenge.champion_runs:
                 raise BundleError(_why_unpublished(model, kept))
-        reason = _KEPT if kept == newest else f"{_KEPT}; version {newest} is damaged"
         repository.write_alias(folder, model, "set", STABLE_ALIAS, kept, reason)
 
 
@@ -133,7 +127,7 @@ def _why_moved(
         is_same, was = named is None and not earlier, "did not exist"
         now += "" if named or not earlier else f", but version {earlier[-1]} does"
     elif challenge.stable == 0:  # `keep_champion` has set it since
-        is_same = named == champion and changes[-1].reason == _KEPT
+        is_same = named == champion and changes[-1].reason == KEPT
         was = f"did not exist and version {champion} was served"
     else:
         is_same = named == champion

@@ -5,6 +5,7 @@ from pathlib import Path
 from serving.bundle import STABLE_ALIAS, Bundle, Repository
 from serving.counted import counted
 from serving.errors import LenserveError
+from serving.limited_files import describe_failure
 from training.champion.compare import find_champion, other_labels
 from training.champion.judge import is_relabelled
 from training.champion.knowledge import knowledge_of, relabelled_since
@@ -37,7 +38,11 @@ def keep_splits(  # noqa: PLR0917 - the data, and where the champion is
         write_assignment(dataset, report / SPLITS_FILE)
     try:
         champion = find_champion(repository, model, repository.aliases(model).get(STABLE_ALIAS))
-    except (LenserveError, OSError):  # the comparison with it says why
+    except (LenserveError, OSError) as error:
+        display.warning(
+            f"the champion cannot be read: {describe_failure(error)}. Without --force, this version becomes "
+            "a candidate at most"
+        )
         return
     if champion is not None:
         _compare(dataset, champion, limits, display)

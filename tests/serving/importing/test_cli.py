@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving.bundle import Repository
+from serving.bundle.operations import KEPT, history
 from serving.cli import main
 from tests.serving.importing import foreign_files as files
 
@@ -53,28 +54,38 @@ def test_what_was_read_and_assumed_is_said(
     assert imported.mean == pytest.approx((123.7 / 255, 116.8 / 255, 103.9 / 255))
 
 
-def test_an_import_that_is_not_served_says_how_it_would_be(
+def test_an_import_replaces_no_version_that_is_served(
     repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The alias `stable` holds another version in place; without it the new one is served."""
+    """It may be worse: `stable` is made to name the served version, and the command to promote is printed."""
     path = files.plain(tmp_path / "plain.onnx", batch=1)
     command = [*import_of(path, repository), "--labels", str(labels), "--mean", "0", "--std", "1"]
     assert main(command) == 0
     assert "promote" not in capsys.readouterr().err
-    assert main(command) == 0
-    assert (
-        "served    is version 2 from now on: without alias 'stable' it is the newest one; "
-        f"to go back: `lenserve models promote foreign@1 --repository {repository.root}`\n"
-    ) in capsys.readouterr().err
-    repository.set_alias("foreign", "stable", 1)
-    assert main(command) == 0
-    assert (
-        "served    is version 1, which the alias 'stable' names, until `lenserve models promote foreign@3 "
-        f"--repository {repository.root}`\n"
-    ) in capsys.readouterr().err
+    assert repository.aliases("foreign") == {}
+    for version in (2, 3):
+        assert main(command) == 0
+        assert (
+            f"served    is version 1, which the alias 'stable' names, until `lenserve models promote "
+            f"foreign@{version} --repository {repository.root}`\n"
+        ) in capsys.readouterr().err
+    assert repository.aliases("foreign") == {"stable": 1}
+    assert [(change.version, change.reason) for change in history(repository, "foreign")] == [(1, KEPT)]
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["version"], document["served"]) == (4, 1)
+
+
+def test_an_import_that_fails_sets_no_alias(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing has changed."""
+    path = files.plain(tmp_path / "plain.onnx", batch=1)
+    command = [*import_of(path, repository), "--labels", str(labels)]
+    assert main([*command, "--mean", "0", "--std", "1"]) == 0
+    assert main([*command, "--mean", "0"]) == 2
+    assert "--mean is given alone" in capsys.readouterr().err
+    assert repository.aliases("foreign") == {}
 
 
 def test_many_labels_are_shortened(

@@ -21,7 +21,6 @@ from serving.errors import UnsupportedModel
 from serving.importing.importer import ImportResult, import_model
 from serving.importing.settings import ImportSettings
 from serving.importing.summary import notes, to_json
-from serving.importing.what_is_served import Before
 from tests.servers import Serve
 from tests.serving.bundle.fake_s3 import FakeS3
 from tests.serving.engines import CPU
@@ -320,7 +319,7 @@ def test_an_import_into_an_object_store_names_its_url(labels: Path, tmp_path: Pa
 
     result = import_file(repository, files.plain(tmp_path / "plain.onnx"), labels)
 
-    assert to_json(result, Before(None, None))["path"] == result.location == "s3://bucket/models/foreign/1"
+    assert to_json(result)["path"] == result.location == "s3://bucket/models/foreign/1"
 
 
 def test_an_import_is_reproducible(repository: Repository, labels: Path, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_of_a_damaged_newest_version_the_newest_intact_one_is_kept(
         remove_alias(repository, MODEL, "stable")
     reasons = [change.reason for change in history(repository, MODEL)]
     assert reasons[0] == (
-        "the version that was served before a run published a newer one; version 3 is damaged"
+        "the version that was served before a newer one was published; version 3 is damaged"
     )
     assert _run(repository, publish, _challenge("candidate", 3, stable=0, forced=True)) == "promote"
 
