@@ -110,6 +110,8 @@ class Alias(_ChangeCommand):
         """Change the alias."""
         if self.remove:
             return self._remove()
+        if "@" in self.alias and "@" not in self.model:
+            raise UsageError(f"{self.alias} is not the name of an alias: use {self.alias} {self.model}")
         if meant := split_version([self.model, self.alias]):
             raise UsageError(f"{self.model} names no version: use {meant} and the name of the alias")
         name, version = version_of(self.models, self.model)
@@ -130,7 +132,7 @@ class Alias(_ChangeCommand):
             else:
                 newest = _newest(self.models, self.model, served.version)
                 text += f", {newest}" if served.version == change.before else _served_now(served, newest)
-                _warn_of_candidate(served, change.before)
+                _warn_of_candidate(served, history(self.models, self.model), change.before)
         return self.finish(result, text)
 
 
@@ -225,15 +227,18 @@ def _served_now(bundle: Bundle, newest: str) -> str:
     return f"; version {bundle.version} is {newest}; a server that cannot load it serves an older one"
 
 
-def _warn_of_candidate(bundle: Bundle, before: int | None) -> None:
-    """Say that a version is served now which its run did not promote; nothing if it was served before."""
+def _warn_of_candidate(bundle: Bundle, changes: Sequence[AliasChange], before: int | None) -> None:
+    """Say that a version is served now which was never promoted; nothing if it was served before."""
     model, version, gate = bundle.model, bundle.version, bundle.manifest.gate
-    if gate is None or gate.verdict != "candidate" or gate.forced or version == before:
+    of_stable = [change for change in changes if change.alias == STABLE_ALIAS]
+    if version in {before, *(change.version for change in of_stable)}:
+        return
+    is_candidate = gate is not None and gate.verdict == "candidate"
+    if not is_candidate and version in {change.served for change in of_stable}:
         return
     stderr.print(
-        f"! version {version} is a candidate: its run did not promote it, and `lenserve models show "
-        f"{model}@{version}` says why; to serve version {before} again, use `lenserve models promote "
-        f"{model}@{before}`",
+        f"! version {version} was never promoted: see `lenserve models show {model}@{version}`; to serve "
+        f"version {before} again, use `lenserve models promote {model}@{before}`",
         markup=False,
     )
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from serving.bundle import Repository
 from serving.bundle.looks_like import is_version_name
 from serving.bundle.manifest import NAME_PATTERN
-from serving.bundle.operations import require_model, version_named
+from serving.bundle.operations import require_model, split_name, version_named
 from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line
@@ -80,7 +80,7 @@ def version_of(repository: Repository, name: str) -> tuple[str, int]:
         BundleError: aliases.json is invalid.
         UnknownModel: the repository has no such model, version or alias.
     """
-    model, _, revision = name.partition("@")
+    model, revision = split_name(name)
     require_model(repository, model)
     if not revision:
         newest = repository.versions(model)[-1]

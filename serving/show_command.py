@@ -8,7 +8,8 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from serving.bundle import STABLE_ALIAS, Repository
-from serving.bundle.operations import newest_usable, require_model, version_named
+from serving.bundle.looks_like import is_version_name
+from serving.bundle.operations import newest_usable, require_model, split_name, version_named
 from serving.commandline import DONE, FAILED, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.metrics.live_answers import LiveAnswers, live_answers
@@ -52,7 +53,14 @@ class Show(RepositoryCommand):
             print_table(versions_side_by_side(rows))
         else:
             print_table(all_versions(rows))
-        return FAILED if any("error" in row for row in rows) else DONE
+        missing = [alias for alias, target in aliases.items() if target not in self.models.versions(name)]
+        for alias in missing:
+            stderr.print(
+                f"! the alias {alias!r} names version {aliases[alias]}, which does not exist: point it at "
+                "another one",
+                markup=False,
+            )
+        return FAILED if missing or any("error" in row for row in rows) else DONE
 
     def _show_models(self) -> int:
         if self.metrics_url:
@@ -63,10 +71,11 @@ class Show(RepositoryCommand):
         elif rows:
             print_table(all_models(rows))
         else:
-            stderr.print(
-                f"{self.repository} has no models yet: it holds no <model>/<version> directories",
-                markup=False,
-            )
+            root = self.models.root
+            hint = "it holds no <model>/<version> directories"
+            if any(is_version_name(entry.name) for entry in root.iterdir()):
+                hint = f"it looks like the directory of one model: use --repository {root.absolute().parent}"
+            stderr.print(f"{self.repository} has no models yet: {hint}", markup=False)
         return FAILED if any("error" in row for row in rows) else DONE
 
     def _versions(self) -> tuple[str, list[int]]:
@@ -79,7 +88,7 @@ class Show(RepositoryCommand):
             if len(models) > 1:
                 raise UsageError(f"{' and '.join(models)} are several models: compare versions of one")
             return models[0], [version for _, version in found]
-        name, _, revision = self.named[0].partition("@")
+        name, revision = split_name(self.named[0])
         require_model(self.models, name)
         if revision:
             return name, [version_named(self.models, name, revision)]

@@ -19,6 +19,7 @@ from serving.batch_job.sources import Source, open_source
 from serving.batch_job.tables import require_pyarrow
 from serving.bundle import STABLE_ALIAS, Bundle, ImageLimits
 from serving.bundle.looks_like import version_number
+from serving.bundle.operations import split_name
 from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import is_url
 from serving.cpu_quota import available_cores
@@ -182,7 +183,7 @@ def _describe(plan: Plan, source: Source, bundle: Bundle) -> JobDescription:
 def _find_bundle(plan: Plan) -> Bundle:
     """Read and verify a version. Without a revision, a job that was begun keeps its version."""
     repository = open_repository(plan.repository, plan.repository_cache)
-    name, _, revision = plan.model.partition("@")
+    name, revision = split_name(plan.model)
     versions = repository.versions(name)
     if not versions:
         raise UnknownModel(f"the repository has no model {name!r}", known=tuple(repository.models()))

@@ -3,6 +3,7 @@
 Every change is made under the lock on the model's folder.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -11,12 +12,12 @@ from serving.bundle.damage import is_damage
 from serving.bundle.looks_like import version_number
 from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
 from serving.bundle.rollbacks import earlier_versions, rollback_command, rollback_targets, why_no_rollback
-from serving.errors import AliasMoved, BundleError, UnknownModel
+from serving.errors import AliasMoved, BundleError, UnknownModel, UsageError
 
 RECENT_S = 60.0
-KEPT = (
-    "the version that was served before a newer one was published"  # reason of a change; runs know it by this
-)
+# Reason of a change, by which runs know it.
+KEPT = "the version that was served before a newer one was published"
+_OTHER_FORM = re.compile(r"([^@/:]+)[/:](\d+)")  # of MODEL@VERSION
 
 
 def history(repository: Repository, model: str) -> Sequence[AliasChange]:
@@ -192,7 +193,8 @@ def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = Fals
 
     Raises:
         AliasMoved: in an object store, an alias was pointed at one of them meanwhile; it stays.
-        BundleError: aliases.json or its log is invalid; nothing is removed.
+        BundleError: aliases.json or its log is invalid, or an alias names a version that does not exist;
+            nothing is removed.
         UnknownModel: the repository has no such model.
     """
     require_model(repository, model)
@@ -200,6 +202,13 @@ def prune(repository: Repository, model: str, keep: int, *, dry_run: bool = Fals
         versions, aliases = repository.versions(model), read_aliases(folder)
         changes = read_history(folder)
         answering = _answering(repository, model, aliases)
+        missing = {alias: target for alias, target in aliases.items() if target not in versions}
+        if missing:
+            alias, target = next(iter(missing.items()))
+            raise BundleError(
+                f"nothing of model {model!r} is removed: its alias {alias!r} names version {target}, which "
+                "does not exist, so servers may still answer with another one: set the alias first"
+            )
         needed = {*versions[-keep:], *answering.values()}
         needed.update(rollback_targets(versions, changes, answering).values())
         removed = [version for version in versions if version not in needed]
@@ -266,6 +275,20 @@ def served_without_stable(repository: Repository, model: str, versions: Sequence
     if usable is None or usable.version == versions[-1]:
         return versions[-1], KEPT
     return usable.version, f"{KEPT}; version {versions[-1]} is damaged"
+
+
+def split_name(named: str) -> tuple[str, str]:
+    """Return MODEL and REVISION of MODEL@REVISION; the revision of MODEL alone is "".
+
+    Raises:
+        UsageError: nothing follows the @, as of a variable that is not set; or it is MODEL/2 or MODEL:2.
+    """
+    model, at, revision = named.partition("@")
+    if at and not revision:
+        raise UsageError(f"{named} names no version after the @: add it, such as {model}@1, or use {model}")
+    if otherwise := _OTHER_FORM.fullmatch(named):
+        raise UsageError(f"{named} is not the name of a version: use {otherwise[1]}@{otherwise[2]}")
+    return model, revision
 
 
 def version_named(repository: Repository, model: str, revision: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from serving.bundle import STABLE_ALIAS, Bundle, Repository
-from serving.bundle.operations import require_model, version_named
+from serving.bundle.operations import require_model, split_name, version_named
 from serving.errors import BundleError, UsageError
 from serving.limited_files import read_limited, why_unreadable
 from serving.pb.inference import model_config_pb2 as pb
@@ -87,7 +87,7 @@ def chosen_versions(repository: Repository, named: Sequence[str]) -> list[Bundle
     names = named or repository.models()
     if not names:
         raise UsageError(f"{repository.root} has no models yet: name a directory of published models")
-    models = [name.partition("@")[0] for name in names]
+    models = [split_name(name)[0] for name in names]
     if twice := next((model for model in models if models.count(model) > 1), None):
         raise UsageError(
             f"{twice} is named {models.count(twice)} times, and Triton reads one config.pbtxt of a model: "
@@ -97,7 +97,7 @@ def chosen_versions(repository: Repository, named: Sequence[str]) -> list[Bundle
 
 
 def _chosen_version(repository: Repository, named: str) -> Bundle:
-    model, _, revision = named.partition("@")
+    model, revision = split_name(named)
     require_model(repository, model)
     if revision:
         return repository.read(model, version_named(repository, model, revision))

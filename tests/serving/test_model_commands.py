@@ -198,11 +198,40 @@ def test_removing_stable_warns_if_a_candidate_is_served_then(
         three.set_alias("colours", "stable", version)
         assert _call(three, "alias", "colours", "stable", "--remove") == 0
         assert capsys.readouterr().err == (
-            "! version 4 is a candidate: its run did not promote it, and `lenserve models show colours@4` "
-            "says why; to serve version 2 again, use `lenserve models promote colours@2`\n"
+            "! version 4 was never promoted: see `lenserve models show colours@4`; to serve version 2 again, "
+            "use `lenserve models promote colours@2`\n"
             if (verdict, version) == ("candidate", 2)
             else ""
         )
+
+
+def test_removing_stable_warns_of_a_version_that_lost_a_race(three: Repository, capsys: Capture) -> None:
+    """Its manifest says `promote`, but another run was faster; an import is no better."""
+    three.set_alias("colours", "stable", 3)
+    gate = Gate.model_validate({"verdict": "promote", "champion": 2})
+    three.publish(
+        "colours",
+        lambda folder: write_colours(folder, rotate=0, lie=False).model_copy(update={"gate": gate}),
+    )
+    assert _call(three, "alias", "colours", "stable", "--remove") == 0
+    assert capsys.readouterr().err.startswith("! version 4 was never promoted: see ")
+
+
+def test_an_alias_that_names_no_version_is_said(three: Repository, capsys: Capture) -> None:
+    """Servers go on with what they have loaded, so nothing is pruned."""
+    (three.folder("colours", 1).parent / "aliases.json").write_text('{"stable": {"version": 77}}')
+    assert _call(three, "show", "colours") == 1
+    assert "! the alias 'stable' names version 77, which does not exist" in capsys.readouterr().err
+    assert _call(three, "prune", "colours", "--keep", "1") == 1
+    assert "its alias 'stable' names version 77, which does not exist" in capsys.readouterr().err
+    assert three.versions("colours") == [1, 2, 3]
+
+
+def test_the_directory_of_one_model_is_no_repository(three: Repository, capsys: Capture) -> None:
+    """The message names the directory above."""
+    assert _call(Repository(three.root / "colours"), "show") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"looks like the directory of one model: use --repository {three.root}" in said
 
 
 def test_a_first_rollback_says_what_was_served_before(three: Repository, capsys: Capture) -> None:
@@ -391,6 +420,11 @@ def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Captu
         (("promote", "--expect", "1", "colours", "2"), "unexpected argument 2: use colours@2"),
         (("promote", "colours@2", "3"), "unexpected argument 3\n"),
         (("remove", "colours", "2"), "unexpected argument 2: use colours@2"),
+        (("promote", "colours@"), "names no version after the @: add it, such as colours@1, or use colours"),
+        (("show", "colours@"), "names no version after the @: add it, such as colours@1, or use colours"),
+        (("promote", "colours/2"), "colours/2 is not the name of a version: use colours@2"),
+        (("promote", "colours:2"), "colours:2 is not the name of a version: use colours@2"),
+        (("alias", "canary", "colours@2"), "colours@2 is not the name of an alias: use colours@2 canary"),
         (
             ("rollback", "colours", "2"),
             "unexpected argument 2: to serve that version, use `lenserve models promote colours@2`",
