@@ -116,7 +116,8 @@ def test_the_commands_of_capturing_images_run(tmp_path: Path, free_ports: tuple[
         folder.mkdir(parents=True)
         for number, scan in enumerate(digits.images[digits.target == label][:enough]):
             Image.fromarray((scan * (255 / 16)).astype("uint8")).save(folder / f"{number}.png")
-    block = f"```sh\n{train}\n{serve} --check\n```\n"
+    shorter = "--set variants.precisions=[] --set report.images=none"
+    block = f"```sh\n{train} {shorter}\n{serve} --check\n```\n"
     printed = run_blocks(block, tmp_path, free_ports, stop_server=False)
     assert "published .demo/repository/lenet5-digits/1" in printed
 

@@ -120,7 +120,7 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
         (["layers", "lenet"], "networks are lenet5, conv2, mlp, alexnet, allconv, pneumonia, fast"),
         (
             ["layers", "lenet5", "--set", "network.maps=[1]"],
-            "network.maps has 1 sizes, but the network has 2",
+            "network.maps has 1 size, but the network has 2",
         ),
         (["layers", "alexnet", "--set", "network.activation=rleu"], "network.activation"),
         (["run", "lenet5-fake", "--log", "wandb"], "--log: must be tensorboard or mlflow, got 'wandb'"),
