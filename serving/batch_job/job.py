@@ -18,8 +18,7 @@ from serving.batch_job.ray_engine import RayEngine
 from serving.batch_job.sources import Source, open_source
 from serving.batch_job.tables import require_pyarrow
 from serving.bundle import STABLE_ALIAS, Bundle, ImageLimits
-from serving.bundle.looks_like import version_number
-from serving.bundle.operations import split_name
+from serving.bundle.operations import split_name, version_named
 from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import is_url
 from serving.cpu_quota import available_cores
@@ -187,14 +186,9 @@ def _find_bundle(plan: Plan) -> Bundle:
     versions = repository.versions(name)
     if not versions:
         raise UnknownModel(f"the repository has no model {name!r}", known=tuple(repository.models()))
-    if (number := version_number(name, revision)) is not None:
-        return repository.read(name, number)
-    aliases = repository.aliases(name)
     if revision:
-        if revision not in aliases:
-            raise UnknownModel(f"model {name!r} has no alias {revision!r}", known=None)
-        return repository.read(name, aliases[revision])
+        return repository.read(name, version_named(repository, name, revision))
     begun = read_description(plan.output)
     if begun is not None and begun.model == name:
         return repository.read(name, begun.version)
-    return repository.read(name, aliases.get(STABLE_ALIAS, versions[-1]))
+    return repository.read(name, repository.aliases(name).get(STABLE_ALIAS, versions[-1]))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from serving.client.address import server_address
 from serving.client.connection import channel_options, sendable_token
 from serving.client.images import encode_image
-from serving.client.messages import CallFailed, encode_request
+from serving.client.messages import CallFailed, encode_request, split_model
 from serving.pb.inference import grpc_service_pb2 as inference_pb
 from serving.pb.lenserve.v1 import classifier_pb2 as pb
 
@@ -70,7 +70,7 @@ def _noise(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
 
 
 def _input_shape(channel: grpc.Channel, target: Target, model: str) -> tuple[int, int, int]:
-    name, _, revision = model.partition("@")
+    name, revision = split_model(model)
     message = inference_pb.ModelMetadataRequest(name=name, version=revision)
     answer = _call(channel, _METADATA_METHOD, target, message, inference_pb.ModelMetadataResponse)
     _, height, width, channels = answer.inputs[0].shape

@@ -117,13 +117,13 @@ def test_some_failed_images_are_exit_code_3_and_are_counted_by_kind(
     ("model", "message"),
     [
         ("shapes", "the repository has no model 'shapes'; known models: colours"),
-        ("colours@9", "the repository has no version 9 of model 'colours'"),
+        ("colours@9", "the repository has no version 9 of model 'colours'; its newest versions: 1"),
         (
             "colours@" + "9" * 5000,
             f"there is no version {'9' * 18}... of model 'colours': versions have at most 18 digits",
         ),
-        ("colours@²", "model 'colours' has no alias '²'"),
-        ("colours@best", "model 'colours' has no alias 'best'"),
+        ("colours@²", "model 'colours' has no alias '²'; known aliases: none"),
+        ("colours@best", "model 'colours' has no alias 'best'; known aliases: none"),
     ],
 )
 def test_an_unknown_version_is_one_line(batch: Batch, publish: Publish, model: str, message: str) -> None:
