@@ -6,7 +6,6 @@ Readers see all of a version or nothing: staging.py.
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +32,14 @@ from serving.bundle.manifest import (
     FileDigest,
     Manifest,
 )
-from serving.bundle.staging import locked, remove_folder, replace_text, staging_folder, sync
+from serving.bundle.staging import (
+    locked,
+    remove_folder,
+    replace_text,
+    require_writable,
+    staging_folder,
+    sync,
+)
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, UnknownModel
 from serving.limited_files import open_regular, read_limited, why_unreadable
 
@@ -224,11 +230,8 @@ class Repository:
             LenserveError: it cannot be published.
         """
         require_name(model)
-        folder = self.model_folder(model)
         try:
-            existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-            with tempfile.TemporaryFile(dir=existing) as file:
-                file.write(bytes(4096))  # a full disk may still take an empty file
+            require_writable(self.model_folder(model))
         except OSError as error:
             raise BundleError(
                 f"the repository {self.root} cannot be written: {error.strerror}; make room, correct its "

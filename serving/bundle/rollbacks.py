@@ -11,7 +11,7 @@ _MAX_LISTED = 10  # versions in a message
 def rollback_targets(
     versions: Sequence[int], changes: Sequence[AliasChange], answering: Mapping[str, int | None]
 ) -> Mapping[str, int | None]:
-    """Return alias -> the version that its rollback would go to; None: there is none.
+    """Return alias -> the version that its rollback would go to; None: no version is left.
 
     Args:
         versions: of the model, in ascending order.

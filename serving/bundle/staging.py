@@ -45,6 +45,17 @@ def append_bytes(path: Path, content: bytes, *, keep_bytes: int | None = None) -
         os.fsync(file.fileno())
 
 
+def require_writable(folder: Path) -> None:
+    """Write a file into a folder, or into the nearest one above that exists, and leave nothing behind.
+
+    Raises:
+        OSError: it cannot be written. Its file name is that of the temporary file, or nothing.
+    """
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    with tempfile.TemporaryFile(dir=existing) as file:
+        file.write(bytes(4096))  # a full disk may still take an empty file
+
+
 def sync(path: Path) -> None:
     """Write a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

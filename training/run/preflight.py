@@ -1,10 +1,10 @@
 """Finds what would end a run after hours, before it decodes an image: no room, no permission, no weights."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from serving.bundle import Geometry
+from serving.bundle.staging import require_writable
 from training.errors import WriteError
 from training.networks import Network, build
 from training.networks.backbones import build_classifier
@@ -48,10 +48,8 @@ def check_writable(folder: Path, option: str) -> None:
         WriteError: the folder cannot be written.
     """
     try:
-        with tempfile.TemporaryFile(dir=_nearest_existing(folder)) as file:
-            file.write(bytes(4096))  # a full disk may still take an empty file
+        require_writable(folder)
     except OSError as error:
-        # The error names the temporary file, or nothing.
         raise WriteError(f"{folder} cannot be written: {error.strerror}; choose another {option}") from error
 
 
