@@ -29,7 +29,7 @@ from serving.limited_files import describe_failure
 from serving.logs import dropped_lines
 from serving.metrics.recorder import Metrics
 from serving.metrics.shared_counts import SharedCounts
-from serving.models.alias_watch import LOOK_INTERVAL_S
+from serving.models.change_watch import LOOK_INTERVAL_S
 from serving.models.loader import VersionLoader
 from serving.models.low_priority import low_priority_threads
 from serving.models.precision import choose_precision, read_cpu_flags
@@ -297,7 +297,7 @@ def open_models(
         readiness=Readiness(tuple(settings.require_model), is_strict=settings.readiness == "strict"),
         keep_warm_s=settings.keep_warm_s,
         hung_run_s=settings.hung_run_s,
-        alias_interval_s=LOOK_INTERVAL_S,
+        look_interval_s=LOOK_INTERVAL_S,
         # Loads in the device server, which cannot be seen here, are waited for.
         stuck_s=stuck_s if device_server is None else PATIENCE_S,
         # With more threads of ONNX Runtime, these would inherit the priority of the thread that loads.

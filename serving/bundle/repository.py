@@ -260,6 +260,7 @@ class Repository:
                 replace_text(model_folder / LAST_VERSION_FILE, f"{version}\n")
                 staging.rename(self.folder(model, version))
                 sync(model_folder)
+                os.utime(model_folder / LAST_VERSION_FILE)  # servers look at it: now the version is there
         digest = hashlib.sha256(manifest.to_json()).hexdigest()
         return Bundle(model, version, self.folder(model, version), manifest, digest)
 
@@ -273,13 +274,16 @@ class Repository:
         """
         return read_aliases(self.model_folder(model))
 
-    def aliases_file(self, model: str) -> Path:
-        """Return the path of a model's aliases.json. It need not exist.
+    def files_of_changes(self, model: str) -> tuple[Path, Path]:
+        """Return the paths of the files that each publication and change of an alias writes when it is done.
+
+        They need not exist.
 
         Raises:
             UnknownModel: the name is not a valid model name.
         """
-        return self.model_folder(model) / ALIASES_FILE
+        folder = self.model_folder(model)
+        return folder / ALIASES_FILE, folder / LAST_VERSION_FILE
 
     def set_alias(
         self, model: str, alias: str, version: int, *, expect: int | None = None, reason: str = ""

@@ -1,4 +1,7 @@
-"""Notices changes of aliases sooner than a scan of the repository: a look is one `stat` for each model.
+"""Notices publications and changes of aliases sooner than a scan: a look is two `stat` calls for each model.
+
+It looks at files that are written last, not at folders: a version that is copied in by other means is left to
+the next scan, because half of it would be seen more often.
 
 One thread looks at many models. Where a folder hangs, it is left, and another one goes on with the others.
 """
@@ -7,15 +10,17 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from serving.bundle import Repository
 from serving.models.folder_threads import FolderThreads
 
 LOOK_INTERVAL_S = 0.1
 _MOST_LOOKS = 100  # models at a time: 1,000 models are looked at once a second
-_LATE_S = 0.5  # a hundred looks take a millisecond
+_LATE_S = 0.5  # a hundred looks take 2 ms
 
-_Seen = tuple[int, int, int]  # change time, inode, size
+_File = tuple[int, int, int] | None  # change time in ns, inode, size; None: there is none
+_Seen = tuple[_File, ...]
 
 
 @dataclass(slots=True)
@@ -28,8 +33,8 @@ class _Round:
     is_left: bool = False
 
 
-class AliasWatch:
-    """Remembers how each model's file of aliases looked last."""
+class ChangeWatch:
+    """Remembers how the files of each model looked last that are written at each change."""
 
     def __init__(self, repository: Repository, threads: FolderThreads, *, late_s: float = _LATE_S) -> None:
         """Store the options.
@@ -42,12 +47,12 @@ class AliasWatch:
         self._repository = repository
         self._threads = threads
         self._late_s = late_s
-        self._seen: dict[str, _Seen | None] = {}
+        self._seen: dict[str, _Seen] = {}
         self._hanging: set[str] = set()
         self._next = 0
 
     async def changed(self, names: Sequence[str]) -> list[str]:
-        """Return the models whose aliases have changed since they were looked at last, or are new.
+        """Return the models that have changed since they were looked at last, or are new.
 
         Looks at a part of many models each time, and not at those that hang.
 
@@ -67,6 +72,10 @@ class AliasWatch:
             looking.add_done_callback(partial(self._end_hanging, look.at))
         return list(look.changed)
 
+    def look_again(self, name: str) -> None:
+        """Report a model at the next look, whether it changes or not."""
+        self._seen.pop(name, None)
+
     def _end_hanging(self, name: str, _: asyncio.Task[None]) -> None:
         self._hanging.discard(name)
 
@@ -81,9 +90,13 @@ class AliasWatch:
                 self._seen[name] = now
                 look.changed.append(name)
 
-    def _look(self, name: str) -> _Seen | None:
-        try:
-            stat = self._repository.aliases_file(name).stat()
-        except OSError:
-            return None
-        return stat.st_ctime_ns, stat.st_ino, stat.st_size
+    def _look(self, name: str) -> _Seen:
+        return tuple(map(_look_at_file, self._repository.files_of_changes(name)))
+
+
+def _look_at_file(path: Path) -> _File:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ctime_ns, stat.st_ino, stat.st_size

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from serving.errors import LenserveError, ModelUnavailable, UnknownModel
 from serving.limited_files import describe_failure
-from serving.models.alias_watch import AliasWatch
+from serving.models.change_watch import ChangeWatch
 from serving.models.engine_checks import HUNG_RUN_S, PROOF_PAUSE_S, EngineChecks
 from serving.models.folder_threads import FolderThreads
 from serving.models.listing import Listing
@@ -59,7 +59,7 @@ class Models:
         hung_run_s: float = HUNG_RUN_S,
         stuck_s: float = STUCK_S,
         keep_warm_s: float = 0.0,
-        alias_interval_s: float | None = None,
+        look_interval_s: float | None = None,
         background: Executor | None = None,
     ) -> None:
         """Store the options.
@@ -75,7 +75,7 @@ class Models:
             hung_run_s: seconds after which a batch that has not ended makes its version broken.
             proof_pause_s: seconds between two proofs of an engine that gives invalid outputs.
             keep_warm_s: seconds that the version before the served one stays loaded; 0: none.
-            alias_interval_s: seconds between two looks at the aliases alone; None: scans look at them.
+            look_interval_s: seconds between two looks for what was published or promoted; None: scans alone.
             background: threads that load versions after the first scan; None: the same as before.
         """
         self._loader = loader
@@ -97,8 +97,8 @@ class Models:
             patience_s=patience_s,
         )
         self._poll_interval_s = poll_interval_s
-        self._alias_interval_s = alias_interval_s
-        self._alias_watch = AliasWatch(loader.repository, self._threads)
+        self._look_interval_s = look_interval_s
+        self._changes = ChangeWatch(loader.repository, self._threads)
         self._warm = WarmVersions(keep_warm_s, self._retire)
         self._models: dict[str, Model] = {}
         self._unloaded: set[str] = set()  # models that were unloaded on request
@@ -125,8 +125,8 @@ class Models:
     async def __aenter__(self) -> Self:
         self._start(watch(self._scan, self._poll_interval_s, self._after_refresh))
         self._start(self._checks.watch_runs(self._loads.loaded))
-        if self._alias_interval_s is not None and self._alias_interval_s < self._poll_interval_s:
-            self._start(watch(self._follow_aliases, self._alias_interval_s))
+        if self._look_interval_s is not None and self._look_interval_s < self._poll_interval_s:
+            self._start(watch(self._follow_changes, self._look_interval_s))
         return self
 
     async def __aexit__(
@@ -368,11 +368,12 @@ class Models:
         self._loader.forget(name)
         self._retire(gone.versions.values())
 
-    async def _follow_aliases(self) -> None:
-        """Refresh the models whose aliases have changed, before the next scan."""
-        served = [name for name in self.names() if name not in self._refreshes]
-        for name in await self._alias_watch.changed(served):
-            if name in self._models and name not in self._unloaded and name not in self._refreshes:
+    async def _follow_changes(self) -> None:
+        """Refresh the models in which something was published or promoted, before the next scan."""
+        for name in await self._changes.changed(self.names()):
+            if name in self._refreshes:  # which may have read the folder before the change
+                self._changes.look_again(name)
+            elif name in self._models and name not in self._unloaded:
                 self._refreshes.begin(name)
 
     async def _refresh_or_keep(self, name: str) -> None:

@@ -140,7 +140,7 @@ def open_models(repository: Repository) -> OpenModels:
         proof_pause_s: float = 0.0,
         hung_run_s: float = 60.0,
         keep_warm_s: float = 0.0,
-        alias_interval_s: float | None = None,
+        look_interval_s: float | None = None,
         **options: Any,
     ) -> AsyncIterator[Models]:
         arguments = {
@@ -161,7 +161,7 @@ def open_models(repository: Repository) -> OpenModels:
             proof_pause_s=proof_pause_s,
             hung_run_s=hung_run_s,
             keep_warm_s=keep_warm_s,
-            alias_interval_s=alias_interval_s,
+            look_interval_s=look_interval_s,
         ) as models:
             if scanned:
                 await models.scanned()

@@ -25,7 +25,7 @@ class OpenModels(Protocol):
         proof_pause_s: float = 0.0,
         hung_run_s: float = 60.0,
         keep_warm_s: float = 0.0,
-        alias_interval_s: float | None = None,
+        look_interval_s: float | None = None,
         **options: Any,
     ) -> AbstractAsyncContextManager[Models]:
         """Further options are those of `VersionLoader`."""

@@ -208,7 +208,7 @@ def test_a_removed_version_leaves_the_copy_later_and_a_removed_alias_at_once(
     copying.source.set_alias("animals", "stable", 2)
     copying.mirror.look()
     remove(copying.source, "animals", 1, confirmed=True)
-    copying.source.aliases_file("animals").unlink()
+    (copying.source.model_folder("animals") / "aliases.json").unlink()
 
     copying.mirror.look()
     assert copying.copy.versions("animals") == [1, 2]

@@ -13,6 +13,7 @@ import pytest
 
 from serving.bundle import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Description, Golden, Repository
 from serving.bundle.repository import MAX_MANIFEST_BYTES
+from serving.bundle.staging import sync
 from serving.errors import BundleError, DigestMismatch, InvalidManifest, LenserveError, UnknownModel
 from tests.serving.bundle.publishing import Publish, Write
 
@@ -428,6 +429,25 @@ def test_a_number_is_never_used_twice(repository: Repository, publish: Publish) 
     shutil.rmtree(repository.root / "animals" / "3")
     assert Repository(repository.root).versions("animals") == [1]
     assert publish().version == 4
+
+
+def test_the_last_file_is_touched_when_the_version_is_there(
+    repository: Repository, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers look at it: what they see before must differ from what they see after."""
+    publish()
+    file = repository.model_folder("animals") / ".last_version"
+    versions_before: list[list[int]] = []
+
+    def mark_and_sync(path: Path) -> None:
+        os.utime(file, (0, 0))
+        versions_before.append(repository.versions("animals"))
+        sync(path)
+
+    monkeypatch.setattr("serving.bundle.repository.sync", mark_and_sync)
+    publish()
+    assert versions_before[-1] == [1, 2]
+    assert file.stat().st_mtime > 0
 
 
 # Hostile files
