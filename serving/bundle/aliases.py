@@ -181,21 +181,27 @@ def require_expected(now: int | None, model: str, alias: str, expect: int | None
         )
 
 
-def earlier_targets(changes: Sequence[AliasChange], alias: str) -> list[int]:
+def earlier_targets(changes: Sequence[AliasChange], alias: str, first: Sequence[int] = ()) -> list[int]:
     """Return the versions that an alias named before the one that it names now, the latest first.
 
     A version that was served while there was no alias counts as named. What was rolled back from is not among
     them: a second rollback goes one further back.
+
+    Args:
+        changes: of all aliases, oldest first.
+        alias: its name.
+        first: versions that count as named before the first change, oldest first.
     """
-    named: list[int] = []
+    named = list(first)
     for change in changes:
         if change.alias != alias or change.version is None:
             continue
         if change.served and change.action != "rollback" and named[-1:] != [change.served]:
             named.append(change.served)
-        if change.action == "rollback" and change.version in named:
-            del named[len(named) - named[::-1].index(change.version) :]
-        elif named[-1:] != [change.version]:
+        if change.action == "rollback":
+            kept = len(named) - named[::-1].index(change.version) if change.version in named else 0
+            del named[kept:]
+        if named[-1:] != [change.version]:
             named.append(change.version)
     now = next((change.version for change in reversed(changes) if change.alias == alias), None)
     return [version for version in reversed(named) if version != now]
@@ -232,7 +238,8 @@ def _parse(path: Path, number: int, line: bytes) -> AliasChange:
         return AliasChange.model_validate_json(line)
     except ValidationError as error:
         raise BundleError(
-            f"{path}: line {number}: {describe(error)}; move the file away to begin a new one"
+            f"{path}: line {number}: {describe(error)}; delete that line, or move the file away to begin a "
+            "new one, after which rollbacks know no version that an alias named before"
         ) from error
 
 

@@ -4,7 +4,7 @@ Every change is made under the lock on the model's folder.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from serving.bundle.aliases import AliasChange, read_aliases, read_history, require_expected
@@ -76,7 +76,10 @@ def roll_back(
             raise BundleError(
                 why_no_rollback(model, alias, named=named, answering=now, versions=versions, changes=changes)
             )
-        repository.read(model, earlier[0])
+        try:
+            repository.read(model, earlier[0])
+        except BundleError as error:
+            raise BundleError(f"{error}{_way_on(model, alias, earlier[1:])}") from error
         return repository.write_alias(folder, model, "rollback", alias, earlier[0], reason)
 
 
@@ -249,10 +252,18 @@ def newest_usable(repository: Repository, model: str, *, to_show: bool = False) 
     return None
 
 
-def keep_served(repository: Repository, model: str) -> None:
+def keep_served(
+    repository: Repository, model: str, *, prove: Callable[[Bundle], None] = lambda _: None
+) -> None:
     """Let `stable` name what is served, where there is no such alias: a newer version is then not served.
 
+    Args:
+        repository: where the model is.
+        model: its name.
+        prove: called with the version that would be kept, unless it is damaged, before anything is changed.
+
     Raises:
+        Exception: whatever `prove` raises.
         BundleError: the aliases are invalid.
         OSError, StoreError: what is served cannot be found out now.
     """
@@ -261,7 +272,10 @@ def keep_served(repository: Repository, model: str) -> None:
     with repository.changing(model) as folder:
         versions = repository.versions(model)
         if versions and STABLE_ALIAS not in read_aliases(folder):
-            kept, reason = served_without_stable(repository, model, versions)
+            usable = newest_usable(repository, model)
+            if usable is not None:
+                prove(usable)
+            kept, reason = _kept(usable, versions)
             repository.write_alias(folder, model, "set", STABLE_ALIAS, kept, reason)
 
 
@@ -271,7 +285,10 @@ def served_without_stable(repository: Repository, model: str, versions: Sequence
     If the newest is damaged, a server that starts serves the newest intact one. If all are damaged, servers
     that have loaded the newest go on with it.
     """
-    usable = newest_usable(repository, model)
+    return _kept(newest_usable(repository, model), versions)
+
+
+def _kept(usable: Bundle | None, versions: Sequence[int]) -> tuple[int, str]:
     if usable is None or usable.version == versions[-1]:
         return versions[-1], KEPT
     return usable.version, f"{KEPT}; version {versions[-1]} is damaged"
@@ -320,6 +337,16 @@ def require_model(repository: Repository, model: str) -> None:
     if not repository.versions(model):
         known = ", ".join(repository.models()) or "none"
         raise UnknownModel(f"the repository has no model {model!r}; it has {known}")
+
+
+def _way_on(model: str, alias: str, others: Sequence[int]) -> str:
+    """Say how to go further back than to a damaged version; nothing if that is impossible."""
+    if not others:
+        return ""
+    command = (
+        f"promote {model}@{others[0]}" if alias == STABLE_ALIAS else f"alias {model}@{others[0]} {alias}"
+    )
+    return f". To go further back, use `lenserve models {command}`"
 
 
 def _require_no_recent_rollback(changes: Sequence[AliasChange], alias: str, recent_s: float) -> None:

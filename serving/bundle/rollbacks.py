@@ -33,14 +33,17 @@ def earlier_versions(
         alias: its name.
         now: the version that it names, or that is served while there is no alias `stable`.
     """
-    named = [version for version in earlier_targets(changes, alias) if version in versions and version != now]
-    if alias != STABLE_ALIAS:
-        return named
-    # Before there was an alias, the newest version was served. Old lines of the log do not say which it was.
-    set_first = [change for change in changes if change.alias == alias and change.version]
-    first = (set_first[0].served or set_first[0].version if set_first else now) or 0
-    older = [version for version in reversed(versions) if version < first]
-    return named + [version for version in older if version not in named and version != now]
+    older: list[int] = []
+    if alias == STABLE_ALIAS:
+        # Before there was an alias, the newest version was served. Old lines of the log do not say which.
+        set_before = [change for change in changes if change.alias == alias and change.version]
+        first = (set_before[0].served or set_before[0].version if set_before else now) or 0
+        went_back_to = {
+            change.version for change in set_before if change.action == "rollback"
+        }  # some are removed
+        older = sorted(version for version in went_back_to.union(versions) if version and version < first)
+    targets = dict.fromkeys(earlier_targets(changes, alias, older))
+    return [version for version in targets if version in versions and version != now]
 
 
 def why_no_rollback(

@@ -27,7 +27,7 @@ from serving.bundle.who import who
 from serving.engine.base import Device
 from serving.engine.onnx import OnnxEngine
 from serving.engine.proof import warm_and_prove
-from serving.errors import UnsupportedModel, UsageError
+from serving.errors import BundleError, EngineError, UnsupportedModel, UsageError
 from serving.importing.batches import may_scan
 from serving.importing.foreign_model import ForeignModel, understand
 from serving.importing.measuring import Measured, measure
@@ -79,7 +79,7 @@ def import_model(path: Path, name: str, repository: Repository, settings: Import
     Raises:
         UsageError: an option is missing or contradicts the file, or the repository cannot be written.
         UnsupportedModel: the file is not a classifier of images that can be served.
-        BundleError: the name is invalid.
+        BundleError: the name is invalid, or the version that would stay served does not run here.
     """
     foreign = understand(path, settings)
     batch, difference = _choose_batch(foreign)
@@ -112,7 +112,7 @@ def import_model(path: Path, name: str, repository: Repository, settings: Import
         )
 
     try:
-        keep_served(repository, name)  # whatever the new version is worth: people promote it
+        keep_served(repository, name, prove=_require_runs)  # whatever the new one is worth: people promote it
         bundle = repository.publish(name, write)
         served = repository.aliases(name).get(STABLE_ALIAS, bundle.version)
     except OSError as error:
@@ -189,6 +189,22 @@ def _prove(file: Path, golden: Golden, tolerance: float) -> None:
         warm_and_prove(engine, golden, tolerance=tolerance, sizes=_BATCH_SIZES)
     finally:
         engine.close()
+
+
+def _require_runs(served: Bundle) -> None:
+    """Check that servers can load the version that stays served: otherwise they may serve the new one.
+
+    Raises:
+        BundleError: it does not run.
+    """
+    try:
+        _prove(served.model_file, served.golden(), served.manifest.golden_tolerance)
+    except (BundleError, EngineError) as error:
+        raise BundleError(
+            f"nothing is published: version {served.version} of model {served.model!r}, which is served "
+            f"while there is no alias {STABLE_ALIAS!r}, does not run on this machine: {error}. Choose the "
+            f"version to serve with `lenserve models promote {served.model}@VERSION`, then import again"
+        ) from error
 
 
 def _serialize(foreign: ForeignModel, batch: Batch, temperature: float) -> bytes:

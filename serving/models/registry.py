@@ -23,7 +23,7 @@ from serving.models.folder_threads import FolderThreads
 from serving.models.listing import Listing
 from serving.models.loader import VersionLoader
 from serving.models.loads import Loads
-from serving.models.model_refresh import ModelRefresher
+from serving.models.model_refresh import ModelRefresher, why_changed
 from serving.models.overlooked import Overlooked
 from serving.models.readiness import Readiness
 from serving.models.refreshes import Refreshes
@@ -437,7 +437,9 @@ class Models:
         if (name, number) in self._loads.running or not await self._may_load(name, number):
             return None
         if (warm := self._warm.take(name, number)) is not None:
-            return warm
+            if not await self._threads.run(partial(why_changed, self._repository, warm)):
+                return warm
+            self._retire([warm])  # its number names other files now: they were replaced, such as by a backup
         self._warm.drop(name)
         return await self._loads.load(name, number)
 

@@ -326,6 +326,16 @@ def test_show_without_a_model_goes_on_after_one_that_is_damaged(
     assert lines[2].endswith("its alias 'stable' names version 7, which does not exist: promote another")
 
 
+def test_show_without_a_model_says_that_the_served_version_is_damaged(
+    three: Repository, capsys: Capture
+) -> None:
+    """Also where it is not the newest."""
+    three.set_alias("colours", "stable", 2)
+    _damage(three, 2)
+    assert _call(three, "show") == 1
+    assert re.search(r"colours +2 \(stable\) .*/2/model\.onnx has 7 bytes", capsys.readouterr().out)
+
+
 def test_show_of_an_empty_repository_says_so(tmp_path: Path, capsys: Capture) -> None:
     """It is not an error."""
     assert _call(Repository(tmp_path), "show") == 0

@@ -12,7 +12,7 @@ import pytest
 from serving.bundle import Repository
 from serving.bundle.operations import history, prune, remove, remove_alias, roll_back
 from serving.bundle.who import who
-from serving.errors import AliasMoved, BundleError, DigestMismatch, InvalidManifest, UnknownModel
+from serving.errors import AliasMoved, BundleError, InvalidManifest, UnknownModel
 from tests.serving.bundle.publishing import Publish
 
 LOG = "animals/aliases.history.jsonl"
@@ -174,6 +174,16 @@ def test_rollbacks_go_further_back_each_time(pinned: Repository) -> None:
     assert roll_back(pinned, "animals", recent_s=0).version == 1
 
 
+def test_rollbacks_past_the_first_version_that_was_named_do_not_go_forward_again(five: Repository) -> None:
+    """Neither without an alias, nor after one that was set by hand."""
+    gone_to = [roll_back(five, "animals", recent_s=0).version for _ in range(4)]
+    assert gone_to == [4, 3, 2, 1]
+    with pytest.raises(BundleError, match="cannot be rolled back"):
+        roll_back(five, "animals", recent_s=0)
+    five.set_alias("animals", "stable", 5)
+    assert roll_back(five, "animals", recent_s=0).version == 1
+
+
 def test_two_operators_who_answer_one_alarm_go_back_once(five: Repository) -> None:
     """The second one is told, and may insist."""
     for version in (1, 3, 5):
@@ -308,9 +318,21 @@ def test_a_damaged_version_is_not_rolled_back_to(five: Repository) -> None:
     for version in (1, 2):
         five.set_alias("animals", "stable", version)
     (five.folder("animals", 1) / "model.onnx").write_bytes(b"changed")
-    with pytest.raises(DigestMismatch):
+    with pytest.raises(BundleError, match=r"has 7 bytes, .* publish a new version\."):
         roll_back(five, "animals")
     assert five.aliases("animals") == {"stable": 2}
+
+
+def test_the_way_past_a_damaged_version_is_named(five: Repository) -> None:
+    """It is the version that the alias named before that."""
+    for alias in ("stable", "canary"):
+        for version in (1, 2, 3):
+            five.set_alias("animals", alias, version)
+    (five.folder("animals", 2) / "model.onnx").write_bytes(b"changed")
+    with pytest.raises(BundleError, match=r"To go further back, use `lenserve models promote animals@1`$"):
+        roll_back(five, "animals")
+    with pytest.raises(BundleError, match=r"use `lenserve models alias animals@1 canary`$"):
+        roll_back(five, "animals", "canary")
 
 
 # Removing

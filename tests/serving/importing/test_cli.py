@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper
 from serving.bundle import Repository
 from serving.bundle.operations import KEPT, history
 from serving.cli import main
+from tests.colours import write_colours
 from tests.serving.importing import foreign_files as files
 
 
@@ -74,6 +76,22 @@ def test_an_import_replaces_no_version_that_is_served(
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["version"], document["served"]) == (4, 1)
+
+
+def test_an_import_keeps_no_version_that_servers_cannot_load(
+    repository: Repository, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`stable` would name it, and a server that starts would answer with the newest: the import."""
+    path = files.plain(tmp_path / "plain.onnx", batch=1)
+    command = [*import_of(path, repository), "--labels", str(labels), "--mean", "0", "--std", "1"]
+    for version in (1, 2):
+        repository.publish("foreign", partial(write_colours, rotate=0, lie=version == 2))
+    assert main(command) == 1
+    message = capsys.readouterr().err
+    assert "nothing is published: version 2 of model 'foreign'" in message
+    assert "`lenserve models promote foreign@VERSION`, then import again" in message
+    assert repository.versions("foreign") == [1, 2]
+    assert repository.aliases("foreign") == {}
 
 
 def test_an_import_that_fails_sets_no_alias(

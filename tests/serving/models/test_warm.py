@@ -1,5 +1,6 @@
 """The version before the served one stays loaded for a while."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,26 @@ async def test_going_back_loads_nothing(
         assert loader.loads == 2
         assert len(log_events.named("version_kept_warm")) == 3
         assert not log_events.named("version_unloaded")
+
+
+async def test_a_warm_version_whose_files_were_replaced_is_loaded_again(
+    publish: Publish, repository: Repository, open_models: OpenModels, tmp_path: Path
+) -> None:
+    """Its number names another network since a backup was restored and a version published."""
+    publish()
+    repository.set_alias(NAME, "stable", 1)
+    shutil.copytree(repository.root, tmp_path / "backup")
+    publish(rotate=1)
+    async with open_models(keep_warm_s=LONG_S) as models:
+        for version in (2, 1):
+            repository.set_alias(NAME, "stable", version)
+            await models.refresh()
+        shutil.rmtree(repository.root)
+        shutil.copytree(tmp_path / "backup", repository.root)
+        published = publish(rotate=2)
+        repository.set_alias(NAME, "stable", 2)
+        await models.refresh()
+        assert models.lease(NAME).bundle.digest == published.digest
 
 
 async def test_a_warm_version_is_unloaded_after_its_time(
