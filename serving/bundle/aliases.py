@@ -239,7 +239,7 @@ def _parse(path: Path, number: int, line: bytes) -> AliasChange:
     except ValidationError as error:
         raise BundleError(
             f"{path}: line {number}: {describe(error)}; delete that line, or move the file away to begin a "
-            "new one, after which rollbacks know no version that an alias named before"
+            "new one, after which a rollback finds no version that an alias named before"
         ) from error
 
 
