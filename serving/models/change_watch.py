@@ -72,6 +72,10 @@ class ChangeWatch:
             looking.add_done_callback(partial(self._end_hanging, look.at))
         return list(look.changed)
 
+    def found_nothing(self, name: str) -> bool:
+        """Whether the last look at a model found none of its files: it may be gone."""
+        return not any(self._seen.get(name, ()))
+
     def look_again(self, name: str) -> None:
         """Report a model at the next look, whether it changes or not."""
         self._seen.pop(name, None)

@@ -373,6 +373,8 @@ class Models:
         for name in await self._changes.changed(self.names()):
             if name in self._refreshes:  # which may have read the folder before the change
                 self._changes.look_again(name)
+            elif self._changes.found_nothing(name):
+                await self._begin_refresh()  # another model of that name may come before the next scan
             elif name in self._models and name not in self._unloaded:
                 self._refreshes.begin(name)
 

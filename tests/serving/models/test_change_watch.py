@@ -50,6 +50,20 @@ async def test_a_version_that_is_published_is_noticed_before_the_next_scan(
         await until(lambda: models.lease(NAME).number == 2)
 
 
+async def test_a_model_that_is_removed_is_unloaded_before_the_next_scan(
+    publish: Publish, repository: Repository, open_models: OpenModels
+) -> None:
+    """Then another one of its name and numbers is served, which may come before that scan."""
+    publish()
+    publish("other")
+    async with open_models(look_interval_s=0.001) as models:
+        repository.remove_model(NAME)
+        await until(lambda: models.names() == ["other"])
+        published = publish(rotate=1)
+        await models.refresh()
+        assert models.lease(NAME).bundle.digest == published.digest
+
+
 async def test_a_version_that_is_copied_in_is_left_to_the_next_scan(
     publish: Publish, repository: Repository, folder_threads: FolderThreads
 ) -> None:
