@@ -42,11 +42,15 @@ _Reason = Annotated[str, Field(max_length=1000, description="why, for the histor
 class _ChangeCommand(VersionCommand):
     """A command that changes an alias."""
 
+    expect: _Expect = None
+    reason: _Reason = ""
+
     def finish_change(self, model: str, alias: str, change: AliasChange | None, version: int) -> int:
         """Print what became of an alias."""
         if change is None:
             result = {"model": model, "alias": alias, "version": version, "changed": False}
-            return self.finish(result, f"{model}: {alias} already names version {version}")
+            lost = "; nothing changes, so the reason is not recorded" if self.reason else ""
+            return self.finish(result, f"{model}: {alias} already names version {version}{lost}")
         result = {"model": model, "changed": True, **change.model_dump(mode="json")}
         before = "did not exist" if change.before is None else f"named version {change.before}"
         if change.served is not None:
@@ -60,8 +64,6 @@ class Promote(_ChangeCommand):
     example: ClassVar[str] = "lenserve models promote lenet5-digits@2 --repository repository"
 
     model: CliPositionalArg[str] = Field(description="MODEL@VERSION or MODEL@ALIAS")
-    expect: _Expect = None
-    reason: _Reason = ""
 
     def act(self) -> int:
         """Change the alias."""
@@ -69,7 +71,7 @@ class Promote(_ChangeCommand):
         labels = self.models.read(name, version).manifest.labels
         change = self.models.set_alias(name, STABLE_ALIAS, version, expect=self.expect, reason=self.reason)
         if change is not None and (before := change.before or change.served) is not None:
-            _warn_of_other_labels(self.models, name, version, labels, before)
+            self.warn(_other_labels(self.models, name, version, labels, before))
         return self.finish_change(name, STABLE_ALIAS, change, version)
 
 
@@ -80,8 +82,6 @@ class Rollback(_ChangeCommand):
 
     model: CliPositionalArg[str] = Field(description="name of the model")
     alias: str = Field(default=STABLE_ALIAS, description="the alias to roll back")
-    expect: _Expect = None
-    reason: _Reason = ""
 
     @classmethod
     def explain_arguments(cls, argv: Sequence[str]) -> str:
@@ -103,8 +103,6 @@ class Alias(_ChangeCommand):
     model: CliPositionalArg[str] = Field(description="MODEL@VERSION; with --remove MODEL")
     alias: CliPositionalArg[str] = Field(description="name of the alias")
     remove: bool = Field(default=False, description="remove the alias")
-    expect: _Expect = None
-    reason: _Reason = ""
 
     def act(self) -> int:
         """Change the alias."""
@@ -132,7 +130,7 @@ class Alias(_ChangeCommand):
             else:
                 newest = _newest(self.models, self.model, served.version)
                 text += f", {newest}" if served.version == change.before else _served_now(served, newest)
-                _warn_of_candidate(served, history(self.models, self.model), change.before)
+                self.warn(_never_promoted(served, history(self.models, self.model), change.before))
         return self.finish(result, text)
 
 
@@ -227,36 +225,35 @@ def _served_now(bundle: Bundle, newest: str) -> str:
     return f"; version {bundle.version} is {newest}; a server that cannot load it serves an older one"
 
 
-def _warn_of_candidate(bundle: Bundle, changes: Sequence[AliasChange], before: int | None) -> None:
+def _never_promoted(bundle: Bundle, changes: Sequence[AliasChange], before: int | None) -> str:
     """Say that a version is served now which was never promoted; nothing if it was served before."""
     model, version, gate = bundle.model, bundle.version, bundle.manifest.gate
     of_stable = [change for change in changes if change.alias == STABLE_ALIAS]
     if version in {before, *(change.version for change in of_stable)}:
-        return
+        return ""
     is_candidate = gate is not None and gate.verdict == "candidate"
     if not is_candidate and version in {change.served for change in of_stable}:
-        return
-    stderr.print(
-        f"! version {version} was never promoted: see `lenserve models show {model}@{version}`; to serve "
-        f"version {before} again, use `lenserve models promote {model}@{before}`",
-        markup=False,
+        return ""
+    return (
+        f"version {version} was never promoted: see `lenserve models show {model}@{version}`; to serve "
+        f"version {before} again, use `lenserve models promote {model}@{before}`"
     )
 
 
-def _warn_of_other_labels(
+def _other_labels(
     repository: Repository, model: str, version: int, labels: Sequence[str], before: int
-) -> None:
+) -> str:
     """Say that clients now get other labels; nothing if the version before can no longer be read."""
     try:
         earlier = repository.read_manifest(model, before).manifest.labels
     except (BundleError, UnknownModel):
-        return
-    if set(labels) != set(earlier):
-        stderr.print(
-            f"! version {version} has other labels ({_few(labels)}) than version {before} ({_few(earlier)}): "
-            f"if that is a mistake, go back with `lenserve models rollback {model}`",
-            markup=False,
-        )
+        return ""
+    if set(labels) == set(earlier):
+        return ""
+    return (
+        f"version {version} has other labels ({_few(labels)}) than version {before} ({_few(earlier)}): "
+        f"if that is a mistake, go back with `lenserve models rollback {model}`"
+    )
 
 
 def _few(labels: Sequence[str]) -> str:

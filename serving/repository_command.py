@@ -1,6 +1,8 @@
 """What the commands about the models of a repository share: options, output, how a version is named."""
 
 import json
+import re
+import shlex
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,8 +16,10 @@ from serving.bundle.manifest import NAME_PATTERN
 from serving.bundle.operations import require_model, split_name, version_named
 from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
-from serving.commandline import DONE, Command, print_line
-from serving.errors import BundleError, UsageError
+from serving.commandline import DONE, Command, print_line, stderr
+from serving.errors import BundleError, LenserveError, UsageError
+
+_COMMAND = re.compile(r"`(?P<command>lenserve models (?:(?!--repository)[^`])*)`")  # in a message
 
 
 class RepositoryCommand(Command):
@@ -46,11 +50,26 @@ class RepositoryCommand(Command):
             return self.act()
         except BrokenPipeError:  # of stdout
             raise
+        except LenserveError as error:
+            error.args = (self._complete(str(error)), *error.args[1:])
+            raise
         except OSError as error:
             raise BundleError(
                 f"the repository {self.repository} cannot be read or written: {error.strerror or error}; "
                 "make room or correct its permissions, then repeat the command"
             ) from error
+
+    def warn(self, text: str) -> None:
+        """Print a warning, with the repository in the commands that it names; nothing if it is empty."""
+        if text:
+            stderr.print(f"! {self._complete(text)}", markup=False)
+
+    def _complete(self, text: str) -> str:
+        """Add the repository to the commands in a text: without it they would change the default one."""
+        if self.repository == DEFAULT_REPOSITORY:
+            return text
+        option = f"--repository {shlex.quote(self.repository)}"
+        return _COMMAND.sub(lambda found: f"`{found['command']} {option}`", text)
 
     @abstractmethod
     def act(self) -> int:

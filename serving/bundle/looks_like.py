@@ -49,7 +49,11 @@ def why_not_a_version(folder: Path) -> str:
 def why_not_a_model(folder: Path) -> str:
     """Return why a folder of the repository looks like a model but is not taken as one, or ""."""
     if NAME_PATTERN.fullmatch(folder.name):
-        return "is a version without a model: move it to <model>/<version>/" if _has_manifest(folder) else ""
+        if not _has_manifest(folder):
+            return ""
+        if is_version_name(folder.name):
+            return f"is a version: the repository of the model {folder.parent} is the folder above that"
+        return "is a version without a model: move it to <model>/<version>/"
     return f"is not a model, because of its name: use {NAME_ALLOWED}" if _holds_versions(folder) else ""
 
 

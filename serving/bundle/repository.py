@@ -45,6 +45,7 @@ from serving.limited_files import open_regular, read_limited, why_unreadable
 
 STABLE_ALIAS = "stable"  # names the version that is served by default
 MAX_MANIFEST_BYTES = 16 * 2**20  # 100,000 labels and their digests take 5 MB
+EMPTIED_FILE = ".emptied"  # in a repository whose last model was removed: its volume is mounted
 LAST_VERSION_FILE = ".last_version"  # highest number ever published: a removed one is not used again
 CLAIMS_FOLDER = ".versions"  # in an object store: an object for each number that was ever published
 MAX_NUMBER_BYTES = 64
@@ -261,6 +262,8 @@ class Repository:
                 staging.rename(self.folder(model, version))
                 sync(model_folder)
                 os.utime(model_folder / LAST_VERSION_FILE)  # servers look at it: now the version is there
+        with suppress(OSError):
+            (self.root / EMPTIED_FILE).unlink()
         digest = hashlib.sha256(manifest.to_json()).hexdigest()
         return Bundle(model, version, self.folder(model, version), manifest, digest)
 
@@ -384,6 +387,12 @@ class Repository:
         The caller is in `changing`.
         """
         remove_folder(self.model_folder(model))
+        if not self.model_folders():
+            replace_text(self.root / EMPTIED_FILE, f"{model}\n")
+
+    def was_emptied(self) -> bool:
+        """Whether there is no model because the last one was removed, and not because a volume is missing."""
+        return (self.root / EMPTIED_FILE).exists() and not self.model_folders()
 
     def require_version(self, model: str, version: int) -> None:
         """Check that a version exists. Reads none of its files.

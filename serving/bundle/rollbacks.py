@@ -71,9 +71,13 @@ def why_no_rollback(
         state += f"; before, it named {_listed(sorted(gone)[-_MAX_LISTED:])} removed"
     elif named is not None:
         state += " and named no other before that"
-    choices = [version for version in versions if version != answering][-_MAX_LISTED:]
-    if not choices:
+    left = {change.before for change in changes if change.alias == alias and change.action == "rollback"}
+    others = [version for version in versions if version != answering]
+    choices = [version for version in others if version not in left][-_MAX_LISTED:]
+    if not others:
         advice = f"version {versions[-1]} is the only one"
+    elif not choices:
+        advice = f"the others were rolled back from: {', '.join(map(str, others[-_MAX_LISTED:]))}"
     else:
         which = f"{model}@VERSION" if len(choices) > 1 else f"{model}@{choices[0]}"
         command = f"promote {which}" if alias == STABLE_ALIAS else f"alias {which} {alias}"

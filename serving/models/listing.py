@@ -26,13 +26,15 @@ class Listing:
         self._threads = threads
         self._patience_s = patience_s
         self._listing: asyncio.Task[list[str]] | None = None
+        self._was_emptied = False
         self._looking: asyncio.Task[None] | None = None  # for folders that only look like models
 
     async def names(self, *, serves: bool) -> list[str]:
         """List the folders that may be models.
 
         Args:
-            serves: whether a model is served: then an empty repository is a mount that fell away.
+            serves: whether a model is served: then an empty repository is a mount that fell away, unless its
+                last model was removed.
 
         Raises:
             OSError: the repository cannot be read, that hangs, or it is empty.
@@ -48,9 +50,10 @@ class Listing:
         listing, self._listing = self._listing, None
         if self._looking is None or self._looking.done():
             self._looking = self._threads.start(self._overlooked.log_new)
-        if serves and not listing.result():
+        if serves and not listing.result() and not self._was_emptied:
             raise FileNotFoundError(
-                f"the repository {root} is empty: what was loaded is served on; mount it again"
+                f"the repository {root} is empty: what was loaded is served on; mount it again, or restart "
+                "the server if it is meant to be empty"
             )
         return listing.result()
 
@@ -62,6 +65,7 @@ class Listing:
     def _list(self) -> list[str]:
         """Called in a thread."""
         names = self._repository.model_folders()
+        self._was_emptied = not names and self._repository.was_emptied()
         if not self._repository.root.is_dir():
             raise FileNotFoundError(f"the repository {self._repository.root} is not a directory")
         return names

@@ -62,8 +62,8 @@ def test_a_change_that_came_first_is_reported(three: Repository, capsys: Capture
     assert _call(three, "promote", "colours@3", "--expect", "1") == 1
     assert capsys.readouterr().err == (
         "lenserve models promote: alias 'stable' of model 'colours' names version 2, expected version 1: "
-        "another operator changed it. `lenserve models history colours` shows who and why; if your change is "
-        "still right, repeat it with --expect 2\n"
+        f"another operator changed it. `lenserve models history colours --repository {three.root}` shows "
+        "who and why; if your change is still right, repeat it with --expect 2\n"
     )
 
 
@@ -118,7 +118,7 @@ def test_a_whole_model_is_removed_only_if_that_is_confirmed(three: Repository, c
     (three.root / ".staging-removed-colours" / "1").mkdir(parents=True)
     assert _call(three, "remove", "colours", "--yes") == 0
     assert capsys.readouterr().out == "colours: removed, with its versions 1, 2, 3\n"
-    assert list(three.root.iterdir()) == []
+    assert [path.name for path in three.root.iterdir()] == [".emptied"]
 
 
 def test_show_lists_versions_or_describes_one(three: Repository, capsys: Capture) -> None:
@@ -198,8 +198,8 @@ def test_removing_stable_warns_if_a_candidate_is_served_then(
         three.set_alias("colours", "stable", version)
         assert _call(three, "alias", "colours", "stable", "--remove") == 0
         assert capsys.readouterr().err == (
-            "! version 4 was never promoted: see `lenserve models show colours@4`; to serve version 2 again, "
-            "use `lenserve models promote colours@2`\n"
+            f"! version 4 was never promoted: see `lenserve models show colours@4 --repository {three.root}`"
+            f"; to serve version 2 again, use `lenserve models promote colours@2 --repository {three.root}`\n"
             if (verdict, version) == ("candidate", 2)
             else ""
         )
@@ -257,7 +257,8 @@ def test_the_version_that_a_rollback_would_go_to_is_removed_only_with_yes(
     assert _call(three, "remove", "colours@2") == 1
     assert capsys.readouterr().err == (
         "lenserve models remove: version 2 of model 'colours' is not removed: `lenserve models rollback "
-        "colours` (alias 'stable') would go to it; to remove it all the same, add --yes\n"
+        f"colours --repository {three.root}` (alias 'stable') would go to it; to remove it all the same, add "
+        "--yes\n"
     )
     assert _call(three, "remove", "colours@2", "--yes") == 0
     assert capsys.readouterr().out == (
@@ -285,7 +286,37 @@ def test_a_rollback_that_goes_nowhere_names_the_other_versions(
     assert _call(repository, "rollback", "colours") == 1
     assert capsys.readouterr().err.endswith(
         "it names version 2; before, it named version 1, which was removed; use `lenserve models promote "
-        "colours@3`\n"
+        f"colours@3 --repository {repository.root}`\n"
+    )
+
+
+def test_commands_in_messages_name_the_repository_unless_it_is_the_default(
+    three: Repository, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pasted without it, they would change the models in `./repository`."""
+    assert _call(three, "promote", "colours@3", "--expect", "1") == 1
+    assert f"`lenserve models history colours --repository {three.root}`" in capsys.readouterr().err
+    monkeypatch.chdir(three.root.parent)
+    assert three.root.name == "repository"
+    assert main(["models", "promote", "colours@3", "--expect", "1"]) == 1
+    assert "`lenserve models history colours`" in capsys.readouterr().err
+
+
+def test_a_reason_that_is_not_recorded_is_said(three: Repository, capsys: Capture) -> None:
+    """The history has changes, and nothing changes."""
+    three.set_alias("colours", "stable", 3)
+    assert _call(three, "promote", "colours@3", "--reason", "passed the review") == 0
+    assert capsys.readouterr().out == (
+        "colours: stable already names version 3; nothing changes, so the reason is not recorded\n"
+    )
+
+
+def test_the_folder_of_a_model_is_not_taken_for_a_repository(three: Repository, capsys: Capture) -> None:
+    """No advice to move its versions."""
+    assert main(["models", "list", "--repository", str(three.root / "colours")]) == 0
+    assert (
+        f"1: is a version: the repository of the model {three.root / 'colours'} is the folder above that"
+        in (" ".join(capsys.readouterr().err.split()))
     )
 
 
@@ -360,7 +391,9 @@ def test_promoting_a_version_with_other_labels_warns(three: Repository, capsys: 
     assert _call(three, "promote", "colours@3") == 0
     warning = capsys.readouterr().err
     assert "! version 3 has other labels (cat, " in warning
-    assert "go back with `lenserve models rollback colours`" in " ".join(warning.split())
+    assert f"go back with `lenserve models rollback colours --repository {three.root}`" in " ".join(
+        warning.split()
+    )
 
 
 @pytest.mark.parametrize("command", ["promote", "remove"])
@@ -457,7 +490,7 @@ def test_prune_and_remove_say_what_they_removed(three: Repository, capsys: Captu
         ),
         (
             ("rollback", "colours", "--alias", "canary"),
-            "it does not exist; choose one of 1, 2, 3 with `lenserve models alias colours@VERSION canary`",
+            "it does not exist; choose one of 1, 2, 3 with `lenserve models alias colours@VERSION canary -",
         ),
         (("alias", "colours", "canary", "--remove"), "has no alias 'canary'; known aliases: none"),
         (("promote", "colours@" + "9" * 5000), "... of model 'colours': versions have at most 18 digits"),

@@ -168,7 +168,7 @@ def test_rollbacks_go_further_back_each_time(pinned: Repository) -> None:
         roll_back(pinned, "animals", recent_s=0)
     assert str(refused.value) == (
         "alias 'stable' of model 'animals' cannot be rolled back: it names version 1 and named no other "
-        "before that; choose one of 2, 3, 4, 5 with `lenserve models promote animals@VERSION`"
+        "before that; choose one of 2, 4 with `lenserve models promote animals@VERSION`"
     )
     pinned.set_alias("animals", "stable", 4)
     assert roll_back(pinned, "animals", recent_s=0).version == 1
@@ -321,6 +321,15 @@ def test_a_damaged_version_is_not_rolled_back_to(five: Repository) -> None:
     with pytest.raises(BundleError, match=r"has 7 bytes, .* publish a new version\."):
         roll_back(five, "animals")
     assert five.aliases("animals") == {"stable": 2}
+
+
+def test_what_was_rolled_back_from_is_not_proposed(pinned: Repository) -> None:
+    """If nothing else is left, the message says so."""
+    prune(pinned, "animals", 1)
+    pinned.set_alias("animals", "stable", 5)
+    roll_back(pinned, "animals")
+    with pytest.raises(BundleError, match=r"no other before that; the others were rolled back from: 5$"):
+        roll_back(pinned, "animals", recent_s=0)
 
 
 def test_the_way_past_a_damaged_version_is_named(five: Repository) -> None:

@@ -916,9 +916,26 @@ class TestRepositoryChanges:
             await log_events.wait_for("repository_unreadable")
             (event,) = log_events.named("repository_unreadable")
             assert event.reason == (
-                f"the repository {repository.root} is empty: what was loaded is served on; mount it again"
+                f"the repository {repository.root} is empty: what was loaded is served on; mount it again, "
+                "or restart the server if it is meant to be empty"
             )
             assert (_default(models), models.ready) == (1, True)
+
+    async def test_the_last_model_is_unloaded_if_it_was_removed(
+        self, publish: Publish, repository: Repository, open_models: OpenModels
+    ) -> None:
+        """That leaves a file, which a volume that fell away does not; publishing removes it."""
+        publish()
+        async with open_models() as models:
+            repository.remove_model("colours")
+            await models.refresh()
+            assert models.names() == []
+            publish()
+            await models.refresh()
+            assert models.names() == ["colours"]
+            shutil.rmtree(repository.model_folder("colours"))
+            with pytest.raises(FileNotFoundError, match="is empty: what was loaded is served on"):
+                await models.refresh()
 
     async def test_a_repository_that_cannot_be_read_at_start_is_not_an_empty_one(
         self, publish: Publish, repository: Repository, open_models: OpenModels
