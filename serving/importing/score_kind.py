@@ -16,6 +16,7 @@ from serving.importing.scores import Kind, Scores
 
 _TOLERANCE = 1e-3  # of probabilities and their sum in float32
 _COARSE_TOLERANCE = 2e-2  # of those in FP16 or from integers
+_SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid"})  # several are independent, whatever some values sum to
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +107,20 @@ def _refuse_percentages(name: str, source: ScoreSource, values: _Values) -> None
         )
 
 
+def _refuse_independent(name: str, source: ScoreSource, values: _Values) -> None:
+    """Refuse several sigmoids: for some images they sum to 1 by chance, for others the server would fail."""
+    if source.operator in _SIGMOIDS and values.outputs > 1:
+        raise UnsupportedModel(
+            f"output {name!r} has {values.outputs} independent probabilities (computed by "
+            f"{source.operator}), and a server gives each image one label: import a network that was trained "
+            "for that, with a softmax"
+        )
+
+
 def _kind(name: str, source: ScoreSource, values: _Values, *, coarse: bool) -> Kind:
-    if source.operator == "Sigmoid" and not values.sum_to_one:
-        if values.outputs > 1:
-            raise UnsupportedModel(
-                f"output {name!r} has {values.outputs} independent probabilities (computed by Sigmoid), and "
-                "a server gives each image one label: import a network that was trained for that, with a "
-                "softmax"
-            )
-        if values.are_in_range:
-            return "sigmoid"
+    _refuse_independent(name, source, values)
+    if source.operator == "Sigmoid" and values.are_in_range:
+        return "sigmoid"
     if source.operator == "Softmax" and values.outputs > 1 and not values.sum_to_one:
         raise UnsupportedModel(
             f"output {name!r} is a softmax, but its {values.outputs} values do not sum to 1 (off by "
@@ -173,12 +178,16 @@ def _check_kind(name: str, source: ScoreSource, kind: Kind, values: _Values) -> 
             f"--output probabilities: output {name!r} has 1 value, and each class needs one: add --output "
             "sigmoid if it is the probability of the second of two labels"
         )
+    if kind == "probabilities":
+        _refuse_independent(name, source, values)
     if kind == "probabilities" and not values.sum_to_one:
         raise UsageError(
             f"--output probabilities: the {values.outputs} values of output {name!r} do not sum to 1 (off by "
             f"{values.off:.2g}); leave --output out"
         )
-    if kind == "logits" and source.operator in ("Softmax", "Sigmoid"):
+    if kind == "logits" and (
+        source.operator in ("Softmax", "Sigmoid") or (source.operator in _SIGMOIDS and values.outputs > 1)
+    ):
         raise UsageError(
             f"--output logits: {source.operator} computes output {name!r}, so it holds probabilities; "
             "leave --output out"

@@ -259,6 +259,25 @@ def test_several_labels_at_once_are_refused_in_every_form(
         import_file(path, repository, CLASSES, output="logits")
 
 
+@pytest.mark.parametrize("output", [None, "probabilities"])
+@pytest.mark.parametrize("operator", ["Sigmoid", "HardSigmoid"])
+@pytest.mark.parametrize("outputs", [2, CLASSES])
+def test_sigmoids_that_sum_to_one_by_chance_are_still_independent(
+    outputs: int, operator: str, output: str | None, repository: Repository, tmp_path: Path
+) -> None:
+    """They do for the generated images; for others the server would refuse their sum."""
+    bias = [50, *[-50] * (outputs - 1)]
+    tail = [node(operator, ["s"], ["logits"])]
+    path = tailed(tmp_path / "chance.onnx", tail, outputs=outputs, bias=bias)
+    with pytest.raises(
+        UnsupportedModel, match=rf"has {outputs} independent probabilities \(computed by {operator}\)"
+    ):
+        import_file(path, repository, outputs, output=output)
+    with pytest.raises(UsageError, match=f"--output logits: {operator} computes output 'logits', so it"):
+        import_file(path, repository, outputs, output="logits")
+    assert not repository.models()
+
+
 @pytest.mark.parametrize("output", [None, "logits", "probabilities"])
 def test_percentages_are_refused(output: str | None, repository: Repository, tmp_path: Path) -> None:
     """No answer describes them: as logits, the largest would take all."""
