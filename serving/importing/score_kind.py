@@ -16,6 +16,7 @@ from serving.importing.scores import Kind, Scores
 
 _TOLERANCE = 1e-3  # of probabilities and their sum in float32
 _COARSE_TOLERANCE = 2e-2  # of those in FP16 or from integers
+_FLOAT_ROUNDING = 1e-4  # of the sum of probabilities that nothing but float32 rounds
 _SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid"})  # several are independent, whatever some values sum to
 
 
@@ -92,9 +93,15 @@ def describe_scores(
     if wanted is None:
         kind = _kind(name, source, values, coarse=coarse)
         proven = kind != "logits" or source.is_layer or values.are_log_probabilities
-        return Scores(name, kind, values.outputs), not proven
+        return _scores(name, kind, source, values), not proven
     _check_kind(name, source, wanted, values)
-    return Scores(name, wanted, values.outputs), False
+    return _scores(name, wanted, source, values), False
+
+
+def _scores(name: str, kind: Kind, source: ScoreSource, values: _Values) -> Scores:
+    # The server refuses sums that quantised probabilities of other images can have.
+    is_rounded = kind == "probabilities" and (source.is_quantized or values.off > _FLOAT_ROUNDING)
+    return Scores(name, kind, values.outputs, is_rounded)
 
 
 def _refuse_percentages(name: str, source: ScoreSource, values: _Values) -> None:

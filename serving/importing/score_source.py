@@ -28,6 +28,8 @@ _LAYERS = frozenset(
 _SEVERAL = frozenset({"Concat", "QLinearConcat", "QLinearAdd", "Sum", "Mean", "Min", "Max", "Add", "Sub"})
 _PRODUCTS, _FIRST_BY_SECOND = frozenset({"Mul", "QLinearMul"}), frozenset({"Div", "Pow"})
 _QUANTIZED = "QLinear"  # ONNX Runtime's QLinearSigmoid and QLinearSoftmax
+_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_EXACT = frozenset(name for name in _SQUASHED - _STEPS if not name.startswith(_QUANTIZED))
 
 Producers = Mapping[str, onnx.NodeProto]
 
@@ -38,6 +40,7 @@ class ScoreSource:
 
     operator: str  # that gives the scores, such as Sigmoid, also if it is quantised or clipped
     squashed_by: str  # the only operator behind them that bounds its values, scaled since; "": none
+    is_quantized: bool  # whether they have few steps, as after QLinearSoftmax or DequantizeLinear
     is_layer: bool  # a dense layer or convolution of features that are not scores: no value is impossible
 
 
@@ -51,9 +54,11 @@ def find_source(graph: onnx.GraphProto, output: str) -> ScoreSource:
         for through in (_CHOOSING, _SQUASHED)
     )
     unbounded = _origins(output, found, fixed, _UNBOUNDED)
+    inexact = [node.op_type for node in _origins(output, found, fixed, _EXACT)]
     return ScoreSource(
         operator=chosen.pop() if len(chosen) == 1 else _type(found.get(output, onnx.NodeProto())),
         squashed_by=squashing.pop() if len(squashing) == 1 and squashing <= _SQUASHING else "",
+        is_quantized=any(name in _STEPS or name.startswith(_QUANTIZED) for name in inexact),
         is_layer=bool(unbounded) and all(_is_layer(node, found, fixed) for node in unbounded),
     )
 

@@ -21,6 +21,7 @@ class Scores:
     name: str
     kind: Kind
     outputs: int  # 1: the score of the second of two classes
+    is_rounded: bool = False  # probabilities whose sums are not exactly 1, so that they are divided by them
 
     @property
     def classes(self) -> int:
@@ -29,10 +30,12 @@ class Scores:
 
     def probabilities(self, raw: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
         """Return probabilities by numpy, (N, K), from what the file returned for N images."""
-        wide = raw.astype(np.float64).reshape(len(raw), self.outputs)  # (N, outputs)
+        wide = raw.astype(np.float64).reshape(len(raw), self.outputs)  # (N, outputs), a copy
         if self.outputs == 1:
             second = 1 / (1 + np.exp(-wide)) if self.kind == "logits" else wide  # (N, 1)
             return np.concatenate([1 - second, second], axis=1)
+        if self.is_rounded:
+            wide /= wide.sum(axis=1, keepdims=True)
         return softmax(wide).astype(np.float64) if self.kind == "logits" else wide
 
 

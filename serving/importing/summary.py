@@ -66,7 +66,7 @@ def _embedding(foreign: ForeignModel) -> str:
 def _compared(scores: Scores) -> str:
     """Return what the check compares with: a file of logits holds no probabilities."""
     if scores.kind != "logits":
-        return "the file's output"
+        return "the file's output" + (", divided by its sum," if scores.is_rounded else "")
     return f"the {'sigmoid' if scores.outputs == 1 else 'softmax'} of the file's output"
 
 

@@ -199,7 +199,7 @@ def _probabilities(
         yield helper.make_node("Sub", [one, name], ["lenserve_first"])
         yield helper.make_node("Concat", ["lenserve_first", name], ["lenserve_both"], axis=1)
         name = "lenserve_both"  # (N, 2)
-    if not is_logits and temperature == 1 and dtype == np.float32:
+    if not is_logits and temperature == 1 and dtype == np.float32 and not scores.is_rounded:
         yield helper.make_node("Identity", [name], [PROBABILITIES])
         return
     if not is_logits:  # the logarithms of probabilities are logits; this also makes rounded ones sum to 1

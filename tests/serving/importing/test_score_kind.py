@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 
 from serving.bundle import Bundle, Repository
@@ -457,3 +457,63 @@ def test_what_the_quantiser_writes_is_read_as_its_float_form(
     assert result.foreign.scores.kind == kind
     assert not any("--output" in each for each in result.foreign.assumed)
     assert np.abs(served(result.bundle, images) - expected[kind]).max() < 1e-2
+
+
+FEW_STEPS: dict[int, Nodes] = {  # by number of classes
+    60: [
+        SOFTMAX,
+        node("QuantizeLinear", ["p", "scale", "zero"], ["q"]),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
+    ],
+    40: [
+        node("QuantizeLinear", ["s", "scores.scale", "scores.zero"], ["q"]),
+        node(
+            "QLinearSoftmax",
+            ["q", "scores.scale", "scores.zero", "scale", "zero"],
+            ["p"],
+            domain="com.microsoft",
+            axis=1,
+            opset=17,
+        ),
+        node("DequantizeLinear", ["p", "scale", "zero"], ["logits"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("outputs", FEW_STEPS)
+def test_quantised_probabilities_sum_to_one_for_every_image(
+    outputs: int, repository: Repository, tmp_path: Path
+) -> None:
+    """The file's own sums are off by more than a server allows, for other images than the generated ones."""
+    path = tailed(tmp_path / "quantised.onnx", FEW_STEPS[outputs], outputs=outputs, scale=0.5)
+    random = np.random.default_rng(4)
+    coloured = random.integers(0, 256, (300, 1, 1, 3)) + random.integers(-60, 60, (300, SIDE, SIDE, 3))
+    images = coloured.clip(0, 255).astype(np.uint8)
+    raw = reference(path, images, nchw)["logits"].astype(np.float64)  # (N, outputs)
+    sums = raw.sum(axis=1, keepdims=True)
+
+    result = import_file(path, repository, outputs)
+
+    found = served(result.bundle, images)
+    assert np.abs(sums - 1).max() > 2e-2
+    assert np.abs(found.sum(axis=1) - 1).max() < 1e-6
+    assert np.abs(found - raw / sums).max() < 1e-6
+    assert any("from the file's output, divided by its sum, by " in line for line in notes(result))
+
+
+@pytest.mark.parametrize(("factor", "operators"), [(1, ["Identity"]), (1.0005, ["Add", "Log", "Softmax"])])
+def test_only_probabilities_that_are_rounded_are_divided_by_their_sum(
+    factor: float, operators: list[str], repository: Repository, images: Pixels, tmp_path: Path
+) -> None:
+    """Exact ones cost no operator, and stay as they are."""
+    path = tailed(tmp_path / "scaled.onnx", [SOFTMAX, node("Mul", ["p", "factor"], ["logits"])])
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
+    onnx.save(model, path)
+    raw = reference(path, images, nchw)["logits"]
+
+    bundle = import_file(path, repository, CLASSES).bundle
+
+    nodes = [each.op_type for each in onnx.load(bundle.model_file).graph.node]
+    assert nodes[-1 - len(operators) :] == ["Reshape", *operators]
+    assert np.abs(served(bundle, images) - raw / raw.sum(axis=1, keepdims=True)).max() < 1e-6
