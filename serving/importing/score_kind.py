@@ -11,6 +11,7 @@ import onnx
 
 from serving.counted import counted
 from serving.errors import UnsupportedModel, UsageError
+from serving.importing.graph import constants, value_of
 from serving.importing.score_source import ScoreSource, find_source
 from serving.importing.scores import Kind, Scores
 
@@ -89,6 +90,7 @@ def describe_scores(
             "check --mean, --std and --pixels, or export the model in float32"
         )
     source = find_source(graph, name)
+    _refuse_sorted(graph, name, source, values)
     _refuse_percentages(name, source, values)
     if wanted is None:
         kind = _kind(name, source, values, coarse=coarse)
@@ -102,6 +104,34 @@ def _scores(name: str, kind: Kind, source: ScoreSource, values: _Values) -> Scor
     # The server refuses sums that quantised probabilities of other images can have.
     is_rounded = kind == "probabilities" and (source.is_quantized or values.off > _FLOAT_ROUNDING)
     return Scores(name, kind, values.outputs, is_rounded)
+
+
+def _refuse_sorted(graph: onnx.GraphProto, name: str, source: ScoreSource, values: _Values) -> None:
+    """Refuse the values of TopK: every image would get the first label, or the last one."""
+    if source.top is None:
+        return
+    count = _count(graph, source.top)
+    steps = np.diff(values.raw, axis=1)  # (N, outputs - 1)
+    are_sorted = bool((steps <= 0).all() or (steps >= 0).all())
+    if count != values.outputs and (count == 1 or not are_sorted):
+        return  # of the pixels of each class
+    before = source.top.input[0]
+    remedy = "export the model without TopK, with the scores before it as output"
+    if before in {output.name for output in graph.output}:
+        remedy = f"add --output-name {before}, the scores before TopK"
+    raise UnsupportedModel(
+        f"output {name!r} holds {counted(values.outputs, 'value')} of TopK, sorted for each image, so that "
+        f"none belongs to a certain label: {remedy}"
+    )
+
+
+def _count(graph: onnx.GraphProto, top: onnx.NodeProto) -> int | None:
+    """Return how many values TopK chooses; None if the graph computes that."""
+    for attribute in top.attribute:
+        if attribute.name == "k":  # before opset 10
+            return attribute.i
+    size = constants(graph).get(top.input[1]) if len(top.input) > 1 else None
+    return int(value_of(size).reshape(-1)[0]) if size is not None else None
 
 
 def _refuse_percentages(name: str, source: ScoreSource, values: _Values) -> None:

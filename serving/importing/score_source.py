@@ -20,6 +20,15 @@ _UNBOUNDED = (_CHOOSING - {"Clip"}) | _SCALING | {"Relu"}  # after a layer, any 
 _SQUASHED = _CHOOSING | _SCALING | {"Min", "Max", "Pow", "Sqrt"}  # after a bounded operator, it is not
 _SCORING = frozenset({"Sigmoid", "Softmax", "HardSigmoid"})
 _SQUASHING = _SCORING | {"Tanh", "Softsign"}
+# Operators that keep the order of scores: after TopK, they are still sorted.
+_ORDERED = (
+    PASSING
+    | (_SCALING - {"ReduceSum", "ReduceMean"} - {name for name in _SCALING if "AveragePool" in name})
+    | (
+        _SQUASHING
+        | {"Relu", "Clip", "Log", "LogSoftmax", "Exp", "Sqrt", "Slice", "Split", "Gather", "Concat"}
+    )
+)
 _LAYERS = frozenset(
     {"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul", "FusedConv"}
     | {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits"}
@@ -41,6 +50,7 @@ class ScoreSource:
     operator: str  # that gives the scores, such as Sigmoid, also if it is quantised or clipped
     squashed_by: str  # the only operator behind them that bounds its values, scaled since; "": none
     is_quantized: bool  # whether they have few steps, as after QLinearSoftmax or DequantizeLinear
+    top: onnx.NodeProto | None  # TopK, if the values are those that it chose
     is_layer: bool  # a dense layer or convolution of features that are not scores: no value is impossible
 
 
@@ -54,11 +64,13 @@ def find_source(graph: onnx.GraphProto, output: str) -> ScoreSource:
         for through in (_CHOOSING, _SQUASHED)
     )
     unbounded = _origins(output, found, fixed, _UNBOUNDED)
+    ordered = _origins(output, found, fixed, _ORDERED)
     inexact = [node.op_type for node in _origins(output, found, fixed, _EXACT)]
     return ScoreSource(
         operator=chosen.pop() if len(chosen) == 1 else _type(found.get(output, onnx.NodeProto())),
         squashed_by=squashing.pop() if len(squashing) == 1 and squashing <= _SQUASHING else "",
         is_quantized=any(name in _STEPS or name.startswith(_QUANTIZED) for name in inexact),
+        top=next((node for node in ordered if node.op_type == "TopK"), None),
         is_layer=bool(unbounded) and all(_is_layer(node, found, fixed) for node in unbounded),
     )
 

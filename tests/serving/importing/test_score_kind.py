@@ -13,6 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from serving.bundle import Bundle, Repository
 from serving.bundle.images import Pixels
 from serving.bundle.measures import softmax
+from serving.counted import counted
 from serving.engine.onnx import OnnxEngine
 from serving.errors import UnsupportedModel, UsageError
 from serving.importing.example_images import example_images
@@ -33,6 +34,8 @@ CONSTANTS: Arrays = {
     "low": np.array(1e-7, np.float32),
     "high": np.array(1 - 1e-7, np.float32),
     "axis": np.array([1], np.int64),
+    "all": np.array([CLASSES], np.int64),
+    "three": np.array([3], np.int64),
     "identity": np.eye(CLASSES, dtype=np.float32),
     "scale": np.array(1 / 256, np.float32),
     "zero": np.array(0, np.uint8),
@@ -288,6 +291,90 @@ def test_percentages_are_refused(output: str | None, repository: Repository, tmp
         "output 'logits' is a softmax that Mul changes: its 5 values sum to 100, not 1; export the model "
         "with the softmax itself as output"
     )
+
+
+TOP: dict[str, tuple[Nodes, int]] = {  # with the number of values
+    "of a softmax": ([SOFTMAX, node("TopK", ["p", "all"], ["logits", "indices"])], CLASSES),
+    "of logits, then a softmax": (
+        [
+            node("TopK", ["s", "all"], ["t", "indices"]),
+            node("Cast", ["t"], ["c"], to=TensorProto.FLOAT),
+            node("Softmax", ["c"], ["logits"]),
+        ],
+        CLASSES,
+    ),
+    "the best three": ([SOFTMAX, node("TopK", ["p", "three"], ["logits", "indices"])], 3),
+    "the best one": ([SOFTMAX, node("TopK", ["p", "axis"], ["logits", "indices"])], 1),
+    "from the smallest": (
+        [
+            node("Shape", ["s"], ["shape"]),
+            node("Gather", ["shape", "axis"], ["computed"]),
+            node("TopK", ["s", "computed"], ["logits", "indices"], largest=0),
+        ],
+        CLASSES,
+    ),
+}
+
+
+@pytest.mark.parametrize("output", [None, "logits", "probabilities"])
+@pytest.mark.parametrize("case", TOP)
+def test_values_of_topk_are_refused(
+    case: str, output: str | None, repository: Repository, tmp_path: Path
+) -> None:
+    """They are sorted, so that every image would get the first label."""
+    tail, columns = TOP[case]
+    path = tailed(tmp_path / "top.onnx", tail, columns=columns)
+    with pytest.raises(UnsupportedModel) as refused:
+        import_file(path, repository, max(2, columns), output=output)
+    assert str(refused.value) == (
+        f"output 'logits' holds {counted(columns, 'value')} of TopK, sorted for each image, so that none "
+        "belongs to a certain label: export the model without TopK, with the scores before it as output"
+    )
+    assert not repository.models()
+
+
+def test_the_output_before_topk_is_named(repository: Repository, images: Pixels, tmp_path: Path) -> None:
+    """If the file has it, no other export is needed."""
+    path = tailed(tmp_path / "top.onnx", [node("TopK", ["s", "all"], ["logits", "indices"])])
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, ("N", CLASSES)))
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedModel, match=r": add --output-name s, the scores before TopK$"):
+        import_file(path, repository, CLASSES, output_name="logits")
+    bundle = import_file(path, repository, CLASSES, output_name="s").bundle
+    assert np.abs(served(bundle, images) - softmax(reference(path, images, nchw)["s"])).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        [
+            node("TopK", ["rows", "all"], ["t", "i"]),
+            node("ReduceMean", ["t"], ["logits"], axes=[2], keepdims=0),
+        ],
+        [node("TopK", ["rows", "axis"], ["t", "i"]), node("Squeeze", ["t", "two"], ["logits"])],
+    ],
+)
+def test_topk_of_the_pixels_of_each_class_is_pooling(
+    pooling: Nodes, repository: Repository, images: Pixels, tmp_path: Path
+) -> None:
+    """Its scores are those of the labels, in their order."""
+    arrays = files.weights()
+    arrays["last.weight"] = arrays.pop("dense.weight").reshape(CLASSES, files.FILTERS, 1, 1)
+    arrays["pixels"] = np.array([0, CLASSES, -1], np.int64)
+    arrays |= {"all": CONSTANTS["all"], "axis": CONSTANTS["axis"], "two": np.array([2], np.int64)}
+    nodes = [
+        *files.layers()[:2],
+        node("Conv", ["relu", "last.weight", "dense.bias"], ["scores"]),
+        node("Reshape", ["scores", "pixels"], ["rows"]),
+        *pooling,
+    ]
+    path = files.write(tmp_path / "pooling.onnx", nodes, arrays)
+    expected = softmax(reference(path, images, nchw)["logits"])
+
+    bundle = import_file(path, repository, CLASSES).bundle
+
+    assert np.abs(served(bundle, images) - expected).max() < 1e-6
 
 
 PROBABILITIES: dict[str, Nodes] = {
