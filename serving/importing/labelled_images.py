@@ -13,10 +13,11 @@ import numpy.typing as npt
 from serving.bundle import Geometry, ImageLimits, apply_geometry, decode_image
 from serving.bundle.captured import why_not_labelled
 from serving.bundle.images import Pixels
+from serving.counted import counted
 from serving.cpu_quota import available_cores
 from serving.errors import ImageError, UsageError
 
-_MAX_NAMED = 5  # directories in one message
+_MAX_NAMED = 5  # directories or labels in one message
 _SPLITS = ("train", "val", "valid", "validation", "test")
 
 
@@ -29,8 +30,10 @@ class LabelledFile:
     sha256: str
 
 
-def find_labelled_files(root: Path, labels: Sequence[str]) -> list[LabelledFile]:
-    """Find the files below <root>/<label>/, sorted by digest, one of each content.
+def find_labelled_files(root: Path, labels: Sequence[str]) -> tuple[list[LabelledFile], list[str]]:
+    """Find the files in <root>/<label>/, one of each content, without those of several labels.
+
+    Returns: the files, sorted by label, then by digest; and what was left out, one sentence each.
 
     Raises:
         UsageError: there are none, or a directory is not named like a label.
@@ -48,21 +51,59 @@ def find_labelled_files(root: Path, labels: Sequence[str]) -> list[LabelledFile]
         hint = "rename them, or leave them out"
         if split := next((name for name in unknown if name.lower() in _SPLITS), None):
             hint = f"{split!r} looks like a split: use --images {root / split}"
-        named = ", ".join(map(repr, unknown[:_MAX_NAMED])) + (", ..." if len(unknown) > _MAX_NAMED else "")
         raise UsageError(
             f"--images {root}: {len(unknown)} of {len(folders)} directories are not labels of the model "
-            f"({named}): {hint}"
+            f"({name_some(unknown)}): {hint}"
         )
-    found = {}
+    found: dict[str, dict[int, LabelledFile]] = {}  # digest -> label -> a file
+    inner = []
     for folder in folders:
         label = known[unicodedata.normalize("NFC", folder.name)]
         try:
-            found.update({file.sha256: file for file in _files(folder, label)})
+            for file in _files(folder, label):
+                found.setdefault(file.sha256, {})[label] = file
+            inner += _directories(folder)
         except OSError as error:
             raise UsageError(f"--images: {error.filename} cannot be read: {error.strerror}") from error
-    if not found:
-        raise UsageError(f"--images {root} has no files in directories that are named like labels: add some")
-    return sorted(found.values(), key=lambda file: (file.label, file.sha256))
+    files = [file for each in found.values() if len(each) == 1 for file in each.values()]
+    left_out = _left_out(root, inner, [list(each.values()) for each in found.values() if len(each) > 1])
+    if not files:
+        reasons = "".join(f"; {each}" for each in left_out)
+        raise UsageError(
+            f"--images {root} has no files in directories that are named like labels: add some{reasons}"
+        )
+    return sorted(files, key=lambda file: (file.label, file.sha256)), left_out
+
+
+def _left_out(
+    root: Path, inner: Sequence[Path], contradicting: Sequence[Sequence[LabelledFile]]
+) -> list[str]:
+    """Say which directories and images are left out, and what to do.
+
+    Args:
+        root: --images.
+        inner: directories in those of labels.
+        contradicting: files of one content, for each content that several labels have.
+    """
+    said = []
+    if inner:
+        named = name_some([str(path.relative_to(root)) for path in inner])
+        said.append(
+            f"{counted(len(inner), 'subdirectory', 'subdirectories')} ignored ({named}): move images into "
+            "the directory of their label itself"
+        )
+    if contradicting:
+        example = " and ".join(repr(str(file.path.relative_to(root))) for file in contradicting[0])
+        said.append(
+            f"{counted(len(contradicting), 'image')} left out, in directories of several labels ({example}): "
+            "keep each in that of its true label"
+        )
+    return said
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Return the first names, quoted, and whether there are more."""
+    return ", ".join(map(repr, names[:_MAX_NAMED])) + (", ..." if len(names) > _MAX_NAMED else "")
 
 
 def _directories(root: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Measures a foreign model on labelled images: one half fits the temperature, the other half tests."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,15 @@ from serving.bundle.measures import (
     wilson_interval,
 )
 from serving.bundle.reference import reference_of
+from serving.counted import counted
 from serving.errors import UnsupportedModel
-from serving.importing.labelled_images import LabelledFile, decode_batches, find_labelled_files, halve
+from serving.importing.labelled_images import (
+    LabelledFile,
+    decode_batches,
+    find_labelled_files,
+    halve,
+    name_some,
+)
 from serving.importing.sessions import Floats, batch_size, open_session, run_images
 
 Labels = npt.NDArray[np.int64]
@@ -36,6 +43,7 @@ class Measured:
     calibration: Calibration | None  # None: too few images
     golden_images: Pixels  # (G, H, W, C) uint8, of the test half
     undecodable: int
+    left_out: Sequence[str]  # labels, directories and images that were not measured, one sentence each
     digest: str  # of all files
     reference: Reference
 
@@ -53,13 +61,15 @@ def measure(root: Path, labels: Sequence[str], geometry: Geometry, serialize: Se
         UsageError: a directory is not named like a label, or there are no files.
         UnsupportedModel: no file is an image.
     """
-    files = find_labelled_files(root, labels)
+    files, left_out = find_labelled_files(root, labels)
     calibration_files, test_files = halve(files)
     calibration = None
     undecodable = 0
+    measured: set[int] = set()  # labels
     if len(calibration_files) >= MIN_CALIBRATION_IMAGES:
         found, truth, undecodable = _predict(serialize(1.0), geometry, calibration_files)
         calibration = _calibrate(found, truth)
+        measured.update(truth.tolist())
     else:
         test_files = files
     temperature = calibration.temperature if calibration else 1.0
@@ -68,6 +78,7 @@ def measure(root: Path, labels: Sequence[str], geometry: Geometry, serialize: Se
         raise UnsupportedModel(
             f"none of the {len(test_files)} files in {root} is an image that can be decoded: check --images"
         )
+    measured.update(truth.tolist())
     correct = int((probabilities.argmax(axis=1) == truth).sum())
     evaluation = Evaluation(
         images=len(truth),
@@ -82,9 +93,20 @@ def measure(root: Path, labels: Sequence[str], geometry: Geometry, serialize: Se
         calibration=calibration,
         golden_images=_decode([test_files[index] for index in chosen], geometry),
         undecodable=undecodable + more,
+        left_out=[*_without_images(labels, measured), *left_out],
         digest=digest,
         reference=reference_of(probabilities),
     )
+
+
+def _without_images(labels: Sequence[str], measured: Collection[int]) -> Iterator[str]:
+    """Name the labels that no image was measured of."""
+    missing = [label for index, label in enumerate(labels) if index not in measured]
+    if missing:
+        yield (
+            f"no images of {len(missing):,} of {counted(len(labels), 'label')} ({name_some(missing)}), whose "
+            "accuracy is unknown: add some"
+        )
 
 
 def _predict(model: bytes, geometry: Geometry, files: Sequence[LabelledFile]) -> tuple[Floats, Labels, int]:

@@ -44,9 +44,10 @@ def notes(result: ImportResult) -> list[str]:
 
 def warnings(result: ImportResult) -> list[str]:
     """What speaks against the import, although it succeeded."""
-    if np.ptp(result.foreign.expected, axis=0).max() >= _CONSTANT:
-        return []
-    return ["all generated images get the same probabilities: check --mean, --std and --pixels"]
+    found = [f"--images: {each}" for each in result.measured.left_out] if result.measured else []
+    if np.ptp(result.foreign.expected, axis=0).max() < _CONSTANT:
+        found.append("all generated images get the same probabilities: check --mean, --std and --pixels")
+    return found
 
 
 def _meaning(foreign: ForeignModel) -> str:

@@ -49,7 +49,7 @@ def test_accuracy_and_temperature_are_those_of_the_images(
     write_images(root, model, 240, temperature=3)
     (root / LABELS[0] / "broken.png").write_bytes(b"no image")
     (root / LABELS[0] / ".DS_Store").write_bytes(b"system")
-    _, test = halve(find_labelled_files(root, LABELS))
+    _, test = halve(find_labelled_files(root, LABELS)[0])
     pixels = np.stack([np.asarray(Image.open(file.path)) for file in test if file.path.stem != "broken"])
     truth = np.array([file.label for file in test if file.path.stem != "broken"])
 
@@ -87,6 +87,63 @@ def test_few_images_measure_but_do_not_calibrate(
 
     assert manifest.calibration is None
     assert manifest.measured().images == manifest.measured().correct == 20
+
+
+def test_labels_and_images_that_were_not_measured_are_named(
+    repository: Repository, labels: Path, tmp_path: Path
+) -> None:
+    """An accuracy of some labels is not one of all, and an image has one true label or none."""
+    model = files.plain(tmp_path / "plain.onnx")
+    root = tmp_path / "photos"
+    pixels = np.random.default_rng(5).integers(0, 256, (8, SIDE, SIDE, 3), np.uint8)
+    places = ["0/a", "0/b", "1/c", "1/inner/d", "2/deep/e", "3/f", "3/g", "3/h"]
+    for image, place in zip(pixels, places, strict=True):
+        path = root / f"class {place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (root / "class 0" / "again.png").write_bytes((root / "class 0" / "a.png").read_bytes())
+    (root / "class 1" / "other.png").write_bytes((root / "class 3" / "f.png").read_bytes())
+    (root / "class 1" / ".hidden").mkdir()
+    (root / "class 4").mkdir()
+    (root / "class 4" / "notes.txt").write_text("no image")
+
+    result = import_measured(repository, model, labels, root)
+
+    assert result.bundle.manifest.measured().images == 5  # a, b, c, g, h
+    warnings = [line for line in notes(result) if line.startswith("warning")]
+    assert "\n".join(warnings) == (
+        "warning   --images: no images of 2 of 5 labels ('class 2', 'class 4'), whose accuracy is unknown: "
+        "add some\n"
+        "warning   --images: 2 subdirectories ignored ('class 1/inner', 'class 2/deep'): move images into "
+        "the directory of their label itself\n"
+        "warning   --images: 1 image left out, in directories of several labels ('class 1/other.png' and "
+        "'class 3/f.png'): keep each in that of its true label"
+    )
+
+
+def test_labels_in_both_halves_are_measured(repository: Repository, labels: Path, tmp_path: Path) -> None:
+    """Nothing is warned of where each label has images, of which one half calibrates."""
+    model = files.plain(tmp_path / "plain.onnx")
+    write_images(tmp_path / "photos", model, 240, temperature=9)
+    result = import_measured(repository, model, labels, tmp_path / "photos")
+    assert not [line for line in notes(result) if line.startswith("warning")]
+
+
+def test_images_that_are_all_left_out_say_why(repository: Repository, labels: Path, tmp_path: Path) -> None:
+    """Otherwise the directories would look full."""
+    model = files.plain(tmp_path / "plain.onnx")
+    root = tmp_path / "photos"
+    for place in ("class 0/a", "class 1/a", "class 1/inner/b"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(place[-1].encode())
+    with pytest.raises(UsageError) as refused:
+        import_measured(repository, model, labels, root)
+    assert str(refused.value) == (
+        f"--images {root} has no files in directories that are named like labels: add some; 1 subdirectory "
+        "ignored ('class 1/inner'): move images into the directory of their label itself; 1 image left out, "
+        "in directories of several labels ('class 0/a' and 'class 1/a'): keep each in that of its true label"
+    )
+    assert not repository.models()
 
 
 def test_directories_that_are_no_labels_are_named(
