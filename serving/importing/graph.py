@@ -62,6 +62,21 @@ def independent_of_inputs(graph: onnx.GraphProto, *, also: Iterable[str] = ()) -
     return fixed
 
 
+def in_training_mode(graph: onnx.GraphProto) -> str:
+    """Return the operator that was exported in training mode, Dropout or BatchNormalization; or ""."""
+    values = constants(graph)
+    for node in graph.node:
+        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:  # noqa: PLR2004 - training_mode
+            switch = values.get(node.input[2])
+            if switch is None or value_of(switch).any():
+                return node.op_type
+        if node.op_type == "BatchNormalization" and any(
+            attribute.name == "training_mode" and attribute.i for attribute in node.attribute
+        ):
+            return node.op_type
+    return ""
+
+
 def reachable(graph: onnx.GraphProto, tensor: str) -> set[str]:
     """Return the names of all tensors that are computed from a tensor, and its own."""
     found = {tensor}

@@ -30,6 +30,7 @@ from serving.engine.proof import warm_and_prove
 from serving.errors import BundleError, EngineError, UnsupportedModel, UsageError
 from serving.importing.batches import may_scan
 from serving.importing.foreign_model import ForeignModel, understand
+from serving.importing.graph import in_training_mode
 from serving.importing.measuring import Measured, measure
 from serving.importing.sessions import batch_size, open_session, run_images
 from serving.importing.settings import ImportSettings
@@ -149,11 +150,15 @@ def _choose_batch(foreign: ForeignModel) -> tuple[Batch, float]:
             return way, difference
         reasons.append(f"{way}: probabilities differ by {difference:.2g}, limit {limit:.2g}")
     exported = f"batch {foreign.image.batch}" if is_fixed else "any batch"
-    random = [node.op_type for node in foreign.source.model.graph.node if node.op_type in _RANDOM]
-    remedy = (
-        "export it with a dynamic batch axis" if is_fixed else "export it in inference mode (model.eval())"
-    )
-    if random:
+    graph = foreign.source.model.graph
+    random = [node.op_type for node in graph.node if node.op_type in _RANDOM]
+    trains = in_training_mode(graph)
+    remedy = "export it with a dynamic batch axis"
+    if trains or not is_fixed:
+        remedy = "export it in inference mode (model.eval())"
+    if trains:
+        remedy = f"{trains} is in training mode: {remedy}"
+    elif random:
         remedy = f"{random[0]} gives other values each time: export the model without it"
     raise UnsupportedModel(
         f"the file, exported with {exported}, gives other results in batches of {_BATCH_SIZES[-1]} "

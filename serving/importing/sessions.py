@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 
 from serving.bundle.images import Pixels
 from serving.errors import UnsupportedModel
+from serving.importing.graph import constants
 from serving.importing.source import first_line
 from serving.importing.wrap import EMBEDDING, IMAGE, PROBABILITIES
 
@@ -20,6 +22,9 @@ _NEWER_FORMAT = re.compile(r"Unsupported model IR version: (\d+), max supported 
 _UNKNOWN_OPERATOR = re.compile(
     r"([\w.]+:\w+)\(-?\d+\) is not a registered function/op|No Op registered for (\w+)"
 )
+_NO_IMPLEMENTATION = re.compile(r"Could not find an implementation for (\w+)\(\d+\)")
+# Types of weights that only some operators of ONNX Runtime take on a CPU.
+_RARE = {onnx.TensorProto.DOUBLE: "float64", onnx.TensorProto.BFLOAT16: "bfloat16"}
 _FATAL_ONLY = 4  # ONNX Runtime's severity: failures come as exceptions, and some are expected
 _MOST_AT_ONCE = 32  # images
 _MOST_PIXELS_AT_ONCE = 32 * 224 * 224  # larger images run in smaller batches
@@ -43,15 +48,24 @@ def open_session(model: bytes | str) -> Any:  # noqa: ANN401 - ONNX Runtime ship
             model, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's exceptions have no public base class
-        raise UnsupportedModel(_why_not_loaded(str(error), first_line(error))) from error
+        rare = _rare_type(model) if isinstance(model, bytes) else ""
+        raise UnsupportedModel(_why_not_loaded(str(error), first_line(error), rare)) from error
 
 
-def _why_not_loaded(text: str, reason: str) -> str:
+def _rare_type(model: bytes) -> str:
+    """Return the type of weights that few operators take; or ""."""
+    graph = onnx.ModelProto.FromString(model).graph
+    types = {tensor.data_type for tensor in constants(graph).values() if tensor.dims}
+    return next((name for kind, name in _RARE.items() if kind in types), "")
+
+
+def _why_not_loaded(text: str, reason: str, rare: str) -> str:
     """Return why a model cannot be loaded, and what to do, by the words of ONNX Runtime.
 
     Args:
         text: all of its message.
         reason: of the first line.
+        rare: type of weights that few operators take; "": there are none.
     """
     runtime = f"ONNX Runtime {onnxruntime.__version__}"
     if found := _NEWER_OPSET.search(text):
@@ -68,6 +82,11 @@ def _why_not_loaded(text: str, reason: str) -> str:
         return (
             f"the model has the operator {found[1] or found[2]}, which {runtime} does not have: "
             "export it with operators of ONNX alone"
+        )
+    if rare and (found := _NO_IMPLEMENTATION.search(text)):
+        return (
+            f"the model computes {found[1]} in {rare}, which {runtime} does not: export it in float32 "
+            "(model.float())"
         )
     return f"{runtime} cannot load the model: {reason}; export it again, with operators of ONNX alone"
 

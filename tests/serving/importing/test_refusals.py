@@ -506,3 +506,34 @@ def test_a_fixed_batch_that_cannot_be_freed(repository: Repository, labels: Path
         "the file, exported with batch 2, gives other results in batches of 5 (made dynamic: "
     )
     assert message.endswith("export it with a dynamic batch axis")
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+def test_dropout_in_training_mode_is_named(
+    batch: int | str, repository: Repository, labels: Path, tmp_path: Path
+) -> None:
+    """Another batch axis would not help."""
+    arrays = {**weights(), "ratio": np.array(0.5, np.float32), "training": np.ones((), np.bool_)}
+    nodes = [*layers(result="scores"), node("Dropout", ["scores", "ratio", "training"], ["logits"])]
+    path = write(tmp_path / "training.onnx", nodes, arrays, shape=(batch, 3, SIDE, SIDE))
+    message = refuse(repository, path, labels)
+    assert message.endswith(": Dropout is in training mode: export it in inference mode (model.eval())")
+
+
+def test_batch_norm_in_training_mode_is_named(repository: Repository, labels: Path, tmp_path: Path) -> None:
+    """It normalises by the images of the batch."""
+    arrays: files.Arrays = {**weights(), "one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)}
+    normalised = ["normalised", "mean", "variance"]
+    norm = node("BatchNormalization", ["x", "one", "zero", "zero", "one"], normalised, training_mode=1)
+    path = write(tmp_path / "norm.onnx", [norm, *layers("normalised")], arrays, shape=(2, 3, SIDE, SIDE))
+    assert refuse(repository, path, labels).endswith(
+        ": BatchNormalization is in training mode: export it in inference mode (model.eval())"
+    )
+
+
+def test_a_network_in_float64_names_float32(repository: Repository, labels: Path, tmp_path: Path) -> None:
+    """Its operators are ONNX's own, but ONNX Runtime computes few of them in float64."""
+    path = write(tmp_path / "double.onnx", layers(), weights(np.float64), kind=TensorProto.DOUBLE)
+    message = refuse(repository, path, labels)
+    assert message.startswith("the model computes Conv in float64, which ONNX Runtime ")
+    assert message.endswith(" does not: export it in float32 (model.float())")
