@@ -1,11 +1,9 @@
 """Finds the champion, and runs it on the challenger's test images."""
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +15,7 @@ from training import data
 from training.champion.drift import largest_drift
 from training.champion.judge import Answers, ChampionCheck, Compared, judge
 from training.champion.knowledge import Knowledge, knowledge_of, relabelled_since
+from training.champion.recorded import read_recorded_by
 from training.champion.result import CHAMPION_RUNS, Challenge
 from training.data import Dataset
 from training.data.relabelled import Relabelled
@@ -25,7 +24,6 @@ from training.evaluation.calibrate import debiased_calibration_error
 from training.evaluation.onnx_session import open_session, run
 from training.recipe import Recipe
 
-_METRICS = Path("report") / "metrics.json"
 _ROUNDS = 200  # timed runs of each file
 _BUDGET_S = 2.0  # for all of them
 _MAX_LABELS = 5  # in a message
@@ -206,9 +204,10 @@ def _measure(  # noqa: PLR0917 - both sides, and the images
     trained_now = {
         label: int((dataset.train.labels == index).sum()) for index, label in enumerate(dataset.labels)
     }
+    recorded = read_recorded_by(champion)
     drift, drift_of = largest_drift(
         trained_now,
-        _training_counts(champion),
+        recorded.trained,
         # In the order of the champion's labels, as its reference.
         reference_of(answers[new][:, [dataset.labels.index(label) for label in champion.manifest.labels]]),
         champion.manifest.reference,
@@ -227,6 +226,8 @@ def _measure(  # noqa: PLR0917 - both sides, and the images
         drift_of=drift_of,
         may_know_images=knowledge.why_uncertain,
         relabelled=relabelled,
+        recorded_accuracy=recorded.accuracy,
+        recorded_recalls=recorded.recalls,
     )
 
 
@@ -241,21 +242,6 @@ def _in_geometry_of(
     if champion.manifest.geometry == challenger.recipe.geometry:
         return challenger.dataset
     return data.load_unchecked(challenger.recipe.data, champion.manifest.geometry, data_root, cache)
-
-
-def _training_counts(champion: Bundle) -> Mapping[str, int]:
-    counts = _recorded(champion).get("data", {})
-    train = counts.get("counts", {}).get("train", {}) if isinstance(counts, Mapping) else {}
-    return train if isinstance(train, Mapping) else {}
-
-
-def _recorded(champion: Bundle) -> Mapping[str, Any]:
-    """What the champion's run measured; empty if it was imported."""
-    try:
-        recorded = json.loads((champion.folder / _METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return recorded if isinstance(recorded, dict) else {}
 
 
 def _latency_ratio(challenger: tuple[Path, Images], champion: tuple[Path, Images]) -> float:

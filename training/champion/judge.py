@@ -1,8 +1,8 @@
 """Decides what becomes of a challenger. Pure: measurements of both in, a verdict with its reasons out."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ Verdict = Literal["promote", "candidate", "refuse"]
 _ALPHA = 0.025
 _MAX_NAMED = 5  # labels in a message
 MIN_LABEL_IMAGES = 5  # with fewer, not even a label that is never right any more is a significant loss
+MIN_RECALL_IMAGES = 10  # of a label, then and now: with fewer its recall can halve by chance
 
 
 class ChampionCheck(Strict):
@@ -55,6 +56,8 @@ class Compared:
     drift_of: str = ""  # what has drifted
     may_know_images: str = ""  # why the champion may have been trained on some of the images
     relabelled: Relabelled | None = None  # images that the champion knows; None: it does not record labels
+    recorded_accuracy: float | None = None  # of the champion on its own test images, 0..1
+    recorded_recalls: Mapping[str, float] = field(default_factory=dict)  # label -> the same, 0..1
 
 
 def judge(compared: Compared, limits: ChampionRecipe) -> tuple[Verdict, tuple[ChampionCheck, ...]]:
@@ -77,6 +80,8 @@ def _checks(compared: Compared, limits: ChampionRecipe) -> Iterator[ChampionChec
     yield _labels(compared, limits)
     if compared.relabelled is None or compared.relabelled.images:
         yield _same_truth(compared.relabelled, limits)
+    if compared.recorded_accuracy is not None:
+        yield _as_recorded(compared, compared.recorded_accuracy, limits)
     if compared.may_know_images:
         yield ChampionCheck(
             name="test images that the champion was not trained on",
@@ -196,6 +201,38 @@ def _same_truth(relabelled: Relabelled | None, limits: ChampionRecipe) -> Champi
     if failed:
         detail += ". If the new labels are right, promote it by hand; otherwise correct them"
     return ChampionCheck(name="labels of known images", passed=not failed, detail=detail, at_best="candidate")
+
+
+def _as_recorded(compared: Compared, recorded: float, limits: ChampionRecipe) -> ChampionCheck:
+    """Find images that the champion takes for others: a challenger that learnt wrong labels seems to gain."""
+    accuracy = float(compared.champion.correct.mean())
+    lost = _lost_recalls(compared, 2 * limits.max_champion_loss)
+    failed = bool(lost) or recorded - accuracy > limits.max_champion_loss
+    detail = f"accuracy {100 * accuracy:.1f} %, on its own test images {100 * recorded:.1f} %"
+    if lost:
+        more = f" and {len(lost) - _MAX_NAMED} more" if len(lost) > _MAX_NAMED else ""
+        detail += f"; recall of {', '.join(lost[:_MAX_NAMED])}{more}"
+    if failed:
+        detail += (
+            f"; maximum loss {100 * limits.max_champion_loss:g} points, twice that for one label "
+            "(champion.max_champion_loss). These images are labelled otherwise than the champion's, or of "
+            "another kind: look at the report's mistakes. If the labels are right, promote it by hand"
+        )
+    return ChampionCheck(
+        name="the champion on these images", passed=not failed, detail=detail, at_best="candidate"
+    )
+
+
+def _lost_recalls(compared: Compared, limit: float) -> list[str]:
+    """Describe the labels whose recall by the champion is lower than it recorded by more than the limit."""
+    lost = []
+    for index, label in enumerate(compared.labels):
+        members, recorded = compared.truth == index, compared.recorded_recalls.get(label)
+        if recorded is not None and members.sum() >= MIN_RECALL_IMAGES:
+            recall = float(compared.champion.correct[members].mean())
+            if recorded - recall > limit:
+                lost.append(f"{label!r} {recall:.2f}, before {recorded:.2f}")
+    return lost
 
 
 def _at_most(name: str, value: float, limit: float, detail: str) -> ChampionCheck:

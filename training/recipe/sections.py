@@ -334,6 +334,14 @@ class ChampionRecipe(Strict):
         "those with one label, then or now (if at least 5 images, or all that a label had). With more, the "
         "new version is a candidate: the labels may be wrong",
     )
+    max_champion_loss: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="maximum loss of the champion's accuracy on the compared images, against what it "
+        "recorded on its own test images; twice that for the recall of one label (of at least 10 images then "
+        "and now). With more, the new version is a candidate: the labels may be wrong. 1: not checked",
+    )
     max_ece_rise: float = Field(
         default=0.03, ge=0, le=1, description="maximum rise of the calibration error in excess of chance"
     )

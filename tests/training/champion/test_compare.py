@@ -254,12 +254,29 @@ def test_exchanged_labels_make_a_candidate_that_names_them(
     assert outcome.challenge.accuracy == 1.0
     assert outcome.challenge.champion_accuracy == pytest.approx(1 / 3)
     assert outcome.challenge.verdict == "candidate"
-    (reason,) = outcome.challenge.reasons
+    reason, unlike = outcome.challenge.reasons
     images = 420
+    assert unlike.startswith("the champion on these images: accuracy 33.3 %")
     assert reason.startswith(
         f"labels of known images: {images * 2 // 3} of {images} known images have another label: "
         f"'green' is now 'red' ({images // 3}), 'red' is now 'green' ({images // 3}); "
     )
+
+
+def test_wrong_labels_on_unknown_images_make_a_candidate(repository: Repository, tmp_path: Path) -> None:
+    """All labels are rotated, and the champion knows none of the images, such as photographs saved again."""
+    known = Dataset(LABELS, _split(90, 4), _split(30, 5), _split(300, 6))
+    _publish(repository, known)
+    test = _split(300, 3)
+    rotated = replace(_dataset(), test=replace(test, labels=(test.labels + 1) % 3))
+    challenger = _challenger(tmp_path, rotated)
+    probabilities = np.roll(challenger.probabilities, 1, axis=1)
+    challenge = challenge_champion(
+        repository, MODEL, replace(challenger, probabilities=probabilities)
+    ).challenge
+    assert (challenge.accuracy, challenge.champion_accuracy, challenge.verdict) == (1.0, 0.0, "candidate")
+    (reason,) = challenge.reasons
+    assert reason.startswith("the champion on these images: accuracy 0.0 %, on its own test images 100.0 %; ")
 
 
 @pytest.mark.parametrize("stable", [True, False])

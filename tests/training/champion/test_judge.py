@@ -191,3 +191,38 @@ def test_while_labels_have_changed_no_images_are_asked_for() -> None:
     assert failed["accuracy"].endswith(
         "allowed -1.50 (champion.max_accuracy_loss): unclear while the labels of images have changed"
     )
+
+
+def test_a_champion_far_below_its_record_makes_a_candidate_that_says_what_to_do() -> None:
+    """A challenger that learnt wrong labels is right on every test image where the champion is wrong."""
+    wrong = replace(_compared(_right(), _right(wrong=slice(0, 996))), recorded_accuracy=0.9965)
+    verdict, failed = _failed(wrong)
+    assert verdict == "candidate"
+    assert failed == {
+        "the champion on these images": "accuracy 0.4 %, on its own test images 99.7 %; maximum loss 25 "
+        "points, twice that for one label (champion.max_champion_loss). These images are labelled otherwise "
+        "than the champion's, or of another kind: look at the report's mistakes. If the labels are right, "
+        "promote it by hand"
+    }
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(250, "promote"), (251, "candidate")])
+def test_a_champion_may_lose_what_the_recipe_allows(wrong: int, verdict: str) -> None:
+    """25 points by default: images of new places are harder, which is no reason to look at labels."""
+    compared = _compared(_right(), _right(wrong=slice(0, wrong)))
+    assert _failed(replace(compared, recorded_accuracy=1.0))[0] == verdict
+
+
+def test_labels_that_the_champion_lost_are_named() -> None:
+    """Two exchanged labels of four, in data that is right otherwise; with few images of a label, chance."""
+    champion = _right()
+    champion[0::4][:200] = champion[1::4][:120] = champion[2::4][:120] = False
+    recalls = {"ant": 0.95, "bee": 0.98, "cat": 0.97}  # of `dog` it had few test images
+    compared = replace(_compared(_right(), champion), recorded_accuracy=0.6, recorded_recalls=recalls)
+    verdict, failed = _failed(compared)
+    assert (verdict, set(failed)) == ("candidate", {"the champion on these images"})
+    detail = failed["the champion on these images"]
+    assert "; recall of 'ant' 0.20, before 0.95; maximum loss 25 points" in detail
+    few = _compared(_right(36), _right(36, wrong=slice(0, 36)))  # nine of each label
+    few = replace(few, recorded_accuracy=0.0, recorded_recalls=recalls)
+    assert set(_failed(few)[1]) == set()
