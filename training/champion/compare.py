@@ -15,6 +15,7 @@ from training import data
 from training.champion.drift import largest_drift
 from training.champion.judge import Answers, ChampionCheck, Compared, judge
 from training.champion.knowledge import Knowledge, knowledge_of, relabelled_since
+from training.champion.known_images import first_of_equal
 from training.champion.recorded import read_recorded_by
 from training.champion.result import CHAMPION_RUNS, Challenge
 from training.data import Dataset
@@ -151,14 +152,19 @@ def _compare(champion: Bundle, challenger: Challenger, data_root: Path | None, c
         return Outcome(
             _not_comparable(champion.version, "test images new to the champion", detail), None, predicted
         )
+    knowledge = replace(knowledge, new=first_of_equal(test.images, new))
     relabelled = relabelled_since(champion, theirs_now)
-    compared = _measure(champion, challenger, answers, images, knowledge, relabelled)
+    compared = replace(
+        _measure(champion, challenger, answers, images, knowledge, relabelled),
+        repeated=len(new) - len(knowledge.new),
+    )
     verdict, checks = judge(compared, challenger.recipe.champion)
     challenge = Challenge(
         verdict=verdict,
         champion=champion.version,
-        images=len(new),
+        images=len(knowledge.new),
         left_out=len(test) - len(new),
+        repeated=compared.repeated,
         accuracy=float(compared.challenger.correct.mean()),
         champion_accuracy=float(compared.champion.correct.mean()),
         checks=checks,

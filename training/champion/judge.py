@@ -50,6 +50,7 @@ class Compared:
     truth: npt.NDArray[np.int64]  # (N,) index into labels
     labels: Sequence[str]
     groups: Sequence[str] | None = None  # N, such as patients; None: images are independent
+    repeated: int = 0  # further test images, equal to one of these; left out
     latency_ratio: float = 1.0  # time of the challenger for one image, relative
     size_ratio: float = 1.0
     drift: float = 0.0  # population stability index
@@ -126,8 +127,10 @@ def _accuracy(compared: Compared, limits: ChampionRecipe) -> ChampionCheck:
     both = pair_of(challenger, champion)
     pair = effective(both, challenger, champion, compared.groups)
     lowest = lowest_difference(pair)
+    repeated = f" ({counted(compared.repeated, 'equal image')} left out)" if compared.repeated else ""
     detail = (
-        f"{_signed(pair.difference)} points on {counted(len(champion), 'image')}: {both.gained:,} gained, "
+        f"{_signed(pair.difference)} points on {counted(len(champion), 'image')}{repeated}: "
+        f"{both.gained:,} gained, "
         f"{both.lost:,} lost; with 95 % confidence at least {_signed(lowest)} points"
     )
     if lowest >= -limits.max_accuracy_loss:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data import Dataset
+from training.data.labels import Indices
 from training.data.relabelled import one_label_each
 from training.data.storage.disk_images import Images
 
@@ -62,6 +63,17 @@ def prefixes(images: Images) -> Prefixes:
         for index in range(len(images))
     )
     return np.frombuffer(joined, np.uint64)
+
+
+def first_of_equal(images: Images, indices: Indices) -> Indices:
+    """Leave out indices of images that are equal to one of an earlier index, in every pixel.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        indices: (n,) of some of them.
+    """
+    firsts = np.unique(prefixes(images)[indices], return_index=True)[1]
+    return indices[np.sort(firsts)]
 
 
 def _read(path: Path) -> npt.NDArray[np.void] | None:

@@ -19,8 +19,9 @@ class Challenge(Strict):
         description="version that the alias `stable` named then; 0: there was no such alias; null: an older "
         "run did not record it",
     )
-    images: int = Field(default=0, description="compared images: test images new to the champion")
+    images: int = Field(default=0, description="compared images: distinct test images new to the champion")
     left_out: int = Field(default=0, description="test images that the champion was trained on")
+    repeated: int = Field(default=0, description="test images equal to another compared one; left out too")
     accuracy: Fraction | None = Field(default=None, description="of the new version on the compared images")
     champion_accuracy: Fraction | None = Field(default=None, description="of the champion on the same images")
     checks: tuple[ChampionCheck, ...] = ()

@@ -125,7 +125,7 @@ class Display:
         """Print the comparison with the champion."""
         self.note(challenge.summary(model))
         if challenge.left_out:
-            total = challenge.images + challenge.left_out
+            total = challenge.images + challenge.left_out + challenge.repeated
             self.note(f"  {challenge.left_out:,} of {total:,} test images left out: the champion knows them")
         for check in challenge.checks:
             mark = "[green]✓[/green]" if check.passed else "[red]✗[/red]"

@@ -138,6 +138,20 @@ def test_images_that_the_champion_knows_are_left_out(
     assert (challenge.images, challenge.left_out) == (200, 100)
 
 
+@pytest.mark.parametrize("files", [True, False])
+def test_equal_test_images_count_once(repository: Repository, tmp_path: Path, *, files: bool) -> None:
+    """Copies prove nothing: 12 images, forty times each, are too few. Nor does one that is known count."""
+    dataset = _dataset(files=files, test=13)
+    _publish(repository, replace(dataset, train=dataset.test.take(np.array([12]))))
+    copies = np.append(np.repeat(np.arange(12), 40), [12, 12])
+    challenge = _challenge(repository, tmp_path, replace(dataset, test=dataset.test.take(copies))).challenge
+    assert challenge.verdict == "candidate"
+    assert (challenge.images, challenge.left_out, challenge.repeated) == (12, 2, 468)
+    assert challenge.reasons[0].startswith(
+        "accuracy: +0.00 points on 12 images (468 equal images left out): 0 gained, 0 lost;"
+    )
+
+
 def test_if_the_champion_knows_every_image_nothing_is_compared(
     repository: Repository, tmp_path: Path
 ) -> None:

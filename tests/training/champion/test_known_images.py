@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from training.champion.known_images import (
+    first_of_equal,
     prefixes,
     read_image_labels,
     read_known_images,
@@ -65,3 +66,10 @@ def test_a_missing_or_damaged_file_knows_nothing(tmp_path: Path) -> None:
     assert read_known_images(path) is None
     np.save(path, np.zeros(3))
     assert read_known_images(path) is None
+
+
+def test_of_equal_images_the_first_is_kept() -> None:
+    """In the given order, and only of those asked for."""
+    images = np.array([3, 5, 3, 7, 5, 3], np.uint8).reshape(6, 1, 1, 1)
+    assert first_of_equal(images, np.arange(6)).tolist() == [0, 1, 3]
+    assert first_of_equal(images, np.array([2, 3, 4, 5])).tolist() == [2, 3, 4]
