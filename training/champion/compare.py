@@ -42,6 +42,7 @@ class Challenger:
     dataset: Dataset
     probabilities: Floats  # (N, K) on the test split
     groups: Sequence[str] | None = None  # N, such as patients; None: images are independent
+    seen: int = 0  # test images that look like training or validation images
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,7 @@ def _measure(  # noqa: PLR0917 - both sides, and the images
         size_ratio=challenger.model_file.stat().st_size / champion.model_file.stat().st_size,
         drift=drift,
         drift_of=drift_of,
+        seen=challenger.seen / len(test),
         may_know_images=knowledge.why_uncertain,
         relabelled=relabelled,
         recorded_accuracy=recorded.accuracy,

@@ -20,6 +20,7 @@ Verdict = Literal["promote", "candidate", "refuse"]
 # One equal challenger in twenty may be refused: half of that by its accuracy, half by that of its labels.
 _ALPHA = 0.025
 _MAX_NAMED = 5  # labels in a message
+_MAX_SEEN = 0.05  # share of test images like training images; of CIFAR-10's 3.3 % are (Barz and Denzler 2020)
 MIN_LABEL_IMAGES = 5  # with fewer, not even a label that is never right any more is a significant loss
 MIN_RECALL_IMAGES = 10  # of a label, then and now: with fewer its recall can halve by chance
 
@@ -50,6 +51,7 @@ class Compared:
     truth: npt.NDArray[np.int64]  # (N,) index into labels
     labels: Sequence[str]
     groups: Sequence[str] | None = None  # N, such as patients; None: images are independent
+    seen: float = 0.0  # share of the test images that look like one that the challenger was trained on
     repeated: int = 0  # further test images, equal to one of these; left out
     latency_ratio: float = 1.0  # time of the challenger for one image, relative
     size_ratio: float = 1.0
@@ -90,6 +92,8 @@ def _checks(compared: Compared, limits: ChampionRecipe) -> Iterator[ChampionChec
             detail=compared.may_know_images,
             at_best="candidate",
         )
+    if compared.seen:
+        yield _unseen(compared.seen)
     challenger, champion = compared.challenger, compared.champion
     yield _at_most(
         "calibration error",
@@ -204,6 +208,20 @@ def _same_truth(relabelled: Relabelled | None, limits: ChampionRecipe) -> Champi
     if failed:
         detail += ". If the new labels are right, promote it by hand; otherwise correct them"
     return ChampionCheck(name="labels of known images", passed=not failed, detail=detail, at_best="candidate")
+
+
+def _unseen(seen: float) -> ChampionCheck:
+    """Not all copies look alike enough to be found, so none are left out of the comparison instead."""
+    detail = (
+        f"{100 * seen:.1f} % look like training or validation images of the new version, maximum "
+        f"{100 * _MAX_SEEN:g} %"
+    )
+    if seen > _MAX_SEEN:
+        detail += (
+            ". Keep the copies of an image in one split with data.group_pattern, or set "
+            "data.near_duplicates=remove"
+        )
+    return _at_most("test images new to this version", seen, _MAX_SEEN, detail)
 
 
 def _as_recorded(compared: Compared, recorded: float, limits: ChampionRecipe) -> ChampionCheck:

@@ -56,6 +56,9 @@ class DataReport(Strict):
         default_factory=dict, description="split -> images that look like one of a later split"
     )
     near_leaks_removed: bool = Field(default=False, description="whether `near_leaks` were removed")
+    test_near_leaks: int = Field(
+        default=0, description="test images that look like a training or validation image which was kept"
+    )
     groups_across: tuple[str, ...] = Field(
         default=(), description="groups in several splits, each with its splits; allowed by the recipe"
     )
@@ -156,7 +159,8 @@ def check(
     conflicts = _conflicts(dataset, hashes)
     kept, removed = _without_leaks(dataset, hashes)
     across = _groups_across(kept, recipe)
-    pairs, near_leaks = _near_duplicates(kept, cache) if recipe.near_duplicates != "ignore" else ((), {})
+    searches = recipe.near_duplicates != "ignore"
+    pairs, near_leaks, test_leaks = _near_duplicates(kept, cache) if searches else ((), {}, 0)
     removes = recipe.near_duplicates == "remove"
     if removes:
         kept = _without_names(kept, near_leaks)
@@ -181,6 +185,7 @@ def check(
         near_duplicates=pairs,
         near_leaks=near_leaks,
         near_leaks_removed=removes,
+        test_near_leaks=0 if removes else test_leaks,
         groups_across=across,
         ungrouped=_ungrouped(kept, recipe),
     )
@@ -234,8 +239,8 @@ def _ungrouped(dataset: Dataset, recipe: DataRecipe) -> int:
 
 def _near_duplicates(
     dataset: Dataset, cache: Path | None
-) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Pairs by name, and the training and validation images that look like one of a later split."""
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], int]:
+    """Pairs by name, training and validation images like one of a later split, and how many of the test."""
     splits = dataset.splits()
     names = [name for split in splits.values() for name in split.names]
     order = {name: number for number, name in enumerate(splits)}
@@ -245,8 +250,9 @@ def _near_duplicates(
     for first, second in pairs:  # the first index never belongs to a later split than the second
         if order[split_of[first]] < order[split_of[second]]:
             leaks[split_of[first]].append(names[first])
+    leaked = {second for first, second in pairs if split_of[first] != "test" == split_of[second]}
     named = tuple(f"{names[first]} and {names[second]}" for first, second in pairs)
-    return named, {name: tuple(dict.fromkeys(leaking)) for name, leaking in leaks.items()}
+    return named, {name: tuple(dict.fromkeys(leaking)) for name, leaking in leaks.items()}, len(leaked)
 
 
 def _without_names(dataset: Dataset, unwanted: Mapping[str, tuple[str, ...]]) -> Dataset:

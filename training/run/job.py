@@ -1,7 +1,6 @@
 """A whole run: data, training, calibration, export, proof, report, publishing."""
 
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -274,7 +273,10 @@ def _run_logged(  # noqa: PLR0917 - the whole run
 
     with writing(folder.path, RESUME):
         variants = _variants(recipe, folder, dataset, job)
-    outcome = _challenge(recipe, job, folder, dataset, proof, groups)
+    challenger = Challenger(
+        recipe, folder.model, dataset, proof.probabilities, groups, data_report.test_near_leaks
+    )
+    outcome = _challenge(job, challenger, proof)
     continued_from = read_extension(folder)
     metrics = _metrics(
         recipe, job, trained, calibration, validation, data_report, proof, variants, continued_from
@@ -370,21 +372,14 @@ def _variants(recipe: Recipe, folder: RunFolder, dataset: Dataset, job: Job) -> 
     return tuple(reports)
 
 
-def _challenge(  # noqa: PLR0917 - the proven version, and where the champion is
-    recipe: Recipe,
-    job: Job,
-    folder: RunFolder,
-    dataset: Dataset,
-    proof: Proof,
-    groups: Sequence[str] | None,
-) -> Outcome | None:
+def _challenge(job: Job, challenger: Challenger, proof: Proof) -> Outcome | None:
     """Compare with the champion; None if a check failed, which refuses the version anyway."""
     if not all(check.passed for check in proof.checks):
         return None
     outcome = challenge_champion(
         job.repository,
         job.model,
-        Challenger(recipe, folder.model, dataset, proof.probabilities, groups),
+        challenger,
         data_root=job.data_root,
         cache=job.cache,
         force=job.force,

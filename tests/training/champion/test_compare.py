@@ -152,6 +152,20 @@ def test_equal_test_images_count_once(repository: Repository, tmp_path: Path, *,
     )
 
 
+def test_a_challenger_that_has_seen_its_test_images_is_a_candidate(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """Its run found training images that look like them, and kept these; the share is of all test images."""
+    dataset = _dataset()
+    _publish(repository, dataset)
+    challenger = _challenger(tmp_path, dataset)
+    few, many = (
+        challenge_champion(repository, MODEL, replace(challenger, seen=seen)).challenge for seen in (15, 16)
+    )
+    assert (few.verdict, many.verdict) == ("promote", "candidate")
+    assert many.reasons[0].startswith("test images new to this version: 5.3 % look like training or ")
+
+
 def test_if_the_champion_knows_every_image_nothing_is_compared(
     repository: Repository, tmp_path: Path
 ) -> None:

@@ -226,3 +226,16 @@ def test_labels_that_the_champion_lost_are_named() -> None:
     few = _compared(_right(36), _right(36, wrong=slice(0, 36)))  # nine of each label
     few = replace(few, recorded_accuracy=0.0, recorded_recalls=recalls)
     assert set(_failed(few)[1]) == set()
+
+
+@pytest.mark.parametrize(("seen", "verdict"), [(0.05, "promote"), (0.06, "candidate")])
+def test_many_test_images_like_training_images_make_a_candidate(seen: float, verdict: str) -> None:
+    """The challenger knows them, such as copies that were augmented before; ordinary data have a few."""
+    advice = ". Keep the copies of an image in one split with data.group_pattern, or set "
+    found, checks = judge(replace(EQUAL, seen=seen), ChampionRecipe())
+    (detail,) = [check.detail for check in checks if check.name == "test images new to this version"]
+    assert found == verdict
+    assert detail.startswith(
+        f"{100 * seen:.1f} % look like training or validation images of the new version, maximum 5 %"
+    )
+    assert (advice in detail) == (verdict == "candidate")

@@ -121,6 +121,19 @@ def test_near_duplicates_across_splits_are_said_and_taken_out_where_asked(*, rem
     assert ("train/4" in said, report.near_leaks_removed) == (True, removes)
 
 
+def test_test_images_like_kept_training_images_are_counted() -> None:
+    """Each once, however many copies of it there are; not those that resemble each other alone."""
+    test = drawn("test", 100, 101, 1, 1, dark=20)
+    test = replace(test, images=np.concatenate([test.images[:3], test.images[3:] - np.uint8(10)]))
+    train, validation = (
+        drawn("train", 2, 3, 100, 5, 100, dark=10),
+        drawn("validation", 10, 101, 12, 13, 14, 15),
+    )
+    for choice, counted in (("report", 2), ("remove", 0), ("ignore", 0)):
+        recipe = RECIPE.model_copy(update={"near_duplicates": choice})
+        assert check(*dataset(train, validation, test), recipe)[1].test_near_leaks == counted
+
+
 def test_near_duplicates_can_be_ignored() -> None:
     """With data.near_duplicates=ignore they are not searched for."""
     data, source = dataset(
