@@ -1,8 +1,6 @@
 """What the commands about the models of a repository share: options, output, how a version is named."""
 
 import json
-import re
-import shlex
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -17,9 +15,8 @@ from serving.bundle.operations import require_model, split_name, version_named
 from serving.bundle.stored_repository import open_repository
 from serving.bundle.urls import DEFAULT_CACHE, DEFAULT_REPOSITORY, RepositoryCache, RepositoryLocation
 from serving.commandline import DONE, Command, print_line, stderr
-from serving.errors import BundleError, LenserveError, UsageError
-
-_COMMAND = re.compile(r"`(?P<command>lenserve models (?:(?!--repository)[^`])*)`")  # in a message
+from serving.errors import BundleError, UsageError
+from serving.repository_option import named_in_errors, with_repository
 
 
 class RepositoryCommand(Command):
@@ -47,11 +44,9 @@ class RepositoryCommand(Command):
             BundleError: the repository cannot be read or written.
         """
         try:
-            return self.act()
+            with named_in_errors(self.repository):
+                return self.act()
         except BrokenPipeError:  # of stdout
-            raise
-        except LenserveError as error:
-            error.args = (self._complete(str(error)), *error.args[1:])
             raise
         except OSError as error:
             raise BundleError(
@@ -62,14 +57,7 @@ class RepositoryCommand(Command):
     def warn(self, text: str) -> None:
         """Print a warning, with the repository in the commands that it names; nothing if it is empty."""
         if text:
-            stderr.print(f"! {self._complete(text)}", markup=False)
-
-    def _complete(self, text: str) -> str:
-        """Add the repository to the commands in a text: without it they would change the default one."""
-        if self.repository == DEFAULT_REPOSITORY:
-            return text
-        option = f"--repository {shlex.quote(self.repository)}"
-        return _COMMAND.sub(lambda found: f"`{found['command']} {option}`", text)
+            stderr.print(f"! {with_repository(text, self.repository)}", markup=False)
 
     @abstractmethod
     def act(self) -> int:

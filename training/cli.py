@@ -32,6 +32,7 @@ from serving.commandline import (
     stderr,
 )
 from serving.errors import UsageError
+from serving.repository_option import named_in_errors
 from serving.validation_errors import matching
 from training.atomic_files import require_utf8, writing
 from training.errors import GateFailed
@@ -199,7 +200,8 @@ class Run(_RecipeCommand):
             if not group.is_main:
                 job.follow(recipe, task)
                 return None
-            summary = job.train_and_evaluate(recipe, task)
+            with named_in_errors(self.repository):
+                summary = job.train_and_evaluate(recipe, task)
         if summary.path is not None:
             display.published(summary.path, self.repository, summary.metrics, summary.seconds)
             if summary.gate == "candidate":
