@@ -13,6 +13,7 @@ from pydantic_settings import CliPositionalArg
 from serving.bundle import STABLE_ALIAS, AliasChange, Bundle, Repository
 from serving.bundle.operations import (
     history,
+    logged,
     newest_usable,
     prune,
     remove,
@@ -21,7 +22,7 @@ from serving.bundle.operations import (
     require_model,
     roll_back,
 )
-from serving.commandline import DONE, print_line, print_table, stderr
+from serving.commandline import DONE, FAILED, print_line, print_table, stderr
 from serving.errors import BundleError, UnknownModel, UsageError
 from serving.repository_command import RepositoryCommand, VersionCommand, split_version, version_of
 from serving.version_tables import changes_table
@@ -143,7 +144,12 @@ class History(RepositoryCommand):
 
     def act(self) -> int:
         """List, oldest first."""
-        changes = history(self.models, self.model)
+        code = DONE
+        try:
+            changes = history(self.models, self.model)
+        except BundleError as error:  # of aliases.json: the log says what it held
+            changes, code = logged(self.models, self.model), FAILED
+            self.warn(str(error))
         if self.as_json:
             dumped = [change.model_dump(mode="json") for change in changes]
             print_line(json.dumps({"model": self.model, "changes": dumped}))
@@ -151,7 +157,7 @@ class History(RepositoryCommand):
             print_table(changes_table(changes))
         else:
             stderr.print(f"no alias of {self.model} was ever set: the newest version that loads is served")
-        return DONE
+        return code
 
 
 class Prune(RepositoryCommand):

@@ -98,9 +98,9 @@ class Show(RepositoryCommand):
 def _model_row(repository: Repository, model: str) -> dict[str, Any]:
     row: dict[str, Any] = {"model": model, "served": None, "stable": None, "versions": 0, "newest": None}
     try:
-        versions, aliases = repository.versions(model), repository.aliases(model)
-        row["stable"] = row["served"] = aliases.get(STABLE_ALIAS)
+        versions = repository.versions(model)
         row |= {"versions": len(versions), "newest": versions[-1] if versions else None}
+        row["stable"] = row["served"] = repository.aliases(model).get(STABLE_ALIAS)
         if row["stable"] is None:
             usable = newest_usable(repository, model, to_show=True)
             row["served"] = usable.version if usable else None

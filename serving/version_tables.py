@@ -48,7 +48,8 @@ def all_models(rows: Sequence[Mapping[str, Any]]) -> Table:
     for column in ("model", "served", "versions", "newest", "created", "verdict"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        served = f"{row['served'] or 'none'}{_why_served(row)}"
+        unserved = "unknown" if "error" in row else "none"
+        served = f"{row['served'] or unserved}{_why_served(row)}"
         head = escape(row["model"]), served, str(row["versions"]), str(row["newest"] or "")
         if "error" in row:
             table.add_row(*head, f"[red]{escape(row['error'])}[/red]")

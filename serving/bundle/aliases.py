@@ -138,6 +138,18 @@ def read_history(folder: Path) -> tuple[AliasChange, ...]:
     return (*changes, *_found(changes, aliases))
 
 
+def read_logged(folder: Path) -> tuple[AliasChange, ...]:
+    """Read the changes in the log alone, oldest first: they say how to repair a damaged aliases.json.
+
+    The caller holds the lock on the folder.
+
+    Raises:
+        BundleError: the log is invalid.
+        OSError: it cannot be read.
+    """
+    return _read_log(folder, {}).changes
+
+
 def write_change(folder: Path, change: AliasChange) -> None:
     """Change one alias, in aliases.json and in the log. The caller holds the lock on the folder.
 

@@ -7,7 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from serving.bundle.aliases import AliasChange, read_aliases, read_history, require_expected
+from serving.bundle.aliases import (
+    AliasChange,
+    read_aliases,
+    read_history,
+    read_logged,
+    require_expected,
+)
 from serving.bundle.damage import is_damage
 from serving.bundle.looks_like import version_number
 from serving.bundle.repository import STABLE_ALIAS, Bundle, Repository
@@ -31,6 +37,19 @@ def history(repository: Repository, model: str) -> Sequence[AliasChange]:
     require_model(repository, model)
     with repository.changing(model, shared=True) as folder:
         return read_history(folder)
+
+
+def logged(repository: Repository, model: str) -> Sequence[AliasChange]:
+    """Return the changes in the log, oldest first, also while aliases.json is invalid.
+
+    Raises:
+        BundleError: the log is invalid.
+        OSError: it cannot be read.
+        UnknownModel: the repository has no such model.
+    """
+    require_model(repository, model)
+    with repository.changing(model, shared=True) as folder:
+        return read_logged(folder)
 
 
 def roll_back(

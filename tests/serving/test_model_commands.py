@@ -417,6 +417,7 @@ def test_a_repository_that_cannot_be_written_is_one_line(
 def test_an_invalid_aliases_file_says_how_to_go_on(three: Repository, capsys: Capture) -> None:
     """Nothing is changed until it is repaired or deleted."""
     path = three.folder("colours", 1).parent / "aliases.json"
+    three.set_alias("colours", "stable", 2)
     path.write_text("{", encoding="utf-8")
     assert _call(three, "promote", "colours@1") == 1
     message = capsys.readouterr().err
@@ -424,6 +425,21 @@ def test_an_invalid_aliases_file_says_how_to_go_on(three: Repository, capsys: Ca
     assert 'repair it, for example as {"stable": {"version": 1}}: aliases.history.jsonl beside it' in message
     path.write_text('{"stable": {"version": 2}}', encoding="utf-8")
     assert _call(three, "promote", "colours@1") == 0
+
+
+def test_while_aliases_are_invalid_their_history_and_versions_are_shown(
+    three: Repository, capsys: Capture
+) -> None:
+    """The history says what to repair them to."""
+    three.set_alias("colours", "stable", 2)
+    (three.folder("colours", 1).parent / "aliases.json").write_text("{", encoding="utf-8")
+    assert _call(three, "history", "colours") == 1
+    printed = capsys.readouterr()
+    assert re.search(r" set +stable +2$", printed.out, re.MULTILINE)
+    assert "aliases.json: " in printed.err
+    assert _call(three, "show") == 1
+    (_, line) = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", line)[:4] == ["colours", "unknown", "3", "3"]
 
 
 def test_the_only_version_is_not_removed_and_the_message_says_how(
