@@ -108,7 +108,7 @@ def _model_row(repository: Repository, model: str) -> dict[str, Any]:
             why = f"its alias {STABLE_ALIAS!r} names version {row['stable']}, which does not exist"
             return row | {"error": f"{why}: promote another"}
         newest = facts(repository.look_up(model, versions[-1]))
-        if row["served"] != versions[-1]:
+        if row["served"] not in (None, versions[-1]):
             repository.look_up(model, row["served"])
         return row | {name: newest[name] for name in ("created_at", "verdict", "forced")}
     except (OSError, BundleError, UnknownModel) as error:

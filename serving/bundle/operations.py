@@ -98,6 +98,8 @@ def roll_back(
         try:
             repository.read(model, earlier[0])
         except BundleError as error:
+            if not is_damage(error):
+                raise
             raise BundleError(f"{error}{_way_on(model, alias, earlier[1:])}") from error
         return repository.write_alias(folder, model, "rollback", alias, earlier[0], reason)
 

@@ -38,10 +38,9 @@ def earlier_versions(
         # Before there was an alias, the newest version was served. Old lines of the log do not say which.
         set_before = [change for change in changes if change.alias == alias and change.version]
         first = (set_before[0].served or set_before[0].version if set_before else now) or 0
-        went_back_to = {
-            change.version for change in set_before if change.action == "rollback"
-        }  # some are removed
-        older = sorted(version for version in went_back_to.union(versions) if version and version < first)
+        # Versions that are removed since, too: a rollback to one of them was one further back.
+        known = {*versions, *(change.version for change in set_before if change.action == "rollback")}
+        older = sorted(version for version in known if version and version < first)
     targets = dict.fromkeys(earlier_targets(changes, alias, older))
     return [version for version in targets if version in versions and version != now]
 
