@@ -14,10 +14,12 @@ ROOT = Path(__file__).parents[2]
 COMMAND = str(ROOT / "tests/gpu/run.sh")
 
 
-@pytest.mark.timeout(240)
 def test_the_command_passes_on_a_cpu_from_end_to_end(tmp_path: Path) -> None:
-    """Every part finds something and nothing wrong; JSON, table and last line agree."""
-    done = run(tmp_path)
+    """Every part finds something and nothing wrong; JSON, table and last line agree.
+
+    The parts have limits of their own for a GPU, whose time is short; a slow CPU may take longer.
+    """
+    done = run(tmp_path, "--limit-s", "300")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     whole = json.loads((tmp_path / "results.json").read_text())
     assert list(whole["parts"]) == ["facts", "tests", "serving_speed", "training_speed", "faults"]
@@ -80,7 +82,7 @@ def run(results: Path, *options: str, device: str = "cpu") -> subprocess.Complet
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=230,
+        timeout=580,
         check=False,
     )
 

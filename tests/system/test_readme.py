@@ -206,7 +206,7 @@ def run_blocks(
         env=os.environ | settings | environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
