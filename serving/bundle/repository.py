@@ -391,8 +391,8 @@ class Repository:
             replace_text(self.root / EMPTIED_FILE, f"{model}\n")
 
     def was_emptied(self) -> bool:
-        """Whether there is no model because the last one was removed, and not because a volume is missing."""
-        return (self.root / EMPTIED_FILE).exists() and not self.model_folders()
+        """Whether the last model was removed: if there is none now, no volume is missing."""
+        return (self.root / EMPTIED_FILE).exists()
 
     def require_version(self, model: str, version: int) -> None:
         """Check that a version exists. Reads none of its files.

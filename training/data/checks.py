@@ -250,7 +250,7 @@ def _near_duplicates(
     for first, second in pairs:  # the first index never belongs to a later split than the second
         if order[split_of[first]] < order[split_of[second]]:
             leaks[split_of[first]].append(names[first])
-    leaked = {second for first, second in pairs if split_of[first] != "test" == split_of[second]}
+    leaked = {second for first, second in pairs if split_of[second] == "test" and split_of[first] != "test"}
     named = tuple(f"{names[first]} and {names[second]}" for first, second in pairs)
     return named, {name: tuple(dict.fromkeys(leaking)) for name, leaking in leaks.items()}, len(leaked)
 
