@@ -17,7 +17,7 @@ from serving.models.folder_threads import FolderThreads
 
 LOOK_INTERVAL_S = 0.1
 _MOST_LOOKS = 100  # models at a time: 1,000 models are looked at once a second
-_LATE_S = 0.5  # a hundred looks take 2 ms
+_LATE_S = 0.5  # a hundred looks take some milliseconds
 
 _File = tuple[int, int, int] | None  # change time in ns, inode, size; None: there is none
 _Seen = tuple[_File, ...]

@@ -122,7 +122,7 @@ def test_labels_and_images_that_were_not_measured_are_named(
 
 
 def test_labels_in_both_halves_are_measured(repository: Repository, labels: Path, tmp_path: Path) -> None:
-    """Nothing is warned of where each label has images, of which one half calibrates."""
+    """There is no warning where each label has images; half of them calibrate."""
     model = files.plain(tmp_path / "plain.onnx")
     write_images(tmp_path / "photos", model, 240, temperature=9)
     result = import_measured(repository, model, labels, tmp_path / "photos")

@@ -111,7 +111,7 @@ async def test_a_change_during_a_refresh_is_noticed_after_it(
 async def test_a_change_of_aliases_is_reported_once(
     publish: Publish, repository: Repository, folder_threads: FolderThreads
 ) -> None:
-    """So is the first look, because nobody knows what was read; a hundred models are looked at each time."""
+    """The first look reports every model: what was read before is not known. Each looks at a hundred."""
     names = [f"m{number:03d}" for number in range(150)]
     for name in (names[0], names[149]):
         publish(name)

@@ -61,7 +61,7 @@ async def test_those_that_hang_are_named_once_unless_a_version_of_theirs_loads(
 async def test_waiting_ends_when_nothing_helps() -> None:
     """It is given up twice here: the first time, that lets another one go on.
 
-    With shorter looks than 0.1 s, looking itself is work on slow machines: 0.3 ms each.
+    With shorter looks than 0.1 s, looking itself is work on slow machines.
     """
     gated, calls = Gated("a", "b"), iter((True, False))
     for name in "ab":
